@@ -1,0 +1,148 @@
+"""Arguments of the command line and of recipes, beside the Trainer's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from .data.transforms import PAPER_SCALES
+from .losses import LOSSES
+from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """The network to train."""
+
+    model: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a saved model to start from, instead of a new network."}
+    )
+    backbone: str = field(default="resnet18", metadata={"help": "timm name of the backbone."})
+    backbone_kwargs: dict | str | None = field(default=None, metadata={"help": "Arguments of timm.create_model (JSON)."})
+    pretrained_backbone: str = field(
+        default="true", metadata={"help": "ImageNet weights: true (timm's), false, or a local .safetensors file."}
+    )
+    output_stride: int = field(default=8, metadata={"help": "Input pixels per pixel of the last map: 8, 16 or 32."})
+    head: str = field(default="deeplabv3", metadata={"help": "deeplabv3, pspnet or fcn."})
+    head_channels: int | None = field(default=None, metadata={"help": "Width of the head; by default the paper's."})
+    atrous_rates: list[int] | None = field(default=None, metadata={"help": "DeepLabV3's dilations."})
+    auxiliary_head: bool = field(default=False, metadata={"help": "Add an auxiliary head on the last but one map."})
+
+
+@dataclass
+class DataArguments:
+    """Images, labels and augmentation."""
+
+    dataset: str = field(default="scenes", metadata={"help": "Benchmark name, or a folder or Hub id of a dataset."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the benchmark's files."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="val", metadata={"help": "Split to evaluate on."})
+    class_names: list[str] | None = field(
+        default=None, metadata={"help": "Class names in order, for a dataset that is no benchmark."}
+    )
+    crop_size: list[int] = field(default_factory=lambda: [512, 512], metadata={"help": "Height and width of the crop."})
+    scales: list[float] = field(default_factory=lambda: list(PAPER_SCALES), metadata={"help": "Random scales."})
+    flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Likewise for evaluation."})
+
+    def __post_init__(self):
+        if len(self.crop_size) != 2:
+            raise ValueError(f"crop_size={self.crop_size} must be two numbers, height and width.")
+
+
+@dataclass
+class TeacherArguments:
+    """The network to learn from."""
+
+    teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id of the trained teacher."})
+
+
+TRAIN_ARGUMENTS = (ModelArguments, DataArguments, SegmentationTrainingArguments)
+DISTILL_ARGUMENTS = (ModelArguments, TeacherArguments, DataArguments, DistillationTrainingArguments)
+
+
+def parse_arguments(types: Sequence[type], recipe: dict[str, Any], argv: Sequence[str]) -> list[Any]:
+    """Build the argument dataclasses from a recipe, overridden by command-line options.
+
+    Args:
+        types: dataclasses whose fields are the known arguments.
+        recipe: argument name -> value; `<loss>.<option>` for options of a loss.
+        argv: command line, e.g. `["--max_steps", "100", "--af_dcd.feature_weight", "1e-5"]`.
+
+    Returns:
+        One instance per type.
+
+    Raises:
+        ValueError: a name that is no argument; the closest known one is named.
+    """
+    known = {item.name for one in types for item in fields(one) if item.init}
+    on_command_line, argv = _take_loss_options(argv)
+    loss_options = {**{key: value for key, value in recipe.items() if "." in key}, **on_command_line}
+    plain = {key: value for key, value in recipe.items() if "." not in key}
+    _refuse_unknown([*plain, *_option_names(argv)], known)
+    if loss_options:
+        if "loss_kwargs" not in known:
+            raise ValueError(f"{next(iter(loss_options))!r} belongs to a distillation loss: use `afdcd distill`.")
+        plain["loss_kwargs"] = _nest(loss_options, plain.get("loss_kwargs"))
+    parser = HfArgumentParser(types, allow_abbrev=False)
+    parser.set_defaults(**plain)
+    return list(parser.parse_args_into_dataclasses(list(argv)))
+
+
+def training_part(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A distillation recipe without what only a distillation needs: the student's baseline."""
+    train = {item.name for one in TRAIN_ARGUMENTS for item in fields(one)}
+    distil = {item.name for one in DISTILL_ARGUMENTS for item in fields(one)} - train
+    return {key: value for key, value in recipe.items() if key not in distil and "." not in key}
+
+
+def _option_names(argv: Sequence[str]) -> list[str]:
+    return [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+
+
+def _refuse_unknown(names: Sequence[str], known: set[str]) -> None:
+    for name in names:
+        if name in known or name.removeprefix("no_") in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f" Close: {', '.join(close)}." if close else ""
+        raise ValueError(f"{name!r} is no argument of this command.{hint} --help lists them all.")
+
+
+def _take_loss_options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Split `--kd.weight 1` and `--kd.weight=1` from the rest of the command line."""
+    options, rest, words = {}, [], iter(argv)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not (word.startswith("--") and "." in name):
+            rest.append(word)
+            continue
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise ValueError(f"{word} needs a value.")
+        options[name] = _value(value)
+    return options, rest
+
+
+def _value(text: str) -> Any:
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+    except ValueError:
+        return yaml.safe_load(text)
+
+
+def _nest(options: dict[str, Any], given: dict[str, dict] | None) -> dict[str, dict]:
+    nested = {loss: dict(values) for loss, values in (given or {}).items()}
+    for key, value in options.items():
+        loss, _, option = key.partition(".")
+        if loss not in LOSSES:
+            raise ValueError(f"{key!r}: there is no loss {loss!r}; known losses: {', '.join(LOSSES)}.")
+        nested.setdefault(loss, {})[option] = value
+    return nested

@@ -1,0 +1,35 @@
+"""Data: the table of benchmarks, generated street scenes, augmentation and training samples.
+
+Everything is loaded on first use, so that reading the table does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_MODULE_OF = {
+    "BENCHMARKS": "benchmarks",
+    "Benchmark": "benchmarks",
+    "get_benchmark": "benchmarks",
+    "load_benchmark": "benchmarks",
+    "SCENE_CLASSES": "scenes",
+    "SCENE_PALETTE": "scenes",
+    "generate_scene": "scenes",
+    "RandomScaleCropFlip": "transforms",
+    "TrainingSamples": "samples",
+    "check_labels": "samples",
+    "collate_samples": "samples",
+}
+
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])

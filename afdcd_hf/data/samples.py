@@ -1,0 +1,114 @@
+"""Training samples: checked labels, and augmentation that depends on (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class PairedTransform(Protocol):
+    """Turns an image and its label into tensors, drawing only from `rng`."""
+
+    def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> dict[str, Tensor]: ...
+
+
+class TrainingSamples(Dataset):
+    """Augmented samples for the Trainer, the same on any number of workers and after a resume.
+
+    Item i of epoch e draws from `np.random.default_rng([seed, e, i])`. No global random state is involved: workers
+    prefetch before a resumed run restores it, which would make the continuation differ.
+
+    Args:
+        dataset: A `datasets.Dataset`, or anything indexable, whose rows have PIL `image` and `label`, and perhaps a
+            `name`.
+        transform: Called as `transform(image, label, rng)`, such as `RandomScaleCropFlip`.
+        num_labels: Number of classes K.
+        seed: Non-negative seed of the augmentation.
+        ignore_index: Label of pixels that are not trained on.
+
+    Raises:
+        ValueError: If `num_labels` or `seed` is out of range, or the dataset has columns but not `image` and `label`;
+            when indexed, if a label holds another value than 0..K-1 and `ignore_index` or does not fit its image.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        transform: PairedTransform,
+        *,
+        num_labels: int,
+        seed: int = 0,
+        ignore_index: int = 255,
+    ) -> None:
+        if num_labels < 1:
+            raise ValueError(f"num_labels={num_labels}: at least one class is needed.")
+        if seed < 0:
+            raise ValueError(f"seed={seed}: numpy's generators take no negative seed.")
+        columns = getattr(dataset, "column_names", None)
+        if columns is not None and not {"image", "label"} <= set(columns):
+            raise ValueError(f"The dataset has columns {list(columns)}; 'image' and 'label' are needed: rename them.")
+        self.dataset = dataset
+        self.transform = transform
+        self.num_labels = num_labels
+        self.seed = seed
+        self.ignore_index = ignore_index
+        # Shared memory: persistent workers hold a copy of this object made in epoch 0, and must see later epochs too.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the augmentation of the next pass; call it in the main process before the epoch begins."""
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Sample `index` of the current epoch: `pixel_values` float32 `(3, H, W)` and `labels` int64 `(H, W)`."""
+        index = range(len(self))[int(index)]  # as a list: -1 is the last item, and IndexError ends an iteration
+        row = self.dataset[index]
+        name = row.get("name") or f"image {index}"
+        check_labels(np.asarray(row["label"]), self.num_labels, self.ignore_index, name)
+        rng = np.random.default_rng([self.seed, int(self.epoch), index])
+        try:
+            sample = self.transform(row["image"], row["label"], rng)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return {"pixel_values": sample["pixel_values"], "labels": sample["labels"]}
+
+
+def collate_samples(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Stacks samples of equal size: `(3, H, W)` and `(H, W)` become `(B, 3, H, W)` and `(B, H, W)`."""
+    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def check_labels(label_array: np.ndarray, num_labels: int, ignore_index: int, name: str) -> None:
+    """Raises if a label map holds anything but class ids and the ignore index.
+
+    Args:
+        label_array: `(H, W)` class ids of any integer dtype.
+        num_labels: Number of classes K.
+        ignore_index: The one value allowed besides 0..K-1.
+        name: What the error calls the image.
+
+    Raises:
+        ValueError: If the array is not a map of integers, or some pixels have other values.
+    """
+    if label_array.ndim != 2 or label_array.dtype.kind not in "biu":
+        raise ValueError(
+            f"{name}: the label has shape {label_array.shape} and dtype {label_array.dtype}, but one integer class id "
+            "a pixel is expected; colour-coded labels must be turned into ids first."
+        )
+    wrong = label_array[((label_array < 0) | (label_array >= num_labels)) & (label_array != ignore_index)]
+    if wrong.size:
+        values = np.unique(wrong).tolist()
+        shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+        raise ValueError(
+            f"{name}: {wrong.size} label pixels lie outside 0..{num_labels - 1} (values {shown}); map them to a class "
+            f"or to ignore_index={ignore_index}, or set num_labels to the number of classes of the data."
+        )

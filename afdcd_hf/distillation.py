@@ -1,0 +1,141 @@
+"""The one module that is trained in a distillation: the student together with the loss's own weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .features import Activations, LayerTap, default_layer
+from .losses import LOSSES, build_loss, validate_loss_spec
+from .losses.base import DistillationLoss
+from .losses.task import TaskLoss
+from .training_args import DistillationTrainingArguments
+
+
+class DistillationModel(nn.Module):
+    """Student and distillation loss, wrapped once so that both are synchronised, stepped and resumed together.
+
+    The teacher stays outside: it is never trained, never wrapped and never saved.
+
+    Args:
+        student: returns `.logits` `(B, K, h, w)` for `student(pixel_values=...)`.
+        loss: distillation loss with its weights (align, projector).
+        task_loss: cross entropy on the labels.
+        student_layer: the map to distil; None where the loss needs none.
+    """
+
+    main_input_name = "pixel_values"
+    accepts_loss_kwargs = False
+
+    def __init__(
+        self, student: nn.Module, loss: DistillationLoss, task_loss: TaskLoss, student_layer: str | None = None
+    ):
+        super().__init__()
+        self.student = student
+        self.loss = loss
+        self.task_loss = task_loss
+        self._tap = LayerTap(student, student_layer) if student_layer is not None else None
+
+    @property
+    def config(self):
+        """The student's configuration, which the Trainer reads."""
+        return getattr(self.student, "config", None)
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, teacher: Activations | None = None
+    ) -> dict[str, Tensor | dict[str, Tensor]]:
+        """One training pass.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`.
+            labels: `(B, H, W)` int64.
+            teacher: the teacher's activations for the same batch.
+
+        Returns:
+            `loss` (scalar), `logits` (detached) and `terms` (name -> weighted, detached scalar); `logits` alone without
+            labels and teacher, so that the module can also be used for plain prediction.
+        """
+        if labels is None or teacher is None:
+            return {"logits": self.student(pixel_values=pixel_values).logits}
+        if self._tap is not None:
+            self._tap.open()
+        outputs = self.student(pixel_values=pixel_values)
+        feature_map = self._tap.pop() if self._tap is not None else None
+        terms = {
+            **self.task_loss(outputs, labels),
+            **self.loss(Activations(outputs.logits, feature_map), teacher, labels),
+        }
+        return {
+            "loss": torch.stack(list(terms.values())).sum(),
+            "logits": outputs.logits.detach(),
+            "terms": {name: term.detach() for name, term in terms.items()},
+        }
+
+
+@torch.no_grad()
+def observe(model: nn.Module, pixel_values: Tensor, layer: str | None) -> Activations:
+    """Run a network in eval mode on one batch and return what a loss would see of it; its mode is restored.
+
+    Used before training, to learn the channel counts and to fail early on a wrong layer.
+    """
+    tap = LayerTap(model, layer) if layer is not None else None
+    was_training = model.training
+    try:
+        model.eval()
+        if tap is not None:
+            tap.open()
+        logits = model(pixel_values=pixel_values.to(next(model.parameters()).device)).logits
+        return Activations(logits, tap.pop() if tap is not None else None)
+    finally:
+        model.train(was_training)
+        if tap is not None:
+            tap.remove()
+
+
+def prepare_distillation(
+    student: nn.Module, teacher: nn.Module, args: DistillationTrainingArguments, batch: dict[str, Tensor]
+) -> tuple[DistillationModel, str | None]:
+    """Build the module to train, after showing one batch to both networks and to the loss.
+
+    Whatever cannot work (a layer that is not there, other classes, maps that do not fit the loss) is found here, before
+    the first step.
+
+    Returns:
+        The module, and the teacher's layer (None where the loss compares logits only).
+    """
+    needs_map = any(LOSSES[name].needs_feature_map for name in validate_loss_spec(args.loss, args.loss_kwargs))
+    pairs = (("student", student, args.student_layer), ("teacher", teacher, args.teacher_layer))
+    layers = [(layer or default_layer(network, role)) if needs_map else None for role, network, layer in pairs]
+    seen = [
+        observe(network, batch["pixel_values"], layer) for network, layer in zip((student, teacher), layers, strict=True)
+    ]
+    _check_classes(student, teacher, *seen)
+    channels = [activations.feature_map.shape[1] if needs_map else None for activations in seen]
+    loss = build_loss(args.loss, args.loss_kwargs, *channels)
+    with torch.no_grad():
+        loss(*seen, batch["labels"])
+    task_loss = TaskLoss.for_model(student, args.task_weight, args.aux_weight)
+    return DistillationModel(student, loss, task_loss, layers[0]), layers[1]
+
+
+def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> None:
+    counts = seen.logits.shape[1], taught.logits.shape[1]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"The student has {counts[0]} classes and the teacher {counts[1]}. Give the student the teacher's num_labels, "
+            "or take a teacher trained on these classes."
+        )
+    names = [_class_names(network) for network in (student, teacher)]
+    if all(names) and names[0] != names[1]:
+        index = next(i for i, pair in enumerate(zip(*names, strict=True)) if pair[0] != pair[1])
+        raise ValueError(
+            f"Class {index} is {names[0][index]!r} for the student and {names[1][index]!r} for the teacher: their "
+            "id2label must agree, or the teacher teaches the wrong classes."
+        )
+
+
+def _class_names(network: nn.Module) -> list[str] | None:
+    """Names in the configuration; None where there are none but transformers' placeholders LABEL_0, LABEL_1, ..."""
+    id2label = getattr(getattr(network, "config", None), "id2label", None) or {}
+    names = [id2label[index] for index in sorted(id2label)]
+    return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names

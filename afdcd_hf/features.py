@@ -1,0 +1,152 @@
+"""Feature maps captured from networks by module path, with forward hooks.
+
+A path is what `named_modules` prints, e.g. `head.features`. Where the module returns several maps, an index picks one:
+`backbone[-1]` is the last map of the backbone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+_PATH = re.compile(r"^(?P<path>[^\[\]]*)(?:\[(?P<index>-?\d+)\])?$")
+
+
+class Activations(NamedTuple):
+    """What a distillation loss sees of one network in one forward pass.
+
+    Attributes:
+        logits: `(B, K, h, w)` class scores at the network's own resolution.
+        feature_map: `(B, C, h', w')` map of the named layer, or None where no loss asks for one.
+    """
+
+    logits: Tensor
+    feature_map: Tensor | None = None
+
+
+class LayerTap:
+    """A forward hook that keeps one layer's map while it is open, for one forward pass.
+
+    The hook is registered once (torch.compile wants hooks to exist before it traces) and does nothing while closed, so
+    that a network used elsewhere keeps no map alive.
+
+    Args:
+        model: network that owns the layer.
+        layer: module path, with an index where the module returns several maps.
+
+    Raises:
+        ValueError: the path is malformed or names no module; close names are listed.
+    """
+
+    def __init__(self, model: nn.Module, layer: str):
+        self.layer = layer
+        path, self._index = _parse(layer)
+        self._map: Tensor | None = None
+        self._open = False
+        self._handle = _find(model, path).register_forward_hook(self._record)
+
+    def open(self) -> None:
+        """Forget what was kept and record the next forward pass."""
+        self._map, self._open = None, True
+
+    def pop(self) -> Tensor:
+        """Close, and hand over the `(B, C, h, w)` map of the pass since `open`."""
+        feature_map, self._map, self._open = self._map, None, False
+        if feature_map is None:
+            raise RuntimeError(f"Layer {self.layer!r} took no part in the forward pass; name one that does.")
+        return feature_map
+
+    def remove(self) -> None:
+        """Take the hook off the network."""
+        self._handle.remove()
+        self._map = None
+
+    def _record(self, module: nn.Module, args: tuple, output: object) -> None:
+        if not self._open:
+            return
+        if self._map is not None:
+            raise RuntimeError(f"Layer {self.layer!r} ran twice in one forward pass; name one that runs once.")
+        self._map = _select(output, self._index, self.layer)
+
+
+@contextmanager
+def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Record the maps of `layers` in the forward pass made inside the `with` block.
+
+    The dictionary yielded is filled on leaving the block; the hooks are removed then, also after an exception.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU())
+        >>> with capture(net, ["0"]) as maps:
+        ...     _ = net(torch.zeros(1, 3, 4, 4))
+        >>> tuple(maps["0"].shape)
+        (1, 8, 4, 4)
+    """
+    taps: list[LayerTap] = []
+    maps: dict[str, Tensor] = {}
+    try:
+        for layer in layers:
+            taps.append(LayerTap(model, layer))
+            taps[-1].open()
+        yield maps
+        maps.update({tap.layer: tap.pop() for tap in taps})
+    finally:
+        for tap in taps:
+            tap.remove()
+
+
+def default_layer(model: nn.Module, role: str) -> str:
+    """The layer distilled where none is named: the last map of our own networks' backbone.
+
+    Raises:
+        ValueError: another kind of network; `role` ("student" or "teacher") says which layer must be named.
+    """
+    if getattr(getattr(model, "config", None), "model_type", None) == "afdcd":
+        return "backbone[-1]"
+    modules = ", ".join(name for name, _ in model.named_children())
+    raise ValueError(
+        f"{role}_layer must name the map to distil, because the {role} is a {type(model).__name__} and not one of our "
+        f"networks. Give a path as model.named_modules() prints it; the top modules are: {modules}."
+    )
+
+
+def _parse(layer: str) -> tuple[str, int | None]:
+    match = _PATH.match(layer)
+    if match is None:
+        raise ValueError(f"Layer {layer!r} is no module path; write 'a.b.c', or 'a.b.c[-1]' for one of several maps.")
+    index = match["index"]
+    return match["path"], None if index is None else int(index)
+
+
+def _find(model: nn.Module, path: str) -> nn.Module:
+    modules = dict(model.named_modules())
+    if path in modules:
+        return modules[path]
+    close = difflib.get_close_matches(path, modules, n=5, cutoff=0.3)
+    hint = f" Closest: {', '.join(close)}." if close else ""
+    raise ValueError(f"{type(model).__name__} has no module {path!r}.{hint}")
+
+
+def _select(output: object, index: int | None, layer: str) -> Tensor:
+    several = hasattr(output, "to_tuple") or isinstance(output, (list, tuple))
+    if several:
+        maps = output.to_tuple() if hasattr(output, "to_tuple") else output
+        if index is None:
+            if len(maps) != 1:
+                raise ValueError(f"Layer {layer!r} returns {len(maps)} values; pick one, e.g. '{layer}[-1]'.")
+            index = 0
+        if not -len(maps) <= index < len(maps):
+            raise ValueError(f"Layer {layer!r} returns {len(maps)} values, so there is no number {index}.")
+        output = maps[index]
+    elif index is not None:
+        raise ValueError(f"Layer {layer!r} returns a single value; leave the index out.")
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"Layer {layer!r} gives {shape}, but a (B, C, h, w) map is needed; name another layer.")
+    return output

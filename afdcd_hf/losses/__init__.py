@@ -1,0 +1,111 @@
+"""Distillation losses, and how a recipe's words become one: `build_loss("kd+af_dcd", {...}, 512, 2048)`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from afdcd_hf.losses.afdcd import AfDcdLoss
+from afdcd_hf.losses.base import DistillationLoss
+from afdcd_hf.losses.combined import LossSum
+from afdcd_hf.losses.kd import KDLoss
+
+__all__ = ["LOSSES", "AfDcdLoss", "DistillationLoss", "KDLoss", "LossSum", "build_loss", "validate_loss_spec"]
+
+LOSSES: dict[str, type[DistillationLoss]] = {"af_dcd": AfDcdLoss, "kd": KDLoss}
+
+LossOptions = Mapping[str, Mapping[str, Any]]
+
+
+def build_loss(
+    spec: str,
+    loss_kwargs: LossOptions | None,
+    student_channels: int | None = None,
+    teacher_channels: int | None = None,
+) -> DistillationLoss:
+    """Build the loss a recipe describes.
+
+    Args:
+        spec: names of `LOSSES` joined by "+", each once, such as "kd+af_dcd".
+        loss_kwargs: name to the options of that loss, such as
+            `{"kd": {"weight": 1.0}, "af_dcd": {"feature_weight": 2e-6, "contrast_weight": 5e-3}}`.
+        student_channels: of the map to distil; None is enough for losses on logits alone.
+        teacher_channels: likewise.
+
+    Returns:
+        The loss itself for one name, a `LossSum` for several.
+
+    Raises:
+        ValueError: see `validate_loss_spec`; or channel counts that are missing or do not fit the options.
+    """
+    names = validate_loss_spec(spec, loss_kwargs)
+    channels = (student_channels, teacher_channels)
+    losses = {name: _build_one(name, (loss_kwargs or {}).get(name, {}), channels) for name in names}
+    return losses[names[0]] if len(names) == 1 else LossSum(losses)
+
+
+def validate_loss_spec(spec: str, loss_kwargs: LossOptions | None) -> list[str]:
+    """Check a recipe's loss before any network is built.
+
+    Args:
+        spec: see `build_loss`.
+        loss_kwargs: see `build_loss`.
+
+    Returns:
+        The names in `spec`, in its order.
+
+    Raises:
+        ValueError: an unknown or repeated loss; options for a loss that is not in `spec`; unknown, missing or bad
+            options.
+    """
+    names = _split(spec)
+    options = loss_kwargs or {}
+    strangers = [name for name in options if name not in names]
+    if strangers:
+        raise ValueError(
+            f"loss_kwargs has options for {strangers[0]!r}, which is not in loss={spec!r}; "
+            f"add it to the loss, or remove them. Options go under the name of a loss: {', '.join(names)}."
+        )
+    for name in names:
+        _check_options(name, options.get(name, {}))
+    return names
+
+
+def _split(spec: str) -> list[str]:
+    names = [name.strip() for name in spec.split("+")]
+    for name in names:
+        if name not in LOSSES:
+            raise ValueError(
+                f"unknown loss {name!r} in loss={spec!r}; known are {', '.join(LOSSES)}, "
+                "joined by '+' as in 'kd+af_dcd'."
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"the loss {name!r} is more than once in loss={spec!r}; name each loss once.")
+    return names
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    if not isinstance(options, Mapping):
+        raise ValueError(f"loss_kwargs[{name!r}] is {options!r}; expected option names with values.")
+    parameters = inspect.signature(LOSSES[name]).parameters.values()
+    accepted = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
+    unknown = [option for option in options if option not in accepted]
+    if unknown:
+        raise ValueError(f"unknown option {name}.{unknown[0]}; {name} accepts {', '.join(accepted)}.")
+    missing = [option for option in accepted if accepted[option] is inspect.Parameter.empty and option not in options]
+    if missing:
+        raise ValueError(f"missing {' and '.join(f'{name}.{option}' for option in missing)}; give it a value.")
+    LOSSES[name].check_arguments({**accepted, **options})
+
+
+def _build_one(name: str, options: Mapping[str, Any], channels: tuple[int | None, int | None]) -> DistillationLoss:
+    loss_class = LOSSES[name]
+    if not loss_class.needs_feature_map:
+        return loss_class(**options)
+    if None in channels:
+        raise ValueError(
+            f"the loss {name!r} compares feature maps and needs their channels; it got "
+            f"student_channels={channels[0]} and teacher_channels={channels[1]}."
+        )
+    return loss_class(*channels, **options)

@@ -1,0 +1,54 @@
+"""The contract of a distillation loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from afdcd_hf.features import Activations
+
+
+class DistillationLoss(nn.Module):
+    """Compares what a student and a teacher computed for the same images.
+
+    A loss owns its hyper-parameters and the weights that train beside the student, never a network. It returns named
+    scalars that are already weighted; whoever trains adds them up and logs them.
+
+    A subclass stores each constructor argument under its own name. Options are keyword-only; the two channel counts
+    of a loss that needs feature maps come first, by position.
+
+    Attributes:
+        needs_feature_map: whether `forward` reads `feature_map`, not only `logits`.
+        citation: BibTeX of the paper.
+    """
+
+    needs_feature_map: ClassVar[bool] = False
+    citation: ClassVar[str]
+
+    def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute the weighted terms.
+
+        Args:
+            student: logits `(B, K, h, w)` and, where needed, the map `(B, Cs, h', w')`; gradients flow into these.
+            teacher: the same of the teacher; never receives a gradient.
+            labels: `(B, H, W)` int64, for losses that read them.
+
+        Returns:
+            One scalar per term; terms of weight 0 are left out.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define forward.")
+
+    @staticmethod
+    def check_arguments(arguments: Mapping[str, Any]) -> None:
+        """Raise ValueError for a bad option; takes all keyword-only arguments, and needs no channel counts."""
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The constructor's arguments, ready for JSON."""
+        return {name: getattr(self, name) for name in self._argument_names()}
+
+    @classmethod
+    def _argument_names(cls) -> list[str]:
+        return list(inspect.signature(cls).parameters)

@@ -1,0 +1,81 @@
+"""A timm model as a backbone: a list of `(B, C, h, w)` maps, at the output stride asked for or not at all."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+import timm
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """The feature maps of a timm model, shallow to deep, channels first.
+
+    Args:
+        name: timm model name.
+        output_stride: stride of the last map. Networks that cannot be dilated keep their own stride; asking them for
+            another one is an error.
+        pretrained: True fetches timm's own weights, a path reads a local `.safetensors` file of that timm model.
+        kwargs: passed to `timm.create_model`.
+
+    Raises:
+        ValueError: unknown name, a model without feature maps, or a stride that it cannot give.
+        FileNotFoundError: `pretrained` names a file that is not there.
+    """
+
+    def __init__(self, name: str, output_stride: int, pretrained: bool | str | os.PathLike = False, **kwargs):
+        super().__init__()
+        _check_name(name)
+        self.net = _create(name, output_stride, {**kwargs, **_weights_source(pretrained)})
+        self.channels: list[int] = self.net.feature_info.channels()
+        self.strides: list[int] = self.net.feature_info.reduction()
+        # Hierarchical transformers return (B, h, w, C); timm says so in the enum Format.NHWC.
+        self._channels_last = getattr(getattr(self.net, "output_fmt", None), "value", "NCHW") == "NHWC"
+        if self.strides[-1] != output_stride:
+            raise ValueError(_stride_message(name, output_stride, self.strides[-1]))
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        maps = self.net(pixel_values)
+        return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self._channels_last else list(maps)
+
+
+def _check_name(name: str) -> None:
+    if timm.is_model(name):
+        return
+    close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
+    hint = f" Close names: {', '.join(close)}." if close else ""
+    raise ValueError(f"timm {timm.__version__} has no model named {name!r}.{hint} `timm.list_models()` lists them all.")
+
+
+def _weights_source(pretrained: bool | str | os.PathLike) -> dict:
+    if isinstance(pretrained, bool):
+        return {"pretrained": pretrained}
+    path = os.fspath(pretrained)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"No backbone weights at {path!r}; give a .safetensors file of the timm model.")
+    if not path.endswith(".safetensors"):
+        raise ValueError(f"Backbone weights {path!r} must be a .safetensors file under timm's tensor names.")
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": path}}
+
+
+def _create(name: str, output_stride: int, kwargs: dict) -> nn.Module:
+    if output_stride != 32:
+        try:
+            return timm.create_model(name, features_only=True, output_stride=output_stride, **kwargs)
+        except (TypeError, AssertionError, NotImplementedError) as error:
+            refusal = error  # most such models still work at their own stride: try that, and compare
+    else:
+        refusal = None
+    try:
+        return timm.create_model(name, features_only=True, **kwargs)
+    except (TypeError, AssertionError, NotImplementedError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"timm cannot build {name!r} as a backbone with {kwargs}: {error}") from (refusal or error)
+
+
+def _stride_message(name: str, wanted: int, given: int) -> str:
+    return (
+        f"timm's {name!r} cannot give maps at output_stride={wanted}: its last map has stride {given}. "
+        + (f"Set output_stride={given}, " if given in (8, 16, 32) else "Limit it with backbone_kwargs out_indices, ")
+        + "or take a backbone that timm can dilate (ResNet, MobileNet, EfficientNet, RegNet, ConvNeXt, ...)."
+    )

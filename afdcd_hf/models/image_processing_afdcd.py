@@ -1,0 +1,76 @@
+"""From a picture to the network's input, and from its output to a label map."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import SegformerImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.processing_utils import ImagesKwargs
+
+
+class AfDcdImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    do_flip_channels (`bool`, *optional*, defaults to `self.do_flip_channels`):
+        Whether to turn RGB into BGR before normalisation.
+    align_corners (`bool`, *optional*, defaults to `self.align_corners`):
+        How logits are upsampled in post-processing.
+    """
+
+    do_reduce_labels: bool
+    do_flip_channels: bool
+    align_corners: bool
+
+
+class AfDcdImageProcessor(SegformerImageProcessor):
+    """Rescale, mean/std, optional resize, optional channel flip.
+
+    The defaults are those of timm's and torchvision's ImageNet weights: RGB, divided by 255, ImageNet mean and
+    standard deviation, no resizing. The released networks take BGR with the mean subtracted and no division: that is
+    `do_flip_channels=True, do_rescale=False, image_mean=[104.00698793, 116.66876762, 122.67891434],
+    image_std=[1, 1, 1]` (mean and std in the order after the flip).
+
+    Pictures keep their size by default, since the networks take any; pictures of different sizes can therefore only be
+    returned as a list (`return_tensors=None`), or resized (`do_resize=True, size={"height": ..., "width": ...}`).
+    """
+
+    valid_kwargs = AfDcdImageProcessorKwargs
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_resize = False
+    do_reduce_labels = False
+    do_flip_channels = False
+    align_corners = True
+
+    def _preprocess(self, images: list[Tensor], *, do_flip_channels: bool = False, **kwargs) -> list[Tensor]:
+        # Label maps come through here too, with one channel and do_normalize=False.
+        if do_flip_channels:
+            images = [image.flip(-3) if image.shape[-3] == 3 else image for image in images]
+        return super()._preprocess(images, **kwargs)
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: list[tuple[int, int]] | None = None, **kwargs
+    ) -> list[Tensor]:
+        """Turn logits into label maps.
+
+        Args:
+            outputs: anything with `.logits` `(B, K, h, w)`.
+            target_sizes: (height, width) of each picture; logits are stretched to it (with the processor's
+                `align_corners`) before the arg max. None keeps the logits' resolution.
+            kwargs: further options of the installed transformers version, e.g. `return_segmentation_scores`.
+
+        Returns:
+            One int64 label map `(height, width)` per picture.
+        """
+        stock = super().post_process_semantic_segmentation
+        if target_sizes is None or not self.align_corners:
+            return stock(outputs, target_sizes, **kwargs)
+        if len(target_sizes) != len(outputs.logits):
+            raise ValueError(f"{len(target_sizes)} target_sizes were given for {len(outputs.logits)} pictures.")
+        results = []
+        for logits, (height, width) in zip(outputs.logits, target_sizes, strict=True):
+            size = (int(height), int(width))
+            scores = F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=True)
+            results += stock(SemanticSegmenterOutput(logits=scores), None, **kwargs)
+        return results

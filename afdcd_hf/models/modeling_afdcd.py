@@ -1,0 +1,179 @@
+"""The segmentation network: timm backbone, decode head, optional auxiliary head.
+
+This folder imports nothing else of ours, so that it can travel with the weights as Hub custom code.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .backbone_afdcd import Backbone
+from .configuration_afdcd import AfDcdConfig
+from .heads import FCNHead, build_head
+
+
+@dataclass
+class AfDcdOutput(ModelOutput):
+    """What a segmentation network returns.
+
+    Attributes:
+        loss: scalar, only where labels were given.
+        logits: `(B, K, h/stride, w/stride)`.
+        aux_logits: logits of the auxiliary head, only in training mode or where labels were given.
+        hidden_states: the backbone's maps, shallow to deep, where asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    aux_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+def upsample_logits(logits: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
+    """Stretch `(B, K, h, w)` logits bilinearly to `size` = (H, W)."""
+    if logits.shape[-2:] == torch.Size(size):
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def segmentation_cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int = 255, align_corners: bool = True
+) -> Tensor:
+    """L_task: cross entropy at the label's size, mean over the pixels that are not ignored.
+
+    Computed in float32, also under autocast.
+
+    Args:
+        logits: `(B, K, h, w)`.
+        labels: `(B, H, W)` int64 class ids; `ignore_index` is not counted.
+        ignore_index: the label of pixels that carry no class.
+        align_corners: True as in the released code.
+
+    Returns:
+        Scalar; exactly 0 (with a zero gradient) where every pixel is ignored.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        scores = upsample_logits(logits.float(), labels.shape[-2:], align_corners)
+        total = F.cross_entropy(scores, labels, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+class AfDcdPreTrainedModel(PreTrainedModel):
+    """Loading, saving and weight initialisation."""
+
+    config: AfDcdConfig
+    config_class = AfDcdConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    # The loss is a mean over pixels: the Trainer must divide it by the number of accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, with the weights moved to aligned memory.
+
+        safetensors maps the file into memory, where a tensor may start at any multiple of 4 bytes; for some shapes the
+        CPU's matrix products then add up in another order, and the logits differ in the last bit from those of the
+        network that was saved.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
+        return loaded
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if hasattr(module, "init_non_persistent_buffers"):  # timm layers rebuilt on the meta device
+            module.init_non_persistent_buffers()
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+
+class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
+    """DeepLabV3, PSPNet or FCN on any timm backbone.
+
+    Args:
+        config: the architecture.
+        pretrained_backbone: where the backbone's ImageNet weights come from (`from_backbone` sets it). It is no part of
+            the configuration: loading a saved model never looks for them.
+    """
+
+    def __init__(self, config: AfDcdConfig, pretrained_backbone: bool | str | os.PathLike = False):
+        super().__init__(config)
+        self.backbone = Backbone(config.backbone, config.output_stride, pretrained_backbone, **config.backbone_kwargs)
+        _keep_initialisation(self.backbone)
+        channels = self.backbone.channels
+        self.head = build_head(
+            config.head, channels[-1], config.num_labels, config.head_channels, config.atrous_rates
+        )
+        if config.auxiliary_head and len(channels) < 2:
+            raise ValueError(f"auxiliary_head needs a second map, but backbone {config.backbone!r} gives only one.")
+        self.auxiliary_head = FCNHead(channels[-2], config.num_labels) if config.auxiliary_head else None
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: str, *, pretrained_backbone: bool | str | os.PathLike = False, **config
+    ) -> AfDcdForSemanticSegmentation:
+        """Build a new network, its backbone from scratch or from ImageNet weights.
+
+        Args:
+            backbone: timm model name.
+            pretrained_backbone: True for timm's weights (from the Hub or its cache), or the path of a local
+                `.safetensors` file of the timm model.
+            config: further fields of `AfDcdConfig`, e.g. `head="pspnet", num_labels=11`.
+        """
+        return cls(AfDcdConfig(backbone=backbone, **config), pretrained_backbone=pretrained_backbone)
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool | None = None
+    ) -> AfDcdOutput:
+        """Segment a batch.
+
+        Args:
+            pixel_values: `(B, 3, H, W)` float, as the image processor gives them; any size.
+            labels: `(B, H', W')` int64 class ids, `config.semantic_loss_ignore_index` where nothing is known.
+            output_hidden_states: also return the backbone's maps.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+            raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}.")
+        maps = self.backbone(pixel_values)
+        logits = self.head(maps[-1])
+        wants_auxiliary = self.auxiliary_head is not None and (self.training or labels is not None)
+        aux_logits = self.auxiliary_head(maps[-2]) if wants_auxiliary else None
+        return AfDcdOutput(
+            loss=None if labels is None else self._loss(logits, aux_logits, labels),
+            logits=logits,
+            aux_logits=aux_logits,
+            hidden_states=tuple(maps) if output_hidden_states or self.config.output_hidden_states else None,
+        )
+
+    def _loss(self, logits: Tensor, aux_logits: Tensor | None, labels: Tensor) -> Tensor:
+        settings = (self.config.semantic_loss_ignore_index, self.config.align_corners)
+        loss = segmentation_cross_entropy(logits, labels, *settings)
+        if aux_logits is not None:
+            loss = loss + self.config.auxiliary_loss_weight * segmentation_cross_entropy(aux_logits, labels, *settings)
+        return loss
+
+
+def _keep_initialisation(backbone: nn.Module) -> None:
+    """Tell `post_init` that timm has initialised the backbone: it would overwrite weights and running statistics."""
+    if any(parameter.is_meta for parameter in backbone.parameters()):
+        return  # under from_pretrained nothing is initialised yet
+    for item in (*backbone.parameters(), *backbone.buffers(), *backbone.modules()):
+        item._is_hf_initialized = True

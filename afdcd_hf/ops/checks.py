@@ -1,0 +1,71 @@
+"""Argument checks shared by the contrastive functions and the losses; all raise ValueError."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+
+def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+    """Refuse a value that is not one of the `known` names, and list them."""
+    names = list(known)
+    if value not in names:
+        raise ValueError(f"unknown {name}={value!r}; use one of {', '.join(map(repr, names))}.")
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Refuse anything but a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse anything but a finite number above 0."""
+    _check_finite(name, value)
+    if value <= 0:
+        raise ValueError(f"{name}={value!r} must be greater than 0.")
+
+
+def check_weight(name: str, value: Any) -> None:
+    """Refuse anything but a finite number of at least 0."""
+    _check_finite(name, value)
+    if value < 0:
+        raise ValueError(f"{name}={value!r} must not be negative; 0 switches the term off.")
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Refuse anything but a number in [0, 1)."""
+    _check_finite(name, value)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r} must be at least 0 and less than 1.")
+
+
+def check_divides(groups: int, channels: int, of: str) -> None:
+    """Refuse a number of channel groups that does not divide `channels`, and name divisors close to it.
+
+    Args:
+        groups: the channel_groups given, at least 1.
+        channels: what they must divide.
+        of: how the error calls `channels`, such as "teacher_channels=2040".
+    """
+    if channels % groups == 0:
+        return
+    # one group contrasts nothing over channels, so it is no substitute for several
+    divisors = [number for number in range(2, channels + 1) if channels % number == 0] or [1]
+    near = sorted(sorted(divisors, key=lambda number: abs(number - groups))[:3])
+    raise ValueError(f"channel_groups={groups} does not divide {of}; use a divisor such as {_either(near)}.")
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        # YAML 1.1 takes 2e-6 for text: the commonest way for a string to arrive here
+        raise ValueError(f"{name}={value!r} is text, not a number; in a YAML file write 2e-6 as 2.0e-6.")
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be a finite number.")
+
+
+def _either(numbers: list[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}" if first else last

@@ -1,0 +1,170 @@
+"""Contrastive terms between a student's and a teacher's feature map: argument checks and choice of the backend."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from afdcd_hf.ops.checks import check_choice, check_divides, check_positive, check_whole
+from afdcd_hf.ops.contrast_reference import NEGATIVES, NORMS, contrast_reference
+from afdcd_hf.ops.precision import at_least_float32, without_autocast
+
+logger = logging.getLogger(__name__)
+
+# A backend takes two checked, cropped maps and the keywords of `contrast_reference`, and returns the scalar.
+BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": contrast_reference}
+
+
+def omni_contrast(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    patch_size: int = 4,
+    channel_groups: int = 16,
+    temperature: float = 0.07,
+    distance: str = "l1",
+    negatives: str = "other_groups",
+    backend: str = "auto",
+) -> Tensor:
+    """Contrast channel groups at all positions of a patch: the paper's omni-contrasting.
+
+    The formula is in `contrast_reference.py`. H and W are cropped at the right and bottom to multiples of the patch.
+    The arithmetic is float32 (float64 for float64 maps), also under autocast. The teacher gets no gradient.
+
+    Args:
+        student: `(B, C, H, W)`, any floating dtype.
+        teacher: same shape as `student`.
+        patch_size: side N of a patch.
+        channel_groups: number M of groups the channels are cut in; must divide C.
+        temperature: τ, above 0.
+        distance: "l1" as in the released code, or "l2", the Euclidean norm, which the paper's ablation found best.
+        negatives: "other_groups", the teacher's vectors of other groups at all positions of the patch as in the
+            released code; or "all", every other vector of the patch as in the paper's figure.
+        backend: "auto" or the name of an implementation ("reference").
+
+    Returns:
+        The InfoNCE loss summed over the B·H·W·M anchors and divided by B·H·W, H and W after cropping; at least 0, and
+        near 0 when every student vector is much closer to its own teacher vector than to the negatives.
+
+    Raises:
+        ValueError: maps that are not 4-D, differ in shape or are smaller than a patch; groups that do not divide the
+            channels; sizes that leave no negatives; an unknown name; a temperature that is not positive.
+    """
+    settings = {
+        "patch_size": patch_size,
+        "channel_groups": channel_groups,
+        "temperature": temperature,
+        "distance": distance,
+        "negatives": negatives,
+    }
+    return _contrast(student, teacher, settings, backend)
+
+
+def spatial_contrast(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    patch_size: int = 4,
+    temperature: float = 0.07,
+    distance: str = "l1",
+    backend: str = "auto",
+) -> Tensor:
+    """Contrast whole pixels of a patch; the negatives are the teacher's other positions of the same patch.
+
+    Arguments, result and errors as in `omni_contrast`; here the sum runs over B·H·W anchors, so it is their mean.
+    """
+    settings = {
+        "patch_size": patch_size,
+        "channel_groups": 1,
+        "temperature": temperature,
+        "distance": distance,
+        "negatives": "all",
+    }
+    return _contrast(student, teacher, settings, backend)
+
+
+def channel_contrast(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    channel_groups: int = 16,
+    temperature: float = 0.07,
+    distance: str = "l1",
+    backend: str = "auto",
+) -> Tensor:
+    """Contrast the channel groups of a pixel; the negatives are the teacher's other groups at the same pixel.
+
+    Arguments, result and errors as in `omni_contrast`; nothing is cropped.
+    """
+    settings = {
+        "patch_size": 1,
+        "channel_groups": channel_groups,
+        "temperature": temperature,
+        "distance": distance,
+        "negatives": "all",
+    }
+    return _contrast(student, teacher, settings, backend)
+
+
+def check_contrast_settings(
+    *, patch_size: int, channel_groups: int, temperature: float, distance: str, negatives: str, backend: str
+) -> None:
+    """Raise ValueError for settings that work with no map at all."""
+    check_whole("patch_size", patch_size)
+    check_whole("channel_groups", channel_groups)
+    check_positive("temperature", temperature)
+    check_choice("distance", distance, NORMS)
+    check_choice("negatives", negatives, NEGATIVES)
+    check_choice("backend", backend, ["auto", *BACKENDS])
+    if channel_groups == 1 and (negatives == "other_groups" or patch_size == 1):
+        raise ValueError(
+            f"patch_size={patch_size} and channel_groups=1 with negatives={negatives!r} leave an anchor no negatives, "
+            "so the loss would always be 0; use several channel groups, or negatives='all' and a larger patch."
+        )
+
+
+def _contrast(student: Tensor, teacher: Tensor, settings: dict, backend: str) -> Tensor:
+    check_contrast_settings(**settings, backend=backend)
+    _check_maps(student, teacher, settings["patch_size"], settings["channel_groups"])
+    with without_autocast(student):
+        student = _crop(at_least_float32(student), settings["patch_size"])
+        teacher = _crop(at_least_float32(teacher.detach()), settings["patch_size"]).to(student.dtype)
+        return _choose_backend(backend)(student, teacher, **settings)
+
+
+def _check_maps(student: Tensor, teacher: Tensor, patch_size: int, channel_groups: int) -> None:
+    if student.ndim != 4 or student.shape != teacher.shape:
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be maps (B, C, H, W) of the same "
+            "shape; project the student to the teacher's channels and resize one of them first."
+        )
+    batch, channels, height, width = student.shape
+    if batch == 0 or min(height, width) < patch_size:
+        raise ValueError(
+            f"maps of shape {tuple(student.shape)} hold no patch of {patch_size}x{patch_size}; "
+            "use larger maps (a larger crop, less pooling) or a smaller patch_size."
+        )
+    check_divides(channel_groups, channels, of=f"the {channels} channels of the maps")
+
+
+def _crop(feature_map: Tensor, patch_size: int) -> Tensor:
+    height, width = feature_map.shape[-2:]
+    return feature_map[..., : height - height % patch_size, : width - width % patch_size]
+
+
+def _choose_backend(name: str) -> Callable[..., Tensor]:
+    if name != "auto":
+        return BACKENDS[name]
+    chosen = "reference"
+    if not torch.compiler.is_compiling():  # a log call would break the compiled graph
+        _log_choice(chosen)
+    return BACKENDS[chosen]
+
+
+@cache  # once per choice and process, not once per step
+def _log_choice(name: str) -> None:
+    logger.info("contrast backend: %s (chosen by backend='auto')", name)

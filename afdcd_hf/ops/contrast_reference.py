@@ -1,0 +1,102 @@
+"""The definition of the contrastive terms in plain PyTorch; every other backend is tested against this file.
+
+A map `(B, C, H, W)` is cut in non-overlapping N×N patches and its channels in M contiguous groups, so one patch holds
+N²·M vectors of C/M channels. Within a patch, the student's vector s_a is an anchor, the teacher's vector t_a at the
+same position and group is its positive, and some of the teacher's other vectors are its negatives Neg(a):
+
+    sim(s, t) = -‖s - t‖ / τ                                                 (L1 or Euclidean norm)
+    loss      = 1 / (B·H·W) · Σ_a [ log Σ_{j ∈ {a} ∪ Neg(a)} exp sim(s_a, t_j) - sim(s_a, t_a) ]
+
+The three modes of the paper (arXiv 2312.04168, section 3) are this one formula:
+
+    spatial   M = 1, Neg = all others        the other positions of the patch
+    channel   N = 1, Neg = all others        the other groups of the pixel
+    omni      Neg = "other_groups"           other groups at all N² positions: N²·(M - 1), as the released code
+              Neg = "all"                    every other vector of the patch: N²·M - 1, as the paper's figure
+
+The division by B·H·W, not by the number of anchors, is part of the meaning of the paper's weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NORMS = {"l1": 1.0, "l2": 2.0}
+NEGATIVES = ("other_groups", "all")
+
+# On CUDA the backward of torch.cdist fills a buffer of patches·vectors²·channels numbers (32 MiB for one patch at the
+# defaults and 2048 channels), so patches are taken in portions whose buffer has at most this many numbers (256 MiB).
+BUFFER_NUMBERS = 2**26
+
+
+def contrast_reference(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    patch_size: int,
+    channel_groups: int,
+    temperature: float,
+    distance: str,
+    negatives: str,
+) -> Tensor:
+    """The InfoNCE sum over all anchors, divided by B·H·W.
+
+    Args:
+        student: `(B, C, H, W)` float32 or float64; H and W multiples of `patch_size`, C of `channel_groups`.
+        teacher: like `student`.
+        patch_size: N.
+        channel_groups: M.
+        temperature: τ, above 0.
+        distance: "l1" or "l2". At distance 0 the gradient of both is 0.
+        negatives: "other_groups" or "all".
+
+    Returns:
+        A scalar of the maps' dtype.
+    """
+    batch, _, height, width = student.shape
+    anchors = patch_vectors(student, patch_size, channel_groups)  # (patches, V, C/M), V = N²·M
+    candidates = patch_vectors(teacher, patch_size, channel_groups)  # (patches, V, C/M)
+    excluded = excluded_pairs(patch_size, channel_groups, negatives, student.device)  # (V, V)
+    portion = max(1, BUFFER_NUMBERS // (excluded.numel() * anchors.shape[-1]))
+
+    total = anchors.new_zeros(())
+    for some_anchors, some_candidates in zip(anchors.split(portion), candidates.split(portion), strict=True):
+        similarity = -_distances(some_anchors, some_candidates, distance) / temperature  # (portion, V, V)
+        positive = similarity.diagonal(dim1=1, dim2=2)  # (portion, V)
+        denominator = similarity.masked_fill(excluded, -torch.inf).logsumexp(dim=2)  # (portion, V)
+        total = total + (denominator - positive).sum()
+    return total / (batch * height * width)
+
+
+def patch_vectors(feature_map: Tensor, patch_size: int, channel_groups: int) -> Tensor:
+    """Cut a map into the vectors of its patches.
+
+    Args:
+        feature_map: `(B, C, H, W)`.
+        patch_size: N, divides H and W.
+        channel_groups: M, divides C.
+
+    Returns:
+        `(patches, N²·M, C/M)`; the vector of position (i, j) and group k has index (i·N + j)·M + k.
+    """
+    batch, channels, height, width = feature_map.shape
+    size, groups = patch_size, channel_groups
+    cut = feature_map.reshape(batch, groups, channels // groups, height // size, size, width // size, size)
+    cut = cut.permute(0, 3, 5, 4, 6, 1, 2)  # (B, H/N, W/N, i, j, k, C/M)
+    return cut.reshape(-1, size * size * groups, channels // groups)
+
+
+def excluded_pairs(patch_size: int, channel_groups: int, negatives: str, device: torch.device) -> Tensor:
+    """Which (anchor, candidate) pairs of a patch are neither positive nor negative: `(V, V)` bool, V = N²·M."""
+    index = torch.arange(patch_size * patch_size * channel_groups, device=device)
+    other_vector = index[:, None] != index[None, :]
+    if negatives == "all":
+        return torch.zeros_like(other_vector)
+    group = index % channel_groups
+    return (group[:, None] == group[None, :]) & other_vector
+
+
+def _distances(anchors: Tensor, candidates: Tensor, distance: str) -> Tensor:
+    # the matrix-product shortcut for the Euclidean norm loses digits where vectors are close: exactly the positives
+    return torch.cdist(anchors, candidates, p=NORMS[distance], compute_mode="donot_use_mm_for_euclid_dist")

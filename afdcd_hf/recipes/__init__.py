@@ -1,0 +1,66 @@
+"""Recipes: one YAML file per training, flat keys = argument names, every value with its source.
+
+Keys of a loss's options carry its name in front: `af_dcd.feature_weight`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_FOLDER = Path(__file__).parent
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def recipe_path(name_or_path: str | Path) -> Path:
+    """The file of a recipe given by name (`camvid_cpu`) or by path.
+
+    Raises:
+        FileNotFoundError: neither a file nor a known name; the known ones are listed.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    bundled = _FOLDER / f"{name_or_path}.yaml"
+    if bundled.is_file():
+        return bundled
+    close = difflib.get_close_matches(str(name_or_path), list_recipes(), n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise FileNotFoundError(f"No recipe {str(name_or_path)!r}.{hint} Known recipes: {', '.join(list_recipes())}.")
+
+
+def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
+    """Read a recipe.
+
+    Returns:
+        Argument name -> value, as written in the file.
+
+    Raises:
+        FileNotFoundError: see `recipe_path`.
+        ValueError: not valid YAML, or not a flat mapping.
+    """
+    path = recipe_path(name_or_path)
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} must hold 'key: value' lines, not a {type(recipe).__name__}.")
+    return {str(key): _number(value) for key, value in recipe.items()}
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 2e-6 (without a dot) as text; everybody who writes it means a number."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,159 @@
+"""One training run from a recipe: `afdcd train`, `afdcd distill` and the scripts all end here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoImageProcessor, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from .arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, DataArguments, ModelArguments, parse_arguments, training_part
+from .data.loading import class_names, load_split
+from .data.samples import TrainingSamples
+from .data.transforms import RandomScaleCropFlip
+from .models.image_processing_afdcd import AfDcdImageProcessor
+from .models.loading import load_model
+from .models.modeling_afdcd import AfDcdForSemanticSegmentation
+from .recipes import load_recipe
+from .report import write_report
+from .trainer import DistillationTrainer, SegmentationTrainer
+from .training_args import SegmentationTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> Path:
+    """Train a network on the labels alone: teachers and baselines.
+
+    Args:
+        config: recipe name or path. Of a distillation recipe, what concerns teacher and loss is left out: this is the
+            student's baseline on the same budget.
+        argv: options that override the recipe, e.g. `["--max_steps", "100"]`.
+
+    Returns:
+        The folder with the trained model, `results.json`, curves and card.
+    """
+    recipe = load_recipe(config) if config else {}
+    model_args, data, args = parse_arguments(TRAIN_ARGUMENTS, training_part(recipe), argv)
+    _check_output(args)
+    set_seed(args.seed)
+    model, processor = build_model(model_args, class_names(data.dataset, data.class_names))
+    trainer = SegmentationTrainer(model, args, processing_class=processor, **_datasets(data, args, processor))
+    return _run(trainer, data, recipe_name=config)
+
+
+def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> Path:
+    """Train a student with a teacher's help.
+
+    Args:
+        config: recipe name or path.
+        argv: options that override the recipe, e.g. `["--teacher", "runs/teacher", "--kd.weight", "0.5"]`.
+
+    Returns:
+        The folder with the trained student, `results.json`, curves and card.
+    """
+    recipe = load_recipe(config) if config else {}
+    model_args, teacher_args, data, args = parse_arguments(DISTILL_ARGUMENTS, recipe, argv)
+    _check_output(args)
+    if teacher_args.teacher is None:
+        raise ValueError("A distillation needs --teacher: the folder or Hub id of a trained network.")
+    teacher = load_model(teacher_args.teacher)
+    set_seed(args.seed)
+    student, processor = build_model(model_args, class_names(data.dataset, data.class_names))
+    _check_same_input(processor, teacher_args.teacher)
+    trainer = DistillationTrainer(
+        student, teacher, args, processing_class=processor, **_datasets(data, args, processor)
+    )
+    return _run(trainer, data, recipe_name=config, teacher_name=teacher_args.teacher)
+
+
+def build_model(args: ModelArguments, classes: Sequence[str]) -> tuple[nn.Module, Any]:
+    """The network to train and its image processor: a saved one, or a new one on a timm backbone."""
+    if args.model is not None:
+        model, processor = load_model(args.model), AutoImageProcessor.from_pretrained(args.model)
+        if model.config.num_labels != len(classes):
+            raise ValueError(f"{args.model!r} has {model.config.num_labels} classes, the dataset {len(classes)}.")
+        return model, processor
+    pretrained = {"true": True, "false": False}.get(args.pretrained_backbone.lower(), args.pretrained_backbone)
+    model = AfDcdForSemanticSegmentation.from_backbone(
+        args.backbone,
+        pretrained_backbone=pretrained,
+        backbone_kwargs=args.backbone_kwargs,
+        output_stride=args.output_stride,
+        head=args.head,
+        head_channels=args.head_channels,
+        atrous_rates=args.atrous_rates,
+        auxiliary_head=args.auxiliary_head,
+        id2label=dict(enumerate(classes)),
+    )
+    return model, processor_for(model)
+
+
+def processor_for(model: AfDcdForSemanticSegmentation) -> AfDcdImageProcessor:
+    """The input that the backbone's ImageNet weights expect, as timm's table has it."""
+    settings = getattr(model.backbone.net, "pretrained_cfg", None) or {}
+    return AfDcdImageProcessor(
+        **({"image_mean": list(settings["mean"])} if settings.get("mean") else {}),
+        **({"image_std": list(settings["std"])} if settings.get("std") else {}),
+        align_corners=model.config.align_corners,
+    )
+
+
+def _datasets(data: DataArguments, args: SegmentationTrainingArguments, processor) -> dict[str, Any]:
+    classes = class_names(data.dataset, data.class_names)
+    transform = RandomScaleCropFlip(
+        processor, tuple(data.crop_size), scales=data.scales, flip_probability=data.flip_probability
+    )
+    images = load_split(data.dataset, data.train_split, data.data_dir, data.max_train_samples)
+    return {
+        "train_dataset": TrainingSamples(images, transform, num_labels=len(classes), seed=args.seed),
+        "eval_dataset": load_split(data.dataset, data.eval_split, data.data_dir, data.max_eval_samples),
+    }
+
+
+def _check_output(args: SegmentationTrainingArguments) -> None:
+    """Refuse to write over an earlier run, and find its last checkpoint where that is to be resumed."""
+    folder = Path(args.output_dir)
+    if args.resume_from_checkpoint in ("last", "true", "True"):
+        last = get_last_checkpoint(args.output_dir) if folder.is_dir() else None
+        if last is None:
+            raise FileNotFoundError(f"There is no checkpoint in {folder} to resume from.")
+        args.resume_from_checkpoint = last
+    if args.resume_from_checkpoint is None and args.process_index == 0 and folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(
+            f"{folder} is not empty. Resume that run with --resume_from_checkpoint last, or give another --output_dir."
+        )
+
+
+def _check_same_input(processor, teacher: str) -> None:
+    """Both networks see the same pixels, so the teacher must have been trained on input made the same way."""
+    try:
+        theirs = AutoImageProcessor.from_pretrained(teacher)
+    except (OSError, ValueError) as error:
+        logger.warning("The teacher %s has no image processor (%s): its input cannot be checked.", teacher, error)
+        return
+    names = ("image_mean", "image_std", "do_rescale", "do_normalize", "do_flip_channels")
+    for name in names:
+        mine, other = getattr(processor, name, None), getattr(theirs, name, None)
+        if (list(mine) if isinstance(mine, (list, tuple)) else mine or False) != (
+            list(other) if isinstance(other, (list, tuple)) else other or False
+        ):
+            logger.warning("The student's images have %s=%s, but the teacher was trained with %s.", name, mine, other)
+
+
+def _run(
+    trainer: SegmentationTrainer, data: DataArguments, recipe_name: str | Path | None, teacher_name: str | None = None
+) -> Path:
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    seconds = time.perf_counter() - start
+    trainer.save_model()
+    trainer.save_state()
+    trainer.accelerator.wait_for_everyone()
+    write_report(trainer, data, recipe_name=recipe_name, teacher_name=teacher_name, seconds=seconds)
+    return Path(trainer.args.output_dir)

@@ -1,0 +1,113 @@
+"""build_loss, validate_loss_spec and LossSum."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from afdcd_hf.features import Activations
+from afdcd_hf.losses import LOSSES, AfDcdLoss, DistillationLoss, KDLoss, LossSum, build_loss, validate_loss_spec
+
+AF_DCD = {"feature_weight": 2e-6, "contrast_weight": 5e-3, "pool_size": 1, "channel_groups": 4, "mask": "center"}
+BOTH = {"kd": {"weight": 0.5}, "af_dcd": AF_DCD}
+
+
+def activations(channels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 3, 8, 8, generator=generator)
+    return Activations(logits, torch.randn(2, channels, 8, 8, generator=generator))
+
+
+def test_one_name_gives_the_loss_itself():
+    loss = build_loss("af_dcd", {"af_dcd": AF_DCD}, 3, 8)
+    assert isinstance(loss, AfDcdLoss)
+    assert (loss.student_channels, loss.teacher_channels, loss.channel_groups) == (3, 8, 4)
+
+
+def test_a_loss_on_logits_needs_no_channels_and_no_options():
+    assert build_loss("kd", None).get_config_dict() == {"weight": 1.0, "temperature": 1.0}
+    assert isinstance(build_loss("kd", {"kd": {"weight": 2.0}}, 3, 8), KDLoss)
+
+
+def test_several_names_give_the_merged_terms_of_each():
+    both = build_loss("kd+af_dcd", BOTH, 3, 8)
+    student, teacher = activations(3, seed=0), activations(8, seed=1)
+    terms = both(student, teacher)
+    assert list(terms) == ["kd", "feature", "contrast"]
+    expected = KDLoss(weight=0.5)(student, teacher) | both.losses["af_dcd"](student, teacher)
+    assert all(torch.equal(terms[name], expected[name]) for name in terms)
+
+
+def test_the_order_and_spaces_of_the_names_are_free():
+    assert validate_loss_spec(" af_dcd + kd ", BOTH) == ["af_dcd", "kd"]
+    assert list(build_loss("af_dcd + kd", BOTH, 3, 8).losses) == ["af_dcd", "kd"]
+
+
+def test_a_sum_needs_a_feature_map_when_one_part_does():
+    assert LossSum({"kd": KDLoss(), "af_dcd": AfDcdLoss(3, 8, **AF_DCD)}).needs_feature_map
+    assert not LossSum({"kd": KDLoss()}).needs_feature_map
+
+
+def test_a_sum_carries_the_configs_citations_and_weights_of_its_parts():
+    both = build_loss("kd+af_dcd", BOTH, 3, 8)
+    config = json.loads(json.dumps(both.get_config_dict()))
+    assert config["kd"] == {"weight": 0.5, "temperature": 1.0}
+    assert config["af_dcd"]["contrast_weight"] == 5e-3 and config["af_dcd"]["teacher_channels"] == 8
+    assert both.citation == KDLoss.citation + "\n\n" + AfDcdLoss.citation
+    assert "losses.af_dcd.projector.0.weight" in both.state_dict()
+
+
+def test_two_losses_with_one_term_name_are_refused():
+    clash = LossSum({"one": KDLoss(), "two": KDLoss()})
+    student = activations(3, seed=0)
+    with pytest.raises(ValueError, match="'two' returns the term 'kd', and so does one before it"):
+        clash(student, student)
+
+
+def test_every_registered_loss_keeps_the_contract():
+    for loss_class in LOSSES.values():
+        assert issubclass(loss_class, DistillationLoss)
+        assert loss_class.citation.startswith("@")
+        assert isinstance(loss_class.needs_feature_map, bool)
+
+
+def test_validation_passes_what_can_be_built():
+    assert validate_loss_spec("kd+af_dcd", BOTH) == ["kd", "af_dcd"]
+    assert validate_loss_spec("kd", None) == ["kd"]
+
+
+@pytest.mark.parametrize("check", [validate_loss_spec, lambda spec, options: build_loss(spec, options, 3, 8)])
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("cwd", {}, "unknown loss 'cwd' in loss='cwd'; known are af_dcd, kd"),
+        ("", {}, "unknown loss ''"),
+        ("kd+", {}, "unknown loss ''"),
+        ("kd+kd", {}, "'kd' is more than once"),
+        ("kd", {"af_dcd": AF_DCD}, "options for 'af_dcd', which is not in loss='kd'"),
+        ("kd", {"weight": 1.0}, "options for 'weight', which is not in loss='kd'.*under the name of a loss: kd"),
+        ("kd", {"kd": 1.0}, "expected option names with values"),
+        ("kd", {"kd": {"tau": 1.0}}, "unknown option kd.tau; kd accepts weight, temperature"),
+        ("af_dcd", {"af_dcd": {**AF_DCD, "student_channels": 3}}, "unknown option af_dcd.student_channels"),
+        ("af_dcd", {"af_dcd": {"contrast_weight": 1.0}}, "missing af_dcd.feature_weight;"),
+        ("kd+af_dcd", None, "missing af_dcd.feature_weight and af_dcd.contrast_weight;"),
+        ("kd", {"kd": {"temperature": 0}}, "temperature=0 must be greater than 0"),
+        ("af_dcd", {"af_dcd": {**AF_DCD, "mask_ratio": 1}}, "mask_ratio=1 must be"),
+        ("af_dcd", {"af_dcd": {**AF_DCD, "contrast": "dense"}}, "unknown contrast='dense'"),
+    ],
+)
+def test_bad_specs_are_refused_alike_with_and_without_channels(check, spec, options, message):
+    with pytest.raises(ValueError, match=message):
+        check(spec, options)
+
+
+def test_a_loss_on_maps_asks_for_their_channels():
+    with pytest.raises(ValueError, match="'af_dcd' compares feature maps .*=3 and teacher_channels=None"):
+        build_loss("af_dcd", {"af_dcd": AF_DCD}, 3, None)
+
+
+def test_groups_are_checked_against_the_teacher_when_built():
+    with pytest.raises(ValueError, match="channel_groups=4 does not divide teacher_channels=10"):
+        build_loss("af_dcd", {"af_dcd": AF_DCD}, 3, 10)

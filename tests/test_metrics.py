@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import math
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix
+
+from afdcd_hf.metrics import StreamingMeanIoU
+
+# Worked out on paper: truth 0 0 0 1 1 2 | ignored, prediction 0 0 1 1 2 2 | anything
+TRUTH = np.array([[0, 0, 0, 1], [1, 2, 255, 255]])
+PREDICTION = np.array([[0, 0, 1, 1], [2, 2, 0, 77]])
+
+
+def metric_of(predictions, references, num_labels=3, **options):
+    metric = StreamingMeanIoU(num_labels, **options)
+    metric.update(predictions, references)
+    return metric
+
+
+def test_three_classes_score_as_worked_out_by_hand():
+    scores = metric_of(PREDICTION, TRUTH, id2label={0: "road", 1: "car", 2: "sky"}).compute()
+    assert scores["per_category_iou"] == pytest.approx({"road": 2 / 3, "car": 1 / 3, "sky": 1 / 2})
+    assert scores["per_category_accuracy"] == pytest.approx({"road": 2 / 3, "car": 1 / 2, "sky": 1.0})
+    assert scores["mean_iou"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 2) / 3)
+    assert scores["mean_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert scores["overall_accuracy"] == pytest.approx(4 / 6)
+    assert scores["absent_classes"] == [] and scores["num_pixels"] == 6
+    assert all(type(scores[key]) is float for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
+
+
+def test_rows_are_the_truth_and_columns_the_prediction():
+    assert metric_of(PREDICTION, TRUTH).confusion_matrix.tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("shape", [(4000,), (3, 17, 31), (2, 1, 5, 7)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.int64, np.uint64])
+def test_counts_equal_scikit_learns_for_any_shape_and_dtype(shape, dtype):
+    rng = np.random.default_rng(0)
+    predictions, references = (rng.integers(0, 19, shape).astype(dtype) for _ in range(2))
+    references[references == 18] = 120
+    counted = references.ravel() != 120
+    expected = confusion_matrix(references.ravel()[counted], predictions.ravel()[counted], labels=range(19))
+    for as_input in (np.asarray, torch.from_numpy):
+        metric = metric_of(as_input(predictions), as_input(references), num_labels=19, ignore_index=120)
+        np.testing.assert_array_equal(metric.confusion_matrix.numpy(), expected)
+
+
+def test_small_dtypes_do_not_overflow_with_many_classes():
+    metric = metric_of(np.full((2, 2), 180, np.uint8), np.full((2, 2), 181, np.uint8), num_labels=182)
+    assert metric.confusion_matrix[181, 180] == 4 and metric.confusion_matrix.sum() == 4
+
+
+def test_read_only_and_flipped_arrays_are_counted_without_a_warning():
+    frozen = TRUTH.copy()
+    frozen.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric = metric_of(frozen[:, ::-1], frozen[:, ::-1])
+    assert metric.compute()["mean_iou"] == 1.0
+
+
+def test_an_absent_class_is_nan_listed_and_left_out_of_the_mean():
+    scores = metric_of(PREDICTION, TRUTH, num_labels=4, id2label={3: "train"}).compute()
+    assert math.isnan(scores["per_category_iou"]["train"]) and math.isnan(scores["per_category_accuracy"]["train"])
+    assert scores["absent_classes"] == ["train"]
+    assert scores["mean_iou"] == pytest.approx(0.5)
+
+
+def test_an_absent_class_counts_as_zero_in_the_released_codes_convention():
+    scores = metric_of(PREDICTION, TRUTH, num_labels=4, absent_as_zero=True).compute()
+    assert scores["per_category_iou"]["3"] == 0.0 and scores["absent_classes"] == ["3"]
+    assert scores["mean_iou"] == pytest.approx(1.5 / 4)
+    assert scores["mean_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+
+
+def test_a_class_that_is_only_predicted_has_iou_zero_but_no_accuracy():
+    scores = metric_of(np.array([0, 1]), np.array([0, 0]), num_labels=2).compute()
+    assert scores["per_category_iou"] == {"0": 0.5, "1": 0.0} and scores["absent_classes"] == []
+    assert scores["mean_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("absent_as_zero", [False, True])
+def test_nothing_counted_gives_nan_without_a_warning(absent_as_zero):
+    metric = metric_of(PREDICTION, np.full_like(TRUTH, 255), absent_as_zero=absent_as_zero)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = metric.compute()
+    assert all(math.isnan(scores[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
+    assert scores["num_pixels"] == 0 and scores["absent_classes"] == ["0", "1", "2"]
+
+
+def test_padding_of_minus_100_is_ignored_beside_the_ignore_index():
+    padded = np.where(TRUTH == 255, -100, TRUTH)
+    assert torch.equal(metric_of(PREDICTION, padded).confusion_matrix, metric_of(PREDICTION, TRUTH).confusion_matrix)
+
+
+def test_an_ignored_class_id_can_still_be_predicted():
+    metric = metric_of(np.array([0, 0, 1]), np.array([0, 1, 1]), num_labels=2, ignore_index=0)
+    assert metric.confusion_matrix.tolist() == [[0, 0], [1, 1]]
+
+
+def test_an_empty_batch_counts_nothing():
+    assert metric_of(np.zeros((0, 4, 4), np.int64), np.zeros((0, 4, 4), np.int64)).compute()["num_pixels"] == 0
+
+
+def test_merging_two_metrics_equals_updating_one():
+    left, right = metric_of(PREDICTION, TRUTH), metric_of(TRUTH[:1], PREDICTION[:1])
+    joint = metric_of(PREDICTION, TRUTH)
+    joint.update(TRUTH[:1], PREDICTION[:1])
+    assert left.merge(right) is left
+    assert torch.equal(left.confusion_matrix, joint.confusion_matrix)
+    assert right.confusion_matrix.sum() == 4
+
+
+def test_reduce_replaces_the_counts_by_the_sum_over_processes():
+    metric = metric_of(PREDICTION, TRUTH)
+    other = metric_of(TRUTH[:1], PREDICTION[:1])
+    expected = metric.confusion_matrix + other.confusion_matrix
+    assert torch.equal(metric.reduce(lambda counts: counts.add_(other.confusion_matrix)).confusion_matrix, expected)
+
+
+def test_a_reducer_that_gathers_is_refused():
+    with pytest.raises(ValueError, match="sum them over processes, not gather"):
+        metric_of(PREDICTION, TRUTH).reduce(lambda counts: torch.stack([counts, counts]))
+
+
+def test_add_batch_takes_maps_of_different_sizes_like_evaluate():
+    metric = StreamingMeanIoU(3)
+    metric.add_batch(predictions=[PREDICTION, [[0, 1]]], references=[TRUTH, [[0, 2]]])
+    metric.add_batch(predictions=torch.tensor([2]), references=torch.tensor([2]))
+    expected = metric_of(PREDICTION, TRUTH).merge(metric_of(np.array([0, 1, 2]), np.array([0, 2, 2])))
+    assert torch.equal(metric.confusion_matrix, expected.confusion_matrix)
+    with pytest.raises(ValueError, match="2 predictions but 1 references"):
+        metric.add_batch(predictions=[PREDICTION, PREDICTION], references=[TRUTH])
+
+
+def test_the_state_is_one_matrix_however_many_images_were_seen():
+    metric = metric_of(PREDICTION, TRUTH)
+    size = len(pickle.dumps(metric))
+    for _ in range(50):
+        metric.update(PREDICTION, TRUTH)
+    assert len(pickle.dumps(metric)) == size and metric.compute()["num_pixels"] == 51 * 6
+    assert metric.confusion_matrix.dtype == torch.int64
+
+
+def test_reset_forgets_and_compute_does_not():
+    metric = metric_of(PREDICTION, TRUTH)
+    assert metric.compute() == metric.compute()
+    metric.reset()
+    assert metric.compute()["num_pixels"] == 0
+
+
+def test_the_confusion_matrix_handed_out_is_a_copy():
+    metric = metric_of(PREDICTION, TRUTH)
+    metric.confusion_matrix.zero_()
+    assert metric.confusion_matrix.sum() == 6
+
+
+def test_counts_made_in_inference_mode_can_be_extended_outside():
+    metric = StreamingMeanIoU(3)
+    with torch.inference_mode():
+        metric.update(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    metric.update(torch.tensor([2]), torch.tensor([2]))
+    assert metric.merge(metric_of(PREDICTION, TRUTH)).compute()["num_pixels"] == 9
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([[0, 1]], [[0, 3]], r"1 references outside 0\.\.2: values 3\. .* 255 .* -100"),
+        ([[0, 1]], [[-1, 0]], r"1 references outside 0\.\.2: values -1"),
+        ([[3, 7]], [[0, 0]], r"2 predictions outside 0\.\.2: values 3, 7"),
+        ([[-1, 0]], [[0, 0]], r"1 predictions outside 0\.\.2: values -1"),
+        ([[0, 1, 2]], [[0, 1]], r"shape \(1, 3\) and references \(1, 2\)"),
+        ([[0.0, 1.0]], [[0, 1]], r"predictions have dtype (torch\.)?float64"),
+        ([[0, 1]], [[True, False]], r"references have dtype (torch\.)?bool"),
+    ],
+)
+def test_bad_maps_are_refused_and_nothing_is_counted(predictions, references, message):
+    metric = metric_of(PREDICTION, TRUTH)
+    for as_input in (np.array, torch.from_numpy):
+        with pytest.raises(ValueError, match=message):
+            metric.update(as_input(np.array(predictions)), as_input(np.array(references)))
+    assert metric.compute()["num_pixels"] == 6
+
+
+def test_class_names_survive_json_and_duplicates():
+    assert StreamingMeanIoU(3, id2label={"0": "road", "2": "car"}).class_names == ["road", "1", "car"]
+    names = StreamingMeanIoU(3, id2label={0: "door", 1: "door", 2: "car"}).class_names
+    assert names == ["door (0)", "door (1)", "car"]
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="num_labels=0"):
+        StreamingMeanIoU(0)
+    with pytest.raises(ValueError, match=r"names classes \[3\]; num_labels=3 allows 0\.\.2"):
+        StreamingMeanIoU(3, id2label={3: "car"})
+    with pytest.raises(ValueError, match="4 classes can't be merged into one of 3"):
+        StreamingMeanIoU(3).merge(StreamingMeanIoU(4))

@@ -1,0 +1,297 @@
+"""Model cards: what stands in them, what their metadata says, and whose files they never touch."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from afdcd_hf.hub.model_card import (
+    MARKER,
+    CardFacts,
+    ComparisonRow,
+    DatasetFacts,
+    MeasuredResults,
+    Picture,
+    ReportedResults,
+    TrainingFacts,
+    render_card,
+    write_card,
+)
+
+BARE = CardFacts("bare-net", "PSPNet on resnet18, output stride 8")
+FULL = CardFacts(
+    model_name="deeplabv3-mbv2-scenes",
+    architecture="DeepLabV3 on mobilenetv2_100, output stride 8",
+    repo_id="afdcd/deeplabv3-mbv2-scenes",
+    num_parameters=4_120_345,
+    macs=18_430_000_000,
+    macs_size=(512, 1024),
+    dataset=DatasetFacts("scenes", "Generated street scenes", "validation", "CC0-1.0", 64),
+    measured=MeasuredResults(
+        mean_iou=0.61236,
+        mean_accuracy=0.7,
+        overall_accuracy=0.91,
+        per_category_iou={"road": 0.9, "car": 0.0, "tram": None, "boat": float("nan")},
+        num_images=50,
+        protocol={"scales": [1.0], "flip": False},
+        date="2026-01-02",
+        machine="2 CPU cores",
+        command="afdcd evaluate --model out --dataset scenes",
+    ),
+    reported=ReportedResults(0.7643, "Fan et al. 2023, Table 2"),
+    comparison=[
+        ComparisonRow("teacher", 39_640_000, 300_000_000_000, 0.69),
+        ("student alone", 4_120_345, 18_430_000_000, 0.58),
+        ComparisonRow("CWD"),
+    ],
+    training=TrainingFacts(
+        recipe="scenes_quick",
+        hyperparameters={"learning_rate": 0.02, "loss": "af_dcd"},
+        seed=0,
+        iterations=400,
+        seconds=3725.4,
+        hardware="one laptop",
+        versions={"torch": "2.15"},
+    ),
+    teacher="DeepLabV3 on resnet50",
+    base_model="timm/mobilenetv2_100.ra_in1k",
+    tags=["scenes", "afdcd"],
+    license="apache-2.0",
+    pictures=[Picture("predictions.png", "Image, truth and predictions")],
+    citations=["@misc{other,\n  title = {Other}\n}"],
+)
+FULL_WITHOUT_PICTURES = replace(FULL, pictures=[])
+
+
+def metadata(facts: CardFacts):
+    return ModelCard(render_card(facts)).data
+
+
+def section(text: str, title: str) -> str:
+    return re.split(r"^#{2,3} ", text.split(f"# {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+# Metadata
+
+
+def test_metadata_parses_and_names_library_task_and_origin():
+    data = metadata(FULL)
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-segmentation", "apache-2.0")
+    assert data.base_model == "timm/mobilenetv2_100.ra_in1k"
+    assert data.get("base_model_relation") == "finetune"
+    assert data.get("teacher") == "DeepLabV3 on resnet50"
+    assert data.tags == ["afdcd", "knowledge-distillation", "semantic-segmentation", "scenes"]
+
+
+def test_measured_results_make_a_model_index_in_percent():
+    data = metadata(FULL)
+    (result,) = data.eval_results
+    assert data.model_name == "deeplabv3-mbv2-scenes"
+    assert (result.metric_type, result.metric_name, result.metric_value) == ("mean_iou", "mIoU (%)", 61.24)
+    assert (result.dataset_type, result.dataset_name) == ("scenes", "Generated street scenes")
+    assert result.dataset_split == "validation"
+
+
+def test_a_reported_number_alone_makes_no_model_index():
+    facts = replace(FULL, measured=None)
+    assert metadata(facts).eval_results is None
+    assert "model-index" not in render_card(facts)
+
+
+def test_unknown_facts_leave_their_metadata_keys_out():
+    assert set(metadata(BARE).to_dict()) == {"library_name", "pipeline_tag", "tags"}
+
+
+# Text
+
+
+def test_reported_and_measured_stand_in_separate_columns():
+    results = section(render_card(FULL), "Results")
+    assert "| Metric (%) | Reported (paper) | Measured (ours) |" in results
+    assert "| mIoU | 76.43 | 61.24 |" in results
+    assert "| Mean accuracy | not stated | 70.00 |" in results
+    assert "Source of the reported number: Fan et al. 2023, Table 2." in results
+
+
+def test_what_was_not_measured_says_so_beside_the_reported_number():
+    text = render_card(replace(FULL, measured=None))
+    assert "| mIoU | 76.43 | not measured |" in text
+    assert section(text, "IoU of each class").strip() == "Not measured."
+    assert "We have not measured this network." in text
+
+
+def test_a_bare_card_states_nothing_it_does_not_know():
+    text = render_card(BARE)
+    assert "| mIoU | not stated | not measured |" in text
+    for fact in ("Licence of the weights", "Data set", "Teacher", "Recipe", "Seed", "Hardware", "Library versions"):
+        assert f"| {fact} | not stated |" in text
+    for fact in ("Parameters (every stored number)", "Multiply-accumulates", "Wall-clock time"):
+        assert f"| {fact} | not measured |" in text
+    assert "distilled from" not in text
+    assert "None" not in text and "nan" not in text
+
+
+def test_the_protocol_date_machine_and_command_are_told():
+    results = section(render_card(FULL), "Results")
+    for line in ("split validation (64 images)", "| Images | 50 |", "| scales | [1.0] |", "| flip | False |",
+                 "| Date | 2026-01-02 |", "| Machine | 2 CPU cores |"):  # fmt: skip
+        assert line in results
+    assert "```bash\nafdcd evaluate --model out --dataset scenes\n```" in results
+
+
+def test_the_comparison_lists_cost_and_score_of_each_network():
+    comparison = section(render_card(FULL), "Comparison")
+    assert "| Network | Parameters | MACs at 512×1024 | mIoU (%) |" in comparison
+    assert "| teacher | 39.64 M | 300.00 G | 69.00 |" in comparison
+    assert "| student alone | 4.12 M | 18.43 G | 58.00 |" in comparison
+    assert "| CWD | not measured | not measured | not measured |" in comparison
+
+
+def test_each_class_has_its_iou_and_absent_ones_none():
+    classes = section(render_card(FULL), "IoU of each class")
+    assert "| road | 90.00 |\n| car | 0.00 |" in classes
+    assert "| tram | occurs in neither truth nor prediction |" in classes
+    assert "| boat | occurs in neither truth nor prediction |" in classes
+
+
+def test_training_facts_are_listed_and_a_seed_of_zero_is_a_seed():
+    training = section(render_card(FULL), "Training")
+    for line in ("| Recipe | scenes_quick |", "| Teacher | DeepLabV3 on resnet50 |", "| Seed | 0 |",
+                 "| Iterations | 400 |", "| Wall-clock time | 1 h 02 min |", "| torch | 2.15 |",
+                 "| `learning_rate` | 0.02 |", "| `loss` | af_dcd |"):  # fmt: skip
+        assert line in training
+    assert "(seed 0)" in section(render_card(FULL), "Limitations")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (60, "1 min 00 s"), (3599.6, "1 h 00 min")])
+def test_durations_read_in_two_units_at_most(seconds, text):
+    assert f"| Wall-clock time | {text} |" in render_card(replace(BARE, training=TrainingFacts(seconds=seconds)))
+
+
+@pytest.mark.parametrize(("number", "text"), [(950, "950"), (12_600, "12.60 k"), (1_000_000, "1.00 M")])
+def test_small_and_large_counts_get_their_unit(number, text):
+    assert f"| Parameters (every stored number) | {text} |" in render_card(replace(BARE, num_parameters=number))
+
+
+def test_every_table_row_has_as_many_cells_as_its_header_whatever_the_names():
+    per_class = {"a|b\nc": 0.5}
+    facts = replace(
+        FULL,
+        measured=MeasuredResults(0.5, per_category_iou=per_class, protocol={"size|how": "label\nsize"}),
+        comparison=[ComparisonRow("x|y", 1, 1, 0.1)],
+    )
+    text = render_card(facts)
+    assert "| a\\|b c | 50.00 |" in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
+
+
+def test_the_python_examples_compile_and_name_the_repository():
+    blocks = re.findall(r"```python\n(.*?)```", render_card(FULL), flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        ast.parse(block)
+    assert "import afdcd_hf" in blocks[0] and 'name = "afdcd/deeplabv3-mbv2-scenes"' in blocks[0]
+    assert 'name = "path/to/bare-net"' in render_card(BARE)
+
+
+def test_af_dcd_is_cited_exactly_once_and_other_entries_follow():
+    text = render_card(replace(FULL, citations=["@misc{again,\n  eprint = {2312.04168}\n}", *FULL.citations]))
+    citation = section(text, "Citation")
+    assert citation.count("```bibtex") == 2
+    assert citation.count("2312.04168") == 1
+    assert citation.index("Fan, Jiawei and Li, Chao") < citation.index("@misc{other,")
+
+
+def test_rendering_twice_gives_the_same_text():
+    assert render_card(FULL) == render_card(replace(FULL))
+
+
+def test_no_template_syntax_and_no_heaps_of_blank_lines_remain():
+    for text in (render_card(FULL), render_card(BARE)):
+        assert text.startswith("---\n") and text.endswith("```\n")
+        assert not re.search(r"\{[{%]|[%}]\}\s*$|\n{4,}", text.split("## Citation")[0])
+
+
+# Checks of the facts
+
+
+@pytest.mark.parametrize("score", [61.2, -0.1, float("nan")])
+def test_a_score_that_is_no_fraction_is_refused(score):
+    with pytest.raises(ValueError, match="fraction from 0 to 1"):
+        MeasuredResults(score)
+    with pytest.raises(ValueError, match="fraction from 0 to 1"):
+        ReportedResults(score, "paper")
+    with pytest.raises(ValueError, match="'student'"):
+        replace(BARE, comparison=[("student", None, None, score)])
+
+
+def test_a_class_score_in_percent_is_refused_by_name():
+    with pytest.raises(ValueError, match="'road'"):
+        MeasuredResults(0.5, per_category_iou={"road": 90.0})
+
+
+def test_facts_that_mean_nothing_alone_are_refused():
+    with pytest.raises(ValueError, match="macs_size"):
+        replace(BARE, macs=10)
+    with pytest.raises(ValueError, match="dataset"):
+        replace(BARE, measured=MeasuredResults(0.5))
+    with pytest.raises(ValueError, match="absolute"):
+        replace(BARE, pictures=[Picture("/tmp/a.png", "a")])
+
+
+# Writing
+
+
+def test_the_card_is_written_as_readme_and_replaced_by_the_next_one(tmp_path):
+    assert write_card(tmp_path, BARE) == tmp_path / "README.md"
+    assert write_card(str(tmp_path), replace(BARE, model_name="renamed")) == tmp_path / "README.md"
+    assert "# renamed" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_handwritten_card_stays_to_the_byte_and_the_new_one_lies_beside_it(tmp_path, caplog):
+    by_hand = b"# Mine\r\n\xff\xfe no utf-8, no marker  \n"
+    (tmp_path / "README.md").write_bytes(by_hand)
+    with caplog.at_level(logging.WARNING):
+        path = write_card(tmp_path, BARE)
+    assert path == tmp_path / "README.generated.md"
+    assert path.read_bytes() == render_card(BARE).encode()
+    assert (tmp_path / "README.md").read_bytes() == by_hand
+    assert "README.md" in caplog.text and "README.generated.md" in caplog.text
+    assert write_card(tmp_path, FULL_WITHOUT_PICTURES) == path  # our own file beside it may be replaced
+    assert path.read_bytes() == render_card(FULL_WITHOUT_PICTURES).encode()
+
+
+def test_a_generated_card_without_its_marker_line_counts_as_handwritten(tmp_path):
+    path = write_card(tmp_path, BARE)
+    edited = path.read_text(encoding="utf-8").replace(MARKER + "\n", "") + "My own words.\n"
+    path.write_text(edited, encoding="utf-8")
+    assert write_card(tmp_path, BARE).name == "README.generated.md"
+    assert path.read_text(encoding="utf-8") == edited
+
+
+def test_two_handwritten_files_leave_no_place_to_write(tmp_path):
+    for name in ("README.md", "README.generated.md"):
+        (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="README.generated.md"):
+        write_card(tmp_path, BARE)
+    assert {path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"mine"}
+
+
+def test_missing_pictures_are_named_before_anything_is_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match="predictions.png"):
+        write_card(tmp_path, FULL)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "predictions.png").touch()
+    assert "![Image, truth and predictions](<predictions.png>)" in write_card(tmp_path, FULL).read_text("utf-8")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        write_card(tmp_path / "nowhere", BARE)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from afdcd_hf.data.samples import TrainingSamples, check_labels, collate_samples
+
+
+def rows(count=4, label_value=1, **extra):
+    image, label = Image.new("RGB", (6, 4)), Image.new("L", (6, 4), label_value)
+    return [{"image": image, "label": label, **extra} for _ in range(count)]
+
+
+def draw(image, label, rng):
+    """A transform that shows what it drew."""
+    return {"pixel_values": torch.full((3, 2, 2), rng.random()), "labels": torch.zeros(2, 2, dtype=torch.int64)}
+
+
+def drawn(samples):
+    return [float(sample["pixel_values"][0, 0, 0]) for sample in samples]
+
+
+def test_each_item_draws_from_seed_epoch_and_index():
+    samples = TrainingSamples(rows(), draw, num_labels=2, seed=7)
+    samples.set_epoch(3)
+    assert drawn(samples) == pytest.approx([np.random.default_rng([7, 3, i]).random() for i in range(4)], rel=1e-6)
+
+
+def test_another_epoch_or_seed_draws_anew_and_the_same_again():
+    samples, other = (TrainingSamples(rows(), draw, num_labels=2, seed=seed) for seed in (0, 1))
+    first = drawn(samples)
+    samples.set_epoch(1)
+    assert not set(first) & set(drawn(samples)) and not set(first) & set(drawn(other))
+    samples.set_epoch(0)
+    assert drawn(samples) == first
+
+
+def test_the_global_random_state_plays_no_part():
+    samples = TrainingSamples(rows(), draw, num_labels=2)
+    before = torch.get_rng_state()
+    first = drawn(samples)
+    np.random.seed(1)
+    assert drawn(samples) == first and torch.equal(torch.get_rng_state(), before)
+
+
+def test_persistent_workers_see_the_epoch():
+    samples = TrainingSamples(rows(), draw, num_labels=2)
+    loader = DataLoader(
+        samples,
+        batch_size=4,
+        num_workers=1,
+        persistent_workers=True,
+        timeout=60,
+        collate_fn=collate_samples,
+        multiprocessing_context="fork",
+    )
+    seen = []
+    for epoch in range(3):
+        samples.set_epoch(epoch)
+        seen += [batch["pixel_values"][:, 0, 0, 0].tolist() for batch in loader]
+    for epoch, values in enumerate(seen):
+        samples.set_epoch(epoch)
+        assert values == drawn(samples)
+
+
+def test_indices_behave_as_a_lists():
+    samples = TrainingSamples(rows(), draw, num_labels=2)
+    assert len(samples) == 4 and drawn([samples[-1]]) == drawn([samples[3]]) == drawn([samples[torch.tensor(3)]])
+    with pytest.raises(IndexError):
+        samples[4]
+
+
+def test_collating_stacks_images_and_labels():
+    samples = [{"pixel_values": torch.full((3, 2, 4), i), "labels": torch.full((2, 4), i)} for i in range(5)]
+    batch = collate_samples(samples)
+    assert batch["pixel_values"].shape == (5, 3, 2, 4) and batch["labels"].shape == (5, 2, 4)
+    assert batch["labels"][:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("extra", "name"), [({"name": "train/7.png"}, "train/7.png"), ({}, "image 2"), ({"name": None}, "image 2")]
+)
+def test_a_label_outside_the_classes_names_the_image_and_the_values(extra, name):
+    samples = TrainingSamples(rows(label_value=30, **extra), draw, num_labels=11)
+    with pytest.raises(ValueError, match=rf"{name}: 24 label pixels lie outside 0\.\.10 \(values 30\).*index=255"):
+        samples[2]
+
+
+def test_labels_are_checked_before_the_augmentation_could_crop_them_away():
+    dataset = rows()
+    dataset[0]["label"].putpixel((5, 3), 9)
+    with pytest.raises(ValueError, match="1 label pixels"):
+        TrainingSamples(dataset, draw, num_labels=2)[0]
+
+
+def test_errors_of_the_transform_name_the_image_too():
+    def refuse(image, label, rng):
+        raise ValueError("sizes differ")
+
+    with pytest.raises(ValueError, match="street.png: sizes differ"):
+        TrainingSamples(rows(name="street.png"), refuse, num_labels=2)[0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.uint16])
+def test_class_ids_and_the_ignore_index_pass(dtype):
+    check_labels(np.array([[0, 10, 255]], dtype), 11, 255, "x")
+    check_labels(np.array([[False, True]]), 2, 255, "a binary mask")
+
+
+def test_many_wrong_values_are_shortened():
+    with pytest.raises(ValueError, match=r"x: 9 label pixels .* \(values -1, 11, 12, 13, 14, \.\.\.\)"):
+        check_labels(np.array([[0, -1, 255, 11, 12, 13, 14, 15, 16, 17, 18]]), 11, 255, "x")
+
+
+@pytest.mark.parametrize("label", [np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.float32)])
+def test_a_label_that_is_no_map_of_ids_is_refused(label):
+    with pytest.raises(ValueError, match="x: the label has shape .* one integer class id a pixel"):
+        check_labels(label, 11, 255, "x")
+
+
+def test_bad_settings_are_refused():
+    import datasets
+
+    with pytest.raises(ValueError, match="num_labels=0"):
+        TrainingSamples(rows(), draw, num_labels=0)
+    with pytest.raises(ValueError, match="seed=-1"):
+        TrainingSamples(rows(), draw, num_labels=2, seed=-1)
+    with pytest.raises(ValueError, match=r"columns \['pixels', 'label'\].*rename"):
+        TrainingSamples(datasets.Dataset.from_dict({"pixels": [0], "label": [0]}), draw, num_labels=2)
