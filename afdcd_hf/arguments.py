@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 
 from .data.transforms import PAPER_SCALES
 from .losses import LOSSES
-from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
+from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments, parse_json_object
 
 
 @dataclass
@@ -23,7 +23,9 @@ class ModelArguments:
         default=None, metadata={"help": "Folder or Hub id of a saved model to start from, instead of a new network."}
     )
     backbone: str = field(default="resnet18", metadata={"help": "timm name of the backbone."})
-    backbone_kwargs: dict | str | None = field(default=None, metadata={"help": "Arguments of timm.create_model (JSON)."})
+    backbone_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Arguments of timm.create_model (JSON)."}
+    )
     pretrained_backbone: str = field(
         default="true", metadata={"help": "ImageNet weights: true (timm's), false, or a local .safetensors file."}
     )
@@ -32,6 +34,10 @@ class ModelArguments:
     head_channels: int | None = field(default=None, metadata={"help": "Width of the head; by default the paper's."})
     atrous_rates: list[int] | None = field(default=None, metadata={"help": "DeepLabV3's dilations."})
     auxiliary_head: bool = field(default=False, metadata={"help": "Add an auxiliary head on the last but one map."})
+
+    def __post_init__(self):
+        if isinstance(self.backbone_kwargs, str):
+            self.backbone_kwargs = parse_json_object("backbone_kwargs", self.backbone_kwargs)
 
 
 @dataclass

@@ -68,14 +68,14 @@ def _parser() -> argparse.ArgumentParser:
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
     from .runs import train
 
-    print(f"saved in {train(args.config, rest)}")
+    print(f"saved in {train(args.config, rest).folder}")
     return 0
 
 
 def _distill(args: argparse.Namespace, rest: list[str]) -> int:
     from .runs import distill
 
-    print(f"saved in {distill(args.config, rest)}")
+    print(f"saved in {distill(args.config, rest).folder}")
     return 0
 
 

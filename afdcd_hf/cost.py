@@ -24,8 +24,9 @@ def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
     if trainable_only:
         return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     # keep_vars hands out the tensors themselves, so that shared ones can be told by their identity.
-    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()
-               if isinstance(tensor, torch.Tensor)}
+    tensors = {
+        id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, torch.Tensor)
+    }
     return sum(tensor.numel() for tensor in tensors.values())
 
 

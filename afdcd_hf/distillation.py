@@ -107,7 +107,8 @@ def prepare_distillation(
     pairs = (("student", student, args.student_layer), ("teacher", teacher, args.teacher_layer))
     layers = [(layer or default_layer(network, role)) if needs_map else None for role, network, layer in pairs]
     seen = [
-        observe(network, batch["pixel_values"], layer) for network, layer in zip((student, teacher), layers, strict=True)
+        observe(network, batch["pixel_values"], layer)
+        for network, layer in zip((student, teacher), layers, strict=True)
     ]
     _check_classes(student, teacher, *seen)
     channels = [activations.feature_map.shape[1] if needs_map else None for activations in seen]

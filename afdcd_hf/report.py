@@ -87,9 +87,7 @@ def measured_results(results: dict[str, Any]) -> MeasuredResults:
     protocol.pop("versions", None)
     command = "afdcd evaluate --model {model} --dataset {dataset} --split {split}".format(**protocol)
     names = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "num_images")
-    return MeasuredResults(
-        **{name: results[name] for name in names}, protocol=protocol, command=command, **environment
-    )
+    return MeasuredResults(**{name: results[name] for name in names}, protocol=protocol, command=command, **environment)
 
 
 def _dataset_facts(data: DataArguments, num_images: int) -> DatasetFacts:

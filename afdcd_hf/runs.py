@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import AutoImageProcessor, set_seed
@@ -16,6 +16,7 @@ from .arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, DataArguments, ModelA
 from .data.loading import class_names, load_split
 from .data.samples import TrainingSamples
 from .data.transforms import RandomScaleCropFlip
+from .hub.model_card import CardFacts
 from .models.image_processing_afdcd import AfDcdImageProcessor
 from .models.loading import load_model
 from .models.modeling_afdcd import AfDcdForSemanticSegmentation
@@ -27,7 +28,14 @@ from .training_args import SegmentationTrainingArguments
 logger = logging.getLogger(__name__)
 
 
-def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> Path:
+class FinishedRun(NamedTuple):
+    """A run's folder, and the facts on its card (on the main process)."""
+
+    folder: Path
+    card: CardFacts | None
+
+
+def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> FinishedRun:
     """Train a network on the labels alone: teachers and baselines.
 
     Args:
@@ -36,7 +44,7 @@ def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> Path:
         argv: options that override the recipe, e.g. `["--max_steps", "100"]`.
 
     Returns:
-        The folder with the trained model, `results.json`, curves and card.
+        The folder, with the trained model, `results.json`, curves and card, and the card's facts.
     """
     recipe = load_recipe(config) if config else {}
     model_args, data, args = parse_arguments(TRAIN_ARGUMENTS, training_part(recipe), argv)
@@ -47,7 +55,7 @@ def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> Path:
     return _run(trainer, data, recipe_name=config)
 
 
-def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> Path:
+def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> FinishedRun:
     """Train a student with a teacher's help.
 
     Args:
@@ -55,7 +63,7 @@ def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> Path:
         argv: options that override the recipe, e.g. `["--teacher", "runs/teacher", "--kd.weight", "0.5"]`.
 
     Returns:
-        The folder with the trained student, `results.json`, curves and card.
+        The folder, with the trained student, `results.json`, curves and card, and the card's facts.
     """
     recipe = load_recipe(config) if config else {}
     model_args, teacher_args, data, args = parse_arguments(DISTILL_ARGUMENTS, recipe, argv)
@@ -148,12 +156,12 @@ def _check_same_input(processor, teacher: str) -> None:
 
 def _run(
     trainer: SegmentationTrainer, data: DataArguments, recipe_name: str | Path | None, teacher_name: str | None = None
-) -> Path:
+) -> FinishedRun:
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     seconds = time.perf_counter() - start
     trainer.save_model()
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()
-    write_report(trainer, data, recipe_name=recipe_name, teacher_name=teacher_name, seconds=seconds)
-    return Path(trainer.args.output_dir)
+    card = write_report(trainer, data, recipe_name=recipe_name, teacher_name=teacher_name, seconds=seconds)
+    return FinishedRun(Path(trainer.args.output_dir), card)

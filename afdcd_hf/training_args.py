@@ -25,7 +25,8 @@ class SegmentationTrainingArguments(TrainingArguments):
     optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Further arguments of the optimizer."})
     weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay."})
     decay_all: bool = field(
-        default=True, metadata={"help": "Apply weight decay to biases and normalisation too, as the released code does."}
+        default=True,
+        metadata={"help": "Apply weight decay to biases and normalisation too, as the released code does."},
     )
     lr_scheduler_type: str = field(default="polynomial", metadata={"help": "Schedule, by transformers' names."})
     lr_scheduler_kwargs: dict | str | None = field(
@@ -48,14 +49,16 @@ class SegmentationTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false: we read other columns."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two log lines."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and infinite losses from the log."})
-    metric_for_best_model: str | None = field(default="mean_iou", metadata={"help": "What load_best_model_at_end keeps."})
+    metric_for_best_model: str | None = field(
+        default="mean_iou", metadata={"help": "What load_best_model_at_end keeps."}
+    )
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether that metric is to be high."})
     task_weight: float = field(default=1.0, metadata={"help": "Weight of the cross entropy on the labels."})
     aux_weight: float = field(default=0.4, metadata={"help": "Weight of the auxiliary head's cross entropy."})
 
     def __post_init__(self):
         if isinstance(self.lr_scheduler_kwargs, str):
-            self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
+            self.lr_scheduler_kwargs = parse_json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         if self.lr_scheduler_kwargs is None:
             polynomial = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "polynomial"
             self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0} if polynomial else {}
@@ -95,12 +98,14 @@ class DistillationTrainingArguments(SegmentationTrainingArguments):
     teacher_layer: str | None = field(default=None, metadata={"help": "Likewise for the teacher."})
     loss_max_grad_norm: float = field(
         default=15.0,
-        metadata={"help": "Clip the gradients of the loss's own weights (align, projector) to this L2 norm; 0 does not."},
+        metadata={
+            "help": "Clip the gradients of the loss's own weights (align, projector) to this L2 norm; 0 does not."
+        },
     )
 
     def __post_init__(self):
         if isinstance(self.loss_kwargs, str):
-            self.loss_kwargs = json.loads(self.loss_kwargs)
+            self.loss_kwargs = parse_json_object("loss_kwargs", self.loss_kwargs)
         super().__post_init__()
         validate_loss_spec(self.loss, self.loss_kwargs)
         _check_not_negative("loss_max_grad_norm", self.loss_max_grad_norm)
@@ -109,3 +114,18 @@ class DistillationTrainingArguments(SegmentationTrainingArguments):
 def _check_not_negative(name: str, value: float) -> None:
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}={value} must be a finite number, 0 or more.")
+
+
+def parse_json_object(name: str, text: str) -> dict:
+    """Read an argument given as text on the command line, e.g. '{"stem_type": "deep"}'.
+
+    Raises:
+        ValueError: not JSON, or not an object.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}={text!r} is not valid JSON ({error}); write e.g. '{{\"key\": 1}}'.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}={text!r} must be a JSON object such as '{{\"key\": 1}}'.")
+    return value

@@ -223,9 +223,7 @@ def test_scenes_need_no_data_dir_and_refuse_bad_numbers(tmp_path):
 def test_the_package_exports_every_name_it_lists():
     import afdcd_hf.data as data
 
-    assert all(
-        getattr(data, name).__module__.startswith("afdcd_hf.data") for name in data.__all__ if name[1].islower()
-    )
+    assert all(getattr(data, name).__module__.startswith("afdcd_hf.data") for name in data.__all__ if name[1].islower())
     assert set(data.__all__) <= set(dir(data)) and data.SCENE_CLASSES == data.BENCHMARKS["scenes"].classes
     with pytest.raises(AttributeError, match="no attribute 'load_benchmarks'"):
         data.load_benchmarks  # noqa: B018

@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,12 +208,15 @@ def _scene_columns(
         raise ValueError(f"num_images={num_images}, seed={seed}: at least one image and a seed >= 0 are needed.")
     # Every (seed, split) owns a range of 2^32 scene seeds, so that validation scenes can't have been trained on.
     block = seed * len(benchmark.split_sizes) + list(benchmark.split_sizes).index(split)
-    scenes = [generate_scene((block << 32) + index, size) for index in range(count)]
-    return {
-        "image": [_png(image) for image, _ in scenes],
-        "label": [_png(label) for _, label in scenes],
-        "name": [f"{benchmark.name}/{split}/{index:06d}" for index in range(count)],
-    }
+    images, labels = _draw_scenes(block << 32, count, tuple(size))
+    names = [f"{benchmark.name}/{split}/{index:06d}" for index in range(count)]
+    return {"image": images, "label": labels, "name": names}
+
+
+@lru_cache(maxsize=4)  # drawing takes about 20 ms a scene, and one process often loads the same split again
+def _draw_scenes(first_seed: int, count: int, size: tuple[int, int]) -> tuple[list[dict], list[dict]]:
+    scenes = [generate_scene(first_seed + index, size) for index in range(count)]
+    return [_png(image) for image, _ in scenes], [_png(label) for _, label in scenes]
 
 
 def _png(pixels: np.ndarray) -> dict[str, Any]:

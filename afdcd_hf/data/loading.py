@@ -64,5 +64,7 @@ def _load_other(name: str, split: str, data_dir: str | Path | None) -> Dataset:
         ) from error
     missing = {"image", "label"} - set(dataset.column_names)
     if missing:
-        raise ValueError(f"{name!r} has columns {dataset.column_names}, but lacks {sorted(missing)}; rename its columns.")
+        raise ValueError(
+            f"{name!r} has columns {dataset.column_names}, but lacks {sorted(missing)}; rename its columns."
+        )
     return dataset

@@ -280,9 +280,7 @@ def _paint_curtain_wall(canvas: Canvas, block: Building, wall: Wall) -> None:
         sky = blend(block.glass, light.sky_low if floor % 3 else light.sky_top, share)
         low = 0.4 + floor * (wall.height - 0.8) / floors
         high = low + 0.86 * wall.height / floors
-        canvas.shape(
-            wall.quad(0.2, wall.length - 0.2, low, min(high, wall.height)), ink(sky, wall.distance, 0.9, True)
-        )
+        canvas.shape(wall.quad(0.2, wall.length - 0.2, low, min(high, wall.height)), ink(sky, wall.distance, 0.9, True))
     bars = ink(block.trim, wall.distance, wall.gain)
     for column in range(1, int(wall.length / 2.2)):
         foot, _, _, _ = corners = wall.quad(column * 2.2, column * 2.2, 0.4, wall.height)
@@ -690,9 +688,7 @@ def _paint_side_windows(canvas: Canvas, car: Car, v: float) -> None:
     tops = [u for u, y in outline if y > roof - 0.06]
     feet = [u for u, y in outline if y >= belt - 0.06 and y < roof - 0.06]
     if car.kind in ("van", "truck"):  # closed sides, windows for the driver only
-        panes = [
-            ((tops[-1] - 1.0, belt), (tops[-1] - 1.0, roof - 0.3), (tops[-1], roof - 0.3), (feet[-1] - 0.1, belt))
-        ]
+        panes = [((tops[-1] - 1.0, belt), (tops[-1] - 1.0, roof - 0.3), (tops[-1], roof - 0.3), (feet[-1] - 0.1, belt))]
     else:
         split = (tops[0] + tops[-1]) / 2
         panes = [

@@ -17,7 +17,9 @@ class TaskLoss(nn.Module):
         align_corners: how logits are upsampled to the label's size; True for our networks, as in the released code.
     """
 
-    def __init__(self, weight: float = 1.0, aux_weight: float = 0.4, ignore_index: int = 255, align_corners: bool = True):
+    def __init__(
+        self, weight: float = 1.0, aux_weight: float = 0.4, ignore_index: int = 255, align_corners: bool = True
+    ):
         super().__init__()
         self.weight = weight
         self.aux_weight = aux_weight

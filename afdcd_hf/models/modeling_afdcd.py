@@ -118,9 +118,7 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         self.backbone = Backbone(config.backbone, config.output_stride, pretrained_backbone, **config.backbone_kwargs)
         _keep_initialisation(self.backbone)
         channels = self.backbone.channels
-        self.head = build_head(
-            config.head, channels[-1], config.num_labels, config.head_channels, config.atrous_rates
-        )
+        self.head = build_head(config.head, channels[-1], config.num_labels, config.head_channels, config.atrous_rates)
         if config.auxiliary_head and len(channels) < 2:
             raise ValueError(f"auxiliary_head needs a second map, but backbone {config.backbone!r} gives only one.")
         self.auxiliary_head = FCNHead(channels[-2], config.num_labels) if config.auxiliary_head else None

@@ -1,0 +1,8 @@
+"""`afdcd distill` as a script, for `accelerate launch` and `torchrun`; takes the same arguments."""
+
+import sys
+
+from afdcd_hf.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["distill", *sys.argv[1:]]))
