@@ -35,6 +35,14 @@ class ModelArguments:
     atrous_rates: list[int] | None = field(default=None, metadata={"help": "DeepLabV3's dilations."})
     auxiliary_head: bool = field(default=False, metadata={"help": "Add an auxiliary head on the last but one map."})
 
+    preprocessing: str | None = field(
+        default=None,
+        metadata={
+            "help": "Input of a new network: timm (as its ImageNet weights) or released (BGR, mean-subtracted); by "
+            "default the teacher's, else timm."
+        },
+    )
+
     def __post_init__(self):
         if isinstance(self.backbone_kwargs, str):
             self.backbone_kwargs = parse_json_object("backbone_kwargs", self.backbone_kwargs)

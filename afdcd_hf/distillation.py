@@ -123,8 +123,8 @@ def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, ta
     counts = seen.logits.shape[1], taught.logits.shape[1]
     if counts[0] != counts[1]:
         raise ValueError(
-            f"The student has {counts[0]} classes and the teacher {counts[1]}. Give the student the teacher's num_labels, "
-            "or take a teacher trained on these classes."
+            f"The student has {counts[0]} classes and the teacher {counts[1]}. Give the student the teacher's "
+            "num_labels, or take a teacher trained on these classes."
         )
     names = [_class_names(network) for network in (student, teacher)]
     if all(names) and names[0] != names[1]:

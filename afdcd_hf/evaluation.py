@@ -91,8 +91,8 @@ def evaluate_segmenter(
         `absent_classes`, `num_pixels`, `num_images` and `protocol` (everything above that influences the number).
 
     Raises:
-        ValueError: an empty dataset, an image and label of different size, or a label outside the class range; image and
-            value are named.
+        ValueError: an empty dataset, an image and label of different size, or a label outside the class range; image
+            and value are named.
     """
     if len(dataset) == 0:
         raise ValueError("There is nothing to evaluate: the dataset is empty.")

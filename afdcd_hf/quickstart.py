@@ -1,7 +1,7 @@
 """`afdcd quickstart`: the whole idea in a few minutes, on generated street scenes, without a GPU or a download.
 
-A teacher, the student alone and the student with Af-DCD are trained on the same budget and seed, and all three are scored
-from their saved folders.
+A teacher, the student alone and the student with Af-DCD are trained, the latter two on the same budget and seed, and
+all three are scored from their saved folders.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from .cost import count_macs, count_parameters
 from .data.benchmarks import get_benchmark
 from .data.loading import load_split
 from .evaluation import segment_image
-from .hub.model_card import ComparisonRow, Picture, write_card
+from .hub.card_facts import ComparisonRow, Picture
+from .hub.model_card import write_card
 from .models.loading import load_model
 from .recipes import load_recipe
 from .report import RESULTS_NAME

@@ -12,7 +12,8 @@ from .charts import plot_training_curves
 from .cost import count_macs, count_parameters
 from .data.benchmarks import BENCHMARKS
 from .evaluation import evaluate_segmenter
-from .hub.model_card import CardFacts, DatasetFacts, MeasuredResults, Picture, TrainingFacts, write_card
+from .hub.card_facts import CardFacts, DatasetFacts, MeasuredResults, Picture, TrainingFacts
+from .hub.model_card import write_card
 from .models.loading import load_model
 from .results import library_versions, machine_name, save_results
 from .trainer import SegmentationTrainer

@@ -16,10 +16,10 @@ from .arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, DataArguments, ModelA
 from .data.loading import class_names, load_split
 from .data.samples import TrainingSamples
 from .data.transforms import RandomScaleCropFlip
-from .hub.model_card import CardFacts
-from .models.image_processing_afdcd import AfDcdImageProcessor
+from .hub.card_facts import CardFacts
 from .models.loading import load_model
 from .models.modeling_afdcd import AfDcdForSemanticSegmentation
+from .preprocessing import check_same_input, new_processor
 from .recipes import load_recipe
 from .report import write_report
 from .trainer import DistillationTrainer, SegmentationTrainer
@@ -72,16 +72,21 @@ def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finis
         raise ValueError("A distillation needs --teacher: the folder or Hub id of a trained network.")
     teacher = load_model(teacher_args.teacher)
     set_seed(args.seed)
-    student, processor = build_model(model_args, class_names(data.dataset, data.class_names))
-    _check_same_input(processor, teacher_args.teacher)
+    teacher_processor = _processor_of(teacher_args.teacher)
+    student, processor = build_model(model_args, class_names(data.dataset, data.class_names), teacher_processor)
+    if teacher_processor is not None:
+        check_same_input(processor, teacher_processor)
     trainer = DistillationTrainer(
         student, teacher, args, processing_class=processor, **_datasets(data, args, processor)
     )
     return _run(trainer, data, recipe_name=config, teacher_name=teacher_args.teacher)
 
 
-def build_model(args: ModelArguments, classes: Sequence[str]) -> tuple[nn.Module, Any]:
-    """The network to train and its image processor: a saved one, or a new one on a timm backbone."""
+def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor=None) -> tuple[nn.Module, Any]:
+    """The network to train and its image processor: a saved one, or a new one on a timm backbone.
+
+    A new student takes over how its teacher's images are prepared, unless `args.preprocessing` says otherwise.
+    """
     if args.model is not None:
         model, processor = load_model(args.model), AutoImageProcessor.from_pretrained(args.model)
         if model.config.num_labels != len(classes):
@@ -99,17 +104,7 @@ def build_model(args: ModelArguments, classes: Sequence[str]) -> tuple[nn.Module
         auxiliary_head=args.auxiliary_head,
         id2label=dict(enumerate(classes)),
     )
-    return model, processor_for(model)
-
-
-def processor_for(model: AfDcdForSemanticSegmentation) -> AfDcdImageProcessor:
-    """The input that the backbone's ImageNet weights expect, as timm's table has it."""
-    settings = getattr(model.backbone.net, "pretrained_cfg", None) or {}
-    return AfDcdImageProcessor(
-        **({"image_mean": list(settings["mean"])} if settings.get("mean") else {}),
-        **({"image_std": list(settings["std"])} if settings.get("std") else {}),
-        align_corners=model.config.align_corners,
-    )
+    return model, new_processor(model, args.preprocessing, teacher_processor)
 
 
 def _datasets(data: DataArguments, args: SegmentationTrainingArguments, processor) -> dict[str, Any]:
@@ -138,20 +133,13 @@ def _check_output(args: SegmentationTrainingArguments) -> None:
         )
 
 
-def _check_same_input(processor, teacher: str) -> None:
-    """Both networks see the same pixels, so the teacher must have been trained on input made the same way."""
+def _processor_of(teacher: str):
+    """The teacher's image processor, or None (with a warning) where its folder has none."""
     try:
-        theirs = AutoImageProcessor.from_pretrained(teacher)
+        return AutoImageProcessor.from_pretrained(teacher)
     except (OSError, ValueError) as error:
-        logger.warning("The teacher %s has no image processor (%s): its input cannot be checked.", teacher, error)
-        return
-    names = ("image_mean", "image_std", "do_rescale", "do_normalize", "do_flip_channels")
-    for name in names:
-        mine, other = getattr(processor, name, None), getattr(theirs, name, None)
-        if (list(mine) if isinstance(mine, (list, tuple)) else mine or False) != (
-            list(other) if isinstance(other, (list, tuple)) else other or False
-        ):
-            logger.warning("The student's images have %s=%s, but the teacher was trained with %s.", name, mine, other)
+        logger.warning("The teacher %s has no image processor, so its input cannot be checked: %s", teacher, error)
+        return None
 
 
 def _run(

@@ -15,14 +15,16 @@ from .losses import validate_loss_spec
 class SegmentationTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the paper's schedule as defaults, and what segmentation adds.
 
-    Defaults that differ from transformers': SGD with momentum 0.9, learning rate 0.02, weight decay 1e-4 on all weights,
-    polynomial decay of power 0.9 to 0 over 40 000 steps, no gradient clipping, the last incomplete batch dropped, a
-    NaN loss shown as it is, best checkpoint (where asked for) by mean IoU.
+    Defaults that differ from transformers': SGD with momentum 0.9, learning rate 0.02, weight decay 1e-4 on all
+    weights, polynomial decay of power 0.9 to 0 over 40 000 steps, no gradient clipping, the last incomplete batch
+    dropped, a NaN loss shown as it is, best checkpoint (where asked for) by mean IoU.
     """
 
     learning_rate: float = field(default=0.02, metadata={"help": "Initial learning rate."})
     optim: str = field(default="sgd", metadata={"help": "Optimizer, by transformers' names."})
-    optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Further arguments of the optimizer."})
+    optim_args: str | None = field(
+        default=None, metadata={"help": "Further arguments of the optimizer; for sgd the default is momentum=0.9."}
+    )
     weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay."})
     decay_all: bool = field(
         default=True,
@@ -62,6 +64,8 @@ class SegmentationTrainingArguments(TrainingArguments):
         if self.lr_scheduler_kwargs is None:
             polynomial = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "polynomial"
             self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0} if polynomial else {}
+        if self.optim_args is None and str(getattr(self.optim, "value", self.optim)) == "sgd":
+            self.optim_args = "momentum=0.9"
         super().__post_init__()
         for name in ("task_weight", "aux_weight"):
             _check_not_negative(name, getattr(self, name))

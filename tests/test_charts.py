@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afdcd_hf.charts import (
-    STYLE,
-    _curves_figure,
-    _predictions_figure,
-    colorize,
-    plot_predictions,
-    plot_training_curves,
-)
+from afdcd_hf.charts import colorize, plot_predictions, plot_training_curves
+from afdcd_hf.charts.curves import _curves_figure
+from afdcd_hf.charts.figures import STYLE
+from afdcd_hf.charts.predictions import _predictions_figure
 
 PALETTE = [(128, 64, 128), (250, 170, 30), (0, 0, 230)]
 NAMES = ["road", "lamp", "car"]

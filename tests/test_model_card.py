@@ -10,8 +10,7 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 
-from afdcd_hf.hub.model_card import (
-    MARKER,
+from afdcd_hf.hub.card_facts import (
     CardFacts,
     ComparisonRow,
     DatasetFacts,
@@ -19,9 +18,8 @@ from afdcd_hf.hub.model_card import (
     Picture,
     ReportedResults,
     TrainingFacts,
-    render_card,
-    write_card,
 )
+from afdcd_hf.hub.model_card import MARKER, render_card, write_card
 
 BARE = CardFacts("bare-net", "PSPNet on resnet18, output stride 8")
 FULL = CardFacts(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from afdcd_hf.data.scene_painters import CAR, PERSON, POLE, SKY, VOID, Canvas, Light, View
-from afdcd_hf.data.scenes import SCENE_CLASSES, SCENE_PALETTE, _shrink_label, _void_borders, generate_scene
+from afdcd_hf.data.scenes import SCENE_CLASSES, SCENE_PALETTE, generate_scene
+from afdcd_hf.data.scenes.camera import shrink_label, void_borders
+from afdcd_hf.data.scenes.canvas import CAR, PERSON, POLE, SKY, VOID, Canvas, Light, View
 
 # Share of the labelled pixels, averaged over scenes: (least, most). Rare classes must stay learnable.
 SHARES = {
@@ -174,7 +175,7 @@ def test_haze_and_the_hour_change_colours_but_lamps_keep_theirs():
 def test_a_line_two_canvas_pixels_wide_is_one_label_pixel_wide(column):
     enlarged = np.zeros((8, 8), np.uint8)
     enlarged[:, column : column + 2] = POLE
-    for label in (_shrink_label(enlarged), _shrink_label(enlarged.T.copy()).T):
+    for label in (shrink_label(enlarged), shrink_label(enlarged.T.copy()).T):
         assert ((label == POLE).sum(1) == 1).all()
 
 
@@ -184,4 +185,4 @@ def test_void_borders_surround_a_car_and_leave_it_whole():
     label[0, 5] = POLE
     expected = label.copy()
     expected[[1, 1, 3, 3, 2, 2], [2, 3, 2, 3, 1, 4]] = VOID
-    assert np.array_equal(_void_borders(label), expected)
+    assert np.array_equal(void_borders(label), expected)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,18 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from .layouts import file_columns
 from .scenes import SCENE_CLASSES, SCENE_PALETTE, generate_scene
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-logger = logging.getLogger(__name__)
-
 RGB = tuple[int, int, int]
-Pairs = list[tuple[Path, Path]]
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-LABEL_SUFFIXES = (".png",)
 
 
 @dataclass(frozen=True)
@@ -158,7 +152,7 @@ def load_benchmark(name: str, split: str = "train", data_dir: str | Path | None 
             raise ValueError(f"scenes is generated and reads no files: leave out data_dir={str(data_dir)!r}.")
         columns = _scene_columns(benchmark, split, **options)
     else:
-        columns = _file_columns(benchmark, split, data_dir)
+        columns = file_columns(benchmark, split, data_dir)
     return _as_dataset(benchmark, columns)
 
 
@@ -223,78 +217,3 @@ def _png(pixels: np.ndarray) -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
     return {"bytes": buffer.getvalue(), "path": None}
-
-
-def _file_columns(benchmark: Benchmark, split: str, data_dir: str | Path | None) -> dict[str, list[Any]]:
-    if data_dir is None:
-        raise ValueError(f"{benchmark.name} is read from files: give data_dir, a folder with {benchmark.layout}.")
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"data_dir {root} is no folder; {benchmark.name} needs one with {benchmark.layout}.")
-    pairs = _LAYOUTS[benchmark.name](benchmark, root, split)
-    published = benchmark.split_sizes[split]
-    if len(pairs) != published:
-        logger.warning("%s %s has %d images, published are %d: %s", benchmark.name, split, len(pairs), published, root)
-    return {
-        "image": [str(image) for image, _ in pairs],
-        "label": [str(label) for _, label in pairs],
-        "name": [image.relative_to(root).as_posix() for image, _ in pairs],
-    }
-
-
-def _camvid_pairs(benchmark: Benchmark, root: Path, split: str) -> Pairs:
-    image_dir, label_dir = _existing_folders(benchmark, root, split, lambda name: (name, f"{name}annot"))
-    return _pairs_by_stem(_files(image_dir, IMAGE_SUFFIXES), _files(label_dir, LABEL_SUFFIXES), image_dir, label_dir)
-
-
-_LAYOUTS: dict[str, Callable[[Benchmark, Path, str], Pairs]] = {"camvid": _camvid_pairs}
-
-
-def _existing_folders(
-    benchmark: Benchmark, root: Path, split: str, folders_of: Callable[[str], tuple[str, ...]]
-) -> tuple[Path, ...]:
-    """The split's folders under `root`, or an error that says which are missing and which splits are complete."""
-
-    def missing(name: str) -> list[str]:
-        return [folder for folder in folders_of(name) if not (root / folder).is_dir()]
-
-    if missing(split):
-        complete = [name for name in benchmark.split_sizes if not missing(name)]
-        raise FileNotFoundError(
-            f"{root} has no folder {' and no '.join(missing(split))}, needed for {benchmark.name}'s split {split}. "
-            f"Expected: {benchmark.layout}. Splits found there: {', '.join(complete) or 'none'}."
-        )
-    return tuple(root / folder for folder in folders_of(split))
-
-
-def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files by stem, in order; hidden ones (such as macOS's `._x.png`) are no data."""
-    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
-    paths = sorted(path for path in visible if path.suffix.lower() in suffixes)
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no file ending in {', '.join(suffixes)} (in either case).")
-    by_stem: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in by_stem:
-            raise ValueError(f"{folder} has both {by_stem[path.stem].name} and {path.name}; remove one of them.")
-        by_stem[path.stem] = path
-    return by_stem
-
-
-def _pairs_by_stem(images: dict[str, Path], labels: dict[str, Path], image_dir: Path, label_dir: Path) -> Pairs:
-    problems = [
-        f"{len(lonely)} in {folder} without {counterpart} ({_first(lonely)})"
-        for folder, counterpart, lonely in (
-            (image_dir, "label", [images[stem].name for stem in images if stem not in labels]),
-            (label_dir, "image", [labels[stem].name for stem in labels if stem not in images]),
-        )
-        if lonely
-    ]
-    if problems:
-        raise FileNotFoundError(f"Images and labels must share their file stems: {'; '.join(problems)}.")
-    return [(image, labels[stem]) for stem, image in images.items()]
-
-
-def _first(names: Iterable[str], limit: int = 3) -> str:
-    names = list(names)
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

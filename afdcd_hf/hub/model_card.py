@@ -1,17 +1,16 @@
 """Model cards: the facts of one run, rendered to a README.
 
-All prose is in `model_card_template.md`; here are the facts, their checks and their formats. Fractions go in, percent
-come out. A fact that is None reads "not measured" or "not stated" in the card and is left out of its metadata.
+All prose is in `model_card_template.md`, the facts are in `card_facts.py`; here are their formats. Fractions go in,
+percent come out. A fact that is None reads "not measured" or "not stated" in the card and is left out of its metadata.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from .card_facts import CardFacts, is_missing
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -33,177 +32,6 @@ AF_DCD_CITATION = """\
 }"""
 
 
-@dataclass(frozen=True)
-class DatasetFacts:
-    """The data set the numbers belong to.
-
-    Attributes:
-        name: Short name, such as "cityscapes".
-        pretty_name: Name as people write it; None shows `name`.
-        split: Split that was evaluated.
-        license: Licence or terms of use of the data.
-        num_images: Images in that split.
-    """
-
-    name: str
-    pretty_name: str | None = None
-    split: str | None = None
-    license: str | None = None
-    num_images: int | None = None
-
-    @property
-    def title(self) -> str:
-        return self.pretty_name or self.name
-
-
-@dataclass(frozen=True)
-class MeasuredResults:
-    """What we measured ourselves; the names are those of `results.json`. Scores are fractions 0-1.
-
-    Attributes:
-        mean_iou: Mean IoU over the classes that count.
-        mean_accuracy: Mean over classes of the share of its pixels that were found.
-        overall_accuracy: Share of all pixels that were right.
-        per_category_iou: Class name to IoU; None or NaN for a class that occurs in neither truth nor prediction.
-        num_images: Images that were evaluated.
-        protocol: How it was measured: scales, flip, window and so on.
-        date, machine, command: When, where and with which command.
-
-    Raises:
-        ValueError: If a score lies outside 0-1.
-    """
-
-    mean_iou: float
-    mean_accuracy: float | None = None
-    overall_accuracy: float | None = None
-    per_category_iou: Mapping[str, float | None] = field(default_factory=dict)
-    num_images: int | None = None
-    protocol: Mapping[str, Any] = field(default_factory=dict)
-    date: str | None = None
-    machine: str | None = None
-    command: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_fraction("mean_iou", self.mean_iou)
-        for name in ("mean_accuracy", "overall_accuracy"):
-            _check_fraction(name, getattr(self, name))
-        for name, iou in self.per_category_iou.items():
-            if not _is_missing(iou):
-                _check_fraction(f"per_category_iou[{name!r}]", iou)
-
-
-@dataclass(frozen=True)
-class ReportedResults:
-    """A number somebody else published, kept apart from ours.
-
-    Attributes:
-        mean_iou: Fraction 0-1.
-        source: Where it stands, for example "Fan et al. 2023, Table 2".
-    """
-
-    mean_iou: float
-    source: str
-
-    def __post_init__(self) -> None:
-        _check_fraction("reported mean_iou", self.mean_iou)
-
-
-class ComparisonRow(NamedTuple):
-    """One network of the comparison, measured by us; `mean_iou` is a fraction 0-1."""
-
-    model: str
-    num_parameters: int | None = None
-    macs: int | None = None
-    mean_iou: float | None = None
-
-
-class Picture(NamedTuple):
-    """A picture of the card; `path` is relative to the card's folder."""
-
-    path: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class TrainingFacts:
-    """How the network was trained; everything may be unknown.
-
-    Attributes:
-        recipe: Name of the recipe.
-        hyperparameters: The settings worth a reader's time, in order of appearance.
-        seed, iterations: As trained.
-        seconds: Wall-clock time of the training.
-        hardware: Where it ran.
-        versions: Library to version.
-    """
-
-    recipe: str | None = None
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    seed: int | None = None
-    iterations: int | None = None
-    seconds: float | None = None
-    hardware: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """Everything a card says about one network.
-
-    Attributes:
-        model_name: Name of the network, the card's title.
-        architecture: For example "DeepLabV3 on resnet18, output stride 8".
-        repo_id: Its repository on the Hub; None lets the examples name a folder.
-        num_parameters: As `afdcd_hf.cost.count_parameters` counts.
-        macs: Multiply-accumulates of one image, as `afdcd_hf.cost.count_macs` counts.
-        macs_size: `(height, width)` that `macs` belongs to, here and in `comparison`.
-        dataset: The data set it was trained for and measured on.
-        measured: Our own results; None reads "not measured".
-        reported: A published number for the same network.
-        comparison: Rows to hold it against, such as teacher, student alone and distilled.
-        training: How it was trained.
-        teacher: Name of the teacher it was distilled from.
-        base_model: Hub id of the weights it started from, for example "timm/resnet18.a1_in1k".
-        tags: Tags beside the package's own.
-        license: Hub identifier of the weights' licence; None leaves the metadata key out.
-        pictures: Pictures in the card's folder.
-        citations: BibTeX entries beside the one of Af-DCD, which is always in.
-
-    Raises:
-        ValueError: If MACs come without their input size, measured results without a data set, a score of the
-            comparison lies outside 0-1, or a picture's path is absolute.
-    """
-
-    model_name: str
-    architecture: str
-    repo_id: str | None = None
-    num_parameters: int | None = None
-    macs: int | None = None
-    macs_size: tuple[int, int] | None = None
-    dataset: DatasetFacts | None = None
-    measured: MeasuredResults | None = None
-    reported: ReportedResults | None = None
-    comparison: list[ComparisonRow] = field(default_factory=list)
-    training: TrainingFacts = field(default_factory=TrainingFacts)
-    teacher: str | None = None
-    base_model: str | None = None
-    tags: list[str] = field(default_factory=list)
-    license: str | None = None
-    pictures: list[Picture] = field(default_factory=list)
-    citations: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.macs_size is None and (self.macs is not None or any(row[2] is not None for row in self.comparison)):
-            raise ValueError("MACs were given without macs_size; pass the (height, width) they were counted at.")
-        if self.measured is not None and self.dataset is None:
-            raise ValueError("Measured results were given without dataset; say what they were measured on.")
-        for model, _, _, mean_iou in self.comparison:
-            _check_fraction(f"mean_iou of {model!r} in the comparison", mean_iou)
-        for path, _ in self.pictures:
-            if Path(path).is_absolute():
-                raise ValueError(f"The picture {path} has an absolute path; pass it relative to the card's folder.")
-
-
 def render_card(facts: CardFacts) -> str:
     """Renders the facts to a model card: YAML metadata, then Markdown.
 
@@ -219,7 +47,7 @@ def render_card(facts: CardFacts) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
     )
     environment.filters.update(
-        percent=_percent, amount=_amount, duration=_duration, cell=_cell, missing=_is_missing, or_unstated=_or_unstated
+        percent=_percent, amount=_amount, duration=_duration, cell=_cell, missing=is_missing, or_unstated=_or_unstated
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     others = [text.strip() for text in facts.citations if AF_DCD_PAPER not in text]
@@ -303,17 +131,8 @@ def _is_handwritten(path: Path) -> bool:
     return path.exists() and MARKER not in path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
-def _check_fraction(name: str, value: float | None) -> None:
-    if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}; pass a fraction from 0 to 1 (76.4 % is 0.764).")
-
-
-def _is_missing(value: float | None) -> bool:
-    return value is None or math.isnan(value)
-
-
 def _percent(fraction: float | None, missing: str = "not measured") -> str:
-    return missing if _is_missing(fraction) else f"{100 * fraction:.2f}"
+    return missing if is_missing(fraction) else f"{100 * fraction:.2f}"
 
 
 def _amount(number: int | None) -> str:

@@ -1,7 +1,6 @@
 """Configuration of a segmentation network: everything that `from_pretrained` needs to build it."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: `@strict` checks the types of the fields only where they are real types.
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
