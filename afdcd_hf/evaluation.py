@@ -97,7 +97,9 @@ def evaluate_segmenter(
     if len(dataset) == 0:
         raise ValueError("There is nothing to evaluate: the dataset is empty.")
     config = getattr(model, "config", None)
-    num_labels = num_labels or config.num_labels
+    num_labels = num_labels or getattr(config, "num_labels", None)
+    if num_labels is None:
+        raise ValueError(f"{type(model).__name__} has no configuration with num_labels: pass num_labels=...")
     state = PartialState()
     metric = StreamingMeanIoU(
         num_labels,

@@ -6,6 +6,7 @@ import difflib
 import os
 
 import timm
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
@@ -20,14 +21,18 @@ class Backbone(nn.Module):
         kwargs: passed to `timm.create_model`.
 
     Raises:
-        ValueError: unknown name, a model without feature maps, or a stride that it cannot give.
+        ValueError: unknown name, a model without feature maps, a stride that it cannot give, or a file that does not
+            hold its weights.
         FileNotFoundError: `pretrained` names a file that is not there.
     """
 
     def __init__(self, name: str, output_stride: int, pretrained: bool | str | os.PathLike = False, **kwargs):
         super().__init__()
         _check_name(name)
-        self.net = _create(name, output_stride, {**kwargs, **_weights_source(pretrained)})
+        if isinstance(pretrained, bool):
+            self.net = _create(name, output_stride, {**kwargs, "pretrained": pretrained})
+        else:
+            self.net = _create_from_file(name, output_stride, os.fspath(pretrained), kwargs)
         self.channels: list[int] = self.net.feature_info.channels()
         self.strides: list[int] = self.net.feature_info.reduction()
         # Hierarchical transformers return (B, h, w, C); timm says so in the enum Format.NHWC.
@@ -48,15 +53,36 @@ def _check_name(name: str) -> None:
     raise ValueError(f"timm {timm.__version__} has no model named {name!r}.{hint} `timm.list_models()` lists them all.")
 
 
-def _weights_source(pretrained: bool | str | os.PathLike) -> dict:
-    if isinstance(pretrained, bool):
-        return {"pretrained": pretrained}
-    path = os.fspath(pretrained)
+def _create_from_file(name: str, output_stride: int, path: str, kwargs: dict) -> nn.Module:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No backbone weights at {path!r}; give a .safetensors file of the timm model.")
     if not path.endswith(".safetensors"):
         raise ValueError(f"Backbone weights {path!r} must be a .safetensors file under timm's tensor names.")
-    return {"pretrained": True, "pretrained_cfg_overlay": {"file": path}}
+    try:
+        net = _create(name, output_stride, {**kwargs, "pretrained": True, "pretrained_cfg_overlay": {"file": path}})
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"Backbone weights {path!r} do not fit timm's {name!r}: {error}") from error
+    lacking = _lacking_tensors(net, load_file(path))
+    if lacking:
+        raise ValueError(
+            f"Backbone weights {path!r} lack {len(lacking)} tensors of timm's {name!r}, e.g. {lacking[0]!r}: give the "
+            "file of that very model."
+        )
+    return net
+
+
+def _lacking_tensors(net: nn.Module, stored: dict[str, Tensor]) -> list[str]:
+    """Names of the network's weights and statistics that are not in the file: timm only logs them."""
+    # Feature networks write `stages.0` as `stages_0`, and timm renames parts of some files while it loads them: a
+    # tensor is there under its name or by its values.
+    names = {name.replace(".", "_") for name in stored}
+    values = {_fingerprint(tensor) for tensor in stored.values()}
+    wanted = {name: tensor for name, tensor in net.state_dict().items() if tensor.is_floating_point()}
+    return [k for k, t in wanted.items() if k.replace(".", "_") not in names and _fingerprint(t) not in values]
+
+
+def _fingerprint(tensor: Tensor) -> tuple:
+    return (*tensor.shape, float(tensor.double().sum()))
 
 
 def _create(name: str, output_stride: int, kwargs: dict) -> nn.Module:

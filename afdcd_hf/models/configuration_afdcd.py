@@ -44,11 +44,11 @@ class AfDcdConfig(PreTrainedConfig):
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
+        self._check()
         self.backbone_kwargs = dict(self.backbone_kwargs or {})
         if self.atrous_rates is None:
             self.atrous_rates = [max(1, rate * 8 // self.output_stride) for rate in (12, 24, 36)]
         self.atrous_rates = [int(rate) for rate in self.atrous_rates]
-        self._check()
         super().__post_init__(**kwargs)
 
     def _check(self) -> None:
@@ -56,7 +56,7 @@ class AfDcdConfig(PreTrainedConfig):
             raise ValueError(f"head={self.head!r} is unknown; known heads: {', '.join(HEADS)}.")
         if self.output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output_stride={self.output_stride} is not offered; choose 8, 16 or 32.")
-        if not self.atrous_rates or min(self.atrous_rates) < 1:
+        if self.atrous_rates is not None and (not self.atrous_rates or min(self.atrous_rates) < 1):
             raise ValueError(f"atrous_rates={self.atrous_rates} must be one or more positive integers.")
         if self.head_channels is not None and self.head_channels < 1:
             raise ValueError(f"head_channels={self.head_channels} must be positive, or None for the default width.")

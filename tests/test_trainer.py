@@ -1,0 +1,310 @@
+"""Training: what is trained and what is not, what the log says, and the paper's schedule, decay and clipping."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import (
+    distilling,
+    largest_difference,
+    logged,
+    loss_options,
+    pictures,
+    same,
+    samples,
+    segmenter,
+    settings,
+    supervised,
+    weights,
+    without_batch_effects,
+)
+from torch import nn
+from transformers import TrainerCallback
+
+from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor, evaluate_segmenter
+from afdcd_hf.training_args import DistillationTrainingArguments, SegmentationTrainingArguments
+
+
+class GradientSpy(TrainerCallback):
+    """Copies the gradients with which the optimizer is about to step."""
+
+    def __init__(self):
+        self.steps: list[dict] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+def test_training_on_labels_alone_lowers_the_loss(tmp_path):
+    trainer = supervised(tmp_path, max_steps=6)
+    before = weights(trainer.student)
+    trainer.train()
+    losses = logged(trainer, "loss_task")
+    assert losses == pytest.approx(logged(trainer, "loss"), rel=1e-6)
+    assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
+    assert not any(torch.equal(p, before[name]) for name, p in trainer.student.named_parameters())
+
+
+def test_distillation_lowers_every_term_and_changes_student_and_loss_weights(tmp_path):
+    trainer = distilling(tmp_path, max_steps=6)
+    student, loss = weights(trainer.student), weights(trainer.loss_module)
+    trainer.train()
+    for term in ("task", "kd", "feature", "contrast"):
+        values = logged(trainer, f"loss_{term}")
+        assert sum(values[-2:]) < sum(values[:2]), term
+    assert not any(torch.equal(p, student[name]) for name, p in trainer.student.named_parameters())
+    assert {name.split(".")[2] for name in loss} == {"align", "projector"}
+    assert not any(torch.equal(p, loss[name]) for name, p in trainer.loss_module.named_parameters())
+
+
+def test_the_teacher_stays_as_it_was_and_is_no_part_of_what_is_trained(tmp_path):
+    teacher = segmenter(1, channels=48).train()
+    before = weights(teacher)
+    modes = []
+    teacher.backbone.register_forward_hook(lambda module, *_: modes.append((module.training, torch.is_grad_enabled())))
+    trainer = distilling(tmp_path, teacher=teacher)
+    trainer.train()
+    assert same(weights(teacher), before)  # batch norm statistics too
+    assert set(modes) == {(False, False)} and not any(module.training for module in teacher.modules())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    trained = {id(parameter) for parameter in trainer.model.parameters()}
+    assert not trained & {id(parameter) for parameter in teacher.parameters()}
+    assert len(trainer.model.state_dict()) == len(trainer.student.state_dict()) + len(trainer.loss_module.state_dict())
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_logged_terms_add_up_to_the_logged_loss(tmp_path, accumulation):
+    trainer = distilling(
+        tmp_path,
+        segmenter(auxiliary_head=True),
+        max_steps=4,
+        logging_steps=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+    )
+    trainer.train()
+    names = {"loss_task", "loss_auxiliary", "loss_kd", "loss_feature", "loss_contrast"}
+    lines = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(lines) == 2
+    for line in lines:
+        assert {name for name in line if name.startswith("loss_")} == names
+        assert sum(line[name] for name in names) == pytest.approx(line["loss"], rel=1e-5)
+
+
+def test_a_second_training_does_not_log_what_was_left_of_the_first(tmp_path):
+    trainer = supervised(tmp_path, max_steps=3, logging_steps=2)
+    trainer.train()
+    trainer.train()
+    line = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert line["loss_task"] == pytest.approx(line["loss"], rel=1e-5)
+
+
+def test_the_terms_of_the_first_batch_are_reported_once_and_balanced_ones_raise_no_warning(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "afdcd_hf")
+    distilling(tmp_path, max_steps=2).train()
+    (line,) = [record for record in caplog.records if record.name == "afdcd_hf.callbacks"]
+    assert line.levelno == logging.INFO
+    assert all(f"{term} " in line.getMessage() for term in ("task", "kd", "feature", "contrast"))
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"), [(1e4, "drown the labels"), (1e-6, "hardly count")], ids=["huge", "tiny"]
+)
+def test_a_term_out_of_all_proportion_to_the_task_is_warned_of(tmp_path, caplog, weight, words):
+    distilling(tmp_path, max_steps=1, loss_kwargs=loss_options(feature_weight=weight)).train()
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "afdcd_hf.callbacks"]
+    assert "'feature'" in warning and words in warning and "reduction='mean'" in warning
+
+
+def test_only_the_loss_weights_are_clipped(tmp_path):
+    runs = {}
+    for limit in (15.0, 0.0):
+        spy = GradientSpy()
+        huge = loss_options(feature_weight=1e4, contrast_weight=1e2)
+        distilling(tmp_path, max_steps=1, loss_kwargs=huge, loss_max_grad_norm=limit, callbacks=[spy]).train()
+        (runs[limit],) = spy.steps
+    clipped, free = runs[15.0], runs[0.0]
+    own = [name for name in free if name.startswith("loss.")]
+    norm = torch.linalg.vector_norm(torch.cat([free[name].flatten() for name in own]))
+    assert norm > 100 and len(own) == 6
+    for name in free:
+        expected = free[name] * (15 / norm) if name in own else free[name]
+        torch.testing.assert_close(clipped[name], expected, rtol=1e-4 if name in own else 0, atol=0)
+
+
+def test_loss_gradients_below_the_limit_are_left_alone(tmp_path):
+    runs = []
+    for limit in (1e6, 0.0):
+        spy = GradientSpy()
+        distilling(tmp_path, max_steps=1, loss_max_grad_norm=limit, callbacks=[spy]).train()
+        runs.append(spy.steps[0])
+    assert same(*runs)
+
+
+@pytest.mark.parametrize("make", [supervised, distilling])
+def test_all_weights_decay_unless_told_otherwise(tmp_path, make):
+    trainer = make(tmp_path)
+    groups = trainer.create_optimizer().param_groups
+    decaying = [id(p) for group in groups if group["weight_decay"] == 1e-4 for p in group["params"]]
+    assert sorted(decaying) == sorted(id(p) for p in trainer.model.parameters())
+    groups = make(tmp_path, decay_all=False).create_optimizer().param_groups
+    assert any(group["weight_decay"] == 0 and group["params"] for group in groups)
+
+
+def test_the_optimizer_is_sgd_with_momentum(tmp_path):
+    optimizer = supervised(tmp_path).create_optimizer()
+    assert type(optimizer) is torch.optim.SGD
+    assert all(group["momentum"] == 0.9 and not group["nesterov"] for group in optimizer.param_groups)
+
+
+def test_the_learning_rate_falls_polynomially_with_every_step(tmp_path):
+    trainer = supervised(tmp_path, max_steps=6, learning_rate=0.02)
+    trainer.train()
+    expected = [0.02 * (1 - step / 6) ** 0.9 for step in range(6)]
+    assert logged(trainer, "learning_rate") == pytest.approx(expected, rel=1e-6)
+
+
+def test_two_accumulated_batches_of_two_train_as_one_batch_of_four(tmp_path):
+    states = []
+    for accumulation in (1, 2):
+        trainer = distilling(
+            tmp_path,
+            without_batch_effects(segmenter()),
+            train_dataset=samples(scales=[1.0]),  # as many unlabelled pixels in every sample: means of means agree
+            loss_kwargs=loss_options(mask="center"),
+            max_steps=3,
+            total_batch_size=4,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.train()
+        assert trainer.args.per_device_train_batch_size == 4 // accumulation
+        states.append(weights(trainer.model))
+    assert largest_difference(*states) < 1e-5  # float32 sums in another order
+
+
+def test_the_total_batch_size_is_shared_by_the_accumulation_steps(tmp_path):
+    args = SegmentationTrainingArguments(**settings(tmp_path, total_batch_size=8, gradient_accumulation_steps=2))
+    assert args.per_device_train_batch_size == 4 and args.train_batch_size == 4
+    with pytest.raises(ValueError, match=r"total_batch_size=7 .* 1 process\(es\) with 2 .* multiple of 2"):
+        SegmentationTrainingArguments(**settings(tmp_path, total_batch_size=7, gradient_accumulation_steps=2))
+    with pytest.raises(ValueError, match="total_batch_size=0"):
+        SegmentationTrainingArguments(**settings(tmp_path, total_batch_size=0))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("task_weight", -1.0, "task_weight=-1.0"),
+        ("aux_weight", float("nan"), "aux_weight=nan"),
+        ("loss_max_grad_norm", -15.0, "loss_max_grad_norm=-15.0"),
+        ("remove_unused_columns", True, "remove_unused_columns must be False"),
+        ("loss", "kd+nonsense", "unknown loss 'nonsense'"),
+        ("loss_kwargs", {"kd": {"wieght": 1}}, "unknown option kd.wieght"),
+        ("loss_kwargs", '{"kd": ', "loss_kwargs=.* is not valid JSON"),
+        ("lr_scheduler_kwargs", "[1]", "lr_scheduler_kwargs=.* must be a JSON object"),
+    ],
+)
+def test_bad_arguments_are_refused_when_they_are_given(tmp_path, option, value, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationTrainingArguments(**{**settings(tmp_path, loss="kd"), option: value})
+
+
+def test_the_schedules_default_options_belong_to_the_polynomial_one_only(tmp_path):
+    assert SegmentationTrainingArguments(**settings(tmp_path)).lr_scheduler_kwargs == {"power": 0.9, "lr_end": 0.0}
+    assert SegmentationTrainingArguments(**settings(tmp_path, lr_scheduler_type="linear")).lr_scheduler_kwargs == {}
+    given = SegmentationTrainingArguments(**settings(tmp_path, lr_scheduler_kwargs='{"power": 2.0}'))
+    assert given.lr_scheduler_kwargs == {"power": 2.0}
+
+
+def test_augmentation_differs_from_epoch_to_epoch_and_is_the_same_in_another_run(tmp_path):
+    def batches() -> list[torch.Tensor]:
+        seen = []
+
+        def collate(rows):
+            seen.append(torch.stack([row["pixel_values"] for row in rows]))
+            return {"pixel_values": seen[-1], "labels": torch.stack([row["labels"] for row in rows])}
+
+        order = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 8}
+        supervised(tmp_path, max_steps=3, data_collator=collate, train_dataset=samples(), **order).train()
+        return seen
+
+    first, second = batches(), batches()
+    assert len(first) == 3 and all(map(torch.equal, first, second))
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
+    expected = samples()
+    for epoch, batch in enumerate(first):
+        expected.set_epoch(epoch)
+        assert torch.equal(batch, torch.stack([expected[index]["pixel_values"] for index in range(8)]))
+
+
+def test_an_evaluation_in_training_equals_one_of_the_saved_folder(tmp_path):
+    trainer = distilling(tmp_path, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    trainer.save_model()
+    model = AfDcdForSemanticSegmentation.from_pretrained(tmp_path)
+    processor = AfDcdImageProcessor.from_pretrained(tmp_path)
+    scores = evaluate_segmenter(model, pictures(), processor=processor, progress=False)
+    for name in ("mean_iou", "mean_accuracy", "overall_accuracy"):
+        assert logged(trainer, f"eval_{name}") == [scores[name]]
+
+
+def test_several_evaluation_sets_are_scored_under_their_names(tmp_path):
+    trainer = supervised(tmp_path, eval_dataset={"day": pictures(2), "night": pictures(1)})
+    metrics = trainer.evaluate()
+    assert {"eval_day_mean_iou", "eval_night_mean_iou"} <= metrics.keys()
+    assert metrics["eval_night_mean_iou"] == trainer.evaluate(pictures(1))["eval_mean_iou"]
+
+
+def test_an_evaluation_without_pictures_or_processor_says_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="eval_dataset"):
+        supervised(tmp_path, eval_dataset=None).evaluate()
+    with pytest.raises(ValueError, match="processing_class"):
+        supervised(tmp_path, processing_class=None).evaluate()
+
+
+def test_under_bfloat16_autocast_the_losses_stay_float32(tmp_path):
+    student = segmenter()
+    seen = {}
+    student.head.classifier.register_forward_hook(lambda module, inputs, output: seen.update(logits=output.dtype))
+    trainer = distilling(tmp_path, student, bf16=True)
+    for name, module in (("task", trainer.model.task_loss), ("loss", trainer.loss_module)):
+        module.register_forward_hook(lambda module, inputs, terms: seen.update({k: v.dtype for k, v in terms.items()}))
+    trainer.train()
+    assert seen.pop("logits") is torch.bfloat16
+    assert seen == dict.fromkeys(("task", "kd", "feature", "contrast"), torch.float32)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(trainer.model).values())
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
+def test_the_loss_weights_are_drawn_from_the_arguments_seed_alone(tmp_path):
+    drawn = []
+    for seed, before in ((3, 0), (3, 1), (4, 0)):
+        torch.manual_seed(before)
+        drawn.append(weights(distilling(tmp_path, seed=seed).loss_module))
+    assert same(drawn[0], drawn[1]) and not same(drawn[0], drawn[2])
+
+
+class Plain(nn.Module):
+    """A network of nobody's: no configuration."""
+
+    def __init__(self, channels: int, num_labels: int = 4):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, channels, 8, stride=8), nn.ReLU())
+        self.classifier = nn.Conv2d(channels, num_labels, 1)
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.classifier(self.body(pixel_values)))
+
+
+def test_plain_modules_are_trained_scored_and_saved(tmp_path):
+    layers = {"student_layer": "body", "teacher_layer": "body.0"}
+    trainer = distilling(tmp_path, Plain(8), Plain(16), eval_strategy="steps", eval_steps=2, **layers)
+    trainer.train()
+    trainer.save_model()
+    assert 0 < logged(trainer, "eval_mean_iou")[0] < 1
+    from safetensors.torch import load_file
+
+    assert same(load_file(tmp_path / "model.safetensors"), weights(trainer.student))
