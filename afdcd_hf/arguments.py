@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 
 from .data.transforms import PAPER_SCALES
 from .losses import LOSSES
+from .recipes import as_number
 from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments, parse_json_object
 
 
@@ -46,6 +47,8 @@ class ModelArguments:
     def __post_init__(self):
         if isinstance(self.backbone_kwargs, str):
             self.backbone_kwargs = parse_json_object("backbone_kwargs", self.backbone_kwargs)
+        if isinstance(self.pretrained_backbone, bool):  # an unquoted true or false in a recipe
+            self.pretrained_backbone = str(self.pretrained_backbone).lower()
 
 
 @dataclass
@@ -66,7 +69,7 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Likewise for evaluation."})
 
     def __post_init__(self):
-        if len(self.crop_size) != 2:
+        if not isinstance(self.crop_size, (list, tuple)) or len(self.crop_size) != 2:
             raise ValueError(f"crop_size={self.crop_size} must be two numbers, height and width.")
 
 
@@ -81,6 +84,12 @@ TRAIN_ARGUMENTS = (ModelArguments, DataArguments, SegmentationTrainingArguments)
 DISTILL_ARGUMENTS = (ModelArguments, TeacherArguments, DataArguments, DistillationTrainingArguments)
 
 
+class _ArgumentParser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise, where argparse would print two hundred lines of usage and exit."""
+        raise ValueError(f"{message}. --help lists all arguments.")
+
+
 def parse_arguments(types: Sequence[type], recipe: dict[str, Any], argv: Sequence[str]) -> list[Any]:
     """Build the argument dataclasses from a recipe, overridden by command-line options.
 
@@ -93,18 +102,20 @@ def parse_arguments(types: Sequence[type], recipe: dict[str, Any], argv: Sequenc
         One instance per type.
 
     Raises:
-        ValueError: a name that is no argument; the closest known one is named.
+        ValueError: a name that is no argument (the closest known one is named), or a value that cannot be read.
     """
     known = {item.name for one in types for item in fields(one) if item.init}
     on_command_line, argv = _take_loss_options(argv)
-    loss_options = {**{key: value for key, value in recipe.items() if "." in key}, **on_command_line}
+    if on_command_line and "loss_kwargs" in _option_names(argv):
+        raise ValueError(f"Give --{next(iter(on_command_line))} either alone or inside --loss_kwargs, not both.")
+    loss_options = {**_recipe_loss_options(recipe, argv), **on_command_line}
     plain = {key: value for key, value in recipe.items() if "." not in key}
-    _refuse_unknown([*plain, *_option_names(argv)], known)
+    _refuse_unknown([*plain, *_option_names(argv)], known | {"help"})
     if loss_options:
         if "loss_kwargs" not in known:
             raise ValueError(f"{next(iter(loss_options))!r} belongs to a distillation loss: use `afdcd distill`.")
         plain["loss_kwargs"] = _nest(loss_options, plain.get("loss_kwargs"))
-    parser = HfArgumentParser(types, allow_abbrev=False)
+    parser = _ArgumentParser(types, allow_abbrev=False)
     parser.set_defaults(**plain)
     return list(parser.parse_args_into_dataclasses(list(argv)))
 
@@ -129,6 +140,17 @@ def _refuse_unknown(names: Sequence[str], known: set[str]) -> None:
         raise ValueError(f"{name!r} is no argument of this command.{hint} --help lists them all.")
 
 
+def _recipe_loss_options(recipe: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    """A recipe's `<loss>.<option>` keys; without those of losses that `--loss` on the command line has replaced."""
+    options = {key: value for key, value in recipe.items() if "." in key}
+    chosen = [word.partition("=")[2] or following for word, following in zip(argv, [*argv[1:], ""], strict=True)
+              if word == "--loss" or word.startswith("--loss=")]  # fmt: skip
+    if not chosen:
+        return options
+    kept = {name.strip() for name in chosen[-1].split("+")}
+    return {key: value for key, value in options.items() if key.partition(".")[0] in kept}
+
+
 def _take_loss_options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Split `--kd.weight 1` and `--kd.weight=1` from the rest of the command line."""
     options, rest, words = {}, [], iter(argv)
@@ -141,18 +163,21 @@ def _take_loss_options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             value = next(words, None)
             if value is None:
                 raise ValueError(f"{word} needs a value.")
-        options[name] = _value(value)
+        options[name] = _value(name, value)
     return options, rest
 
 
-def _value(text: str) -> Any:
+def _value(name: str, text: str) -> Any:
+    """Read the value as in a recipe."""
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except ValueError:
-        return yaml.safe_load(text)
+        return as_number(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--{name}: {text!r} is not a value that YAML can read.") from error
 
 
-def _nest(options: dict[str, Any], given: dict[str, dict] | None) -> dict[str, dict]:
+def _nest(options: dict[str, Any], given: dict[str, dict] | str | None) -> dict[str, dict]:
+    if isinstance(given, str):
+        given = parse_json_object("loss_kwargs", given)
     nested = {loss: dict(values) for loss, values in (given or {}).items()}
     for key, value in options.items():
         loss, _, option = key.partition(".")

@@ -91,15 +91,18 @@ def evaluate_segmenter(
         `absent_classes`, `num_pixels`, `num_images` and `protocol` (everything above that influences the number).
 
     Raises:
-        ValueError: an empty dataset, an image and label of different size, or a label outside the class range; image
-            and value are named.
+        ValueError: an empty dataset, an unknown number of classes, an image and label of different size, or a label
+            outside the class range; image and value are named.
     """
     if len(dataset) == 0:
         raise ValueError("There is nothing to evaluate: the dataset is empty.")
     config = getattr(model, "config", None)
     num_labels = num_labels or getattr(config, "num_labels", None)
     if num_labels is None:
-        raise ValueError(f"{type(model).__name__} has no configuration with num_labels: pass num_labels=...")
+        raise ValueError(
+            f"The number of classes is unknown: {type(model).__name__} has no config.num_labels. Pass num_labels to "
+            "evaluate_segmenter, or give the network such a config."
+        )
     state = PartialState()
     metric = StreamingMeanIoU(
         num_labels,

@@ -6,16 +6,26 @@ waits for the import of the Auto modules, which every use of an Auto class or a 
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 
 from wrapt import register_post_import_hook
+
+_AUTO_PROCESSOR = "transformers.models.auto.image_processing_auto"
+# What has to be complete before our processor can be registered: module -> the class it defines.
+_PROCESSORS = {
+    _AUTO_PROCESSOR: "AutoImageProcessor",
+    "transformers.models.segformer.image_processing_segformer": "SegformerImageProcessor",
+    "afdcd_hf.models.image_processing_afdcd": "AfDcdImageProcessor",
+}
 
 
 def register_when_used() -> None:
     """Register with transformers as soon as its Auto modules are imported (at once where they already are)."""
     register_post_import_hook(_register_config, "transformers.models.auto.configuration_auto")
     register_post_import_hook(_register_model, "transformers.models.auto.modeling_auto")
-    register_post_import_hook(_register_processor, "transformers.models.auto.image_processing_auto")
+    for module in _PROCESSORS:
+        register_post_import_hook(_register_processor, module)
     register_post_import_hook(_register_no_video, "transformers.models.auto.video_processing_auto")
 
 
@@ -38,12 +48,17 @@ def _register_model(auto: ModuleType) -> None:
     auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[AfDcdConfig.model_type] = AfDcdForSemanticSegmentation.__name__
 
 
-def _register_processor(auto: ModuleType) -> None:
+def _register_processor(_: ModuleType) -> None:
+    # Called for each of _PROCESSORS: transformers imports the first in the midst of importing the second, and so also
+    # of importing our own. Whichever is complete last gets past the check.
+    started = {name: sys.modules[name] for name in _PROCESSORS if name in sys.modules}
+    if _AUTO_PROCESSOR not in started or not all(hasattr(started[name], _PROCESSORS[name]) for name in started):
+        return
     from .models.configuration_afdcd import AfDcdConfig
     from .models.image_processing_afdcd import AfDcdImageProcessor
 
     AfDcdImageProcessor.register_for_auto_class("AutoImageProcessor")
-    auto.AutoImageProcessor.register(
+    started[_AUTO_PROCESSOR].AutoImageProcessor.register(
         AfDcdConfig, image_processor_classes={"torchvision": AfDcdImageProcessor}, exist_ok=True
     )
 

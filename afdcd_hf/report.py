@@ -16,7 +16,7 @@ from .hub.card_facts import CardFacts, DatasetFacts, MeasuredResults, Picture, T
 from .hub.model_card import write_card
 from .models.loading import load_model
 from .results import library_versions, machine_name, save_results
-from .trainer import SegmentationTrainer
+from .trainer import DistillationTrainer, SegmentationTrainer
 
 RESULTS_NAME = "results.json"
 CURVES_NAME = "training_curves.png"
@@ -68,6 +68,7 @@ def write_report(
         training=_training_facts(trainer, data, recipe_name, seconds),
         teacher=teacher_name,
         pictures=pictures,
+        citations=trainer.loss_module.citations if isinstance(trainer, DistillationTrainer) else [],
     )
     write_card(folder, facts)
     return facts

@@ -35,9 +35,13 @@ class SegmentationTrainer(Trainer):
         eval_dataset: raw dataset with PIL images in `image` and `label`; it is scored by `evaluate_segmenter`.
         processing_class: image processor of the model, saved beside it and used for evaluation.
         kwargs: as for `transformers.Trainer`.
+
+    Raises:
+        ValueError: fewer training samples than one batch takes.
     """
 
     def __init__(self, model: nn.Module, args: SegmentationTrainingArguments, *, train_dataset=None, **kwargs):
+        _check_number_of_samples(train_dataset, args)
         kwargs.setdefault("data_collator", collate_samples)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         # Our loss is a mean over pixels; the Trainer has to divide it by the number of accumulation steps.
@@ -59,6 +63,11 @@ class SegmentationTrainer(Trainer):
         if self.args.decay_all:
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
+
+    def train(self, *args, **kwargs):
+        """As in transformers; the log starts afresh, without the terms that an earlier training left unlogged."""
+        self._term_sums, self._term_count = {}, 0
+        return super().train(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs=False, num_items_in_batch=None):
         """Task loss of one batch; its terms go to the log."""
@@ -98,6 +107,7 @@ class SegmentationTrainer(Trainer):
             self.student,
             dataset,
             processor=self.processing_class,
+            num_labels=self._num_labels(),
             ignore_index=self.task_loss.settings["ignore_index"],
             batch_size=self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
@@ -110,6 +120,11 @@ class SegmentationTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _num_labels(self) -> int | None:
+        """Of the student's configuration; of the training samples where it has none."""
+        config = getattr(self.student, "config", None)
+        return getattr(config, "num_labels", None) or getattr(self.train_dataset, "num_labels", None)
 
     def _align_buffers(self) -> None:
         """Give all ranks rank 0's batch-norm statistics: DDP lets them drift, and rank 0's are what is saved."""
@@ -243,6 +258,16 @@ class DistillationTrainer(SegmentationTrainer):
     def _load_best_model(self) -> None:
         # Only the student: what the loss had learned by then is of no use any more.
         super()._load_from_checkpoint(self.state.best_model_checkpoint, model=self.student)
+
+
+def _check_number_of_samples(train_dataset, args: SegmentationTrainingArguments) -> None:
+    """The Trainer would only warn, and save a network that was never trained."""
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and hasattr(train_dataset, "__len__") and len(train_dataset) < batch:
+        raise ValueError(
+            f"The training set has {len(train_dataset)} samples, but a batch takes {batch}, and incomplete batches are "
+            "dropped: use a smaller batch, or dataloader_drop_last=False."
+        )
 
 
 def _first_batch(train_dataset) -> dict[str, Tensor]:

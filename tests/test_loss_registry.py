@@ -55,7 +55,7 @@ def test_a_sum_carries_the_configs_citations_and_weights_of_its_parts():
     config = json.loads(json.dumps(both.get_config_dict()))
     assert config["kd"] == {"weight": 0.5, "temperature": 1.0}
     assert config["af_dcd"]["contrast_weight"] == 5e-3 and config["af_dcd"]["teacher_channels"] == 8
-    assert both.citation == KDLoss.citation + "\n\n" + AfDcdLoss.citation
+    assert both.citations == [KDLoss.citation, AfDcdLoss.citation]
     assert "losses.af_dcd.projector.0.weight" in both.state_dict()
 
 

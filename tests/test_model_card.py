@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 
+from afdcd_hf.citations import AF_DCD
 from afdcd_hf.hub.card_facts import (
     CardFacts,
     ComparisonRow,
@@ -199,7 +200,7 @@ def test_the_python_examples_compile_and_name_the_repository():
 
 
 def test_af_dcd_is_cited_exactly_once_and_other_entries_follow():
-    text = render_card(replace(FULL, citations=["@misc{again,\n  eprint = {2312.04168}\n}", *FULL.citations]))
+    text = render_card(replace(FULL, citations=[AF_DCD, *FULL.citations]))
     citation = section(text, "Citation")
     assert citation.count("```bibtex") == 2
     assert citation.count("2312.04168") == 1

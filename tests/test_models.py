@@ -128,7 +128,10 @@ def test_logits_of_any_size_come_out_at_an_eighth_rounded_up(tiny_model, head, s
 
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_the_output_stride_sets_the_size_of_the_logits(tiny_model, stride):
-    assert tiny_model(output_stride=stride).eval()(images(1, 3, 64, 96)).logits.shape[-2:] == (64 // stride, 96 // stride)
+    assert tiny_model(output_stride=stride).eval()(images(1, 3, 64, 96)).logits.shape[-2:] == (
+        64 // stride,
+        96 // stride,
+    )
 
 
 def test_auxiliary_logits_appear_only_in_training_or_with_labels(tiny_model):
@@ -243,7 +246,7 @@ def test_convolutions_of_the_head_start_with_kaiming_weights():
     model = AfDcdForSemanticSegmentation.from_backbone("resnet18", head="fcn", head_channels=64, num_labels=4)
     conv = model.head.features[0][0]
     expected = (2 / (64 * 9)) ** 0.5  # fan out
-    assert float(conv.weight.std()) == pytest.approx(expected, rel=0.02)
+    assert conv.weight.std().item() == pytest.approx(expected, rel=0.02)
     assert isinstance(model.head.classifier, nn.Conv2d) and not model.head.classifier.bias.any()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from afdcd_hf.citations import AF_DCD
 from afdcd_hf.features import Activations
 from afdcd_hf.losses.base import DistillationLoss
 from afdcd_hf.losses.masks import MASKS, draw_mask
@@ -68,12 +69,7 @@ class AfDcdLoss(DistillationLoss):
     """
 
     needs_feature_map = True
-    citation = """@inproceedings{fan2023augmentation,
-  title     = {Augmentation-free Dense Contrastive Knowledge Distillation for Efficient Semantic Segmentation},
-  author    = {Fan, Jiawei and Li, Chao and Liu, Xiaolong and Song, Meina and Yao, Anbang},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2023}
-}"""
+    citation = AF_DCD
 
     def __init__(
         self,

@@ -28,6 +28,11 @@ class DistillationLoss(nn.Module):
     needs_feature_map: ClassVar[bool] = False
     citation: ClassVar[str]
 
+    @property
+    def citations(self) -> list[str]:
+        """BibTeX of every paper that the loss comes from."""
+        return [self.citation]
+
     def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the weighted terms.
 

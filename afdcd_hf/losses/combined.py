@@ -28,9 +28,9 @@ class LossSum(DistillationLoss):
         return any(loss.needs_feature_map for loss in self.losses.values())
 
     @property
-    def citation(self) -> str:
+    def citations(self) -> list[str]:
         """BibTeX of all of them."""
-        return "\n\n".join(loss.citation for loss in self.losses.values())
+        return [text for loss in self.losses.values() for text in loss.citations]
 
     def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the terms of all losses; ValueError when two of them use the same name."""

@@ -53,10 +53,10 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must hold 'key: value' lines, not a {type(recipe).__name__}.")
-    return {str(key): _number(value) for key, value in recipe.items()}
+    return {str(key): as_number(value) for key, value in recipe.items()}
 
 
-def _number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """YAML 1.1 reads 2e-6 (without a dot) as text; everybody who writes it means a number."""
     if isinstance(value, str):
         try:

@@ -1,0 +1,273 @@
+"""Maps captured by module path: what is returned, what is refused, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import gc
+import re
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from afdcd_hf import capture
+from afdcd_hf.features import LayerTap, default_layer
+
+
+class Block(nn.Module):
+    """A network of one convolution run `times` times, with submodules of all kinds of output."""
+
+    def __init__(self, times=1, wrap=lambda output: output):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.inner = Wrapped(wrap)
+        self.unused = nn.Identity()
+        self.times = times
+
+    def forward(self, pixel_values):
+        for _ in range(self.times):
+            pixel_values = self.conv(pixel_values)
+        self.inner(pixel_values)
+        return pixel_values
+
+
+class Wrapped(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, output):
+        return self.wrap(output)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def segformer():
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=8
+    )
+    return SegformerForSemanticSegmentation(config).eval()
+
+
+def hooks(model):
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+# What is captured
+
+
+def test_a_named_layer_gives_its_own_output(images):
+    model = Block()
+    with capture(model, ["conv"]) as maps:
+        output = model(images)
+    assert maps.keys() == {"conv"} and maps["conv"] is output
+
+
+def test_an_index_picks_one_of_several_maps(tiny_model):
+    model, images = tiny_model().eval(), torch.randn(1, 3, 32, 32)
+    with capture(model, ["backbone[-1]", "backbone[1]", "head.features"]) as maps:
+        outputs = model(images, output_hidden_states=True)
+    assert torch.equal(maps["backbone[-1]"], outputs.hidden_states[-1])
+    assert torch.equal(maps["backbone[1]"], outputs.hidden_states[1])
+    assert torch.equal(model.head.classifier(maps["head.features"]), outputs.logits)
+
+
+def test_maps_come_out_of_the_model_outputs_of_a_transformers_network(segformer):
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        with capture(segformer, ["segformer[0]", "decode_head.batch_norm", ""]) as maps:
+            logits = segformer(images).logits
+        last = segformer.segformer(images).last_hidden_state
+    assert last.shape == (1, 16, 2, 2) and torch.equal(maps["segformer[0]"], last)
+    assert tuple(maps["decode_head.batch_norm"].shape) == (1, 8, 16, 16)
+    assert maps[""] is logits  # a ModelOutput with one value needs no index
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("segformer", "Layer 'segformer' returns 2 values; pick one, e.g. 'segformer[-1]'"),
+        ("segformer[2]", "Layer 'segformer[2]' returns 2 values, so there is no number 2"),
+        ("segformer[1]", "Layer 'segformer[1]' gives tuple, but a (B, C, h, w) map is needed"),
+    ],
+)
+def test_a_model_output_of_several_values_needs_an_index_that_names_a_map(segformer, layer, message):
+    with torch.no_grad(), pytest.raises(ValueError, match=re.escape(message)), capture(segformer, [layer]):
+        segformer(torch.randn(1, 3, 32, 32))
+
+
+def test_a_list_or_tuple_of_one_map_needs_no_index(images):
+    for wrap in (lambda output: [output], lambda output: (output,)):
+        model = Block(wrap=wrap)
+        with capture(model, ["inner"]) as maps:
+            output = model(images)
+        assert maps["inner"] is output
+
+
+def test_the_root_module_is_named_by_the_empty_path(images):
+    model = Block()
+    with capture(model, [""]) as maps:
+        output = model(images)
+    assert maps[""] is output
+
+
+def test_gradients_flow_through_a_captured_map(images):
+    model = Block()
+    with capture(model, ["conv"]) as maps:
+        model(images)
+    maps["conv"].sum().backward()
+    assert model.conv.weight.grad.any()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("path", "right"), [("decode_head.batch_nrm", "decode_head.batch_norm"), ("segfromer", "segformer")]
+)
+def test_an_unknown_path_lists_close_names(segformer, path, right):
+    with pytest.raises(ValueError, match=f"has no module '{path}'. Closest: .*{right}"), capture(segformer, [path]):
+        pass
+
+
+def test_an_unknown_path_like_no_other_is_refused_without_names():
+    with pytest.raises(ValueError, match="Block has no module 'zzzzzz'.$"):
+        LayerTap(Block(), "zzzzzz")
+
+
+@pytest.mark.parametrize("layer", ["conv[", "conv[a]", "conv[1][2]", "conv[1].x", "conv]"])
+def test_a_malformed_path_is_refused_with_the_form_expected(layer):
+    with pytest.raises(ValueError, match=re.escape(f"Layer {layer!r} is no module path; write 'a.b.c'")):
+        LayerTap(Block(), layer)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "layer", "message"),
+    [
+        (lambda m: [m, m], "inner", "'inner' returns 2 values; pick one, e.g. 'inner[-1]'"),
+        (lambda m: [m, m], "inner[2]", "'inner[2]' returns 2 values, so there is no number 2"),
+        (lambda m: [m, m], "inner[-3]", "'inner[-3]' returns 2 values, so there is no number -3"),
+        (lambda m: m, "inner[0]", "'inner[0]' returns a single value; leave the index out"),
+        (lambda m: m.flatten(2).mT, "inner", "gives a tensor of shape (2, 64, 3), but a (B, C, h, w) map is needed"),
+        (lambda m: None, "inner", "gives NoneType, but a (B, C, h, w) map is needed"),
+    ],
+)
+def test_an_output_that_is_no_map_is_refused_in_the_forward_pass(images, wrap, layer, message):
+    model = Block(wrap=wrap)
+    with pytest.raises(ValueError, match=re.escape(message)), capture(model, [layer]):
+        model(images)
+
+
+def test_tokens_of_a_transformer_are_refused_with_their_shape(segformer):
+    layer = [name for name, module in segformer.named_modules() if isinstance(module, nn.LayerNorm)][-1]
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"gives a tensor of shape \(1, \d+, 16\), but a \(B, C, h, w\)"),
+    ):
+        with capture(segformer, [layer]):
+            segformer(torch.randn(1, 3, 64, 64))
+
+
+def test_a_layer_that_fires_twice_is_refused(images):
+    with (
+        pytest.raises(RuntimeError, match="'conv' ran twice in one forward pass"),
+        capture(model := Block(2), ["conv"]),
+    ):
+        model(images)
+
+
+def test_a_layer_that_took_no_part_is_refused(images):
+    with pytest.raises(RuntimeError, match="'unused' took no part"), capture(model := Block(), ["unused"]):
+        model(images)
+
+
+# What stays behind
+
+
+def test_hooks_are_gone_after_the_block_and_after_an_exception(images):
+    model = Block()
+    with capture(model, ["conv", "inner"]):
+        assert hooks(model) == 2
+        model(images)
+    assert hooks(model) == 0
+    with pytest.raises(KeyError), capture(model, ["conv", "inner"]):
+        raise KeyError
+    assert hooks(model) == 0
+
+
+def test_hooks_are_gone_where_a_later_layer_is_unknown():
+    model = Block()
+    with pytest.raises(ValueError, match="has no module"), capture(model, ["conv", "nothing"]):
+        pass
+    assert hooks(model) == 0
+
+
+def test_a_tap_records_only_while_open(images):
+    model = Block()
+    tap = LayerTap(model, "conv")
+    model(images)
+    with pytest.raises(RuntimeError, match="took no part"):
+        tap.pop()
+    tap.open()
+    output = model(images)
+    assert tap.pop() is output
+    model(images)  # closed again: neither recorded nor counted as a second run
+    model(images)
+    with pytest.raises(RuntimeError, match="took no part"):
+        tap.pop()
+
+
+def test_opening_again_forgets_the_pass_before(images):
+    model = Block()
+    tap = LayerTap(model, "conv")
+    tap.open()
+    model(images)
+    tap.open()
+    output = model(2 * images)
+    assert tap.pop() is output
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_tap_keeps_no_map_alive_once_closed(images, opened):
+    model = Block()
+    tap = LayerTap(model, "conv")
+    if opened:
+        tap.open()
+    kept = weakref.ref(model(images))
+    if opened:
+        assert kept() is not None
+        tap.pop()
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_removed_tap_leaves_no_hook(images):
+    model = Block()
+    tap = LayerTap(model, "conv")
+    tap.open()
+    tap.remove()
+    assert hooks(model) == 0
+    model(images)
+    with pytest.raises(RuntimeError, match="took no part"):
+        tap.pop()
+
+
+# Default layers
+
+
+def test_our_own_networks_are_distilled_at_the_last_map_of_the_backbone(tiny_model):
+    assert default_layer(tiny_model(), "student") == "backbone[-1]"
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_other_networks_need_a_layer_and_their_modules_are_listed(segformer, role):
+    expected = f"{role}_layer must name the map to distil, because the {role} is a SegformerForSemanticSegmentation"
+    with pytest.raises(ValueError, match=expected) as error:
+        default_layer(segformer, role)
+    assert "segformer, decode_head" in str(error.value)

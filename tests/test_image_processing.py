@@ -1,0 +1,170 @@
+"""The image processor by hand, and the pipeline that uses it."""
+
+from __future__ import annotations
+
+import builtins
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import AutoImageProcessor, pipeline
+
+from afdcd_hf import AfDcdImageProcessor, AfDcdOutput
+from afdcd_hf.evaluation import segment_image
+
+RELEASED_MEAN = [104.00698793, 116.66876762, 122.67891434]  # blue, green, red
+RELEASED = dict(do_flip_channels=True, do_rescale=False, image_mean=RELEASED_MEAN, image_std=[1.0, 1.0, 1.0])
+
+
+@pytest.fixture
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 11, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def label_map():
+    ids = np.random.default_rng(1).integers(0, 4, (7, 11), dtype=np.uint8)
+    ids[2] = 255
+    return Image.fromarray(ids)
+
+
+def pixel_values(processor, picture, **kwargs):
+    return processor(images=picture, return_tensors="pt", **kwargs)["pixel_values"]
+
+
+def channels_first(picture):
+    return np.asarray(picture).astype(np.float64).transpose(2, 0, 1)
+
+
+# Preprocessing
+
+
+def test_by_default_a_picture_is_normalised_as_for_imagenet(picture):
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = (channels_first(picture) / 255 - mean[:, None, None]) / std[:, None, None]
+    values = pixel_values(AfDcdImageProcessor(), picture)
+    assert values.shape == (1, 3, 7, 11) and values.dtype == torch.float32
+    np.testing.assert_allclose(values[0].numpy(), expected, atol=2e-6)
+
+
+def test_the_released_networks_get_bgr_minus_the_mean_exactly(picture):
+    bgr = np.asarray(picture)[:, :, ::-1].astype(np.float32)
+    expected = (bgr - np.array(RELEASED_MEAN, dtype=np.float32)).transpose(2, 0, 1)
+    assert np.array_equal(pixel_values(AfDcdImageProcessor(**RELEASED), picture)[0].numpy(), expected)
+
+
+def test_options_of_one_call_win_over_the_processors(picture):
+    processor, released = AfDcdImageProcessor(), AfDcdImageProcessor(**RELEASED)
+    assert torch.equal(pixel_values(processor, picture, **RELEASED), pixel_values(released, picture))
+    plain = pixel_values(processor, picture, do_flip_channels=False)
+    assert torch.equal(pixel_values(processor, picture), plain)
+
+
+def test_a_tensor_gives_the_same_as_the_picture_it_came_from(picture):
+    tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    for processor in (AfDcdImageProcessor(), AfDcdImageProcessor(**RELEASED)):
+        assert torch.equal(pixel_values(processor, tensor), pixel_values(processor, picture))
+
+
+@pytest.mark.parametrize("options", [{}, RELEASED])
+def test_label_maps_are_neither_normalised_nor_flipped_and_keep_255(picture, label_map, options):
+    batch = AfDcdImageProcessor(**options)(images=picture, segmentation_maps=label_map, return_tensors="pt")
+    assert batch["labels"].dtype == torch.int64
+    assert np.array_equal(batch["labels"][0].numpy(), np.asarray(label_map))
+
+
+def test_resizing_is_off_until_asked_for_and_keeps_label_values(picture, label_map):
+    processor = AfDcdImageProcessor(do_resize=True, size={"height": 14, "width": 22})
+    batch = processor(images=picture, segmentation_maps=label_map, return_tensors="pt")
+    assert batch["pixel_values"].shape[-2:] == batch["labels"].shape[-2:] == (14, 22)
+    expected = np.asarray(label_map).repeat(2, axis=0).repeat(2, axis=1)
+    assert np.array_equal(batch["labels"][0].numpy(), expected)
+
+
+def test_pictures_of_different_sizes_come_as_a_list(picture):
+    pictures = [picture, picture.resize((5, 4))]
+    values = AfDcdImageProcessor()(images=pictures)["pixel_values"]
+    assert [tuple(value.shape) for value in values] == [(3, 7, 11), (3, 4, 5)]
+    with pytest.raises(ValueError):
+        AfDcdImageProcessor()(images=pictures, return_tensors="pt")
+
+
+@pytest.mark.parametrize("options", [{}, RELEASED, {"align_corners": False}])
+def test_a_saved_processor_loads_with_its_options(picture, tmp_path, options):
+    processor = AfDcdImageProcessor(**options)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is AfDcdImageProcessor
+    for name, value in options.items():
+        assert np.array_equal(getattr(loaded, name), value)
+    assert torch.equal(pixel_values(loaded, picture), pixel_values(processor, picture))
+
+
+# Post-processing
+
+
+@pytest.fixture
+def outputs():
+    return AfDcdOutput(logits=torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0)))
+
+
+def label_maps(outputs, sizes, align_corners):
+    return [
+        F.interpolate(logits[None], size, mode="bilinear", align_corners=align_corners)[0].argmax(0)
+        for logits, size in zip(outputs.logits, sizes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_label_maps_are_the_arg_max_of_stretched_logits_at_each_pictures_size(outputs, align_corners):
+    sizes = [(17, 30), (9, 8)]
+    processor = AfDcdImageProcessor(align_corners=align_corners)
+    maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+    assert [one.dtype for one in maps] == [torch.int64] * 2
+    expected = label_maps(outputs, sizes, align_corners)
+    assert all(torch.equal(one, other) for one, other in zip(maps, expected, strict=True))
+    other_way = label_maps(outputs, sizes, not align_corners)
+    assert not torch.equal(maps[0], other_way[0])  # so that the test tells the two apart
+
+
+def test_target_sizes_may_be_a_tensor(outputs):
+    sizes = [(17, 30), (9, 8)]
+    maps = AfDcdImageProcessor().post_process_semantic_segmentation(outputs, target_sizes=torch.tensor(sizes))
+    assert all(torch.equal(a, b) for a, b in zip(maps, label_maps(outputs, sizes, True), strict=True))
+
+
+def test_without_target_sizes_label_maps_keep_the_resolution_of_the_logits(outputs):
+    maps = AfDcdImageProcessor().post_process_semantic_segmentation(outputs)
+    assert torch.equal(torch.stack(list(maps)), outputs.logits.argmax(1))
+
+
+@pytest.mark.parametrize("sizes", [[(8, 8)], [(8, 8)] * 3])
+def test_a_wrong_number_of_target_sizes_is_refused_with_both_numbers(outputs, sizes):
+    with pytest.raises(ValueError, match=f"{len(sizes)} target_sizes were given for 2 pictures"):
+        AfDcdImageProcessor().post_process_semantic_segmentation(outputs, target_sizes=sizes)
+
+
+# Pipeline
+
+
+def test_the_pipeline_runs_unasked_and_agrees_with_segment_image(tiny_model, labelled_images, tmp_path, monkeypatch):
+    def refuse(prompt=""):
+        raise AssertionError(f"the pipeline asked: {prompt}")
+
+    monkeypatch.setattr(builtins, "input", refuse)
+    names = ["road", "car", "sky", "tree"]
+    model = tiny_model(head="pspnet", seed=1, id2label=dict(enumerate(names))).eval()
+    processor = AfDcdImageProcessor()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    picture = labelled_images(height=30, width=44)[0]["image"]
+    found = pipeline("image-segmentation", model=str(tmp_path), device="cpu")(picture)
+    label_map = segment_image(model, processor, picture)
+    assert label_map.shape == (30, 44)
+    assert {one["label"] for one in found} == {names[label] for label in np.unique(label_map)}
+    assert len(found) > 1  # one class everywhere would agree with anything
+    for one in found:
+        assert np.array_equal(np.asarray(one["mask"]) > 0, label_map == names.index(one["label"]))

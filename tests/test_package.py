@@ -1,0 +1,225 @@
+"""The package as a whole: cheap import, public names, who may import whom, examples in docstrings."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import afdcd_hf
+
+ROOT = Path(afdcd_hf.__file__).parent
+
+# Who may import whom: a part of the package -> the other parts that it may import. Parts that are not listed (trainer,
+# evaluation, runs, ...) may import anything, except what is FORBIDDEN and as long as no two import each other in a
+# circle.
+MAY_IMPORT = {
+    "models": set(),
+    "ops": set(),
+    "features": set(),
+    "data": set(),
+    "metrics": set(),
+    "recipes": set(),
+    "charts": set(),
+    "cost": set(),
+    "citations": set(),
+    "losses": {"features", "ops", "models", "citations"},
+    "registration": {"models"},
+}
+# a part -> the parts that it must never reach, not even through others
+FORBIDDEN = {
+    "hub": {"trainer", "runs"},
+    "cost": {"trainer", "runs"},
+    "charts": {"trainer", "runs"},
+    "evaluation": {"trainer", "runs"},
+    "trainer": {"runs"},
+}
+# parts that nobody imports
+ENTRY_POINTS = {"cli"}
+HEAVY = ("torch", "transformers", "timm", "datasets")
+
+
+def run_python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+# Import
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    loaded = run_python(f"import sys, afdcd_hf; print(*[name for name in {HEAVY} if name in sys.modules])")
+    assert loaded == []
+
+
+def test_importing_the_package_takes_little_time():
+    code = (
+        "import time, torch\n"
+        "start = time.perf_counter()\n"
+        "import afdcd_hf\n"
+        "print(time.perf_counter() - start)"  # torch is there already: what is measured is our own share
+    )
+    assert float(run_python(code)[0]) < 0.3
+
+
+FIRST_IMPORTS = (
+    "import afdcd_hf",
+    "from afdcd_hf import AfDcdForSemanticSegmentation",
+    "from afdcd_hf import AfDcdImageProcessor",
+    "from transformers import AutoImageProcessor",
+    "from transformers import SegformerImageProcessor",
+)
+REGISTRATION = """
+import afdcd_hf
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
+config = AutoConfig.for_model("afdcd")
+assert type(config) is afdcd_hf.AfDcdConfig
+assert MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)] is afdcd_hf.AfDcdForSemanticSegmentation
+assert afdcd_hf.AfDcdImageProcessor in IMAGE_PROCESSOR_MAPPING[type(config)].values()
+assert type(config) in VIDEO_PROCESSOR_MAPPING  # or pipelines would ask whether to run custom code
+for name in ("AfDcdConfig", "AfDcdForSemanticSegmentation", "AfDcdImageProcessor"):
+    assert getattr(afdcd_hf, name)._auto_class, name  # or folders would be saved without their source
+"""
+# One process per order; what takes long to import and knows nothing of transformers is loaded before the fork.
+IN_EVERY_ORDER = f"""
+import os, sys, accelerate, jinja2, scipy.optimize, timm, tokenizers, torchvision
+assert "transformers" not in sys.modules
+for first in {FIRST_IMPORTS}:
+    child = os.fork()
+    if not child:
+        exec(first)
+        exec({REGISTRATION!r})
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(repr(first))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_auto_classes_know_our_models_whatever_is_imported_first():
+    assert run_python(IN_EVERY_ORDER) == []
+
+
+# Public names
+
+
+def test_every_public_name_resolves():
+    assert "AfDcdForSemanticSegmentation" in afdcd_hf.__all__ and len(set(afdcd_hf.__all__)) == len(afdcd_hf.__all__)
+    assert all(getattr(afdcd_hf, name) is not None for name in afdcd_hf.__all__)
+    assert set(afdcd_hf.__all__) <= set(dir(afdcd_hf))
+
+
+@pytest.mark.parametrize("name", [name for name in afdcd_hf.__all__ if name != "__version__"])
+def test_a_public_class_or_function_carries_its_name_and_a_docstring(name):
+    value = getattr(afdcd_hf, name)
+    assert value.__name__ == name and value.__doc__
+    assert value.__module__.startswith("afdcd_hf.")
+
+
+def test_an_unknown_name_lists_the_public_ones():
+    with pytest.raises(AttributeError, match="no attribute 'AfDcdLos'; public names: .*AfDcdLoss") as error:
+        afdcd_hf.AfDcdLos  # noqa: B018
+    assert all(name in str(error.value) for name in afdcd_hf.__all__)
+
+
+def test_an_unknown_submodule_is_still_an_import_error():
+    with pytest.raises(ImportError):
+        importlib.import_module("afdcd_hf.nothing")
+    assert not hasattr(afdcd_hf, "nothing")
+
+
+# Who may import whom
+
+
+def imported_modules(path):
+    """Absolute dotted paths, as tuples, of everything a file imports, inside functions too."""
+    package = (ROOT.name, *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base += tuple(node.module.split(".")) if node.module else ()
+            yield from ((*base, alias.name) for alias in node.names)
+
+
+def imports_by_part():
+    """Part of the package (top-level module or folder) -> the other parts that it imports."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        part = path.relative_to(ROOT).with_suffix("").parts[0]
+        ours = {module[1] for module in imported_modules(path) if module[0] == ROOT.name and len(module) > 1}
+        found.setdefault(part, set()).update(ours - {part})
+    return found
+
+
+IMPORTS = imports_by_part()
+
+
+def reachable(part, seen=()):
+    """Everything that a part imports, directly or through others; a circle fails."""
+    assert part not in seen, " imports ".join([*seen, part])
+    direct = IMPORTS.get(part, set())
+    return direct.union(*(reachable(other, (*seen, part)) for other in direct))
+
+
+def test_the_import_check_sees_relative_absolute_and_nested_imports():
+    assert "data" in IMPORTS["evaluation"] and "features" in IMPORTS["losses"] and "runs" in IMPORTS["cli"]
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_imports_only_what_it_may(part):
+    assert part in IMPORTS, f"there is no part {part!r} any more: take it out of the table"
+    assert IMPORTS[part] <= MAY_IMPORT[part]
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_a_part_never_reaches_what_it_must_not(part):
+    assert part in IMPORTS and FORBIDDEN[part] <= IMPORTS.keys()
+    assert not reachable(part) & FORBIDDEN[part]
+
+
+def test_no_parts_import_each_other_in_a_circle():
+    for part in IMPORTS:
+        reachable(part)
+
+
+def test_nobody_imports_the_command_line():
+    assert not [part for part, imported in IMPORTS.items() if imported & (ENTRY_POINTS | {"scripts"})]
+
+
+def test_files_that_travel_with_the_weights_import_their_neighbours_in_the_form_that_transformers_copies():
+    for path in (ROOT / "models").glob("*_afdcd.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and node.module and "." not in node.module, f"{path.name}:{node.lineno}"
+
+
+# Examples
+
+
+EXAMPLES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in ROOT.rglob("*.py")
+    if ">>> " in path.read_text()
+}
+
+
+def test_the_docstrings_of_features_and_metrics_have_examples():
+    assert {"afdcd_hf.features", "afdcd_hf.metrics"} <= EXAMPLES
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_examples_in_docstrings_run(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted and not result.failed
