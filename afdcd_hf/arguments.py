@@ -143,7 +143,7 @@ def _refuse_unknown(names: Sequence[str], known: set[str]) -> None:
 def _recipe_loss_options(recipe: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     """A recipe's `<loss>.<option>` keys; without those of losses that `--loss` on the command line has replaced."""
     options = {key: value for key, value in recipe.items() if "." in key}
-    chosen = [word.partition("=")[2] or following for word, following in zip(argv, [*argv[1:], ""], strict=True)
+    chosen = [word.partition("=")[2] or following for word, following in zip(argv, [*argv[1:], ""], strict=False)
               if word == "--loss" or word.startswith("--loss=")]  # fmt: skip
     if not chosen:
         return options

@@ -72,6 +72,13 @@ def test_dotted_options_do_not_change_the_recipe_itself():
     assert recipe["loss_kwargs"] == {"kd": {"weight": 1.0}}
 
 
+@pytest.mark.parametrize("argv", [["--loss", "kd"], ["--loss=kd"]])
+def test_a_recipes_options_of_a_loss_that_the_command_line_replaces_are_left_out(argv):
+    args = distil(argv)[-1]
+    assert args.loss == "kd" and args.loss_kwargs == {"kd": {"weight": 1.0}}
+    assert set(distil(["--loss", "af_dcd + kd"])[-1].loss_kwargs) == {"kd", "af_dcd"}
+
+
 def test_loss_options_as_json_are_read_and_replace_those_of_the_recipe():
     argv = ["--loss", "kd", "--loss_kwargs", '{"kd": {"weight": 2}}']
     assert distil(argv)[-1].loss_kwargs == {"kd": {"weight": 2}}
