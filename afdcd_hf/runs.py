@@ -103,6 +103,7 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor=
         atrous_rates=args.atrous_rates,
         auxiliary_head=args.auxiliary_head,
         id2label=dict(enumerate(classes)),
+        label2id={name: index for index, name in enumerate(classes)},
     )
     return model, new_processor(model, args.preprocessing, teacher_processor)
 

@@ -180,3 +180,8 @@ def test_running_statistics_move_in_training_only(tiny_model):
     assert not any(norm.running_mean.any() for norm in norms)
     model.train()(images(2, 3, 32, 32))
     assert all(norm.running_mean.any() for norm in norms)
+
+
+def test_a_mistyped_field_is_refused_and_the_right_one_named():
+    with pytest.raises(ValueError, match="'head_channel' is no field of AfDcdConfig. Close: head_channels"):
+        AfDcdForSemanticSegmentation.from_backbone("resnet18", head_channel=3)

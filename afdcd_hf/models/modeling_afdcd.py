@@ -5,8 +5,9 @@ This folder imports nothing else of ours, so that it can travel with the weights
 
 from __future__ import annotations
 
+import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +136,15 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
             pretrained_backbone: True for timm's weights (from the Hub or its cache), or the path of a local
                 `.safetensors` file of the timm model.
             config: further fields of `AfDcdConfig`, e.g. `head="pspnet", num_labels=11`.
+
+        Raises:
+            ValueError: a name that is no field (transformers would store it, and nothing would come of it).
         """
+        known = {item.name for item in fields(AfDcdConfig)} | {"num_labels"}
+        for name in sorted(set(config) - known):
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f" Close: {', '.join(close)}." if close else ""
+            raise ValueError(f"{name!r} is no field of AfDcdConfig.{hint}")
         return cls(AfDcdConfig(backbone=backbone, **config), pretrained_backbone=pretrained_backbone)
 
     def forward(
