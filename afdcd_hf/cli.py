@@ -21,6 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quieten()
     try:
         return args.run(args, rest)
+    except KeyboardInterrupt:
+        goes_on = "; --resume_from_checkpoint last goes on from the last checkpoint"
+        hint = goes_on if args.command in ("train", "distill") else ""
+        print(f"\nafdcd {args.command}: interrupted{hint}", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:  # OSError: files missing, present, unreadable, or a disk that is full
         if os.environ.get("AFDCD_TRACEBACK"):
             raise
@@ -68,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
     from .runs import train
 
+    _hide_loading_bars()
     print(f"saved in {train(args.config, rest).folder}")
     return 0
 
@@ -75,6 +81,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 def _distill(args: argparse.Namespace, rest: list[str]) -> int:
     from .runs import distill
 
+    _hide_loading_bars()
     print(f"saved in {distill(args.config, rest).folder}")
     return 0
 
@@ -83,6 +90,7 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     _refuse(rest)
     from .scoring import score
 
+    _hide_loading_bars()
     score(args)
     return 0
 
@@ -91,6 +99,7 @@ def _quickstart(args: argparse.Namespace, rest: list[str]) -> int:
     _refuse(rest)
     from .quickstart import quickstart
 
+    _hide_loading_bars()
     quickstart(args.output, args.seed)
     return 0
 
@@ -113,6 +122,15 @@ def _quieten() -> None:
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("afdcd_hf").setLevel(logging.INFO if main_process else logging.ERROR)
+
+
+def _hide_loading_bars() -> None:
+    """No bars for reading and writing weights, which takes no time; training and evaluation keep theirs."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()  # downloads from the Hub keep theirs
 
 
 if __name__ == "__main__":

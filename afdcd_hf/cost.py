@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from .modes import evaluating
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
@@ -54,7 +53,7 @@ def count_macs(model: nn.Module, size: tuple[int, int], channels: int = 3) -> in
     reference = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), torch.zeros(()))
     image = torch.zeros(1, channels, *size, device=reference.device, dtype=reference.dtype)
     counter = FlopCounterMode(display=False)
-    with _evaluating(model), torch.no_grad(), counter:
+    with evaluating(model), torch.no_grad(), counter:
         model(pixel_values=image)
     return counter.get_total_flops() // 2
 
@@ -66,15 +65,3 @@ def _check_shape(size: tuple[int, int], channels: int) -> None:
             f"size={size!r}, channels={channels!r} is no shape of an image; pass size=(height, width) and channels "
             "as positive whole numbers, for example size=(512, 1024), channels=3."
         )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    # Module by module: a part that was frozen in evaluation mode must not come back in training mode.
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

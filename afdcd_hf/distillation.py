@@ -9,6 +9,7 @@ from .features import Activations, LayerTap, default_layer
 from .losses import LOSSES, build_loss, validate_loss_spec
 from .losses.base import DistillationLoss
 from .losses.task import TaskLoss
+from .modes import evaluating
 from .training_args import DistillationTrainingArguments
 
 
@@ -79,15 +80,13 @@ def observe(model: nn.Module, pixel_values: Tensor, layer: str | None) -> Activa
     Used before training, to learn the channel counts and to fail early on a wrong layer.
     """
     tap = LayerTap(model, layer) if layer is not None else None
-    was_training = model.training
     try:
-        model.eval()
         if tap is not None:
             tap.open()
-        logits = model(pixel_values=pixel_values.to(next(model.parameters()).device)).logits
+        with evaluating(model):
+            logits = model(pixel_values=pixel_values.to(next(model.parameters()).device)).logits
         return Activations(logits, tap.pop() if tap is not None else None)
     finally:
-        model.train(was_training)
         if tap is not None:
             tap.remove()
 

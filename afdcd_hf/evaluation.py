@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from .data.samples import check_labels
 from .metrics import StreamingMeanIoU
 from .models.modeling_afdcd import upsample_logits
+from .modes import evaluating
 
 
 class EvaluationSamples(Dataset):
@@ -62,7 +63,7 @@ def evaluate_segmenter(
     processor,
     id2label: Mapping[int, str] | None = None,
     num_labels: int | None = None,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     batch_size: int = 1,
     num_workers: int = 0,
     absent_as_zero: bool = False,
@@ -80,7 +81,7 @@ def evaluate_segmenter(
         processor: image processor of the network.
         id2label: class names; the configuration's where None.
         num_labels: number of classes; the configuration's where None.
-        ignore_index: label that is not counted.
+        ignore_index: label that is not counted; the configuration's where None, 255 where it names none.
         batch_size: images per forward pass; images of different sizes are never padded, but run one size at a time.
         num_workers: processes that decode images.
         absent_as_zero: count a class absent from truth and prediction as IoU 0, as the released code does.
@@ -103,6 +104,8 @@ def evaluate_segmenter(
             f"The number of classes is unknown: {type(model).__name__} has no config.num_labels. Pass num_labels to "
             "evaluate_segmenter, or give the network such a config."
         )
+    if ignore_index is None:
+        ignore_index = getattr(config, "semantic_loss_ignore_index", 255)
     state = PartialState()
     metric = StreamingMeanIoU(
         num_labels,
@@ -127,14 +130,10 @@ def predict_label_maps(
     model: nn.Module, batches: Iterable[Sequence[tuple[Tensor, Tensor]]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield `(predictions, labels)`, both `(b, H, W)` int64, for batches of (pixel values, label) pairs."""
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             for pixel_values, labels in _group_by_size(batch):
                 yield _predict(model, pixel_values, labels.shape[-2:]), labels
-    finally:
-        model.train(was_training)
 
 
 def segment_image(model: nn.Module, processor, image: Image.Image) -> np.ndarray:

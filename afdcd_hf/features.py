@@ -33,7 +33,8 @@ class LayerTap:
     """A forward hook that keeps one layer's map while it is open, for one forward pass.
 
     The hook is registered once (torch.compile wants hooks to exist before it traces) and does nothing while closed, so
-    that a network used elsewhere keeps no map alive.
+    that a network used elsewhere keeps no map alive. The map is kept as it is, not copied: where the next module works
+    in place (`ReLU(inplace=True)`), it is that module's output that is seen; name that module instead.
 
     Args:
         model: network that owns the layer.

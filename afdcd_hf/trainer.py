@@ -108,7 +108,6 @@ class SegmentationTrainer(Trainer):
             dataset,
             processor=self.processing_class,
             num_labels=self._num_labels(),
-            ignore_index=self.task_loss.settings["ignore_index"],
             batch_size=self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
             progress=not self.args.disable_tqdm,

@@ -278,3 +278,12 @@ def test_help_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("False False") and "distill" in done.stdout
+
+
+def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("afdcd_hf.runs.train", interrupt)
+    assert main(["train", "--config", "quickstart"]) == 130
+    assert "afdcd train: interrupted; --resume_from_checkpoint last goes on" in capsys.readouterr().err
