@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from . import __version__
+
 
 def machine_name() -> str:
     """The GPU, or the processor and its number of cores that torch uses."""
@@ -22,7 +24,8 @@ def machine_name() -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    return {name: version(name) for name in ("torch", "transformers", "timm", "datasets", "accelerate", "afdcd-hf")}
+    libraries = ("torch", "transformers", "timm", "datasets", "accelerate")
+    return {"afdcd_hf": __version__, **{name: version(name) for name in libraries}}
 
 
 def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> dict[str, Any]:
