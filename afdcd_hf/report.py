@@ -79,7 +79,9 @@ def describe(config) -> str:
     if config.model_type != "afdcd":
         return type(config).__name__.removesuffix("Config")
     head = {"deeplabv3": "DeepLabV3", "pspnet": "PSPNet", "fcn": "FCN"}[config.head]
-    return f"{head} on {config.backbone}, output stride {config.output_stride}"
+    options = ", ".join(f"{name} {value}" for name, value in config.backbone_kwargs.items())
+    backbone = f"{config.backbone} ({options})" if options else config.backbone
+    return f"{head} on {backbone}, output stride {config.output_stride}"
 
 
 def measured_results(results: dict[str, Any]) -> MeasuredResults:
@@ -88,6 +90,7 @@ def measured_results(results: dict[str, Any]) -> MeasuredResults:
     environment = {name: protocol.pop(name, None) for name in ("date", "machine")}
     protocol.pop("versions", None)
     command = "afdcd evaluate --model {model} --dataset {dataset} --split {split}".format(**protocol)
+    command += " --data-dir FOLDER" if protocol["dataset"] != "scenes" else ""
     names = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "num_images")
     return MeasuredResults(**{name: results[name] for name in names}, protocol=protocol, command=command, **environment)
 
