@@ -11,24 +11,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from transformers import AutoImageProcessor
-
-from .charts import plot_predictions, plot_training_curves
+from .charts import plot_training_curves
 from .cost import count_macs, count_parameters
-from .data.benchmarks import get_benchmark
-from .data.loading import load_split
-from .evaluation import segment_image
 from .hub.card_facts import ComparisonRow, Picture
 from .hub.model_card import write_card
 from .models.loading import load_model
+from .pictures import draw_predictions
 from .recipes import load_recipe
 from .report import RESULTS_NAME
 from .runs import distill, train
 
 TEACHER_RECIPE, STUDENT_RECIPE = "quickstart_teacher", "quickstart"
 TITLES = {"teacher": "teacher", "student-alone": "student alone", "distilled": "distilled (Af-DCD)"}
-NUM_PICTURES = 5
 
 
 def quickstart(output: str | Path, seed: int = 0) -> Path:
@@ -57,7 +51,9 @@ def quickstart(output: str | Path, seed: int = 0) -> Path:
     rows = {name: _row(TITLES[name], path, size) for name, path in runs.items()}
     best = runs["distilled"]
     plot_training_curves({TITLES[name]: _history(path) for name, path in runs.items()}, best / "training_curves.png")
-    _draw_predictions(runs, rows, best / "predictions.png")
+    models = {TITLES[name]: path for name, path in runs.items()}
+    notes = {row.model: f"mIoU {100 * row.mean_iou:.1f} %" for row in rows.values()}
+    draw_predictions(models, best / "predictions.png", dataset="scenes", notes=notes)
     pictures = [
         Picture("predictions.png", "Scenes that none of the networks was trained on."),
         Picture("training_curves.png", "Mean IoU and loss terms of the three runs."),
@@ -100,15 +96,3 @@ def _row(title: str, path: Path, size: tuple[int, int]) -> ComparisonRow:
 
 def _history(path: Path) -> list[dict]:
     return json.loads((path / "trainer_state.json").read_text())["log_history"]
-
-
-def _draw_predictions(runs: dict[str, Path], rows: dict[str, ComparisonRow], path: Path) -> None:
-    benchmark = get_benchmark("scenes")
-    dataset = load_split("scenes", "val", max_samples=NUM_PICTURES)
-    images = [row["image"] for row in dataset]
-    columns = {"image": [np.asarray(image) for image in images], "truth": [np.asarray(r["label"]) for r in dataset]}
-    for name, folder in runs.items():
-        model, processor = load_model(str(folder)), AutoImageProcessor.from_pretrained(folder)
-        columns[TITLES[name]] = [segment_image(model, processor, image) for image in images]
-    notes = {TITLES[name]: f"mIoU {100 * row.mean_iou:.1f} %" for name, row in rows.items()}
-    plot_predictions(columns, benchmark.palette, benchmark.classes, path, notes=notes)

@@ -1,0 +1,71 @@
+"""The quickstart from end to end, with a few scenes and two steps a training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from afdcd_hf import AfDcdForSemanticSegmentation, quickstart
+from afdcd_hf.data.benchmarks import BENCHMARKS
+from afdcd_hf.pictures import draw_predictions
+
+SHORT = ["--max_steps", "2", "--total_batch_size", "2", "--warmup_steps", "0", "--logging_steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder above the three runs, and what was printed."""
+    folder = tmp_path_factory.mktemp("quickstart") / "out"
+    printed: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BENCHMARKS, "scenes", replace(BENCHMARKS["scenes"], split_sizes={"train": 6, "val": 5}))
+        for name in ("train", "distill"):
+            run = getattr(quickstart, name)
+            patch.setattr(quickstart, name, lambda recipe, argv, run=run: run(recipe, [*argv, *SHORT]))
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+        quickstart.quickstart(folder, seed=3)
+        yield folder, "\n".join(printed)
+
+
+def test_the_table_holds_the_scores_of_the_saved_folders_and_the_gain_over_the_student_alone(finished):
+    folder, printed = finished
+    scores = {name: json.loads((folder / name / "results.json").read_text())["mean_iou"] for name in quickstart.TITLES}
+    for name, title in quickstart.TITLES.items():
+        (line,) = [line for line in printed.splitlines() if line.startswith(title + " ")]
+        assert f"{100 * scores[name]:.2f}" in line
+    gain = 100 * (scores["distilled"] - scores["student-alone"])
+    assert line.split()[-1] == f"{gain:+.2f}"  # the distilled student's line is the last of the table
+
+
+def test_the_distilled_student_comes_with_card_pictures_and_curves(finished):
+    best = finished[0] / "distilled"
+    assert AfDcdForSemanticSegmentation.from_pretrained(best).config.num_labels == 8
+    assert min(Image.open(best / name).width for name in ("predictions.png", "training_curves.png")) > 500
+    card = ModelCard.load(best / "README.md")
+    comparison = card.text.split("### Comparison")[1].split("###")[0]
+    assert all(title in comparison for title in quickstart.TITLES.values())
+    assert "predictions.png" in card.text and card.data.eval_results[0].metric_type == "mean_iou"
+
+
+def test_student_alone_and_distilled_start_from_the_same_weights_and_budget(finished):
+    settings = [json.loads((finished[0] / name / "training_args.json").read_text()) for name in quickstart.TITLES]
+    _, alone, distilled = settings
+    for name in ("seed", "max_steps", "learning_rate", "optim", "weight_decay", "per_device_train_batch_size"):
+        assert alone[name] == distilled[name], name
+    assert alone["seed"] == 3
+
+
+def test_an_earlier_quickstart_is_not_written_over(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    assert quickstart._fresh_folder(tmp_path / "out") == tmp_path / "out-2"
+    assert quickstart._fresh_folder(tmp_path / "other") == tmp_path / "other"
+
+
+def test_a_picture_of_an_image_that_is_not_there_is_refused(finished, tmp_path):
+    with pytest.raises(ValueError, match="val split has 5 images; there is no number 9"):
+        draw_predictions({}, tmp_path / "x.png", dataset="scenes", indices=[0, 9])
