@@ -111,6 +111,14 @@ def test_the_legend_names_every_run_with_its_last_score():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Af-DCD (last mIoU 61.2 %)", "plain"]
 
 
+def test_a_long_legend_is_broken_into_lines_that_fit_the_figure():
+    names = ("the teacher of them all", "the student alone", "the student, distilled (Af-DCD)")
+    figure = _curves_figure({name: history(loss=1.0, loss_task=1.0) for name in names})
+    (legend,) = figure.legends
+    extent = legend.get_window_extent(figure.canvas.get_renderer())
+    assert 0 < extent.width <= figure.bbox.width and len(legend.get_texts()) == 3
+
+
 def test_runs_without_evaluations_or_without_losses_are_drawn():
     assert list(panels({"a": [{"step": 1, "loss": 1.0}]})) == ["Total loss"]
     assert list(panels({"a": [{"step": 1, "eval_mean_iou": 0.5}], "b": []})) == ["Mean IoU in evaluation"]

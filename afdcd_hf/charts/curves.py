@@ -124,4 +124,8 @@ def _run_legend(figure: Figure, runs: Iterable[str], scores: Mapping[str, tuple[
         return f"{name} (last mIoU {100 * values[-1]:.1f} %)" if values else name
 
     handles = [Line2D([], [], label=text(name), **_run_style(index)) for index, name in enumerate(runs)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3), handlelength=2.8)
+    for columns in range(min(len(handles), 3), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.8)
+        if columns == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
+            return
+        legend.remove()
