@@ -125,7 +125,11 @@ def test_the_terms_of_the_first_batch_are_reported_once_and_balanced_ones_raise_
 @pytest.mark.parametrize(("weight", "words"), [(1e4, "drown the labels"), (1e-6, "hardly count")], ids=["huge", "tiny"])
 def test_a_term_out_of_all_proportion_to_the_task_is_warned_of(tmp_path, caplog, weight, words):
     distilling(tmp_path, max_steps=1, loss_kwargs=loss_options(feature_weight=weight)).train()
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "afdcd_hf.callbacks"]
+    (warning,) = [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno == logging.WARNING and record.name == "afdcd_hf.callbacks"
+    ]
     assert "'feature'" in warning and words in warning and "reduction='mean'" in warning
 
 
