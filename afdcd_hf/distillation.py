@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .features import Activations, LayerTap, default_layer
+from .features import Activations, LayerTap, default_layer, run_tapped
 from .losses import LOSSES, build_loss, validate_loss_spec
 from .losses.base import DistillationLoss
 from .losses.task import TaskLoss
@@ -58,10 +58,7 @@ class DistillationModel(nn.Module):
         """
         if labels is None or teacher is None:
             return {"logits": self.student(pixel_values=pixel_values).logits}
-        if self._tap is not None:
-            self._tap.open()
-        outputs = self.student(pixel_values=pixel_values)
-        feature_map = self._tap.pop() if self._tap is not None else None
+        outputs, feature_map = run_tapped(self.student, pixel_values, self._tap)
         terms = {
             **self.task_loss(outputs, labels),
             **self.loss(Activations(outputs.logits, feature_map), teacher, labels),
@@ -81,11 +78,9 @@ def observe(model: nn.Module, pixel_values: Tensor, layer: str | None) -> Activa
     """
     tap = LayerTap(model, layer) if layer is not None else None
     try:
-        if tap is not None:
-            tap.open()
         with evaluating(model):
-            logits = model(pixel_values=pixel_values.to(next(model.parameters()).device)).logits
-        return Activations(logits, tap.pop() if tap is not None else None)
+            outputs, feature_map = run_tapped(model, pixel_values.to(next(model.parameters()).device), tap)
+        return Activations(outputs.logits, feature_map)
     finally:
         if tap is not None:
             tap.remove()

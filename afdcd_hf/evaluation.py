@@ -147,7 +147,7 @@ def segment_image(model: nn.Module, processor, image: Image.Image) -> np.ndarray
 
 def _predict(model: nn.Module, pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
     logits = model(pixel_values=pixel_values.to(_device(model), _dtype(model))).logits
-    align_corners = getattr(getattr(model, "config", None), "align_corners", False)
+    align_corners = _align_corners(model)
     # One image at a time: K full-size score maps are what memory is needed for.
     return torch.stack([upsample_logits(one[None].float(), size, align_corners)[0].argmax(0) for one in logits])
 
@@ -169,6 +169,10 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
+def _align_corners(model: nn.Module) -> bool:
+    return getattr(getattr(model, "config", None), "align_corners", False)
+
+
 def _protocol(model: nn.Module, processor, ignore_index: int, absent_as_zero: bool) -> dict[str, Any]:
     """Everything that influences the number, besides weights and images."""
     return {
@@ -177,7 +181,7 @@ def _protocol(model: nn.Module, processor, ignore_index: int, absent_as_zero: bo
         "window": None,
         "scored_at": "label size",
         "logits_upsampling": "bilinear",
-        "align_corners": getattr(getattr(model, "config", None), "align_corners", False),
+        "align_corners": _align_corners(model),
         "input_size": dict(processor.size) if getattr(processor, "do_resize", False) else "image size",
         "ignore_index": ignore_index,
         "absent_classes": "count as 0" if absent_as_zero else "left out of the mean",

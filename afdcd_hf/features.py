@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -73,6 +73,15 @@ class LayerTap:
         if self._map is not None:
             raise RuntimeError(f"Layer {self.layer!r} ran twice in one forward pass; name one that runs once.")
         self._map = _select(output, self._index, self.layer)
+
+
+def run_tapped(model: nn.Module, pixel_values: Tensor, tap: LayerTap | None) -> tuple[Any, Tensor | None]:
+    """Run a network once: its outputs, and the map of the tapped layer (None without a tap)."""
+    if tap is None:
+        return model(pixel_values=pixel_values), None
+    tap.open()
+    outputs = model(pixel_values=pixel_values)
+    return outputs, tap.pop()
 
 
 @contextmanager

@@ -12,13 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from .charts import plot_training_curves
-from .cost import count_macs, count_parameters
-from .hub.card_facts import ComparisonRow, Picture
+from .hub.card_facts import CardFacts, ComparisonRow, Picture
 from .hub.model_card import write_card
-from .models.loading import load_model
 from .pictures import draw_predictions
-from .recipes import load_recipe
-from .report import RESULTS_NAME
 from .runs import distill, train
 
 TEACHER_RECIPE, STUDENT_RECIPE = "quickstart_teacher", "quickstart"
@@ -40,15 +36,15 @@ def quickstart(output: str | Path, seed: int = 0) -> Path:
     runs = {name: folder / name for name in TITLES}
     seed_option = ["--seed", str(seed)]
     _announce(1, "teacher", runs["teacher"])
-    train(TEACHER_RECIPE, ["--output_dir", str(runs["teacher"]), *seed_option])
+    teacher = train(TEACHER_RECIPE, ["--output_dir", str(runs["teacher"]), *seed_option])
     _announce(2, "student alone", runs["student-alone"])
-    train(STUDENT_RECIPE, ["--output_dir", str(runs["student-alone"]), *seed_option])
+    alone = train(STUDENT_RECIPE, ["--output_dir", str(runs["student-alone"]), *seed_option])
     _announce(3, "student with Af-DCD", runs["distilled"])
     options = ["--output_dir", str(runs["distilled"]), "--teacher", str(runs["teacher"]), *seed_option]
     distilled = distill(STUDENT_RECIPE, options)
 
-    size = tuple(load_recipe(STUDENT_RECIPE)["crop_size"])
-    rows = {name: _row(TITLES[name], path, size) for name, path in runs.items()}
+    cards = dict(zip(TITLES, (teacher.card, alone.card, distilled.card), strict=True))
+    rows = {name: _row(TITLES[name], card) for name, card in cards.items()}
     best = runs["distilled"]
     plot_training_curves({TITLES[name]: _history(path) for name, path in runs.items()}, best / "training_curves.png")
     models = {TITLES[name]: path for name, path in runs.items()}
@@ -88,10 +84,8 @@ def _announce(number: int, what: str, path: Path) -> None:
     print(f"\n[{number}/3] {what} -> {path}", flush=True)
 
 
-def _row(title: str, path: Path, size: tuple[int, int]) -> ComparisonRow:
-    model = load_model(str(path))
-    mean_iou = json.loads((path / RESULTS_NAME).read_text())["mean_iou"]
-    return ComparisonRow(title, count_parameters(model), count_macs(model, size), mean_iou)
+def _row(title: str, card: CardFacts) -> ComparisonRow:
+    return ComparisonRow(title, card.num_parameters, card.macs, card.measured.mean_iou)
 
 
 def _history(path: Path) -> list[dict]:

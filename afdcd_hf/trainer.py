@@ -18,7 +18,7 @@ from .callbacks import EpochCallback, report_first_terms
 from .data.samples import TrainingSamples, collate_samples
 from .distillation import prepare_distillation
 from .evaluation import evaluate_segmenter
-from .features import Activations, LayerTap
+from .features import Activations, LayerTap, run_tapped
 from .losses.task import TaskLoss
 from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
@@ -212,10 +212,8 @@ class DistillationTrainer(SegmentationTrainer):
 
     @torch.no_grad()  # not inference_mode: its tensors cannot take part in the projector's backward pass
     def _teach(self, pixel_values: Tensor) -> Activations:
-        if self._teacher_tap is not None:
-            self._teacher_tap.open()
-        logits = self.teacher(pixel_values=pixel_values).logits
-        return Activations(logits, self._teacher_tap.pop() if self._teacher_tap is not None else None)
+        outputs, feature_map = run_tapped(self.teacher, pixel_values, self._teacher_tap)
+        return Activations(outputs.logits, feature_map)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm=None):
         """Clip the loss's own weights to `loss_max_grad_norm`, as the released code does; the student's are free.

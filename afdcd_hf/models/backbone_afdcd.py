@@ -76,9 +76,10 @@ def _lacking_tensors(net: nn.Module, stored: dict[str, Tensor]) -> list[str]:
     # Feature networks write `stages.0` as `stages_0`, and timm renames parts of some files while it loads them: a
     # tensor is there under its name or by its values.
     names = {name.replace(".", "_") for name in stored}
-    values = {_fingerprint(tensor) for tensor in stored.values()}
     wanted = {name: tensor for name, tensor in net.state_dict().items() if tensor.is_floating_point()}
-    return [k for k, t in wanted.items() if k.replace(".", "_") not in names and _fingerprint(t) not in values]
+    unnamed = {name: tensor for name, tensor in wanted.items() if name.replace(".", "_") not in names}
+    values = {_fingerprint(tensor) for tensor in stored.values()} if unnamed else set()
+    return [name for name, tensor in unnamed.items() if _fingerprint(tensor) not in values]
 
 
 def _fingerprint(tensor: Tensor) -> tuple:

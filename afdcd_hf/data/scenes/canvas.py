@@ -43,6 +43,11 @@ class View:
         column, scale = self.post(x, z)
         return column, self.horizon + scale * (self.camera - y)
 
+    def foot(self, x: float, z: float) -> tuple[float, float, float]:
+        """Column and row where something stands on the ground, and the pixels that a metre takes there."""
+        column, scale = self.post(x, z)
+        return column, self.horizon + scale * self.camera, scale
+
 
 @dataclass(frozen=True)
 class Light:

@@ -29,8 +29,8 @@ class Person:
 
 def paint_person(canvas: Canvas, rng: np.random.Generator, person: Person) -> None:
     """Legs, body, arms and head, and what is worn or carried."""
-    column, scale = canvas.view.post(person.x, person.z)
-    ground, tall = canvas.view.horizon + scale * canvas.view.camera, person.height * scale
+    column, ground, scale = canvas.view.foot(person.x, person.z)
+    tall = person.height * scale
     top, legs, skin, hair = (
         canvas.light.shine(colour, person.z) for colour in (person.top, person.legs, person.skin, person.hair)
     )

@@ -31,8 +31,7 @@ class Tree:
 
 def paint_tree(canvas: Canvas, rng: np.random.Generator, tree: Tree) -> None:
     """Trunk and crown."""
-    column, scale = canvas.view.post(tree.x, tree.z)
-    ground = canvas.view.horizon + scale * canvas.view.camera
+    column, ground, scale = canvas.view.foot(tree.x, tree.z)
     if tree.kind != "bush":
         bark, top = canvas.light.shine(tree.bark, tree.z), ground - 0.55 * tree.height * scale
         wide, slim = 0.2 * scale + 0.5, 0.1 * scale + 0.5

@@ -26,8 +26,7 @@ class Pole:
 
 def paint_pole(canvas: Canvas, rng: np.random.Generator, pole: Pole) -> None:
     """The post, and what it carries (labelled as pole as well)."""
-    column, scale = canvas.view.post(pole.x, pole.z)
-    ground = canvas.view.horizon + scale * canvas.view.camera
+    column, ground, scale = canvas.view.foot(pole.x, pole.z)
     size = 0.9 + 0.25 * rng.random()
     height = size * {"lamp": 6.4, "sign": 2.7, "signal": 3.6, "utility": 8.0, "bollard": 0.95}[pole.kind]
     width = scale * {"lamp": 0.15, "sign": 0.1, "signal": 0.15, "utility": 0.24, "bollard": 0.2}[pole.kind]
