@@ -30,7 +30,7 @@ _EXPORTS = {
     "StreamingMeanIoU": "metrics",
     "capture": "features",
     "evaluate_segmenter": "evaluation",
-    "load_benchmark": "data.benchmarks",
+    "load_benchmark": "data.loading",
     "load_recipe": "recipes",
 }
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afdcd_hf.data.benchmarks import BENCHMARKS, get_benchmark, load_benchmark
+from afdcd_hf.data.benchmarks import BENCHMARKS, get_benchmark
+from afdcd_hf.data.loading import load_benchmark
 
 CAMVID = Path(__file__).parents[2] / "shared" / "data" / "camvid"
 
@@ -39,14 +40,13 @@ def test_every_row_is_consistent(name):
     assert all(len(colour) == 3 and all(0 <= value <= 255 for value in colour) for colour in row.palette)
     assert row.label2id == {label: index for index, label in row.id2label.items()}
     assert row.id2label[0] == row.classes[0]
-    assert all(target in {*range(row.num_labels), row.ignore_index} for target in row.label_map.values())
     assert not 0 <= row.ignore_index < row.num_labels
 
 
 def test_camvid_is_the_eleven_class_benchmark():
     camvid = get_benchmark("camvid")
     assert camvid.num_labels == 11 and camvid.classes[3] == "road" and camvid.palette[3] == (128, 64, 128)
-    assert dict(camvid.split_sizes) == {"train": 367, "val": 101, "test": 233} and dict(camvid.label_map) == {11: 255}
+    assert dict(camvid.split_sizes) == {"train": 367, "val": 101, "test": 233}
 
 
 def test_unknown_names_splits_and_options_list_the_known_ones(tmp_path):
@@ -86,15 +86,6 @@ def test_adding_a_column_with_map_does_not_touch_the_labels(tmp_path):
     dataset = load_benchmark("camvid", "train", camvid_folder(tmp_path)).map(lambda row: {"width": row["image"].width})
     assert dataset[2]["width"] == 6 and np.array(dataset[2]["label"])[0, :2].tolist() == [255, 2]
     assert np.array(dataset.with_format(None)[2]["label"])[0, :2].tolist() == [11, 2]  # stored as in the files
-
-
-def test_labels_are_remapped_once_and_not_chained(tmp_path, monkeypatch):
-    from dataclasses import replace
-
-    shifted = replace(get_benchmark("camvid"), label_map={0: 255, 1: 0, 2: 1, 11: 10})
-    monkeypatch.setitem(BENCHMARKS, "camvid", shifted)
-    dataset = load_benchmark("camvid", "train", camvid_folder(tmp_path)).shuffle(seed=0).select(range(3))
-    assert sorted(np.array(row["label"])[0, :2].tolist() for row in dataset) == [[10, 0], [10, 1], [10, 255]]
 
 
 def test_files_are_read_on_access_only(tmp_path):

@@ -12,7 +12,7 @@ _MODULE_OF = {
     "BENCHMARKS": "benchmarks",
     "Benchmark": "benchmarks",
     "get_benchmark": "benchmarks",
-    "load_benchmark": "benchmarks",
+    "load_benchmark": "loading",
     "SCENE_CLASSES": "scenes",
     "SCENE_PALETTE": "scenes",
     "generate_scene": "scenes",

@@ -1,55 +1,17 @@
-"""How the benchmarks' folders are laid out: which image file belongs to which label file."""
+"""Which image file belongs to which label file: what the layouts of several benchmarks share."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .benchmarks import Benchmark
-
-logger = logging.getLogger(__name__)
-
-Pairs = list[tuple[Path, Path]]
+from .row import Benchmark, SplitFiles
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LABEL_SUFFIXES = (".png",)
 
 
-def file_columns(benchmark: Benchmark, split: str, data_dir: str | Path | None) -> dict[str, list[str]]:
-    """The split's image and label files and their names (paths under `data_dir`), in the order of the file names.
-
-    Raises:
-        ValueError: If `data_dir` is missing, or two files share a stem.
-        FileNotFoundError: If folders or files are missing, or an image or a label has no counterpart.
-    """
-    if data_dir is None:
-        raise ValueError(f"{benchmark.name} is read from files: give data_dir, a folder with {benchmark.layout}.")
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"data_dir {root} is no folder; {benchmark.name} needs one with {benchmark.layout}.")
-    pairs = _LAYOUTS[benchmark.name](benchmark, root, split)
-    published = benchmark.split_sizes[split]
-    if len(pairs) != published:
-        logger.warning("%s %s has %d images, published are %d: %s", benchmark.name, split, len(pairs), published, root)
-    return {
-        "image": [str(image) for image, _ in pairs],
-        "label": [str(label) for _, label in pairs],
-        "name": [image.relative_to(root).as_posix() for image, _ in pairs],
-    }
-
-
-def _camvid_pairs(benchmark: Benchmark, root: Path, split: str) -> Pairs:
-    image_dir, label_dir = _existing_folders(benchmark, root, split, lambda name: (name, f"{name}annot"))
-    return _pairs_by_stem(_files(image_dir, IMAGE_SUFFIXES), _files(label_dir, LABEL_SUFFIXES), image_dir, label_dir)
-
-
-_LAYOUTS: dict[str, Callable[[Benchmark, Path, str], Pairs]] = {"camvid": _camvid_pairs}
-
-
-def _existing_folders(
+def existing_folders(
     benchmark: Benchmark, root: Path, split: str, folders_of: Callable[[str], tuple[str, ...]]
 ) -> tuple[Path, ...]:
     """The split's folders under `root`, or an error that says which are missing and which splits are complete."""
@@ -66,7 +28,7 @@ def _existing_folders(
     return tuple(root / folder for folder in folders_of(split))
 
 
-def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Files by stem, in order; hidden ones (such as macOS's `._x.png`) are no data."""
     visible = (path for path in folder.iterdir() if not path.name.startswith("."))
     paths = sorted(path for path in visible if path.suffix.lower() in suffixes)
@@ -80,7 +42,13 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return by_stem
 
 
-def _pairs_by_stem(images: dict[str, Path], labels: dict[str, Path], image_dir: Path, label_dir: Path) -> Pairs:
+def pairs_by_stem(
+    images: dict[str, Path],
+    labels: dict[str, Path],
+    image_dir: Path,
+    label_dir: Path,
+    label_map: Mapping[int, int],
+) -> SplitFiles:
     problems = [
         f"{len(lonely)} in {folder} without {counterpart} ({_first(lonely)})"
         for folder, counterpart, lonely in (
@@ -91,7 +59,7 @@ def _pairs_by_stem(images: dict[str, Path], labels: dict[str, Path], image_dir: 
     ]
     if problems:
         raise FileNotFoundError(f"Images and labels must share their file stems: {'; '.join(problems)}.")
-    return [(image, labels[stem]) for stem, image in images.items()]
+    return SplitFiles(tuple(images.values()), tuple(labels[stem] for stem in images), label_map)
 
 
 def _first(names: Iterable[str], limit: int = 3) -> str:
