@@ -1,17 +1,29 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from afdcd_hf.data.decoding import DecodedRows
 from afdcd_hf.data.samples import TrainingSamples, check_labels, collate_samples
+from afdcd_hf.data.transforms import RandomScaleCropFlip
+from afdcd_hf.models.image_processing_afdcd import AfDcdImageProcessor
 
 
 def rows(count=4, label_value=1, **extra):
     image, label = Image.new("RGB", (6, 4)), Image.new("L", (6, 4), label_value)
     return [{"image": image, "label": label, **extra} for _ in range(count)]
+
+
+def scene_row(index):
+    rng = np.random.default_rng(index)
+    pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    label = rng.integers(0, 11, (30, 40), dtype=np.uint8)
+    return {"image": Image.fromarray(pixels), "label": Image.fromarray(label)}
 
 
 def draw(image, label, rng):
@@ -66,6 +78,27 @@ def test_persistent_workers_see_the_epoch():
         assert values == drawn(samples)
 
 
+def test_workers_give_the_samples_of_no_workers():
+    dataset = [scene_row(index) for index in range(4)]
+    samples = TrainingSamples(dataset, RandomScaleCropFlip(AfDcdImageProcessor(), (16, 24)), num_labels=11, seed=3)
+    samples.set_epoch(2)
+    alone, shared = (
+        list(DataLoader(samples, batch_size=2, collate_fn=collate_samples, num_workers=workers, **options))
+        for workers, options in ((0, {}), (2, {"timeout": 60, "multiprocessing_context": "fork"}))
+    )
+    assert len(alone) == len(shared) == 2
+    for first, second in zip(alone, shared, strict=True):
+        assert all(torch.equal(first[key], second[key]) for key in ("pixel_values", "labels"))
+
+
+def test_a_resumed_epoch_sees_the_samples_that_the_interrupted_one_would_have():
+    first, resumed = (TrainingSamples(rows(6), draw, num_labels=2, seed=5) for _ in range(2))
+    first.set_epoch(4)
+    whole = drawn(first)
+    resumed.set_epoch(4)
+    assert drawn([resumed[index] for index in (4, 5)]) == whole[4:]
+
+
 def test_indices_behave_as_a_lists():
     samples = TrainingSamples(rows(), draw, num_labels=2)
     assert len(samples) == 4 and drawn([samples[-1]]) == drawn([samples[3]]) == drawn([samples[torch.tensor(3)]])
@@ -104,6 +137,18 @@ def test_errors_of_the_transform_name_the_image_too():
         TrainingSamples(rows(name="street.png"), refuse, num_labels=2)[0]
 
 
+def test_a_damaged_image_is_named_once_though_only_its_crop_is_decoded():
+    buffer, row = io.BytesIO(), scene_row(0)
+    row["image"].save(buffer, "PNG")
+    damaged = {"bytes": buffer.getvalue()[:500], "path": "/data/street.png"}
+    row["image"] = DecodedRows()({"image": [damaged], "name": ["train/street.png"]})["image"][0]
+    transform = RandomScaleCropFlip(AfDcdImageProcessor(), (20, 40), (1.0,))
+    with pytest.raises(
+        OSError, match=r"^train/street\.png: the image \(/data/street\.png\) cannot be read: .*truncated"
+    ):
+        TrainingSamples([row | {"name": "train/street.png"}], transform, num_labels=11)[0]
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.uint16])
 def test_class_ids_and_the_ignore_index_pass(dtype):
     check_labels(np.array([[0, 10, 255]], dtype), 11, 255, "x")
@@ -111,6 +156,8 @@ def test_class_ids_and_the_ignore_index_pass(dtype):
 
 
 def test_many_wrong_values_are_shortened():
+    with pytest.raises(ValueError, match=r"x: 4 label pixels .* \(values 11, 200\)"):
+        check_labels(np.array([[0, 11, 11, 255], [200, 200, 10, 3]], np.uint8), 11, 255, "x")
     with pytest.raises(ValueError, match=r"x: 9 label pixels .* \(values -1, 11, 12, 13, 14, \.\.\.\)"):
         check_labels(np.array([[0, -1, 255, 11, 12, 13, 14, 15, 16, 17, 18]]), 11, 255, "x")
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import SegformerImageProcessor
 
+from afdcd_hf.data.normalisation import PixelTable, run_processor
 from afdcd_hf.data.transforms import PAPER_SCALES, RandomScaleCropFlip
+from afdcd_hf.models.image_processing_afdcd import AfDcdImageProcessor
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -166,6 +170,89 @@ def test_a_processor_that_changes_the_size_is_refused():
 
     with pytest.raises(ValueError, match=r"turned a \(3, 20, 20\) crop into \(3, 19, 20\)"):
         RandomScaleCropFlip(cropping, (20, 20), (1.0,))(*street(), np.random.default_rng(0))
+
+
+BGR = {"do_rescale": False, "image_mean": [104.00698793, 116.66876762, 122.67891434], "image_std": [1, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    "real",
+    [
+        AfDcdImageProcessor(),
+        AfDcdImageProcessor(do_flip_channels=True, **BGR),
+        SegformerImageProcessor(do_resize=False),
+        Unchanged(),
+    ],
+    ids=["rgb", "bgr", "segformer", "unchanged"],
+)
+def test_the_table_gives_the_processor_s_own_bits(real):
+    table = PixelTable.of(real, (16, 20))
+    pixels = np.random.default_rng(5).integers(0, 256, (33, 21, 3), dtype=np.uint8)
+    assert np.array_equal(table(pixels), run_processor(real, pixels).numpy())
+
+
+def test_the_table_finds_the_order_of_the_channels():
+    assert PixelTable.of(AfDcdImageProcessor(do_flip_channels=True, **BGR), (16, 16)).channels == (2, 1, 0)
+
+
+def stretched(images, return_tensors, do_resize):
+    pixels = images[None].float()
+    return {"pixel_values": (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1)}
+
+
+def mixed_with_neighbours(images, return_tensors, do_resize):
+    return {"pixel_values": images[None].float() + images[None].float().roll(1, -1)}
+
+
+def grey(images, return_tensors, do_resize):
+    return {"pixel_values": images[None].float().mean(1, keepdim=True).expand(1, 3, -1, -1)}
+
+
+def darker_towards_the_bottom(images, return_tensors, do_resize):
+    return {"pixel_values": images[None] * torch.linspace(1, 0.5, images.shape[1])[:, None]}
+
+
+@pytest.mark.parametrize("custom", [stretched, mixed_with_neighbours, grey, darker_towards_the_bottom])
+def test_a_processor_that_no_table_can_replace_is_called_on_the_crop(custom):
+    assert PixelTable.of(custom, (16, 16)) is None
+    image, label = street()
+    sample = RandomScaleCropFlip(custom, (30, 40), (1.0,), 1.0)(image, label, np.random.default_rng(0))
+    mirrored = torch.from_numpy(np.array(image)).permute(2, 0, 1).flip(-1)
+    assert torch.equal(sample["pixel_values"], custom(mirrored, "pt", False)["pixel_values"][0])
+
+
+@pytest.mark.parametrize("crop", [(20, 24), (64, 80)])
+def test_samples_are_those_of_resizing_all_of_the_image_then_cropping(processor, crop):
+    image, label = street(37, 53)
+    pixels, ids = (torch.from_numpy(np.array(array)) for array in (image, label))
+    transform = RandomScaleCropFlip(processor, crop)
+    exact = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    for seed in range(40):
+        sample = transform(image, label, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        scale = PAPER_SCALES[rng.integers(16)]
+        size = (round(37 * scale), round(53 * scale))
+        top, left = (int(rng.integers(max(side - length, 0) + 1)) for side, length in zip(size, crop, strict=True))
+        kept = (slice(top, top + crop[0]), slice(left, left + crop[1]))
+        resized = torch.nn.functional.interpolate(pixels.permute(2, 0, 1)[None], size=size, mode="bilinear")[0]
+        normal = processor(images=resized[(..., *kept)], return_tensors="pt")
+        missing = (0, crop[1] - min(size[1], crop[1]), 0, crop[0] - min(size[0], crop[0]))
+        expected = torch.nn.functional.pad(normal["pixel_values"][0], missing)
+        nearest = torch.nn.functional.interpolate(ids[None, None], size=size, mode="nearest")[(0, 0, *kept)]
+        labels = torch.nn.functional.pad(nearest, missing, value=255)
+        if rng.random() < 0.5:
+            expected, labels = expected.flip(-1), labels.flip(-1)
+        assert torch.equal(sample["labels"], labels.long())
+        torch.testing.assert_close(sample["pixel_values"], expected, atol=0 if exact else 0.02, rtol=0)
+
+
+def test_the_transform_survives_pickling(processor):
+    image, label = street()
+    transform = RandomScaleCropFlip(processor, (24, 24))
+    first, second = (
+        t(image, label, np.random.default_rng(1)) for t in (transform, pickle.loads(pickle.dumps(transform)))
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize(

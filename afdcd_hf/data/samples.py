@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 
 class PairedTransform(Protocol):
@@ -35,6 +35,7 @@ class TrainingSamples(Dataset):
     Raises:
         ValueError: If `num_labels` or `seed` is out of range, or the dataset has columns but not `image` and `label`;
             when indexed, if a label holds another value than 0..K-1 and `ignore_index` or does not fit its image.
+        OSError: When indexed, if a file is damaged.
     """
 
     def __init__(
@@ -83,8 +84,11 @@ class TrainingSamples(Dataset):
 
 
 def collate_samples(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Stacks samples of equal size: `(3, H, W)` and `(H, W)` become `(B, 3, H, W)` and `(B, H, W)`."""
-    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+    """Stacks samples of equal size: `(3, H, W)` and `(H, W)` become `(B, 3, H, W)` and `(B, H, W)`.
+
+    In a worker of a `DataLoader` the batch is made in shared memory at once, not copied there afterwards.
+    """
+    return default_collate(list(samples))
 
 
 def check_labels(label_array: np.ndarray, num_labels: int, ignore_index: int, name: str) -> None:
@@ -104,8 +108,12 @@ def check_labels(label_array: np.ndarray, num_labels: int, ignore_index: int, na
             f"{name}: the label has shape {label_array.shape} and dtype {label_array.dtype}, but one integer class id "
             "a pixel is expected; colour-coded labels must be turned into ids first."
         )
-    wrong = label_array[((label_array < 0) | (label_array >= num_labels)) & (label_array != ignore_index)]
-    if wrong.size:
+    outside = label_array >= num_labels
+    if label_array.dtype.kind == "i":
+        outside |= label_array < 0
+    outside &= label_array != ignore_index
+    if outside.any():
+        wrong = label_array[outside]
         values = np.unique(wrong).tolist()
         shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
+
+from .normalisation import PixelTable, run_processor
+from .resizing import resize_bilinear, resize_nearest
+
+logger = logging.getLogger(__name__)
 
 PAPER_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0)
 
@@ -21,17 +26,19 @@ class RandomScaleCropFlip:
     The image is resized bilinearly (half-pixel centres, no antialiasing, rounded to uint8), the label by nearest
     neighbour. Where the result is smaller than the crop it is padded at the right and the bottom with the mean (zeros
     once normalised) and the ignore label; the crop's position is uniform over the padded image; the flip comes last.
+    Only what the crop keeps is computed, to the same bits as if all of it were.
 
     Args:
         processor: Image processor that normalises a uint8 `(3, h, w)` RGB tensor without changing its size; called
-            with `do_resize=False`.
+            with `do_resize=False`. One that maps pixel values, as nearly all do, is tried out here and replaced by a
+            table of its results, so that its settings must not change afterwards.
         crop_size: Height and width of the result.
         scales: Factors drawn with equal probability.
         flip_probability: Probability of the flip, 0..1.
         ignore_index: Label of the padding.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or the processor changes the size.
     """
 
     def __init__(
@@ -54,12 +61,16 @@ class RandomScaleCropFlip:
         self.scales = scales
         self.flip_probability = flip_probability
         self.ignore_index = ignore_index
+        self._table = PixelTable.of(processor, tuple(max(side, 16) for side in self.crop_size))
+        if self._table is None:
+            logger.info("%s does more than map pixel values: it is called on every crop.", type(processor).__name__)
 
     def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> dict[str, Tensor]:
         """Draws one augmented sample.
 
         Args:
-            image: Image of any mode, read as RGB.
+            image: Image of any mode, read as RGB. Of a PNG as `load_benchmark` hands it out, only the rows down to the
+                end of the crop are decoded.
             label: Class ids, one channel, of the image's size.
             rng: Source of all randomness; every call draws four values.
 
@@ -76,45 +87,32 @@ class RandomScaleCropFlip:
             )
         scale = self.scales[rng.integers(len(self.scales))]
         size = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
-        rows, columns = (_crop_range(rng, side, crop) for side, crop in zip(size, self.crop_size, strict=True))
-        pixel_values = self._pad(self._normalise(_resize_bilinear(image, size)[:, rows, columns]), 0.0)
-        labels = self._pad(torch.from_numpy(_resize_nearest(label, size, rows, columns)), self.ignore_index)
-        if rng.random() < self.flip_probability:
-            pixel_values, labels = pixel_values.flip(-1), labels.flip(-1)
-        return {"pixel_values": pixel_values, "labels": labels}
+        rows, columns = (_kept(rng, side, crop) for side, crop in zip(size, self.crop_size, strict=True))
+        flip = rng.random() < self.flip_probability
+        if flip:
+            columns = columns[::-1]
+        place = (slice(len(rows)), slice(self.crop_size[1] - len(columns), None) if flip else slice(len(columns)))
+        pixel_values = self._padding((3, *self.crop_size), 0, np.float32, place)
+        self._normalise(resize_bilinear(image, size, rows, columns), pixel_values[(..., *place)])
+        labels = self._padding(self.crop_size, self.ignore_index, np.int64, place)
+        labels[place] = resize_nearest(np.asarray(label), size, rows, columns)
+        return {"pixel_values": torch.from_numpy(pixel_values), "labels": torch.from_numpy(labels)}
 
-    def _normalise(self, crop: Tensor) -> Tensor:
-        pixel_values = self.processor(images=crop, return_tensors="pt", do_resize=False)["pixel_values"][0]
-        if pixel_values.shape != crop.shape:
-            raise ValueError(
-                f"The processor turned a {tuple(crop.shape)} crop into {tuple(pixel_values.shape)}, so that the "
-                "labels no longer fit; switch off its padding and cropping."
-            )
-        # PIL's pixels come channels-last; batches should not mix memory layouts.
-        return pixel_values.to(torch.float32, memory_format=torch.contiguous_format)
+    def _padding(
+        self, shape: tuple[int, ...], value: float, dtype: type[np.generic], place: tuple[slice, slice]
+    ) -> np.ndarray:
+        """The result before the crop is put at its place: padding, where there is any."""
+        full = all(range(side)[part] == range(side) for side, part in zip(self.crop_size, place, strict=True))
+        return np.empty(shape, dtype) if full else np.full(shape, value, dtype)
 
-    def _pad(self, region: Tensor, value: float) -> Tensor:
-        missing_rows = self.crop_size[0] - region.shape[-2]
-        missing_columns = self.crop_size[1] - region.shape[-1]
-        return F.pad(region, (0, missing_columns, 0, missing_rows), value=value)
+    def _normalise(self, pixels: np.ndarray, out: np.ndarray) -> None:
+        if self._table is not None:
+            self._table(pixels, out)
+        else:
+            out[...] = run_processor(self.processor, pixels).numpy()
 
 
-def _crop_range(rng: np.random.Generator, side: int, crop: int) -> slice:
-    """The pixels of the resized image that the crop keeps; padding, if any, follows them."""
+def _kept(rng: np.random.Generator, side: int, crop: int) -> np.ndarray:
+    """The pixels of the resized image's axis that the crop keeps; padding, if any, follows them."""
     start = int(rng.integers(max(side - crop, 0) + 1))
-    return slice(start, min(start + crop, side))
-
-
-def _resize_bilinear(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, h, w) uint8
-    if size == tuple(pixels.shape[1:]):
-        return pixels
-    return F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False, antialias=False)[0]
-
-
-def _resize_nearest(label: Image.Image, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
-    """The kept part of the resized label, int64. Pixel y shows input pixel floor(y·h/H), as with cv2.INTER_NEAREST."""
-    ids = np.asarray(label)
-    source_rows = np.arange(rows.start, rows.stop) * ids.shape[0] // size[0]
-    source_columns = np.arange(columns.start, columns.stop) * ids.shape[1] // size[1]
-    return ids[source_rows[:, None], source_columns].astype(np.int64)
+    return np.arange(start, min(start + crop, side))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from .files import IMAGE_SUFFIXES, LABEL_SUFFIXES, existing_folders, files_by_stem, pairs_by_stem
-from .row import RGB, Benchmark, SplitFiles
+from .layout import Layout
+from .pairing import LabelKind
+from .row import RGB, Benchmark
 
 _COLOURS: dict[str, RGB] = {
     "sky": (128, 128, 128),
@@ -22,17 +21,20 @@ _COLOURS: dict[str, RGB] = {
 }
 
 
-def _find_files(benchmark: Benchmark, root: Path, split: str, list_file: Path | None) -> SplitFiles:
-    image_dir, label_dir = existing_folders(benchmark, root, split, lambda name: (name, f"{name}annot"))
-    images, labels = files_by_stem(image_dir, IMAGE_SUFFIXES), files_by_stem(label_dir, LABEL_SUFFIXES)
-    return pairs_by_stem(images, labels, image_dir, label_dir, label_map={11: 255})
+_SPLIT_SIZES = {"train": 367, "val": 101, "test": 233}
 
+_LAYOUT = Layout(
+    images={split: (split,) for split in _SPLIT_SIZES},
+    labels={split: (f"{split}annot",) for split in _SPLIT_SIZES},
+    kinds=(LabelKind(ending="", label_map={11: 255}),),
+    homes=("", "CamVid", "camvid"),
+)
 
 CAMVID = Benchmark(
     name="camvid",
     classes=tuple(_COLOURS),
     palette=tuple(_COLOURS.values()),
-    split_sizes={"train": 367, "val": 101, "test": 233},
+    split_sizes=_SPLIT_SIZES,
     licence="not stated by its authors, who distribute it for research",
     homepage="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/",
     citation=(
@@ -43,5 +45,6 @@ CAMVID = Benchmark(
         "train/ and trainannot/, val/ and valannot/, test/ and testannot/ as in the SegNet tutorial: PNG or JPEG "
         "images, and single-channel PNG labels 0..11 (11 = void) of the same file stem"
     ),
-    find_files=_find_files,
+    find_files=_LAYOUT.find_files,
+    label_map=_LAYOUT.kinds[0].label_map,
 )

@@ -50,9 +50,12 @@ class Benchmark:
         homepage: Where the data comes from.
         citation: What to cite.
         layout: The files expected under `data_dir`, in words, for error messages.
-        find_files: `(benchmark, root, split, list_file) -> SplitFiles`, raising FileNotFoundError with what is missing;
-            None where the images are generated.
+        find_files: `(benchmark, root, split, list_file) -> SplitFiles`, all under `root`, raising FileNotFoundError
+            with what is missing and ValueError for a list that cannot be used. `list_file` is None or a list of the
+            images to take: paths of image and label in two columns, or one column of ids, file names or paths that
+            belong to the split. None where the images are generated.
         submission: What the test server wants; None where there is none.
+        label_map: Value in the label files as published → train id or ignore index; values not listed stay.
         ignore_index: Label of pixels that are neither trained on nor scored.
     """
 
@@ -66,6 +69,7 @@ class Benchmark:
     layout: str
     find_files: Callable[[Benchmark, Path, str, Path | None], SplitFiles] | None = None
     submission: Submission | None = None
+    label_map: Mapping[int, int] = field(default_factory=dict)
     ignore_index: int = 255
 
     @property

@@ -1,0 +1,181 @@
+"""Datasets that are no benchmark of ours: folders, Parquet files and repositories of the Hub, through `datasets`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .benchmarks import BENCHMARKS, get_benchmark
+from .columns import standard_columns, told_apart
+from .decoding import DecodedRows
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetBuilder
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_other(
+    name: str,
+    split: str,
+    data_dir: str | Path | None = None,
+    *,
+    image_column: str = "image",
+    label_column: str = "label",
+    label_map: Mapping[Any, Any] | None = None,
+    labels_as: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+) -> Dataset:
+    """One split of any dataset of images and labels, with the rows of `load_benchmark`.
+
+    Args:
+        name: A folder of Parquet files, of images with a metadata file, or written by `save_to_disk`; a Parquet file;
+            or an id on the Hub. What is downloaded from there is announced in the log, and kept in `datasets`' cache.
+        split: Name of the split; outside folders of `save_to_disk` also a part of it, as "train[:80%]". A Parquet file
+            and a single saved dataset are the split "train" unless they say otherwise.
+        data_dir: Folder inside the dataset, as in `datasets.load_dataset`.
+        image_column: Column with the images.
+        label_column: Column with the labels, images of class ids; null where there is no label.
+        label_map: Value in the labels → train id, 255 = ignored; values not listed stay. Keys may be strings.
+        labels_as: Benchmark whose files hold the same values as these labels: its map is taken.
+        config: Configuration of a Hub dataset that has several.
+        revision: Branch, tag or commit of a Hub dataset.
+
+    Raises:
+        ValueError: If the dataset cannot be found or read, the split or a column is not there, a column holds no
+            pictures, the split is empty, or the labels' map is given twice or is not valid.
+    """
+    if label_map is not None and labels_as is not None:
+        raise ValueError(f"labels_as={labels_as!r} brings its own map; leave out label_map.")
+    transform = DecodedRows.with_map(get_benchmark(labels_as).label_map if labels_as else label_map or {})
+    if image_column == label_column:
+        raise ValueError(f"image_column and label_column are both {image_column!r}; they must be two columns.")
+    options = {"data_dir": str(data_dir) if data_dir else None, "name": config, "revision": revision}
+    dataset = _load(name, split, {key: value for key, value in options.items() if value is not None})
+    if len(dataset) == 0:
+        raise ValueError(f"The split {split!r} of {name!r} is empty.")
+    dataset = standard_columns(dataset, name, split, {image_column: "image", label_column: "label"})
+    return (told_apart(dataset, name) if transform.label_map else dataset).with_transform(transform)
+
+
+def _load(name: str, split: str, options: dict[str, str]) -> Dataset:
+    import datasets
+
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        _refuse(options, f"{name!r}, a single file")
+        return _build(datasets.load_dataset_builder("parquet", data_files=str(path)), name, split)
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        _refuse(options, f"{name!r}, a folder written by save_to_disk")
+        return _saved(path, split)
+    if path.is_dir():
+        _refuse({key: value for key, value in options.items() if key == "revision"}, f"the folder {name!r}")
+        return _build(_builder(str(path), options), name, split)
+    if path.exists() or not _HUB_ID.fullmatch(name):
+        raise _unknown(name, "it is no Hub id either")
+    return _from_hub(name, split, options)
+
+
+def _refuse(options: Iterable[str], what: str) -> None:
+    given = ["config" if option == "name" else option for option in options]
+    if given:
+        raise ValueError(f"{' and '.join(given)} cannot be given for {what}; leave it out.")
+
+
+def _saved(path: Path, split: str) -> Dataset:
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, IndexError) as error:  # the last one where no row was saved
+        raise ValueError(f"{str(path)!r} is empty or damaged; save it again ({_one_line(error)}).") from error
+    if isinstance(found, datasets.Dataset):
+        found = {str(found.split or "train"): found}
+    _check_split(str(path), split, found, exact=True)
+    return found[split].with_format(None)
+
+
+def _from_hub(name: str, split: str, options: dict[str, str]) -> Dataset:
+    from datasets import config
+
+    kept = Path(config.HF_DATASETS_CACHE)
+    if not (kept / name.replace("/", "___")).is_dir():  # else an unreachable Hub is no problem
+        _check_on_hub(name, options.get("revision"))
+    builder = _builder(name, options)
+    _check_split(name, split, _splits_of(builder))
+    if not os.path.isdir(builder.cache_dir):
+        size = f" ({builder.info.download_size / 2**20:,.0f} MiB)" if builder.info.download_size else ""
+        logger.warning("Downloading %s%s from the Hugging Face Hub; it is kept in %s", name, size, kept)
+    return _build(builder, name, split)
+
+
+def _check_on_hub(name: str, revision: str | None) -> None:
+    """One request, since `datasets` would try for half a minute to reach a Hub that is out of reach."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().dataset_info(name, revision=revision, timeout=10)
+    except HfHubHTTPError as error:
+        raise _unknown(name, f"it is not on the Hub, or not for you ({_one_line(error)})") from error
+    except Exception as error:  # of the HTTP client, which is another one from version to version of huggingface_hub
+        raise _unknown(name, f"the Hub is not reachable ({_one_line(error)})") from error
+
+
+def _builder(name: str, options: dict[str, str]) -> DatasetBuilder:
+    import datasets
+
+    try:
+        return datasets.load_dataset_builder(name, **options)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+
+
+def _build(builder: DatasetBuilder, name: str, split: str) -> Dataset:
+    from datasets.exceptions import DatasetsError
+
+    _check_split(name, split, _splits_of(builder))
+    try:
+        builder.download_and_prepare()
+    except (DatasetsError, OSError, ValueError) as error:
+        raise _unreadable(name, error.__cause__ or error) from error  # `datasets` says only that an error occurred
+    try:
+        return builder.as_dataset(split=split)
+    except ValueError as error:
+        raise ValueError(f"The split {split!r} of {name!r} is empty or cannot be read: {_one_line(error)}.") from error
+
+
+def _splits_of(builder: DatasetBuilder) -> list[str]:
+    return [str(split) for split in builder.info.splits or builder.config.data_files or ()]
+
+
+def _check_split(name: str, split: str, known: Iterable[str], exact: bool = False) -> None:
+    known = list(known)
+    asked = [split] if exact else [part.partition("[")[0].strip() for part in split.split("+")]
+    unknown = [part for part in asked if known and part not in known]
+    if unknown:
+        raise ValueError(f"{name!r} has no split {unknown[0]!r}; it has {', '.join(known)}.")
+
+
+def _unknown(name: str, reason: str) -> ValueError:
+    known = ", ".join(sorted(BENCHMARKS))
+    return ValueError(f"{name!r} is no benchmark ({known}), no folder and no .parquet file here, and {reason}.")
+
+
+def _unreadable(name: str, error: BaseException) -> ValueError:
+    return ValueError(
+        f"{name!r} cannot be read: {_one_line(error)}. Expected are Parquet files, images with a metadata.jsonl or "
+        "metadata.csv (columns image_file_name and label_file_name), or what save_to_disk wrote."
+    )
+
+
+def _one_line(error: BaseException, limit: int = 300) -> str:
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."

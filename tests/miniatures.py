@@ -1,0 +1,212 @@
+"""Tiny copies of the benchmarks' folder layouts, written on the fly.
+
+Every builder takes `(root, split, count)` plus keywords, writes one split and returns `root`; call it again for another
+split. What label files hold is described by tables `value in the file → train id` (`CITYSCAPES_VALUES`, ...): by
+default label i shows its table's values as vertical bands, column x holding value number (x + i).
+`labels=[array, ...]` writes given (H, W) arrays of file values instead; then `count` and `size` are theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_CITYSCAPES_TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_IDS = {value: 255 for value in range(34)} | {value: i for i, value in enumerate(_CITYSCAPES_TRAINED)}
+CITYSCAPES_VALUES = {7: 0, 26: 13, 3: 255, 11: 2, 33: 18, 1: 255}  # road, car, (out of roi), building, bicycle, (ego)
+VOC_VALUES = {0: 0, 15: 15, 255: 255, 20: 20}  # background, person, (void), tvmonitor
+ADE20K_VALUES = {1: 0, 150: 149, 0: 255, 13: 12}  # wall, flag, (other), person
+COCO_STUFF_VALUES = {0: 0, 181: 170, 255: 255, 12: 11}  # person, wood, (unlabelled), stop sign
+CAMVID_VALUES = {value: value for value in range(11)} | {11: 255}
+
+_SPLIT_YEARS = {"train": 2007, "trainval": 2008, "val": 2009, "train_aug": 2010, "test": 2011}
+
+
+def file_values(index: int, values: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """Label number `index`, as its file holds it: (H, W) uint8, column x holds `values[(x + index) % len(values)]`."""
+    height, width = size
+    bands = np.asarray(values, np.uint8)[(np.arange(width) + index) % len(values)]
+    return np.broadcast_to(bands, (height, width)).copy()
+
+
+def train_ids(label: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
+    """What a label file holding `label` must be loaded as, (H, W) uint8; KeyError for values not in the table."""
+    return np.array([table[int(value)] for value in label.ravel()], np.uint8).reshape(label.shape)
+
+
+def cityscapes_folder(
+    root: Path,
+    split: str = "train",
+    count: int = 3,
+    *,
+    size: tuple[int, int] = (8, 16),
+    city: str = "aachen",
+    kinds: Sequence[str] = ("labelIds",),
+    labels: Sequence[np.ndarray] | None = None,
+) -> Path:
+    """leftImg8bit/<split>/<city>/<city>_000000_00000i_leftImg8bit.png and gtFine/<split>/<city>/..._gtFine_*.png.
+
+    Beside the labels lie the polygons and instance ids of the published archive.
+
+    Args:
+        kinds: Which label files: "labelIds" (34 ids), "labelTrainIds" (the same as train ids), both; () is no gtFine.
+        labels: Arrays of the 34 ids, also where only "labelTrainIds" are written.
+    """
+    for index, label in enumerate(_labels(labels, count, size, CITYSCAPES_VALUES)):
+        stem = f"{city}_000000_{index:06d}"
+        _save_image(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", index, label.shape)
+        truth = root / "gtFine" / split / city
+        if kinds:
+            _save_label(truth / f"{stem}_gtFine_instanceIds.png", label, bits=16)
+            (truth / f"{stem}_gtFine_polygons.json").write_text("{}")
+        for kind in kinds:
+            shown = label if kind == "labelIds" else train_ids(label, CITYSCAPES_IDS)
+            _save_label(truth / f"{stem}_gtFine_{kind}.png", shown)
+    return root
+
+
+def voc_folder(
+    root: Path,
+    split: str = "train",
+    count: int = 3,
+    *,
+    size: tuple[int, int] = (8, 12),
+    inside: str = "",
+    label_folder: str | None = "SegmentationClass",
+    id_list: str | None = "",
+    labels: Sequence[np.ndarray] | None = None,
+) -> Path:
+    """JPEGImages/*.jpg, SegmentationClass/*.png (with VOC's palette) or SegmentationClassAug/*.png (grey), and a list.
+
+    Ids are 2007_00000i for train, 2008_... for trainval, 2009_... for val, 2010_... for train_aug, 2011_... for test.
+
+    Args:
+        inside: Folder under `root` that holds all this, such as "VOCdevkit/VOC2012".
+        label_folder: Where the labels go; None writes none.
+        id_list: The list of ids; "" is ImageSets/Segmentation/<split>.txt, None writes none.
+    """
+    home = root / inside
+    ids = []
+    for index, label in enumerate(_labels(labels, count, size, VOC_VALUES)):
+        ids.append(f"{_SPLIT_YEARS[split]}_{index:06d}")
+        _save_image(home / "JPEGImages" / f"{ids[-1]}.jpg", index, label.shape)
+        if label_folder is not None:
+            palette = label_folder == "SegmentationClass"
+            _save_label(home / label_folder / f"{ids[-1]}.png", label, palette=palette)
+    if id_list is not None:
+        path = home / (id_list or f"ImageSets/Segmentation/{split}.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{name}\n" for name in ids))
+    return root
+
+
+def ade20k_folder(
+    root: Path,
+    split: str = "train",
+    count: int = 3,
+    *,
+    size: tuple[int, int] = (8, 12),
+    inside: str = "",
+    image_suffix: str = ".jpg",
+    bits: int = 8,
+    labels: Sequence[np.ndarray] | None = None,
+) -> Path:
+    """images/{training,validation}/ADE_train_0000000i.jpg and annotations/{training,validation}/ADE_train_0000000i.png.
+
+    Args:
+        inside: Folder under `root` that holds all this, such as "ADEChallengeData2016".
+        bits: 8, or 16 for 16-bit label PNGs.
+    """
+    folder = {"train": "training", "val": "validation"}[split]
+    for index, label in enumerate(_labels(labels, count, size, ADE20K_VALUES)):
+        stem = f"ADE_{split}_{index + 1:08d}"
+        _save_image(root / inside / "images" / folder / f"{stem}{image_suffix}", index, label.shape)
+        _save_label(root / inside / "annotations" / folder / f"{stem}.png", label, bits=bits)
+    return root
+
+
+def coco_stuff_folder(
+    root: Path,
+    split: str = "train",
+    count: int = 3,
+    *,
+    size: tuple[int, int] = (8, 12),
+    image_root: str = "images",
+    label_root: str = "stuffthingmaps",
+    image_suffix: str = ".jpg",
+    remapped_too: bool = False,
+    labels: Sequence[np.ndarray] | None = None,
+) -> Path:
+    """images/{train2017,val2017}/00000000000i.jpg and stuffthingmaps/{train2017,val2017}/00000000000i.png.
+
+    Args:
+        image_root: Parent of the images' folder; "" puts train2017/ and val2017/ into `root` itself.
+        label_root: Parent of the labels' folder.
+        remapped_too: Also 00000000000i_labelTrainIds.png beside each label, as mmsegmentation's users have them.
+    """
+    folder = f"{split}2017"
+    for index, label in enumerate(_labels(labels, count, size, COCO_STUFF_VALUES)):
+        stem = f"{index + (500 if split == 'val' else 0):012d}"
+        _save_image(root / image_root / folder / f"{stem}{image_suffix}", index, label.shape)
+        _save_label(root / label_root / folder / f"{stem}.png", label)
+        if remapped_too:
+            remapped = train_ids(label, COCO_STUFF_VALUES) if labels is None else np.zeros_like(label)
+            _save_label(root / label_root / folder / f"{stem}_labelTrainIds.png", remapped)
+    return root
+
+
+def camvid_folder(
+    root: Path,
+    split: str = "train",
+    count: int = 3,
+    *,
+    size: tuple[int, int] = (4, 6),
+    stems: Sequence[str] | None = None,
+    image_suffix: str = ".png",
+    labels: Sequence[np.ndarray] | None = None,
+) -> Path:
+    """<split>/*.png and <split>annot/*.png, named a, b, c, ... or by `stems` (whose number is the count).
+
+    Unlike in the other builders, label i is by default i everywhere, but for void (11) in the upper left pixel.
+    """
+    stems = "abcdefghijklmnopqrstuvwxyz"[: len(labels or range(count))] if stems is None else stems
+    if labels is None:
+        labels = [np.full(size, index % 11, np.uint8) for index in range(len(stems))]
+        for label in labels:
+            label[0, 0] = 11
+    for index, (stem, label) in enumerate(zip(stems, labels, strict=True)):
+        _save_image(root / split / f"{stem}{image_suffix}", index, label.shape)
+        _save_label(root / f"{split}annot" / f"{stem}.png", label)
+    return root
+
+
+def _labels(
+    labels: Sequence[np.ndarray] | None, count: int, size: tuple[int, int], table: Mapping[int, int]
+) -> Sequence[np.ndarray]:
+    return [file_values(index, tuple(table), size) for index in range(count)] if labels is None else labels
+
+
+def _save_image(path: Path, index: int, size: tuple[int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = (index % 256, 20, 30)
+    Image.new("RGB", (size[1], size[0]), colour).save(path, format="PNG" if "png" in path.suffix.lower() else "JPEG")
+
+
+def _save_label(path: Path, label: np.ndarray, bits: int = 8, palette: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(label.astype(np.uint16 if bits == 16 else np.uint8))
+    if palette:
+        image = image.convert("P")
+        image.putdata(label.ravel().tolist())
+        image.putpalette([channel for value in range(256) for channel in voc_colour(value)])
+    image.save(path, format="PNG")
+
+
+def voc_colour(value: int) -> tuple[int, int, int]:
+    """VOC's colour of a class: bits 0, 3, 6, ... of its id are the red channel from the highest bit down, and so on."""
+    return tuple(
+        sum(((value >> (3 * place + channel)) & 1) << (7 - place) for place in range(8)) for channel in range(3)
+    )
