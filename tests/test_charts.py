@@ -111,6 +111,45 @@ def test_the_legend_names_every_run_with_its_last_score():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Af-DCD (last mIoU 61.2 %)", "plain"]
 
 
+@pytest.mark.parametrize("n_terms", range(1, 9))
+def test_panels_fill_their_grid_whatever_their_number(n_terms):
+    figure = _curves_figure({"run": history(**{f"loss_{index}": 1.0 for index in range(n_terms)})})
+    cells = [axes.get_subplotspec() for axes in figure.axes]
+    covered = [(row, column) for cell in cells for row in cell.rowspan for column in cell.colspan]
+    rows, columns = cells[0].get_gridspec().get_geometry()
+    assert sorted(covered) == [(row, column) for row in range(rows) for column in range(columns)]
+    assert len(cells) == n_terms + 1 and columns <= 3
+
+
+def test_all_panels_share_their_steps_and_the_lowest_name_them():
+    runs = {"a": history(loss=1.0, loss_task=1.0, loss_kd=1.0), "b": [{"step": 90, "loss": 1.0}]}
+    axes = _curves_figure(runs).axes
+    assert len({panel.get_xlim() for panel in axes}) == 1
+    assert [panel.get_xlabel() for panel in axes] == ["", "training step", "training step", "training step"]
+
+
+def test_ticks_of_a_log_scale_are_few_and_plain_numbers():
+    figure = _curves_figure({"a": [{"step": 1, "loss": 3.7}, {"step": 2, "loss": 0.22}]})
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    ticks = zip(axes.yaxis.get_majorticklocs(), axes.get_yticklabels(), strict=True)
+    assert [text.get_text() for tick, text in ticks if low <= tick <= high] == ["0.2", "0.5", "1", "2"]
+    assert not axes.yaxis.get_minorticklocs().size
+
+
+def test_an_undefined_last_score_is_not_written():
+    figure = _curves_figure({"a": [{"step": 1, "eval_mean_iou": 0.5}, {"step": 2, "eval_mean_iou": float("nan")}]})
+    assert figure.legends[0].get_texts()[0].get_text() == "a (last mIoU 50.0 %)"
+
+
+def test_the_same_runs_give_the_same_bytes_and_a_dollar_is_a_dollar(tmp_path):
+    paths = [plot_training_curves({"$a_1$": history(loss=1.0)}, tmp_path / f"{name}.svg") for name in "ab"]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    figure = _curves_figure({"$a_1$": history(loss=1.0)})
+    assert not figure.legends[0].get_texts()[0].get_parse_math()
+
+
 def test_a_long_legend_is_broken_into_lines_that_fit_the_figure():
     names = ("the teacher of them all", "the student alone", "the student, distilled (Af-DCD)")
     figure = _curves_figure({name: history(loss=1.0, loss_task=1.0) for name in names})
@@ -212,3 +251,39 @@ def test_columns_of_different_lengths_are_named_with_their_lengths(tmp_path):
 def test_what_cannot_be_drawn_is_refused_by_name(columns, names, notes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         plot_predictions(columns, PALETTE, names, tmp_path / "grid.png", notes=notes)
+
+
+def many_classes(count: int = 30) -> tuple[np.ndarray, list[str]]:
+    """A map in which class k covers k + 1 columns, and the classes' names."""
+    label = np.repeat(np.arange(count, dtype=np.uint8), np.arange(count) + 1)[None]
+    return label, [f"class {index}" for index in range(count)]
+
+
+def test_a_long_legend_lists_the_classes_that_cover_most_and_counts_the_others():
+    label, names = many_classes(30)
+    label = np.vstack([label, np.full_like(label, 255)])
+    figure = _predictions_figure({"truth": [label]}, [(index, 0, 0) for index in range(30)], names, {})
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert shown == [*names[6:], "ignored", "+6 more"]
+
+
+def test_up_to_24_classes_are_all_listed():
+    label, names = many_classes(24)
+    figure = _predictions_figure({"truth": [label]}, [(index, 0, 0) for index in range(24)], names, {})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+
+
+def test_long_titles_take_two_lines_and_no_title_reaches_into_the_next_column():
+    titles = [
+        "image",
+        "student, distilled (Af-DCD)",
+        "W" * 19,
+        "a title of so many words " * 4,
+    ]
+    figure = _predictions_figure({title: grid()["truth"] for title in titles}, PALETTE, NAMES, {})
+    extents = {text.get_text(): text.get_window_extent() for text in figure.texts}
+    assert {"image", "student, distilled", "(Af-DCD)", "W" * 19} < set(extents)
+    assert extents["(Af-DCD)"].y1 <= extents["student, distilled"].y0 + 1
+    assert max(extent.width for extent in extents.values()) <= 2.7 * figure.dpi + 1
+    assert sum(text.endswith("…") for text in extents) == 1
+    assert max(extent.y1 for extent in extents.values()) <= figure.bbox.height

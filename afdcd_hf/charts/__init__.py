@@ -1,4 +1,4 @@
-"""Pictures of a run: label maps in colour, training curves, and predictions side by side.
+"""Pictures of runs and results: label maps, predictions, training curves, IoU by class, confusion matrices.
 
 Figures are drawn without pyplot, so that nothing here touches a notebook's or another library's state, and sized to
 stay readable when a README shows them at half their width. matplotlib is imported on the first drawing.
@@ -6,8 +6,13 @@ stay readable when a README shows them at half their width. matplotlib is import
 
 from __future__ import annotations
 
+from .class_iou import plot_class_iou
+from .confusion import plot_confusion_matrix
 from .curves import plot_training_curves
+from .history import load_history
 from .palette import colorize
 from .predictions import plot_predictions
 
-__all__ = ["colorize", "plot_predictions", "plot_training_curves"]
+__all__ = [
+    "colorize", "load_history", "plot_class_iou", "plot_confusion_matrix", "plot_predictions", "plot_training_curves",
+]  # fmt: skip

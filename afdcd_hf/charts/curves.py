@@ -7,15 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .figures import STYLE, new_figure, save_figure
+from .figures import SERIES_COLORS, STYLE, add_legend, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which stay apart for the common kinds of colour blindness; the markers serve grey prints.
-RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # for grey prints
 TERM_TITLES = {
     "loss": "Total loss",
     "loss_task": "Task loss",
@@ -23,16 +21,20 @@ TERM_TITLES = {
     "loss_feature": "Feature loss",
     "loss_contrast": "Contrastive loss",
 }
+PANELS_PER_ROW, PANEL_WIDTH, PANEL_HEIGHT = 3, 3.6, 2.8  # inches
 LOG_SCALE_FROM_RATIO = 10.0
 MARKERS_PER_CURVE = 8
+
+Curves = Mapping[str, tuple[list[float], list[float]]]
 
 
 def plot_training_curves(runs: Mapping[str, list[dict[str, Any]]], path: str | Path) -> Path:
     """Draws the mIoU and every logged loss term against the training step, all runs in each panel.
 
     Args:
-        runs: Name of each run, such as "Af-DCD", to its Trainer's `state.log_history`: entries with "step" and any of
-            "eval_mean_iou" (fraction 0-1), "loss" and "loss_<term>". Runs may lack some of these or all.
+        runs: Name of each run, such as "Af-DCD", to its Trainer's `state.log_history` (of a finished run:
+            `load_history(folder)`): entries with "step" and any of "eval_mean_iou" (fraction 0-1), "loss" and
+            "loss_<term>". Runs may lack some of these or all.
         path: File to write; its suffix picks the format (.png, .svg, .pdf). Missing folders are made.
 
     Returns:
@@ -66,66 +68,72 @@ def _curves_figure(runs: Mapping[str, list[dict[str, Any]]]) -> Figure:
             "pass each Trainer's state.log_history after training."
         )
     with matplotlib.rc_context(STYLE):
-        score_axes, term_axes, figure = _curve_panels(has_scores, len(terms))
-        if score_axes is not None:
+        figure, panels = _curve_panels(int(has_scores) + len(terms))
+        if has_scores:
             percent = {name: (steps, [100 * value for value in values]) for name, (steps, values) in scores.items()}
-            _draw_panel(score_axes, percent, "Mean IoU in evaluation", "mIoU (%)", list(runs))
-        for axes, term in zip(term_axes, terms, strict=True):
+            _draw_panel(panels[0], percent, "Mean IoU in evaluation")
+            panels[0].set_ylabel("mIoU (%)")
+        for axes, term in zip(panels[int(has_scores) :], terms, strict=True):
             curves = {name: _series(history, term) for name, history in runs.items()}
-            _draw_panel(axes, curves, TERM_TITLES.get(term, term), term, list(runs))
+            _draw_panel(axes, curves, TERM_TITLES.get(term, term))
             _use_log_scale_over_decades(axes, curves)
-        _run_legend(figure, runs, scores)
+        _run_legend(figure, scores)
     return figure
 
 
-def _curve_panels(has_scores: bool, n_terms: int) -> tuple[Axes | None, list[Axes], Figure]:
-    """Lays out a wide panel for the scores, as high as the one or two rows of loss panels on its right."""
-    n_rows = 2 if n_terms > 2 else 1
-    n_columns = math.ceil(n_terms / n_rows)
-    widths = [1.7] * has_scores + [1.0] * n_columns
-    figure = new_figure(max(7.0, 2.8 * sum(widths)), 4.4 if n_rows == 1 else 6.2, layout="constrained")
-    grid = figure.add_gridspec(n_rows, len(widths), width_ratios=widths)
-    score_axes = figure.add_subplot(grid[:, 0]) if has_scores else None
-    cells = [(index // n_columns, int(has_scores) + index % n_columns) for index in range(n_terms)]
-    return score_axes, [figure.add_subplot(grid[cell]) for cell in cells], figure
+def _curve_panels(n_panels: int) -> tuple[Figure, list[Axes]]:
+    """Rows of panels with no cell empty: the first panel, the most important one, takes what the others leave."""
+    n_columns, n_rows = min(n_panels, PANELS_PER_ROW), math.ceil(n_panels / PANELS_PER_ROW)
+    spare = n_columns * n_rows - n_panels
+    figure = new_figure(max(7.0, PANEL_WIDTH * n_columns), 0.9 + PANEL_HEIGHT * n_rows, layout="constrained")
+    grid = figure.add_gridspec(n_rows, n_columns)
+    panels = [figure.add_subplot(grid[0, : spare + 1])]
+    cells = [divmod(cell, n_columns) for cell in range(spare + 1, n_columns * n_rows)]
+    panels += [figure.add_subplot(grid[cell], sharex=panels[0]) for cell in cells]
+    for axes in panels[-n_columns:]:
+        axes.set_xlabel("training step")
+    return figure, panels
 
 
-def _draw_panel(
-    axes: Axes, curves: Mapping[str, tuple[list[float], list[float]]], title: str, label: str, order: list[str]
-) -> None:
-    for name, (steps, values) in curves.items():
+def _draw_panel(axes: Axes, curves: Curves, title: str) -> None:
+    for index, (name, (steps, values)) in enumerate(curves.items()):
         if steps:
             every = math.ceil(len(steps) / MARKERS_PER_CURVE)
-            axes.plot(steps, values, label=name, markevery=every, **_run_style(order.index(name)))
-    axes.set(title=title, xlabel="training step", ylabel=label)
-    axes.margins(x=0.03)
+            axes.plot(steps, values, label=name, markevery=every, **_run_style(index))
+    axes.set_title(title)
+    axes.margins(x=0.04)
     axes.xaxis.get_major_locator().set_params(nbins=5, integer=True)
+    axes.yaxis.get_major_locator().set_params(nbins=6)
 
 
-def _use_log_scale_over_decades(axes: Axes, curves: Mapping[str, tuple[list[float], list[float]]]) -> None:
+def _use_log_scale_over_decades(axes: Axes, curves: Curves) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     values = [value for _, series in curves.values() for value in series if math.isfinite(value)]
-    if values and min(values) > 0 and max(values) / min(values) >= LOG_SCALE_FROM_RATIO:
-        axes.set_yscale("log")
+    if not values or min(values) <= 0 or max(values) / min(values) < LOG_SCALE_FROM_RATIO:
+        return
+    axes.set_yscale("log")
+    # Few and plain numbers: "0.2", where matplotlib would write a power of ten at each of nine small ticks.
+    steps = (1, 2, 5) if max(values) / min(values) < LOG_SCALE_FROM_RATIO**2 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _run_style(index: int) -> dict[str, Any]:
     return {
-        "color": RUN_COLORS[index % len(RUN_COLORS)],
-        "linestyle": "-" if index < len(RUN_COLORS) else "--",
+        "color": SERIES_COLORS[index % len(SERIES_COLORS)],
+        "linestyle": "-" if index < len(SERIES_COLORS) else "--",
         "marker": RUN_MARKERS[index % len(RUN_MARKERS)],
     }
 
 
-def _run_legend(figure: Figure, runs: Iterable[str], scores: Mapping[str, tuple[list[float], list[float]]]) -> None:
+def _run_legend(figure: Figure, scores: Curves) -> None:
     from matplotlib.lines import Line2D
 
     def text(name: str) -> str:
-        values = scores[name][1]
+        values = [value for value in scores[name][1] if math.isfinite(value)]
         return f"{name} (last mIoU {100 * values[-1]:.1f} %)" if values else name
 
-    handles = [Line2D([], [], label=text(name), **_run_style(index)) for index, name in enumerate(runs)]
-    for columns in range(min(len(handles), 3), 0, -1):
-        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.8)
-        if columns == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
-            return
-        legend.remove()
+    handles = [Line2D([], [], label=text(name), **_run_style(index)) for index, name in enumerate(scores)]
+    add_legend(figure, handles, handlelength=2.8)

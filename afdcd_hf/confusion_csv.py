@@ -1,0 +1,97 @@
+"""Confusion matrices as CSV files, for spreadsheets and pandas (`pandas.read_csv(path, index_col=0)`)."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+CORNER = "truth \\ prediction"
+
+
+def check_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """The matrix as `(K, K)` int64.
+
+    Raises:
+        ValueError: If it is not square, not of integers or holds negative ones, or if there are not K class names.
+    """
+    counts = np.asarray(matrix)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not np.issubdtype(counts.dtype, np.integer):
+        raise ValueError(
+            f"The confusion matrix has shape {counts.shape} and dtype {counts.dtype}; pass (K, K) pixel counts, rows = "
+            "truth, such as evaluate_segmenter's 'confusion_matrix'."
+        )
+    if len(class_names) != len(counts):
+        raise ValueError(f"{len(class_names)} class names came with a confusion matrix of {len(counts)} classes.")
+    if counts.size and counts.min() < 0:
+        row, column = np.argwhere(counts < 0)[0]
+        raise ValueError(
+            f"The confusion matrix counts {counts[row, column]} pixels of {class_names[row]!r} as "
+            f"{class_names[column]!r}; counts cannot be negative."
+        )
+    return counts.astype(np.int64)
+
+
+def write_confusion_csv(matrix: np.ndarray, class_names: Sequence[str], path: str | Path) -> Path:
+    """Writes pixel counts with a header line of the predicted classes and the true class first in each line.
+
+    An existing file is replaced, in one step: a reader sees the old file or the new one, never a part.
+
+    Args:
+        matrix: `(K, K)` integer counts, rows = truth.
+        class_names: K names.
+        path: File to write. Missing folders are made.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: See `check_confusion_matrix`.
+    """
+    counts, path = check_confusion_matrix(matrix, class_names), Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([CORNER, *class_names])
+            writer.writerows([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def read_confusion_csv(path: str | Path) -> tuple[np.ndarray, list[str]]:
+    """Reads what `write_confusion_csv` wrote.
+
+    Returns:
+        `(K, K)` int64 counts, rows = truth, and the K class names.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such table; the message names the line.
+    """
+    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte order mark in front
+        lines = [line for line in csv.reader(file) if line]
+    if not lines or len(lines[0]) < 2 or len(lines) != len(lines[0]):
+        raise ValueError(
+            f"{path} has {len(lines)} lines and {len(lines[0]) if lines else 0} columns; expected a header with the "
+            "predicted classes, then one line for each class in the same order, its name first."
+        )
+    names = lines[0][1:]
+    counts = [_read_row(path, number, line, names) for number, line in enumerate(lines[1:])]
+    return check_confusion_matrix(np.array(counts, np.int64), names), names
+
+
+def _read_row(path: str | Path, index: int, line: list[str], names: Sequence[str]) -> list[int]:
+    expected = f"expected the class {names[index]!r}, as in the header, and {len(names)} whole numbers of pixels"
+    if line[0] != names[index] or len(line) != len(names) + 1:
+        raise ValueError(f"{path}, line {index + 2}, holds {line[0]!r} and {len(line) - 1} numbers; {expected}.")
+    try:
+        return [int(cell) for cell in line[1:]]
+    except ValueError as error:
+        raise ValueError(f"{path}, line {index + 2}: {error}; {expected}.") from error

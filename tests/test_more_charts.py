@@ -1,0 +1,294 @@
+"""Charts of results: what bars, cells and lists hold, what they refuse, and that no text covers another."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afdcd_hf.charts import load_history, plot_class_iou, plot_confusion_matrix
+from afdcd_hf.charts.class_iou import _class_iou_figure
+from afdcd_hf.charts.confusion import _confusion_figure
+
+ALONE = {"road": 0.9, "pole": 0.25, "car": 0.5, "train": None}
+DISTILLED = {"road": 0.88, "pole": 0.35, "car": 0.5, "train": math.nan}
+PAIR = {"student alone": ALONE, "Af-DCD": DISTILLED}
+NAMES = ["road", "car", "bus"]
+MATRIX = np.array([[90, 9, 1], [4, 15, 1], [0, 0, 0]])
+
+
+def many(count: int, gain: float = 0.0, seed: int = 0) -> dict[str, float]:
+    values = np.random.default_rng(seed).uniform(0.2, 0.7, count)
+    return {f"the class number {index}": float(value) + gain for index, value in enumerate(values)}
+
+
+def widths(axes) -> dict[str, list[float]]:
+    """Bars of each result, from the top row to the lowest."""
+    return {bars.get_label(): [round(bar.get_width(), 6) for bar in bars] for bars in axes.containers}
+
+
+def rows(axes) -> list[str]:
+    return [label.get_text() for label in axes.get_yticklabels()]
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts if text.get_text()]
+
+
+def covered_texts(figure) -> list[str]:
+    """Upright texts of the axes that overlap another or leave the figure."""
+    figure.canvas.draw()
+    problems = []
+    for axes in figure.axes:
+        upright = [text for text in (*axes.texts, *tick_labels(axes)) if text.get_rotation() in (0, 90)]
+        shown = [text for text in (*upright, axes.title, axes._left_title) if text.get_text()]
+        x0, y0, x1, y1 = np.array([text.get_window_extent().extents for text in shown]).T + [[1], [1], [-1], [-1]]
+        meet = (x0[:, None] < x1) & (x1[:, None] > x0) & (y0[:, None] < y1) & (y1[:, None] > y0)
+        outside = (x0 < 0) | (y0 < 0) | (x1 > figure.bbox.width) | (y1 > figure.bbox.height)
+        problems += [shown[index].get_text() for index in np.flatnonzero((meet.sum(axis=0) > 1) | outside)]
+    return problems
+
+
+def tick_labels(axes) -> list:
+    """Those drawn: matplotlib keeps some beyond the ends of an axis."""
+    if not axes.axison:
+        return []
+    kept = []
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        inside = [min(limits) <= position <= max(limits) for position in axis.get_ticklocs()]
+        kept += [label for label, is_inside in zip(axis.get_ticklabels(), inside, strict=True) if is_inside]
+    return kept
+
+
+# IoU by class
+
+
+def test_bars_are_as_long_as_the_percentages_and_the_mean_is_the_first_row():
+    (axes,) = _class_iou_figure(PAIR).axes
+    assert rows(axes) == ["mean", "road", "pole", "car", "train"]
+    assert widths(axes) == {"student alone": [55, 90, 25, 50, 0], "Af-DCD": [57.666667, 88, 35, 50, 0]}
+    low, high = axes.get_ylim()
+    assert low > high == 0  # rows from top to bottom
+
+
+def test_two_results_show_numbers_and_gains_and_what_is_not_in_the_data():
+    (axes,) = _class_iou_figure(PAIR).axes
+    numbers = ["55.0", "90.0", "25.0", "50.0", "57.7", "88.0", "35.0", "50.0"]
+    assert texts(axes) == [*numbers, "not in the data", "gain", "+2.7", "\N{MINUS SIGN}2.0", "+10.0", "0.0"]
+
+
+def test_the_legend_names_each_result_with_its_mean_over_the_classes_in_the_data():
+    figure = _class_iou_figure(PAIR, title="CamVid val")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "student alone (mean 55.0 %)", "Af-DCD (mean 57.7 %)"
+    ]  # fmt: skip
+    assert figure.get_suptitle() == "CamVid val"
+
+
+def test_order_gain_starts_with_the_largest_gain_and_ends_with_what_has_none():
+    (axes,) = _class_iou_figure(PAIR, order="gain").axes
+    assert rows(axes) == ["mean", "pole", "car", "road", "train"]
+    assert widths(axes)["Af-DCD"][1:] == [35, 50, 88, 0]
+
+
+def test_results_are_matched_by_class_name_not_by_position():
+    (axes,) = _class_iou_figure({"a": ALONE, "b": dict(reversed(ALONE.items()))}).axes
+    assert widths(axes)["a"] == widths(axes)["b"]
+
+
+def test_one_or_three_results_have_no_gain_column_and_a_class_one_result_lacks_reads_na():
+    (axes,) = _class_iou_figure({"a": ALONE}).axes
+    assert texts(axes) == ["55.0", "90.0", "25.0", "50.0", "not in the data"]
+    (axes,) = _class_iou_figure({"a": ALONE, "b": {**ALONE, "train": 0.1}, "c": ALONE}).axes
+    assert "gain" not in texts(axes) and texts(axes).count("n/a") == 2
+
+
+def test_fifty_classes_stand_in_two_panels_in_their_order_with_bars_of_one_scale():
+    left, right = _class_iou_figure({"a": many(50), "b": many(50, 0.1)}).axes
+    assert rows(left) + rows(right) == ["mean", *(name[:26] for name in many(50))]
+    assert left.get_xlim() == right.get_xlim() and left.get_ylim() == right.get_ylim()
+
+
+def test_of_150_classes_the_largest_gains_and_losses_are_drawn_and_counted():
+    before = many(150)
+    gains = {name: (index - 49) / 1000 for index, name in enumerate(before)}  # 49 losses, one zero, 100 gains
+    left, right = _class_iou_figure({"a": before, "b": {n: before[n] + gains[n] for n in before}}).axes
+    ordered = list(before)
+    assert (left.get_title(), right.get_title()) == ("Largest gains: 15 of 100", "Largest losses: 15 of 49")
+    assert rows(left) == ["mean", *ordered[:134:-1]] and rows(right) == ordered[:15]
+
+
+def test_of_171_classes_of_one_result_the_highest_and_lowest_are_drawn():
+    values = many(171)
+    ordered = sorted(values, key=values.get)
+    left, right = _class_iou_figure({"a": values}).axes
+    assert (left.get_title(), right.get_title()) == ("Highest 15 of 171", "Lowest 15 of 171")
+    assert rows(left) == ["mean", *ordered[:155:-1]] and rows(right) == ordered[:15]
+
+
+def test_a_selection_without_losses_says_so():
+    _, right = _class_iou_figure({"a": many(150), "b": many(150, 0.1)}).axes
+    assert right.get_title() == "Largest losses: 0 of 0" and rows(right) == []
+
+
+@pytest.mark.parametrize(("count", "n_results"), [(11, 2), (19, 5), (50, 2), (150, 2), (171, 1)])
+def test_no_text_of_the_bars_covers_another(count, n_results):
+    results = {f"result {index}": many(count, seed=index) for index in range(n_results)}
+    assert covered_texts(_class_iou_figure(results, title="val")) == []
+
+
+@pytest.mark.parametrize(
+    ("results", "order", "message"),
+    [
+        ({}, "classes", "0 results"),
+        ({str(index): ALONE for index in range(6)}, "classes", "6 results.*one to 5"),
+        ({"a": ALONE, "b": {"road": 0.5, "bus": 0.1}}, "classes", r"'a' and 'b'.*\['bus', 'car', 'pole', 'train'\]"),
+        ({"a": {"road": 90.0}}, "classes", "'a'.*'road'.*90.0.*fractions"),
+        ({"a": {"road": None}}, "classes", "'a' has no IoU"),
+        ({"a": {}}, "classes", "'a' has no IoU"),
+        ({"a": ALONE}, "gain", "second one"),
+        (PAIR, "size", "'size'.*classes, gain"),
+    ],
+)
+def test_results_that_cannot_be_compared_are_refused_and_nothing_is_written(results, order, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        plot_class_iou(results, tmp_path / "iou.png", order=order)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_same_results_give_the_same_bytes(suffix, tmp_path):
+    paths = [plot_class_iou(PAIR, tmp_path / "new" / f"{name}{suffix}", title="$5 & <b>") for name in "ab"]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+# Confusion matrix
+
+
+def layers(axes) -> list[np.ma.MaskedArray]:
+    return [image.get_array() for image in axes.images]
+
+
+def test_rows_are_percent_of_the_truth_and_an_empty_row_is_hatched_not_zero():
+    (axes,) = _confusion_figure(MATRIX, NAMES).axes
+    correct, confused = layers(axes)
+    np.testing.assert_allclose(correct.filled(-1), [[90, -1, -1], [-1, 75, -1], [-1, -1, -1]])
+    np.testing.assert_allclose(confused.filled(-1), [[-1, 9, 1], [20, -1, 5], [-1, -1, -1]])
+    (hatched,) = axes.patches
+    assert hatched.get_hatch() and hatched.get_bbox().bounds == (-0.5, 1.5, 3, 1)
+    assert "hatched" in axes.get_title(loc="left") and "true class" in axes.get_title(loc="left")
+
+
+def test_columns_are_percent_of_the_predictions_when_asked():
+    (axes,) = _confusion_figure(MATRIX.T, NAMES, normalize="prediction").axes
+    correct, confused = layers(axes)
+    np.testing.assert_allclose(confused.filled(-1), np.array([[-1, 9, 1], [20, -1, 5], [-1, -1, -1]]).T)
+    assert axes.patches[0].get_bbox().bounds == (1.5, -0.5, 1, 3)
+    assert "predicted class" in axes.get_title(loc="left")
+
+
+def test_up_to_twenty_classes_have_numbers_where_something_is_seen():
+    (axes,) = _confusion_figure(np.array([[99_961, 39, 0], [155, 845, 0], [0, 0, 3]]), NAMES).axes
+    numbers = {text.get_position(): text.get_text() for text in axes.texts}
+    assert numbers == {(0, 0): "100", (0, 1): "16", (1, 1): "84", (2, 2): "100"}
+    assert rows(axes) == NAMES and [label.get_text() for label in axes.get_xticklabels()] == NAMES
+
+
+def test_small_shares_stay_visible_beside_a_full_diagonal():
+    (axes,) = _confusion_figure(MATRIX, NAMES).axes
+    assert [image.norm(1.0) for image in axes.images] == pytest.approx([0.1, 0.1])  # square root of 1 %
+    assert axes.images[1].cmap(0.0)[:3] == (1.0, 1.0, 1.0)
+
+
+def listed(figure) -> list[str]:
+    return texts(figure.axes[1])[1:]  # the first is the heading
+
+
+def test_many_classes_have_no_numbers_but_a_list_of_the_largest_confusions():
+    matrix = np.eye(150, dtype=np.int64) * 1000
+    matrix[3, 7], matrix[149, 0], matrix[5, 6] = 3000, 250, 10
+    names = [f"class{index}" for index in range(150)]
+    figure = _confusion_figure(matrix, names)
+    assert listed(figure) == [
+        "75 %", "class3 (3) → class7 (7)", "20 %", "class149 (149) → class0 (0)", "1.0 %", "class5 (5) → class6 (6)"
+    ]  # fmt: skip
+    assert texts(figure.axes[0]) == [] and "class number" in figure.axes[0].get_ylabel()
+
+
+def test_between_twenty_and_forty_classes_names_and_list_are_shown():
+    matrix = np.eye(21, dtype=np.int64)
+    matrix[0, 1] = 3
+    names = [f"class{index}" for index in range(21)]
+    figure = _confusion_figure(matrix, names)
+    assert rows(figure.axes[0]) == names and listed(figure) == ["75 %", "class0 → class1"]
+
+
+@pytest.mark.parametrize("count", [2, 20, 21, 171])
+def test_no_text_of_the_map_covers_another(count):
+    matrix = np.random.default_rng(0).integers(0, 9, (count, count)) + 100 * np.eye(count, dtype=np.int64)
+    matrix[1] = 0
+    figure = _confusion_figure(matrix, [f"the long class {index}" for index in range(count)])
+    assert covered_texts(figure) == []
+
+
+@pytest.mark.parametrize(
+    ("matrix", "names", "normalize", "message"),
+    [
+        (MATRIX[:2], NAMES[:2], "truth", r"\(2, 3\)"),
+        (MATRIX / 2, NAMES, "truth", "float64"),
+        (MATRIX, NAMES[:2], "truth", "2 class names.*3 classes"),
+        (-MATRIX, NAMES, "truth", "-90 pixels of 'road' as 'road'"),
+        (0 * MATRIX, NAMES, "truth", "no pixel"),
+        (MATRIX, NAMES, "rows", "'rows'.*truth, prediction"),
+    ],
+)
+def test_what_is_no_confusion_matrix_is_refused(matrix, names, normalize, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        plot_confusion_matrix(matrix, names, tmp_path / "confusion.png", normalize=normalize)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_map_is_written_and_the_same_each_time(tmp_path):
+    paths = [plot_confusion_matrix(MATRIX, NAMES, tmp_path / "new" / f"{name}.png") for name in "ab"]
+    assert Image.open(paths[0]).width > 600 and paths[0].read_bytes() == paths[1].read_bytes()
+
+
+# Histories
+
+
+def write_state(folder, step: int, **rest) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"global_step": step, "log_history": [{"step": step, "loss": 1.0}], **rest}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+def test_a_finished_runs_own_state_is_read(tmp_path):
+    write_state(tmp_path, 300)
+    write_state(tmp_path / "checkpoint-300", 300, log_history=[])
+    assert load_history(tmp_path) == [{"step": 300, "loss": 1.0}]
+
+
+def test_an_interrupted_run_is_read_from_its_newest_checkpoint(tmp_path):
+    for step in (900, 1000):
+        write_state(tmp_path / f"checkpoint-{step}", step)
+    (tmp_path / "checkpoint-1100").mkdir()  # saved in part
+    write_state(tmp_path / "checkpoint-x", 5000)
+    assert load_history(tmp_path)[0]["step"] == load_history(tmp_path / "checkpoint-1000")[0]["step"] == 1000
+    write_state(tmp_path, 950)  # the end of the first part
+    assert load_history(tmp_path)[0]["step"] == 1000
+
+
+def test_a_folder_without_a_history_is_named(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(FileNotFoundError, match=f"{folder.name} holds no trainer_state.json"):
+            load_history(folder)
+
+
+@pytest.mark.parametrize("text", ['{"log_history": [', "[]", "{}", '{"log_history": null}'])
+def test_a_file_that_is_no_trainers_state_is_named(text, tmp_path):
+    (tmp_path / "trainer_state.json").write_text(text)
+    with pytest.raises(ValueError, match="trainer_state.json (is not readable|holds no list)"):
+        load_history(tmp_path)
