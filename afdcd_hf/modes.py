@@ -1,11 +1,27 @@
-"""Evaluation mode for a while."""
+"""What a network is like: device, type, how its logits are stretched; and evaluation mode for a while."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the weights are."""
+    return next(model.parameters()).device
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Which type the weights have."""
+    return next(model.parameters()).dtype
+
+
+def align_corners_of(model: nn.Module) -> bool:
+    """How the network's logits are to be stretched; False where it has no configuration that says so."""
+    return getattr(getattr(model, "config", None), "align_corners", False)
 
 
 @contextmanager

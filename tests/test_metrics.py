@@ -14,6 +14,7 @@ from afdcd_hf.metrics import StreamingMeanIoU
 # Worked out on paper: truth 0 0 0 1 1 2 | ignored, prediction 0 0 1 1 2 2 | anything
 TRUTH = np.array([[0, 0, 0, 1], [1, 2, 255, 255]])
 PREDICTION = np.array([[0, 0, 1, 1], [2, 2, 0, 77]])
+MEANS = ("mean_iou", "mean_accuracy", "overall_accuracy", "frequency_weighted_iou")
 
 
 def metric_of(predictions, references, num_labels=3, **options):
@@ -29,8 +30,9 @@ def test_three_classes_score_as_worked_out_by_hand():
     assert scores["mean_iou"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 2) / 3)
     assert scores["mean_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
     assert scores["overall_accuracy"] == pytest.approx(4 / 6)
+    assert scores["frequency_weighted_iou"] == pytest.approx(3 / 6 * 2 / 3 + 2 / 6 * 1 / 3 + 1 / 6 * 1 / 2)
     assert scores["absent_classes"] == [] and scores["num_pixels"] == 6
-    assert all(type(scores[key]) is float for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
+    assert all(type(scores[key]) is float for key in MEANS)
 
 
 def test_rows_are_the_truth_and_columns_the_prediction():
@@ -48,6 +50,70 @@ def test_counts_equal_scikit_learns_for_any_shape_and_dtype(shape, dtype):
     for as_input in (np.asarray, torch.from_numpy):
         metric = metric_of(as_input(predictions), as_input(references), num_labels=19, ignore_index=120)
         np.testing.assert_array_equal(metric.confusion_matrix.numpy(), expected)
+
+
+def count_pixel_by_pixel(predictions, references, num_labels, ignore_index):
+    """The matrix, or None where a value is out of range."""
+    matrix = np.zeros((num_labels, num_labels), np.int64)
+    for predicted, truth in zip(predictions.ravel().tolist(), references.ravel().tolist(), strict=True):
+        if truth in (ignore_index, -100):
+            continue
+        if not (0 <= predicted < num_labels and 0 <= truth < num_labels):
+            return None
+        matrix[truth, predicted] += 1
+    return matrix
+
+
+ODD_VALUES = (-(2**40), -101, -100, -1, 255, 256, 257, 300, 65535, 2**32 - 100, 2**32, 2**32 + 1)
+
+
+@pytest.mark.parametrize("ignore_index", [0, 2, 255, 256, 300, -1, -100, -101, 65535, 2**32 + 1])
+@pytest.mark.parametrize("num_labels", [1, 3, 255, 256, 300])
+def test_every_ignore_index_and_value_is_treated_as_pixel_by_pixel(num_labels, ignore_index):
+    rng = np.random.default_rng(ignore_index % 1000 + num_labels)
+    outcomes = set()
+    for dtype in (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64):
+        limits = np.iinfo(dtype)
+        odd = [value for value in (*ODD_VALUES, num_labels) if limits.min <= value <= limits.max]
+        for share in (0.0, 0.0, 0.05):
+            maps = [rng.integers(0, min(num_labels, limits.max + 1), 60).astype(dtype) for _ in range(2)]
+            if limits.min <= ignore_index <= limits.max:
+                maps[1][rng.random(60) < 0.3] = ignore_index
+            for ids in maps:
+                ids[rng.random(60) < share] = rng.choice(odd) if odd else 0
+            expected = count_pixel_by_pixel(*maps, num_labels, ignore_index)
+            outcomes.add(expected is None)
+            for as_input in (np.asarray, torch.from_numpy):
+                metric = StreamingMeanIoU(num_labels, ignore_index)
+                if expected is None:
+                    with pytest.raises(ValueError, match="outside"):
+                        metric.update(*map(as_input, maps))
+                else:
+                    metric.update(*map(as_input, maps))
+                    assert np.array_equal(metric.confusion_matrix.numpy(), expected)
+    assert outcomes == {False, True}
+
+
+def test_large_maps_are_counted_in_parts_that_add_up_and_one_wrong_pixel_is_found():
+    rng = np.random.default_rng(0)
+    predictions, references = rng.integers(0, 5, (2, 3, 500, 377))  # more than two parts
+    metric = metric_of(predictions, references, num_labels=5)
+    expected = confusion_matrix(references.ravel(), predictions.ravel())
+    np.testing.assert_array_equal(metric.confusion_matrix.numpy(), expected)
+    references[0, 0, 0] = 5
+    with pytest.raises(ValueError, match=r"1 references outside 0\.\.4: values 5"):
+        metric.update(predictions, references)
+    np.testing.assert_array_equal(metric.confusion_matrix.numpy(), expected)
+
+
+@pytest.mark.parametrize("ignore_index", [255, 1000])
+def test_the_maps_given_are_left_as_they_are(ignore_index):
+    truth = np.where(TRUTH == 255, ignore_index, TRUTH)
+    for dtype in (np.uint8, np.int32, np.int64) if ignore_index == 255 else (np.int32, np.int64):
+        maps = PREDICTION.astype(dtype), truth.astype(dtype)
+        for as_input in (np.asarray, torch.from_numpy):
+            metric_of(*map(as_input, maps), ignore_index=ignore_index)
+            assert (maps[0] == PREDICTION).all() and (maps[1] == truth).all()
 
 
 def test_small_dtypes_do_not_overflow_with_many_classes():
@@ -76,6 +142,8 @@ def test_an_absent_class_counts_as_zero_in_the_released_codes_convention():
     assert scores["per_category_iou"]["3"] == 0.0 and scores["absent_classes"] == ["3"]
     assert scores["mean_iou"] == pytest.approx(1.5 / 4)
     assert scores["mean_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    usual = metric_of(PREDICTION, TRUTH, num_labels=4).compute()
+    assert scores["frequency_weighted_iou"] == usual["frequency_weighted_iou"]  # no pixel, no weight
 
 
 def test_a_class_that_is_only_predicted_has_iou_zero_but_no_accuracy():
@@ -90,7 +158,7 @@ def test_nothing_counted_gives_nan_without_a_warning(absent_as_zero):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores = metric.compute()
-    assert all(math.isnan(scores[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
+    assert all(math.isnan(scores[key]) for key in MEANS)
     assert scores["num_pixels"] == 0 and scores["absent_classes"] == ["0", "1", "2"]
 
 
@@ -202,3 +270,18 @@ def test_bad_settings_are_refused():
         StreamingMeanIoU(3, id2label={3: "car"})
     with pytest.raises(ValueError, match="4 classes can't be merged into one of 3"):
         StreamingMeanIoU(3).merge(StreamingMeanIoU(4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+def test_counts_on_a_gpu_are_those_of_the_cpu(dtype):
+    maps = [np.random.default_rng(seed).integers(0, 150, (300, 400)).astype(dtype) for seed in (0, 1)]
+    maps[1][:40] = 255
+    metric = metric_of(*maps, num_labels=150, device="cuda")
+    metric.update(*(torch.from_numpy(ids).cuda() for ids in maps))
+    assert metric.confusion_matrix.is_cuda
+    expected = metric_of(*maps, num_labels=150).confusion_matrix
+    assert torch.equal(metric.confusion_matrix.cpu(), 2 * expected)
+    with pytest.raises(ValueError, match=r"outside 0\.\.99"):
+        metric_of(*maps, num_labels=100, device="cuda")

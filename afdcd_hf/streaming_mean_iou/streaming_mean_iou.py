@@ -1,0 +1,198 @@
+"""`evaluate`'s `mean_iou` in constant memory: by class, or `evaluate.load(streaming_mean_iou_path())`.
+
+`evaluate` copies this file elsewhere and reads its imports line by line: they must be absolute, one module a line.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+from afdcd_hf.metrics import StreamingMeanIoU
+from afdcd_hf.streaming_mean_iou.pair_counts import PairCounts
+
+_DESCRIPTION = """
+Mean intersection over union of segmentation maps, with the calls, options and results of `mean_iou`. Maps are counted
+when they are added and then forgotten: memory and disk do not grow with their number.
+"""
+
+_INPUTS = """
+    Predictions and references are label maps: one array or tensor of any shape, or a list with one map per image, whose
+    sizes may differ. Integers of the int32 range; -100 in the references is padding.
+"""
+
+
+class StreamingMeanIoUMetric(evaluate.Metric):
+    """Segmentation scores in the calling style of `evaluate`, whose memory does not depend on the number of images.
+
+    It counts pairs of raw values, so that everything but the maps may be told as late as `compute`. Unlike `mean_iou`,
+    a counted value outside 0..K-1 is an error instead of a pixel that goes missing from some of the sums, and
+    `label_map` maps each value once even where a result is itself in the map. With `num_process` > 1 each process
+    hands over its counts, not its maps.
+
+    Args:
+        config_name: As in `evaluate`, like all options that are not listed here.
+        num_labels: Number of classes K; must be given here or to `compute`.
+        ignore_index: True value (after `label_map` and `reduce_labels`) that is not counted.
+        nan_to_num: Number to write in place of NaN results; the means leave undefined classes out regardless.
+        label_map: True value → class; values not listed stay.
+        reduce_labels: Then lower true values by one, 0 becoming 255.
+        absent_as_zero: Count a class that is in neither truth nor prediction as IoU 0 instead of leaving it out.
+
+    Raises:
+        TypeError: If an option is neither ours nor one of `evaluate`.
+
+    Example:
+        >>> metric = StreamingMeanIoUMetric(num_labels=2)
+        >>> metric.add_batch(predictions=np.array([[[0, 1]]]), references=np.array([[[0, 1]]]))
+        >>> metric.add_batch(predictions=np.array([[[0, 0]]]), references=np.array([[[0, 1]]]))
+        >>> metric.compute()["per_category_iou"].round(2).tolist()
+        [0.67, 0.5]
+    """
+
+    def __init__(
+        self,
+        config_name: str | None = None,
+        *,
+        num_labels: int | None = None,
+        ignore_index: int = 255,
+        nan_to_num: float | None = None,
+        label_map: Mapping[int, int] | None = None,
+        reduce_labels: bool = False,
+        absent_as_zero: bool = False,
+        **evaluate_options: Any,
+    ) -> None:
+        _check_known(evaluate_options)
+        self._options = {
+            "num_labels": num_labels,
+            "ignore_index": ignore_index,
+            "nan_to_num": nan_to_num,
+            "label_map": label_map,
+            "reduce_labels": reduce_labels,
+            "absent_as_zero": absent_as_zero,
+        }
+        self._counts = PairCounts()
+        super().__init__(config_name, **evaluate_options)
+
+    def add(
+        self, *, prediction: Any = None, reference: Any = None, predictions: Any = None, references: Any = None
+    ) -> None:
+        """Count one map; like `evaluate`, it takes the names in the plural too."""
+        prediction = predictions if prediction is None else prediction
+        self._count(prediction, references if reference is None else reference)
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None) -> None:
+        """Count the maps of a batch.
+
+        Raises:
+            ValueError: If two lists differ in length, shapes differ or values are no integers.
+        """
+        if references is None or not isinstance(predictions, (list, tuple)):
+            return self._count(predictions, references)
+        if len(predictions) != len(references):
+            raise ValueError(f"{len(predictions)} predictions but {len(references)} references.")
+        for predicted, truth in zip(predictions, references, strict=True):
+            self._count(predicted, truth)
+
+    def compute(
+        self,
+        *,
+        predictions: Any = None,
+        references: Any = None,
+        num_labels: int | None = None,
+        ignore_index: int | None = None,
+        nan_to_num: float | None = None,
+        label_map: Mapping[int, int] | None = None,
+        reduce_labels: bool | None = None,
+        absent_as_zero: bool | None = None,
+    ) -> dict[str, Any] | None:
+        """Scores of the maps given here and of those added before, which are then forgotten.
+
+        Options that are None are those given when the metric was made.
+
+        Returns:
+            On process 0 `mean_iou`, `mean_accuracy` and `overall_accuracy`, floats in 0..1, and `per_category_iou` and
+            `per_category_accuracy`, `(K,)` float64, NaN where undefined; None on the other processes.
+
+        Raises:
+            ValueError: If the number of classes is unknown, or a value that is counted is outside 0..K-1; maps that
+                were added are kept then.
+        """
+        given = {
+            "num_labels": num_labels,
+            "ignore_index": ignore_index,
+            "nan_to_num": nan_to_num,
+            "label_map": label_map,
+            "reduce_labels": reduce_labels,
+            "absent_as_zero": absent_as_zero,
+        }
+        options = {**self._options, **{name: value for name, value in given.items() if value is not None}}
+        if options["num_labels"] is None:
+            raise ValueError("The number of classes is unknown; pass num_labels to evaluate.load or to compute.")
+        if predictions is not None or references is not None:
+            self.add_batch(predictions=predictions, references=references)
+        _scores(self._counts, **options)  # raises while the counts are still here
+        self._hand_over()
+        return super().compute(options=options)
+
+    def _info(self) -> evaluate.MetricInfo:
+        label_map = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": label_map, "references": label_map}),
+        )
+
+    def _count(self, predicted: Any, truth: Any) -> None:
+        if predicted is None or truth is None:
+            raise ValueError("Both predictions and references are needed.")
+        self._counts.update(_as_array(truth), _as_array(predicted))
+        if self.num_process > 1 and self.writer is None:
+            # Processes wait for each other at their first write: better now than when one has long finished.
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Write the counts as one row of what `evaluate` collects over processes."""
+        truth, predicted, counts = self._counts.pairs()
+        super().add_batch(predictions=[[predicted]], references=[[truth, counts]])
+        self._counts = PairCounts()
+
+    def _compute(self, predictions: list, references: list, options: dict[str, Any]) -> dict[str, Any]:
+        total = PairCounts()
+        for (predicted,), (truth, counts) in zip(predictions, references, strict=True):
+            total.add(truth, predicted, counts)
+        return _scores(total, **options)
+
+
+def _scores(
+    counts: PairCounts, *, num_labels: int, ignore_index: int, nan_to_num: float | None, absent_as_zero: bool, **mapping
+) -> dict[str, Any]:
+    metric = StreamingMeanIoU(num_labels, ignore_index, absent_as_zero=absent_as_zero)
+    matrix = torch.from_numpy(counts.confusion_matrix(num_labels, ignore_index, **mapping))
+    scores = metric.reduce(lambda own: own + matrix).compute()
+    results = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+    for name in ("per_category_iou", "per_category_accuracy"):
+        results[name] = np.array(list(scores[name].values()))
+    if nan_to_num is None:
+        return results
+    return {name: np.nan_to_num(value, nan=nan_to_num) for name, value in results.items()}
+
+
+def _as_array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _check_known(options: Mapping[str, Any]) -> None:
+    ours = inspect.signature(StreamingMeanIoUMetric.__init__).parameters
+    theirs = inspect.signature(evaluate.Metric.__init__).parameters
+    unknown = sorted(options.keys() - theirs.keys())
+    if unknown:  # evaluate itself would drop them silently
+        known = sorted({*ours, *theirs} - {"self", "kwargs", "evaluate_options"})
+        raise TypeError(f"Unknown options {', '.join(unknown)}; known are {', '.join(known)}.")
