@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 
+from .data.loading import class_names
 from .data.transforms import PAPER_SCALES
 from .losses import LOSSES
 from .recipes import as_number
@@ -59,8 +60,23 @@ class DataArguments:
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the benchmark's files."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="val", metadata={"help": "Split to evaluate on."})
+    train_list: str | None = field(
+        default=None, metadata={"help": "List of images (and labels) of a benchmark to train on, not the whole split."}
+    )
+    eval_list: str | None = field(default=None, metadata={"help": "Likewise for evaluation."})
     class_names: list[str] | None = field(
         default=None, metadata={"help": "Class names in order, for a dataset that is no benchmark."}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of the images, for a dataset that is no benchmark; by default image."}
+    )
+    label_column: str | None = field(default=None, metadata={"help": "Likewise of the labels; by default label."})
+    label_map: dict | str | None = field(
+        default=None,
+        metadata={"help": "Value in such a dataset's labels -> class id, 255 = ignored (JSON); others stay."},
+    )
+    labels_as: str | None = field(
+        default=None, metadata={"help": "Such a dataset's labels hold the values of this benchmark's files."}
     )
     crop_size: list[int] = field(default_factory=lambda: [512, 512], metadata={"help": "Height and width of the crop."})
     scales: list[float] = field(default_factory=lambda: list(PAPER_SCALES), metadata={"help": "Random scales."})
@@ -71,6 +87,21 @@ class DataArguments:
     def __post_init__(self):
         if not isinstance(self.crop_size, (list, tuple)) or len(self.crop_size) != 2:
             raise ValueError(f"crop_size={self.crop_size} must be two numbers, height and width.")
+        if isinstance(self.label_map, str):
+            self.label_map = parse_json_object("label_map", self.label_map)
+
+    def classes(self) -> list[str]:
+        """Class names in the order of their ids."""
+        return class_names(self.dataset, self.class_names, self.labels_as)
+
+    def choice(self, part: Literal["train", "eval"]) -> dict[str, Any]:
+        """The images and labels to train or to evaluate on: what `load_split` takes."""
+        names = ("data_dir", "image_column", "label_column", "label_map", "labels_as")
+        given = {name: getattr(self, name) for name in names}
+        own = {"list_file": f"{part}_list", "max_samples": f"max_{part}_samples"}
+        given |= {name: getattr(self, field_name) for name, field_name in own.items()}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return {"name": self.dataset, "split": getattr(self, f"{part}_split"), **chosen}
 
 
 @dataclass

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor
 from .charts import plot_predictions
 from .data.benchmarks import get_benchmark
 from .data.loading import load_split
-from .evaluation import segment_image
+from .inference import segment_image
 from .models.loading import load_model
 
 

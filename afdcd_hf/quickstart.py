@@ -6,12 +6,11 @@ all three are scored from their saved folders.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from .charts import plot_training_curves
+from .charts import load_history, plot_training_curves
 from .hub.card_facts import CardFacts, ComparisonRow, Picture
 from .hub.model_card import write_card
 from .pictures import draw_predictions
@@ -46,7 +45,9 @@ def quickstart(output: str | Path, seed: int = 0) -> Path:
     cards = dict(zip(TITLES, (teacher.card, alone.card, distilled.card), strict=True))
     rows = {name: _row(TITLES[name], card) for name, card in cards.items()}
     best = runs["distilled"]
-    plot_training_curves({TITLES[name]: _history(path) for name, path in runs.items()}, best / "training_curves.png")
+    plot_training_curves(
+        {TITLES[name]: load_history(path) for name, path in runs.items()}, best / "training_curves.png"
+    )
     models = {TITLES[name]: path for name, path in runs.items()}
     notes = {row.model: f"mIoU {100 * row.mean_iou:.1f} %" for row in rows.values()}
     draw_predictions(models, best / "predictions.png", dataset="scenes", notes=notes)
@@ -86,7 +87,3 @@ def _announce(number: int, what: str, path: Path) -> None:
 
 def _row(title: str, card: CardFacts) -> ComparisonRow:
     return ComparisonRow(title, card.num_parameters, card.macs, card.measured.mean_iou)
-
-
-def _history(path: Path) -> list[dict]:
-    return json.loads((path / "trainer_state.json").read_text())["log_history"]

@@ -15,7 +15,7 @@ from .evaluation import evaluate_segmenter
 from .hub.card_facts import CardFacts, DatasetFacts, MeasuredResults, Picture, TrainingFacts
 from .hub.model_card import write_card
 from .models.loading import load_model
-from .results import library_versions, machine_name, save_results
+from .results import dataset_context, evaluate_command, library_versions, machine_name, save_results
 from .trainer import DistillationTrainer, SegmentationTrainer
 
 RESULTS_NAME = "results.json"
@@ -50,9 +50,8 @@ def write_report(
     )
     if not trainer.is_world_process_zero():
         return None
-    results = save_results(
-        folder / RESULTS_NAME, scores, model=str(folder), dataset=data.dataset, split=data.eval_split
-    )
+    context = dataset_context(**data.choice("eval"))
+    results = save_results(folder / RESULTS_NAME, scores, model=str(folder), **context)
     pictures = []
     if any("loss" in entry for entry in trainer.state.log_history):
         plot_training_curves({folder.name: trainer.state.log_history}, folder / CURVES_NAME)
@@ -89,8 +88,7 @@ def measured_results(results: dict[str, Any]) -> MeasuredResults:
     protocol = dict(results["protocol"])
     environment = {name: protocol.pop(name, None) for name in ("date", "machine")}
     protocol.pop("versions", None)
-    command = "afdcd evaluate --model {model} --dataset {dataset} --split {split}".format(**protocol)
-    command += " --data-dir FOLDER" if protocol["dataset"] != "scenes" else ""
+    command = evaluate_command(protocol)
     names = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "num_images")
     return MeasuredResults(**{name: results[name] for name in names}, protocol=protocol, command=command, **environment)
 

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, DataArguments, ModelArguments, parse_arguments, training_part
-from .data.loading import class_names, load_split
+from .data.loading import load_split
 from .data.samples import TrainingSamples
 from .data.transforms import RandomScaleCropFlip
 from .hub.card_facts import CardFacts
@@ -50,7 +50,7 @@ def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finishe
     model_args, data, args = parse_arguments(TRAIN_ARGUMENTS, training_part(recipe), argv)
     _check_output(args)
     set_seed(args.seed)
-    model, processor = build_model(model_args, class_names(data.dataset, data.class_names))
+    model, processor = build_model(model_args, data.classes())
     trainer = SegmentationTrainer(model, args, processing_class=processor, **_datasets(data, args, processor))
     return _run(trainer, data, recipe_name=config)
 
@@ -73,7 +73,7 @@ def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finis
     teacher = load_model(teacher_args.teacher)
     set_seed(args.seed)
     teacher_processor = _processor_of(teacher_args.teacher)
-    student, processor = build_model(model_args, class_names(data.dataset, data.class_names), teacher_processor)
+    student, processor = build_model(model_args, data.classes(), teacher_processor)
     if teacher_processor is not None:
         check_same_input(processor, teacher_processor)
     trainer = DistillationTrainer(
@@ -109,14 +109,15 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor=
 
 
 def _datasets(data: DataArguments, args: SegmentationTrainingArguments, processor) -> dict[str, Any]:
-    classes = class_names(data.dataset, data.class_names)
+    classes = data.classes()
     transform = RandomScaleCropFlip(
         processor, tuple(data.crop_size), scales=data.scales, flip_probability=data.flip_probability
     )
-    images = load_split(data.dataset, data.train_split, data.data_dir, data.max_train_samples)
     return {
-        "train_dataset": TrainingSamples(images, transform, num_labels=len(classes), seed=args.seed),
-        "eval_dataset": load_split(data.dataset, data.eval_split, data.data_dir, data.max_eval_samples),
+        "train_dataset": TrainingSamples(
+            load_split(**data.choice("train")), transform, num_labels=len(classes), seed=args.seed
+        ),
+        "eval_dataset": load_split(**data.choice("eval")),
     }
 
 

@@ -230,13 +230,6 @@ def test_a_model_to_start_from_must_have_the_datasets_classes(runs, tmp_path, ca
     assert "has 5 classes, the dataset 8" in line
 
 
-def test_scoring_a_model_on_labels_outside_its_classes_names_image_and_value(tmp_path, capsys):
-    segmenter(num_labels=2).save_pretrained(tmp_path)
-    AfDcdImageProcessor().save_pretrained(tmp_path)
-    line = answer(capsys, "evaluate", "--model", str(tmp_path), "--dataset", "scenes", "--device", "cpu")
-    assert "scenes/val/000000" in line and "outside 0..1" in line
-
-
 def test_evaluate_refuses_options_it_does_not_know(capsys):
     line = answer(capsys, "evaluate", "--model", "m", "--dataset", "scenes", "--flop")
     assert "--flop" in line

@@ -1,0 +1,104 @@
+"""`afdcd chart`: pictures of finished runs and evaluations."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the command of this file."""
+    command = commands.add_parser("chart", help="draw curves, per-class IoU, a confusion matrix or predictions")
+    kinds = command.add_subparsers(dest="kind", required=True, metavar="KIND")
+
+    kind = _kind(kinds, "curves", _curves, "loss terms and mean IoU of one or more runs against the step")
+    kind.add_argument("runs", nargs="+", metavar="[TITLE=]RUN", help="folder of a run")
+
+    kind = _kind(kinds, "classes", _classes, "IoU of every class, two or more results side by side")
+    kind.add_argument("results", nargs="+", metavar="[TITLE=]RESULTS", help="results.json, or a folder that holds one")
+    kind.add_argument("--order", choices=("classes", "gain"), default="classes", help="of the classes")
+
+    kind = _kind(kinds, "confusion", _confusion, "heat map of a confusion matrix")
+    kind.add_argument("matrix", metavar="CSV", help="the file that `afdcd evaluate --output` writes")
+    kind.add_argument("--normalize", choices=("truth", "prediction"), default="truth", help="what adds up to 100 %%")
+
+    kind = _kind(kinds, "predictions", _predictions, "image, truth and what saved networks see")
+    kind.add_argument("models", nargs="+", metavar="[TITLE=]MODEL", help="folder or Hub id")
+    kind.add_argument("--dataset", required=True)
+    kind.add_argument("--split", default="val")
+    kind.add_argument("--data-dir")
+    kind.add_argument("--indices", type=int, nargs="+", default=[0, 25, 50, 75], help="which images")
+
+
+def _kind(kinds: argparse._SubParsersAction, name: str, run, text: str) -> argparse.ArgumentParser:
+    kind = kinds.add_parser(name, help=text, description=text)
+    kind.add_argument("--output", type=Path, default=Path(f"{name}.png"), help="picture to write (default %(default)s)")
+    kind.add_argument("--overwrite", action="store_true", help="replace an existing picture")
+    kind.set_defaults(run=lambda args: _draw(args, run))
+    return kind
+
+
+def _draw(args: argparse.Namespace, run) -> None:
+    if args.output.exists() and not args.overwrite:
+        raise FileExistsError(f"{args.output} exists; give another --output, or --overwrite.")
+    print(run(args))
+
+
+def _curves(args: argparse.Namespace) -> Path:
+    from ..charts import load_history, plot_training_curves
+
+    return plot_training_curves({title: load_history(run) for title, run in _titled(args.runs).items()}, args.output)
+
+
+def _classes(args: argparse.Namespace) -> Path:
+    from ..charts import plot_class_iou
+
+    results = {title: _results(path)["per_category_iou"] for title, path in _titled(args.results).items()}
+    return plot_class_iou(results, args.output, order=args.order)
+
+
+def _confusion(args: argparse.Namespace) -> Path:
+    from ..charts import plot_confusion_matrix
+    from ..confusion_csv import read_confusion_csv
+
+    return plot_confusion_matrix(*read_confusion_csv(args.matrix), args.output, normalize=args.normalize)
+
+
+def _predictions(args: argparse.Namespace) -> Path:
+    from ..pictures import draw_predictions
+    from .options import hide_loading_bars
+
+    hide_loading_bars()
+    models = _titled(args.models)
+    scored = {title: Path(folder) / "results.json" for title, folder in models.items()}
+    notes = {
+        title: f"mIoU {100 * _results(path)['mean_iou']:.1f} %" for title, path in scored.items() if path.is_file()
+    }
+    return draw_predictions(
+        models,
+        args.output,
+        dataset=args.dataset,
+        split=args.split,
+        data_dir=args.data_dir,
+        indices=args.indices,
+        notes=notes,
+    )
+
+
+def _titled(words: list[str]) -> dict[str, str]:
+    """`TITLE=FOLDER` or `FOLDER`, whose own name is the title then."""
+    pairs = [word.split("=", 1) if "=" in word else (Path(word).name, word) for word in words]
+    titled = dict(pairs)
+    if len(titled) < len(pairs):
+        raise ValueError(f"two of {', '.join(words)} have the same title; write TITLE=FOLDER.")
+    return titled
+
+
+def _results(path: str | Path) -> dict:
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no results.json of `afdcd evaluate`: {error}") from error

@@ -1,0 +1,121 @@
+"""A user's picture files: which there are, what is in them, and pictures written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# What Pillow's readers are known to raise on damaged files; a defect of ours should not hide behind it.
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def find_pictures(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> list[tuple[Path, PurePath]]:
+    """The pictures among files and folders.
+
+    Folders are searched with their sub-folders, in the order of the paths; hidden files and folders are passed over,
+    and links to folders are not followed. A file that is named itself is taken whatever its name.
+
+    Args:
+        inputs: Files and folders.
+        skip: Folders in which nothing is looked for.
+
+    Returns:
+        Each picture's path, and the same below its folder (of a file: its name), in order and once each.
+
+    Raises:
+        FileNotFoundError: If an input does not exist, or a folder holds no picture.
+        ValueError: If there is no input.
+    """
+    if not inputs:
+        raise ValueError("There is nothing to segment: name pictures, or folders that hold pictures.")
+    found: dict[tuple[Path, PurePath], Path] = {}
+    for path in (Path(given).expanduser() for given in inputs):
+        if not path.exists():
+            raise FileNotFoundError(f"There is no picture or folder {path}.")
+        for picture, inside in _in_folder(path, skip) if path.is_dir() else [(path, PurePath(path.name))]:
+            found.setdefault((picture.resolve(), inside), picture)
+    return [(picture, inside) for (_, inside), picture in found.items()]
+
+
+def _in_folder(folder: Path, skip: Sequence[Path]) -> list[tuple[Path, PurePath]]:
+    skipped = {path.resolve() for path in skip}
+    found = []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            if skipped.isdisjoint(path.resolve().parents):
+                found.append((path, inside))
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no picture: no file below it ends in {', '.join(IMAGE_SUFFIXES)} (in either case)."
+        )
+    return found
+
+
+def png_name(name: str | PurePath) -> str:
+    """The name of the PNG that belongs to a picture: `a/b.jpg` → `a/b.png`, but `frame.0001` → `frame.0001.png`."""
+    name = PurePath(name)
+    known = name.suffix.lower() in IMAGE_SUFFIXES  # another suffix may be all that tells two names apart
+    return (name.with_suffix(".png") if known else name.with_name(f"{name.name}.png")).as_posix()
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Read a picture as viewers show it: upright, as RGB with 8 bits.
+
+    The orientation that cameras note in EXIF is applied. Grey, palette and CMYK pictures are converted, 16 bits are
+    scaled to 8 (65535 → 255), transparency is dropped; of several pages the first is read.
+
+    Raises:
+        OSError: If the file is no picture, damaged, or of a kind that has no defined colours; the message names it.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return _as_rgb(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError as error:
+        raise OSError(f"{path}: not a picture, or of an unknown format") from error
+    except _DAMAGED as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
+    if picture.mode.startswith("I"):  # convert("RGB") would cut off everything above 255
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"its values {values.min()} to {values.max()} exceed 16 bits; save it with 8 or 16 bits")
+        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if "transparency" in picture.info:  # convert("RGB") would warn about what is meant
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
+
+
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """Write `(H, W)` uint8 or uint16, or `(H, W, 3)` uint8 RGB, as a PNG, whole or not at all; makes its folder."""
+    with written_whole(path) as part:
+        Image.fromarray(pixels).save(part, format="PNG")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to: it becomes `path` at the end, or is removed if anything goes wrong.
+
+    Even a killed process leaves no half file under the name that was asked for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

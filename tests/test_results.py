@@ -1,0 +1,47 @@
+"""results.json: what it says, and the command it names."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from afdcd_hf.cli import _parser
+from afdcd_hf.cli.options import inference_settings
+from afdcd_hf.results import dataset_context, evaluate_command
+
+DEFAULTS = {"model": "runs/m", "dataset": "scenes", "split": "val", "scales": [1.0], "flip": False, "window": None,
+            "stride": None, "precision": "fp32", "absent_classes": "left out of the mean"}  # fmt: skip
+
+
+def parsed(protocol):
+    program, *words = shlex.split(evaluate_command(protocol))
+    assert program == "afdcd"
+    return _parser().parse_args(words)
+
+
+def test_the_command_of_a_plain_evaluation_is_short():
+    assert evaluate_command(DEFAULTS) == "afdcd evaluate --model runs/m --dataset scenes --split val"
+    assert evaluate_command({**DEFAULTS, "dataset": "voc"}).endswith("--dataset voc --split val --data-dir FOLDER")
+
+
+def test_the_command_sets_everything_that_influences_the_number():
+    asked = {"scales": [0.5, 1.25], "flip": True, "window": [512, 1024], "stride": [256, 512], "precision": "bf16"}
+    asked |= {"absent_classes": "count as 0", "boundary_ratio": 0.005, "max_samples": 7, "list_file": "a.lst"}
+    asked |= {"image_column": "pixels", "label_column": "mask", "labels_as": "ade20k", "label_map": {"0": 255}}
+    args = parsed({**DEFAULTS, "dataset": "me/mine", **asked})
+    settings = inference_settings(args)
+    assert (settings.scales, settings.flip, settings.window, settings.stride) == (
+        (0.5, 1.25),
+        True,
+        (512, 1024),
+        (256, 512),
+    )
+    assert settings.precision == "bf16" and args.absent_as_zero and args.boundary_ratio == 0.005
+    assert (args.max_samples, args.list_file, args.dataset) == (7, "a.lst", "me/mine")
+    assert (args.image_column, args.label_column, args.labels_as) == ("pixels", "mask", "ade20k")
+    assert json.loads(args.label_map) == {"0": 255}
+
+
+def test_where_the_files_lie_is_not_part_of_the_protocol():
+    context = dataset_context(name="voc", split="val", data_dir="/home/me/voc", max_samples=3)
+    assert context == {"dataset": "voc", "split": "val", "max_samples": 3}
