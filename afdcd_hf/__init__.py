@@ -6,8 +6,7 @@ a name is first used. It makes transformers' Auto classes know our models.
 
 from __future__ import annotations
 
-import importlib
-
+from .lazy import lazy_exports
 from .registration import register_when_used
 
 __version__ = "0.1.0"
@@ -21,32 +20,26 @@ _EXPORTS = {
     "AfDcdOutput": "models.modeling_afdcd",
     "Activations": "features",
     "DistillationLoss": "losses.base",
-    "DistillationModel": "distillation",
-    "DistillationTrainer": "trainer",
-    "DistillationTrainingArguments": "training_args",
+    "DistillationModel": "training.distillation",
+    "DistillationTrainer": "training.trainer",
+    "DistillationTrainingArguments": "training.training_args",
     "KDLoss": "losses.kd",
-    "SegmentationTrainer": "trainer",
-    "SegmentationTrainingArguments": "training_args",
-    "StreamingMeanIoU": "metrics",
+    "SegmentationTrainer": "training.trainer",
+    "SegmentationTrainingArguments": "training.training_args",
+    "InferenceSettings": "inference.segment",
+    "StreamingBoundaryIoU": "metrics.boundary_iou",
+    "StreamingMeanIoU": "metrics.mean_iou",
     "capture": "features",
-    "evaluate_segmenter": "evaluation",
+    "evaluate_segmenter": "evaluation.segmenter",
     "load_benchmark": "data.loading",
     "load_recipe": "recipes",
+    "load_split": "data.loading",
+    "segment_image": "inference.segment",
+    "streaming_mean_iou_path": "metrics.streaming_mean_iou",
 }
 
 __all__ = sorted([*_EXPORTS, "__version__"])
 
-
-def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 
 register_when_used()

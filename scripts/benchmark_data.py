@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.data import RandomScaleCropFlip, TrainingSamples, collate_samples, get_benchmark, load_benchmark
 from afdcd_hf.data.transforms import PAPER_SCALES
-from afdcd_hf.results import machine_name
+from afdcd_hf.evaluation.results import machine_name
 
 CROPS = {"cityscapes": (512, 1024), "camvid": (360, 360)}
 IGNORED = 255

@@ -30,8 +30,8 @@ import torch
 from torch.nn import functional as F
 
 from afdcd_hf import StreamingMeanIoU
-from afdcd_hf.results import library_versions, machine_name
-from afdcd_hf.streaming_mean_iou.streaming_mean_iou import StreamingMeanIoUMetric
+from afdcd_hf.evaluation.results import library_versions, machine_name
+from afdcd_hf.metrics.streaming_mean_iou.streaming_mean_iou import StreamingMeanIoUMetric
 
 NUM_LABELS, IGNORED, SIZE = 19, 255, (1024, 2048)
 MEGABYTE = 2**20

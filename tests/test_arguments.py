@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from afdcd_hf.arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, parse_arguments, training_part
 from afdcd_hf.losses import validate_loss_spec
 from afdcd_hf.recipes import list_recipes, load_recipe, recipe_path
+from afdcd_hf.training.arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, parse_arguments, training_part
 
 RECIPE = {
     "dataset": "scenes",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from afdcd_hf.boundary import StreamingBoundaryIoU, band_width, boundary_band
+from afdcd_hf.metrics.boundary_iou import StreamingBoundaryIoU, band_width, boundary_band
 
 
 def blobs(shape, num_labels: int, seed: int, ignored: int | None = None) -> np.ndarray:

@@ -277,6 +277,6 @@ def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("afdcd_hf.runs.train", interrupt)
+    monkeypatch.setattr("afdcd_hf.training.runs.train", interrupt)
     assert main(["train", "--config", "quickstart"]) == 130
     assert "afdcd train: interrupted; --resume_from_checkpoint last goes on" in capsys.readouterr().err

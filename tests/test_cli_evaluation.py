@@ -15,8 +15,8 @@ from tiny import segmenter
 
 from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.cli import main
-from afdcd_hf.confusion_csv import read_confusion_csv
 from afdcd_hf.data.benchmarks import BENCHMARKS
+from afdcd_hf.metrics.confusion_csv import read_confusion_csv
 
 
 def saved_model(folder: Path, dataset: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from afdcd_hf.confusion_csv import read_confusion_csv, write_confusion_csv
+from afdcd_hf.metrics.confusion_csv import read_confusion_csv, write_confusion_csv
 
 NAMES = ["road", "car", "bus"]
 MATRIX = np.array([[90, 9, 1], [4, 15, 1], [0, 0, 0]])

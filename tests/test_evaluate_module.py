@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from afdcd_hf import StreamingMeanIoU
-from afdcd_hf.streaming_mean_iou import streaming_mean_iou_path
-from afdcd_hf.streaming_mean_iou.pair_counts import PairCounts
-from afdcd_hf.streaming_mean_iou.streaming_mean_iou import StreamingMeanIoUMetric
+from afdcd_hf.metrics.streaming_mean_iou import streaming_mean_iou_path
+from afdcd_hf.metrics.streaming_mean_iou.pair_counts import PairCounts
+from afdcd_hf.metrics.streaming_mean_iou.streaming_mean_iou import StreamingMeanIoUMetric
 
 KEYS = {"mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy"}
 
@@ -212,8 +212,8 @@ def test_two_metrics_that_share_a_folder_hand_over_their_counts(tmp_path):
 TWO_PROCESSES = """
 import os, sys
 import evaluate, numpy as np
-from afdcd_hf.streaming_mean_iou import streaming_mean_iou_path
-from afdcd_hf.streaming_mean_iou.streaming_mean_iou import StreamingMeanIoUMetric
+from afdcd_hf.metrics.streaming_mean_iou import streaming_mean_iou_path
+from afdcd_hf.metrics.streaming_mean_iou.streaming_mean_iou import StreamingMeanIoUMetric
 cache, maps = sys.argv[1], np.load(sys.argv[2])
 child = os.fork()
 rank = 0 if child else 1

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter
-from afdcd_hf.boundary import StreamingBoundaryIoU
-from afdcd_hf.inference import InferenceSettings, segment_image
+from afdcd_hf.inference.segment import InferenceSettings, segment_image
+from afdcd_hf.metrics.boundary_iou import StreamingBoundaryIoU
 
 SIZES = ((16, 24), (24, 16), (16, 24), (17, 31), (16, 24), (24, 16), (20, 20))
 

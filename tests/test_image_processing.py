@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
 from afdcd_hf import AfDcdImageProcessor, AfDcdOutput
-from afdcd_hf.inference import segment_image
+from afdcd_hf.inference.segment import segment_image
 
 RELEASED_MEAN = [104.00698793, 116.66876762, 122.67891434]  # blue, green, red
 RELEASED = dict(do_flip_channels=True, do_rescale=False, image_mean=RELEASED_MEAN, image_std=[1.0, 1.0, 1.0])

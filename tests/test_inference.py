@@ -15,8 +15,15 @@ from tiny import segmenter
 from torch import nn
 
 from afdcd_hf import AfDcdImageProcessor
-from afdcd_hf.inference import WHOLE_IMAGE, InferenceSettings, Sample, make_sample, predict_label_maps, segment_image
-from afdcd_hf.windows import place_windows
+from afdcd_hf.inference.segment import (
+    WHOLE_IMAGE,
+    InferenceSettings,
+    Sample,
+    make_sample,
+    predict_label_maps,
+    segment_image,
+)
+from afdcd_hf.inference.windows import place_windows
 
 NUM_LABELS = 5
 

@@ -14,7 +14,7 @@ from tiny import segmenter
 from torch.nn import functional as F
 
 from afdcd_hf import AfDcdImageProcessor, StreamingMeanIoU, evaluate_segmenter
-from afdcd_hf.streaming_mean_iou.streaming_mean_iou import StreamingMeanIoUMetric
+from afdcd_hf.metrics.streaming_mean_iou.streaming_mean_iou import StreamingMeanIoUMetric
 
 IGNORED = 255
 

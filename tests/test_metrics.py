@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix
 
-from afdcd_hf.metrics import StreamingMeanIoU
+from afdcd_hf.metrics.mean_iou import StreamingMeanIoU
 
 # Worked out on paper: truth 0 0 0 1 1 2 | ignored, prediction 0 0 1 1 2 2 | anything
 TRUTH = np.array([[0, 0, 0, 1], [1, 2, 255, 255]])

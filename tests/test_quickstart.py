@@ -9,9 +9,10 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from afdcd_hf import AfDcdForSemanticSegmentation, quickstart
+from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.data.benchmarks import BENCHMARKS
-from afdcd_hf.pictures import draw_predictions
+from afdcd_hf.inference.comparison import draw_predictions
+from afdcd_hf.training import quickstart
 
 SHORT = ["--max_steps", "2", "--total_batch_size", "2", "--warmup_steps", "0", "--logging_steps", "1"]
 

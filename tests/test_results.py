@@ -7,7 +7,7 @@ import shlex
 
 from afdcd_hf.cli import _parser
 from afdcd_hf.cli.options import inference_settings
-from afdcd_hf.results import dataset_context, evaluate_command
+from afdcd_hf.evaluation.results import dataset_context, evaluate_command
 
 DEFAULTS = {"model": "runs/m", "dataset": "scenes", "split": "val", "scales": [1.0], "flip": False, "window": None,
             "stride": None, "precision": "fp32", "absent_classes": "left out of the mean"}  # fmt: skip

@@ -13,7 +13,7 @@ from PIL import Image
 
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.data.benchmarks.row import Submission
-from afdcd_hf.submission import PredictionWriter, submission_writer, zip_predictions
+from afdcd_hf.inference.submission import PredictionWriter, submission_writer, zip_predictions
 
 GREY = np.random.default_rng(0).permutation(960).reshape(24, 40).astype(np.uint8)  # all values from 0 to 255
 

@@ -27,7 +27,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor, evaluate_segmenter
-from afdcd_hf.training_args import DistillationTrainingArguments, SegmentationTrainingArguments
+from afdcd_hf.training.training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
 
 class GradientSpy(TrainerCallback):
@@ -117,7 +117,7 @@ def test_a_second_training_does_not_log_what_was_left_of_the_first(tmp_path):
 def test_the_terms_of_the_first_batch_are_reported_once_and_balanced_ones_raise_no_warning(tmp_path, caplog):
     caplog.set_level(logging.INFO, "afdcd_hf")
     distilling(tmp_path, max_steps=2).train()
-    (line,) = [record for record in caplog.records if record.name == "afdcd_hf.callbacks"]
+    (line,) = [record for record in caplog.records if record.name == "afdcd_hf.training.callbacks"]
     assert line.levelno == logging.INFO
     assert all(f"{term} " in line.getMessage() for term in ("task", "kd", "feature", "contrast"))
 
@@ -128,7 +128,7 @@ def test_a_term_out_of_all_proportion_to_the_task_is_warned_of(tmp_path, caplog,
     (warning,) = [
         record.getMessage()
         for record in caplog.records
-        if record.levelno == logging.WARNING and record.name == "afdcd_hf.callbacks"
+        if record.levelno == logging.WARNING and record.name == "afdcd_hf.training.callbacks"
     ]
     assert "'feature'" in warning and words in warning and "reduction='mean'" in warning
 

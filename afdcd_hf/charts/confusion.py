@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..confusion_csv import check_confusion_matrix
+from ..metrics.confusion_csv import check_confusion_matrix
 from .figures import FAINT, INK, STYLE, new_figure, save_figure, shorten
 
 if TYPE_CHECKING:

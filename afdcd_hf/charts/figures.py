@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..whole_files import written_whole
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
@@ -42,9 +44,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     import matplotlib
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": "afdcd_hf"}):
-        figure.savefig(path, dpi=DPI, metadata=UNDATED.get(path.suffix.lower()))
+    with written_whole(path) as part, matplotlib.rc_context({"svg.hashsalt": "afdcd_hf"}):
+        figure.savefig(part, format=path.suffix[1:] or "png", dpi=DPI, metadata=UNDATED.get(path.suffix.lower()))
     return path
 
 

@@ -60,13 +60,13 @@ def _classes(args: argparse.Namespace) -> Path:
 
 def _confusion(args: argparse.Namespace) -> Path:
     from ..charts import plot_confusion_matrix
-    from ..confusion_csv import read_confusion_csv
+    from ..metrics.confusion_csv import read_confusion_csv
 
     return plot_confusion_matrix(*read_confusion_csv(args.matrix), args.output, normalize=args.normalize)
 
 
 def _predictions(args: argparse.Namespace) -> Path:
-    from ..pictures import draw_predictions
+    from ..inference.comparison import draw_predictions
     from .options import hide_loading_bars
 
     hide_loading_bars()

@@ -53,14 +53,14 @@ def _add_dataset_options(command: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from ..scoring import score
+    from ..evaluation.command import score
 
     hide_loading_bars()
     score(args, inference_settings(args))
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from ..predictions import predict_images
+    from ..inference.predictions import predict_images
 
     hide_loading_bars()
     done = predict_images(

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..inference import InferenceSettings
+    from ..inference.segment import InferenceSettings
 
 
 def add_inference_options(command: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_inference_options(command: argparse.ArgumentParser) -> None:
 
 def inference_settings(args: argparse.Namespace) -> InferenceSettings:
     """The settings that `add_inference_options` asked for."""
-    from ..inference import InferenceSettings
+    from ..inference.segment import InferenceSettings
 
     window, stride = (tuple(size) if size else None for size in (args.window, args.stride))
     return InferenceSettings(tuple(args.scales), args.flip, window, stride, args.precision)

@@ -33,21 +33,21 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> None:
-    from ..runs import train
+    from ..training.runs import train
 
     hide_loading_bars()
     print(f"saved in {train(args.config, rest).folder}")
 
 
 def _distill(args: argparse.Namespace, rest: list[str]) -> None:
-    from ..runs import distill
+    from ..training.runs import distill
 
     hide_loading_bars()
     print(f"saved in {distill(args.config, rest).folder}")
 
 
 def _quickstart(args: argparse.Namespace) -> None:
-    from ..quickstart import quickstart
+    from ..training.quickstart import quickstart
 
     hide_loading_bars()
     quickstart(args.output, args.seed)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from PIL import Image
 
-# What PIL raises over damaged files, beside OSError.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# What PIL raises over damaged files; a defect of ours should not hide behind it.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def named_errors(described: str) -> Iterator[None]:
         yield
     except _NamedError:
         raise
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _NamedError(f"{described} cannot be read: {_reason(error)}") from error
 
 

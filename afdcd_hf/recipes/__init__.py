@@ -6,6 +6,7 @@ Keys of a loss's options carry its name in front: `af_dcd.feature_weight`.
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,4 +64,19 @@ def as_number(value: Any) -> Any:
             return float(value) if "e" in value.lower() else value
         except ValueError:
             return value
+    return value
+
+
+def parse_json_object(name: str, text: str) -> dict:
+    """Read an argument given as text on the command line, e.g. '{"stem_type": "deep"}'.
+
+    Raises:
+        ValueError: not JSON, or not an object.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}={text!r} is not valid JSON ({error}); write e.g. '{{\"key\": 1}}'.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}={text!r} must be a JSON object such as '{{\"key\": 1}}'.")
     return value

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 from .layout import Layout
 from .pairing import LabelKind
 from .row import RGB, Benchmark, Submission
@@ -171,10 +169,6 @@ _LAYOUT = Layout(
 )
 
 
-def _result_name(name: str) -> str:
-    return f"{PurePosixPath(name).stem}.png"
-
-
 ADE20K = Benchmark(
     name="ade20k",
     classes=tuple(_COLOURS),
@@ -193,5 +187,5 @@ ADE20K = Benchmark(
     ),
     find_files=_LAYOUT.find_files,
     label_map=_LAYOUT.kinds[0].label_map,
-    submission=Submission(label_ids={index: index + 1 for index in range(150)} | {255: 0}, file_name=_result_name),
+    submission=Submission(label_ids={index: index + 1 for index in range(150)} | {255: 0}),
 )

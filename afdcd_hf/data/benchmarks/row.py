@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 RGB = tuple[int, int, int]
 
@@ -24,17 +24,21 @@ class SplitFiles:
     label_map: Mapping[int, int] = field(default_factory=dict)
 
 
+def _png_of_stem(name: str) -> str:
+    return f"{PurePosixPath(name).stem}.png"
+
+
 @dataclass(frozen=True)
 class Submission:
     """How a benchmark's test server wants predictions.
 
     Attributes:
         label_ids: Train id → value in the PNG; values not listed stay.
-        file_name: Name of an image (path under `data_dir`) → name of its PNG.
+        file_name: Name of an image (path under `data_dir`) → name of its PNG; by default its stem.
     """
 
     label_ids: Mapping[int, int]
-    file_name: Callable[[str], str]
+    file_name: Callable[[str], str] = _png_of_stem
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .colours import voc_colour
 from .files import IMAGE_SUFFIXES, LABEL_SUFFIXES, by_key, first_folder, home_of, lacking, visible_files
@@ -95,10 +95,6 @@ def _ids(path: Path | None) -> set[str]:
     return set() if path is None else {stem_of(columns[0]) for columns in read_list(path, path.parent).rows}
 
 
-def _result_name(name: str) -> str:
-    return f"{PurePosixPath(name).stem}.png"
-
-
 VOC = Benchmark(
     name="voc",
     classes=tuple(_CLASSES),
@@ -117,5 +113,5 @@ VOC = Benchmark(
         "ImageSets/Segmentation/trainaug.txt; the test split has no masks"
     ),
     find_files=_find_files,
-    submission=Submission(label_ids={}, file_name=_result_name),
+    submission=Submission(label_ids={}),
 )

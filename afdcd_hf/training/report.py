@@ -7,15 +7,15 @@ from typing import Any
 
 from transformers import AutoImageProcessor
 
+from ..charts import plot_training_curves
+from ..cost import count_macs, count_parameters
+from ..data.benchmarks import BENCHMARKS
+from ..evaluation.results import dataset_context, evaluate_command, library_versions, machine_name, save_results
+from ..evaluation.segmenter import evaluate_segmenter
+from ..hub.card_facts import CardFacts, DatasetFacts, MeasuredResults, Picture, TrainingFacts
+from ..hub.model_card import write_card
+from ..models.loading import load_model
 from .arguments import DataArguments
-from .charts import plot_training_curves
-from .cost import count_macs, count_parameters
-from .data.benchmarks import BENCHMARKS
-from .evaluation import evaluate_segmenter
-from .hub.card_facts import CardFacts, DatasetFacts, MeasuredResults, Picture, TrainingFacts
-from .hub.model_card import write_card
-from .models.loading import load_model
-from .results import dataset_context, evaluate_command, library_versions, machine_name, save_results
 from .trainer import DistillationTrainer, SegmentationTrainer
 
 RESULTS_NAME = "results.json"

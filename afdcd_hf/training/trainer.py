@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, set_seed
 
+from ..data.samples import TrainingSamples, collate_samples
+from ..evaluation.segmenter import evaluate_segmenter
+from ..features import Activations, LayerTap, run_tapped
+from ..losses.task import TaskLoss
 from .callbacks import EpochCallback, report_first_terms
-from .data.samples import TrainingSamples, collate_samples
 from .distillation import prepare_distillation
-from .evaluation import evaluate_segmenter
-from .features import Activations, LayerTap, run_tapped
-from .losses.task import TaskLoss
 from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
 LOSS_WEIGHTS_NAME = "distillation.safetensors"

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from . import __version__
-from .charts import plot_confusion_matrix
-from .confusion_csv import write_confusion_csv
+from .. import __version__
+from ..charts import plot_confusion_matrix
+from ..metrics.confusion_csv import write_confusion_csv
+from ..whole_files import written_whole
 
 
 def machine_name() -> str:
@@ -59,8 +60,8 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
     plain = {name: value for name, value in scores.items() if name != "confusion_matrix"}
     results = _without_nan({**plain, "protocol": {**protocol, "versions": library_versions()}})
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    with written_whole(path) as part:
+        part.write_text(json.dumps(results, indent=2) + "\n")
     table, picture = _confusion_files(path)
     names = list(scores["per_category_iou"])
     write_confusion_csv(scores["confusion_matrix"], names, table)

@@ -10,11 +10,11 @@ from typing import Any, Literal, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from .data.loading import class_names
-from .data.transforms import PAPER_SCALES
-from .losses import LOSSES
-from .recipes import as_number
-from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments, parse_json_object
+from ..data.loading import class_names
+from ..data.transforms import PAPER_SCALES
+from ..losses import LOSSES
+from ..recipes import as_number, parse_json_object
+from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
 
 @dataclass

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from ..whole_files import written_whole
 
 CORNER = "truth \\ prediction"
 
@@ -52,16 +53,10 @@ def write_confusion_csv(matrix: np.ndarray, class_names: Sequence[str], path: st
         ValueError: See `check_confusion_matrix`.
     """
     counts, path = check_confusion_matrix(matrix, class_names), Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([CORNER, *class_names])
-            writer.writerows([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([CORNER, *class_names])
+        writer.writerows([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
     return path
 
 

@@ -10,14 +10,14 @@ from accelerate import PartialState
 from torch import nn
 from transformers import AutoImageProcessor
 
-from .data.benchmarks import BENCHMARKS, Benchmark
-from .data.loading import load_split
-from .evaluation import evaluate_segmenter
-from .inference import InferenceSettings
-from .models.loading import load_model
+from ..data.benchmarks import BENCHMARKS, Benchmark
+from ..data.loading import load_split
+from ..inference.segment import InferenceSettings
+from ..inference.submission import PredictionWriter, submission_writer, zip_predictions
+from ..models.loading import load_model
+from ..recipes import parse_json_object
 from .results import check_writable, dataset_context, save_results
-from .submission import PredictionWriter, submission_writer, zip_predictions
-from .training_args import parse_json_object
+from .segmenter import evaluate_segmenter
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from .charts import load_history, plot_training_curves
-from .hub.card_facts import CardFacts, ComparisonRow, Picture
-from .hub.model_card import write_card
-from .pictures import draw_predictions
+from ..charts import load_history, plot_training_curves
+from ..hub.card_facts import CardFacts, ComparisonRow, Picture
+from ..hub.model_card import write_card
+from ..inference.comparison import draw_predictions
 from .runs import distill, train
 
 TEACHER_RECIPE, STUDENT_RECIPE = "quickstart_teacher", "quickstart"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .features import Activations, LayerTap, default_layer, run_tapped
-from .losses import LOSSES, build_loss, validate_loss_spec
-from .losses.base import DistillationLoss
-from .losses.task import TaskLoss
-from .modes import evaluating
+from ..features import Activations, LayerTap, default_layer, run_tapped
+from ..losses import LOSSES, build_loss, validate_loss_spec
+from ..losses.base import DistillationLoss
+from ..losses.task import TaskLoss
+from ..modes import evaluating
 from .training_args import DistillationTrainingArguments
 
 

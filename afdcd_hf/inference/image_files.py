@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..data.damaged_files import DAMAGED
+from ..whole_files import written_whole
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# What Pillow's readers are known to raise on damaged files; a defect of ours should not hide behind it.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def find_pictures(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> list[tuple[Path, PurePath]]:
@@ -83,7 +80,7 @@ def open_picture(path: Path) -> Image.Image:
             return _as_rgb(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError as error:
         raise OSError(f"{path}: not a picture, or of an unknown format") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise OSError(f"{path}: {error}") from error
 
 
@@ -104,18 +101,3 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
     """Write `(H, W)` uint8 or uint16, or `(H, W, 3)` uint8 RGB, as a PNG, whole or not at all; makes its folder."""
     with written_whole(path) as part:
         Image.fromarray(pixels).save(part, format="PNG")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: it becomes `path` at the end, or is removed if anything goes wrong.
-
-    Even a killed process leaves no half file under the name that was asked for.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

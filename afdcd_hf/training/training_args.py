@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from .losses import validate_loss_spec
+from ..losses import validate_loss_spec
+from ..recipes import parse_json_object
 
 
 @dataclass
@@ -118,18 +118,3 @@ class DistillationTrainingArguments(SegmentationTrainingArguments):
 def _check_not_negative(name: str, value: float) -> None:
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}={value} must be a finite number, 0 or more.")
-
-
-def parse_json_object(name: str, text: str) -> dict:
-    """Read an argument given as text on the command line, e.g. '{"stem_type": "deep"}'.
-
-    Raises:
-        ValueError: not JSON, or not an object.
-    """
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}={text!r} is not valid JSON ({error}); write e.g. '{{\"key\": 1}}'.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}={text!r} must be a JSON object such as '{{\"key\": 1}}'.")
-    return value

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoImageProcessor
 
-from .charts import plot_predictions
-from .data.benchmarks import get_benchmark
-from .data.loading import load_split
-from .inference import segment_image
-from .models.loading import load_model
+from ..charts import plot_predictions
+from ..data.benchmarks import get_benchmark
+from ..data.loading import load_split
+from ..models.loading import load_model
+from .segment import segment_image
 
 
 def draw_predictions(

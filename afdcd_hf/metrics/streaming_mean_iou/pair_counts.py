@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..metrics import PADDING_LABEL
+from ..mean_iou import PADDING_LABEL
 
 _DENSE_WIDTH = 1024  # widest range of values counted in one dense table, of 8 MB
 _SHIFT = 2**32  # a pair of 32-bit values as one 64-bit number

@@ -18,11 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .boundary import StreamingBoundaryIoU
-from .data.samples import check_labels
-from .inference import WHOLE_IMAGE, InferenceSettings, Sample, as_array, make_sample, predict_label_maps
-from .metrics import StreamingMeanIoU
-from .modes import align_corners_of, device_of, dtype_of
+from ..data.samples import check_labels
+from ..inference.segment import WHOLE_IMAGE, InferenceSettings, Sample, as_array, make_sample, predict_label_maps
+from ..metrics.boundary_iou import StreamingBoundaryIoU
+from ..metrics.mean_iou import StreamingMeanIoU
+from ..modes import align_corners_of, device_of, dtype_of
 
 
 class EvaluationSamples(Dataset):

@@ -14,8 +14,8 @@ import evaluate
 import numpy as np
 import torch
 
-from afdcd_hf.metrics import StreamingMeanIoU
-from afdcd_hf.streaming_mean_iou.pair_counts import PairCounts
+from afdcd_hf.metrics.mean_iou import StreamingMeanIoU
+from afdcd_hf.metrics.streaming_mean_iou.pair_counts import PairCounts
 
 _DESCRIPTION = """
 Mean intersection over union of segmentation maps, with the calls, options and results of `mean_iou`. Maps are counted

@@ -12,15 +12,15 @@ from torch import nn
 from transformers import AutoImageProcessor, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..data.loading import load_split
+from ..data.samples import TrainingSamples
+from ..data.transforms import RandomScaleCropFlip
+from ..hub.card_facts import CardFacts
+from ..models.loading import load_model
+from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
+from ..recipes import load_recipe
 from .arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, DataArguments, ModelArguments, parse_arguments, training_part
-from .data.loading import load_split
-from .data.samples import TrainingSamples
-from .data.transforms import RandomScaleCropFlip
-from .hub.card_facts import CardFacts
-from .models.loading import load_model
-from .models.modeling_afdcd import AfDcdForSemanticSegmentation
 from .preprocessing import check_same_input, new_processor
-from .recipes import load_recipe
 from .report import write_report
 from .trainer import DistillationTrainer, SegmentationTrainer
 from .training_args import SegmentationTrainingArguments

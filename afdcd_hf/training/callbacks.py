@@ -6,7 +6,7 @@ import logging
 
 from transformers import TrainerCallback
 
-from .data.samples import TrainingSamples
+from ..data.samples import TrainingSamples
 
 logger = logging.getLogger(__name__)
 

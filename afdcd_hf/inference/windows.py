@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from .models.modeling_afdcd import upsample_logits
+from ..models.modeling_afdcd import upsample_logits
 
 Window = tuple[slice, slice]
 

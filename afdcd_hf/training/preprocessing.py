@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .models.image_processing_afdcd import AfDcdImageProcessor
-from .models.modeling_afdcd import AfDcdForSemanticSegmentation
+from ..models.image_processing_afdcd import AfDcdImageProcessor
+from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 
 # The released networks' input: BGR 0..255, mean subtracted, not divided (mean and std in BGR order).
 RELEASED_INPUT = {
