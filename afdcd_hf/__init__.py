@@ -21,7 +21,7 @@ _EXPORTS = {
     "Activations": "features",
     "DistillationLoss": "losses.base",
     "DistillationModel": "training.distillation",
-    "DistillationTrainer": "training.trainer",
+    "DistillationTrainer": "training.distillation_trainer",
     "DistillationTrainingArguments": "training.training_args",
     "KDLoss": "losses.kd",
     "SegmentationTrainer": "training.trainer",

@@ -6,7 +6,7 @@ from ..lazy import lazy_exports
 
 _MODULE_OF = {
     "DistillationModel": "distillation",
-    "DistillationTrainer": "trainer",
+    "DistillationTrainer": "distillation_trainer",
     "DistillationTrainingArguments": "training_args",
     "SegmentationTrainer": "trainer",
     "SegmentationTrainingArguments": "training_args",

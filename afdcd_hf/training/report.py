@@ -16,7 +16,8 @@ from ..hub.card_facts import CardFacts, DatasetFacts, MeasuredResults, Picture, 
 from ..hub.model_card import write_card
 from ..models.loading import load_model
 from .arguments import DataArguments
-from .trainer import DistillationTrainer, SegmentationTrainer
+from .distillation_trainer import DistillationTrainer
+from .trainer import SegmentationTrainer
 
 RESULTS_NAME = "results.json"
 CURVES_NAME = "training_curves.png"

@@ -20,9 +20,10 @@ from ..models.loading import load_model
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 from ..recipes import load_recipe
 from .arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, DataArguments, ModelArguments, parse_arguments, training_part
+from .distillation_trainer import DistillationTrainer
 from .preprocessing import check_same_input, new_processor
 from .report import write_report
-from .trainer import DistillationTrainer, SegmentationTrainer
+from .trainer import SegmentationTrainer
 from .training_args import SegmentationTrainingArguments
 
 logger = logging.getLogger(__name__)
