@@ -26,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = goes_on if args.takes_recipe_options else ""
         print(f"\nafdcd {args.command}: interrupted{hint}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `afdcd datasets voc | head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain on leaving
+        return 141
     except (ValueError, OSError) as error:  # OSError: files missing, present, unreadable, or a disk that is full
         if os.environ.get("AFDCD_TRACEBACK"):
             raise

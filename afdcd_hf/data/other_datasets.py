@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -166,7 +167,9 @@ def _check_split(name: str, split: str, known: Iterable[str], exact: bool = Fals
 
 def _unknown(name: str, reason: str) -> ValueError:
     known = ", ".join(sorted(BENCHMARKS))
-    return ValueError(f"{name!r} is no benchmark ({known}), no folder and no .parquet file here, and {reason}.")
+    close = difflib.get_close_matches(name, BENCHMARKS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return ValueError(f"{name!r} is no benchmark ({known}), no folder and no .parquet file here, and {reason}.{hint}")
 
 
 def _unreadable(name: str, error: BaseException) -> ValueError:

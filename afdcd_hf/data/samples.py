@@ -69,8 +69,8 @@ class TrainingSamples(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Sample `index` of the current epoch: `pixel_values` float32 `(3, H, W)` and `labels` int64 `(H, W)`."""
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        """Sample `index` of the current epoch: `pixel_values` float32 `(3, H, W)`, `labels` int64 `(H, W)`, `name`."""
         index = range(len(self))[int(index)]  # as a list: -1 is the last item, and IndexError ends an iteration
         row = self.dataset[index]
         name = row.get("name") or f"image {index}"
@@ -80,15 +80,18 @@ class TrainingSamples(Dataset):
             sample = self.transform(row["image"], row["label"], rng)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        return {"pixel_values": sample["pixel_values"], "labels": sample["labels"]}
+        return {"pixel_values": sample["pixel_values"], "labels": sample["labels"], "name": name}
 
 
-def collate_samples(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def collate_samples(samples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, Tensor | list[str]]:
     """Stacks samples of equal size: `(3, H, W)` and `(H, W)` become `(B, 3, H, W)` and `(B, H, W)`.
 
+    Where every sample has a `name`, the batch has the list of them as `names`, for messages; no network sees it.
     In a worker of a `DataLoader` the batch is made in shared memory at once, not copied there afterwards.
     """
-    return default_collate(list(samples))
+    batch = default_collate([{key: value for key, value in sample.items() if key != "name"} for sample in samples])
+    names = [sample["name"] for sample in samples if "name" in sample]
+    return {**batch, "names": names} if len(names) == len(samples) else batch
 
 
 def check_labels(label_array: np.ndarray, num_labels: int, ignore_index: int, name: str) -> None:
