@@ -29,6 +29,7 @@ _EXPORTS = {
     "InferenceSettings": "inference.segment",
     "StreamingBoundaryIoU": "metrics.boundary_iou",
     "StreamingMeanIoU": "metrics.mean_iou",
+    "as_segmenter": "adapters",
     "capture": "features",
     "evaluate_segmenter": "evaluation.segmenter",
     "load_benchmark": "data.loading",

@@ -1,7 +1,8 @@
 """Feature maps captured from networks by module path, with forward hooks.
 
 A path is what `named_modules` prints, e.g. `head.features`. Where the module returns several maps, an index picks one:
-`backbone[-1]` is the last map of the backbone.
+`backbone[-1]` is the last map of the backbone. Where the map lies channels last, as in Swin transformers, `:nhwc`
+behind the path says so: `encoder.layers.3:nhwc`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-_PATH = re.compile(r"^(?P<path>[^\[\]]*)(?:\[(?P<index>-?\d+)\])?$")
+_PATH = re.compile(r"^(?P<path>[^\[\]:]*)(?:\[(?P<index>-?\d+)\])?(?P<last>:nhwc)?$")
 
 
 class Activations(NamedTuple):
@@ -23,10 +24,17 @@ class Activations(NamedTuple):
     Attributes:
         logits: `(B, K, h, w)` class scores at the network's own resolution.
         feature_map: `(B, C, h', w')` map of the named layer, or None where no loss asks for one.
+        further_maps: where several layers are named, the maps of the second, third, ...
     """
 
     logits: Tensor
     feature_map: Tensor | None = None
+    further_maps: tuple[Tensor, ...] = ()
+
+    def of_each_layer(self) -> list[Activations]:
+        """The same logits with one map at a time; empty where there is no map."""
+        maps = [] if self.feature_map is None else [self.feature_map, *self.further_maps]
+        return [Activations(self.logits, each) for each in maps]
 
 
 class LayerTap:
@@ -38,7 +46,7 @@ class LayerTap:
 
     Args:
         model: network that owns the layer.
-        layer: module path, with an index where the module returns several maps.
+        layer: module path, with an index where the module returns several maps, and `:nhwc` for channels last.
 
     Raises:
         ValueError: the path is malformed or names no module; close names are listed.
@@ -46,7 +54,7 @@ class LayerTap:
 
     def __init__(self, model: nn.Module, layer: str):
         self.layer = layer
-        path, self._index = _parse(layer)
+        path, self._index, self._channels_last = _parse(layer)
         self._map: Tensor | None = None
         self._open = False
         self._handle = _find(model, path).register_forward_hook(self._record)
@@ -72,16 +80,24 @@ class LayerTap:
             return
         if self._map is not None:
             raise RuntimeError(f"Layer {self.layer!r} ran twice in one forward pass; name one that runs once.")
-        self._map = _select(output, self._index, self.layer)
+        chosen = _select(output, self._index, self.layer)
+        self._map = chosen.permute(0, 3, 1, 2) if self._channels_last else chosen
 
 
-def run_tapped(model: nn.Module, pixel_values: Tensor, tap: LayerTap | None) -> tuple[Any, Tensor | None]:
-    """Run a network once: its outputs, and the map of the tapped layer (None without a tap)."""
-    if tap is None:
-        return model(pixel_values=pixel_values), None
-    tap.open()
+def run_tapped(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap]) -> tuple[Any, Activations]:
+    """Run a network once: its outputs, and its logits with the maps of the tapped layers in their order."""
+    for tap in taps:
+        tap.open()
     outputs = model(pixel_values=pixel_values)
-    return outputs, tap.pop()
+    maps = [tap.pop() for tap in taps]
+    return outputs, Activations(_logits(model, outputs), *maps[:1], further_maps=tuple(maps[1:]))
+
+
+def layer_names(layers: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One name, several or none, as a tuple."""
+    if layers is None:
+        return ()
+    return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
 @contextmanager
@@ -126,12 +142,26 @@ def default_layer(model: nn.Module, role: str) -> str:
     )
 
 
-def _parse(layer: str) -> tuple[str, int | None]:
+def _logits(model: nn.Module, outputs: object) -> Tensor:
+    logits = getattr(outputs, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"{type(model).__name__} returns a {type(outputs).__name__} without .logits; wrap the network: "
+            "afdcd_hf.as_segmenter(network)."
+        )
+    return logits
+
+
+def _parse(layer: str) -> tuple[str, int | None, bool]:
+    """Module path, index of the map, whether it lies channels last."""
     match = _PATH.match(layer)
     if match is None:
-        raise ValueError(f"Layer {layer!r} is no module path; write 'a.b.c', or 'a.b.c[-1]' for one of several maps.")
+        raise ValueError(
+            f"Layer {layer!r} is no module path; write 'a.b.c', or 'a.b.c[-1]' for one of several maps, and ':nhwc' "
+            "behind it where the map is (B, h, w, C)."
+        )
     index = match["index"]
-    return match["path"], None if index is None else int(index)
+    return match["path"], None if index is None else int(index), match["last"] is not None
 
 
 def _find(model: nn.Module, path: str) -> nn.Module:

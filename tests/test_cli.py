@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -121,6 +122,24 @@ def test_the_distilled_student_is_trained_with_every_term(runs):
     assert {"loss_task", "loss_kd", "loss_feature", "loss_contrast"} <= history[0].keys()
     assert "recipe.yaml" in (runs / "student" / "README.md").read_text()
     assert str(runs / "teacher") in (runs / "student" / "README.md").read_text()
+
+
+def test_the_card_says_how_fast_the_training_was_and_what_memory_it_took(runs):
+    card = (runs / "student" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", card, flags=re.MULTILINE))
+    assert float(rows["Images per second in these"]) > 0
+    assert re.fullmatch(r"[\d.]+ ms: data \d+ %, teacher \d+ %, student .*", rows["Time of a step"])
+    assert re.fullmatch(r"\d+ MiB", rows["Peak memory, process"])
+
+
+def test_a_finished_run_ends_with_its_score_and_its_folder(runs, tmp_path, capsys):
+    recipe = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main(["train", *recipe]) == 0
+    score = json.loads((tmp_path / "run" / "results.json").read_text())["mean_iou"]
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"mIoU {100 * score:.2f} % on scenes val (2 images), from the saved weights",
+        f"saved in {tmp_path / 'run'}",
+    ]
 
 
 def test_evaluate_repeats_the_runs_scores(runs, tmp_path, capsys):

@@ -30,9 +30,10 @@ OPTIONS = {"max_steps": 3, "total_batch_size": 4, "eval_strategy": "steps", "eva
 OPTIONS |= {"save_steps": 2, "loss_kwargs": loss_options(mask="center")}
 
 
-def distil(folder: Path, student: torch.nn.Module, resume: str | None = None) -> tuple[dict, dict]:
+def distil(folder: Path, student: torch.nn.Module, resume: str | None = None, **options) -> tuple[dict, dict]:
     """Train; the weights of student and loss, and what the log says."""
-    trainer = distilling(folder, student, train_dataset=samples(10, scales=[1.0]), eval_dataset=pictures(3), **OPTIONS)
+    options = {**OPTIONS, **options}
+    trainer = distilling(folder, student, train_dataset=samples(10, scales=[1.0]), eval_dataset=pictures(3), **options)
     trainer.train(resume_from_checkpoint=resume)
     names = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast", "eval_mean_iou")
     log = {name: logged(trainer, name) for name in names}
@@ -43,7 +44,7 @@ def distil(folder: Path, student: torch.nn.Module, resume: str | None = None) ->
 def two(tmp_path_factory) -> Path:
     """What two processes left: weights and log of each rank."""
     folder = tmp_path_factory.mktemp("two")
-    run_two_processes(__file__, folder)
+    (folder / "output.txt").write_text(run_two_processes(__file__, folder))
     return folder
 
 
@@ -52,12 +53,13 @@ def log_of(folder: Path, name: str) -> dict:
 
 
 @pytest.mark.slow
-def test_two_processes_train_student_and_loss_weights_as_one_does(two, tmp_path):
+@pytest.mark.parametrize("run, per_device", [("frozen", 2), ("accumulated", 1)])
+def test_two_processes_train_student_and_loss_weights_as_one_does(two, tmp_path, run, per_device):
     student = without_batch_effects(segmenter())
     before = weights(student)
     expected, log = distil(tmp_path, student)
-    seen, log_of_two = load_file(two / "frozen-0.safetensors"), log_of(two, "frozen-0")
-    assert log["per_device"] == 4 and log_of_two["per_device"] == 2
+    seen, log_of_two = load_file(two / f"{run}-0.safetensors"), log_of(two, f"{run}-0")
+    assert log["per_device"] == 4 and log_of_two["per_device"] == per_device
     assert largest_difference(seen, expected) < 1e-6  # measured: 1.2e-7, from float32 sums in another order
     moved = {name.removeprefix("student."): seen[name] for name in seen if name.startswith("student.")}
     assert largest_difference(moved, before) > 0.05  # measured: 0.14; so they did train
@@ -68,7 +70,7 @@ def test_two_processes_train_student_and_loss_weights_as_one_does(two, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["frozen", "usual", "resumed"])
+@pytest.mark.parametrize("run", ["frozen", "accumulated", "usual", "resumed"])
 def test_weights_and_scores_are_equal_on_both_ranks(two, run):
     first, second = (load_file(two / f"{run}-{rank}.safetensors") for rank in (0, 1))
     assert same(first, second)  # batch norm's statistics too: an evaluation made them equal
@@ -90,16 +92,22 @@ def test_only_one_checkpoint_is_written_and_it_holds_what_the_ranks_agreed_on(tw
     assert (checkpoint / "distillation.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_ddp_has_nothing_to_complain_about(two):
+    assert "unused parameters" not in (two / "output.txt").read_text()
+
+
 def _distil_on_this_rank(folder: Path) -> None:
     from accelerate import PartialState
 
     rank = PartialState(cpu=True).process_index
-    for run, student, resume in (
-        ("frozen", without_batch_effects(segmenter()), None),
-        ("usual", segmenter(), None),
-        ("resumed", segmenter(5), str(folder / "usual" / "checkpoint-2")),
+    for run, student, resume, options in (
+        ("frozen", without_batch_effects(segmenter()), None, {}),
+        ("accumulated", without_batch_effects(segmenter()), None, {"gradient_accumulation_steps": 2}),
+        ("usual", segmenter(), None, {}),
+        ("resumed", segmenter(5), str(folder / "usual" / "checkpoint-2"), {}),
     ):
-        trained, log = distil(folder / run, student, resume)
+        trained, log = distil(folder / run, student, resume, **options)
         save_file(trained, folder / f"{run}-{rank}.safetensors")
         (folder / f"{run}-{rank}.json").write_text(json.dumps(log))
 

@@ -294,3 +294,24 @@ def test_missing_pictures_are_named_before_anything_is_written(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_card(tmp_path / "nowhere", BARE)
+
+
+def test_speed_time_split_and_memory_of_the_training_are_shown():
+    training = TrainingFacts(
+        seconds_in_steps=75.4,
+        images_per_second=42.46,
+        time_split={"data": 0.01, "teacher": 0.04, "backward": 0.15},
+        peak_memory_mb=1154.4,
+        peak_memory_of="GPU",
+    )
+    card = render_card(replace(BARE, training=training))
+    assert "| In training steps alone | 1 min 15 s |\n| Images per second in these | 42.5 |" in card
+    assert "| Time of a step | 200 ms: data 5 %, teacher 20 %, backward 75 % |" in card
+    assert "| Peak memory, GPU | 1154 MiB |" in card
+
+
+def test_an_unknown_speed_reads_not_measured():
+    card = render_card(BARE)
+    for row in ("In training steps alone", "Images per second in these", "Peak memory, process"):
+        assert f"| {row} | not measured |" in card
+    assert "Time of a step" not in card

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "recipes": set(),
     "modes": set(),
     "citations": set(),
+    "adapters": {"models"},
     "data": {"lazy"},
     "metrics": {"lazy", "whole_files"},
     "cost": {"modes"},

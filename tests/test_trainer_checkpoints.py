@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import distilling, logged, loss_options, pictures, same, segmenter, supervised, weights
+from tiny import distilling, logged, loss_options, pictures, same, samples, segmenter, supervised, weights, with_scores
 
 from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor
 
@@ -88,7 +88,8 @@ def test_resuming_without_the_loss_weights_is_an_error(tmp_path):
     options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     distilling(tmp_path, **options).train()
     checkpoint = tmp_path / "checkpoint-1"
-    (checkpoint / "distillation.safetensors").unlink()
+    for name in ("checkpoint.json", "distillation.safetensors"):  # as plain transformers would have written it
+        (checkpoint / name).unlink()
     with pytest.raises(FileNotFoundError, match="distillation.safetensors is missing.*save_only_model=False"):
         distilling(tmp_path, **options).train(resume_from_checkpoint=str(checkpoint))
 
@@ -125,3 +126,49 @@ def test_the_best_student_is_restored_at_the_end(tmp_path, make):
 def test_the_best_is_by_default_the_highest_mean_iou(tmp_path):
     args = supervised(tmp_path).args
     assert args.metric_for_best_model == "mean_iou" and args.greater_is_better is True
+
+
+def test_a_student_that_does_not_fit_the_checkpoint_is_an_error_that_names_the_weights(tmp_path):
+    supervised(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    with_auxiliary_head = supervised(tmp_path, segmenter(auxiliary_head=True), max_steps=2)
+    with pytest.raises(ValueError, match=r"do not fit this student. Missing: auxiliary_head\..* unexpected: none"):
+        with_auxiliary_head.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_a_checkpoint_of_the_student_alone_cannot_be_resumed(tmp_path):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    supervised(tmp_path, **options).train()
+    with pytest.raises(ValueError, match="checkpoint-2 holds the student only .*without optimizer"):
+        supervised(tmp_path, **options).train(resume_from_checkpoint=True)
+
+
+def test_what_makes_a_continuation_differ_is_said(tmp_path, caplog):
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    supervised(tmp_path, **options).train()
+    other = {"seed": 1, "per_device_train_batch_size": 2, "train_dataset": samples(10)}
+    with caplog.at_level("WARNING", logger="afdcd_hf"):
+        supervised(tmp_path, **options, **other).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for words in ("images per step were 4, now 2", "training samples were 8, now 10", "seed were 42, now 1"):
+        assert words in caplog.text
+    assert "checkpoint-2 is not the newest" in caplog.text and "processes" not in caplog.text
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_newest_and_the_best_checkpoint_are_kept(tmp_path, limit):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 5}
+    trainer = supervised(tmp_path, **options, save_total_limit=limit, greater_is_better=False)
+    with_scores(trainer, 0.5, 0.1, 0.4, 0.3, 0.2).train()  # the second is the best
+    kept = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    # In the end transformers itself removes all but the best where only one is wanted.
+    assert kept == (["checkpoint-2"] if limit == 1 else ["checkpoint-2", "checkpoint-5"])
+
+
+def test_the_best_checkpoint_is_found_again_where_the_folder_was_moved(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    supervised(tmp_path / "here", **options).train()
+    (tmp_path / "here").rename(tmp_path / "there")
+    resumed = supervised(tmp_path / "there", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.best_model_checkpoint == str(
+        tmp_path / "there" / f"checkpoint-{resumed.state.best_global_step}"
+    )

@@ -62,10 +62,11 @@ def pictures(count: int = 3) -> list[dict]:
 
 def settings(folder: str | Path, **options) -> dict:
     """Arguments of a run of a few steps on the CPU that logs every step and keeps nothing."""
+    batch = {} if "total_batch_size" in options else {"per_device_train_batch_size": 4}
     return {
         "output_dir": str(folder),
         "max_steps": 2,
-        "per_device_train_batch_size": 4,
+        **batch,
         "learning_rate": 0.05,
         "logging_steps": 1,
         "save_strategy": "no",
@@ -127,13 +128,33 @@ def logged(trainer: SegmentationTrainer, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+def with_scores(trainer: SegmentationTrainer, *scores: float) -> SegmentationTrainer:
+    """Let the trainer's evaluations give these values of mean IoU, one after the other."""
+    values = iter(scores)
+
+    def evaluate(**_) -> dict[str, float]:
+        trainer.control.should_evaluate = False  # as a real evaluation does
+        return {"eval_mean_iou": next(values)}
+
+    trainer.evaluate = evaluate
+    return trainer
+
+
 def run_two_processes(script: str | Path, *arguments: str | Path, timeout: float = 120) -> str:
     """Run a script under torchrun on two CPU processes (gloo); its output, or a failure that shows it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    return run_processes(script, *arguments, processes=2, timeout=timeout)
+
+
+def run_processes(
+    script: str | Path, *arguments: str | Path, processes: int, gpus: bool = False, timeout: float = 120
+) -> str:
+    """As `run_two_processes`, for any number; with `gpus` on one GPU each (nccl)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     command += ["--master_addr", "127.0.0.1", "--master_port", str(_free_port()), str(script), *map(str, arguments)]
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
+    if not gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(
         command, env=environment, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from . import charts, data, evaluation, training
+from .messages import quieten
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a mistake of the user's gives one line on standard error and exit status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = _parser().parse_known_args(argv)
-    _quieten()
+    quieten()
     try:
         if rest and not args.takes_recipe_options:
             raise ValueError(f"unknown arguments {' '.join(rest)}; --help lists the known ones.")
         args.run(args, rest) if args.takes_recipe_options else args.run(args)
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:  # TrainingInterrupted among them: a signal that was answered by saving
         goes_on = "; --resume_from_checkpoint last goes on from the last checkpoint"
         hint = goes_on if args.takes_recipe_options else ""
-        print(f"\nafdcd {args.command}: interrupted{hint}", file=sys.stderr)
-        return 130
+        print(f"\nafdcd {args.command}: {str(interruption) or 'interrupted'}{hint}", file=sys.stderr)
+        return getattr(interruption, "exit_status", 130)
     except BrokenPipeError:  # `afdcd datasets voc | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain on leaving
         return 141
@@ -44,10 +44,3 @@ def _parser() -> argparse.ArgumentParser:
     for group in (training, evaluation, data, charts):
         group.add_commands(commands)
     return parser
-
-
-def _quieten() -> None:
-    """Our own messages from the main process only; one progress bar at a time."""
-    main_process = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("afdcd_hf").setLevel(logging.INFO if main_process else logging.ERROR)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from .options import hide_loading_bars
+
+if TYPE_CHECKING:
+    from ..training.runs import FinishedRun
 
 _TRAINING_HELP = (
     "Every argument can stand in the recipe or on the command line, which wins: --max_steps 100, "
@@ -36,14 +40,23 @@ def _train(args: argparse.Namespace, rest: list[str]) -> None:
     from ..training.runs import train
 
     hide_loading_bars()
-    print(f"saved in {train(args.config, rest).folder}")
+    _announce(train(args.config, rest))
 
 
 def _distill(args: argparse.Namespace, rest: list[str]) -> None:
     from ..training.runs import distill
 
     hide_loading_bars()
-    print(f"saved in {distill(args.config, rest).folder}")
+    _announce(distill(args.config, rest))
+
+
+def _announce(run: FinishedRun) -> None:
+    """Score and folder; the card's facts are there on the main process only."""
+    if run.card is not None:
+        measured, dataset = run.card.measured, run.card.dataset
+        where = f"{dataset.name} {dataset.split} ({measured.num_images} images)"
+        print(f"mIoU {100 * measured.mean_iou:.2f} % on {where}, from the saved weights")
+        print(f"saved in {run.folder}")
 
 
 def _quickstart(args: argparse.Namespace) -> None:

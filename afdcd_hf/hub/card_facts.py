@@ -109,6 +109,11 @@ class TrainingFacts:
         hyperparameters: The settings worth a reader's time, in order of appearance.
         seed, iterations: As trained.
         seconds: Wall-clock time of the training.
+        seconds_in_steps: Of its steps alone, without evaluations and saving.
+        images_per_second: Images trained on per second of these, on all devices together.
+        time_split: Part of a step to its seconds per step.
+        peak_memory_mb: Highest on any device, in MiB.
+        peak_memory_of: What took it: "GPU" or "process".
         hardware: Where it ran.
         versions: Library to version.
     """
@@ -118,6 +123,11 @@ class TrainingFacts:
     seed: int | None = None
     iterations: int | None = None
     seconds: float | None = None
+    seconds_in_steps: float | None = None
+    images_per_second: float | None = None
+    time_split: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    peak_memory_of: str = "process"
     hardware: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afdcd_hf.losses.afdcd import AfDcdLoss
 from afdcd_hf.losses.base import DistillationLoss
-from afdcd_hf.losses.combined import LossSum
+from afdcd_hf.losses.combined import LossPerPair, LossSum
 from afdcd_hf.losses.kd import KDLoss
 
-__all__ = ["LOSSES", "AfDcdLoss", "DistillationLoss", "KDLoss", "LossSum", "build_loss", "validate_loss_spec"]
+__all__ = [
+    "LOSSES",
+    "AfDcdLoss",
+    "DistillationLoss",
+    "KDLoss",
+    "LossPerPair",
+    "LossSum",
+    "build_loss",
+    "validate_loss_spec",
+]
 
 LOSSES: dict[str, type[DistillationLoss]] = {"af_dcd": AfDcdLoss, "kd": KDLoss}
 
 LossOptions = Mapping[str, Mapping[str, Any]]
+Channels = int | Sequence[int] | None
 
 
 def build_loss(
     spec: str,
     loss_kwargs: LossOptions | None,
-    student_channels: int | None = None,
-    teacher_channels: int | None = None,
+    student_channels: Channels = None,
+    teacher_channels: Channels = None,
 ) -> DistillationLoss:
     """Build the loss a recipe describes.
 
@@ -30,17 +40,23 @@ def build_loss(
         spec: names of `LOSSES` joined by "+", each once, such as "kd+af_dcd".
         loss_kwargs: name to the options of that loss, such as
             `{"kd": {"weight": 1.0}, "af_dcd": {"feature_weight": 2e-6, "contrast_weight": 5e-3}}`.
-        student_channels: of the map to distil; None is enough for losses on logits alone.
-        teacher_channels: likewise.
+        student_channels: of the map to distil, or of each of several; None is enough for losses on logits alone.
+        teacher_channels: likewise, and as many.
 
     Returns:
-        The loss itself for one name, a `LossSum` for several.
+        The loss itself for one name, a `LossSum` for several. With several pairs of maps, a loss on maps becomes a
+        `LossPerPair`, whose losses have equal options; a loss on logits is there once.
 
     Raises:
         ValueError: see `validate_loss_spec`; or channel counts that are missing or do not fit the options.
     """
     names = validate_loss_spec(spec, loss_kwargs)
-    channels = (student_channels, teacher_channels)
+    channels = (_each(student_channels), _each(teacher_channels))
+    if len(channels[0]) != len(channels[1]):
+        raise ValueError(
+            f"student_channels={student_channels} and teacher_channels={teacher_channels} belong to different numbers "
+            "of maps; each map of the student needs one of the teacher."
+        )
     losses = {name: _build_one(name, (loss_kwargs or {}).get(name, {}), channels) for name in names}
     return losses[names[0]] if len(names) == 1 else LossSum(losses)
 
@@ -99,13 +115,22 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
     LOSSES[name].check_arguments({**accepted, **options})
 
 
-def _build_one(name: str, options: Mapping[str, Any], channels: tuple[int | None, int | None]) -> DistillationLoss:
+def _each(channels: Channels) -> tuple[int | None, ...]:
+    return tuple(channels) if isinstance(channels, Sequence) else (channels,)
+
+
+def _build_one(
+    name: str, options: Mapping[str, Any], channels: tuple[tuple[int | None, ...], tuple[int | None, ...]]
+) -> DistillationLoss:
     loss_class = LOSSES[name]
     if not loss_class.needs_feature_map:
         return loss_class(**options)
-    if None in channels:
-        raise ValueError(
-            f"the loss {name!r} compares feature maps and needs their channels; it got "
-            f"student_channels={channels[0]} and teacher_channels={channels[1]}."
-        )
-    return loss_class(*channels, **options)
+    pairs = list(zip(*channels, strict=True))
+    for student, teacher in pairs:
+        if None in (student, teacher):
+            raise ValueError(
+                f"the loss {name!r} compares feature maps and needs their channels; it got "
+                f"student_channels={student} and teacher_channels={teacher}."
+            )
+    losses = [loss_class(*pair, **options) for pair in pairs]
+    return losses[0] if len(losses) == 1 else LossPerPair(losses)

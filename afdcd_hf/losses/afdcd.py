@@ -49,8 +49,8 @@ class AfDcdLoss(DistillationLoss):
         feature_weight: λ_fd, at least 0.
         contrast_weight: λ_ctr, at least 0.
         contrast: "omni", "spatial" or "channel".
-        mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call; "center" hides the
-            middle third of rows and columns.
+        mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call from `generator`;
+            "center" hides the middle third of rows and columns.
         mask_ratio: ζ in [0, 1); for mask "random".
         projector: "plain" or "enhanced".
         pool_size: kernel and stride of the max-pooling before the contrast; 1 or None for none (CamVid).
@@ -169,7 +169,7 @@ class AfDcdLoss(DistillationLoss):
 
     def _restore(self, student_map: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
-            mask = draw_mask(self.mask, student_map, self.mask_ratio)
+            mask = draw_mask(self.mask, student_map, self.mask_ratio, self._source)
         # masked after the alignment: its bias must not show at hidden positions
         return self.projector(self.align(student_map) * mask.to(student_map.dtype))
 

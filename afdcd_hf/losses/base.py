@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from afdcd_hf.features import Activations
+from afdcd_hf.losses.random_source import RandomSource
 
 
 class DistillationLoss(nn.Module):
@@ -27,6 +29,23 @@ class DistillationLoss(nn.Module):
 
     needs_feature_map: ClassVar[bool] = False
     citation: ClassVar[str]
+
+    _source: RandomSource | None = None
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Where the loss draws random numbers from, on the device of the maps; None for torch's global generator.
+
+        Setting it sets it for the losses inside too. It is no part of the state dict or the configuration.
+        """
+        return None if self._source is None else self._source.generator
+
+    @generator.setter
+    def generator(self, generator: torch.Generator | None) -> None:
+        source = None if generator is None else RandomSource(generator)
+        for module in self.modules():
+            if isinstance(module, DistillationLoss):
+                module._source = source
 
     @property
     def citations(self) -> list[str]:

@@ -1,8 +1,8 @@
-"""Several distillation losses as one."""
+"""Several distillation losses as one: different ones on the same maps, or one kind on several pairs of maps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,3 +46,44 @@ class LossSum(DistillationLoss):
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments of each loss under its name."""
         return {name: loss.get_config_dict() for name, loss in self.losses.items()}
+
+
+class LossPerPair(DistillationLoss):
+    """Compares several pairs of maps, each with a loss and weights of its own.
+
+    The first loss sees the first map of student and teacher, the second the second, and so on. Its terms carry the
+    number of the pair: `feature_1`, `contrast_1`, `feature_2`, ...
+
+    Args:
+        losses: one per pair, in the order of the layers; the weights of each are saved as `losses.<index>.*`.
+    """
+
+    needs_feature_map = True
+
+    def __init__(self, losses: Sequence[DistillationLoss]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+
+    @property
+    def citations(self) -> list[str]:
+        """BibTeX of all of them, each once."""
+        return list(dict.fromkeys(text for loss in self.losses for text in loss.citations))
+
+    def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute the terms of all pairs; ValueError when there are more or fewer maps than losses."""
+        seen = {"student": student.of_each_layer(), "teacher": teacher.of_each_layer()}
+        for role, each in seen.items():
+            if len(each) != len(self.losses):
+                raise ValueError(
+                    f"there are {len(self.losses)} losses for as many pairs of maps, but {len(each)} map(s) of the "
+                    f"{role}; name {len(self.losses)} layers with {role}_layer."
+                )
+        merged: dict[str, Tensor] = {}
+        for index, loss in enumerate(self.losses):
+            terms = loss(seen["student"][index], seen["teacher"][index], labels)
+            merged.update({f"{name}_{index + 1}": term for name, term in terms.items()})
+        return merged
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The arguments of each loss, in the order of the pairs."""
+        return {"pairs": [loss.get_config_dict() for loss in self.losses]}

@@ -5,18 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from afdcd_hf.losses.random_source import RandomSource
+
 MASKS = ("random", "center")
 
 
-def random_mask(feature_map: Tensor, mask_ratio: float) -> Tensor:
-    """Keep each position with probability `1 - mask_ratio`, drawn from torch's global generator of the map's device.
+def random_mask(feature_map: Tensor, mask_ratio: float, source: RandomSource | None = None) -> Tensor:
+    """Keep each position with probability `1 - mask_ratio`.
 
     Args:
         feature_map: `(B, C, h, w)` float; gives size, dtype and device.
         mask_ratio: ζ in [0, 1).
+        source: its generator is on the map's device; None for torch's global one.
     """
-    batch, _, height, width = feature_map.shape
-    drawn = torch.rand((batch, 1, height, width), device=feature_map.device)  # in [0, 1)
+    one_channel = feature_map[:, :1]
+    drawn = (
+        source.uniform(one_channel) if source is not None else torch.rand(one_channel.shape, device=feature_map.device)
+    )
     return (drawn >= mask_ratio).to(feature_map.dtype)
 
 
@@ -32,6 +37,6 @@ def center_mask(feature_map: Tensor) -> Tensor:
     return mask
 
 
-def draw_mask(kind: str, feature_map: Tensor, mask_ratio: float) -> Tensor:
-    """The mask of the given kind; `mask_ratio` concerns "random" only."""
-    return random_mask(feature_map, mask_ratio) if kind == "random" else center_mask(feature_map)
+def draw_mask(kind: str, feature_map: Tensor, mask_ratio: float, source: RandomSource | None = None) -> Tensor:
+    """The mask of the given kind; `mask_ratio` and `source` concern "random" only."""
+    return random_mask(feature_map, mask_ratio, source) if kind == "random" else center_mask(feature_map)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import timm
 from safetensors.torch import load_file
@@ -37,12 +39,80 @@ class Backbone(nn.Module):
         self.strides: list[int] = self.net.feature_info.reduction()
         # Hierarchical transformers return (B, h, w, C); timm says so in the enum Format.NHWC.
         self._channels_last = getattr(getattr(self.net, "output_fmt", None), "value", "NCHW") == "NHWC"
+        self.gradient_checkpointing = False  # transformers asks for it under this name
+        self._recomputation = StatisticsGuard(self.net)
         if self.strides[-1] != output_stride:
             raise ValueError(_stride_message(name, output_stride, self.strides[-1]))
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        maps = self.net(pixel_values)
+        with self._recomputation.first_run() if self.gradient_checkpointing else nullcontext():
+            maps = self.net(pixel_values)
         return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self._channels_last else list(maps)
+
+    def set_gradient_checkpointing(self, enable: bool) -> None:
+        """Keep only the inputs of the network's parts and compute the rest anew in the backward pass, or stop that.
+
+        What a part is, timm decides: a block in MobileNets and EfficientNets; a whole stage, except the last, in
+        ResNets, ConvNeXts and Swins.
+
+        Raises:
+            ValueError: timm has no such thing for this network.
+        """
+        try:
+            # the wrapper of some transformers lacks the method; the network within has it
+            inner = self.net if hasattr(self.net, "set_grad_checkpointing") else self.net.model
+            if isinstance(inner, nn.ModuleDict) and len(inner) == 1:
+                raise AssertionError("it is one single part")  # timm would say nothing and keep everything
+            inner.set_grad_checkpointing(enable)
+        except (AssertionError, AttributeError) as error:
+            if enable:
+                raise ValueError(f"timm offers no gradient checkpointing for this backbone: {error}") from error
+        self.gradient_checkpointing = enable
+        self._recomputation.watch(enable)
+
+
+class StatisticsGuard:
+    """Keeps batch norm's running statistics from being updated twice per step under gradient checkpointing.
+
+    The backward pass runs the checkpointed parts a second time, in training mode. Whatever normalisation layer runs
+    outside `first_run` is taken to be in such a second run, and gets its statistics back afterwards.
+
+    Args:
+        net: the network with the layers.
+    """
+
+    def __init__(self, net: nn.Module):
+        self._layers = [module for module in net.modules() if getattr(module, "running_mean", None) is not None]
+        self._handles: list = []
+        self._in_first_run = False
+        self._kept: dict[nn.Module, list[Tensor]] = {}
+
+    def watch(self, enable: bool) -> None:
+        """Put hooks on the layers, or take them off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for layer in self._layers if enable else ():
+            self._handles.append(layer.register_forward_pre_hook(self._keep))
+            # always: recomputation ends with an exception as soon as the last tensor is there
+            self._handles.append(layer.register_forward_hook(self._give_back, always_call=True))
+
+    @contextmanager
+    def first_run(self) -> Iterator[None]:
+        """Inside, statistics are updated as usual."""
+        self._in_first_run = True
+        try:
+            yield
+        finally:
+            self._in_first_run = False
+
+    def _keep(self, layer: nn.Module, args: tuple) -> None:
+        if not self._in_first_run and layer.training:
+            self._kept[layer] = [buffer.clone() for buffer in layer.buffers(recurse=False)]
+
+    def _give_back(self, layer: nn.Module, args: tuple, output: Tensor) -> None:
+        for buffer, kept in zip(layer.buffers(recurse=False), self._kept.pop(layer, ()), strict=False):
+            buffer.copy_(kept)
 
 
 def _check_name(name: str) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -77,6 +79,7 @@ class AfDcdPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     # The loss is a mean over pixels: the Trainer must divide it by the number of accumulation steps itself.
     accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -92,6 +95,19 @@ class AfDcdPreTrainedModel(PreTrainedModel):
             if tensor.device.type == "cpu":
                 tensor.data = tensor.data.clone()
         return loaded
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, every_n_layers: int = 1
+    ) -> None:
+        """Called by transformers' `gradient_checkpointing_enable` and its kin; the backbone alone is checkpointed."""
+        options = dict(getattr(gradient_checkpointing_func, "keywords", {}))
+        offloads = getattr(gradient_checkpointing_func, "func", checkpoint) is not checkpoint
+        if enable and (options.pop("use_reentrant", False) or options or every_n_layers != 1 or offloads):
+            raise ValueError(
+                "Gradient checkpointing is timm's own here (use_reentrant=False) and takes no further options: leave "
+                "gradient_checkpointing_kwargs out."
+            )
+        self.backbone.set_gradient_checkpointing(enable)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from ..features import Activations, LayerTap, default_layer, run_tapped
+from ..features import Activations, LayerTap, default_layer, layer_names, run_tapped
 from ..losses import LOSSES, build_loss, validate_loss_spec
 from ..losses.base import DistillationLoss
 from ..losses.task import TaskLoss
 from ..modes import evaluating
-from .training_args import DistillationTrainingArguments
+from .training_args import DistillationTrainingArguments, check_pairs
 
 
 class DistillationModel(nn.Module):
@@ -22,25 +25,37 @@ class DistillationModel(nn.Module):
         student: returns `.logits` `(B, K, h, w)` for `student(pixel_values=...)`.
         loss: distillation loss with its weights (align, projector).
         task_loss: cross entropy on the labels.
-        student_layer: the map to distil; None where the loss needs none.
+        student_layer: the map to distil, or several; None where the loss needs none.
     """
 
     main_input_name = "pixel_values"
     accepts_loss_kwargs = False
 
     def __init__(
-        self, student: nn.Module, loss: DistillationLoss, task_loss: TaskLoss, student_layer: str | None = None
+        self,
+        student: nn.Module,
+        loss: DistillationLoss,
+        task_loss: TaskLoss,
+        student_layer: str | Sequence[str] | None = None,
     ):
         super().__init__()
         self.student = student
         self.loss = loss
         self.task_loss = task_loss
-        self._tap = LayerTap(student, student_layer) if student_layer is not None else None
+        self._taps = [LayerTap(student, layer) for layer in layer_names(student_layer)]
 
     @property
     def config(self):
         """The student's configuration, which the Trainer reads."""
         return getattr(self.student, "config", None)
+
+    def gradient_checkpointing_enable(self, **options) -> None:
+        """The student's; loss and teacher keep little. The Trainer calls this for `gradient_checkpointing=True`."""
+        self.student.gradient_checkpointing_enable(**options)
+
+    def activation_checkpointing_enable(self, **options) -> None:
+        """The same under its newer name in transformers."""
+        self.student.activation_checkpointing_enable(**options)
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, teacher: Activations | None = None
@@ -58,11 +73,8 @@ class DistillationModel(nn.Module):
         """
         if labels is None or teacher is None:
             return {"logits": self.student(pixel_values=pixel_values).logits}
-        outputs, feature_map = run_tapped(self.student, pixel_values, self._tap)
-        terms = {
-            **self.task_loss(outputs, labels),
-            **self.loss(Activations(outputs.logits, feature_map), teacher, labels),
-        }
+        outputs, activations = run_tapped(self.student, pixel_values, self._taps)
+        terms = {**self.task_loss(outputs, labels), **self.loss(activations, teacher, labels)}
         return {
             "loss": torch.stack(list(terms.values())).sum(),
             "logits": outputs.logits.detach(),
@@ -71,46 +83,88 @@ class DistillationModel(nn.Module):
 
 
 @torch.no_grad()
-def observe(model: nn.Module, pixel_values: Tensor, layer: str | None) -> Activations:
+def observe(model: nn.Module, pixel_values: Tensor, layers: Sequence[str]) -> Activations:
     """Run a network in eval mode on one batch and return what a loss would see of it; its mode is restored.
 
-    Used before training, to learn the channel counts and to fail early on a wrong layer.
+    Used before training, to learn the channel counts and to fail early on a wrong network or layer.
     """
-    tap = LayerTap(model, layer) if layer is not None else None
+    _check_call(model)
+    taps: list[LayerTap] = []
     try:
+        taps.extend(LayerTap(model, layer) for layer in layers)
         with evaluating(model):
-            outputs, feature_map = run_tapped(model, pixel_values.to(next(model.parameters()).device), tap)
-        return Activations(outputs.logits, feature_map)
+            _, seen = run_tapped(model, pixel_values.to(next(model.parameters()).device), taps)
     finally:
-        if tap is not None:
+        for tap in taps:
             tap.remove()
+    for layer, activations in zip(layers, seen.of_each_layer(), strict=True):
+        _check_layout(layer, activations.feature_map, pixel_values)
+    return seen
 
 
 def prepare_distillation(
     student: nn.Module, teacher: nn.Module, args: DistillationTrainingArguments, batch: dict[str, Tensor]
-) -> tuple[DistillationModel, str | None]:
+) -> tuple[DistillationModel, tuple[str, ...]]:
     """Build the module to train, after showing one batch to both networks and to the loss.
 
     Whatever cannot work (a layer that is not there, other classes, maps that do not fit the loss) is found here, before
     the first step.
 
     Returns:
-        The module, and the teacher's layer (None where the loss compares logits only).
+        The module, and the teacher's layers (none where the loss compares logits only).
     """
     needs_map = any(LOSSES[name].needs_feature_map for name in validate_loss_spec(args.loss, args.loss_kwargs))
-    pairs = (("student", student, args.student_layer), ("teacher", teacher, args.teacher_layer))
-    layers = [(layer or default_layer(network, role)) if needs_map else None for role, network, layer in pairs]
+    layers = _layers_to_distil(student, teacher, args) if needs_map else ((), ())
     seen = [
-        observe(network, batch["pixel_values"], layer)
-        for network, layer in zip((student, teacher), layers, strict=True)
+        observe(network, batch["pixel_values"], names)
+        for network, names in zip((student, teacher), layers, strict=True)
     ]
     _check_classes(student, teacher, *seen)
-    channels = [activations.feature_map.shape[1] if needs_map else None for activations in seen]
+    channels = [[each.feature_map.shape[1] for each in activations.of_each_layer()] or None for activations in seen]
     loss = build_loss(args.loss, args.loss_kwargs, *channels)
     with torch.no_grad():
         loss(*seen, batch["labels"])
     task_loss = TaskLoss.for_model(student, args.task_weight, args.aux_weight)
     return DistillationModel(student, loss, task_loss, layers[0]), layers[1]
+
+
+def _layers_to_distil(
+    student: nn.Module, teacher: nn.Module, args: DistillationTrainingArguments
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The layers named, or the defaults; the first of the student is compared with the first of the teacher."""
+    of_student = layer_names(args.student_layer) or (default_layer(student, "student"),)
+    of_teacher = layer_names(args.teacher_layer) or (default_layer(teacher, "teacher"),)
+    check_pairs(of_student, of_teacher)
+    return of_student, of_teacher
+
+
+def _check_call(model: nn.Module) -> None:
+    try:
+        inspect.signature(model.forward).bind(pixel_values=None)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be called as network(pixel_values=...): {error}. Wrap the network: "
+            "afdcd_hf.as_segmenter(network)."
+        ) from error
+
+
+def _check_layout(layer: str, feature_map: Tensor, pixel_values: Tensor) -> None:
+    """Refuse a map whose second and third sizes look like the picture's height and width, where its last two do not.
+
+    Channels last cannot be told for sure: where both readings have the picture's shape, the map is taken as it is.
+    """
+    height, width = pixel_values.shape[-2:]
+
+    def like_the_picture(rows: int, columns: int) -> bool:
+        return rows <= height and columns <= width and abs(columns - rows * width / height) <= 1
+
+    sizes = tuple(feature_map.shape)
+    if like_the_picture(*sizes[2:]) or ":nhwc" in layer or not like_the_picture(*sizes[1:3]):
+        return
+    raise ValueError(
+        f"Layer {layer!r} gives a map of shape {sizes} for a picture of {height}x{width}, which looks like channels "
+        f"last: write '{layer}:nhwc'."
+    )
 
 
 def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> None:

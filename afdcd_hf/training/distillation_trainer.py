@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import set_seed
 
 from ..data.samples import collate_samples
 from ..features import Activations, LayerTap, run_tapped
 from .distillation import prepare_distillation
+from .precision import compile_like_student
+from .randomness import rank_generator
+from .scale_out import check_clipping, synchronise_batch_norm, whole_tensors
 from .trainer import SegmentationTrainer
 from .training_args import DistillationTrainingArguments
 
@@ -29,7 +32,7 @@ class DistillationTrainer(SegmentationTrainer):
     Args:
         model: the student; returns `.logits` for `model(pixel_values=...)`.
         teacher: likewise, with the same classes.
-        args: settings; `student_layer` and `teacher_layer` name the maps to distil.
+        args: settings; `student_layer` and `teacher_layer` name the maps to distil, one or as many pairs as you like.
         train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`. One sample is looked at
             here, to check that layers exist and shapes fit before anything is trained.
         kwargs: as for `SegmentationTrainer`.
@@ -42,10 +45,17 @@ class DistillationTrainer(SegmentationTrainer):
         self, model: nn.Module, teacher: nn.Module, args: DistillationTrainingArguments, *, train_dataset=None, **kwargs
     ):
         set_seed(args.seed)  # the loss's weights are drawn here, before the Trainer sets the seed
-        composite, teacher_layer = prepare_distillation(model, teacher, args, _first_batch(train_dataset))
+        model = synchronise_batch_norm(model, args)  # before hooks are registered: it replaces layers
+        composite, teacher_layers = prepare_distillation(model, teacher, args, _first_batch(train_dataset))
+        composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **kwargs)
-        self.teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True).eval()
-        self._teacher_tap = LayerTap(self.teacher, teacher_layer) if teacher_layer is not None else None
+        check_clipping(self.is_deepspeed_enabled, args.loss_max_grad_norm)
+        self.teacher = teacher.to(args.device).eval()
+        self._teacher_taps = [LayerTap(self.teacher, layer) for layer in teacher_layers]
+        # After the tap is in place. Not accelerate's prepare_model: it would leave the caller's teacher changed.
+        self._run_teacher = compile_like_student(self.teacher, self.accelerator)
+        self._forward_part = self._time_losses(composite.task_loss, composite.loss)
+        self.loss_module.generator = rank_generator(args.seed, args.process_index, args.device)
 
     @property
     def student(self) -> nn.Module:
@@ -59,16 +69,17 @@ class DistillationTrainer(SegmentationTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs=False, num_items_in_batch=None):
         """Task and distillation loss of one batch; all terms go to the log."""
-        outputs = model(
-            pixel_values=inputs["pixel_values"], labels=inputs["labels"], teacher=self._teach(inputs["pixel_values"])
-        )
-        self._record(outputs["terms"])
+        with self.timer("teacher"):
+            teacher = self._teach(inputs["pixel_values"])
+        with self.timer(self._forward_part):
+            outputs = model(pixel_values=inputs["pixel_values"], labels=inputs["labels"], teacher=teacher)
+        self._record(outputs["terms"], inputs.get("names"))
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     @torch.no_grad()  # not inference_mode: its tensors cannot take part in the projector's backward pass
     def _teach(self, pixel_values: Tensor) -> Activations:
-        outputs, feature_map = run_tapped(self.teacher, pixel_values, self._teacher_tap)
-        return Activations(outputs.logits, feature_map)
+        with self.accelerator.autocast():
+            return run_tapped(self._run_teacher, pixel_values, self._teacher_taps)[1]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm=None):
         """Clip the loss's own weights to `loss_max_grad_norm`, as the released code does; the student's are free.
@@ -89,16 +100,13 @@ class DistillationTrainer(SegmentationTrainer):
         prefix = "student."
         return {name.removeprefix(prefix): t for name, t in state_dict.items() if name.startswith(prefix)}
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        weights = self.loss_module.state_dict()
-        if self.args.should_save and weights:
-            save_file({name: t.contiguous() for name, t in weights.items()}, Path(output_dir) / LOSS_WEIGHTS_NAME)
+    def _extra_state(self) -> dict[str, dict[str, Tensor]]:
+        return {**super()._extra_state(), LOSS_WEIGHTS_NAME: whole_tensors(self.loss_module.state_dict())}
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model=self.student)
-        path = Path(resume_from_checkpoint) / LOSS_WEIGHTS_NAME
-        if not self.loss_module.state_dict():
+    def _load_extra_state(self, folder: str | Path) -> None:
+        super()._load_extra_state(folder)
+        path = Path(folder) / LOSS_WEIGHTS_NAME
+        if not self.loss_module.state_dict() or self.is_fsdp_enabled:  # FSDP's own files hold them too
             return
         if not path.is_file():
             raise FileNotFoundError(
@@ -107,9 +115,8 @@ class DistillationTrainer(SegmentationTrainer):
             )
         self.loss_module.load_state_dict(load_file(path))
 
-    def _load_best_model(self) -> None:
-        # Only the student: what the loss had learned by then is of no use any more.
-        super()._load_from_checkpoint(self.state.best_model_checkpoint, model=self.student)
+    def _generator(self) -> torch.Generator | None:
+        return self.loss_module.generator
 
 
 def _first_batch(train_dataset) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from ..hub.model_card import write_card
 from ..models.loading import load_model
 from .arguments import DataArguments
 from .distillation_trainer import DistillationTrainer
+from .progress import shows_bars
+from .speed import Speed
 from .trainer import SegmentationTrainer
 
 RESULTS_NAME = "results.json"
@@ -48,6 +50,7 @@ def write_report(
         processor=AutoImageProcessor.from_pretrained(folder),
         batch_size=trainer.args.per_device_eval_batch_size,
         num_workers=trainer.args.dataloader_num_workers,
+        progress=shows_bars(trainer.args),
     )
     if not trainer.is_world_process_zero():
         return None
@@ -103,7 +106,7 @@ def _dataset_facts(data: DataArguments, num_images: int) -> DatasetFacts:
 def _training_facts(
     trainer: SegmentationTrainer, data: DataArguments, recipe_name: str | Path | None, seconds: float
 ) -> TrainingFacts:
-    args = trainer.args
+    args, speed = trainer.args, trainer.speed or Speed()
     settings = {name: _plain(getattr(args, name)) for name in _HYPERPARAMETERS if getattr(args, name, None) is not None}
     batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
     settings |= {"total batch": batch, "crop": f"{data.crop_size[0]}x{data.crop_size[1]}"}
@@ -112,7 +115,13 @@ def _training_facts(
         hyperparameters=settings,
         seed=args.seed,
         iterations=trainer.state.global_step,
-        seconds=seconds,
+        # Of a resumed run, only its last part was clocked.
+        seconds=None if args.resume_from_checkpoint else seconds,
+        seconds_in_steps=speed.total_seconds if speed.steps else None,
+        images_per_second=speed.images_per_second,
+        time_split=speed.split,
+        peak_memory_mb=speed.peak_memory_mb,
+        peak_memory_of="GPU" if args.device.type == "cuda" else "process",
         hardware=machine_name(),
         versions=library_versions(),
     )

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import AutoImageProcessor, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.loading import load_split
 from ..data.samples import TrainingSamples
@@ -20,7 +19,10 @@ from ..models.loading import load_model
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 from ..recipes import load_recipe
 from .arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, DataArguments, ModelArguments, parse_arguments, training_part
+from .checkpoints import checkpoint_to_resume
+from .disk_space import check_writable
 from .distillation_trainer import DistillationTrainer
+from .preflight import preflight
 from .preprocessing import check_same_input, new_processor
 from .report import write_report
 from .trainer import SegmentationTrainer
@@ -123,13 +125,14 @@ def _datasets(data: DataArguments, args: SegmentationTrainingArguments, processo
 
 
 def _check_output(args: SegmentationTrainingArguments) -> None:
-    """Refuse to write over an earlier run, and find its last checkpoint where that is to be resumed."""
+    """Refuse to write over an earlier run, and find its last whole checkpoint where that is to be resumed."""
     folder = Path(args.output_dir)
-    if args.resume_from_checkpoint in ("last", "true", "True"):
-        last = get_last_checkpoint(args.output_dir) if folder.is_dir() else None
-        if last is None:
-            raise FileNotFoundError(f"There is no checkpoint in {folder} to resume from.")
-        args.resume_from_checkpoint = last
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: give another --output_dir, in which the run's files can lie.")
+    if args.process_index == 0:  # where the folder is not there yet, it must not be left behind by a later error
+        check_writable(next(path for path in (folder, *folder.absolute().parents) if path.exists()))
+    if args.resume_from_checkpoint is not None:
+        args.resume_from_checkpoint = checkpoint_to_resume(args, args.resume_from_checkpoint)
     if args.resume_from_checkpoint is None and args.process_index == 0 and folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(
             f"{folder} is not empty. Resume that run with --resume_from_checkpoint last, or give another --output_dir."
@@ -148,6 +151,8 @@ def _processor_of(teacher: str):
 def _run(
     trainer: SegmentationTrainer, data: DataArguments, recipe_name: str | Path | None, teacher_name: str | None = None
 ) -> FinishedRun:
+    if trainer.args.preflight:
+        preflight(trainer, data.classes())
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     seconds = time.perf_counter() - start

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ..features import layer_names
 from ..losses import validate_loss_spec
 from ..recipes import parse_json_object
+from .scale_out import DEFAULT_BATCH_SIZE, device_batch_size, use_one_gpu_per_process
 
 
 @dataclass
@@ -36,13 +39,23 @@ class SegmentationTrainingArguments(TrainingArguments):
     )
     max_steps: int = field(default=40_000, metadata={"help": "Optimizer steps; -1 trains num_train_epochs epochs."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip all gradients to this norm; 0 does not clip."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Images per process and step."})
+    per_device_train_batch_size: int | None = field(
+        default=None,
+        metadata={"help": f"Images per process and step; {DEFAULT_BATCH_SIZE}, or what total_batch_size makes it."},
+    )
     per_device_eval_batch_size: int = field(default=1, metadata={"help": "Images per process in evaluations."})
     total_batch_size: int | None = field(
         default=None,
         metadata={
             "help": "Images per optimizer step over all processes and accumulation steps; sets "
             "per_device_train_batch_size."
+        },
+    )
+    sync_batch_norm: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Batch-norm statistics over the images of all GPUs; by default where more than one process trains "
+            "on GPUs."
         },
     )
     dataloader_drop_last: bool = field(
@@ -57,6 +70,24 @@ class SegmentationTrainingArguments(TrainingArguments):
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether that metric is to be high."})
     task_weight: float = field(default=1.0, metadata={"help": "Weight of the cross entropy on the labels."})
     aux_weight: float = field(default=0.4, metadata={"help": "Weight of the auxiliary head's cross entropy."})
+    check_finite: bool = field(
+        default=True,
+        metadata={
+            "help": "Stop at a step whose loss or gradients are not finite, with the last good state saved. Waits for "
+            "the device once a step."
+        },
+    )
+    preflight: bool = field(
+        default=True,
+        metadata={"help": "Look at images, labels, teacher and disk before the first step; takes a few seconds."},
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate and save an exponential moving average of the weights with this decay, e.g. 0.999; none "
+            "by default."
+        },
+    )
 
     def __post_init__(self):
         if isinstance(self.lr_scheduler_kwargs, str):
@@ -66,22 +97,21 @@ class SegmentationTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0} if polynomial else {}
         if self.optim_args is None and str(getattr(self.optim, "value", self.optim)) == "sgd":
             self.optim_args = "momentum=0.9"
+        if self.data_seed is None:  # else the order of samples would hang on torch's seed, which differs over ranks
+            self.data_seed = self.seed
+        wanted = self.per_device_train_batch_size
+        self.per_device_train_batch_size = DEFAULT_BATCH_SIZE if wanted is None else wanted
         super().__post_init__()
+        self.per_device_train_batch_size = device_batch_size(
+            self.total_batch_size, wanted, self.world_size, self.gradient_accumulation_steps
+        )
+        use_one_gpu_per_process(self)
         for name in ("task_weight", "aux_weight"):
             _check_not_negative(name, getattr(self, name))
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1, e.g. 0.999; leave it out for none.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: images and labels are read from the raw columns.")
-        if self.total_batch_size is not None:
-            self._derive_device_batch_size()
-
-    def _derive_device_batch_size(self) -> None:
-        share = self.world_size * self.gradient_accumulation_steps
-        if self.total_batch_size < 1 or self.total_batch_size % share:
-            raise ValueError(
-                f"total_batch_size={self.total_batch_size} cannot be shared by {self.world_size} process(es) with "
-                f"{self.gradient_accumulation_steps} accumulation step(s): it must be a multiple of {share}."
-            )
-        self.per_device_train_batch_size = self.total_batch_size // share
 
 
 @dataclass
@@ -96,10 +126,17 @@ class DistillationTrainingArguments(SegmentationTrainingArguments):
         metadata={"help": "Options per loss, e.g. {'af_dcd': {'feature_weight': 2e-6, 'contrast_weight': 5e-3}}; in "
                   "recipes and on the command line written as af_dcd.feature_weight."},
     )  # fmt: skip
-    student_layer: str | None = field(
-        default=None, metadata={"help": "Module path of the student's map; our networks' last backbone map by default."}
+    # one name may also be given as it is; HfArgumentParser does not know "str | list[str] | None"
+    student_layer: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Module path of the student's map; our networks' last backbone map by default. Several paths "
+            "distil several pairs of maps."
+        },
     )
-    teacher_layer: str | None = field(default=None, metadata={"help": "Likewise for the teacher."})
+    teacher_layer: list[str] | None = field(
+        default=None, metadata={"help": "Likewise for the teacher: as many, in the order of the student's."}
+    )
     loss_max_grad_norm: float = field(
         default=15.0,
         metadata={
@@ -112,7 +149,30 @@ class DistillationTrainingArguments(SegmentationTrainingArguments):
             self.loss_kwargs = parse_json_object("loss_kwargs", self.loss_kwargs)
         super().__post_init__()
         validate_loss_spec(self.loss, self.loss_kwargs)
+        self.student_layer = _one_or_several(self.student_layer)
+        self.teacher_layer = _one_or_several(self.teacher_layer)
+        if self.student_layer is not None and self.teacher_layer is not None:
+            check_pairs(layer_names(self.student_layer), layer_names(self.teacher_layer))
         _check_not_negative("loss_max_grad_norm", self.loss_max_grad_norm)
+
+
+def check_pairs(student_layers: Sequence[str], teacher_layers: Sequence[str]) -> None:
+    """Raise ValueError unless each of the student's layers has one of the teacher's."""
+    if len(student_layers) != len(teacher_layers):
+        raise ValueError(
+            f"student_layer names {len(student_layers)} map(s) ({', '.join(student_layers)}) and teacher_layer "
+            f"{len(teacher_layers)} ({', '.join(teacher_layers)}): maps are compared in pairs, so name as many of "
+            "each; the same layer may be named twice."
+        )
+
+
+def _one_or_several(layers: str | Sequence[str] | None) -> str | list[str] | None:
+    """A single name by itself, however it was given."""
+    if layers is None or isinstance(layers, str):
+        return layers
+    if not layers or not all(isinstance(name, str) for name in layers):
+        raise ValueError(f"student_layer and teacher_layer take a module path, or a list of them, not {layers!r}.")
+    return layers[0] if len(layers) == 1 else list(layers)
 
 
 def _check_not_negative(name: str, value: float) -> None:

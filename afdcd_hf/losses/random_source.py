@@ -1,0 +1,60 @@
+"""Random numbers from a generator of one's own, also in code that torch.compile has traced.
+
+torch.compile cannot take a `torch.Generator` into a graph (measured with torch 2.15: one graph break a draw). It can
+take a number, and a custom operator that finds the generator by that number when the graph runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+_NUMBERS = itertools.count()
+_SOURCES: WeakValueDictionary[int, RandomSource] = WeakValueDictionary()
+
+
+class RandomSource:
+    """A generator and the number that stands for it in compiled code.
+
+    Args:
+        generator: on the device where numbers are drawn.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.number = next(_NUMBERS)
+        _SOURCES[self.number] = self
+
+    def __reduce__(self):
+        # a copy has a generator of its own, and so needs a number of its own
+        return RandomSource, (self.generator,)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Numbers in [0, 1), float32, of the shape and device of `like`; the same ones compiled or not.
+
+        Raises:
+            RuntimeError: from torch, where the generator is on another kind of device.
+        """
+        return torch.ops.afdcd.uniform(like.detach(), self.number)
+
+
+# Marked as random, so that compilers neither merge two draws nor repeat one in the backward pass. Defined this way
+# because torch.library.custom_op takes no tags in older versions of torch.
+torch.library.define(
+    "afdcd::uniform", "(Tensor like, SymInt number) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,)
+)
+
+
+def _uniform(like: Tensor, number: int) -> Tensor:
+    return torch.rand(like.shape, device=like.device, generator=_SOURCES[number].generator, dtype=torch.float32)
+
+
+def _describe(like: Tensor, number: int) -> Tensor:
+    return torch.empty(like.shape, device=like.device, dtype=torch.float32)
+
+
+torch.library.impl("afdcd::uniform", "default", _uniform)
+torch.library.register_fake("afdcd::uniform", _describe)

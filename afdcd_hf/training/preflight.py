@@ -1,0 +1,152 @@
+"""What is looked at before the first step of a run, so that it does not fail, or come to nothing, hours later."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from ..data.samples import TrainingSamples
+from ..evaluation.segmenter import EvaluationSamples
+from .disk_space import check_room, check_writable, in_steps
+from .teacher_score import Rows, evaluated_rows, evenly_spread, ignore_index_of, report_teacher
+
+logger = logging.getLogger(__name__)
+
+_IMAGES = 16  # of each part
+
+
+def preflight(trainer, class_names: Sequence[str]) -> None:
+    """Check folder, disk, images, labels, class names and teacher; a few lines of the log tell what was found.
+
+    The main process reads the files; all processes score the teacher together, and all stop with the same error. The
+    random states are afterwards what they were: a run is the same with and without.
+
+    Args:
+        trainer: of the run that is about to begin.
+        class_names: the data's, in the order of their ids.
+
+    Raises:
+        OSError: the output folder cannot be written, the disk is too full, or an image cannot be read.
+        ValueError: labels that do not fit their images or the number of classes, or another number of classes.
+    """
+    start = time.perf_counter()
+    devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        _on_main_process(trainer, lambda: _look(trainer, class_names))
+        if getattr(trainer, "teacher", None) is not None:
+            report_teacher(trainer)
+    logger.info("Preflight checks took %.1f s; --preflight false leaves them out.", time.perf_counter() - start)
+
+
+def _on_main_process(trainer, look: Callable[[], None]) -> None:
+    told: list[Any] = [None]
+    if trainer.is_world_process_zero():
+        try:
+            look()
+        except (OSError, ValueError) as error:
+            told[0] = (OSError if isinstance(error, OSError) else ValueError, str(error))
+    if trainer.args.world_size > 1:
+        broadcast_object_list(told, from_process=0)
+    if told[0] is not None:
+        kind, message = told[0]
+        raise kind(message)
+
+
+def _look(trainer, class_names: Sequence[str]) -> None:
+    check_writable(Path(trainer.args.output_dir))
+    check_classes(trainer.student, class_names)
+    processor, num_labels = trainer.processing_class, len(class_names)
+    if isinstance(trainer.train_dataset, TrainingSamples):
+        rows, ignored = trainer.train_dataset.dataset, trainer.train_dataset.ignore_index
+        logger.info(check_images("training", rows, processor, num_labels, ignored, needs_labels=True))
+        _check_schedule(trainer, len(rows))
+    for rows in evaluated_rows(trainer):
+        logger.info(check_images("evaluation", rows, processor, num_labels, ignore_index_of(trainer)))
+
+
+def check_classes(model, class_names: Sequence[str]) -> None:
+    """Compare the network's classes with the data's; another number is an error, other names are a warning.
+
+    Raises:
+        ValueError: If the numbers differ.
+    """
+    config = getattr(model, "config", None)
+    num_labels = getattr(config, "num_labels", None)
+    if num_labels is None:
+        return
+    if num_labels != len(class_names):
+        raise ValueError(f"The network has {num_labels} classes, the dataset {len(class_names)}.")
+    names = [config.id2label.get(index, f"LABEL_{index}") for index in range(num_labels)]
+    differing = [i for i, name in enumerate(names) if name not in (class_names[i], f"LABEL_{i}")]
+    if differing:
+        index = differing[0]
+        logger.warning(
+            "%d of the network's %d class names are not the dataset's; class %d is %r for the network and %r for the "
+            "dataset. If they do not mean the same, results will be filed under wrong names.",
+            len(differing), num_labels, index, names[index], class_names[index],
+        )  # fmt: skip
+
+
+def check_images(
+    part: str, rows: Rows, processor, num_labels: int, ignore_index: int = 255, *, needs_labels: bool = False
+) -> str:
+    """Read some images, evenly spread over a dataset, and their labels.
+
+    Returns:
+        A line on what was seen.
+
+    Raises:
+        OSError: If a file cannot be read; the error names it, and says how many more there are.
+        ValueError: If a label does not fit its image, holds other values than 0..K-1 and `ignore_index`, is missing
+            though needed, or nothing at all is labelled.
+    """
+    samples = EvaluationSamples(rows, processor, num_labels, ignore_index)
+    indices, seen, problems = evenly_spread(len(rows), _IMAGES), [], []
+    for index in indices:
+        try:
+            sample = samples[index]
+            if sample.label is None and needs_labels:
+                raise ValueError(f"{sample.name} has no label, but is to be trained on: is this the right split?")
+            seen.append((sample.size, set() if sample.label is None else set(torch.unique(sample.label).tolist())))
+        except (OSError, ValueError) as error:
+            problems.append(error)
+    if problems:
+        more = f" ({len(problems)} of the {len(indices)} {part} images looked at are like this.)"
+        kind = OSError if isinstance(problems[0], OSError) else ValueError
+        raise kind(f"{problems[0]}{more if len(problems) > 1 else ''}") from problems[0]
+    values = set().union(*(labels for _, labels in seen))
+    if values == {ignore_index}:
+        raise ValueError(
+            f"Not one pixel of {len(indices)} {part} images is labelled: all are {ignore_index}, which is ignored. Are "
+            "these the right labels, and is label_map (or labels_as) right?"
+        )
+    sizes = sorted({size for size, _ in seen}, key=lambda size: size[0] * size[1])
+    span = " to ".join(f"{height}x{width}" for height, width in dict.fromkeys((sizes[0], sizes[-1])))
+    classes = len(values - {ignore_index})
+    return (
+        f"{len(indices)} of {len(rows)} {part} images are readable: {span} pixels (height x width), {classes} of "
+        f"{num_labels} classes occur"
+    )
+
+
+def _check_schedule(trainer, num_images: int) -> None:
+    args = trainer.args
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps_per_epoch = max(1, num_images // batch)
+    steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * steps_per_epoch)
+    passes = steps * batch / num_images
+    logger.info("%d steps of %d images: %.1f passes over %d training images", steps, batch, passes, num_images)
+    line, warning = check_room(trainer, steps, steps_per_epoch)
+    logger.info(line)
+    if warning is not None:
+        logger.warning(warning)
+    if args.get_warmup_steps(steps) >= steps:
+        logger.warning("warmup_steps=%s: the learning rate is still rising when the run ends.", args.warmup_steps)
+    if args.save_strategy.value == "steps" and in_steps(args.save_steps, steps) >= steps >= 1000:
+        logger.warning("save_steps=%s: nothing is saved before the end, step %d.", args.save_steps, steps)

@@ -1,0 +1,31 @@
+"""Random numbers that differ from rank to rank, and are the same whenever a rank starts from the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+_GENERATOR, _GLOBAL = 0, 1  # what a seed is for: no two uses share a stream
+
+
+def rank_generator(seed: int, rank: int, device: torch.device | str) -> torch.Generator:
+    """A generator for one rank's masks, on the device where they are drawn."""
+    return torch.Generator(device).manual_seed(_rank_seed(seed, rank, _GENERATOR))
+
+
+class RankSeedCallback(TrainerCallback):
+    """Lets dropout differ from rank to rank, by another global torch seed on each from the first step on.
+
+    The Trainer seeds all ranks alike, which gives them equal weights to start from, and would hide the same units on
+    all of them. A resumed run is left alone: the Trainer restores the state of each rank. So is a single process.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Called by the Trainer once data loader, network and optimizer are there."""
+        if args.world_size > 1 and state.global_step == 0:
+            torch.manual_seed(_rank_seed(args.seed, args.process_index, _GLOBAL))
+
+
+def _rank_seed(seed: int, rank: int, use: int) -> int:
+    return int(np.random.SeedSequence([seed, rank, use]).generate_state(1, np.uint64)[0])

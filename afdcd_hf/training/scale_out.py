@@ -1,0 +1,192 @@
+"""What a training needs to know of the processes and GPUs it runs on; starting them is accelerate's and torchrun's."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+from accelerate import FullyShardedDataParallelPlugin
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.data import RandomSampler, Sampler
+from transformers import TrainingArguments
+
+from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BATCH_SIZE = 16
+
+
+def device_batch_size(total: int | None, per_device: int | None, processes: int, accumulation: int) -> int:
+    """Images that one process takes at a time.
+
+    Args:
+        total: images per optimizer step over all processes and accumulation steps, if that was asked for.
+        per_device: images per process and step, if that was asked for; 16 where neither was.
+        processes: how many there are.
+        accumulation: steps whose gradients are added up.
+
+    Raises:
+        ValueError: a total that cannot be shared equally, or that is not what the other numbers multiply to.
+    """
+    if total is None:
+        return DEFAULT_BATCH_SIZE if per_device is None else per_device
+    share = processes * accumulation
+    if total < 1 or total % share:
+        raise ValueError(
+            f"total_batch_size={total} cannot be shared by {processes} process(es) with {accumulation} accumulation "
+            f"step(s): it must be a multiple of {share}.{_what_divides(total, processes, accumulation)}"
+        )
+    if per_device not in (None, total // share):
+        raise ValueError(
+            f"total_batch_size={total} on {processes} process(es) with {accumulation} accumulation step(s) makes "
+            f"{total // share} image(s) per process, but per_device_train_batch_size={per_device} was given. Give only "
+            f"one of the two{_fitting_accumulation(total, processes * per_device)}."
+        )
+    return total // share
+
+
+def _what_divides(total: int, processes: int, accumulation: int) -> str:
+    """The numbers of accumulation steps and of processes that would do."""
+    if total < 1:
+        return ""
+    steps = _divisors(total // processes) if total % processes == 0 else []
+    ranks = _divisors(total // accumulation) if total % accumulation == 0 else []
+    named = (
+        [f"accumulation steps that work with {processes} process(es): {', '.join(map(str, steps))}"] if steps else []
+    )
+    if ranks:
+        named.append(f"processes that work with {accumulation} accumulation step(s): {', '.join(map(str, ranks))}")
+    return " " + "; ".join(named) + "." if named else ""
+
+
+def _fitting_accumulation(total: int, at_once: int) -> str:
+    if at_once < 1 or total % at_once:
+        return ""
+    return f", or make them agree with gradient_accumulation_steps={total // at_once}"
+
+
+def _divisors(number: int) -> list[int]:
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def images_per_step(args: TrainingArguments) -> int:
+    """Images of one optimizer step, over all processes and accumulation steps."""
+    return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+
+
+def of_whole_batches(sampler: Sampler | None, args: TrainingArguments) -> Sampler | None:
+    """Cut a random sampler to whole optimizer steps, where incomplete batches are dropped.
+
+    The loader drops what does not fill one process's batch, but not what does not fill all accumulation steps: the
+    epoch's last step would then be of fewer images, and its place would hang on how the total batch is shared out.
+    """
+    if not args.dataloader_drop_last or type(sampler) is not RandomSampler:
+        return sampler
+    whole = len(sampler) // images_per_step(args) * images_per_step(args)
+    return RandomSampler(sampler.data_source, num_samples=whole, generator=sampler.generator)
+
+
+def use_one_gpu_per_process(args: TrainingArguments) -> None:
+    """Keep the Trainer from `nn.DataParallel`, which would double the batch and run our hooks on throw-away copies."""
+    if args.n_gpu > 1:
+        logger.warning(
+            "This process sees %d GPUs and uses the first one. To train on all: torchrun --nproc_per_node %d "
+            "scripts/distill.py (or scripts/train.py) with the same arguments.",
+            args.n_gpu,
+            args.n_gpu,
+        )
+        args._n_gpu = 1
+
+
+def synchronise_batch_norm(module: nn.Module, args: TrainingArguments) -> nn.Module:
+    """Have batch norm take its statistics over the images of all GPUs, not of each one by itself.
+
+    By default this is done where several processes train on GPUs. The layers are replaced in place, by timm's function:
+    torch's own loses the activation in timm's combined layers. Names of weights stay, so that what is saved loads into
+    the plain network.
+
+    Returns:
+        The module (another one only if it is itself a batch norm).
+
+    Raises:
+        ValueError: `args.sync_batch_norm` is set and the training is not on GPUs, where torch cannot do it.
+    """
+    if args.sync_batch_norm and args.device.type != "cuda":
+        raise ValueError(
+            f"sync_batch_norm=True needs GPUs: torch's SyncBatchNorm does not run on {args.device.type}. Leave it "
+            "out: then it is on where several GPUs train, and off elsewhere."
+        )
+    if not _shares_statistics(args) or _is_synchronised(module):
+        return module
+    return convert_sync_batchnorm(module)
+
+
+def _shares_statistics(args: TrainingArguments) -> bool:
+    return args.sync_batch_norm is not False and args.device.type == "cuda" and args.world_size > 1
+
+
+def check_clipping(deepspeed: bool, loss_max_grad_norm: float) -> None:
+    """Refuse what would be left out silently: DeepSpeed keeps gradients to itself until it has applied them."""
+    if deepspeed and loss_max_grad_norm > 0:
+        raise ValueError(
+            "Under DeepSpeed the gradients of the loss's own weights cannot be clipped: give --loss_max_grad_norm 0, "
+            "or train with DDP or FSDP2 (scripts/accelerate/gpu.yaml, fsdp2.yaml)."
+        )
+
+
+class ShardedStudent:
+    """What FSDP changes in a trainer; mixed into `SegmentationTrainer` in front of its saving and loading.
+
+    A student whose weights lie in shards on several processes cannot be run by itself, nor copied to a file. So every
+    process keeps a whole copy, which takes its weights from the shards before each evaluation; a saved student has the
+    copy's class and configuration. Our students are small beside their activations.
+    """
+
+    _whole_student: nn.Module | None = None
+
+    @property
+    def evaluated_student(self) -> nn.Module:
+        """The network that is evaluated and saved."""
+        return super().evaluated_student if self._whole_student is None else self._whole_student
+
+    def _keep_whole_student(self) -> None:
+        if self.is_fsdp_enabled:
+            _check_sharding(self.accelerator.state.fsdp_plugin)
+            self._whole_student = copy.deepcopy(self.student).eval().requires_grad_(False)
+
+    def _gather_student(self) -> None:
+        """Called on every process."""
+        if self._whole_student is not None:
+            self._whole_student.load_state_dict(whole_tensors(self.student.state_dict()))
+
+
+def _check_sharding(plugin: FullyShardedDataParallelPlugin) -> None:
+    if plugin.fsdp_version != 2:
+        raise ValueError("FSDP version 1 is not supported: set fsdp_version: 2 (scripts/accelerate/fsdp2.yaml).")
+    if "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+        raise ValueError(
+            f"With fsdp_state_dict_type {plugin.state_dict_type} no student would be saved that from_pretrained loads: "
+            "set fsdp_state_dict_type: FULL_STATE_DICT (scripts/accelerate/fsdp2.yaml)."
+        )
+
+
+def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that FSDP has sharded, put together; others as they are. All processes have to call it."""
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
+
+
+def _is_synchronised(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
+
+
+def choose_unused_parameter_search(args: TrainingArguments, student: nn.Module) -> None:
+    """Spare our own networks the search for unused parameters at every step, unless the user has chosen.
+
+    All their weights, and those of our losses, take part in every step. Of another network nobody knows, and without
+    the search DDP stops where one does not.
+    """
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = not isinstance(student, AfDcdForSemanticSegmentation)

@@ -1,0 +1,335 @@
+"""Networks of other libraries as teachers and students, several pairs of maps, and the guide's examples."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_distillation import segformer
+from tiny import distilling, logged, loss_options, same, segmenter, weights
+from torch import nn
+from torch.distributed.utils import _to_kwargs
+
+from afdcd_hf import Activations, as_segmenter, capture
+from afdcd_hf.losses import build_loss
+from afdcd_hf.recipes import load_recipe
+from afdcd_hf.training.arguments import DISTILL_ARGUMENTS, parse_arguments
+from afdcd_hf.training.distillation import observe
+
+GUIDE = Path(__file__).parents[1] / "docs" / "any_teacher.md"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+# The guide
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_the_examples_of_the_guide_run(number, tmp_path, monkeypatch):
+    if "segmentation_models_pytorch" in EXAMPLES[number]:
+        pytest.importorskip("segmentation_models_pytorch")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(EXAMPLES[number], f"{GUIDE.name}, example {number + 1}", "exec"), names)
+    if "maps" in names:
+        stated = re.search(r"tuple\(feature_map\.shape\)\)  # (.*)", EXAMPLES[number])[1]
+        assert stated == ", ".join(str(tuple(feature_map.shape)) for feature_map in names["maps"].values())
+    else:
+        folder = Path(names["trainer"].args.output_dir)
+        assert (folder / "model.safetensors").is_file() and names["trainer"].state.global_step == 2
+
+
+def test_the_guide_has_an_example_of_each_kind():
+    assert len(EXAMPLES) == 4
+    assert sum("segmentation_models_pytorch" in example for example in EXAMPLES) == 1
+
+
+# as_segmenter
+
+
+class Dictionary(nn.Module):
+    """As torchvision's: a dictionary, `images` by position, and an auxiliary head."""
+
+    def __init__(self, key: str = "out"):
+        super().__init__()
+        self.key = key
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 8, stride=8), nn.BatchNorm2d(16), nn.ReLU())
+        self.classifier, self.auxiliary = nn.Conv2d(16, 4, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, images):
+        features = self.body(images)
+        return OrderedDict({self.key: self.classifier(features), "aux": self.auxiliary(features)})
+
+
+class Plain(nn.Module):
+    """A tensor, as in segmentation_models_pytorch."""
+
+    def __init__(self, wrap=lambda scores: scores):
+        super().__init__()
+        self.body, self.classifier, self.wrap = nn.Conv2d(3, 16, 8, stride=8), nn.Conv2d(16, 4, 1), wrap
+
+    def forward(self, x):
+        return self.wrap(self.classifier(self.body(x)))
+
+
+IMAGES = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("network", "output"),
+    [
+        (Plain(), None),
+        (Plain(lambda scores: (scores.mean(), scores)), 1),
+        (Plain(lambda scores: type("Output", (), {"logits": scores})()), None),
+        (Plain(lambda scores: {"logits": scores, "out": None}), None),
+        (Dictionary("scores"), "scores"),
+        (Dictionary(), None),
+    ],
+)
+def test_scores_are_found_in_what_the_network_returns(network, output):
+    wrapped = as_segmenter(network, num_labels=4, output=output).eval()
+    body = network.body(IMAGES)
+    torch.testing.assert_close(wrapped(pixel_values=IMAGES).logits, network.classifier(body))
+
+
+@pytest.mark.parametrize(
+    ("network", "output", "message"),
+    [
+        (Plain(lambda scores: (scores, scores)), None, r"Plain returns a tuple of 2 values.*output=\.\.\."),
+        (Plain(lambda scores: {"a": scores}), None, r"a dict with the keys a, .*no \(B, K, h, w\) class scores"),
+        (Plain(lambda scores: {"a": scores}), "b", r"class scores \(output='b'\)"),
+        (Plain(lambda scores: [scores]), 3, r"list of 1 values.*\(output=3\)"),
+        (Plain(lambda scores: scores[0]), None, r"Tensor of shape \(4, 4, 6\)"),
+    ],
+)
+def test_an_output_without_scores_is_described(network, output, message):
+    with pytest.raises(ValueError, match=message):
+        as_segmenter(network, output=output)(IMAGES)
+
+
+def test_another_number_of_classes_than_stated_is_found():
+    with pytest.raises(ValueError, match="gives 4 classes; num_labels is 5"):
+        as_segmenter(Plain(), num_labels=5)(IMAGES)
+    with pytest.raises(ValueError, match=r"classes \[0, 2\]; expected a name for each of 0 to 1"):
+        as_segmenter(Plain(), id2label={0: "road", 2: "car"})
+    with pytest.raises(ValueError, match="expected a name for each of 0 to 2"):
+        as_segmenter(Plain(), num_labels=3, id2label={0: "road", 1: "car"})
+
+
+def test_the_class_names_of_a_wrapped_teacher_are_compared(tmp_path):
+    names = {0: "road", 1: "sky", 2: "car", 3: "tree"}
+    teacher = as_segmenter(Plain(), id2label={**names, 3: "dog"})
+    with pytest.raises(ValueError, match="Class 3 is 'tree' for the student and 'dog' for the teacher"):
+        distilling(tmp_path, segmenter(id2label=names), teacher, teacher_layer="module.body")
+
+
+@pytest.mark.parametrize("network", [Plain(), Dictionary()])
+def test_an_unwrapped_network_is_refused_with_the_way_out(tmp_path, network):
+    with pytest.raises(
+        ValueError, match=r"cannot be called as network\(pixel_values=\.\.\.\).*as_segmenter\(network\)"
+    ):
+        distilling(tmp_path, teacher=network, teacher_layer="body")
+
+
+def test_a_network_that_returns_no_logits_is_refused_with_the_way_out(tmp_path):
+    class Bare(Plain):
+        def forward(self, pixel_values):
+            return super().forward(pixel_values)
+
+    with pytest.raises(ValueError, match=r"Bare returns a Tensor without \.logits; .*as_segmenter\(network\)"):
+        distilling(tmp_path, teacher=Bare(), teacher_layer="body")
+
+
+def test_a_wrapped_student_trains_with_its_auxiliary_head_scores_and_is_saved(tmp_path):
+    torch.manual_seed(0)
+    student = as_segmenter(Dictionary())
+    before = weights(student)
+    trainer = distilling(tmp_path, student, student_layer="module.body")
+    trainer.train()
+    trainer.save_model()
+    assert all(value > 0 for value in logged(trainer, "loss_auxiliary"))
+    moved = [name for name, tensor in weights(student).items() if not torch.equal(tensor, before[name])]
+    assert {"module.body.0.weight", "module.classifier.weight", "module.auxiliary.weight"} <= set(moved)
+    assert 0 <= trainer.evaluate()["eval_mean_iou"] <= 1
+    again = as_segmenter(Dictionary())
+    again.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert same(weights(again), weights(student))
+
+
+# Several pairs of maps
+
+TWO = {"student_layer": ["backbone[-2]", "backbone[-1]"], "teacher_layer": ["segformer.stages.1", "segformer.stages.3"]}
+FEATURE_ONLY = loss_options(contrast_weight=0.0)
+
+
+def test_two_pairs_have_terms_and_weights_of_their_own(tmp_path):
+    trainer = distilling(tmp_path, teacher=segformer(), **TWO, loss_kwargs=loss_options(patch_size=1))
+    first, second = trainer.loss_module.losses["af_dcd"].losses
+    assert (first.student_channels, first.teacher_channels) == (16, 16)
+    assert (second.student_channels, second.teacher_channels) == (32, 32)
+    before = weights(trainer.loss_module)
+    trainer.train()
+    names = {"task", "kd", "feature_1", "contrast_1", "feature_2", "contrast_2"}
+    assert {name for name in trainer.state.log_history[0] if name.startswith("loss_")} == {f"loss_{n}" for n in names}
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in weights(trainer.loss_module).items())
+
+
+def test_each_pair_is_compared_by_its_own_loss(tmp_path):
+    # Other maps than the ones named would give other values; the batch is recomputed here layer by layer.
+    trainer = distilling(tmp_path, teacher=segformer(), **TWO, loss_kwargs=loss_options(mask="center", patch_size=1))
+    student, teacher, loss = trainer.student.eval(), trainer.teacher, trainer.loss_module
+    labels = torch.zeros(2, 32, 48, dtype=torch.long)
+    with torch.no_grad():
+        terms = trainer.model(IMAGES, labels, trainer._teach(IMAGES))["terms"]
+        for number, (layer, taught) in enumerate(zip(*TWO.values(), strict=True), 1):
+            with capture(student, [layer]) as maps, capture(teacher, [taught]) as targets:
+                student(pixel_values=IMAGES)
+                teacher(pixel_values=IMAGES)
+            raw = loss.losses["af_dcd"].losses[number - 1].raw_terms(maps[layer], targets[taught])
+            torch.testing.assert_close(terms[f"feature_{number}"], 0.5 * raw["feature"])
+            torch.testing.assert_close(terms[f"contrast_{number}"], 0.02 * raw["contrast"])
+
+
+def test_a_layer_may_be_compared_with_two_layers_of_the_teacher(tmp_path):
+    layers = {"student_layer": ["backbone[-1]"] * 2, "teacher_layer": ["backbone[-2]", "backbone[-1]"]}
+    trainer = distilling(tmp_path, loss="af_dcd", loss_kwargs={"af_dcd": FEATURE_ONLY["af_dcd"]}, **layers)
+    trainer.train()
+    assert [loss.teacher_channels for loss in trainer.loss_module.losses] == [16, 48]
+
+
+def test_one_layer_in_a_list_is_the_layer_itself(tmp_path):
+    listed = distilling(tmp_path, student_layer=["backbone[-1]"], teacher_layer=["backbone[-1]"])
+    plain = distilling(tmp_path)
+    assert listed.args.student_layer == "backbone[-1]"
+    assert same(weights(listed.loss_module), weights(plain.loss_module))
+
+
+def test_several_pairs_resume_where_they_stopped(tmp_path):
+    options = {**TWO, "loss_kwargs": loss_options(patch_size=1), "save_strategy": "steps", "save_steps": 1}
+    whole = distilling(tmp_path / "whole", teacher=segformer(), **options)
+    whole.train()
+    resumed = distilling(tmp_path / "resumed", segmenter(7), segformer(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+    assert same(weights(resumed.loss_module), weights(whole.loss_module))
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            {"student_layer": ["backbone[-2]", "backbone[-1]"]},
+            r"names 2 map\(s\) \(backbone\[-2\], backbone\[-1\]\) and",
+        ),
+        ({"teacher_layer": ["backbone[-2]", "backbone[-1]"]}, r"student_layer names 1 map\(s\) \(backbone\[-1\]\)"),
+        ({"student_layer": ["a", "b", "c"], "teacher_layer": ["a", "b"]}, r"3 map\(s\) \(a, b, c\) .* 2 \(a, b\)"),
+        ({"student_layer": []}, r"take a module path, or a list of them, not \[\]"),
+        ({"teacher_layer": [1, 2]}, r"not \[1, 2\]"),
+    ],
+)
+def test_unequal_numbers_of_layers_are_refused(tmp_path, layers, message):
+    with pytest.raises(ValueError, match=message):
+        distilling(tmp_path, **layers)
+
+
+LISTED = """
+loss: kd
+student_layer:
+  - backbone[-2]
+  - backbone[-1]
+teacher_layer: [segformer.stages.1, "segformer[0]"]
+"""
+
+
+def test_layers_are_named_in_a_recipe_or_on_the_command_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text(LISTED)
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    pairs = [["backbone[-2]", "backbone[-1]"], ["segformer.stages.1", "segformer[0]"]]
+    argv = ["--student_layer", *pairs[0], "--teacher_layer", *pairs[1]]
+    for given in ((recipe, []), ({"loss": "kd"}, argv), ({"loss": "kd", "student_layer": "x"}, argv)):
+        args = parse_arguments(DISTILL_ARGUMENTS, *given)[-1]
+        assert [args.student_layer, args.teacher_layer] == pairs
+    args = parse_arguments(DISTILL_ARGUMENTS, {"loss": "kd", "student_layer": "x"}, ["--teacher_layer", "y"])[-1]
+    assert (args.student_layer, args.teacher_layer) == ("x", "y")
+    with pytest.raises(ValueError, match="student_layer names 1 .* teacher_layer 2"):
+        parse_arguments(DISTILL_ARGUMENTS, recipe, ["--student_layer", "x"])
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_several_maps_survive_the_way_into_distributed_data_parallel(number):
+    # DDP on GPUs takes its inputs apart, moves the tensors, and puts them together again
+    maps = [torch.full((1, 2, 3, 3), float(index)) for index in range(number)]
+    sent = Activations(torch.zeros(1, 4, 3, 3), *maps[:1], further_maps=tuple(maps[1:]))
+    received = _to_kwargs((sent,), {}, torch.device("cpu"), False)[0][0]
+    received = received[0] if not isinstance(received, Activations) else received
+    assert isinstance(received, Activations) and len(received.of_each_layer()) == number
+    assert all(torch.equal(one.feature_map, sent) for one, sent in zip(received.of_each_layer(), maps, strict=True))
+
+
+def test_a_missing_map_of_one_pair_is_explained():
+    loss = build_loss("af_dcd", {"af_dcd": loss_options()["af_dcd"]}, (3, 3), (8, 8))
+    student, teacher = (Activations(IMAGES, torch.zeros(2, channels, 8, 8)) for channels in (3, 8))
+    with pytest.raises(
+        ValueError, match=r"2 losses .* but 1 map\(s\) of the student; name 2 layers with student_layer"
+    ):
+        loss(student, teacher)
+    with pytest.raises(ValueError, match="belong to different numbers of maps"):
+        build_loss("af_dcd", {"af_dcd": loss_options()["af_dcd"]}, (3, 3), (8,))
+
+
+def test_several_pairs_keep_configuration_and_cite_once():
+    loss = build_loss("kd+af_dcd", loss_options(), (3, 5), (8, 16))
+    config = json.loads(json.dumps(loss.get_config_dict()))["af_dcd"]["pairs"]
+    assert [(one["student_channels"], one["teacher_channels"]) for one in config] == [(3, 8), (5, 16)]
+    assert len(loss.citations) == 2
+    assert {name.split(".projector")[0] for name in loss.state_dict() if "projector" in name} == {
+        "losses.af_dcd.losses.0",
+        "losses.af_dcd.losses.1",
+    }
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    ("student_layer", "teacher_layer"),
+    [("backbone[0]", "segformer.stages.3"), ("backbone[-1]", "decode_head.batch_norm")],
+)
+def test_the_teachers_map_may_be_smaller_or_larger(tmp_path, student_layer, teacher_layer):
+    layers = {"student_layer": student_layer, "teacher_layer": teacher_layer}
+    trainer = distilling(tmp_path, teacher=segformer(), **layers)
+    sizes = [observe(*each).feature_map.shape[2:] for each in (
+        (trainer.student, IMAGES, [student_layer]), (trainer.teacher, IMAGES, [teacher_layer]))]  # fmt: skip
+    assert sizes[0] != sizes[1] and sizes[0][0] != sizes[0][1]
+    trainer.train()
+    assert all(0 < value < 100 for value in logged(trainer, "loss_feature"))
+
+
+class ChannelsLast(nn.Module):
+    """As a Swin transformer: the body's map is (B, h, w, C)."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.classifier = nn.Conv2d(3, 16, 8, stride=8), nn.LayerNorm(16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.classifier(self.norm(self.body(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+def test_channels_last_are_read_where_the_layer_says_so(tmp_path):
+    teacher = as_segmenter(ChannelsLast())
+    with torch.no_grad(), capture(teacher, ["module.norm", "module.norm:nhwc"]) as maps:
+        teacher(pixel_values=IMAGES)
+    assert maps["module.norm:nhwc"].shape == (2, 16, 4, 6)
+    assert torch.equal(maps["module.norm:nhwc"], maps["module.norm"].permute(0, 3, 1, 2))
+    trainer = distilling(tmp_path, teacher=teacher, teacher_layer="module.norm:nhwc")
+    assert trainer.loss_module.losses["af_dcd"].teacher_channels == 16
+    trainer.train()
+
+
+def test_channels_last_are_noticed_where_the_layer_does_not_say_so(tmp_path):
+    with pytest.raises(ValueError, match=r"map of shape \(1, 4, 6, 16\) .* 32x48, .* write 'module.norm:nhwc'"):
+        distilling(tmp_path, teacher=as_segmenter(ChannelsLast()), teacher_layer="module.norm")

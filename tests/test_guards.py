@@ -1,0 +1,279 @@
+"""A training that breaks stops at once, says where and why, and can be resumed as if nothing had happened."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import distilling, logged, loss_options, run_two_processes, same, samples, segmenter, supervised, weights
+from torch.utils.data import Dataset
+
+from afdcd_hf.data.samples import collate_samples
+from afdcd_hf.training.guards import NonFiniteGradientError, NonFiniteLossError, plain_message
+
+RUN = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 100}
+DISTIL = {"loss_kwargs": loss_options(mask="random"), "ema_decay": 0.9}
+
+
+class Spoilt(Dataset):
+    """Samples of which one cannot be used in one epoch: its picture is NaN, or reading it raises."""
+
+    def __init__(self, name: str, epoch: int, error: Exception | None = None, count: int = 8):
+        self.samples = samples(count)
+        self.name, self.spoilt_epoch, self.error = name, epoch, error
+        self.seen: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        self.seen[index] = self.seen.get(index, 0) + 1
+        epoch = self.seen[index] - 1  # each is read once an epoch, by the one process without workers
+        self.samples.set_epoch(max(0, epoch))
+        sample = self.samples[index]
+        if sample["name"] == self.name and epoch >= self.spoilt_epoch:
+            if self.error is not None:
+                raise self.error
+            sample["pixel_values"] = sample["pixel_values"] * math.nan
+        return sample
+
+
+class Healthy(Spoilt):
+    """The same samples, all in order."""
+
+    def __init__(self, first_epoch: int = 0, count: int = 8):
+        super().__init__("", 0, count=count)
+        self.seen = dict.fromkeys(range(count), first_epoch)
+
+
+class Diverging(torch.nn.Module):
+    """Multiplies the logits' gradient, from the given step on, by infinity; the loss stays as it is."""
+
+    class _Explode(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, tensor):
+            return tensor.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * math.inf
+
+    def __init__(self, student: torch.nn.Module, step: int):
+        super().__init__()
+        self.student, self.step, self.calls = student, step, 0
+
+    def forward(self, pixel_values):
+        outputs = self.student(pixel_values=pixel_values)
+        if self.training:
+            self.calls += 1
+        if self.calls >= self.step:
+            outputs.logits = self._Explode.apply(outputs.logits)
+        return outputs
+
+
+def in_order(trainer_of, folder: Path, dataset: Dataset, **options):
+    """A trainer that takes its samples from first to last in every epoch: two batches of four."""
+    return trainer_of(folder, train_dataset=dataset, train_sampling_strategy="sequential", **{**RUN, **options})
+
+
+def test_a_batch_has_the_names_of_its_images_where_all_have_one():
+    rows = [samples()[index] for index in (2, 3)]
+    assert collate_samples(rows)["names"] == ["bands_2", "bands_3"]
+    del rows[1]["name"]
+    assert collate_samples(rows).keys() == {"pixel_values", "labels"}
+
+
+@pytest.mark.parametrize(("make", "options"), [(supervised, {}), (distilling, DISTIL)], ids=["labels", "teacher"])
+def test_a_loss_that_is_nan_stops_the_run_and_it_resumes_as_if_it_had_not(tmp_path, make, options):
+    options = {**options, "logging_steps": 2}  # the line after step 4 is a mean over the last good and the broken step
+    whole = in_order(make, tmp_path / "whole", Healthy(), **options)
+    whole.train()
+    broken = in_order(make, tmp_path / "run", Spoilt("bands_5", epoch=1), **options)  # in the second batch: step 4
+    with pytest.raises(NonFiniteLossError) as caught:
+        broken.train()
+    message = str(caught.value)
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    assert "\n" not in message and message.startswith("step 4: the loss is not finite (task nan")
+    assert "images bands_4, bands_5, bands_6, bands_7." in message and "learning rate 0.0" in message
+    assert f"after step 3 is saved in {checkpoint}" in message and "To try: a lower learning_rate" in message
+    assert ("kd nan" in message and "reduction='mean'" in message) == (make is distilling)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(broken.model).values())
+    assert same(load_file(checkpoint / "model.safetensors"), weights(broken.evaluated_student))
+    resumed = in_order(make, tmp_path / "run", Healthy(first_epoch=1), **options)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert same(weights(resumed.model), weights(whole.model))
+    assert same(weights(resumed.evaluated_student), weights(whole.evaluated_student))
+    assert all(logged(resumed, name) == logged(whole, name) for name in ("loss", "loss_task", "grad_norm"))
+
+
+def test_the_statistics_and_random_numbers_saved_are_those_after_the_last_good_step(tmp_path):
+    saving = in_order(supervised, tmp_path / "saving", Healthy(), save_steps=3)
+    saving.train()
+    broken = in_order(supervised, tmp_path / "broken", Spoilt("bands_5", epoch=1))
+    with pytest.raises(NonFiniteLossError):
+        broken.train()
+    first, second = (tmp_path / run / "checkpoint-3" for run in ("saving", "broken"))
+    assert same(load_file(first / "model.safetensors"), load_file(second / "model.safetensors"))
+    states = [torch.load(folder / "rng_state.pth", weights_only=False) for folder in (first, second)]
+    assert torch.equal(states[0]["cpu"], states[1]["cpu"])
+
+
+def test_a_checkpoint_that_is_there_already_is_not_written_again(tmp_path):
+    trainer = in_order(supervised, tmp_path, Spoilt("bands_5", epoch=1), save_steps=1)
+    with pytest.raises(NonFiniteLossError, match="checkpoint-3"):
+        trainer.train()
+    saved = (tmp_path / "checkpoint-3" / "model.safetensors").stat().st_mtime_ns
+    resumed = in_order(supervised, tmp_path, Spoilt("bands_5", epoch=0), save_steps=1)
+    with pytest.raises(NonFiniteLossError, match="No step had been finished"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert (tmp_path / "checkpoint-3" / "model.safetensors").stat().st_mtime_ns == saved
+
+
+def test_under_accumulation_the_batch_concerned_is_named(tmp_path):
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = in_order(supervised, tmp_path, Spoilt("bands_5", epoch=0), **options)
+    with pytest.raises(NonFiniteLossError, match="step 2: .*images bands_4, bands_5\\..*checkpoint-1"):
+        trainer.train()
+
+
+def test_gradients_that_are_not_finite_stop_the_run_before_the_optimizer_uses_them(tmp_path):
+    student = segmenter()
+    trainer = supervised(tmp_path, Diverging(student, step=3), train_dataset=Healthy(), **RUN)
+    with pytest.raises(NonFiniteGradientError, match=r"step 3: the gradients are not finite \(task \d.*norm (nan|inf)"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert all(torch.isfinite(tensor).all() for tensor in weights(student).values())
+
+
+def test_infinite_gradients_are_left_to_a_gradient_scaler(tmp_path):
+    trainer = supervised(tmp_path, Diverging(segmenter(), step=1), train_dataset=Healthy(), max_steps=2)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    trainer._watched = [((), {"task": torch.tensor(1.0)})]
+    assert trainer._not_finite(torch.tensor(math.inf)) is None
+    trainer._watched = [((), {"task": torch.tensor(math.inf)})]
+    trainer.create_optimizer_and_scheduler(2)
+    assert isinstance(trainer._not_finite(torch.tensor(math.inf)), NonFiniteLossError)
+
+
+def test_without_the_check_the_run_goes_on(tmp_path):
+    trainer = in_order(supervised, tmp_path, Spoilt("bands_5", epoch=0), check_finite=False)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert any(not torch.isfinite(tensor).all() for tensor in weights(trainer.student).values())
+
+
+@pytest.mark.parametrize("error", [OSError("b.png: the image (/d/b.png) cannot be read"), ValueError("b.png: size")])
+def test_an_unreadable_image_stops_the_run_and_once_replaced_it_resumes_exactly(tmp_path, error):
+    whole = in_order(supervised, tmp_path / "whole", Healthy())
+    whole.train()
+    broken = in_order(supervised, tmp_path / "run", Spoilt("bands_5", epoch=1, error=error))
+    with pytest.raises(type(error)) as caught:
+        broken.train()
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")  # one or two steps are done: batches are read ahead
+    assert str(caught.value).startswith(f"{error}. The state after step") and str(checkpoint) in str(caught.value)
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    resumed = in_order(supervised, tmp_path / "run", Healthy(first_epoch=step // 2))
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+class Torn(Dataset):
+    """The last sample cannot be read."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict:
+        if index == 7:
+            raise OSError("b.png: the image (/d/b.png) cannot be read: 12 bytes are missing")
+        return samples()[index]
+
+
+def test_of_an_error_in_a_data_worker_only_the_message_is_left(tmp_path):
+    trainer = in_order(supervised, tmp_path, Torn(), per_device_train_batch_size=2, dataloader_num_workers=1)
+    with pytest.raises(OSError) as caught:
+        trainer.train()
+    assert str(caught.value).startswith("b.png: the image (/d/b.png) cannot be read: 12 bytes are missing. The state")
+    assert "Traceback" not in str(caught.value) and (tmp_path / "checkpoint-2").is_dir()
+
+
+def test_a_message_is_found_in_a_workers_traceback_whatever_came_before_it():
+    traceback = (
+        "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "a.py", line 1, in f\nOSError: truncated\n\nThe above exception was the direct cause of the following '
+        'exception:\n\n  File "b.py", line 2, in g\nsome.module.OSError: b.png: damaged\n'
+    )
+    assert plain_message(OSError(traceback)) == "b.png: damaged."
+    assert plain_message(ValueError("plain")) == "plain."
+
+
+def test_an_evaluation_that_fails_leaves_the_step_before_it(tmp_path):
+    class TornPictures(list):
+        def __getitem__(self, index):
+            raise OSError("val/c.png cannot be read")
+
+    options = {"eval_strategy": "steps", "eval_steps": 2, "eval_dataset": TornPictures([0, 1])}
+    trainer = in_order(supervised, tmp_path, Healthy(), **options)
+    with pytest.raises(OSError, match=r"^val/c.png cannot be read\. The state after step 2 is saved in .*checkpoint-2"):
+        trainer.train()
+    assert same(load_file(tmp_path / "checkpoint-2" / "model.safetensors"), weights(trainer.student))
+
+
+def test_a_disk_that_is_full_does_not_hide_why_the_run_stopped(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    trainer = in_order(supervised, tmp_path, Spoilt("bands_5", epoch=1))
+    monkeypatch.setattr(trainer, "_save_checkpoint", full)
+    with pytest.raises(NonFiniteLossError, match="step 4: .*could not be saved: .*No space left"):
+        trainer.train()
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_resume(tmp_path):
+    output = run_two_processes(__file__, tmp_path, timeout=150)
+    for run in ("nan", "torn"):
+        messages = {(tmp_path / f"{run}-{rank}.txt").read_text() for rank in (0, 1)}
+        assert len(messages) == 1, output[-3000:]
+        (message,) = messages
+        assert message.startswith("process 1: ") and "checkpoint-" in message
+        assert ("bands_" in message) == (run == "nan") and ("b.png" in message) == (run == "torn")
+        first, second = (load_file(tmp_path / f"{name}-model.safetensors") for name in (run, "whole"))
+        assert same(first, second)
+
+
+def _train_on_this_rank(folder: Path) -> None:
+    from accelerate import PartialState
+    from safetensors.torch import save_file
+
+    rank = PartialState(cpu=True).process_index
+    options = {"per_device_train_batch_size": 2}
+
+    def make(run: str, dataset: Dataset):
+        return in_order(distilling, folder / run, dataset, **options, **DISTIL)
+
+    def finish(run: str, dataset: Dataset, checkpoint: str | None = None) -> None:
+        trainer = make(run, dataset)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if rank == 0:
+            save_file(weights(trainer.model), folder / f"{run}-model.safetensors")
+
+    finish("whole", Healthy())
+    for run, error in (("nan", None), ("torn", OSError("b.png: the image cannot be read"))):
+        # Rank 1 takes the second pair of each four.
+        trainer = make(run, Spoilt("bands_6", epoch=1, error=error))
+        try:
+            trainer.train()
+        except (NonFiniteLossError, OSError) as stopped:
+            (folder / f"{run}-{rank}.txt").write_text(str(stopped))
+        step = trainer.state.global_step
+        finish(run, Healthy(first_epoch=step // 2), str(folder / run / f"checkpoint-{step}"))
+
+
+if __name__ == "__main__":  # one of the two processes
+    torch.set_num_threads(1)
+    _train_on_this_rank(Path(sys.argv[1]))

@@ -1,0 +1,141 @@
+"""A signal stops a training with everything saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+from tiny import distilling, logged, loss_options, same, segmenter, supervised, weights, with_scores
+from transformers import TrainerCallback
+
+from afdcd_hf.cli import main
+from afdcd_hf.training.interruption import Interruption, TrainingInterrupted
+from afdcd_hf.training.whole_checkpoints import fault_of
+
+
+class SignalAt(TrainerCallback):
+    """Sends signals to its own process in the middle of one step."""
+
+    def __init__(self, step: int, *numbers: int):
+        self.step = step
+        self.numbers = numbers
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+class Counter(TrainerCallback):
+    """Counts saves and ends."""
+
+    def __init__(self):
+        self.saves, self.ends = [], 0
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saves.append(state.global_step)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.ends += 1
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_a_checkpoint_from_which_the_run_ends_as_if_nothing_had_happened(tmp_path, number, status):
+    options = {"max_steps": 5, "logging_steps": 3, "loss_kwargs": loss_options(mask="random")}
+    whole = distilling(tmp_path / "whole", **options)
+    whole.train()
+    counter = Counter()
+    stopped = distilling(tmp_path / "run", **options, callbacks=[SignalAt(2, number), counter])
+    before = signal.getsignal(number)
+    with pytest.raises(TrainingInterrupted, match="stopped by SIG.* after step 2; .* saved in .*checkpoint-2"):
+        stopped.train()
+    assert signal.getsignal(number) == before
+    assert counter.saves == [2] and counter.ends == 1 and stopped.state.global_step == 2
+    assert fault_of(tmp_path / "run" / "checkpoint-2") is None
+    resumed = distilling(tmp_path / "run", segmenter(5), **options)
+    resumed.train(resume_from_checkpoint="last")
+    assert same(weights(resumed.model), weights(whole.model))
+    for term in (
+        "loss",
+        "loss_task",
+        "loss_feature",
+        "grad_norm",
+        "learning_rate",
+    ):  # the line at step 3 spans the stop
+        assert logged(resumed, term) == logged(whole, term)
+
+
+def test_the_exit_status_is_the_signals(tmp_path):
+    with pytest.raises(TrainingInterrupted) as raised:
+        supervised(tmp_path, callbacks=[SignalAt(1, signal.SIGTERM)]).train()
+    assert raised.value.exit_status == 143 and raised.value.checkpoint == str(tmp_path / "checkpoint-1")
+
+
+def test_nothing_that_belongs_to_the_end_happens_and_no_checkpoint_is_removed(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options |= {"save_total_limit": 1, "load_best_model_at_end": True, "max_steps": 4}
+    trainer = with_scores(supervised(tmp_path, **options, callbacks=[SignalAt(3, signal.SIGTERM)]), 0.9, 0.5, 0.1)
+    with pytest.raises(TrainingInterrupted):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-3"]
+    assert not logged(trainer, "train_runtime")
+
+
+def test_where_an_evaluation_is_due_the_checkpoint_is_saved_before_it_too(tmp_path):
+    trainer = supervised(tmp_path, eval_strategy="steps", eval_steps=1, callbacks=[SignalAt(1, signal.SIGTERM)])
+
+    def evaluate(**_):
+        assert fault_of(tmp_path / "checkpoint-1") is None
+        raise MemoryError("this evaluation does not get to its end")
+
+    trainer.evaluate = evaluate
+    with pytest.raises(MemoryError):
+        trainer.train()
+    assert (tmp_path / "checkpoint-1").is_dir()
+
+
+def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path):
+    trainer = supervised(tmp_path, callbacks=[SignalAt(1, signal.SIGINT, signal.SIGINT)])
+    with pytest.raises(KeyboardInterrupt) as raised:
+        trainer.train()
+    assert not isinstance(raised.value, TrainingInterrupted) and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_sigterm_changes_nothing(tmp_path):
+    with pytest.raises(TrainingInterrupted):
+        supervised(tmp_path, callbacks=[SignalAt(1, signal.SIGTERM, signal.SIGTERM)]).train()
+    assert (tmp_path / "checkpoint-1").is_dir()
+
+
+def test_a_training_can_run_in_another_thread_where_no_signals_are_caught(tmp_path):
+    trainer = supervised(tmp_path)
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join()
+    assert trainer.state.global_step == 2
+
+
+def test_torchruns_copy_of_a_ctrl_c_is_not_taken_for_a_second_one(tmp_path, monkeypatch):
+    args = supervised(tmp_path).args
+    monkeypatch.setattr(type(args), "world_size", 2)
+    interruption = Interruption(args)
+    with interruption.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        interruption._asked_at -= 10
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_command_ends_with_the_signals_status_and_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(*_):
+        raise TrainingInterrupted(signal.SIGTERM, 7, "runs/x/checkpoint-7")
+
+    monkeypatch.setattr("afdcd_hf.training.runs.train", interrupted)
+    assert main(["train", "--config", "quickstart"]) == 143
+    message = capsys.readouterr().err
+    assert "afdcd train: stopped by SIGTERM after step 7; everything is saved in runs/x/checkpoint-7" in message
+    assert "--resume_from_checkpoint last goes on" in message

@@ -1,0 +1,189 @@
+"""A run killed with SIGKILL, again and again, ends with the weights and the log of the uninterrupted one, to the bit.
+
+The runs are processes of their own, forked from a server that has imported everything once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny import distilling, loss_options, run_two_processes, same, samples, segmenter, weights
+from transformers import TrainerCallback
+
+# An epoch has three steps: two of two batches, and one of the batch that is left over. Checkpoints, log lines and
+# evaluations fall on different steps; masks and dropout are random.
+OPTIONS = {"max_steps": 8, "total_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 3, "save_steps": 2}
+OPTIONS |= {"save_strategy": "steps", "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 4}
+LOG = ("loss", "grad_norm", "learning_rate", "loss_task", "loss_kd", "loss_feature", "loss_contrast", "eval_mean_iou")
+MOMENTS = (
+    "on_step_begin",
+    "on_substep_end",
+    "on_pre_optimizer_step",
+    "on_optimizer_step",
+    "on_step_end",
+    "on_evaluate",
+)
+SAVING = ("save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "_facts")
+
+
+class KilledAt(TrainerCallback):
+    """SIGKILL at one moment of one step: the first one if that step does not come to it."""
+
+    def __init__(self, step: int, moment: str):
+        self.step = step
+        setattr(self, moment, self._kill)
+
+    def _kill(self, args, state, control, **kwargs):
+        if state.global_step >= self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make(folder: Path, seed: int = 0, killed: tuple[int, str] | None = None, **options):
+    """A distillation; with `killed` it dies when it has done that many steps, at that moment."""
+    step, moment = killed or (0, "")
+    options = {**OPTIONS, "loss_kwargs": loss_options(mask="random"), **options}
+    options["callbacks"] = [KilledAt(step, moment)] if moment in MOMENTS else []
+    options.setdefault("train_dataset", samples(10))
+    trainer = distilling(folder, segmenter(seed), **options)
+    if moment in SAVING:
+        usual = getattr(trainer, moment)
+
+        def deadly(*args, **kwargs):
+            result = usual(*args, **kwargs)  # the files of this part are there
+            if trainer.state.global_step >= step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(trainer, moment, deadly)
+    return trainer
+
+
+def outcome(trainer) -> dict:
+    """A hash of all weights (student, align, projector, buffers) and optimizer states, and what the log says."""
+    trained = hashlib.sha256()
+    for name, tensor in sorted(weights(trainer.model).items()):
+        trained.update(name.encode() + tensor.numpy().tobytes())
+    for state in trainer.optimizer.state_dict()["state"].values():
+        trained.update(state["momentum_buffer"].numpy().tobytes())
+    lines = [{name: entry[name] for name in (*LOG, "step") if name in entry} for entry in trainer.state.log_history]
+    best = [trainer.state.best_metric, trainer.state.best_global_step]
+    return {"hash": trained.hexdigest(), "log": [line for line in lines if len(line) > 1], "best": best}
+
+
+def train(folder: Path, killed: tuple[int, str] | None, options: dict) -> None:
+    """In a process of its own: start, or go on from the last whole checkpoint; what came out goes to a file."""
+    there = folder.is_dir() and any(folder.glob("checkpoint-*"))
+    trainer = make(folder, seed=5 if there else 0, killed=killed, **options)
+    trainer.train(resume_from_checkpoint="last" if there else None)
+    (folder / "outcome.json").write_text(json.dumps(outcome(trainer)))
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts a process that trains; its exit status."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny", "test_resume"])
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path])  # the server reads it when it starts
+
+    def run(folder: Path, killed: tuple[int, str] | None = None, **options) -> int:
+        process = context.Process(target=train, args=(folder, killed, options))
+        process.start()
+        process.join(timeout=100)
+        if process.is_alive():
+            process.kill()
+            pytest.fail("the process hangs")
+        return process.exitcode
+
+    return run
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "outcome.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(tmp_path, processes, seed):
+    assert processes(tmp_path / "whole") == 0
+    draw, folder, deaths = random.Random(seed), tmp_path / "run", 0
+    while not (folder / "outcome.json").is_file():
+        # It dies within a step, an evaluation or the writing of a checkpoint, each time some steps later.
+        step, moment = draw.randint(2 * deaths, 2 * deaths + 2), draw.choice(MOMENTS + SAVING)
+        status = processes(folder, (step, moment))
+        assert status in (0, -signal.SIGKILL), (step, moment)
+        deaths += status != 0
+        assert deaths < 20
+    assert deaths >= 3
+    assert read(folder) == read(tmp_path / "whole")
+    assert {path.name for path in folder.iterdir() if path.is_dir()} <= {"checkpoint-6", "checkpoint-8", "checkpoint-4"}
+
+
+@pytest.mark.slow
+def test_with_persistent_data_workers_too(tmp_path, processes):
+    options = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "eval_strategy": "no"}
+    assert processes(tmp_path / "whole", **options) == 0
+    assert processes(tmp_path / "run", (4, "on_substep_end"), **options) == -signal.SIGKILL  # amid the second epoch
+    assert processes(tmp_path / "run", **options) == 0
+    assert read(tmp_path / "run") == read(tmp_path / "whole")
+
+
+def test_after_a_torn_checkpoint_the_one_before_leads_to_the_same_end(tmp_path, caplog):
+    whole = make(tmp_path)
+    whole.train()
+    with (tmp_path / "checkpoint-8" / "optimizer.pt").open("r+b") as file:
+        file.truncate(100)
+    resumed = make(tmp_path, seed=5)
+    resumed.train(resume_from_checkpoint=True)
+    assert "checkpoint-8 is passed over: optimizer.pt has 100 bytes instead of" in caplog.text
+    assert outcome(resumed) == outcome(whole)
+
+
+@pytest.mark.slow
+def test_on_two_processes_too_and_a_signal_to_one_of_them_stops_both(tmp_path):
+    run_two_processes(__file__, tmp_path)
+    for rank in (0, 1):
+        whole, resumed = (load_file(tmp_path / f"{run}-{rank}.safetensors") for run in ("whole", "run"))
+        assert same(whole, resumed)
+        assert (tmp_path / f"whole-{rank}.json").read_text() == (tmp_path / f"run-{rank}.json").read_text()
+        assert (tmp_path / f"stopped-{rank}").read_text() == str(tmp_path / "run" / "checkpoint-4")
+
+
+def _on_this_rank(folder: Path) -> None:
+    """The whole run; one in which rank 1 alone is told to stop in its third step; and its continuation."""
+    from accelerate import PartialState
+
+    from afdcd_hf.training.interruption import TrainingInterrupted
+
+    class Told(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step == 2 and args.process_index == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    rank = PartialState(cpu=True).process_index
+    options = {"train_dataset": samples(20), "save_steps": 5, "gradient_accumulation_steps": 1}
+    whole = make(folder / "whole", **options)
+    whole.train()
+    stopped = make(folder / "run", **options)
+    stopped.add_callback(Told())
+    try:
+        stopped.train()
+    except TrainingInterrupted as interrupted:
+        (folder / f"stopped-{rank}").write_text(interrupted.checkpoint)
+    resumed = make(folder / "run", seed=5, **options)
+    resumed.train(resume_from_checkpoint="last")
+    for name, trainer in (("whole", whole), ("run", resumed)):
+        save_file(weights(trainer.model), folder / f"{name}-{rank}.safetensors")
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(outcome(trainer)))
+
+
+if __name__ == "__main__":  # one of the two processes
+    _on_this_rank(Path(sys.argv[1]))
