@@ -22,7 +22,7 @@ quickstart: .venv/installed  ## teacher, student alone and distilled student on 
 	$(BIN)/afdcd quickstart
 
 test: .venv/installed  ## run the whole test suite (offline, CPU)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 check: .venv/installed  ## lint and formatting
 	$(BIN)/ruff check .

@@ -11,16 +11,19 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import skip_first_batches
 from safetensors.torch import load_file, save_file
 from tiny import distilling, loss_options, run_two_processes, same, samples, segmenter, weights
 from transformers import TrainerCallback
 
-# An epoch has three steps: two of two batches, and one of the batch that is left over. Checkpoints, log lines and
-# evaluations fall on different steps; masks and dropout are random.
+# An epoch has two steps of two batches each; checkpoints, log lines and evaluations fall on different steps; masks and
+# dropout are random.
 OPTIONS = {"max_steps": 8, "total_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 3, "save_steps": 2}
 OPTIONS |= {"save_strategy": "steps", "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 4}
 LOG = ("loss", "grad_norm", "learning_rate", "loss_task", "loss_kd", "loss_feature", "loss_contrast", "eval_mean_iou")
@@ -81,6 +84,7 @@ def outcome(trainer) -> dict:
 
 def train(folder: Path, killed: tuple[int, str] | None, options: dict) -> None:
     """In a process of its own: start, or go on from the last whole checkpoint; what came out goes to a file."""
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as without the server
     there = folder.is_dir() and any(folder.glob("checkpoint-*"))
     trainer = make(folder, seed=5 if there else 0, killed=killed, **options)
     trainer.train(resume_from_checkpoint="last" if there else None)
@@ -125,6 +129,30 @@ def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(tmp_path, 
     assert deaths >= 3
     assert read(folder) == read(tmp_path / "whole")
     assert {path.name for path in folder.iterdir() if path.is_dir()} <= {"checkpoint-6", "checkpoint-8", "checkpoint-4"}
+
+
+def test_starting_data_workers_draws_nothing_from_the_global_generator(tmp_path):
+    loader = make(tmp_path, dataloader_num_workers=1).get_train_dataloader()
+    before = torch.get_rng_state()
+    next(iter(loader))
+    next(iter(skip_first_batches(loader, 1)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_signals_meant_for_the_run_do_not_end_its_data_workers(tmp_path):
+    trainer = make(tmp_path, dataloader_num_workers=1)
+    batches = iter(trainer.get_train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    shell = f"kill -TERM {worker.pid}; kill -INT {worker.pid}; sleep 0.2"  # not sent by the worker's parent
+    subprocess.run(["bash", "-c", shell], check=True)
+    assert worker.is_alive() and len(list(batches)) == 3
+    batches = iter(trainer.get_train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()  # sent by its parent
+    worker.join(timeout=10)
+    assert not worker.is_alive()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from tiny import supervised
 
 from afdcd_hf.training import whole_checkpoints
-from afdcd_hf.training.checkpoints import checkpoint_to_resume
+from afdcd_hf.training.resuming import checkpoint_to_resume
 from afdcd_hf.training.whole_checkpoints import (
     check_whole,
     fault_of,

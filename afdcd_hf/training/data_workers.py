@@ -18,9 +18,12 @@ def prepare_workers(loader: DataLoader, args: TrainingArguments) -> DataLoader:
     Starting workers draws a seed. Drawn from torch's global generator it would shift dropout and whatever else is drawn
     later, unless workers are started in a resumed run exactly when they were in the first one; persistent ones are not.
     """
-    loader.generator = torch.Generator().manual_seed(args.seed)
-    if loader.num_workers:
-        loader.worker_init_fn = WorkerStart(loader.worker_init_fn)
+    generator, start = torch.Generator().manual_seed(args.seed), WorkerStart(loader.worker_init_fn)
+    # accelerate iterates over a loader within its own, and makes another one of the outer's settings to skip batches.
+    for part in {loader, getattr(loader, "base_dataloader", loader)}:
+        part.generator = generator
+        if part.num_workers:
+            part.worker_init_fn = start
     return loader
 
 

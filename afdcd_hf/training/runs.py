@@ -19,12 +19,12 @@ from ..models.loading import load_model
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 from ..recipes import load_recipe
 from .arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, DataArguments, ModelArguments, parse_arguments, training_part
-from .checkpoints import checkpoint_to_resume
 from .disk_space import check_writable
 from .distillation_trainer import DistillationTrainer
 from .preflight import preflight
 from .preprocessing import check_same_input, new_processor
 from .report import write_report
+from .resuming import checkpoint_to_resume
 from .trainer import SegmentationTrainer
 from .training_args import SegmentationTrainingArguments
 
