@@ -287,3 +287,10 @@ def test_long_titles_take_two_lines_and_no_title_reaches_into_the_next_column():
     assert max(extent.width for extent in extents.values()) <= 2.7 * figure.dpi + 1
     assert sum(text.endswith("…") for text in extents) == 1
     assert max(extent.y1 for extent in extents.values()) <= figure.bbox.height
+
+
+def test_terms_of_several_map_pairs_have_numbered_titles():
+    from afdcd_hf.charts.curves import _title
+
+    assert _title("loss_feature_2") == "Feature loss, maps 2" and _title("loss_kd") == "KD loss (logits)"
+    assert _title("loss_own_7x") == "loss_own_7x"

@@ -1,8 +1,10 @@
-"""The contrastive terms against loops over vectors, hand calculations and the released code's numbers."""
+"""The contrastive terms against loops over vectors, hand calculations and the released code's numbers.
+
+Every test runs with each backend that needs no GPU and no compiler.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 
@@ -22,6 +24,13 @@ MODES = {
     "spatial": (spatial_contrast, {"patch_size": 2}, (2, 1, "all")),
     "channel": (channel_contrast, {"channel_groups": 3}, (1, 3, "all")),
 }
+
+
+@pytest.fixture(autouse=True, params=["reference", "torch"])
+def backend(request, monkeypatch):
+    """What backend="auto", the default, stands for."""
+    monkeypatch.setattr(contrast, "_automatic", lambda student, teacher: request.param)
+    return request.param
 
 
 def random_maps(shape=(2, 6, 4, 4), seed=0, dtype=torch.float32):
@@ -209,24 +218,12 @@ def test_channels_last_maps_give_the_same_value():
     torch.testing.assert_close(omni_contrast(*maps), expected)
 
 
-def test_taking_patches_in_portions_does_not_change_the_value(monkeypatch):
+def test_the_reference_may_take_patches_in_portions(monkeypatch):
     student, teacher = random_maps((3, 6, 4, 4))
-    options = {"patch_size": 2, "channel_groups": 3}
+    options = {"patch_size": 2, "channel_groups": 3, "backend": "reference"}
     whole = omni_contrast(student, teacher, **options)
     monkeypatch.setattr(contrast_reference, "BUFFER_NUMBERS", 5 * 12 * 12 * 2)  # 5 of the 12 patches at a time
     torch.testing.assert_close(omni_contrast(student, teacher, **options), whole)
-
-
-def test_auto_logs_its_choice_once_and_means_the_reference(caplog):
-    contrast._log_choice.cache_clear()
-    student, teacher = random_maps()
-    with caplog.at_level(logging.INFO, logger="afdcd_hf.ops.contrast"):
-        auto = [spatial_contrast(student, teacher, patch_size=2) for _ in range(3)]
-        named = spatial_contrast(student, teacher, patch_size=2, backend="reference")
-    assert [record.getMessage() for record in caplog.records] == [
-        "contrast backend: reference (chosen by backend='auto')"
-    ]
-    assert torch.equal(auto[0], named)
 
 
 def test_another_backend_receives_the_checked_and_cropped_maps(monkeypatch):
@@ -269,7 +266,7 @@ def test_another_backend_receives_the_checked_and_cropped_maps(monkeypatch):
         ({"temperature": "7e-2"}, "temperature='7e-2' is text, not a number"),
         ({"distance": "cosine"}, "unknown distance='cosine'; use one of 'l1', 'l2'"),
         ({"negatives": "none"}, "unknown negatives='none'; use one of 'other_groups', 'all'"),
-        ({"backend": "cuda"}, "unknown backend='cuda'; use one of 'auto', 'reference'"),
+        ({"backend": "cuda"}, "unknown backend='cuda'; use one of 'auto', 'reference', 'torch', 'compiled', 'triton'"),
         ({"channel_groups": 1}, "leave an anchor no negatives"),
         ({"channel_groups": 1, "patch_size": 1, "negatives": "all"}, "leave an anchor no negatives"),
         ({"patch_size": 8}, r"\(1, 30, 4, 4\) hold no patch of 8x8"),

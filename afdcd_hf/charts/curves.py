@@ -57,6 +57,14 @@ def _loss_terms(runs: Mapping[str, list[dict[str, Any]]]) -> list[str]:
     return [term for term in TERM_TITLES if term in logged] + sorted(logged - set(TERM_TITLES))
 
 
+def _title(term: str) -> str:
+    """Of a panel; the terms of several map pairs are numbered, as in `loss_feature_2`."""
+    name, _, number = term.rpartition("_")
+    if name in TERM_TITLES and number.isdigit():
+        return f"{TERM_TITLES[name]}, maps {number}"
+    return TERM_TITLES.get(term, term)
+
+
 def _curves_figure(runs: Mapping[str, list[dict[str, Any]]]) -> Figure:
     import matplotlib
 
@@ -75,7 +83,7 @@ def _curves_figure(runs: Mapping[str, list[dict[str, Any]]]) -> Figure:
             panels[0].set_ylabel("mIoU (%)")
         for axes, term in zip(panels[int(has_scores) :], terms, strict=True):
             curves = {name: _series(history, term) for name, history in runs.items()}
-            _draw_panel(axes, curves, TERM_TITLES.get(term, term))
+            _draw_panel(axes, curves, _title(term))
             _use_log_scale_over_decades(axes, curves)
         _run_legend(figure, scores)
     return figure

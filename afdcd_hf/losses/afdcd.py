@@ -12,7 +12,7 @@ from afdcd_hf.citations import AF_DCD
 from afdcd_hf.features import Activations
 from afdcd_hf.losses.base import DistillationLoss
 from afdcd_hf.losses.masks import MASKS, draw_mask
-from afdcd_hf.losses.projectors import PROJECTORS
+from afdcd_hf.losses.projectors import PROJECTORS, restore
 from afdcd_hf.ops.checks import check_choice, check_divides, check_fraction, check_weight, check_whole
 from afdcd_hf.ops.contrast import channel_contrast, check_contrast_settings, omni_contrast, spatial_contrast
 from afdcd_hf.ops.precision import at_least_float32, without_autocast
@@ -52,7 +52,7 @@ class AfDcdLoss(DistillationLoss):
         mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call from `generator`;
             "center" hides the middle third of rows and columns.
         mask_ratio: ζ in [0, 1); for mask "random".
-        projector: "plain" or "enhanced".
+        projector: "plain", "enhanced", "bottleneck" or "depthwise"; costs in `afdcd_hf/losses/projectors.py`.
         pool_size: kernel and stride of the max-pooling before the contrast; 1 or None for none (CamVid).
         patch_size: side of a patch of the pooled map; for "omni" and "spatial".
         channel_groups: must divide Ct; for "omni" and "channel".
@@ -170,8 +170,7 @@ class AfDcdLoss(DistillationLoss):
     def _restore(self, student_map: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
             mask = draw_mask(self.mask, student_map, self.mask_ratio, self._source)
-        # masked after the alignment: its bias must not show at hidden positions
-        return self.projector(self.align(student_map) * mask.to(student_map.dtype))
+        return restore(student_map, mask.to(student_map.dtype), self.align, self.projector)
 
     def _feature_term(self, restored: Tensor, target: Tensor) -> Tensor:
         if self.reduction == "mean":

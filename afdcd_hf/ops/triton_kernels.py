@@ -1,0 +1,179 @@
+"""Triton kernels of the contrastive terms: cut a map in vectors, compare them, weigh the rows, sum the gradient.
+
+Notation of `contrast_reference.py`; a patch has V = N²·M vectors of K = C/M channels. The index of a vector is
+(k·N + i)·N + j for group k and position (i, j): positions run fastest, because they are neighbours in an NCHW map.
+Buffers hold a portion of the patches and are padded with zeros to whole blocks: V to VECTORS, K to CHANNELS.
+
+Why the similarities are stored at all, a bounded portion at a time: the arithmetic, not the memory, is the limit. No
+tensor core computes an L1 distance, so every (anchor, candidate, channel) costs two additions for the similarity, and
+about four instructions for the gradient; recomputing the former costs more than writing one number per K channels.
+
+Both inner loops are sums of outer differences, like a matrix product on ordinary cores. They are fast only if a thread
+owns a square of the tile (so that few loads feed many additions), but Triton lays out elementwise tiles in strips.
+`_square_tile` therefore starts the sum as the product of two zero matrices: the compiler spreads the result of a
+float32 product in 4×4 squares, keeps that layout for the loop, and removes the product itself.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOWEST = tl.constexpr(-3.0e38)  # a finite start for maxima: -inf minus -inf would be NaN in a block of excluded pairs
+
+
+@triton.jit
+def _square_tile(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    left = tl.zeros([ROWS, 16], tl.float32)
+    right = tl.zeros([16, COLUMNS], tl.float32)
+    return tl.dot(left, right, input_precision="ieee")  # (ROWS, COLUMNS) zeros
+
+
+@triton.jit
+def _map_offsets(
+    patch, channel, vector, patch_rows, patch_columns, channels,
+    batch_stride, channel_stride, row_stride, column_stride, PATCH_SIZE: tl.constexpr,
+):  # fmt: skip
+    """Where (channel, vector) of a patch lie in a map of any strides; 64 bits, as maps can be large."""
+    image = (patch // (patch_rows * patch_columns)).to(tl.int64)
+    group = vector // (PATCH_SIZE * PATCH_SIZE)
+    cell = vector % (PATCH_SIZE * PATCH_SIZE)
+    row = patch // patch_columns % patch_rows * PATCH_SIZE + cell // PATCH_SIZE
+    column = patch % patch_columns * PATCH_SIZE + cell % PATCH_SIZE
+    place = image * batch_stride + row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
+    of_group = (group * channels).to(tl.int64) * channel_stride
+    return channel.to(tl.int64)[:, None] * channel_stride + (place + of_group)[None, :]
+
+
+@triton.jit
+def cut_vectors(
+    map_ptr, by_channel_ptr, by_vector_ptr, first_patch, vectors,
+    patch_rows, patch_columns, channels, batch_stride, channel_stride, row_stride, column_stride,
+    PATCH_SIZE: tl.constexpr, VECTORS: tl.constexpr, CHANNELS: tl.constexpr, BOTH: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write a patch as (CHANNELS, VECTORS) float32 and, if BOTH, also as (VECTORS, CHANNELS)."""
+    tile, patch = tl.program_id(0), tl.program_id(1)
+    vector = tile % (VECTORS // BLOCK_V) * BLOCK_V + tl.arange(0, BLOCK_V)
+    channel = tile // (VECTORS // BLOCK_V) * BLOCK_C + tl.arange(0, BLOCK_C)
+    offsets = _map_offsets(
+        first_patch + patch, channel, vector, patch_rows, patch_columns, channels,
+        batch_stride, channel_stride, row_stride, column_stride, PATCH_SIZE,
+    )  # fmt: skip
+    inside = (channel < channels)[:, None] & (vector < vectors)[None, :]
+    values = tl.load(map_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    start = patch * CHANNELS * VECTORS
+    tl.store(by_channel_ptr + start + channel[:, None] * VECTORS + vector[None, :], values)
+    if BOTH:
+        tl.store(by_vector_ptr + start + vector[None, :] * CHANNELS + channel[:, None], values)
+
+
+@triton.jit
+def compare_vectors(
+    anchors_ptr, candidates_ptr, similarity_ptr, first_anchor, anchors, vectors, inverse_temperature,
+    VECTORS: tl.constexpr, CHANNELS: tl.constexpr, GROUP_SIZE: tl.constexpr, SQUARED: tl.constexpr,
+    BLOCK_A: tl.constexpr, BLOCK_V: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """One tile of -‖s - t‖ / τ, -inf for excluded pairs, stored as (candidate, anchor).
+
+    GROUP_SIZE: vectors of a group exclude each other ("other_groups"); 0 excludes nothing ("all").
+    """
+    tile, patch = tl.program_id(0), tl.program_id(1)
+    local = tile // (VECTORS // BLOCK_V) * BLOCK_A + tl.arange(0, BLOCK_A)
+    anchor = first_anchor + local
+    candidate = tile % (VECTORS // BLOCK_V) * BLOCK_V + tl.arange(0, BLOCK_V)
+    start = patch * CHANNELS * VECTORS
+    total = _square_tile(BLOCK_A, BLOCK_V)
+    for block in range(0, CHANNELS, UNROLL):
+        for step in tl.static_range(UNROLL):
+            line = start + (block + step) * VECTORS
+            own, other = tl.load(anchors_ptr + line + anchor), tl.load(candidates_ptr + line + candidate)
+            difference = own[:, None] - other[None, :]
+            if SQUARED:
+                total = tl.fma(difference, difference, total)
+            else:
+                total += tl.abs(difference)
+    distance = tl.sqrt(total) if SQUARED else total
+    excluded = (candidate >= vectors)[None, :]
+    if GROUP_SIZE:
+        same_group = (anchor // GROUP_SIZE)[:, None] == (candidate // GROUP_SIZE)[None, :]
+        excluded = excluded | (same_group & (anchor[:, None] != candidate[None, :]))
+    similarity = tl.where(excluded, float("-inf"), -distance * inverse_temperature)
+    target = similarity_ptr + patch * VECTORS * anchors + candidate[None, :] * anchors + local[:, None]
+    tl.store(target, similarity)
+
+
+@triton.jit
+def weigh_rows(
+    similarity_ptr, loss_ptr, first_anchor, anchors, vectors, temperature, scale,
+    VECTORS: tl.constexpr, SQUARED: tl.constexpr, WEIGHTS: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Each anchor's loss, by a running log-sum-exp; if WEIGHTS, its similarities become the weights of its gradient.
+
+    With p the softmax of a row: weight = (1[positive] - p) · scale, for the Euclidean norm divided by the distance.
+    """
+    local = tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A)
+    patch = tl.program_id(1)
+    anchor = first_anchor + local
+    start = similarity_ptr + patch * VECTORS * anchors
+    highest = tl.full([BLOCK_A], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK_A], tl.float32)
+    positive = tl.zeros([BLOCK_A], tl.float32)
+    for block in range(0, VECTORS, BLOCK_V):
+        candidate = block + tl.arange(0, BLOCK_V)
+        similarity = tl.load(start + candidate[:, None] * anchors + local[None, :])
+        raised = tl.maximum(highest, tl.max(similarity, 0))
+        total = total * tl.exp(highest - raised) + tl.sum(tl.exp(similarity - raised[None, :]), 0)
+        highest = raised
+        positive += tl.sum(tl.where(candidate[:, None] == anchor[None, :], similarity, 0.0), 0)
+    normaliser = highest + tl.log(total)
+    tl.store(loss_ptr + patch * VECTORS + anchor, tl.where(anchor < vectors, normaliser - positive, 0.0))
+    if WEIGHTS:
+        for block in range(0, VECTORS, BLOCK_V):
+            candidate = block + tl.arange(0, BLOCK_V)
+            place = start + candidate[:, None] * anchors + local[None, :]
+            similarity = tl.load(place)
+            is_positive = (candidate[:, None] == anchor[None, :]).to(tl.float32)
+            weight = (is_positive - tl.exp(similarity - normaliser[None, :])) * scale
+            if SQUARED:
+                distance = -similarity * temperature
+                weight = weight / tl.where(distance > 0, distance, 1.0)  # at 0 it meets a difference of 0
+            tl.store(place, weight)
+
+
+@triton.jit
+def sum_gradient(
+    anchors_ptr, candidates_ptr, weight_ptr, gradient_ptr, first_patch, first_anchor, anchors, vectors,
+    patch_rows, patch_columns, channels, batch_stride, channel_stride, row_stride, column_stride,
+    PATCH_SIZE: tl.constexpr, VECTORS: tl.constexpr, CHANNELS: tl.constexpr, SQUARED: tl.constexpr,
+    BLOCK_A: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """One tile of Σ_j weight_j · sign(s - t_j), for the Euclidean norm Σ_j weight_j · (s - t_j), into the map."""
+    tile, patch = tl.program_id(0), tl.program_id(1)
+    local = tile // (CHANNELS // BLOCK_C) * BLOCK_A + tl.arange(0, BLOCK_A)
+    anchor = first_anchor + local
+    channel = tile % (CHANNELS // BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C)
+    start = patch * CHANNELS * VECTORS
+    value = tl.load(anchors_ptr + start + channel[None, :] * VECTORS + anchor[:, None])
+    value += _square_tile(BLOCK_A, BLOCK_C)  # hands its layout on, so that the loop converts nothing
+    total = _square_tile(BLOCK_A, BLOCK_C)
+    for block in range(0, VECTORS, UNROLL):
+        for step in tl.static_range(UNROLL):
+            candidate = block + step
+            weight = tl.load(weight_ptr + (patch * VECTORS + candidate) * anchors + local)[:, None]
+            other = tl.load(candidates_ptr + start + candidate * CHANNELS + channel)[None, :]
+            if SQUARED:
+                direction = value - other
+            else:  # the sign, 0 where they are equal
+                direction = (value > other).to(tl.float32) - (value < other).to(tl.float32)
+            total = tl.fma(direction, tl.broadcast_to(weight, direction.shape), total)
+    offsets = _map_offsets(
+        first_patch + patch, channel, anchor, patch_rows, patch_columns, channels,
+        batch_stride, channel_stride, row_stride, column_stride, PATCH_SIZE,
+    )  # fmt: skip
+    inside = (channel < channels)[:, None] & (anchor < vectors)[None, :]
+    tl.store(gradient_ptr + offsets, tl.trans(total), mask=inside)
+
+
+# True only if TRITON_INTERPRET=1 was set before Triton was imported, for Triton's own functions are kernels as well
+INTERPRETED = not any(isinstance(function, triton.runtime.JITFunction) for function in (tl.sum, cut_vectors))

@@ -1,0 +1,203 @@
+"""The projectors' layers and sizes, and restore(): the sparse form equals the definition and is taken where it pays."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from afdcd_hf.features import Activations
+from afdcd_hf.losses import build_loss, projectors
+from afdcd_hf.losses.projectors import PROJECTORS, restore
+
+OPTIONS = {"feature_weight": 2e-2, "contrast_weight": 5e-3, "pool_size": 1, "channel_groups": 4}
+WITH_ENTRY = ("plain", "enhanced")
+
+
+def parts(kind, student_channels=3, channels=8, dtype=torch.float64):
+    torch.manual_seed(0)
+    same = student_channels == channels
+    align = nn.Identity() if same else nn.Conv2d(student_channels, channels, kernel_size=1)
+    return nn.ModuleList([align, PROJECTORS[kind](channels)]).to(dtype)
+
+
+def map_and_mask(channels=3, share=0.25, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    feature_map = torch.randn(2, channels, 7, 6, generator=generator, dtype=dtype).requires_grad_()
+    return feature_map, (torch.rand(2, 1, 7, 6, generator=generator) < share).to(dtype)
+
+
+def definition(feature_map, mask, align, projector):
+    return projector(align(feature_map) * mask)
+
+
+def gradients(value, feature_map, modules):
+    inputs = [feature_map, *modules.parameters()]
+    return torch.autograd.grad(value.square().sum(), inputs)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("student_channels", [3, 8])
+@pytest.mark.parametrize("kind", WITH_ENTRY)
+def test_the_sparse_form_equals_the_definition(kind, student_channels, share):
+    modules = parts(kind, student_channels)
+    feature_map, mask = map_and_mask(student_channels, share)
+    actual, expected = restore(feature_map, mask, *modules, sparse=True), definition(feature_map, mask, *modules)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    pairs = zip(gradients(actual, feature_map, modules), gradients(expected, feature_map, modules), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("kind", PROJECTORS)
+def test_every_projector_sees_zeros_at_hidden_positions(kind, share):
+    modules = parts(kind)
+    feature_map, mask = map_and_mask(share=share)
+    align, projector = modules
+    hidden = torch.where(mask.bool(), align(feature_map), torch.zeros((), dtype=mask.dtype))
+    torch.testing.assert_close(restore(feature_map, mask, align, projector), projector(hidden))
+
+
+def taken(monkeypatch):
+    calls = []
+
+    def recorded(*arguments):
+        calls.append(arguments)
+        return sparse(*arguments)
+
+    sparse = projectors.conv3x3_of_kept
+    monkeypatch.setattr(projectors, "conv3x3_of_kept", recorded)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "share", "expected"),
+    [
+        ("plain", 64, 0.25, True),
+        ("enhanced", 64, 0.25, True),
+        ("plain", 64, 0.9, False),  # nearly the share of the centre mask
+        ("plain", 32, 0.25, False),
+        ("bottleneck", 64, 0.25, False),
+        ("depthwise", 64, 0.25, False),
+    ],
+)
+def test_the_sparse_form_is_taken_where_it_pays(monkeypatch, kind, channels, share, expected):
+    calls = taken(monkeypatch)
+    modules = parts(kind, channels=channels, dtype=torch.float32)
+    feature_map, mask = map_and_mask(share=share, dtype=torch.float32)
+    actual = restore(feature_map, mask, *modules)
+    assert bool(calls) is expected
+    torch.testing.assert_close(actual, definition(feature_map, mask, *modules))
+
+
+def test_the_dense_form_is_taken_under_autocast_and_compilation(monkeypatch):
+    calls = taken(monkeypatch)
+    modules = parts("plain", channels=64, dtype=torch.float32)
+    feature_map, mask = map_and_mask(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert restore(feature_map, mask, *modules).dtype == torch.bfloat16
+    compiled = torch.compile(restore, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(feature_map, mask, *modules), definition(feature_map, mask, *modules))
+    assert not calls
+
+
+def test_a_projector_without_a_3x3_entry_has_no_sparse_form():
+    feature_map, mask = map_and_mask()
+    with pytest.raises(ValueError, match="sparse=True is for the projectors 'plain' and 'enhanced', not Sequential"):
+        restore(feature_map, mask, *parts("bottleneck"), sparse=True)
+
+
+@pytest.mark.parametrize("kind", WITH_ENTRY)
+def test_the_loss_takes_the_same_step_with_either_form(monkeypatch, kind):
+    torch.manual_seed(0)
+    loss = build_loss("af_dcd", {"af_dcd": {**OPTIONS, "projector": kind}}, 6, 64)
+    other = copy.deepcopy(loss)
+    generator = torch.Generator().manual_seed(2)
+    student, teacher = (torch.randn(2, channels, 8, 8, generator=generator) for channels in (6, 64))
+    mask = (torch.rand(2, 1, 8, 8, generator=generator) < 0.25).float()
+    calls = taken(monkeypatch)
+    sum(loss.raw_terms(student, teacher, mask).values()).backward()
+    assert calls
+    monkeypatch.setattr(projectors, "SPARSE_KEPT_SHARE", -1.0)
+    sum(other.raw_terms(student, teacher, mask).values()).backward()
+    assert len(calls) == 1
+    for (name, ours), theirs in zip(loss.named_parameters(), other.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() / theirs.grad.norm() < 1e-4, name
+
+
+def count(kind, channels=2048):
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in PROJECTORS[kind](channels).parameters())
+
+
+def test_the_cheaper_projectors_have_the_documented_weights():
+    plain = count("plain")
+    assert plain == 75_501_568
+    assert count("bottleneck") == 2 * 2048 * 512 + 2 * 9 * 512**2 + 3 * 512 + 2048 == 6_819_328
+    assert count("bottleneck") / plain < 0.1
+    assert count("depthwise") == 2 * (2048**2 + 9 * 2048 + 2 * 2048) == 8_433_664
+
+
+def test_the_weights_keep_their_names():
+    names = {kind: [name for name in PROJECTORS[kind](8).state_dict() if "weight" in name] for kind in PROJECTORS}
+    assert names == {
+        "plain": ["0.weight", "2.weight"],
+        "enhanced": ["first.0.weight", "second.0.weight", "restore_first.weight", "restore_second.weight"],
+        "bottleneck": ["0.weight", "2.weight", "4.weight", "6.weight"],
+        "depthwise": ["0.weight", "1.weight", "3.weight", "4.weight"],
+    }
+
+
+def test_the_bottleneck_is_its_four_convolutions():
+    torch.manual_seed(0)
+    projector = PROJECTORS["bottleneck"](8)
+    (w0, b0), (w1, b1), (w2, b2), (w3, b3) = zip(*[iter(projector.parameters())] * 2, strict=True)
+    feature_map = torch.randn(2, 8, 5, 4)
+    narrow = F.relu(F.conv2d(feature_map, w0, b0))
+    narrow = F.relu(F.conv2d(narrow, w1, b1, padding=1))
+    narrow = F.relu(F.conv2d(narrow, w2, b2, padding=1))
+    torch.testing.assert_close(projector(feature_map), F.conv2d(narrow, w3, b3))
+
+
+def test_the_depthwise_projector_filters_channels_then_mixes_them():
+    torch.manual_seed(0)
+    projector = PROJECTORS["depthwise"](6)
+    (w0, b0), (w1, b1), (w2, b2), (w3, b3) = zip(*[iter(projector.parameters())] * 2, strict=True)
+    feature_map = torch.randn(2, 6, 5, 4)
+    middle = F.relu(F.conv2d(F.conv2d(feature_map, w0, b0, padding=1, groups=6), w1, b1))
+    expected = F.conv2d(F.conv2d(middle, w2, b2, padding=1, groups=6), w3, b3)
+    torch.testing.assert_close(projector(feature_map), expected)
+
+
+@pytest.mark.parametrize("kind", PROJECTORS)
+def test_every_projector_restores_from_5x5_positions_at_least(kind):
+    projector = parts(kind, channels=32)[1]
+    feature_map = torch.randn(4, 32, 9, 9, dtype=torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(projector(feature_map)[:, :, 4, 4].sum(), feature_map)
+    reached = (gradient != 0).any(dim=1).any(dim=0)
+    assert reached[2:7, 2:7].all()
+    assert kind == "enhanced" or reached.sum() == 25  # the enhanced one has three convolutions in a row
+
+
+@pytest.mark.parametrize("kind", PROJECTORS)
+def test_every_projector_can_be_chosen_by_name_and_trains(kind):
+    torch.manual_seed(0)
+    loss = build_loss("af_dcd", {"af_dcd": {**OPTIONS, "projector": kind}}, 3, 16)
+    assert loss.get_config_dict()["projector"] == kind
+    maps = [Activations(torch.zeros(2, 3, 8, 8), torch.randn(2, channels, 8, 8)) for channels in (3, 16)]
+    sum(loss(*maps).values()).backward()
+    assert all((weight.grad != 0).any() for weight in loss.parameters())
+
+
+def test_channels_the_bottleneck_cannot_quarter_are_explained():
+    with pytest.raises(ValueError, match="projector='bottleneck' works at 1/4 .* teacher_channels=18; use"):
+        build_loss("af_dcd", {"af_dcd": {**OPTIONS, "channel_groups": 2, "projector": "bottleneck"}}, 3, 18)
+
+
+def test_an_unknown_projector_lists_the_known():
+    with pytest.raises(ValueError, match="use one of 'plain', 'enhanced', 'bottleneck', 'depthwise'"):
+        build_loss("af_dcd", {"af_dcd": {**OPTIONS, "projector": "narrow"}}, 3, 8)
