@@ -12,6 +12,7 @@ On a CPU, rows whose softmax is peaked (common at τ = 0.07) are summed over the
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -54,30 +55,19 @@ def contrast_torch(
     temperature: float,
     distance: str,
     negatives: str,
+    compiled: bool = False,
 ) -> Tensor:
     """Compute what `contrast_reference` computes, with the same arguments; there is no second derivative.
 
-    Beside the gradient, kept until the backward pass, it needs blocks of about 7 MiB for each thread of a CPU.
+    Beside the gradient, kept until the backward pass, it needs blocks of about 7 MiB for each thread of a CPU. With
+    `compiled` the arithmetic of a block goes through `torch.compile`: faster after 20 to 60 s of compiling.
     """
     with_gradient = torch.is_grad_enabled() and student.requires_grad
     options = (patch_size, channel_groups, float(temperature), distance, negatives, with_gradient)
-    return _fused_contrast(student, teacher.detach(), *options, False)[0]
+    return _fused_contrast(student, teacher.detach(), *options, compiled)[0]
 
 
-def contrast_compiled(
-    student: Tensor,
-    teacher: Tensor,
-    *,
-    patch_size: int,
-    channel_groups: int,
-    temperature: float,
-    distance: str,
-    negatives: str,
-) -> Tensor:
-    """`contrast_torch` with `torch.compile` for the arithmetic of a block: faster after 20 to 60 s of compiling."""
-    with_gradient = torch.is_grad_enabled() and student.requires_grad
-    options = (patch_size, channel_groups, float(temperature), distance, negatives, with_gradient)
-    return _fused_contrast(student, teacher.detach(), *options, True)[0]
+contrast_compiled = partial(contrast_torch, compiled=True)
 
 
 # An operator of its own, so that torch.compile takes it as one node: nothing to trace, no break of the graph.

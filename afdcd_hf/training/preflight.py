@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from ..data.samples import TrainingSamples
 from ..evaluation.segmenter import EvaluationSamples
 from .disk_space import check_room, check_writable, in_steps
+from .scale_out import images_per_step
 from .teacher_score import Rows, evaluated_rows, evenly_spread, ignore_index_of, report_teacher
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ def check_images(
 
 def _check_schedule(trainer, num_images: int) -> None:
     args = trainer.args
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    batch = images_per_step(args)
     steps_per_epoch = max(1, num_images // batch)
     steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * steps_per_epoch)
     passes = steps * batch / num_images

@@ -18,6 +18,7 @@ from ..models.loading import load_model
 from .arguments import DataArguments
 from .distillation_trainer import DistillationTrainer
 from .progress import shows_bars
+from .scale_out import images_per_step
 from .speed import Speed
 from .trainer import SegmentationTrainer
 
@@ -108,8 +109,7 @@ def _training_facts(
 ) -> TrainingFacts:
     args, speed = trainer.args, trainer.speed or Speed()
     settings = {name: _plain(getattr(args, name)) for name in _HYPERPARAMETERS if getattr(args, name, None) is not None}
-    batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-    settings |= {"total batch": batch, "crop": f"{data.crop_size[0]}x{data.crop_size[1]}"}
+    settings |= {"total batch": images_per_step(args), "crop": f"{data.crop_size[0]}x{data.crop_size[1]}"}
     return TrainingFacts(
         recipe=str(recipe_name) if recipe_name else None,
         hyperparameters=settings,
