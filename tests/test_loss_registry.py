@@ -82,7 +82,7 @@ def test_validation_passes_what_can_be_built():
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
-        ("cwd", {}, "unknown loss 'cwd' in loss='cwd'; known are af_dcd, kd"),
+        ("vid", {}, "unknown loss 'vid' in loss='vid'; known are af_dcd, kd"),
         ("", {}, "unknown loss ''"),
         ("kd+", {}, "unknown loss ''"),
         ("kd+kd", {}, "'kd' is more than once"),

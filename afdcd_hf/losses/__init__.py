@@ -7,22 +7,50 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afdcd_hf.losses.afdcd import AfDcdLoss
+from afdcd_hf.losses.attention_transfer import AttentionTransferLoss
 from afdcd_hf.losses.base import DistillationLoss
+from afdcd_hf.losses.cirkd import CIRKDLoss
 from afdcd_hf.losses.combined import LossPerPair, LossSum
+from afdcd_hf.losses.cwd import CWDLoss
+from afdcd_hf.losses.dist import DISTLoss
+from afdcd_hf.losses.fitnet import FitNetLoss
+from afdcd_hf.losses.ifvd import IFVDLoss
 from afdcd_hf.losses.kd import KDLoss
+from afdcd_hf.losses.mgd import MGDLoss
+from afdcd_hf.losses.skd import SKDLoss
 
 __all__ = [
     "LOSSES",
     "AfDcdLoss",
+    "AttentionTransferLoss",
+    "CIRKDLoss",
+    "CWDLoss",
+    "DISTLoss",
     "DistillationLoss",
+    "FitNetLoss",
+    "IFVDLoss",
     "KDLoss",
     "LossPerPair",
     "LossSum",
+    "MGDLoss",
+    "SKDLoss",
     "build_loss",
+    "needs_feature_map",
     "validate_loss_spec",
 ]
 
-LOSSES: dict[str, type[DistillationLoss]] = {"af_dcd": AfDcdLoss, "kd": KDLoss}
+LOSSES: dict[str, type[DistillationLoss]] = {
+    "af_dcd": AfDcdLoss,
+    "kd": KDLoss,
+    "fitnet": FitNetLoss,
+    "at": AttentionTransferLoss,
+    "skd": SKDLoss,
+    "ifvd": IFVDLoss,
+    "cwd": CWDLoss,
+    "mgd": MGDLoss,
+    "cirkd": CIRKDLoss,
+    "dist": DISTLoss,
+}
 
 LossOptions = Mapping[str, Mapping[str, Any]]
 Channels = int | Sequence[int] | None
@@ -33,6 +61,7 @@ def build_loss(
     loss_kwargs: LossOptions | None,
     student_channels: Channels = None,
     teacher_channels: Channels = None,
+    num_classes: int | None = None,
 ) -> DistillationLoss:
     """Build the loss a recipe describes.
 
@@ -42,10 +71,11 @@ def build_loss(
             `{"kd": {"weight": 1.0}, "af_dcd": {"feature_weight": 2e-6, "contrast_weight": 5e-3}}`.
         student_channels: of the map to distil, or of each of several; None is enough for losses on logits alone.
         teacher_channels: likewise, and as many.
+        num_classes: of the networks; for losses with an option of that name which is not given.
 
     Returns:
         The loss itself for one name, a `LossSum` for several. With several pairs of maps, a loss on maps becomes a
-        `LossPerPair`, whose losses have equal options; a loss on logits is there once.
+        `LossPerPair`, whose losses have equal options; a loss on logits, or a term on them, is there once.
 
     Raises:
         ValueError: see `validate_loss_spec`; or channel counts that are missing or do not fit the options.
@@ -57,7 +87,8 @@ def build_loss(
             f"student_channels={student_channels} and teacher_channels={teacher_channels} belong to different numbers "
             "of maps; each map of the student needs one of the teacher."
         )
-    losses = {name: _build_one(name, (loss_kwargs or {}).get(name, {}), channels) for name in names}
+    options = {name: _with_classes(name, (loss_kwargs or {}).get(name, {}), num_classes) for name in names}
+    losses = {name: _build_one(name, options[name], channels) for name in names}
     return losses[names[0]] if len(names) == 1 else LossSum(losses)
 
 
@@ -88,6 +119,18 @@ def validate_loss_spec(spec: str, loss_kwargs: LossOptions | None) -> list[str]:
     return names
 
 
+def needs_feature_map(spec: str, loss_kwargs: LossOptions | None) -> bool:
+    """Whether a recipe's loss reads feature maps with these options; arguments and errors as `validate_loss_spec`."""
+    options = loss_kwargs or {}
+    return any(_reads_map(name, options.get(name, {})) for name in validate_loss_spec(spec, loss_kwargs))
+
+
+def _reads_map(name: str, options: Mapping[str, Any]) -> bool:
+    loss_class = LOSSES[name]
+    weight = loss_class.map_weight_option
+    return loss_class.needs_feature_map and (weight is None or options.get(weight) != 0)
+
+
 def _split(spec: str) -> list[str]:
     names = [name.strip() for name in spec.split("+")]
     for name in names:
@@ -115,6 +158,12 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
     LOSSES[name].check_arguments({**accepted, **options})
 
 
+def _with_classes(name: str, options: Mapping[str, Any], num_classes: int | None) -> Mapping[str, Any]:
+    """The options with the number of classes, where the loss wants to know it and the recipe does not say it."""
+    wanted = "num_classes" in inspect.signature(LOSSES[name]).parameters and options.get("num_classes") is None
+    return {**options, "num_classes": num_classes} if wanted else options
+
+
 def _each(channels: Channels) -> tuple[int | None, ...]:
     return tuple(channels) if isinstance(channels, Sequence) else (channels,)
 
@@ -125,6 +174,8 @@ def _build_one(
     loss_class = LOSSES[name]
     if not loss_class.needs_feature_map:
         return loss_class(**options)
+    if not _reads_map(name, options):
+        return loss_class(None, None, **options)
     pairs = list(zip(*channels, strict=True))
     for student, teacher in pairs:
         if None in (student, teacher):
@@ -132,5 +183,7 @@ def _build_one(
                 f"the loss {name!r} compares feature maps and needs their channels; it got "
                 f"student_channels={student} and teacher_channels={teacher}."
             )
-    losses = [loss_class(*pair, **options) for pair in pairs]
+    once = loss_class.logits_weight_option
+    further = options if once is None else {**options, once: 0}
+    losses = [loss_class(*pair, **(further if index else options)) for index, pair in enumerate(pairs)]
     return losses[0] if len(losses) == 1 else LossPerPair(losses)

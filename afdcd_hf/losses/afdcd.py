@@ -12,6 +12,7 @@ from afdcd_hf.citations import AF_DCD
 from afdcd_hf.features import Activations
 from afdcd_hf.losses.base import DistillationLoss
 from afdcd_hf.losses.masks import MASKS, draw_mask
+from afdcd_hf.losses.mgd import REDUCTIONS, restoration_error
 from afdcd_hf.losses.projectors import PROJECTORS, restore
 from afdcd_hf.ops.checks import check_choice, check_divides, check_fraction, check_weight, check_whole
 from afdcd_hf.ops.contrast import channel_contrast, check_contrast_settings, omni_contrast, spatial_contrast
@@ -24,7 +25,6 @@ CONTRASTS = {
     "channel": (channel_contrast, ("channel_groups",)),
 }
 NOT_APPLICABLE = {"patch_size": 1, "channel_groups": 1, "negatives": "all"}
-REDUCTIONS = ("paper", "mean")
 
 
 class AfDcdLoss(DistillationLoss):
@@ -41,7 +41,7 @@ class AfDcdLoss(DistillationLoss):
     A teacher map of another size is resized bilinearly (align_corners=False) to the student's. Everything is float32
     inside, also under autocast.
 
-    Relations: with `contrast_weight=0` this is MGD (Yang et al., 2022). KDLoss compares logits; the paper adds both.
+    Relations: with `contrast_weight=0` this is MGDLoss (Yang et al.). KDLoss compares logits; the paper adds both.
 
     Args:
         student_channels: Cs.
@@ -173,9 +173,7 @@ class AfDcdLoss(DistillationLoss):
         return restore(student_map, mask.to(student_map.dtype), self.align, self.projector)
 
     def _feature_term(self, restored: Tensor, target: Tensor) -> Tensor:
-        if self.reduction == "mean":
-            return F.mse_loss(restored, target)
-        return F.mse_loss(restored, target, reduction="sum") / restored.shape[0]
+        return restoration_error(restored, target, self.reduction)
 
     def _contrast_term(self, restored: Tensor, target: Tensor) -> Tensor:
         if self.pool_size is not None and self.pool_size > 1:

@@ -24,10 +24,15 @@ class DistillationLoss(nn.Module):
 
     Attributes:
         needs_feature_map: whether `forward` reads `feature_map`, not only `logits`.
+        map_weight_option: for a loss with a term on maps and one on logits, the option that weighs the former; at 0
+            the loss needs no map.
+        logits_weight_option: likewise for logits; with several pairs of maps the term on logits is there once.
         citation: BibTeX of the paper.
     """
 
     needs_feature_map: ClassVar[bool] = False
+    map_weight_option: ClassVar[str | None] = None
+    logits_weight_option: ClassVar[str | None] = None
     citation: ClassVar[str]
 
     _source: RandomSource | None = None

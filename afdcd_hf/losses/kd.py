@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from afdcd_hf.features import Activations
 from afdcd_hf.losses.base import DistillationLoss
+from afdcd_hf.losses.compared import comparable_logits
 from afdcd_hf.ops.checks import check_positive, check_weight
-from afdcd_hf.ops.precision import at_least_float32, without_autocast
+from afdcd_hf.ops.precision import without_autocast
 
 
 def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -71,24 +72,6 @@ class KDLoss(DistillationLoss):
         """Compute `{"kd": weight · L_kd}`, or `{}` for weight 0; `labels` are not used."""
         if self.weight == 0:
             return {}
-        _check_logits(student.logits, teacher.logits)
         with without_autocast(student.logits):
-            student_logits = at_least_float32(student.logits)
-            teacher_logits = at_least_float32(teacher.logits.detach())
-            if teacher_logits.shape != student_logits.shape:
-                size = student_logits.shape[-2:]
-                teacher_logits = F.interpolate(teacher_logits, size, mode="bilinear", align_corners=False)
-            return {"kd": self.weight * kd_divergence(student_logits, teacher_logits, self.temperature)}
-
-
-def _check_logits(student: Tensor, teacher: Tensor) -> None:
-    if student.ndim != 4 or teacher.ndim != 4 or student.shape[0] != teacher.shape[0]:
-        raise ValueError(
-            f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} must both be "
-            "(B, K, h, w) of the same batch."
-        )
-    if student.shape[1] != teacher.shape[1]:
-        raise ValueError(
-            f"the student has {student.shape[1]} classes and the teacher {teacher.shape[1]}; the loss 'kd' needs the "
-            "same classes in both: use a teacher trained on this data, or leave 'kd' out of the loss."
-        )
+            logits = comparable_logits("kd", student.logits, teacher.logits)
+            return {"kd": self.weight * kd_divergence(*logits, self.temperature)}

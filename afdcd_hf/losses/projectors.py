@@ -11,7 +11,8 @@ Weights and multiplications (10⁹ MAC, dense, one image) at 2048 channels:
 
 – is a ReLU. The paper has the first two; the others are ours and see the same 5×5 positions as plain.
 Seconds on one CPU core with align from 512 channels, forward and backward, batch 2, 45×45: plain 18.6, or 12.5 with
-only the kept positions of a random mask computed in the first convolution; bottleneck 2.3; depthwise 3.5.
+only the kept positions of a random mask computed in the first convolution; bottleneck 2.3; depthwise 3.5. There the
+second convolution was still a direct one; docs/benchmarks.md has the present figures.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from afdcd_hf.ops.masked_conv import KeptPositions, conv3x3_of_kept
+from afdcd_hf.ops.winograd import conv3x3_winograd, winograd_is_faster
 
 BOTTLENECK_REDUCTION = 4
 # where computing the kept positions alone was faster on one CPU core (align + first convolution, forward + backward):
@@ -32,8 +34,16 @@ SPARSE_KEPT_SHARE = 0.5
 SPARSE_CHANNELS = 64
 
 
-def _conv3x3(channels: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+class Conv3x3(nn.Conv2d):
+    """3×3 convolution of `(B, channels, h, w)` to the same, with fewer multiplications where that is faster."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        if winograd_is_faster(feature_map, self.out_channels):
+            return conv3x3_winograd(feature_map, self.weight, self.bias)
+        return super().forward(feature_map)
 
 
 class SequentialProjector(nn.Sequential):
@@ -53,7 +63,7 @@ class SequentialProjector(nn.Sequential):
 
 def plain_projector(channels: int) -> SequentialProjector:
     """conv3×3 – ReLU – conv3×3 on `(B, channels, h, w)`: 18·channels² weights (75.5 million at 2048)."""
-    return SequentialProjector(_conv3x3(channels), nn.ReLU(inplace=True), _conv3x3(channels))
+    return SequentialProjector(Conv3x3(channels), nn.ReLU(inplace=True), Conv3x3(channels))
 
 
 class EnhancedProjector(nn.Module):
@@ -70,10 +80,10 @@ class EnhancedProjector(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(_conv3x3(channels), nn.ReLU(inplace=True))
-        self.second = nn.Sequential(_conv3x3(channels), nn.ReLU(inplace=True))
-        self.restore_first = _conv3x3(channels)
-        self.restore_second = _conv3x3(channels)
+        self.first = nn.Sequential(Conv3x3(channels), nn.ReLU(inplace=True))
+        self.second = nn.Sequential(Conv3x3(channels), nn.ReLU(inplace=True))
+        self.restore_first = Conv3x3(channels)
+        self.restore_second = Conv3x3(channels)
 
     @property
     def entry(self) -> nn.Conv2d:
@@ -108,9 +118,9 @@ def bottleneck_projector(channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, narrow, kernel_size=1),
         nn.ReLU(inplace=True),
-        _conv3x3(narrow),
+        Conv3x3(narrow),
         nn.ReLU(inplace=True),
-        _conv3x3(narrow),
+        Conv3x3(narrow),
         nn.ReLU(inplace=True),
         nn.Conv2d(narrow, channels, kernel_size=1),
     )

@@ -40,6 +40,7 @@ def report_first_terms(terms: dict[str, float]) -> None:
         if name not in ("task", "auxiliary") and not 0.01 <= abs(value) / task <= 20:
             logger.warning(
                 "The weighted loss term %r is %.4g on the first batch, %.3g times the task loss (%.4g): it will %s. "
-                "Change its weight, or use reduction='mean', whose weights carry over to other teachers and crops.",
+                "Change its weight; a loss that has the option reduction='mean' has weights that carry over to other "
+                "teachers and crops.",
                 name, value, value / task, task, "drown the labels" if abs(value) > task else "hardly count",
             )  # fmt: skip

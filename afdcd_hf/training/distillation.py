@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..features import Activations, LayerTap, default_layer, layer_names, run_tapped
-from ..losses import LOSSES, build_loss, validate_loss_spec
+from ..losses import build_loss, needs_feature_map
 from ..losses.base import DistillationLoss
+from ..losses.queues import queue_names
 from ..losses.task import TaskLoss
 from ..modes import evaluating
 from .training_args import DistillationTrainingArguments, check_pairs
@@ -43,6 +44,8 @@ class DistillationModel(nn.Module):
         self.loss = loss
         self.task_loss = task_loss
         self._taps = [LayerTap(student, layer) for layer in layer_names(student_layer)]
+        # torch's name for what DDP shall not send around at every step: these are large and equal on all processes
+        self._ddp_params_and_buffers_to_ignore = queue_names(self)
 
     @property
     def config(self):
@@ -113,7 +116,7 @@ def prepare_distillation(
     Returns:
         The module, and the teacher's layers (none where the loss compares logits only).
     """
-    needs_map = any(LOSSES[name].needs_feature_map for name in validate_loss_spec(args.loss, args.loss_kwargs))
+    needs_map = needs_feature_map(args.loss, args.loss_kwargs)
     layers = _layers_to_distil(student, teacher, args) if needs_map else ((), ())
     seen = [
         observe(network, batch["pixel_values"], names)
@@ -121,7 +124,7 @@ def prepare_distillation(
     ]
     _check_classes(student, teacher, *seen)
     channels = [[each.feature_map.shape[1] for each in activations.of_each_layer()] or None for activations in seen]
-    loss = build_loss(args.loss, args.loss_kwargs, *channels)
+    loss = build_loss(args.loss, args.loss_kwargs, *channels, num_classes=seen[0].logits.shape[1])
     with torch.no_grad():
         loss(*seen, batch["labels"])
     task_loss = TaskLoss.for_model(student, args.task_weight, args.aux_weight)

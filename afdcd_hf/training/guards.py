@@ -156,7 +156,7 @@ class Guards:
     def _advice(self, kind: type[NonFiniteLossError]) -> str:
         advice = ["a lower learning_rate or warmup_steps", "max_grad_norm"]
         if hasattr(self, "loss_module"):
-            advice.append("lower weights of the distillation terms, or reduction='mean'")
+            advice.append("lower weights of the distillation terms (or reduction='mean', where the loss has it)")
         if kind is NonFiniteLossError:
             advice.append("a look at these images and their labels")
         if self.args.fp16:

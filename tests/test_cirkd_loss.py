@@ -1,0 +1,284 @@
+"""CIRKDLoss and its memory: hand calculations, an independent implementation, queues, labels, precision and errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from afdcd_hf.features import Activations
+from afdcd_hf.losses import CIRKDLoss, build_loss
+from afdcd_hf.losses.cirkd import cross_image_divergence, relation_divergence
+from afdcd_hf.losses.queues import ClassQueues, pixels_of_classes, queue_names, regions_of_classes
+
+SMALL = {"num_classes": 3, "pixel_queue": 5, "region_queue": 4, "pixels_per_image": 2, "pixel_draws": 6}
+SMALL |= {"region_draws": 4}
+
+
+def small_loss(student_channels=3, teacher_channels=4, **options):
+    torch.manual_seed(0)
+    loss = CIRKDLoss(student_channels, teacher_channels, **{**SMALL, **options})
+    loss.generator = torch.Generator().manual_seed(5)
+    return loss
+
+
+def some(channels, seed, batch=2, size=(5, 7)):
+    generator = torch.Generator().manual_seed(seed)
+    feature_map = torch.randn(batch, channels, *size, generator=generator)
+    return Activations(torch.zeros(batch, 3, *size), feature_map)
+
+
+def some_labels(batch=2, size=(5, 7)):
+    labels = torch.randint(0, 3, (batch, *size), generator=torch.Generator().manual_seed(9))
+    labels[:, 0] = 255
+    return labels
+
+
+def only(name, value=1.0):
+    return {f"{each}_weight": value if each == name else 0 for each in ("minibatch", "pixel", "region")}
+
+
+# Relations
+
+
+def test_the_divergence_of_one_row_by_hand():
+    # at τ = 0.5 the teacher says 3:1 where the student says 1:1
+    student, teacher = torch.zeros(1, 2), torch.tensor([[0.5 * math.log(3), 0.0]])
+    expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert relation_divergence(student, teacher, 0.5).item() == pytest.approx(expected, rel=1e-5)
+    two_rows = torch.cat([teacher, student])
+    assert relation_divergence(torch.zeros(2, 2), two_rows, 0.5).item() == pytest.approx(expected / 2, rel=1e-5)
+
+
+def test_the_minibatch_term_equals_loops_over_images_and_pixels():
+    student, teacher = some(3, 0, batch=3), some(4, 1, batch=3)
+    loss = small_loss(**only("minibatch", 2.0), pool_size=1)
+    actual = loss(student, teacher)["cirkd_minibatch"]
+    pixels = [F.normalize(seen.feature_map.flatten(2), dim=1).double() for seen in (student, teacher)]
+    total = 0.0
+    for i in range(3):
+        for j in range(3):
+            for a in range(35):
+                s, t = ((each[i, :, a] @ each[j] / 0.1).softmax(0) for each in pixels)
+                total += (t * (t / s).log()).sum().item()
+    assert actual.item() == pytest.approx(2.0 * total / (3 * 3 * 35), rel=1e-5)
+
+
+def test_the_memory_terms_equal_loops_over_what_was_drawn():
+    loss = small_loss(pixel_weight=0.5, region_weight=2.0, minibatch_weight=0)
+    student, teacher = some(3, 0), some(4, 1)
+    terms = loss(student, teacher, some_labels())
+    # the same draws again: two of the memory's own after one to choose pixels
+    generator = torch.Generator().manual_seed(5)
+    torch.rand(2, 35, generator=generator)
+    drawn = [
+        loss.pixels.draw(torch.rand(6, generator=generator)),
+        loss.regions.draw(torch.rand(4, generator=generator)),
+    ]
+    projected = F.normalize(loss.head(student.feature_map).detach(), dim=1)
+    taught = F.normalize(teacher.feature_map, dim=1)
+    for name, weight, memory in (("pixel", 0.5, drawn[0]), ("region", 2.0, drawn[1])):
+        total = 0.0
+        for image in range(2):
+            for row in range(5):
+                for column in range(7):
+                    s, t = ((memory @ each[image, :, row, column] / 0.1).softmax(0) for each in (projected, taught))
+                    total += (t * (t / s).log()).sum().item()
+        assert terms[f"cirkd_{name}"].item() == pytest.approx(weight * total / 70, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (4, 6), (1, 1)])
+def test_maps_are_averaged_over_cells_before_the_minibatch_term_whatever_their_size(size):
+    student, teacher = some(3, 0, size=size), some(4, 1, size=size)
+    loss = small_loss(**only("minibatch"), pool_size=2)
+    rows, columns = -(-size[0] // 2), -(-size[1] // 2)
+
+    def cells(feature_map):
+        means = [
+            feature_map[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean((2, 3))
+            for row in range(rows)
+            for column in range(columns)
+        ]
+        return F.normalize(torch.stack(means, 1), dim=2)
+
+    s, t = cells(student.feature_map), cells(teacher.feature_map)
+    torch.testing.assert_close(loss(student, teacher)["cirkd_minibatch"], cross_image_divergence(s, t, s, t, 0.1))
+
+
+def test_relations_ignore_the_length_of_vectors_and_a_common_rotation():
+    loss = small_loss(3, 3, **only("minibatch"))
+    teacher = some(3, 1)
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2))).Q
+    turned = torch.einsum("dc,bchw->bdhw", 4 * rotation, teacher.feature_map)
+    assert loss(Activations(teacher.logits, turned), teacher)["cirkd_minibatch"].item() == pytest.approx(0, abs=1e-6)
+    assert loss(some(3, 0), teacher)["cirkd_minibatch"] > 0.1
+
+
+def test_one_image_and_vectors_of_zeros_give_finite_gradients():
+    student = some(3, 0, batch=1)
+    student.feature_map[:, :, :2] = 0
+    student.feature_map.requires_grad_()
+    terms = small_loss()(student, some(4, 1, batch=1), some_labels(1))
+    sum(terms.values()).backward()
+    assert len(terms) == 3 and torch.isfinite(student.feature_map.grad).all()
+
+
+# Labels
+
+
+def test_a_fully_ignored_batch_leaves_the_memory_empty_and_gives_zero():
+    loss, student = small_loss(minibatch_weight=0), some(3, 0)
+    student.feature_map.requires_grad_()
+    terms = loss(student, some(4, 1), torch.full((2, 5, 7), 255))
+    sum(terms.values()).backward()
+    assert [term.item() for term in terms.values()] == [0, 0]
+    assert loss.pixels.appended.tolist() == loss.regions.appended.tolist() == [0, 0, 0]
+    gradients = [student.feature_map.grad, *(weight.grad for weight in loss.parameters())]
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)  # there, and zero
+
+
+def test_labels_are_taken_at_the_maps_size_and_only_known_classes_enter():
+    loss = small_loss()
+    labels = torch.tensor([[0, 255], [2, 7]]).repeat_interleave(10, 0).repeat_interleave(14, 1)
+    loss(some(3, 0, size=(10, 14)), some(4, 1, size=(10, 14)), torch.stack([labels, labels]))
+    assert loss.pixels.appended.tolist() == [4, 0, 4]  # two pixels an image
+    assert loss.regions.appended.tolist() == [2, 0, 2]
+
+
+def test_ignore_index_keeps_one_of_the_classes_out():
+    labels = torch.zeros(2, 5, 7, dtype=torch.int64)
+    for ignored, expected in ((0, 0), (None, 2)):
+        loss = small_loss(ignore_index=ignored)
+        loss(some(3, 0), some(4, 1), labels)
+        assert loss.regions.appended[0] == expected
+
+
+# Memory
+
+
+def test_a_queue_keeps_the_newest_vectors_of_each_class():
+    queues = ClassQueues(num_classes=3, size=2, channels=1)
+    queues.append(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0, 2, 0]))
+    queues.append(torch.tensor([[4.0], [5.0]]), torch.tensor([0, -1]))
+    assert queues.vectors.squeeze(2).tolist() == [[4, 3], [0, 0], [2, 0]]
+    assert queues.appended.tolist() == [3, 0, 1]
+
+
+def test_of_more_vectors_than_fit_the_last_ones_stay():
+    queues = ClassQueues(num_classes=1, size=3, channels=1)
+    queues.append(torch.arange(8.0).unsqueeze(1), torch.zeros(8, dtype=torch.int64))
+    assert sorted(queues.vectors.flatten().tolist()) == [5, 6, 7] and queues.appended.item() == 8
+
+
+def test_vectors_that_are_not_finite_do_not_enter():
+    queues = ClassQueues(num_classes=1, size=3, channels=2)
+    queues.append(torch.tensor([[1.0, math.nan], [1.0, math.inf], [1.0, 2.0]]), torch.zeros(3, dtype=torch.int64))
+    assert queues.appended.item() == 1 and queues.vectors[0, 0].tolist() == [1, 2]
+
+
+def test_draws_are_shared_equally_by_the_classes_that_have_vectors():
+    queues = ClassQueues(num_classes=4, size=3, channels=1)
+    queues.append(torch.tensor([[1.0], [2.0], [7.0]]), torch.tensor([1, 1, 3]))
+    drawn = queues.draw(torch.tensor([0.0, 0.5, 0.49, 0.9, 1 - 2**-24, 0.2])).flatten().tolist()
+    assert drawn == [1, 7, 1, 7, 2, 7]
+    assert ClassQueues(2, 3, 4).draw(torch.rand(5)).tolist() == [[0.0] * 4] * 5
+
+
+def test_a_step_done_again_with_the_count_restored_leaves_the_same_queues():
+    queues, rows = ClassQueues(2, 3, 2), torch.randn(4, 2)
+    classes = torch.tensor([0, 1, 0, 0])
+    queues.append(torch.randn(5, 2), torch.tensor([0, 0, 0, 1, 1]))
+    before = queues.appended.clone()
+    queues.append(rows, classes)
+    expected = queues.vectors.clone()
+    queues.appended.copy_(before)
+    queues.append(rows, classes)
+    assert torch.equal(queues.vectors, expected)
+
+
+def test_pixels_are_chosen_by_their_random_numbers_within_class_and_image():
+    labels = torch.tensor([[0, 1, 0, 0, 9], [1, 1, 1, 9, 9]])
+    members = labels.unsqueeze(1) == torch.arange(2).unsqueeze(1)
+    vectors = torch.arange(10.0).view(2, 5, 1)
+    uniform = torch.tensor([[0.9, 0.5, 0.1, 0.2, 0.0], [0.3, 0.2, 0.1, 0.0, 0.0]])
+    rows, classes = pixels_of_classes(vectors, members, 2, uniform)
+    assert rows.shape == (8, 1) and classes.shape == (8,)
+    chosen = sorted(zip(classes.tolist(), rows.flatten().tolist(), strict=True))[-5:]
+    assert chosen == [(0, 2), (0, 3), (1, 1), (1, 6), (1, 7)]
+    assert (classes == -1).sum() == 3
+
+
+def test_every_pixel_of_a_class_is_as_likely():
+    members = torch.ones(1, 1, 6, dtype=torch.bool)
+    vectors, generator = torch.arange(6.0).view(1, 6, 1), torch.Generator().manual_seed(0)
+    drawn = [
+        pixels_of_classes(vectors, members, 2, torch.rand(1, 6, generator=generator))[0].flatten() for _ in range(600)
+    ]
+    counts = torch.cat(drawn).long().bincount(minlength=6)
+    assert counts.sum() == 1200 and counts.min() > 160 and counts.max() < 240  # 200 each, standard deviation 11.5
+
+
+def test_a_region_is_the_mean_of_its_class_in_one_image_and_has_length_one():
+    vectors = torch.tensor([[[3.0, 0.0], [0.0, 8.0], [3.0, 0.0], [9.0, 9.0]]])
+    members = torch.tensor([[[True, True, True, False], [False] * 4]])
+    rows, classes = regions_of_classes(vectors, members)
+    assert rows[0].tolist() == pytest.approx([0.6, 0.8]) and classes.tolist() == [0, -1]
+
+
+def test_what_the_memory_holds_are_the_teachers_pixels_of_length_one():
+    loss, teacher = small_loss(), some(4, 1)
+    loss(some(3, 0), teacher, some_labels())
+    pixels = F.normalize(teacher.feature_map, dim=1).movedim(1, -1).reshape(-1, 4)
+    for label in range(3):
+        for vector in loss.pixels.vectors[label, : int(loss.pixels.appended[label])]:
+            (place,) = ((pixels - vector).abs().amax(1) < 1e-6).nonzero().flatten().tolist()
+            assert some_labels().flatten()[place] == label
+
+
+def test_a_pass_without_gradients_leaves_the_memory_as_it_is():
+    loss = small_loss()
+    with torch.no_grad():
+        terms = loss(some(3, 0), some(4, 1), some_labels())
+    assert terms["cirkd_pixel"] == 0 and loss.pixels.appended.sum() == 0
+
+
+def test_only_what_the_weights_ask_for_is_made():
+    assert small_loss(**only("minibatch"), num_classes=None).state_dict() == {}
+    assert queue_names(small_loss(**only("pixel"))) == ["pixels.vectors"]
+    assert queue_names(small_loss(**only("region"))) == ["regions.vectors"]
+    assert queue_names(small_loss()) == ["pixels.vectors", "regions.vectors"]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": None}, "missing cirkd.num_classes.*pixel_weight=0 and region_weight=0"),
+        ({"num_classes": 0}, "num_classes=0 must be a whole number"),
+        ({"minibatch_weight": -1}, "minibatch_weight=-1 must not be negative"),
+        ({"region_weight": "1e-1"}, "region_weight='1e-1' is text"),
+        ({"temperature": 0}, "temperature=0 must be greater than 0"),
+        ({"pool_size": 0}, "pool_size=0 must be a whole number"),
+        ({"pixel_queue": 2.5}, "pixel_queue=2.5 must be a whole number"),
+        ({"ignore_index": "255"}, "ignore_index='255' must be a whole number, or None"),
+    ],
+)
+def test_bad_options_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        small_loss(**options)
+
+
+def test_a_wrong_number_of_classes_and_missing_labels_are_refused():
+    with pytest.raises(ValueError, match="the networks have 3 classes and cirkd.num_classes is 4; give num_classes=3"):
+        small_loss(num_classes=4)(some(3, 0), some(4, 1), some_labels())
+    with pytest.raises(ValueError, match="'cirkd' reads the labels and got none"):
+        small_loss()(some(3, 0), some(4, 1))
+
+
+def test_a_recipe_need_not_say_how_many_classes_there_are():
+    loss = build_loss("cirkd", {"cirkd": {"pixel_queue": 5, "region_queue": 4}}, 4, 6, num_classes=7)
+    assert loss.num_classes == 7 and build_loss("cirkd", {"cirkd": SMALL}, 4, 6, num_classes=7).num_classes == 3
