@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import charts, data, evaluation, training
+from . import cards, charts, checkpoints, compare, cost, data, demo, evaluation, export, hub, training
 from .messages import quieten
 
 
@@ -22,8 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args, rest) if args.takes_recipe_options else args.run(args)
         return 0
     except KeyboardInterrupt as interruption:  # TrainingInterrupted among them: a signal that was answered by saving
-        goes_on = "; --resume_from_checkpoint last goes on from the last checkpoint"
-        hint = goes_on if args.takes_recipe_options else ""
+        hint = f"; {args.goes_on}" if args.goes_on else ""
         print(f"\nafdcd {args.command}: {str(interruption) or 'interrupted'}{hint}", file=sys.stderr)
         return getattr(interruption, "exit_status", 130)
     except BrokenPipeError:  # `afdcd datasets voc | head`: whoever reads has seen enough
@@ -39,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="afdcd", description="Small, accurate semantic segmenters by distillation.")
-    parser.set_defaults(takes_recipe_options=False)
+    parser.set_defaults(takes_recipe_options=False, goes_on="")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (training, evaluation, data, charts):
+    for group in (training, compare, evaluation, data, charts, demo, checkpoints, hub, cards, export, cost):
         group.add_commands(commands)
     return parser

@@ -24,7 +24,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     ):
         command = commands.add_parser(name, help=text, description=f"{text}. {_TRAINING_HELP}", add_help=False)
         command.add_argument("--config", metavar="RECIPE", help="name of a recipe (`afdcd recipes`) or a YAML file")
-        command.set_defaults(run=run, takes_recipe_options=True)
+        goes_on = "--resume_from_checkpoint last goes on from the last checkpoint"
+        command.set_defaults(run=run, takes_recipe_options=True, goes_on=goes_on)
 
     command = commands.add_parser("quickstart", help="teacher, student alone and distilled student on generated scenes")
     command.add_argument("--output", default="runs/quickstart", help="folder to write (default %(default)s)")

@@ -1,6 +1,7 @@
 """Recipes: one YAML file per training, flat keys = argument names, every value with its source.
 
-Keys of a loss's options carry its name in front: `af_dcd.feature_weight`.
+Keys of a loss's options carry its name in front: `af_dcd.feature_weight`. `comparisons/` holds the plans of
+`afdcd compare`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,17 @@ from typing import Any
 import yaml
 
 _FOLDER = Path(__file__).parent
+_COMPARISONS = _FOLDER / "comparisons"
 
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def list_comparisons() -> list[str]:
+    """Names of the plans of `afdcd compare` that come with the package."""
+    return sorted(path.stem for path in _COMPARISONS.glob("*.yaml"))
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
@@ -26,15 +33,29 @@ def recipe_path(name_or_path: str | Path) -> Path:
     Raises:
         FileNotFoundError: neither a file nor a known name; the known ones are listed.
     """
+    return _find(name_or_path, _FOLDER, "recipe")
+
+
+def comparison_path(name_or_path: str | Path) -> Path:
+    """The file of a comparison's plan given by name (`scenes`) or by path.
+
+    Raises:
+        FileNotFoundError: neither a file nor a known name; the known ones are listed.
+    """
+    return _find(name_or_path, _COMPARISONS, "comparison")
+
+
+def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    bundled = _FOLDER / f"{name_or_path}.yaml"
+    bundled = folder / f"{name_or_path}.yaml"
     if bundled.is_file():
         return bundled
-    close = difflib.get_close_matches(str(name_or_path), list_recipes(), n=1)
+    known = sorted(one.stem for one in folder.glob("*.yaml"))
+    close = difflib.get_close_matches(str(name_or_path), known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise FileNotFoundError(f"No recipe {str(name_or_path)!r}.{hint} Known recipes: {', '.join(list_recipes())}.")
+    raise FileNotFoundError(f"No {what} {str(name_or_path)!r}.{hint} Known {what}s: {', '.join(known)}.")
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:

@@ -194,12 +194,12 @@ def _take_loss_options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             value = next(words, None)
             if value is None:
                 raise ValueError(f"{word} needs a value.")
-        options[name] = _value(name, value)
+        options[name] = read_value(name, value)
     return options, rest
 
 
-def _value(name: str, text: str) -> Any:
-    """Read the value as in a recipe."""
+def read_value(name: str, text: str) -> Any:
+    """Read the value of a command-line option as in a recipe; ValueError where YAML cannot."""
     try:
         return as_number(yaml.safe_load(text))
     except yaml.YAMLError as error:

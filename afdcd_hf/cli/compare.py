@@ -1,0 +1,91 @@
+"""`afdcd compare`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .options import hide_loading_bars
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the command of this file."""
+    text = "train several methods on the same budget and seeds, and put scores and cost in a table"
+    command = commands.add_parser(
+        "compare",
+        help=text,
+        description=f"{text}. Further options (--data_dir D, --teacher T, --total_batch_size 8 ...) replace keys of "
+        "the plan for all runs. A second call with the same --output goes on where the first was stopped.",
+    )
+    command.add_argument("--config", metavar="PLAN", help="a plan of the package (--list) or a YAML file")
+    command.add_argument("--output", help="folder for runs, table and charts (default runs/compare_PLAN)")
+    command.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
+    command.add_argument("--methods", nargs="+", help="only these of the plan's")
+    command.add_argument("--list", action="store_true", help="list the plans of the package")
+    command.add_argument("--dry-run", action="store_true", help="check the plan and list the runs")
+    command.set_defaults(run=_compare, takes_recipe_options=True, goes_on="a second call goes on")
+
+
+def _compare(args: argparse.Namespace, rest: list[str]) -> None:
+    from ..recipes import list_comparisons
+
+    if args.list:
+        print("\n".join(list_comparisons()))
+        return
+    if args.config is None:
+        raise ValueError(f"--config PLAN is missing: a YAML file, or one of {', '.join(list_comparisons())}.")
+    _run(args, _overrides(rest))
+
+
+def _run(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
+    from pathlib import Path
+
+    from ..compare import load_plan
+    from ..compare.comparison import check_plan, run_comparison
+    from ..compare.report import TABLE_NAME
+
+    hide_loading_bars()
+    plan = load_plan(args.config, overrides).narrowed(args.methods, args.seeds)
+    output = Path(args.output or f"runs/compare_{Path(args.config).stem}")
+    if args.dry_run:
+        check_plan(plan, output)
+        print(plan.described())
+        return
+    outcome = run_comparison(plan, output, _show)
+    print((output / TABLE_NAME).read_text(encoding="utf-8"), end="")
+    print(f"\nTable, results.csv, charts and all runs are in {output}.")
+    if outcome.failed:
+        failed = "\n".join(f"{place}:\n{lines}" for place, lines in outcome.failed.items())
+        raise ValueError(f"{len(outcome.failed)} of the runs failed; a second call tries them again.\n{failed}")
+
+
+def _show(text: str) -> None:
+    """Lines of the comparison stay; what a training prints meanwhile is shown below them, on a terminal only."""
+    passing = not text.endswith("\n")
+    if passing and not sys.stderr.isatty():
+        return
+    width = 118
+    print(f"\r{text.rstrip()[:width]:<{width}}" if sys.stderr.isatty() else text.rstrip(),
+          end="" if passing else "\n", file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`--data_dir D --crop_size 192 256` as recipe keys; several values are a list."""
+    from ..training.arguments import read_value
+
+    found: dict[str, list[Any]] = {}
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            key = name if "." in name else name.replace("-", "_")
+            found[key] = [read_value(key, value)] if equals else []
+        elif not found:
+            raise ValueError(f"{word!r} belongs to no option; --help lists the known ones.")
+        else:
+            key = list(found)[-1]
+            found[key].append(read_value(key, word))
+    if empty := [key for key, values in found.items() if not values]:
+        raise ValueError(f"--{empty[0]} needs a value.")
+    return {key: values[0] if len(values) == 1 else values for key, values in found.items()}

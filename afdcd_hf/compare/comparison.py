@@ -1,0 +1,256 @@
+"""Runs a comparison, one training after another, and goes on where an earlier call was stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..evaluation.results import machine_name
+from ..whole_files import written_whole
+from .cells import (
+    TEACHER_PLACE,
+    Cell,
+    all_places,
+    calibration_cell,
+    calibration_place,
+    each_run,
+    run_cell,
+    teacher_cell,
+    tuning_cells,
+)
+from .child_process import afdcd_command, last_words, run_logged
+from .lock import held_alone
+from .plan import ALONE, Budget, Method, Plan
+from .progress import Progress
+from .report import write_report
+from .results import RUN_FOLDER, CellResult, collect, read_result
+
+logger = logging.getLogger(__name__)
+RECIPE_NAME, LOG_NAME = "recipe.yaml", "log.txt"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison has come to.
+
+    Attributes:
+        results: Every finished training.
+        failed: Folder of each training that ended with an error, to the last lines of its log.
+    """
+
+    results: list[CellResult]
+    failed: Mapping[str, str]
+
+
+def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] = lambda text: None) -> Outcome:
+    """Trains whatever of a plan is not finished yet, and writes table, CSV and charts.
+
+    First the teacher, where the plan has one; then the candidates of each method, of which the best on the tuning
+    seed is kept; then, for budgets in seconds, a few steps of each method to learn how many fit; then the runs, seed
+    by seed. Each training is a process of its own. A finished one is kept as long as its settings are the plan's.
+
+    Args:
+        plan: What to compare.
+        output: Folder for everything; made where it is not there.
+        show: Gets lines for people: what runs, how long it may take. A text without a line end replaces the last one.
+
+    Returns:
+        All results, and what failed. A training that fails does not stop the others, unless these need it.
+
+    Raises:
+        ValueError: A recipe that cannot be, a finished training with other settings, a budget in seconds on another
+            machine than before, or a teacher or a tuning that failed.
+        FileExistsError: Another comparison is running in this folder.
+        ComparisonStopped: By a signal; a second call goes on.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with held_alone(output) as lock:
+        check_plan(plan, output)
+        return _Comparison(plan, output, Progress(plan, show), lock).run()
+
+
+def check_plan(plan: Plan, output: str | Path) -> None:
+    """Looks at every recipe of a plan, and at its teacher, before anything is trained.
+
+    Raises:
+        ValueError: A recipe with an unknown key or a value that cannot be, or no teacher.
+        OSError: The teacher cannot be found.
+    """
+    _check_folders(plan)
+    own = teacher_cell(plan)
+    teacher = _teacher_folder(output) if own else None
+    for method in plan.methods:
+        for candidate in method.candidates or [{}]:
+            run_cell(plan, method, plan.budgets[0], plan.seeds[0], teacher, candidate, 1).check()
+        for cell in tuning_cells(plan, method, teacher):
+            cell.check()
+    if own:
+        own.check()
+    elif any(method.name != ALONE for method in plan.methods):
+        _check_teacher(plan.shared.get("teacher"))
+
+
+def _check_folders(plan: Plan) -> None:
+    places: dict[str, str] = {}
+    for method in plan.methods:
+        other = places.setdefault(calibration_place(method), method.name)
+        if other != method.name:
+            raise ValueError(f"{other!r} and {method.name!r} would lie in the same folder; rename one of the methods.")
+
+
+def _teacher_folder(output: str | Path) -> str:
+    return str(Path(output) / TEACHER_PLACE / RUN_FOLDER)
+
+
+class _Comparison:
+    def __init__(self, plan: Plan, output: Path, progress: Progress, lock: int) -> None:
+        self._plan, self._output, self._progress, self._lock = plan, output, progress, lock
+        self._failed: dict[str, str] = {}
+        self._step_times: dict[str, float] = {}
+        self._chosen: dict[str, Mapping[str, Any]] = {}
+
+    def run(self) -> Outcome:
+        """Train what is missing."""
+        plan = self._plan
+        if teacher := teacher_cell(plan):
+            self._needed(teacher)
+        for method in plan.methods:
+            self._chosen[method.name] = self._tune(method)
+        steps = {budget: {m.name: self._steps(m, budget) for m in plan.methods} for budget in plan.budgets}
+        for seed, budget, method in each_run(plan):
+            teacher, chosen = self._teacher_name(), self._chosen[method.name]
+            self._try(run_cell(plan, method, budget, seed, teacher, chosen, steps[budget][method.name]))
+            self._report(charts=False)
+        return Outcome(self._report(), self._failed)
+
+    def _report(self, charts: bool = True) -> list[CellResult]:
+        """Write and return what is there so far, of earlier calls too."""
+        found = [read_result(self._output / place) for place in all_places(self._plan)]
+        results = [result for result in found if result is not None]
+        if any(result.kind == "run" for result in results):
+            write_report(self._plan, self._output, results, self._chosen, charts=charts)
+        return results
+
+    def _teacher_name(self) -> str | None:
+        """The trained teacher's folder; None leaves it to the recipe's own key."""
+        return _teacher_folder(self._output) if self._plan.teacher else None
+
+    def _tune(self, method: Method) -> Mapping[str, Any]:
+        """The candidate with the best mIoU on the tuning seed; the first of equals."""
+        cells = tuning_cells(self._plan, method, self._teacher_name())
+        scores = [self._needed(cell).mean_iou for cell in cells]
+        return method.candidates[scores.index(max(scores))] if scores else {}
+
+    def _steps(self, method: Method, budget: Budget) -> int:
+        """Iterations that the budget allows this method."""
+        if not budget.is_time:
+            return budget.iterations
+        seconds = budget.seconds
+        if budget.as_long_as:
+            reference = next(one for one in self._plan.methods if one.name == budget.as_long_as)
+            seconds = budget.iterations * self._step_time(reference)
+        return max(1, round(seconds / self._step_time(method)))
+
+    def _step_time(self, method: Method) -> float:
+        """Seconds of one iteration, measured over a few of them once."""
+        if method.name not in self._step_times:
+            cell = calibration_cell(self._plan, method, self._teacher_name(), self._chosen[method.name])
+            self._step_times[method.name] = self._needed(cell).seconds_per_iteration
+        return self._step_times[method.name]
+
+    def _needed(self, cell: Cell) -> CellResult:
+        """The result of a training that others need."""
+        result = self._try(cell)
+        if result is None:
+            raise ValueError(
+                f"{cell.kind} of {cell.method!r} failed, and what follows needs it; its log is "
+                f"{self._output / cell.place / LOG_NAME}. Its last lines:\n{self._failed[cell.place]}"
+            )
+        return result
+
+    def _try(self, cell: Cell) -> CellResult | None:
+        """The result of a training, from an earlier call where there is one; None where it fails."""
+        folder = self._output / cell.place
+        result = read_result(folder)
+        if result is not None:
+            _check_same(cell, folder, result)
+        else:
+            result = self._train(cell, folder)
+        if result is not None:
+            self._progress.finished(cell, result)
+        return result
+
+    def _train(self, cell: Cell, folder: Path) -> CellResult | None:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = self._command(cell, folder)
+        self._progress.starts(cell)
+        start = time.perf_counter()
+        status = run_logged(command, folder / LOG_NAME, self._progress.watch, keep_open=[self._lock])
+        if status != 0:
+            self._failed[cell.place] = last_words(folder / LOG_NAME)
+            self._progress.failed(cell)
+            logger.warning("%s failed; see %s", cell.place, folder / LOG_NAME)
+            return None
+        result = collect(cell, folder, time.perf_counter() - start)
+        for checkpoint in (folder / RUN_FOLDER).glob("checkpoint-*"):  # of our own run, which needs them no more
+            shutil.rmtree(checkpoint)
+        return result
+
+    def _command(self, cell: Cell, folder: Path) -> list[str]:
+        """Write the training's recipe, and say how it is started, or goes on."""
+        run, recipe = folder / RUN_FOLDER, folder / RECIPE_NAME
+        text = yaml.safe_dump({**cell.settings, "output_dir": str(run)}, sort_keys=False, allow_unicode=True)
+        resume = _resumable(run, recipe, text)
+        with written_whole(recipe) as part:
+            part.write_text(text, encoding="utf-8")
+        words = [cell.command, "--config", str(recipe), *(["--resume_from_checkpoint", "last"] if resume else [])]
+        return afdcd_command(words, self._plan.processes)
+
+
+def _resumable(run: Path, recipe: Path, text: str) -> bool:
+    """Whether a stopped training with these very settings has a checkpoint; what it left otherwise goes."""
+    if not run.is_dir():
+        return False
+    same = recipe.is_file() and recipe.read_text(encoding="utf-8") == text
+    if same and any(run.glob("checkpoint-*")):
+        return True
+    shutil.rmtree(run)  # an unfinished training of ours, in a folder of ours
+    return False
+
+
+def _check_same(cell: Cell, folder: Path, result: CellResult) -> None:
+    if result.fingerprint != cell.fingerprint:
+        raise ValueError(
+            f"{folder} holds a finished training with other settings. It was {_first_difference(cell, result)}. "
+            "Give another --output, or delete that folder to train it again."
+        )
+    if cell.budget and cell.budget.is_time and result.machine != machine_name():
+        raise ValueError(
+            f"{folder} was trained on {result.machine}, and this is {machine_name()}: seconds of two machines cannot "
+            "be compared. Give another --output, or go on on that machine."
+        )
+
+
+def _first_difference(cell: Cell, result: CellResult) -> str:
+    before, now = json.loads(result.fingerprint), json.loads(cell.fingerprint)
+    key = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
+    return f"{key}={before.get(key)!r} and is {now.get(key)!r}"
+
+
+def _check_teacher(teacher: str | None) -> None:
+    from transformers import AutoConfig
+
+    if teacher is None:
+        raise ValueError("The plan has methods with a teacher, but neither 'teacher' nor 'teacher_recipe'.")
+    if not Path(teacher).is_dir() and teacher.count("/") != 1:
+        raise FileNotFoundError(f"teacher={teacher!r} is neither a folder nor a Hub id (owner/name).")
+    AutoConfig.from_pretrained(teacher)

@@ -1,0 +1,271 @@
+"""What is to be compared: a YAML file, read and checked before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..recipes import as_number, comparison_path, load_recipe
+
+ALONE = "alone"
+_OWN_KEYS = (
+    "recipe", "teacher_recipe", "methods", "seeds", "budgets", "tuning", "evaluations", "calibration_steps",
+    "processes",
+)  # fmt: skip
+_BUDGET_KEYS = ({"iterations"}, {"seconds"}, {"iterations", "as_long_as"})
+# What every run gets from the comparison itself.
+_FIXED = ("seed", "max_steps", "output_dir", "resume_from_checkpoint", "config")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each run may spend: iterations, seconds, or the time that one of the methods needs for its iterations.
+
+    Attributes:
+        iterations: Optimizer steps; of the method `as_long_as`, where that is given.
+        seconds: Wall-clock time of the training steps, evaluations and saving left out.
+        as_long_as: Method whose time for `iterations` every run may spend: equal wall-clock on any machine.
+    """
+
+    iterations: int | None = None
+    seconds: float | None = None
+    as_long_as: str | None = None
+
+    @property
+    def is_time(self) -> bool:
+        """Whether the number of iterations depends on how fast a method is."""
+        return self.seconds is not None or self.as_long_as is not None
+
+    @property
+    def name(self) -> str:
+        """As folders and tables call it: `iterations-300`, `seconds-60` or `time-of-kd-300`."""
+        if self.as_long_as:
+            return f"time-of-{folder_name(self.as_long_as)}-{self.iterations}"
+        return f"seconds-{self.seconds:g}" if self.is_time else f"iterations-{self.iterations}"
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        if self.as_long_as:
+            return f"each as long as {self.as_long_as} takes for {self.iterations} iterations"
+        return f"{self.seconds:g} s of training each" if self.is_time else f"{self.iterations} iterations each"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: As the table calls it; "alone" is the student without a teacher.
+        settings: Recipe keys of this method only, e.g. `{"loss": "cwd", "cwd.map_weight": 5}`.
+        candidates: Settings to try beforehand on the tuning seed; the best of them is added.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    candidates: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole comparison.
+
+    Attributes:
+        shared: Recipe keys of every run: dataset, student, teacher, schedule.
+        methods: Rows of the table, in order.
+        seeds: Each method is trained once with each.
+        budgets: Each gives a table of its own.
+        tuning: Recipe keys of the trial runs, with their seed and number of iterations; None without candidates.
+        teacher: Recipe keys of the teacher, where the comparison has to train it first.
+        evaluations: Times that a run is scored on its way, for the curve of mIoU against time.
+        calibration_steps: Steps that find out how fast a method is, for budgets in seconds.
+        processes: Processes of each run; more than one start through torchrun.
+    """
+
+    shared: Mapping[str, Any]
+    methods: Sequence[Method]
+    seeds: Sequence[int]
+    budgets: Sequence[Budget]
+    tuning: Mapping[str, Any] | None = None
+    teacher: Mapping[str, Any] | None = None
+    evaluations: int = 4
+    calibration_steps: int = 12
+    processes: int = 1
+
+    @property
+    def runs(self) -> int:
+        """Trainings that fill the tables: without teacher, tuning and calibration."""
+        return len(self.methods) * len(self.seeds) * len(self.budgets)
+
+    def narrowed(self, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Plan:
+        """The plan with only some of its methods, or with other seeds; ValueError for a method that it lacks."""
+        known = [method.name for method in self.methods]
+        if strangers := [name for name in methods or () if name not in known]:
+            raise ValueError(f"The plan has no method {strangers[0]!r}; it has {', '.join(known)}.")
+        kept = [method for method in self.methods if methods is None or method.name in methods]
+        if lost := [
+            one.as_long_as for one in self.budgets if one.as_long_as and one.as_long_as not in (methods or known)
+        ]:
+            raise ValueError(f"A budget of the plan is the time of {lost[0]!r}; leave that method in.")
+        return replace(self, methods=kept, seeds=self.seeds if seeds is None else _seeds("--seeds", list(seeds)))
+
+    def described(self) -> str:
+        """What would be trained, in a few lines."""
+        trials = sum(len(method.candidates) for method in self.methods)
+        lines = [
+            f"methods   {', '.join(method.name for method in self.methods)}",
+            f"budgets   {', '.join(budget.title for budget in self.budgets)}",
+            f"seeds     {', '.join(map(str, self.seeds))}",
+            f"trainings {self.runs}" + (f", after {trials} to tune" if trials else ""),
+        ]
+        return "\n".join(lines)
+
+
+def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Plan:
+    """Reads a plan.
+
+    Args:
+        name_or_path: A plan of the package (`afdcd compare --list`) or a YAML file. Its keys are `recipe` (what the
+            runs share), `methods`, `seeds`, `budgets`, and optionally `teacher_recipe`, `tuning`, `evaluations`,
+            `calibration_steps`, `processes`; every other key is a recipe key for all runs.
+        overrides: Keys that replace those of the file; of all runs, the teacher's included where it knows them.
+
+    Returns:
+        The plan; whether the settings of a method are valid is known when its runs are made (`cells.py`).
+
+    Raises:
+        FileNotFoundError: Neither a file nor a known plan.
+        ValueError: Not YAML, keys missing or of the wrong kind.
+    """
+    path = comparison_path(name_or_path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} must hold 'key: value' lines, not a {type(raw).__name__}.")
+    overrides = dict(overrides or {})
+    return _plan(str(path), {**_numbers(raw), **overrides}, overrides)
+
+
+def _plan(source: str, raw: dict[str, Any], overrides: Mapping[str, Any]) -> Plan:
+    own = {key: raw.pop(key) for key in _OWN_KEYS if key in raw}
+    if missing := [key for key in ("methods", "seeds", "budgets") if not own.get(key)]:
+        raise ValueError(f"{source} has no {' and no '.join(missing)}; a comparison needs methods, seeds and budgets.")
+    if fixed := [key for key in _FIXED if key in raw]:
+        raise ValueError(f"{source}: {fixed[0]} is set by the comparison for each run; leave it out.")
+    recipe = load_recipe(own["recipe"]) if own.get("recipe") else {}
+    shared = {key: value for key, value in {**recipe, **raw}.items() if key not in _FIXED}
+    methods = [
+        _method(source, name, settings) for name, settings in _mapping(source, "methods", own["methods"]).items()
+    ]
+    if any(method.candidates for method in methods) and "tuning" not in own:
+        raise ValueError(f"{source}: methods have 'tune', but there is no 'tuning: {{seed: ..., iterations: ...}}'.")
+    counts = {
+        key: _whole(source, key, own[key]) for key in ("evaluations", "calibration_steps", "processes") if key in own
+    }
+    return Plan(
+        shared=shared,
+        methods=methods,
+        seeds=_seeds(source, own["seeds"]),
+        budgets=_budgets(source, own["budgets"], methods),
+        tuning=_tuning(source, own["tuning"]) if "tuning" in own else None,
+        teacher=_teacher(source, own.get("teacher_recipe"), shared, overrides),
+        **counts,
+    )
+
+
+def _method(source: str, name: str, settings: Any) -> Method:
+    settings = _mapping(source, f"method {name!r}", settings or {})
+    candidates = settings.pop("tune", [])
+    if not isinstance(candidates, list) or not all(isinstance(one, dict) and one for one in candidates):
+        raise ValueError(f"{source}: 'tune' of {name!r} must be a list of settings, e.g. [{{kd.weight: 1}}, ...].")
+    if fixed := [key for one in (settings, *candidates) for key in one if key in _FIXED]:
+        raise ValueError(f"{source}: method {name!r} must not set {fixed[0]}; the comparison does.")
+    if name == ALONE and any(key == "loss" or "." in key for one in (settings, *candidates) for key in one):
+        raise ValueError(
+            f"{source}: {ALONE!r} is the student without a teacher; give a method with a loss another name."
+        )
+    return Method(str(name), settings, tuple(candidates))
+
+
+def _seeds(source: str, seeds: Any) -> list[int]:
+    if not isinstance(seeds, list) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ValueError(f"{source}: seeds={seeds!r} must be a list of whole numbers, e.g. [0, 1, 2].")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{source}: seeds={seeds!r} names one twice.")
+    return seeds
+
+
+def _budgets(source: str, budgets: Any, methods: Sequence[Method]) -> list[Budget]:
+    given = budgets if isinstance(budgets, list) else [budgets]
+    return [_budget(source, one, [method.name for method in methods]) for one in given]
+
+
+def _budget(source: str, given: Any, methods: Sequence[str]) -> Budget:
+    if not isinstance(given, dict) or set(given) not in _BUDGET_KEYS:
+        raise ValueError(
+            f"{source}: a budget is {{iterations: N}}, {{seconds: S}} or {{iterations: N, as_long_as: METHOD}}, not "
+            f"{given!r}."
+        )
+    if "iterations" in given:
+        reference = given.get("as_long_as")
+        if reference is not None and reference not in methods:
+            raise ValueError(f"{source}: as_long_as={reference!r} is no method; there are {', '.join(methods)}.")
+        return Budget(iterations=_whole(source, "iterations", given["iterations"]), as_long_as=reference)
+    seconds = given["seconds"]
+    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds <= 0:
+        raise ValueError(f"{source}: seconds={seconds!r} must be a number above 0.")
+    return Budget(seconds=float(seconds))
+
+
+def _tuning(source: str, given: Any) -> dict[str, Any]:
+    tuning = _mapping(source, "tuning", given)
+    if not {"seed", "iterations"} <= set(tuning):
+        raise ValueError(f"{source}: tuning={given!r} needs a seed and a number of iterations.")
+    _seeds(source, [tuning["seed"]])
+    _whole(source, "tuning.iterations", tuning["iterations"])
+    return tuning
+
+
+def _teacher(source: str, given: Any, shared: Mapping, overrides: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recipe of the teacher; where the files lie and what runs on is the same as for the student."""
+    if given is None:
+        return None
+    if "teacher" in overrides:  # a trained one was named on the command line
+        return None
+    settings = {"recipe": given} if isinstance(given, str) else _mapping(source, "teacher_recipe", given)
+    if "recipe" not in settings:
+        raise ValueError(f"{source}: teacher_recipe={given!r} must name a recipe.")
+    recipe = load_recipe(settings.pop("recipe"))
+    of_both = {key: shared[key] for key in ("data_dir", "use_cpu") if key in shared}
+    return {**recipe, **of_both, **settings}
+
+
+def _mapping(source: str, name: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise ValueError(f"{source}: {name} must hold 'key: value' lines, not {given!r}.")
+    return dict(given)
+
+
+def folder_name(name: str) -> str:
+    """A method's name as a folder's: "feature only" is `feature-only`."""
+    return "".join(letter if letter.isalnum() or letter in "._+" else "-" for letter in name)
+
+
+def _whole(source: str, name: str, given: Any) -> int:
+    if type(given) is not int or given < 1:
+        raise ValueError(f"{source}: {name}={given!r} must be a whole number, 1 or more.")
+    return given
+
+
+def _numbers(value: Any) -> Any:
+    """Numbers such as 2e-6, which YAML 1.1 reads as text, at every depth."""
+    if isinstance(value, dict):
+        return {key: _numbers(one) for key, one in value.items()}
+    return [_numbers(one) for one in value] if isinstance(value, list) else as_number(value)

@@ -1,0 +1,226 @@
+"""Plans of `afdcd compare`: what they say, and which mistakes are found before anything is trained."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from afdcd_hf.compare.cells import calibration_cell, run_cell, tuning_cells
+from afdcd_hf.compare.comparison import check_plan
+from afdcd_hf.compare.plan import Budget, load_plan
+from afdcd_hf.recipes import list_comparisons, list_recipes, load_recipe
+
+PLAN = {
+    "recipe": "quickstart",
+    "teacher_recipe": "quickstart_teacher",
+    "methods": {
+        "alone": None,
+        "kd": {"loss": "kd", "tune": [{"kd.weight": 0.5}, {"kd.weight": 2.0}]},
+        "feature only": {"af_dcd.contrast_weight": 0.0},
+    },
+    "seeds": [0, 1],
+    "budgets": [{"iterations": 30}, {"seconds": 60}],
+    "tuning": {"seed": 100, "iterations": 10},
+}
+
+
+@pytest.fixture
+def plan_file(tmp_path):
+    def write(**changes):
+        path = tmp_path / "plan.yaml"
+        path.write_text(yaml.safe_dump({**PLAN, **changes}, sort_keys=False))
+        return path
+
+    return write
+
+
+def method(plan, name):
+    return next(one for one in plan.methods if one.name == name)
+
+
+def recipe_of(plan, name, chosen=None):
+    cell = run_cell(plan, method(plan, name), plan.budgets[0], 1, "TEACHER", chosen or {}, 30)
+    return cell, cell.settings
+
+
+# What a run gets
+
+
+def test_the_student_alone_gets_the_recipe_without_teacher_and_loss(plan_file):
+    cell, settings = recipe_of(load_plan(plan_file()), "alone")
+    assert cell.command == "train" and settings["max_steps"] == 30 and settings["seed"] == 1
+    assert not {key for key in settings if key in ("teacher", "loss") or "." in key}
+    assert settings["backbone_kwargs"] == load_recipe("quickstart")["backbone_kwargs"]
+
+
+def test_a_method_that_names_a_loss_leaves_out_the_options_of_the_recipes_loss(plan_file):
+    cell, settings = recipe_of(load_plan(plan_file()), "kd", {"kd.weight": 0.5})
+    assert cell.command == "distill" and settings["loss"] == "kd" and settings["teacher"] == "TEACHER"
+    assert {key for key in settings if "." in key} == {"kd.weight"}
+
+
+def test_a_method_without_a_loss_changes_only_what_it_names(plan_file):
+    _, settings = recipe_of(load_plan(plan_file()), "feature only")
+    recipe = load_recipe("quickstart")
+    options = {key: value for key, value in recipe.items() if "." in key}
+    assert settings["loss"] == "af_dcd" and settings["af_dcd.contrast_weight"] == 0.0
+    assert {key: settings[key] for key in options} == {**options, "af_dcd.contrast_weight": 0.0}
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(30, [7, 14, 21, 28]), (300, [61, 122, 183, 244]), (1, [])])
+def test_a_run_is_scored_on_its_way_and_never_twice_at_its_end(plan_file, steps, expected):
+    plan = load_plan(plan_file())
+    every = run_cell(plan, method(plan, "alone"), plan.budgets[0], 0, None, {}, steps).settings["eval_steps"]
+    assert list(range(every, steps, every)) == expected
+
+
+def test_tuning_tries_every_candidate_on_its_own_seed_and_number_of_iterations(plan_file):
+    plan = load_plan(plan_file(tuning={"seed": 100, "iterations": 10, "max_eval_samples": 5}))
+    cells = tuning_cells(plan, method(plan, "kd"), None)
+    assert [cell.settings["kd.weight"] for cell in cells] == [0.5, 2.0]
+    assert all(cell.settings["seed"] == 100 and cell.settings["max_steps"] == 10 for cell in cells)
+    assert all(cell.settings["max_eval_samples"] == 5 and "iterations" not in cell.settings for cell in cells)
+    assert tuning_cells(plan, method(plan, "alone"), None) == []
+
+
+def test_a_calibration_logs_the_time_of_every_step(plan_file):
+    plan = load_plan(plan_file(calibration_steps=9))
+    settings = calibration_cell(plan, method(plan, "kd"), None, {"kd.weight": 2.0}).settings
+    assert settings["max_steps"] == 9 and settings["logging_steps"] == 1 and settings["kd.weight"] == 2.0
+
+
+# Plans
+
+
+def test_a_plan_counts_its_runs_and_names_its_budgets(plan_file):
+    plan = load_plan(plan_file())
+    assert plan.runs == 3 * 2 * 2
+    assert [budget.name for budget in plan.budgets] == ["iterations-30", "seconds-60"]
+    assert Budget(seconds=0.5).title == "0.5 s of training each"
+    assert "12, after 2 to tune" in plan.described()
+    as_long = load_plan(plan_file(budgets={"iterations": 30, "as_long_as": "feature only"})).budgets[0]
+    assert as_long.name == "time-of-feature-only-30" and as_long.is_time
+
+
+def test_keys_of_the_command_line_replace_those_of_the_plan_and_the_recipe(plan_file):
+    plan = load_plan(plan_file(total_batch_size=4), {"total_batch_size": 2, "data_dir": "D"})
+    assert plan.shared["total_batch_size"] == 2 and plan.shared["data_dir"] == plan.teacher["data_dir"] == "D"
+
+
+def test_a_teacher_on_the_command_line_replaces_the_one_that_would_be_trained(plan_file):
+    plan = load_plan(plan_file(), {"teacher": "owner/teacher"})
+    assert plan.teacher is None and plan.shared["teacher"] == "owner/teacher"
+
+
+def test_numbers_like_2e_6_are_numbers_at_every_depth(plan_file):
+    path = plan_file()
+    path.write_text(path.read_text().replace("kd.weight: 0.5", "kd.weight: 2e-6"))
+    assert method(load_plan(path), "kd").candidates[0] == {"kd.weight": 2e-6}
+
+
+def test_a_plan_can_be_narrowed_to_some_methods_and_other_seeds(plan_file):
+    plan = load_plan(plan_file()).narrowed(["kd"], [7])
+    assert [one.name for one in plan.methods] == ["kd"] and plan.seeds == [7]
+    with pytest.raises(ValueError, match="no method 'cwd'; it has alone, kd, feature only"):
+        load_plan(plan_file()).narrowed(["cwd"])
+    with pytest.raises(ValueError, match="is the time of 'kd'; leave that method in"):
+        load_plan(plan_file(budgets={"iterations": 30, "as_long_as": "kd"})).narrowed(["alone"])
+
+
+@pytest.mark.parametrize("name", list_comparisons())
+def test_the_plans_of_the_package_hold_valid_recipes_for_every_method(name, tmp_path):
+    own = load_plan(name)
+    teacher = {} if own.teacher else {"teacher": str(_any_teacher(tmp_path))}
+    plan = load_plan(name, {"data_dir": "DATA", **teacher})
+    check_plan(plan, tmp_path / "out")
+    assert plan.methods[0].name == "alone" and len(plan.methods) >= 5 and len(plan.seeds) >= 3
+
+
+PAPER_PAIRS = [name for name in list_recipes() if load_recipe(name).get("backbone_kwargs", {}).get("stem_type")]
+
+
+@pytest.mark.parametrize("recipe", [*PAPER_PAIRS, "cityscapes_deeplabv3_mbv2"])
+def test_the_papers_plan_fits_each_of_its_pairs(recipe, tmp_path):
+    plan = load_plan("paper", {"recipe": recipe, "data_dir": "DATA", "teacher": str(_any_teacher(tmp_path))})
+    check_plan(plan, tmp_path / "out")
+    of_recipe = load_recipe(recipe)
+    settings = recipe_of(plan, "af_dcd")[1]
+    assert settings["dataset"] == of_recipe["dataset"]
+    assert settings["af_dcd.feature_weight"] == of_recipe["af_dcd.feature_weight"]
+
+
+def test_the_papers_plan_is_tested_with_all_of_its_eight_rows():
+    assert len(PAPER_PAIRS) == 7
+
+
+def _any_teacher(folder):
+    from tiny import segmenter
+
+    segmenter().save_pretrained(folder / "teacher")
+    return folder / "teacher"
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": {}}, "has no methods"),
+        ({"seeds": None, "budgets": None}, "no seeds and no budgets"),
+        ({"seeds": [0, 0]}, "names one twice"),
+        ({"seeds": ["a"]}, "list of whole numbers"),
+        ({"budgets": {"epochs": 3}}, r"\{iterations: N\}, \{seconds: S\} or \{iterations: N, as_long_as: METHOD\}"),
+        (
+            {"budgets": {"iterations": 3, "as_long_as": "kdd"}},
+            "as_long_as='kdd' is no method; there are alone, kd, feat",
+        ),
+        ({"budgets": {"iterations": 0}}, "iterations=0 must be a whole number, 1 or more"),
+        ({"budgets": {"seconds": -1}}, "above 0"),
+        ({"max_steps": 10}, "max_steps is set by the comparison"),
+        ({"methods": {"kd": {"loss": "kd", "seed": 3}}}, "'kd' must not set seed"),
+        ({"methods": {"alone": {"loss": "kd"}}}, "'alone' is the student without a teacher"),
+        ({"methods": {"kd": {"loss": "kd", "tune": {"kd.weight": 1}}}}, "must be a list of settings"),
+        ({"tuning": {"seed": 1}}, "needs a seed and a number of iterations"),
+        ({"teacher_recipe": {"seed": 1}}, "must name a recipe"),
+        ({"methods": "kd"}, "methods must hold 'key: value' lines"),
+        ({"evaluations": 1.5}, "evaluations=1.5 must be a whole number"),
+    ],
+)
+def test_a_plan_that_cannot_be_says_what_is_wrong(plan_file, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_plan(plan_file(**changes))
+
+
+def test_candidates_without_a_tuning_seed_are_refused(plan_file):
+    path = plan_file()
+    path.write_text(yaml.safe_dump({key: value for key, value in PLAN.items() if key != "tuning"}))
+    with pytest.raises(ValueError, match="methods have 'tune', but there is no 'tuning"):
+        load_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": {"x": {"loss": "kd", "kd.wait": 1}}}, "run of 'x': unknown option kd.wait"),
+        ({"methods": {"x": {"loss": "cdw"}}}, "run of 'x': unknown loss 'cdw'"),
+        ({"learning_rat": 1}, "run of 'alone': 'learning_rat' is no argument.*learning_rate"),
+        ({"methods": {"a b": {}, "a-b": {}}}, "'a b' and 'a-b' would lie in the same folder"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_found_before_the_first_training(plan_file, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_plan(load_plan(plan_file(**changes)), tmp_path / "out")
+
+
+def test_a_teacher_that_is_not_there_is_found_before_the_first_training(plan_file, tmp_path):
+    with pytest.raises(OSError, match="neither a folder nor a Hub id"):
+        check_plan(load_plan(plan_file(), {"teacher": str(tmp_path / "a" / "b" / "nothing")}), tmp_path / "out")
+    path = plan_file(recipe="camvid_cpu", teacher_recipe=None, teacher=None, methods={"kd": {"loss": "kd"}})
+    with pytest.raises(ValueError, match="neither 'teacher' nor 'teacher_recipe'"):
+        check_plan(load_plan(path), tmp_path / "out")
+
+
+def test_an_unknown_plan_lists_the_known_ones():
+    with pytest.raises(FileNotFoundError, match="No comparison 'scene'. Did you mean 'scenes'"):
+        load_plan("scene")

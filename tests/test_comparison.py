@@ -1,0 +1,335 @@
+"""Running a comparison: what is trained, kept, tried again, and written. Trainings are stand-ins but for one test."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from afdcd_hf.cli import main
+from afdcd_hf.compare import comparison
+from afdcd_hf.compare.child_process import ComparisonStopped, last_line, run_logged
+from afdcd_hf.compare.comparison import run_comparison
+from afdcd_hf.compare.lock import held_alone
+from afdcd_hf.compare.plan import load_plan
+from afdcd_hf.compare.results import read_result
+from afdcd_hf.hub.card_facts import CardFacts, TrainingFacts
+from afdcd_hf.hub.facts_file import write_facts
+
+PLAN = {
+    "recipe": "quickstart",
+    "teacher_recipe": "quickstart_teacher",
+    "methods": {"alone": None, "kd": {"loss": "kd", "tune": [{"kd.weight": 0.5}, {"kd.weight": 2.0}]}},
+    "seeds": [0, 1],
+    "budgets": [{"iterations": 40}, {"seconds": 6}],
+    "tuning": {"seed": 100, "iterations": 10},
+    "evaluations": 1,
+}
+
+
+class StandIns:
+    """Instead of trainings: writes what one leaves. A step takes 0.1 s alone and 0.2 s with a teacher."""
+
+    def __init__(self):
+        self.trained, self.resumed, self.fail, self.stop = [], [], None, None
+
+    def __call__(self, command, log, watch, keep_open):
+        recipe = yaml.safe_load(Path(command[command.index("--config") + 1]).read_text())
+        place = str(Path(recipe["output_dir"]).parent)
+        self.trained.append(place)
+        self.resumed += [place] * ("--resume_from_checkpoint" in command)
+        log.write_text("first line\nlast line\n")
+        watch("last line")
+        if self.stop and self.stop in place:
+            (Path(recipe["output_dir"]) / "checkpoint-5").mkdir(parents=True)
+            raise ComparisonStopped("stopped", 143)
+        if self.fail and self.fail in place:
+            return 1
+        self._leave(recipe, command[command.index("--config") - 1])
+        return 0
+
+    @staticmethod
+    def _leave(recipe, word):
+        run, steps = Path(recipe["output_dir"]), recipe["max_steps"]
+        run.mkdir(parents=True, exist_ok=True)
+        each = 0.2 if word == "distill" else 0.1
+        iou = 0.3 + 0.001 * recipe.get("seed", 42) + 0.1 * recipe.get("kd.weight", 0) + 0.0001 * steps
+        lines = [{"step": s, "images_per_second": 8 / each, "time_data": each} for s in range(1, steps + 1)]
+        (run / "trainer_state.json").write_text(
+            json.dumps({"log_history": [*lines, {"step": steps // 2, "eval_mean_iou": iou / 2}]})
+        )
+        (run / "results.json").write_text(json.dumps({"mean_iou": iou, "per_category_iou": {"sky": iou, "car": None}}))
+        facts = TrainingFacts(
+            seed=recipe.get("seed"), iterations=steps, seconds_in_steps=steps * each, images_per_second=8 / each,
+            peak_memory_mb=1000.0,
+        )  # fmt: skip
+        write_facts(run, CardFacts(model_name="m", architecture="a", training=facts))
+        (run / "checkpoint-7").mkdir(exist_ok=True)
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    stand_ins = StandIns()
+    monkeypatch.setattr(comparison, "run_logged", stand_ins)
+    return stand_ins
+
+
+@pytest.fixture
+def plan(tmp_path):
+    def load(**changes):
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**PLAN, **changes}, sort_keys=False))
+        return load_plan(tmp_path / "plan.yaml")
+
+    return load
+
+
+def kinds(trained):
+    return [next(part for part in Path(place).parts if part.split("-")[0] in WORDS) for place in trained]
+
+
+WORDS = ("teacher", "tuning", "calibration", "iterations", "seconds", "time")
+
+
+def test_everything_is_trained_once_and_in_order(plan, stand_ins, tmp_path):
+    outcome = run_comparison(plan(), tmp_path / "out")
+    assert kinds(stand_ins.trained) == (
+        ["teacher", "tuning", "tuning", "calibration", "calibration"]
+        + ["iterations-40", "iterations-40", "seconds-6", "seconds-6"] * 2
+    )
+    assert outcome.failed == {} and len(outcome.results) == 13
+
+
+def test_the_best_candidate_is_used(plan, stand_ins, tmp_path):
+    run_comparison(plan(), tmp_path / "out")
+    recipe = yaml.safe_load((tmp_path / "out/iterations-40/kd/seed-0/recipe.yaml").read_text())
+    assert recipe["kd.weight"] == 2.0 and recipe["teacher"] == str(tmp_path / "out/teacher/run")
+
+
+def test_a_budget_in_seconds_gives_each_method_the_iterations_that_fit(plan, stand_ins, tmp_path):
+    run_comparison(plan(), tmp_path / "out")
+    steps = {m: read_result(tmp_path / f"out/seconds-6/{m}/seed-1").iterations for m in ("alone", "kd")}
+    assert steps == {"alone": 60, "kd": 30}  # at 0.1 and 0.2 s a step
+
+
+def test_the_time_of_a_method_can_be_the_budget_of_all(plan, stand_ins, tmp_path):
+    run_comparison(plan(budgets={"iterations": 50, "as_long_as": "kd"}), tmp_path / "out")
+    steps = {m: read_result(tmp_path / f"out/time-of-kd-50/{m}/seed-1").iterations for m in ("alone", "kd")}
+    assert steps == {"alone": 100, "kd": 50}
+    assert kinds(stand_ins.trained).count("calibration") == 2
+
+
+def test_a_second_call_trains_nothing_and_writes_the_same_table(plan, stand_ins, tmp_path):
+    run_comparison(plan(), tmp_path / "out")
+    table, count = (tmp_path / "out/results.md").read_text(), len(stand_ins.trained)
+    run_comparison(plan(), tmp_path / "out")
+    assert len(stand_ins.trained) == count and (tmp_path / "out/results.md").read_text() == table
+
+
+def test_more_seeds_and_methods_only_add_trainings(plan, stand_ins, tmp_path):
+    run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out")
+    stand_ins.trained.clear()
+    methods = {**PLAN["methods"], "feature only": {"af_dcd.contrast_weight": 0.0}}
+    run_comparison(plan(budgets={"iterations": 40}, seeds=[0, 1, 2], methods=methods), tmp_path / "out")
+    assert sorted("/".join(Path(place).parts[-2:]) for place in stand_ins.trained) == [
+        "alone/seed-2", "feature-only/seed-0", "feature-only/seed-1", "feature-only/seed-2", "kd/seed-2",
+    ]  # fmt: skip
+
+
+def test_a_stopped_comparison_resumes_the_training_that_ran(plan, stand_ins, tmp_path):
+    stand_ins.stop = "iterations-40/kd/seed-0"
+    with pytest.raises(ComparisonStopped):
+        run_comparison(plan(), tmp_path / "out")
+    assert "1 of 8 runs are finished" in (tmp_path / "out/results.md").read_text()
+    stand_ins.stop = None
+    run_comparison(plan(), tmp_path / "out")
+    assert [place.endswith("iterations-40/kd/seed-0") for place in stand_ins.resumed] == [True]
+
+
+def test_what_a_stopped_training_left_under_other_settings_is_not_resumed(plan, stand_ins, tmp_path):
+    stand_ins.stop = "iterations-40/kd/seed-0"
+    with pytest.raises(ComparisonStopped):
+        run_comparison(plan(), tmp_path / "out")
+    stand_ins.stop = None
+    run_comparison(plan(budgets={"iterations": 40}, evaluations=3), tmp_path / "out2")  # nothing there to resume
+    assert stand_ins.resumed == []
+    (tmp_path / "out/iterations-40/kd/seed-0/recipe.yaml").write_text("loss: cwd\n")
+    run_comparison(plan(), tmp_path / "out")
+    assert stand_ins.resumed == []
+
+
+def test_checkpoints_of_finished_trainings_are_removed(plan, stand_ins, tmp_path):
+    run_comparison(plan(), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("checkpoint-*"))
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(plan, stand_ins, tmp_path):
+    stand_ins.fail = "iterations-40/alone/seed-0"
+    outcome = run_comparison(plan(), tmp_path / "out")
+    assert outcome.failed == {"iterations-40/alone/seed-0": "first line\nlast line"}
+    assert sum(result.kind == "run" for result in outcome.results) == 7
+    stand_ins.fail = None
+    stand_ins.trained.clear()
+    assert run_comparison(plan(), tmp_path / "out").failed == {} and len(stand_ins.trained) == 1
+
+
+def test_a_failed_candidate_stops_the_comparison_with_its_last_words(plan, stand_ins, tmp_path):
+    stand_ins.fail = "tuning/kd/2"
+    with pytest.raises(ValueError, match=r"(?s)tuning of 'kd' failed.*tuning/kd/2/log.txt.*last line"):
+        run_comparison(plan(), tmp_path / "out")
+
+
+def test_a_finished_training_with_other_settings_is_never_mixed_in(plan, stand_ins, tmp_path):
+    run_comparison(plan(), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"tuning/kd/1 .* other settings. It was learning_rate=0.004 and is 0.1"):
+        run_comparison(plan(learning_rate=0.1, teacher_recipe="quickstart_teacher"), tmp_path / "out")
+
+
+def test_seconds_of_another_machine_are_refused_and_iterations_are_not(plan, stand_ins, tmp_path, monkeypatch):
+    run_comparison(plan(), tmp_path / "out")
+    monkeypatch.setattr(comparison, "machine_name", lambda: "another")
+    run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out")
+    with pytest.raises(ValueError, match="seconds of two machines cannot be compared"):
+        run_comparison(plan(), tmp_path / "out")
+
+
+def test_a_torn_result_is_named(plan, stand_ins, tmp_path):
+    run_comparison(plan(), tmp_path / "out")
+    (tmp_path / "out/iterations-40/kd/seed-1/cell.json").write_text("{")
+    with pytest.raises(ValueError, match="seed-1/cell.json cannot be read"):
+        run_comparison(plan(), tmp_path / "out")
+
+
+# What is written
+
+
+def test_the_csv_has_a_row_for_each_training(plan, stand_ins, tmp_path):
+    run_comparison(plan(), tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out/results.csv").open()))
+    kd = next(row for row in rows if (row["budget"], row["method"], row["seed"]) == ("seconds-6", "kd", "1"))
+    assert kd["iterations"] == "30" and float(kd["seconds"]) == pytest.approx(6) and kd["iou_car"] == ""
+    assert float(kd["mean_iou"]) == float(kd["iou_sky"]) == pytest.approx(0.3 + 0.001 + 0.2 + 0.003)
+    assert json.loads(kd["settings"])["kd.weight"] == 2.0 and len(rows) == 13
+
+
+def test_the_table_gives_mean_deviation_and_the_gain_seed_by_seed(plan, stand_ins, tmp_path):
+    run_comparison(plan(), tmp_path / "out")
+    text = (tmp_path / "out/results.md").read_text()
+    # alone: 0.304 and 0.305; kd 0.2 more with each seed
+    assert "| alone | 30.45 ± 0.07 |  | 2 | 40 | 4.0 | 100 | 80.0 | 1000 |" in text
+    assert "| kd | 50.45 ± 0.07 | +20.00 ± 0.00 | 2 | 40 | 8.0 | 200 | 40.0 | 1000 |" in text
+    assert "| kd | `kd.weight: 2.0` | 60.10 | chosen |" in text and "with seed 100, for 10 iterations" in text
+    assert "8 of 8 runs are finished" in text
+
+
+def test_each_budget_gets_two_charts(plan, stand_ins, tmp_path):
+    run_comparison(plan(), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
+        "mean_iou_iterations-40.png", "mean_iou_seconds-6.png", "over_time_iterations-40.png",
+        "over_time_seconds-6.png",
+    ]  # fmt: skip
+
+
+def test_the_curve_has_the_time_at_each_evaluation(plan, stand_ins, tmp_path):
+    run_comparison(plan(), tmp_path / "out")
+    curve = read_result(tmp_path / "out/iterations-40/kd/seed-0").curve
+    assert [seconds for seconds, _ in curve] == pytest.approx([4.0, 8.0])
+    assert curve[0][1] == pytest.approx(curve[1][1] / 2)
+
+
+def test_the_time_left_is_estimated_from_what_is_finished(plan, stand_ins, tmp_path, monkeypatch):
+    clock = iter(range(0, 60 * 1000, 60))
+    monkeypatch.setattr(comparison.time, "perf_counter", lambda: float(next(clock)))  # each training takes a minute
+    lines = []
+    run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out", lines.append)
+    started = [line for line in lines if "..." in line]
+    assert started[-1] == "[6/6] iterations-40 kd seed 1 ...; about 1 min left\n"
+    assert started[-3] == "[4/6] iterations-40 kd seed 0 ...; about 3 min left\n"
+    assert "[1/6] tuning kd 1 ...\n" in started
+
+
+# The processes
+
+
+def test_a_folder_is_held_by_one_comparison_and_by_what_it_started(tmp_path):
+    with held_alone(tmp_path) as lock:
+        with pytest.raises(FileExistsError, match="still at work"), held_alone(tmp_path):
+            pass
+        left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
+    with pytest.raises(FileExistsError, match="left behind"), held_alone(tmp_path):
+        pass
+    left.communicate()
+    with held_alone(tmp_path):
+        pass
+
+
+def test_output_goes_to_the_log_and_its_last_line_is_watched(tmp_path):
+    seen = []
+    code = "import time; print('one\\r 50%\\r 100%', flush=True); time.sleep(0.6)"
+    assert run_logged([sys.executable, "-c", code], tmp_path / "log", seen.append) == 0
+    assert "100%" in seen and last_line(tmp_path / "log") == "100%"
+    assert run_logged([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log") == 3
+    assert last_line(tmp_path / "log") == "100%"  # kept: the log is added to
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+from afdcd_hf.compare.child_process import run_logged
+code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), exit(143)));"
+code += "print('ready', flush=True); time.sleep(60)"
+try:
+    run_logged([sys.executable, "-c", code], Path(sys.argv[1]))
+except KeyboardInterrupt as stop:
+    sys.exit(stop.exit_status)
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_handed_on_so_that_the_training_can_save(tmp_path, number, status):
+    log = tmp_path / "log"
+    parent = subprocess.Popen([sys.executable, "-c", STOPPED, str(log)])
+    for _ in range(200):
+        if log.exists() and "ready" in log.read_text():
+            break
+        time.sleep(0.1)
+    parent.send_signal(number)
+    assert parent.wait(30) == status
+    assert log.read_text().split() == ["ready", "saved"]
+
+
+# For real
+
+
+def test_a_comparison_of_real_trainings_fills_the_table(tmp_path, monkeypatch, capsys):
+    """In this process, which spares a start of Python for each training."""
+
+    def train_here(command, log, watch, keep_open):
+        with log.open("w") as file, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", file)
+            return main(command[command.index("afdcd_hf.cli") + 1 :])
+
+    monkeypatch.setattr(comparison, "run_logged", train_here)
+    tiny = {
+        "recipe": "quickstart", "max_train_samples": 4, "max_eval_samples": 2, "total_batch_size": 2,
+        "warmup_steps": 0, "preflight": False, "crop_size": [48, 64],
+        "methods": {"alone": None, "kd+cwd": {"loss": "kd+cwd"}}, "seeds": [0], "budgets": {"iterations": 4},
+        "evaluations": 1,
+        "teacher_recipe": {"recipe": "quickstart_teacher", "max_steps": 1, "max_train_samples": 4, "warmup_steps": 0,
+                           "max_eval_samples": 2, "total_batch_size": 2, "preflight": False, "crop_size": [48, 64]},
+    }  # fmt: skip
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    options = ["compare", "--config", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "out")]
+    assert main([*options, "--seeds", "3", "--learning_rate", "0.001"]) == 0
+    printed = capsys.readouterr().out
+    assert "| kd+cwd | " in printed and "2 of 2 runs are finished" in printed
+    result = read_result(tmp_path / "out/iterations-4/kd+cwd/seed-3")
+    assert result.iterations == 4 and result.seconds > 0 and len(result.curve) == 2 and result.seed == 3
+    assert 0 < result.curve[0][0] < result.curve[1][0] == pytest.approx(result.seconds)
+    assert json.loads(result.fingerprint)["learning_rate"] == 0.001
