@@ -7,12 +7,12 @@ percent come out. A fact that is None reads "not measured" or "not stated" in th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..citations import AF_DCD
-from .card_facts import CardFacts, is_missing
+from .card_facts import CardFacts, LatencyRow, is_missing
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -47,6 +47,9 @@ def render_card(facts: CardFacts) -> str:
         or_unstated=_or_unstated,
         figure=_figure,
         shares=_shares,
+        energy=_energy,
+        milliseconds=_milliseconds,
+        provenance=_provenance,
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     others = [text.strip() for text in facts.citations if text.strip() != AF_DCD]
@@ -60,8 +63,8 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     custom = {"base_model_relation": "finetune"} if facts.base_model else {}
-    if facts.teacher:
-        custom["teacher"] = facts.teacher
+    named = {"teacher": facts.teacher, "license_name": facts.license_name, "license_link": facts.license_link}
+    custom |= {key: value for key, value in named.items() if value}
     if facts.measured is not None:
         custom |= {"model_name": facts.model_name, "metrics": ["mean_iou"], "eval_results": [_eval_result(facts)]}
     return ModelCardData(
@@ -69,6 +72,7 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="image-segmentation",
         base_model=facts.base_model,
+        datasets=[facts.dataset.name] if facts.dataset and facts.dataset.is_public else None,
         tags=list(dict.fromkeys([*TAGS, *facts.tags])),
         **custom,
     )
@@ -94,8 +98,8 @@ def write_card(folder: str | Path, facts: CardFacts) -> Path:
     folder = Path(folder)
     _check_files(folder, facts)
     path, beside = folder / "README.md", folder / "README.generated.md"
-    if _is_handwritten(path):
-        if _is_handwritten(beside):
+    if is_handwritten(path):
+        if is_handwritten(beside):
             raise FileExistsError(f"{path} and {beside} were both written by hand; move one of them away.")
         logger.warning("%s was not generated and stays as it is; the new card is in %s.", path, beside)
         path = beside
@@ -126,7 +130,8 @@ def _check_files(folder: Path, facts: CardFacts) -> None:
         raise FileNotFoundError(f"The card shows {missing}, which {folder} lacks; write them before the card.")
 
 
-def _is_handwritten(path: Path) -> bool:
+def is_handwritten(path: Path) -> bool:
+    """Whether there is a card without our marker line."""
     return path.exists() and MARKER not in path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
@@ -164,6 +169,24 @@ def _shares(seconds: Mapping[str, float]) -> str:
     total = sum(seconds.values())
     parts = ", ".join(f"{part} {100 * value / total:.0f} %" for part, value in seconds.items())
     return f"{_figure(1000 * total)} ms: {parts}"
+
+
+def _energy(joules: float | None) -> str:
+    return "not measured" if joules is None else f"{_figure(joules / 3.6e6)} kWh"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "not measured" if seconds is None else _figure(1000 * seconds)
+
+
+def _provenance(rows: Sequence[LatencyRow]) -> str:
+    """Days, versions and load of measurements: "on 2026-01-02 (torch 2.15; load average up to 0.9)"."""
+    stamps: dict[tuple, list[float]] = {}
+    for row in rows:
+        loads = stamps.setdefault((row.date or "a day not stated", row.versions or "versions not stated"), [])
+        loads += [] if row.load_average is None else [row.load_average]
+    load = {stamp: f"; load average up to {max(loads):.1f}" if loads else "" for stamp, loads in stamps.items()}
+    return "; ".join(f"on {date} ({versions}{load[date, versions]})" for date, versions in stamps)
 
 
 def _cell(value: Any) -> str:

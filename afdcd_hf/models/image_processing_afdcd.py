@@ -9,6 +9,14 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
+# The released networks' input: BGR 0..255, mean subtracted, not divided (mean and std in BGR order).
+RELEASED_INPUT = {
+    "do_flip_channels": True,
+    "do_rescale": False,
+    "image_mean": [104.00698793, 116.66876762, 122.67891434],
+    "image_std": [1.0, 1.0, 1.0],
+}
+
 
 class AfDcdImageProcessorKwargs(ImagesKwargs, total=False):
     """
@@ -28,8 +36,7 @@ class AfDcdImageProcessor(SegformerImageProcessor):
 
     The defaults are those of timm's and torchvision's ImageNet weights: RGB, divided by 255, ImageNet mean and
     standard deviation, no resizing. The released networks take BGR with the mean subtracted and no division: that is
-    `do_flip_channels=True, do_rescale=False, image_mean=[104.00698793, 116.66876762, 122.67891434],
-    image_std=[1, 1, 1]` (mean and std in the order after the flip).
+    `AfDcdImageProcessor(**RELEASED_INPUT)`.
 
     Pictures keep their size by default, since the networks take any; pictures of different sizes can therefore only be
     returned as a list (`return_tensors=None`), or resized (`do_resize=True, size={"height": ..., "width": ...}`).

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..models.image_processing_afdcd import AfDcdImageProcessor
+from ..models.image_processing_afdcd import RELEASED_INPUT, AfDcdImageProcessor
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
-
-# The released networks' input: BGR 0..255, mean subtracted, not divided (mean and std in BGR order).
-RELEASED_INPUT = {
-    "do_flip_channels": True,
-    "do_rescale": False,
-    "image_mean": [104.00698793, 116.66876762, 122.67891434],
-    "image_std": [1.0, 1.0, 1.0],
-}
 
 _SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_flip_channels")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm
 from torch import nn
 from transformers import AutoImageProcessor, set_seed
 
@@ -15,15 +16,17 @@ from ..data.loading import load_split
 from ..data.samples import TrainingSamples
 from ..data.transforms import RandomScaleCropFlip
 from ..hub.card_facts import CardFacts
+from ..hub.folder_facts import public_name
 from ..models.loading import load_model
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 from ..recipes import load_recipe
 from .arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, DataArguments, ModelArguments, parse_arguments, training_part
 from .disk_space import check_writable
 from .distillation_trainer import DistillationTrainer
+from .energy import EnergyMeter, energy_of_all
 from .preflight import preflight
 from .preprocessing import check_same_input, new_processor
-from .report import write_report
+from .report import Origin, write_report
 from .resuming import checkpoint_to_resume
 from .trainer import SegmentationTrainer
 from .training_args import SegmentationTrainingArguments
@@ -55,7 +58,7 @@ def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finishe
     set_seed(args.seed)
     model, processor = build_model(model_args, data.classes())
     trainer = SegmentationTrainer(model, args, processing_class=processor, **_datasets(data, args, processor))
-    return _run(trainer, data, recipe_name=config)
+    return _run(trainer, data, origin_of(model_args), recipe_name=config)
 
 
 def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> FinishedRun:
@@ -82,7 +85,7 @@ def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finis
     trainer = DistillationTrainer(
         student, teacher, args, processing_class=processor, **_datasets(data, args, processor)
     )
-    return _run(trainer, data, recipe_name=config, teacher_name=teacher_args.teacher)
+    return _run(trainer, data, origin_of(model_args), recipe_name=config, teacher_name=teacher_args.teacher)
 
 
 def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor=None) -> tuple[nn.Module, Any]:
@@ -109,6 +112,19 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor=
         label2id={name: index for index, name in enumerate(classes)},
     )
     return model, new_processor(model, args.preprocessing, teacher_processor)
+
+
+def origin_of(args: ModelArguments) -> Origin:
+    """The weights that `build_model` starts from, as the card may say them: local paths stay private."""
+    if args.model is not None:
+        local = Path(args.model).exists()
+        return Origin(None, f"the saved network {public_name(args.model)}") if local else Origin(args.model)
+    weights = args.pretrained_backbone.lower()
+    if weights == "false":
+        return Origin(None, "random weights")
+    if weights == "true":
+        return Origin(timm.get_pretrained_cfg(args.backbone).hf_hub_id)
+    return Origin(None, f"ImageNet weights of {args.backbone} from the file {public_name(args.pretrained_backbone)}")
 
 
 def _datasets(data: DataArguments, args: SegmentationTrainingArguments, processor) -> dict[str, Any]:
@@ -149,15 +165,31 @@ def _processor_of(teacher: str):
 
 
 def _run(
-    trainer: SegmentationTrainer, data: DataArguments, recipe_name: str | Path | None, teacher_name: str | None = None
+    trainer: SegmentationTrainer,
+    data: DataArguments,
+    origin: Origin,
+    recipe_name: str | Path | None,
+    teacher_name: str | None = None,
 ) -> FinishedRun:
     if trainer.args.preflight:
         preflight(trainer, data.classes())
+    meter = EnergyMeter(trainer.args.device, with_processors=trainer.accelerator.is_local_main_process).start()
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     seconds = time.perf_counter() - start
-    trainer.save_model()
+    energy = energy_of_all(meter.stop(), trainer.accelerator)
+    trainer.save_model(_internal_call=True)  # or it would be pushed before its report is there
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()
-    card = write_report(trainer, data, recipe_name=recipe_name, teacher_name=teacher_name, seconds=seconds)
+    card = write_report(
+        trainer,
+        data,
+        recipe_name=recipe_name,
+        teacher_name=teacher_name,
+        origin=origin,
+        seconds=seconds,
+        energy=energy,
+    )
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
     return FinishedRun(Path(trainer.args.output_dir), card)

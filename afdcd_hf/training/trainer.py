@@ -18,6 +18,7 @@ from .callbacks import EpochCallback, report_first_terms
 from .checkpoints import Checkpoints
 from .ema import WeightAveraging
 from .guards import Guards
+from .hub_push import HubPush
 from .precision import (
     enable_gradient_checkpointing,
     evaluation_settings,
@@ -37,7 +38,7 @@ from .timing import Timing
 from .training_args import SegmentationTrainingArguments
 
 
-class SegmentationTrainer(Timing, Guards, ShardedStudent, WeightAveraging, Checkpoints, Trainer):
+class SegmentationTrainer(Timing, Guards, ShardedStudent, WeightAveraging, HubPush, Checkpoints, Trainer):
     """`transformers.Trainer` for segmenters: loss terms in the log, evaluation in constant memory.
 
     Args:
@@ -57,6 +58,8 @@ class SegmentationTrainer(Timing, Guards, ShardedStudent, WeightAveraging, Check
         model = synchronise_batch_norm(model, args)
         choose_unused_parameter_search(args, getattr(model, "student", model))
         kwargs.setdefault("data_collator", collate_samples)
+        if args.channels_last:
+            getattr(model, "student", model).to(memory_format=torch.channels_last)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         # Our loss is a mean over pixels; the Trainer has to divide it by the number of accumulation steps.
         self.model_accepts_loss_kwargs = False
@@ -69,6 +72,8 @@ class SegmentationTrainer(Timing, Guards, ShardedStudent, WeightAveraging, Check
         self._term_count = 0.0  # in optimizer steps
         self._terms_reported = False
         warn_of_missing_half_precision(args)
+        if args.channels_last and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("channels_last has no effect on weights that FSDP or DeepSpeed divide: leave it out.")
         self._start_average()
         self._keep_whole_student()
         enable_gradient_checkpointing(self.student, args)
@@ -92,6 +97,12 @@ class SegmentationTrainer(Timing, Guards, ShardedStudent, WeightAveraging, Check
         """As in transformers; the log starts afresh, without the terms that an earlier training left unlogged."""
         self._term_sums, self._term_count = {}, 0
         return super().train(*args, **kwargs)
+
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        if self.args.channels_last:
+            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
+        return inputs
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs=False, num_items_in_batch=None):
         """Task loss of one batch; its terms go to the log."""

@@ -1,0 +1,146 @@
+"""The facts of a card as far as a model's folder, or the network itself, can tell them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..cost import count_macs_at, count_parameters
+from ..data.benchmarks import BENCHMARKS
+from ..evaluation.results import evaluate_command
+from .card_facts import HUB_ID, CardFacts, CostRow, DatasetFacts, MeasuredResults, Picture
+from .facts_file import FACTS_NAME, read_facts
+
+RESULTS_NAME = "results.json"
+COST_SIZES = ((512, 512), (512, 1024), (1024, 2048))
+CURVES_NAME = "training_curves.png"
+_PICTURES = {
+    CURVES_NAME: "Loss terms and mean IoU during training.",
+    "results_confusion.png": "Where pixels of each class went in the evaluation.",
+}
+HEADS = {"deeplabv3": "DeepLabV3", "pspnet": "PSPNet", "fcn": "FCN"}
+
+
+def folder_facts(folder: str | Path) -> CardFacts:
+    """What is known of a saved network: `card_facts.json`, else what configuration, weights and `results.json` tell.
+
+    Args:
+        folder: A folder for `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: If it is no such folder.
+        ValueError: If a file in it cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no folder of a saved network: it has no config.json.")
+    if (folder / FACTS_NAME).is_file():
+        return read_facts(folder)
+    from ..models.loading import load_model
+
+    known = network_facts(load_model(str(folder)))
+    facts = CardFacts(model_name=folder.resolve().name, pictures=known_pictures(folder), **known)
+    return with_results(facts, folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else facts
+
+
+def known_pictures(folder: Path) -> list[Picture]:
+    """The pictures that a training leaves in its folder, as far as they are there."""
+    return [Picture(name, caption) for name, caption in _PICTURES.items() if (folder / name).is_file()]
+
+
+def network_facts(model: nn.Module) -> dict[str, Any]:
+    """Architecture, parameters and MACs, as arguments of `CardFacts`."""
+    return {
+        "architecture": describe(model.config),
+        "num_parameters": count_parameters(model),
+        "costs": count_costs(model),
+    }
+
+
+def count_costs(model: nn.Module, sizes=COST_SIZES) -> list[CostRow]:
+    """MACs of one image at several sizes."""
+    return [CostRow(*size, macs) for size, macs in zip(sizes, count_macs_at(model, sizes), strict=True)]
+
+
+def with_results(facts: CardFacts, path: str | Path) -> CardFacts:
+    """The facts with the scores of a `results.json`, which replace older ones.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is none of `afdcd evaluate`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; `afdcd evaluate --output` writes such a file.")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        measured, protocol = measured_results(results, facts.repo_id or facts.model_name), results["protocol"]
+        num_images = results["num_images"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no results.json of `afdcd evaluate`: {error!r}") from error
+    dataset = dataset_facts(protocol["dataset"], split=protocol["split"], num_images=num_images)
+    before = facts.dataset
+    if before is not None and (before.name, before.split) == (dataset.name, dataset.split):
+        dataset = before
+    return replace(facts, measured=measured, dataset=dataset)
+
+
+def measured_results(results: Mapping[str, Any], model_name: str) -> MeasuredResults:
+    """The card's view of a `results.json`, with the network's public name where that may hold a path.
+
+    Args:
+        results: As read from the file.
+        model_name: Name of the network, or its id on the Hub.
+    """
+    protocol = {name: value for name, value in results["protocol"].items() if name != "versions"}
+    environment = {name: protocol.pop(name, None) for name in ("date", "machine")}
+    protocol |= {"model": model_name, "dataset": public_name(protocol["dataset"])}
+    if protocol.get("list_file"):
+        protocol["list_file"] = Path(protocol["list_file"]).name
+    names = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "num_images")
+    scores = {name: results[name] for name in names}
+    return MeasuredResults(**scores, protocol=protocol, command=_command(protocol), **environment)
+
+
+def with_repo_id(facts: CardFacts, repo_id: str) -> CardFacts:
+    """The facts under the repository's name, in the title and the commands, too."""
+    facts = replace(facts, repo_id=repo_id, model_name=repo_id.split("/")[-1])
+    if facts.measured is None or "model" not in facts.measured.protocol:
+        return facts
+    protocol = {**facts.measured.protocol, "model": repo_id}
+    return replace(facts, measured=replace(facts.measured, protocol=protocol, command=_command(protocol)))
+
+
+def dataset_facts(name: str, **known: Any) -> DatasetFacts:
+    """What the table of benchmarks says of a data set, and what else is `known`; of a folder, its name alone."""
+    benchmark = BENCHMARKS.get(name)
+    is_public = benchmark is not None or not Path(name).exists()
+    licence = benchmark.licence if benchmark else None
+    return DatasetFacts(name=public_name(name), license=licence, is_public=is_public, **known)
+
+
+def public_name(name_or_path: str | Path) -> str:
+    """A Hub id or a benchmark's name as it is, of a folder or file its last part: paths are nobody's business."""
+    text = str(name_or_path)
+    if Path(text).exists() or not (HUB_ID.fullmatch(text) or "/" not in text):
+        return Path(text).resolve().name
+    return text
+
+
+def describe(config: Any) -> str:
+    """The network in words."""
+    if config.model_type != "afdcd":
+        return type(config).__name__.removesuffix("Config")
+    options = ", ".join(f"{name} {value}" for name, value in config.backbone_kwargs.items())
+    backbone = f"{config.backbone} ({options})" if options else config.backbone
+    return f"{HEADS[config.head]} on {backbone}, output stride {config.output_stride}"
+
+
+def _command(protocol: Mapping[str, Any]) -> str | None:
+    needed = ("model", "dataset", "split", "scales", "flip", "precision", "absent_classes")
+    return evaluate_command(protocol) if all(name in protocol for name in needed) else None

@@ -1,0 +1,197 @@
+"""`afdcd verify`: evaluates a published network again, under its card's protocol, and compares."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..data.benchmarks import BENCHMARKS
+from ..data.fingerprint import fingerprint
+from ..data.loading import load_split
+from ..evaluation.command import check_classes
+from ..evaluation.segmenter import evaluate_segmenter
+from ..inference.segment import InferenceSettings
+from ..models.loading import load_model
+from .card_facts import HUB_ID, is_missing
+from .claim import Claim, read_claim
+from .hub_errors import plain_hub_errors
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 0.0005
+_FILES = ("README.md", "*.json", "*.safetensors", "*.py")
+_DATA_OPTIONS = ("max_samples", "image_column", "label_column", "label_map", "labels_as")
+_OF_NO_ACCOUNT = ("model", "dataset", "split", "list_file", "date", "machine", "versions", "boundary_ratio")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A claimed score beside the one that came out.
+
+    Attributes:
+        claim: What the card says.
+        mean_iou: What was measured now, a fraction 0-1.
+        tolerance: Largest difference that counts as the same, a fraction.
+        remarks: What else differs: data, protocol, files that contradict each other.
+        classes: Classes whose IoU differs by more than the tolerance: name to (claimed, measured).
+    """
+
+    claim: Claim
+    mean_iou: float
+    tolerance: float
+    remarks: tuple[str, ...]
+    classes: Mapping[str, tuple[float, float]]
+
+    @property
+    def difference(self) -> float:
+        """Measured minus claimed."""
+        return self.mean_iou - self.claim.mean_iou
+
+    @property
+    def holds(self) -> bool:
+        """Whether the claim is confirmed. It is not where the folder contradicts itself, or no score came out."""
+        return abs(self.difference) <= self.tolerance and not self.claim.doubts
+
+
+def verify(
+    model: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    tolerance: float = TOLERANCE,
+    dataset: str | None = None,
+    list_file: str | Path | None = None,
+    revision: str | None = None,
+    device: str | None = None,
+    num_workers: int = 0,
+) -> Verification:
+    """Evaluate a network as its card says, and hold the result against the card's number.
+
+    Args:
+        model: Folder, or id on the Hub, whose files are downloaded.
+        data_dir: Folder of the benchmark's files.
+        tolerance: Largest difference of mean IoU that counts as the same, a fraction: devices and libraries round
+            differently.
+        dataset: Where the data set lies, if the card names a folder of its author's.
+        list_file: The list of images, if the card names one.
+        revision: Branch, tag or commit on the Hub.
+        device: Such as "cuda"; by default a GPU where there is one.
+        num_workers: Processes that decode images.
+
+    Raises:
+        ValueError: If nothing measured is claimed, the tolerance is out of range, or the protocol cannot be repeated.
+        FileNotFoundError: If the folder or files of the data are missing.
+    """
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"A tolerance is a fraction from 0 to 1, got {tolerance}; 0.0005 is 0.05 % mIoU.")
+    folder = _local_folder(model, revision)
+    claim = read_claim(folder)
+    choice = _choice(claim.protocol, data_dir, dataset, list_file)
+    images = load_split(**choice)
+    network, processor = _network(folder, device)
+    if choice["name"] in BENCHMARKS:
+        check_classes(network, BENCHMARKS[choice["name"]])
+    scores = evaluate_segmenter(
+        network,
+        images,
+        processor=processor,
+        num_workers=num_workers,
+        absent_as_zero=claim.protocol.get("absent_classes") == "count as 0",
+        settings=_settings(claim.protocol),
+    )
+    remarks = (*claim.doubts, *_data_remarks(claim, choice, images), *_protocol_remarks(claim, scores["protocol"]))
+    classes = _differing(claim.per_category_iou, scores["per_category_iou"], tolerance)
+    return Verification(claim, scores["mean_iou"], tolerance, remarks, classes)
+
+
+def format_verification(done: Verification) -> str:
+    """The outcome in a few lines of plain text."""
+    claim, points = done.claim, 100 * done.difference
+    lines = [
+        f"claimed   {100 * claim.mean_iou:.2f} % mIoU on {claim.protocol['dataset']} {claim.protocol['split']} "
+        f"({claim.source})",
+        f"measured  {100 * done.mean_iou:.2f} % ({points:+.3f}; tolerance {100 * done.tolerance:g})",
+    ]
+    lines += [f"note: {remark}" for remark in done.remarks]
+    if not done.holds:
+        lines += [f"  {name:<24}{100 * was:>8.2f} -> {100 * now:.2f}" for name, (was, now) in done.classes.items()]
+    return "\n".join([*lines, "The claim holds." if done.holds else "The claim does NOT hold."])
+
+
+def _local_folder(model: str | Path, revision: str | None) -> Path:
+    if Path(model).is_dir():
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} is for repositories on the Hub; {model} is a folder.")
+        return Path(model)
+    if not HUB_ID.fullmatch(str(model)):
+        raise FileNotFoundError(f"{model} is no folder, and no id on the Hub such as afdcd/deeplabv3-r18-voc either.")
+    from huggingface_hub import constants, snapshot_download
+
+    with plain_hub_errors(str(model), constants.ENDPOINT):
+        return Path(snapshot_download(str(model), revision=revision, allow_patterns=list(_FILES)))
+
+
+def _choice(protocol: Mapping[str, Any], data_dir, dataset, list_file) -> dict[str, Any]:
+    """What `load_split` takes."""
+    name = dataset or protocol.get("dataset")
+    if not name or not protocol.get("split"):
+        raise ValueError("The card does not say on which data set and split its number was measured.")
+    if protocol.get("list_file") and list_file is None:
+        raise ValueError(
+            f"The number was measured on the images of a list named {protocol['list_file']!r}; pass yours as list_file "
+            "(--list-file)."
+        )
+    given = {option: protocol.get(option) for option in _DATA_OPTIONS}
+    given |= {"data_dir": data_dir, "list_file": list_file}
+    return {"name": name, "split": protocol["split"]} | {
+        key: value for key, value in given.items() if value is not None
+    }
+
+
+def _settings(protocol: Mapping[str, Any]) -> InferenceSettings:
+    names = ("scales", "flip", "window", "stride", "precision")
+    return InferenceSettings(**{name: protocol[name] for name in names if protocol.get(name) is not None})
+
+
+def _network(folder: Path, device: str | None) -> tuple[nn.Module, Any]:
+    import torch
+    from transformers import AutoImageProcessor
+
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_model(str(folder)).to(chosen), AutoImageProcessor.from_pretrained(folder)
+
+
+def _data_remarks(claim: Claim, choice: Mapping[str, Any], images) -> list[str]:
+    if claim.fingerprint is None:
+        return ["the card has no fingerprint of its images, so that they may be others than these"]
+    mine = fingerprint(images, of_pixels=choice["name"] == "scenes")
+    if mine == claim.fingerprint:
+        return []
+    return [f"these are not the images and labels of the card (fingerprint {mine}, there {claim.fingerprint})"]
+
+
+def _protocol_remarks(claim: Claim, protocol: Mapping[str, Any]) -> list[str]:
+    """What the card says of the protocol and the evaluation just done does otherwise: processor, network, settings."""
+    unlike = {
+        name: (claimed, protocol[name])
+        for name, claimed in claim.protocol.items()
+        if name in protocol and name not in _OF_NO_ACCOUNT and not _same(claimed, protocol[name])
+    }
+    return [f"the card says {name} {claimed}, here it is {now}" for name, (claimed, now) in unlike.items()]
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return list(first) == list(second)
+    return first == second
+
+
+def _differing(claimed: Mapping[str, float | None], measured: Mapping[str, float], tolerance: float) -> dict:
+    pairs = {name: (claimed[name], measured[name]) for name in claimed if name in measured}
+    known = {name: pair for name, pair in pairs.items() if not any(is_missing(score) for score in pair)}
+    unlike = {name: (was, now) for name, (was, now) in known.items() if abs(now - was) > tolerance}
+    return dict(sorted(unlike.items(), key=lambda item: -abs(item[1][1] - item[1][0])))

@@ -1,0 +1,98 @@
+"""The cards of the published checkpoints, rendered from their table: `model_cards/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..data.benchmarks import get_benchmark
+from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
+from ..whole_files import written_whole
+from .card_facts import CardFacts, MeasuredResults, ReportedResults, TrainingFacts
+from .folder_facts import dataset_facts, describe, network_facts
+from .model_card import is_handwritten, render_card
+from .released_networks import get_released_network
+from .zoo import CHECKPOINTS, CheckpointRow, get_checkpoint
+
+_TITLES = {
+    "ade20k": "ADE20K",
+    "camvid": "CamVid",
+    "cityscapes": "Cityscapes",
+    "coco_stuff_182": "COCO-Stuff 164k (182 classes)",
+    "voc": "Pascal VOC 2012",
+}
+
+
+def zoo_facts(row: CheckpointRow) -> CardFacts:
+    """The facts of a published checkpoint, as far as the table and its network's layout tell; nothing is downloaded."""
+    benchmark = get_benchmark(row.dataset)
+    config = get_released_network(row.network).config(benchmark.classes)
+    with torch.device("meta"):  # shapes alone
+        model = AfDcdForSemanticSegmentation(config)
+    dataset = dataset_facts(
+        row.dataset,
+        pretty_name=_TITLES.get(row.dataset),
+        split=row.split,
+        num_images=benchmark.split_sizes[row.split],
+    )
+    return CardFacts(
+        model_name=row.repo_id.split("/")[-1],
+        repo_id=row.repo_id,
+        **network_facts(model),
+        dataset=dataset,
+        measured=None if row.measured is None else MeasuredResults(row.measured),
+        reported=ReportedResults(row.reported, row.reported_in),
+        training=TrainingFacts(recipe=_recipe(row)),
+        teacher=row.teacher,
+        teacher_architecture=_teacher_architecture(row),
+        notes=zoo_notes(row),
+    )
+
+
+def zoo_notes(row: CheckpointRow) -> list[str]:
+    """What a reader of the card has to know besides the numbers."""
+    notes = [
+        "The weights are those that the authors of the paper released, converted by `afdcd convert` and not trained "
+        f"anew. Source: {row.source_project}, {row.source_file}.",
+        f"Terms of the weights: {row.weights_licence}.",
+    ]
+    if row.measured is None:
+        notes.append(
+            "This project has not held that file so far, and nothing is published under this name. Whoever has it "
+            f"makes this network of it with `afdcd convert --checkpoint FILE --network {row.network} --dataset {row.dataset} "
+            "--output DIR`."
+        )
+    if row.reported_alone is not None:
+        alone, teacher = f"{100 * row.reported_alone:.2f}", f"{100 * get_checkpoint(row.teacher).reported:.2f}"
+        notes.append(
+            f"Beside it, its authors report {alone} % for the same student alone and {teacher} % for the teacher."
+        )
+    return notes + [f"To be known: {text}." for text in (row.source_doubts, row.remarks) if text]
+
+
+def write_zoo_cards(folder: str | Path) -> list[Path]:
+    """Writes the card of every published checkpoint as `NAME.md`, and never over one that was written by hand.
+
+    Raises:
+        FileExistsError: If there is a hand-written file of such a name; nothing is written then.
+    """
+    cards = {Path(folder) / f"{row.repo_id.split('/')[-1]}.md": row for row in CHECKPOINTS.values()}
+    if by_hand := [path for path in cards if is_handwritten(path)]:
+        raise FileExistsError(f"{by_hand[0]} was written by hand and stays; move it away to have it rendered.")
+    for path, row in cards.items():
+        with written_whole(path) as part:
+            part.write_bytes(render_card(zoo_facts(row)).encode("utf-8"))
+    return list(cards)
+
+
+def _recipe(row: CheckpointRow) -> str:
+    own = f"; {row.recipe} is this package's recipe for the same training" if row.recipe else ""
+    return f"that of its authors{own}"
+
+
+def _teacher_architecture(row: CheckpointRow) -> str | None:
+    if row.teacher is None:
+        return None
+    teacher = get_checkpoint(row.teacher)
+    return describe(get_released_network(teacher.network).config(get_benchmark(teacher.dataset).classes))
