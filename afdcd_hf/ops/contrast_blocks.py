@@ -124,19 +124,21 @@ def pulls_of_few(anchors: Tensor, candidates: Tensor, weights: Tensor, pairs: Te
         anchors: `(C/M, patches, A)`.
         candidates: `(C/M, patches, V)`.
         weights: `(patches, A, V)`.
-        pairs: `(n, 3)` int64, the pairs' indices into `weights`.
+        pairs: `(n,)` int64, the pairs' indices into `weights.flatten()`.
         distance: "l1" or "l2".
 
     Returns:
         `(C/M, patches, A)`.
     """
     channels, patches, amount = anchors.shape
-    patch, row, column = pairs.unbind(1)
-    anchor, candidate = patch * amount + row, patch * candidates.shape[2] + column
+    vectors = candidates.shape[2]
+    anchor = pairs.div(vectors, rounding_mode="floor")
+    # a pair's number is anchor · V + column, that of its candidate is patch · V + column
+    candidate = pairs - (anchor - anchor.div(amount, rounding_mode="floor")) * vectors
     anchor_rows, candidate_rows = (
-        vectors.permute(1, 2, 0).reshape(-1, channels).contiguous() for vectors in (anchors, candidates)
+        each.permute(1, 2, 0).reshape(-1, channels).contiguous() for each in (anchors, candidates)
     )
-    weight = weights[patch, row, column, None]
+    weight = weights.flatten().index_select(0, pairs).unsqueeze(1)
     total = torch.zeros_like(anchor_rows)
     portion = max(1, BLOCK_NUMBERS // 8 // channels)  # three arrays of that size stay in the cache together
     for i, j, w in zip(anchor.split(portion), candidate.split(portion), weight.split(portion), strict=True):

@@ -154,9 +154,13 @@ def _pull(terms: _Terms, anchors: Tensor, candidates: Tensor, weights: Tensor, l
 
 
 def _weighty_pairs(weights: Tensor) -> Tensor:
-    """Indices `(n, 3)` of weights that count: the others of a row sum to less than the rounding of its 1 - p(a, a)."""
+    """Where in the flattened weights those are that count, `(n,)` int64.
+
+    The others of a row sum to less than the rounding of its 1 - p(a, a).
+    """
     negligible = torch.finfo(weights.dtype).eps / (4 * weights.shape[2])
-    return (~(weights.abs() <= negligible)).nonzero()  # negated, so that NaN counts: it must show in the gradient
+    counts = ~(weights.abs() <= negligible)  # negated, so that NaN counts: it must show in the gradient
+    return counts.flatten().nonzero().squeeze(1)
 
 
 @_fused_contrast.register_fake

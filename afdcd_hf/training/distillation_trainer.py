@@ -12,6 +12,7 @@ from transformers import set_seed
 from ..data.samples import collate_samples
 from ..features import Activations, LayerTap, run_tapped
 from .distillation import prepare_distillation
+from .folding import running_teacher
 from .precision import compile_like_student
 from .randomness import rank_generator
 from .scale_out import check_clipping, synchronise_batch_norm, whole_tensors
@@ -46,14 +47,17 @@ class DistillationTrainer(SegmentationTrainer):
     ):
         set_seed(args.seed)  # the loss's weights are drawn here, before the Trainer sets the seed
         model = synchronise_batch_norm(model, args)  # before hooks are registered: it replaces layers
-        composite, teacher_layers = prepare_distillation(model, teacher, args, _first_batch(train_dataset))
+        batch = _first_batch(train_dataset)
+        composite, teacher_layers = prepare_distillation(model, teacher, args, batch)
         composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **kwargs)
         check_clipping(self.is_deepspeed_enabled, args.loss_max_grad_norm)
         self.teacher = teacher.to(args.device).eval()
-        self._teacher_taps = [LayerTap(self.teacher, layer) for layer in teacher_layers]
+        options = {"fold": args.fold_teacher_batch_norm, "channels_last": args.channels_last}
+        running = running_teacher(self.teacher, batch["pixel_values"], teacher_layers, **options)
+        self._teacher_taps = [LayerTap(running, layer) for layer in teacher_layers]
         # After the tap is in place. Not accelerate's prepare_model: it would leave the caller's teacher changed.
-        self._run_teacher = compile_like_student(self.teacher, self.accelerator)
+        self._run_teacher = compile_like_student(running, self.accelerator)
         self._forward_part = self._time_losses(composite.task_loss, composite.loss)
         self.loss_module.generator = rank_generator(args.seed, args.process_index, args.device)
 

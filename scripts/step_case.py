@@ -1,0 +1,161 @@
+"""The whole step of a distillation: the trainer's own beside the released one, taking turns; for `benchmark.py`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from measuring import MASK_RATIO, OURS, RELEASED, SEED, Clock, PeakMemory, check_equal, spread
+from released_step import ReleasedStep
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from afdcd_hf import AfDcdForSemanticSegmentation, DistillationTrainer, DistillationTrainingArguments
+from afdcd_hf.losses.masks import random_mask
+from afdcd_hf.losses.random_source import RandomSource
+from afdcd_hf.training.randomness import rank_generator
+
+LEARNING_RATE = 0.02
+# of a term, relative; the second step adds the optimizer's arithmetic and batch norm over few values
+STEP_TOLERANCES = {"fp32": 2e-3, "bf16": 1e-1}
+CAMVID = {"auxiliary": 0.4, "kd": 1.0, "feature": 8e-6, "contrast": 1e-2}  # weights of the paper's recipe
+CLASSES, CROP = 11, (360, 360)
+
+
+class Turns(TrainerCallback):
+    """Lets a released step take turns with the trainer's own: after it in one step, before it in the next.
+
+    Both begin with the same weights. The first step is for comparing, it and the second are warm-up.
+
+    Args:
+        released: runs one step and gives its terms.
+        clock: for both.
+        device: where to read memory.
+    """
+
+    def __init__(self, released: Callable[[], dict], clock: Clock, device: torch.device):
+        self.released, self.clock, self.memory = released, clock, PeakMemory(device)
+        self.seconds = {OURS: [], RELEASED: []}
+        self.peaks = {OURS: [], RELEASED: []}
+        self.terms: list[dict[str, Tensor]] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step % 2:
+            self.released_step()
+        self.memory.start()
+        self.start = self.clock.now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.add(OURS, self.clock.now() - self.start)
+        if state.global_step % 2:  # already counted
+            self.released_step()
+
+    def released_step(self) -> None:
+        self.memory.start()
+        start = self.clock.now()
+        terms = self.released()
+        self.add(RELEASED, self.clock.now() - start)
+        self.terms.append(terms)
+
+    def add(self, way: str, seconds: float) -> None:
+        self.seconds[way].append(seconds)
+        self.peaks[way].append(self.memory.stop())
+
+
+def step_cases(args: argparse.Namespace) -> Iterator[dict]:
+    """DeepLabV3-R101 to DeepLabV3-R18 as the trainer runs it, CamVid's recipe."""
+    torch.manual_seed(SEED)
+    crop, backbone = ((72, 72), "resnet18") if args.small else (CROP, "resnet101")
+    batch = {"pixel_values": torch.randn(args.batch, 3, *crop), "labels": torch.randint(CLASSES, (args.batch, *crop))}
+    student, teacher = network("resnet18", auxiliary_head=True), network(backbone)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = our_trainer(student, teacher, batch, folder, args)
+        turns = Turns(partial(released_twin(trainer, args), **on(args.device, batch)), Clock(args.device), args.device)
+        trainer.add_callback(turns)
+        with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to the output
+            trainer.train()
+    # the terms of the second step say that the weights were updated alike
+    difference = max(
+        difference_of_terms(*both) for both in zip(trainer.state.log_history[:2], turns.terms, strict=False)
+    )
+    name = f"whole step, {backbone} to resnet18, ({args.batch}, 3, {crop[0]}, {crop[1]}), {precision_of(trainer)}"
+    check_equal(name, difference, STEP_TOLERANCES[args.step_dtype])
+    measured = {way: {**spread(turns.seconds[way][2:]), "memory_mib": max(turns.peaks[way][2:])} for way in turns.peaks}
+    speed = trainer.speed
+    parts = {part: speed.seconds[part] / speed.steps for part in ("teacher", "student", "loss", "forward", "backward")}
+    yield {"case": name, "difference": difference, **measured, "parts_of_ours": parts}
+
+
+def difference_of_terms(logged: dict[str, float], released: dict[str, Tensor]) -> float:
+    """Largest difference of a term, relative to the released one or to a thousandth of the largest."""
+    least = 1e-3 * max(abs(term.item()) for term in released.values())
+    return max(abs(logged[f"loss_{name}"] - term.item()) / max(term.item(), least) for name, term in released.items())
+
+
+def network(backbone: str, **options) -> AfDcdForSemanticSegmentation:
+    """As the released ones; without dropout, whose draws would differ between the ways."""
+    deep_stem = {"stem_type": "deep", "stem_width": 64}
+    options = {"backbone_kwargs": deep_stem, "num_labels": CLASSES, **options}
+    built = AfDcdForSemanticSegmentation.from_backbone(backbone, **options)
+    for module in built.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return built
+
+
+def our_trainer(
+    student: nn.Module, teacher: nn.Module, batch: dict[str, Tensor], folder: str, args: argparse.Namespace
+) -> DistillationTrainer:
+    weights = {"feature_weight": CAMVID["feature"], "contrast_weight": CAMVID["contrast"], "pool_size": 1}
+    settings = DistillationTrainingArguments(
+        output_dir=folder,
+        loss="kd+af_dcd",
+        loss_kwargs={"kd": {"weight": CAMVID["kd"]}, "af_dcd": weights},
+        aux_weight=CAMVID["auxiliary"],
+        per_device_train_batch_size=args.batch,
+        max_steps=2 + args.repeats,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        lr_scheduler_kwargs={},
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        preflight=False,
+        seed=SEED,
+        use_cpu=args.device.type == "cpu",
+        channels_last=True,
+        fold_teacher_batch_norm=True,
+        bf16=args.step_dtype == "bf16",
+        torch_compile=args.compile_step,
+    )
+    samples = [{name: tensor[index] for name, tensor in batch.items()} for index in range(args.batch)]
+    return DistillationTrainer(student, teacher, settings, train_dataset=samples, data_collator=lambda _: dict(batch))
+
+
+def released_twin(trainer: DistillationTrainer, args: argparse.Namespace) -> ReleasedStep:
+    """The released step on copies of the trainer's networks, with masks from a generator of the same seed."""
+    loss = next(module for module in trainer.loss_module.modules() if hasattr(module, "projector"))
+    source = RandomSource(rank_generator(SEED, 0, args.device))
+    parts = (trainer.student, trainer.teacher, loss.align, loss.projector)
+    copies = [copy.deepcopy(part).to(args.device, memory_format=torch.contiguous_format) for part in parts]
+    return ReleasedStep(
+        *copies,
+        draw_mask=lambda feature_map: random_mask(feature_map, MASK_RATIO, source),
+        weights=CAMVID,
+        learning_rate=LEARNING_RATE,
+    )
+
+
+def on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def precision_of(trainer: DistillationTrainer) -> str:
+    return ("bf16" if trainer.args.bf16 else "fp32") + (" and compiled" if trainer.args.torch_compile else "")

@@ -1,0 +1,272 @@
+"""Folded batch norm and channels last: the same logits, gradients and steps, and a teacher that stays as it is."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d
+from tiny import (
+    distilling,
+    largest_difference,
+    logged,
+    same,
+    segmenter,
+    supervised,
+    weights,
+    without_batch_effects,
+)
+from torch import nn
+
+from afdcd_hf import as_segmenter
+from afdcd_hf.features import LayerTap, run_tapped
+from afdcd_hf.training.distillation import observe
+from afdcd_hf.training.folding import running_teacher
+
+BOTH = {"fold_teacher_batch_norm": True, "channels_last": True}
+IMAGES = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+
+
+def trained(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Give batch norm statistics and weights that matter."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, NORMS):
+            for tensor, low, high in (
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.3, 2.0),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.5, 0.5),
+            ):
+                tensor.uniform_(low, high, generator=generator)
+    return network.eval()
+
+
+def without_dropout(network: nn.Module) -> nn.Module:
+    """It draws its numbers in the order of memory, so another layout drops others."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return network
+
+
+class Plain(nn.Module):
+    """Layers of which each gets what the one before it gave, as others write networks."""
+
+    def __init__(self, *between: nn.Module, norm: type[nn.Module] = nn.BatchNorm2d, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 8, stride=8, **options)
+        self.between = nn.Sequential(*between)
+        self.norm = norm(16)
+        self.classifier = nn.Conv2d(16, 4, 1)
+
+    def forward(self, images):
+        return self.classifier(self.norm(self.between(self.stem(images))))
+
+
+class Bypassed(Plain):
+    """The convolution's output goes past the batch norm, too."""
+
+    def forward(self, images):
+        stem = self.stem(images)
+        return self.classifier(self.norm(stem) + stem)
+
+
+class Twice(nn.Module):
+    """One convolution and one batch norm for two passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm, self.classifier = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)
+
+    def forward(self, images):
+        return self.classifier(self.norm(self.convolution(self.norm(self.convolution(images)))))
+
+
+def run(teacher, *layers, fold=True, channels_last=False):
+    return running_teacher(teacher, IMAGES[:1], layers, fold=fold, channels_last=channels_last)
+
+
+def assert_same_activations(actual, expected):
+    for one, other in zip((actual, *actual.of_each_layer()), (expected, *expected.of_each_layer()), strict=True):
+        for name in ("logits", "feature_map"):
+            before = getattr(other, name)
+            difference = (getattr(one, name) - before).abs().max()
+            assert difference <= 1e-5 * before.abs().max(), name
+
+
+# The copy
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("teacher", "layers"),
+    [
+        (trained(segmenter(1, channels=48, auxiliary_head=True)), ["backbone[-1]", "head.features"]),
+        (trained(as_segmenter(Plain())), ["module.norm"]),
+        (trained(as_segmenter(Plain(bias=False, norm=BatchNormAct2d))), ["module.norm", "module.classifier"]),
+        (trained(segmenter(2, head="pspnet")), ["head.features"]),
+    ],
+    ids=["ours", "conv-bn", "timm's norm with activation", "pspnet"],
+)
+def test_the_copy_gives_the_same_logits_and_maps_and_the_teacher_stays_as_it_was(teacher, layers, fold, channels_last):
+    before, strides = weights(teacher), [parameter.stride() for parameter in teacher.parameters()]
+    expected = observe(teacher, IMAGES, layers)
+    running = run(teacher, *layers, fold=fold, channels_last=channels_last)
+    assert (running is teacher) == (not fold and not channels_last)
+    assert_same_activations(observe(running, IMAGES, layers), expected)
+    assert same(weights(teacher), before)
+    assert [parameter.stride() for parameter in teacher.parameters()] == strides
+    assert torch.equal(observe(teacher, IMAGES, layers).logits, expected.logits)
+
+
+def test_every_batch_norm_behind_a_convolution_is_folded_and_said(caplog):
+    caplog.set_level(logging.INFO, "afdcd_hf.training.folding")
+    teacher = trained(segmenter(1, channels=48))
+    running = run(teacher)
+    norms = [module for module in running.modules() if isinstance(module, nn.BatchNorm2d)]
+    moved = torch.randn(1, norms[0].num_features, 4, 4)
+    assert all(norm.forward(moved) is moved for norm in norms)
+    assert f"Folded {len(norms)} of the teacher's {len(norms)} batch-norm layers" in caplog.text
+
+
+def test_the_copy_compiles_with_a_tapped_layer():
+    teacher = trained(as_segmenter(Plain()))
+    running = run(teacher, channels_last=True)
+    taps, compiled = [LayerTap(running, "module.norm")], torch.compile(running, backend="eager")
+    with torch.no_grad():
+        assert_same_activations(run_tapped(compiled, IMAGES, taps)[1], observe(teacher, IMAGES, ["module.norm"]))
+
+
+def test_tensors_that_are_the_same_in_both_are_shared():
+    teacher = trained(segmenter(1))
+    running = run(teacher)
+    pairs = list(zip(teacher.modules(), running.modules(), strict=True))
+    assert all(one.running_var is other.running_var for one, other in pairs if isinstance(one, nn.BatchNorm2d))
+    assert running.head.classifier.weight is teacher.head.classifier.weight
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.ReLU(inplace=True)], ids=["new tensor", "in place"])
+def test_a_batch_norm_that_sees_something_else_than_the_convolution_gave_is_left_alone(between):
+    teacher = trained(as_segmenter(Plain(between)))
+    with pytest.raises(ValueError, match="found no batch norm right behind a convolution in WrappedSegmenter"):
+        run(teacher)
+
+
+def test_a_convolution_whose_output_is_used_elsewhere_too_is_refused_with_the_difference():
+    with pytest.raises(ValueError, match=r"the teacher's logits would change by up to .*leave out fold_teacher"):
+        run(trained(as_segmenter(Bypassed())))
+
+
+def test_modules_that_run_twice_are_left_alone():
+    with pytest.raises(ValueError, match="found no batch norm"):
+        run(trained(as_segmenter(Twice())))
+
+
+def test_a_convolution_that_is_distilled_itself_keeps_its_output():
+    teacher = trained(as_segmenter(nn.Sequential(Plain())))
+    with pytest.raises(ValueError, match="found no batch norm"):
+        run(teacher, "module.0.stem")
+    both = trained(as_segmenter(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Plain())))
+    layers = ["module.2.stem", "module.2.norm"]
+    assert_same_activations(observe(run(both, *layers), IMAGES, layers), observe(both, IMAGES, layers))
+
+
+def test_hooks_on_the_teachers_layers_fire_in_the_copy():
+    class Collector:
+        def __init__(self):
+            self.maps = []
+
+        def keep(self, module, args, output):
+            self.maps.append(output)
+
+    teacher, collector = trained(as_segmenter(Plain())), Collector()
+    teacher.module.norm.register_forward_hook(collector.keep)
+    teacher(IMAGES)
+    running = run(teacher)
+    collector.maps[1:] = []
+    running(IMAGES)
+    torch.testing.assert_close(collector.maps[1], collector.maps[0], rtol=2e-5, atol=2e-5)
+
+
+# The student
+
+
+def test_a_student_laid_out_channels_last_has_the_same_gradients():
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        student = without_dropout(segmenter(auxiliary_head=True)).to(memory_format=layout)
+        outputs = student(IMAGES.contiguous(memory_format=layout))
+        (outputs.logits.square().sum() + outputs.aux_logits.square().sum()).backward()
+        gradients.append({name: parameter.grad for name, parameter in student.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+# The training
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options"),
+    [
+        (lambda: segmenter(1, channels=48), {}),
+        (lambda: as_segmenter(Plain(), num_labels=4), {"teacher_layer": "module.norm"}),
+    ],
+    ids=["ours", "wrapped"],
+)
+def test_a_training_with_all_options_takes_the_same_steps(tmp_path, teacher, options):
+    runs = []
+    for name, added in (("plain", {}), ("fast", BOTH)):
+        network = trained(teacher())
+        before = weights(network)
+        student = without_batch_effects(segmenter())
+        trainer = distilling(tmp_path / name, student, network, max_steps=2, learning_rate=0.01, **options, **added)
+        trainer.train()
+        assert same(weights(network), before) and trainer.teacher is network
+        runs.append(trainer)
+    plain, fast = runs
+    for term in ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"):
+        assert logged(fast, term) == pytest.approx(logged(plain, term), rel=1e-4), term
+    assert largest_difference(weights(fast.student), weights(plain.student)) < 1e-4
+    assert largest_difference(weights(fast.loss_module), weights(plain.loss_module)) < 1e-4
+
+
+def test_images_and_weights_are_channels_last_in_the_networks_and_the_saved_student_is_not(tmp_path):
+    trainer = distilling(tmp_path, max_steps=1, save_strategy="steps", save_steps=1, ema_decay=0.9, **BOTH)
+    seen = []
+    trainer.student.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["pixel_values"]),
+                                              with_kwargs=True)  # fmt: skip
+    trainer.train()
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in seen) and seen
+    for network in (trainer.student, trainer._run_teacher):
+        kernels = [each for each in network.parameters() if each.ndim == 4]
+        assert all(each.is_contiguous(memory_format=torch.channels_last) for each in kernels)
+    saved = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    assert same(saved, weights(trainer.evaluated_student))
+
+
+def test_resuming_goes_on_to_the_bit_with_all_options(tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, **BOTH}
+    whole = distilling(tmp_path / "whole", teacher=trained(segmenter(1, channels=48)), **options)
+    whole.train()
+    resumed = distilling(tmp_path / "resumed", segmenter(5), trained(segmenter(1, channels=48)), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert same(weights(resumed.student), weights(whole.student))
+    assert same(weights(resumed.loss_module), weights(whole.loss_module))
+
+
+def test_a_supervised_training_takes_the_same_steps_channels_last(tmp_path):
+    plain, fast = (
+        supervised(tmp_path / str(on), without_dropout(segmenter()), max_steps=2, channels_last=on)
+        for on in (False, True)
+    )
+    for trainer in (plain, fast):
+        trainer.train()
+    assert logged(fast, "loss") == pytest.approx(logged(plain, "loss"), rel=1e-4)
+    assert largest_difference(weights(fast.student), weights(plain.student)) < 1e-3
+    assert fast.evaluate()["eval_mean_iou"] == pytest.approx(plain.evaluate()["eval_mean_iou"], abs=0.02)
