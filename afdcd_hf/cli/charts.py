@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from .options import hide_loading_bars, titled
+
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the command of this file."""
@@ -48,13 +50,13 @@ def _draw(args: argparse.Namespace, run) -> None:
 def _curves(args: argparse.Namespace) -> Path:
     from ..charts import load_history, plot_training_curves
 
-    return plot_training_curves({title: load_history(run) for title, run in _titled(args.runs).items()}, args.output)
+    return plot_training_curves({title: load_history(run) for title, run in titled(args.runs).items()}, args.output)
 
 
 def _classes(args: argparse.Namespace) -> Path:
     from ..charts import plot_class_iou
 
-    results = {title: _results(path)["per_category_iou"] for title, path in _titled(args.results).items()}
+    results = {title: _results(path)["per_category_iou"] for title, path in titled(args.results).items()}
     return plot_class_iou(results, args.output, order=args.order)
 
 
@@ -67,10 +69,9 @@ def _confusion(args: argparse.Namespace) -> Path:
 
 def _predictions(args: argparse.Namespace) -> Path:
     from ..inference.comparison import draw_predictions
-    from .options import hide_loading_bars
 
     hide_loading_bars()
-    models = _titled(args.models)
+    models = titled(args.models)
     scored = {title: Path(folder) / "results.json" for title, folder in models.items()}
     notes = {
         title: f"mIoU {100 * _results(path)['mean_iou']:.1f} %" for title, path in scored.items() if path.is_file()
@@ -84,15 +85,6 @@ def _predictions(args: argparse.Namespace) -> Path:
         indices=args.indices,
         notes=notes,
     )
-
-
-def _titled(words: list[str]) -> dict[str, str]:
-    """`TITLE=FOLDER` or `FOLDER`, whose own name is the title then."""
-    pairs = [word.split("=", 1) if "=" in word else (Path(word).name, word) for word in words]
-    titled = dict(pairs)
-    if len(titled) < len(pairs):
-        raise ValueError(f"two of {', '.join(words)} have the same title; write TITLE=FOLDER.")
-    return titled
 
 
 def _results(path: str | Path) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,15 @@ def inference_settings(args: argparse.Namespace) -> InferenceSettings:
 
     window, stride = (tuple(size) if size else None for size in (args.window, args.stride))
     return InferenceSettings(tuple(args.scales), args.flip, window, stride, args.precision)
+
+
+def titled(words: list[str]) -> dict[str, str]:
+    """`TITLE=FOLDER` or `FOLDER`, whose own name is the title then."""
+    pairs = [word.split("=", 1) if "=" in word else (Path(word).name, word) for word in words]
+    by_title = dict(pairs)
+    if len(by_title) < len(pairs):
+        raise ValueError(f"two of {', '.join(words)} have the same title; write TITLE=FOLDER.")
+    return by_title
 
 
 def hide_loading_bars() -> None:

@@ -1,0 +1,404 @@
+"""The demo page without a browser: uploads, what is shown of results, the app, the command, and the Space folder."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import SpaceCardData
+from huggingface_hub.repocard import RepoCard
+from PIL import Image
+from tiny import segmenter
+
+import afdcd_hf
+from afdcd_hf import AfDcdImageProcessor
+from afdcd_hf.cli import main
+from afdcd_hf.demo import page, space, write_space
+from afdcd_hf.demo.examples import example_pictures
+from afdcd_hf.demo.segmenters import Segmentation, Segmenter, load_segmenters
+from afdcd_hf.demo.uploads import read_upload
+from afdcd_hf.inference.segment import segment_image
+
+ROOT = Path(afdcd_hf.__file__).parents[1]
+NAMES = ["sky", "wall & floor", "lamp", "door"]
+PHOTO = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs gradio")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model folder with four classes, which has a checkpoint beside it."""
+    folder = tmp_path_factory.mktemp("model")
+    network = segmenter(id2label=dict(enumerate(NAMES)), label2id={name: index for index, name in enumerate(NAMES)})
+    with torch.no_grad():  # so that all classes occur
+        network.head.classifier.weight.mul_(100)
+    network.save_pretrained(folder)
+    AfDcdImageProcessor().save_pretrained(folder)
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1" / "model.safetensors").write_bytes(b"x")
+    (folder / "optimizer.pt").write_bytes(b"x")
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(PHOTO).save(path)
+    return path
+
+
+def saved(path: Path, picture: Image.Image, **options) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+# Uploads
+
+
+def test_a_small_picture_stays_as_it_is(photo):
+    picture, size = read_upload(photo, longest_side=40)
+    assert size == (40, 24) and np.array_equal(picture, PHOTO)
+
+
+@pytest.mark.parametrize(("size", "shrunk"), [((300, 100), (90, 30)), ((100, 300), (30, 90)), ((9000, 2), (90, 1))])
+def test_a_large_picture_is_shrunk_to_the_longest_side_and_keeps_its_shape(tmp_path, size, shrunk):
+    path = saved(tmp_path / "large.png", Image.new("RGB", size, (10, 20, 30)))
+    picture, original = read_upload(path, longest_side=90)
+    assert picture.size == shrunk and original == size and picture.getpixel((0, 0)) == (10, 20, 30)
+
+
+def test_a_picture_of_one_pixel_is_taken(tmp_path):
+    assert read_upload(saved(tmp_path / "one.png", Image.new("RGB", (1, 1))))[0].size == (1, 1)
+
+
+def test_a_turned_photo_is_upright(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # to be shown turned by 90 degrees clockwise: the left lower corner comes to the left upper one
+    stored = Image.new("RGB", (4, 2))
+    stored.putpixel((0, 1), (255, 255, 255))
+    picture, size = read_upload(saved(tmp_path / "turned.png", stored, exif=exif))
+    assert size == (2, 4) and picture.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "CMYK", "1"])
+def test_pictures_of_other_modes_become_rgb(tmp_path, mode):
+    kind = "tif" if mode == "CMYK" else "png"
+    assert read_upload(saved(tmp_path / f"a.{kind}", Image.new("RGB", (3, 2)).convert(mode)))[0].mode == "RGB"
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no picture", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+def test_a_file_that_is_no_picture_gives_a_message_without_the_servers_folder(tmp_path, content):
+    path = tmp_path / "holiday.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^holiday\.jpg: not a picture.*Try a JPEG, PNG") as error:
+        read_upload(path)
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_half_a_picture_gives_a_message(tmp_path, photo):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(photo.read_bytes()[:400])
+    with pytest.raises(ValueError, match=r"^cut\.png: "):
+        read_upload(cut)
+
+
+def test_a_picture_of_too_many_pixels_gives_a_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"large\.png: it has too many pixels.*100 megapixels"):
+        read_upload(saved(tmp_path / "large.png", Image.new("RGB", (40, 40))))
+
+
+# Segmenters
+
+
+def test_a_segmenter_gives_the_label_map_of_segment_image_and_tells_what_it_is(model):
+    [one] = load_segmenters({"mine": model}, "cpu")
+    result = one(Image.fromarray(PHOTO))
+    assert np.array_equal(result.label_map, segment_image(one.network, one.processor, Image.fromarray(PHOTO)))
+    assert result.seconds > 0 and one.classes == tuple(NAMES)
+    assert one.facts.startswith("FCN on resnet18") and one.facts.endswith("0.04 M parameters")
+
+
+def test_a_measured_score_is_shown_and_a_damaged_file_is_named(model):
+    results = model / "results.json"
+    try:
+        results.write_text('{"mean_iou": 0.4598, "protocol": {"dataset": "camvid", "split": "val"}}')
+        assert load_segmenters({"mine": model}, "cpu")[0].facts.endswith("mIoU 46.0 % on camvid val")
+        results.write_text("{}")
+        with pytest.raises(ValueError, match=r"results\.json is no results\.json of `afdcd evaluate`"):
+            load_segmenters({"mine": model}, "cpu")
+    finally:
+        results.unlink()
+
+
+def test_no_model_at_all_is_an_error():
+    with pytest.raises(ValueError, match="at least one model"):
+        load_segmenters({})
+
+
+def test_shares_are_those_of_the_pixels():
+    label_map = np.array([[0, 0, 0, 2], [0, 2, 0, 0]], np.uint8)
+    assert Segmentation(label_map, 1.0).shares(4).tolist() == [0.75, 0, 0.25, 0]
+
+
+# What is shown
+
+
+def shown(*label_maps, names=None, original=(4, 2), titles=("one", "two", "three")) -> str:
+    colors = np.array([[1, 2, 3], [255, 0, 0], [0, 128, 255], [9, 9, 9]], np.uint8)
+    names = names or [NAMES] * len(label_maps)
+    networks = [
+        Segmenter(title, "FCN, 0.04 M parameters", tuple(own), colors, torch.nn.Conv2d(1, 1, 1), None)
+        for title, own in zip(titles, names, strict=False)
+    ]
+    results = [Segmentation(np.array(one, np.uint8), 0.0123) for one in label_maps]
+    return page.render_results(Image.new("RGB", (4, 2)), original, networks, results)
+
+
+FIRST, SECOND = [[0, 0, 0, 2], [0, 2, 0, 0]], [[0, 0, 2, 2], [0, 2, 0, 0]]
+
+
+def rows(html: str) -> list[list[str]]:
+    """Text of the table's rows."""
+    found = re.findall(r"<tr>(.*?)</tr>", html)
+    return [[re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in found]
+
+
+def test_the_table_holds_each_networks_shares_largest_class_first_and_names_what_was_not_seen():
+    html = shown(FIRST, SECOND)
+    assert rows(html) == [
+        ["Class, share of pixels", "one", "two"],
+        ["sky", "75.0 %", "62.5 %"],
+        ["lamp", "25.0 %", "37.5 %"],
+    ]
+    assert "Not seen: wall &amp; floor, door." in html and "background:#0080ff" in html
+
+
+def test_two_networks_are_told_to_agree_where_they_do():
+    assert "Both give 87.5 % of the pixels the same class." in shown(FIRST, SECOND)
+    assert "All 3 give 87.5 %" in shown(FIRST, SECOND, FIRST) and "same class" not in shown(FIRST)
+
+
+def test_networks_of_other_classes_have_a_table_of_their_own():
+    html = shown(FIRST, SECOND, names=[NAMES, ["a", "b", "c", "d"]])
+    assert html.count("<table") == 2 and "same class" not in html
+    assert ["a", "62.5 %"] in rows(html) and ["sky", "75.0 %"] in rows(html)
+
+
+def test_a_class_of_a_few_pixels_is_not_called_nothing():
+    speck = np.zeros((100, 100), np.uint8)
+    speck[0, :6] = 1
+    html = shown_at_size(speck)
+    assert ["wall &amp; floor", "0.1 %"] in rows(html)
+
+
+def shown_at_size(label_map: np.ndarray) -> str:
+    colors = np.zeros((4, 3), np.uint8)
+    one = Segmenter("one", "", tuple(NAMES), colors, torch.nn.Conv2d(1, 1, 1), None)
+    size = label_map.shape[::-1]
+    return page.render_results(Image.new("RGB", size), size, [one], [Segmentation(label_map, 1.0)])
+
+
+def test_size_time_and_device_are_told():
+    html = shown(FIRST, original=(400, 200))
+    assert "Segmented at 4 × 2 pixels (shrunk from 400 × 200)" in html and "CPU" in html and ">12 ms<" in html
+    assert "shrunk" not in shown(FIRST)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.00834, "8.3 ms"), (0.2141, "214 ms"), (1.2041, "1,204 ms")])
+def test_milliseconds_have_no_more_digits_than_they_deserve(seconds, text):
+    assert page.milliseconds(seconds) == text
+
+
+def test_names_and_messages_cannot_bring_html_into_the_page():
+    html = shown(FIRST, titles=["<script>1</script>"], names=[["<b>", "b", "c", "d"]])
+    assert "<script" not in html and "<b>" not in html and "&lt;b&gt;" in html
+    assert "<i>" not in page.render_message("<i>.jpg: not a picture")
+
+
+# The app
+
+
+def test_examples_are_looked_at_before_anything_is_loaded(tmp_path, photo):
+    assert example_pictures([photo]) == [photo.resolve()]
+    with pytest.raises(FileNotFoundError, match="no example picture"):
+        example_pictures([tmp_path / "none.png"])
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(ValueError, match="not a picture"):
+        example_pictures([tmp_path / "text.png"])
+
+
+def test_without_examples_there_are_street_scenes():
+    assert [Image.open(path).size for path in example_pictures([])] == [(512, 256)] * 3
+
+
+@needs_gradio
+def test_the_served_page_starts_with_the_first_example_segmented_and_answers_uploads(model, photo):
+    from afdcd_hf.demo.app import build_app
+
+    app = build_app({"First": model, "Second": model}, [photo], device="cpu")
+    components = {block["type"]: block["props"] for block in app.config["components"]}
+    assert "Segmented at 40 × 24 pixels" in components["html"]["value"]
+    assert components["slider"]["value"] == 60
+    [handler] = [fn.fn for fn in app.fns.values() if fn.fn is not None and fn.targets and not fn.preprocess]
+    assert "Class, share of pixels" in handler({"path": str(photo)})
+    assert 'role="alert"' in handler(None) and "Upload a picture" in handler(None)
+    assert "not a picture" in handler({"path": str(model / "config.json")})
+
+
+@needs_gradio
+def test_a_longest_side_below_one_is_refused(model):
+    from afdcd_hf.demo.app import build_app
+
+    with pytest.raises(ValueError, match="longest_side=0"):
+        build_app({"a": model}, longest_side=0)
+
+
+# The command
+
+
+def test_without_gradio_the_command_says_what_to_install(model, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "afdcd_hf.demo.app", raising=False)
+    assert main(["demo", str(model)]) == 2
+    assert "pip install 'afdcd-hf[demo]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--overwrite"], "--overwrite would do nothing without --write-space"),
+        (["--title", "T"], "--title would do nothing without --write-space"),
+        (["--write-space", "s", "--port", "1", "--share"], "--port and --share would do nothing with --write-space"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(model, options, message, capsys):
+    assert main(["demo", str(model), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+# The Space
+
+
+@pytest.fixture(scope="module")
+def written(model, tmp_path_factory) -> Path:
+    """A Space with two copies of the model and one example."""
+    folder = tmp_path_factory.mktemp("spaces") / "space"
+    example = saved(folder.parent / "street.png", Image.fromarray(PHOTO))
+    models = [f"My model's={model}", f"my MODEL s={model}"]
+    argv = ["demo", *models, "--write-space", str(folder), "--example", str(example), "--title", "Streets: two models"]
+    assert main([*argv, "--longest-side", "32"]) == 0
+    return folder
+
+
+def test_a_space_holds_page_package_requirements_examples_and_what_inference_needs_of_a_model(written):
+    files = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
+    assert {path for path in files if not path.startswith("afdcd_hf/")} == {
+        "README.md",
+        "app.py",
+        "requirements.txt",
+        "examples/01-street.png",
+        "models/my-model-s/config.json",
+        "models/my-model-s/model.safetensors",
+        "models/my-model-s/preprocessor_config.json",
+    }
+    assert {"afdcd_hf/demo/style.css", "afdcd_hf/demo/space_files/app.py", "afdcd_hf/recipes/__init__.py"} <= files
+    assert not [path for path in files if "__pycache__" in path or path.endswith(".part")]
+
+
+def test_the_spaces_readme_has_the_settings_that_the_hub_reads(written):
+    text = (written / "README.md").read_text()
+    settings = RepoCard(text).data
+    assert settings.title == "Streets: two models" and settings.sdk == "gradio" and settings.app_file == "app.py"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", settings.sdk_version) and settings.license == "apache-2.0"
+    assert SpaceCardData(**settings.to_dict()).sdk == "gradio"
+    assert "- My model's: `models/my-model-s` of this Space" in text and "{" not in text
+
+
+def test_the_spaces_app_names_the_models_as_python_reads_them(written):
+    tree = ast.parse((written / "app.py").read_text())
+    values = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    place = "models/my-model-s"  # the folder is copied once
+    assert ast.literal_eval(values["MODELS"]) == {"My model's": place, "my MODEL s": place}
+    assert ast.literal_eval(values["LONGEST_SIDE"]) == 32
+
+
+def test_the_spaces_requirements_are_lines_of_the_package():
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    lines = (ROOT / "afdcd_hf/demo/space_files/requirements.txt").read_text().split()
+    assert lines and all(f'"{line}"' in pyproject for line in lines)
+
+
+WITHOUT = ("accelerate", "datasets", "evaluate", "jinja2", "matplotlib", "scipy", "sklearn")
+RUN_MODEL = f"""
+import sys
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in {WITHOUT!r} else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+import afdcd_hf.demo.examples, afdcd_hf.demo.page
+from afdcd_hf.demo.segmenters import load_segmenters
+from afdcd_hf.demo.uploads import read_upload
+[one] = load_segmenters({{"a": "models/my-model-s"}}, "cpu")
+picture, size = read_upload("examples/01-street.png")
+result = one(picture)
+print(result.label_map.shape, len(afdcd_hf.demo.page.render_results(picture, size, [one], [result])))
+print(afdcd_hf.__file__)
+"""
+
+
+@pytest.mark.slow
+def test_a_space_needs_no_package_beyond_its_requirements(written):
+    environment = {**os.environ, "PYTHONPATH": str(written), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_MODEL], capture_output=True, text=True, cwd=written, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(24, 40)") and done.stdout.splitlines()[-1].startswith(str(written))
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_keeps_its_own_files_when_overwritten(model, photo, tmp_path):
+    folder = tmp_path / "space"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty.*--overwrite"):
+        write_space({"a": model}, folder, [photo])
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    write_space({"a": model}, folder, [photo], overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine" and (folder / "app.py").is_file()
+    with pytest.raises(FileExistsError, match="is a file"):
+        write_space({"a": model}, photo)
+
+
+def test_a_folder_that_is_no_model_is_refused_before_anything_is_written(tmp_path, photo):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty is no saved model: it has no config\.json and no "):
+        write_space({"a": tmp_path / "empty"}, tmp_path / "space", [photo])
+    assert not (tmp_path / "space").exists()
+
+
+def test_a_model_of_the_hub_is_named_and_not_copied(tmp_path, photo, monkeypatch):
+    monkeypatch.setattr(space.AutoConfig, "from_pretrained", lambda name: None)  # as if the Hub knew it
+    folder = write_space({"Small": "afdcd/deeplabv3-mbv2-cityscapes"}, tmp_path / "space", [photo])
+    text = (folder / "README.md").read_text()
+    assert RepoCard(text).data.models == ["afdcd/deeplabv3-mbv2-cityscapes"]
+    assert "https://huggingface.co/afdcd/deeplabv3-mbv2-cityscapes" in text and not (folder / "models").exists()
+    assert '"Small": "afdcd/deeplabv3-mbv2-cityscapes"' in (folder / "app.py").read_text()
+
+
+def test_a_name_that_is_neither_folder_nor_on_the_hub_is_refused(tmp_path, photo):
+    with pytest.raises(OSError, match="nobody/nothing"):
+        write_space({"a": "nobody/nothing"}, tmp_path / "space", [photo])
+    assert not (tmp_path / "space").exists()
