@@ -14,7 +14,9 @@ from afdcd_hf.citations import AF_DCD
 from afdcd_hf.hub.card_facts import (
     CardFacts,
     ComparisonRow,
+    CostRow,
     DatasetFacts,
+    LatencyRow,
     MeasuredResults,
     Picture,
     ReportedResults,
@@ -104,6 +106,20 @@ def test_a_reported_number_alone_makes_no_model_index():
 
 def test_unknown_facts_leave_their_metadata_keys_out():
     assert set(metadata(BARE).to_dict()) == {"library_name", "pipeline_tag", "tags"}
+
+
+def test_the_data_set_is_named_unless_it_is_somebodys_folder():
+    assert metadata(FULL).datasets == ["scenes"]
+    private = replace(FULL, dataset=replace(FULL.dataset, is_public=False))
+    assert metadata(private).datasets is None
+
+
+def test_another_licence_comes_with_its_name_and_link():
+    facts = replace(BARE, license="other", license_name="Our terms", license_link="https://example.org/terms")
+    data = metadata(facts).to_dict()
+    assert (data["license"], data["license_name"]) == ("other", "Our terms")
+    assert data["license_link"] == "https://example.org/terms"
+    assert "| Licence of the weights | [Our terms](https://example.org/terms) |" in render_card(facts)
 
 
 # Text
@@ -217,6 +233,50 @@ def test_no_template_syntax_and_no_heaps_of_blank_lines_remain():
         assert not re.search(r"\{[{%]|[%}]\}\s*$|\n{4,}", text.split("## Citation")[0])
 
 
+def test_costs_at_several_sizes_follow_the_one_of_the_training_crop():
+    text = render_card(replace(FULL, costs=[CostRow(512, 512, 9_215_000_000), CostRow(512, 1024, 18_430_000_000)]))
+    assert "at 512×1024 | 18.43 G |\n| Multiply-accumulates at 512×512 | 9.21 G |\n| Data set" in text
+    text = render_card(replace(BARE, costs=[CostRow(512, 512, 9_215_000_000)]))
+    assert "| Multiply-accumulates at 512×512 | 9.21 G |" in text
+    assert "Multiply-accumulates | not measured" not in text
+
+
+def test_latency_names_device_setting_day_and_versions_or_says_not_measured():
+    assert section(render_card(BARE), "Speed").strip().startswith("Latency: not measured.")
+    row = LatencyRow(512, 1024, 1, "one|GPU", "fp32", 0.01234, 0.0251, 81.04, None, "torch 2.15", "2026-01-02")
+    speed = section(render_card(replace(BARE, latency=[row])), "Speed")
+    assert "| 512×1024 | 1 | one\\|GPU | fp32 | 12.3 | 25.1 | 81 | not measured |" in speed
+    assert "Measured on 2026-01-02 (torch 2.15)." in speed
+    busy = [row._replace(load_average=0.52), row._replace(load_average=3.14)]
+    speed = section(render_card(replace(BARE, latency=busy)), "Speed")
+    assert "Measured on 2026-01-02 (torch 2.15; load average up to 3.1)." in speed
+
+
+def test_energy_is_told_only_where_a_counter_measured_it():
+    training = section(render_card(replace(BARE, training=TrainingFacts(energy_joules={"GPU": 1.8e6}))), "Training")
+    assert "| Energy, GPU | 0.5 kWh |\n| Energy, processor | not measured |" in training
+
+
+def test_the_data_is_told_by_split_and_fingerprint():
+    dataset = replace(
+        FULL.dataset, fingerprint="0123456789abcdef", train_split="train", train_images=400, train_fingerprint="fedc"
+    )
+    text = render_card(replace(FULL, dataset=dataset))
+    assert "| Fingerprint of their files | 0123456789abcdef |" in section(text, "Results")
+    assert "| Trained on | train (400 images) |\n| Fingerprint of these files | fedc |" in section(text, "Training")
+
+
+def test_the_card_says_how_to_verify_its_number():
+    assert "`afdcd verify afdcd/deeplabv3-mbv2-scenes` repeats this" in render_card(FULL)
+    camvid = replace(FULL, dataset=DatasetFacts("camvid"), repo_id=None)
+    assert "`afdcd verify path/to/deeplabv3-mbv2-scenes --data-dir FOLDER` repeats" in render_card(camvid)
+
+
+def test_notes_and_what_it_started_from_stand_on_the_card():
+    text = render_card(replace(BARE, notes=["Mind the step."], started_from="random weights"))
+    assert "| Started from | random weights |\n\nMind the step.\n" in text
+
+
 # Checks of the facts
 
 
@@ -240,8 +300,24 @@ def test_facts_that_mean_nothing_alone_are_refused():
         replace(BARE, macs=10)
     with pytest.raises(ValueError, match="dataset"):
         replace(BARE, measured=MeasuredResults(0.5))
+    with pytest.raises(ValueError, match="not in the card's folder"):
+        replace(BARE, pictures=[Picture("../a.png", "a")])
     with pytest.raises(ValueError, match="absolute"):
         replace(BARE, pictures=[Picture("/tmp/a.png", "a")])
+
+
+def test_a_licence_is_an_identifier_or_other_with_name_and_link():
+    with pytest.raises(ValueError, match="'Apache 2.0' is no identifier"):
+        replace(BARE, license="Apache 2.0")
+    with pytest.raises(ValueError, match="needs license_name and license_link"):
+        replace(BARE, license="other", license_name="Ours")
+    with pytest.raises(ValueError, match="belong to the licence"):
+        replace(BARE, license="mit", license_link="https://example.org")
+
+
+def test_a_base_model_is_an_id_of_the_hub_and_no_path():
+    with pytest.raises(ValueError, match="no id on the Hub"):
+        replace(BARE, base_model="/home/me/resnet18.safetensors")
 
 
 # Writing

@@ -11,6 +11,9 @@ from PIL import Image
 
 from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.data.benchmarks import BENCHMARKS
+from afdcd_hf.hub.facts_file import read_facts
+from afdcd_hf.hub.model_card import render_card
+from afdcd_hf.hub.verify import verify
 from afdcd_hf.inference.comparison import draw_predictions
 from afdcd_hf.training import quickstart
 
@@ -50,6 +53,27 @@ def test_the_distilled_student_comes_with_card_pictures_and_curves(finished):
     comparison = card.text.split("### Comparison")[1].split("###")[0]
     assert all(title in comparison for title in quickstart.TITLES.values())
     assert "predictions.png" in card.text and card.data.eval_results[0].metric_type == "mean_iou"
+
+
+def test_the_facts_of_every_run_lie_beside_its_card_and_name_no_local_path(finished):
+    folder, _ = finished
+    for name in quickstart.TITLES:
+        facts = read_facts(folder / name)
+        assert render_card(facts) == (folder / name / "README.md").read_text("utf-8")
+        training, dataset = facts.training, facts.dataset
+        assert training.iterations == 2 and training.seconds_in_steps > 0 and training.images_per_second > 0
+        assert (dataset.train_images, dataset.num_images) == (6, 5) and len(dataset.train_fingerprint) == 16
+        assert [(row.height, row.width) for row in facts.costs] == [(512, 512), (512, 1024), (1024, 2048)]
+        assert facts.started_from == "random weights"
+        for path in ("README.md", "card_facts.json", "results.json"):
+            assert str(folder.parent) not in (folder / name / path).read_text("utf-8")
+    assert facts.teacher == "teacher" and facts.teacher_architecture.startswith("DeepLabV3 on ")
+    assert [row.model for row in facts.comparison] == list(quickstart.TITLES.values())
+
+
+def test_a_runs_card_can_be_verified(finished):
+    done = verify(finished[0] / "teacher", device="cpu")
+    assert done.holds and done.remarks == () and done.difference == 0
 
 
 def test_student_alone_and_distilled_start_from_the_same_weights_and_budget(finished):

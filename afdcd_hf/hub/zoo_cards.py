@@ -60,8 +60,8 @@ def zoo_notes(row: CheckpointRow) -> list[str]:
     if row.measured is None:
         notes.append(
             "This project has not held that file so far, and nothing is published under this name. Whoever has it "
-            f"makes this network of it with `afdcd convert --checkpoint FILE --network {row.network} --dataset {row.dataset} "
-            "--output DIR`."
+            f"makes this network of it with `afdcd convert --checkpoint FILE --network {row.network} --dataset "
+            f"{row.dataset} --output DIR`."
         )
     if row.reported_alone is not None:
         alone, teacher = f"{100 * row.reported_alone:.2f}", f"{100 * get_checkpoint(row.teacher).reported:.2f}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..charts import load_history, plot_training_curves
 from ..hub.card_facts import CardFacts, ComparisonRow, Picture
+from ..hub.facts_file import write_facts
 from ..hub.model_card import write_card
 from ..inference.comparison import draw_predictions
 from .runs import distill, train
@@ -55,10 +56,12 @@ def quickstart(output: str | Path, seed: int = 0) -> Path:
         Picture("predictions.png", "Scenes that none of the networks was trained on."),
         Picture("training_curves.png", "Mean IoU and loss terms of the three runs."),
     ]
-    write_card(best, replace(distilled.card, comparison=list(rows.values()), pictures=pictures))
+    facts = replace(distilled.card, comparison=list(rows.values()), pictures=pictures)
+    write_facts(best, facts)
+    write_card(best, facts)
     print("\n" + format_table(rows))
     print(f"\n{time.perf_counter() - start:.0f} s in all. The distilled student is in {best}:")
-    print("  README.md (model card), predictions.png, training_curves.png, results.json and the weights.")
+    print("  README.md (model card), predictions.png, training_curves.png, results.json, card_facts.json, weights.")
     return best
 
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoImageProcessor
 
 from ..charts import plot_training_curves
-from ..cost import count_macs, count_parameters
-from ..data.benchmarks import BENCHMARKS
-from ..evaluation.results import dataset_context, evaluate_command, library_versions, machine_name, save_results
+from ..cost import count_macs
+from ..data.fingerprint import fingerprint
+from ..evaluation.results import dataset_context, library_versions, machine_name, save_results
 from ..evaluation.segmenter import evaluate_segmenter
-from ..hub.card_facts import CardFacts, DatasetFacts, MeasuredResults, Picture, TrainingFacts
+from ..hub.card_facts import CardFacts, DatasetFacts, Picture, TrainingFacts
+from ..hub.facts_file import write_facts
+from ..hub.folder_facts import (
+    CURVES_NAME,
+    RESULTS_NAME,
+    dataset_facts,
+    describe,
+    known_pictures,
+    measured_results,
+    network_facts,
+    public_name,
+)
 from ..hub.model_card import write_card
 from ..models.loading import load_model
 from .arguments import DataArguments
@@ -22,13 +34,17 @@ from .scale_out import images_per_step
 from .speed import Speed
 from .trainer import SegmentationTrainer
 
-RESULTS_NAME = "results.json"
-CURVES_NAME = "training_curves.png"
-
 _HYPERPARAMETERS = (
     "loss", "loss_kwargs", "student_layer", "teacher_layer", "loss_max_grad_norm", "task_weight", "aux_weight",
     "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps",
 )  # fmt: skip
+
+
+class Origin(NamedTuple):
+    """The weights that a network started from: an id on the Hub, or words."""
+
+    base_model: str | None
+    words: str | None = None
 
 
 def write_report(
@@ -37,11 +53,23 @@ def write_report(
     *,
     recipe_name: str | Path | None,
     teacher_name: str | None,
+    origin: Origin,
     seconds: float,
+    energy: Mapping[str, float],
 ) -> CardFacts | None:
-    """Score the saved folder (not the network in memory) and write results, curves and card into it.
+    """Score the saved folder (not the network in memory) and write results, curves, facts and card into it.
 
-    Runs on all ranks, which share the evaluation; only the main process writes, and returns the card's facts.
+    Runs on all ranks, which share the evaluation; only the main process writes, and returns the card's facts. Names of
+    recipe and teacher may be paths: what is written has their last part only.
+
+    Args:
+        trainer: the trainer, after the training.
+        data: images and labels.
+        recipe_name: name or file of the recipe.
+        teacher_name: folder or Hub id of the teacher.
+        origin: the weights that the network started from.
+        seconds: wall-clock time of the training.
+        energy: joules used during that, by part.
     """
     folder = Path(trainer.args.output_dir)
     model = load_model(str(folder)).to(trainer.args.device)
@@ -56,72 +84,76 @@ def write_report(
     if not trainer.is_world_process_zero():
         return None
     context = dataset_context(**data.choice("eval"))
-    results = save_results(folder / RESULTS_NAME, scores, model=str(folder), **context)
-    pictures = []
-    if any("loss" in entry for entry in trainer.state.log_history):
-        plot_training_curves({folder.name: trainer.state.log_history}, folder / CURVES_NAME)
-        pictures.append(Picture(CURVES_NAME, "Loss terms and mean IoU during training."))
+    name = folder.resolve().name  # paths are left out of what is to be shared
+    results = save_results(folder / RESULTS_NAME, scores, model=name, **context)
     facts = CardFacts(
-        model_name=folder.name,
-        architecture=describe(model.config),
-        num_parameters=count_parameters(model),
+        model_name=name,
+        **network_facts(model),
         macs=count_macs(model, tuple(data.crop_size)),
         macs_size=tuple(data.crop_size),
-        dataset=_dataset_facts(data, len(trainer.eval_dataset)),
-        measured=measured_results(results),
-        training=_training_facts(trainer, data, recipe_name, seconds),
-        teacher=teacher_name,
-        pictures=pictures,
+        dataset=_dataset_facts(trainer, data),
+        measured=measured_results(results, name),
+        training=_training_facts(trainer, data, recipe_name, seconds, energy),
+        teacher=public_name(teacher_name) if teacher_name else None,
+        teacher_architecture=_teacher_architecture(trainer),
+        base_model=origin.base_model,
+        started_from=origin.words,
+        pictures=_pictures(trainer, folder, name),
         citations=trainer.loss_module.citations if isinstance(trainer, DistillationTrainer) else [],
     )
+    write_facts(folder, facts)
     write_card(folder, facts)
     return facts
 
 
-def describe(config) -> str:
-    """The network in words."""
-    if config.model_type != "afdcd":
-        return type(config).__name__.removesuffix("Config")
-    head = {"deeplabv3": "DeepLabV3", "pspnet": "PSPNet", "fcn": "FCN"}[config.head]
-    options = ", ".join(f"{name} {value}" for name, value in config.backbone_kwargs.items())
-    backbone = f"{config.backbone} ({options})" if options else config.backbone
-    return f"{head} on {backbone}, output stride {config.output_stride}"
+def _pictures(trainer: SegmentationTrainer, folder: Path, name: str) -> list[Picture]:
+    """Draws the curves. Images of the data set are not drawn: most may not be published again."""
+    if any("loss" in entry for entry in trainer.state.log_history):
+        plot_training_curves({name: trainer.state.log_history}, folder / CURVES_NAME)
+    return known_pictures(folder)
 
 
-def measured_results(results: dict[str, Any]) -> MeasuredResults:
-    """The card's view of a `results.json`."""
-    protocol = dict(results["protocol"])
-    environment = {name: protocol.pop(name, None) for name in ("date", "machine")}
-    protocol.pop("versions", None)
-    command = evaluate_command(protocol)
-    names = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "num_images")
-    return MeasuredResults(**{name: results[name] for name in names}, protocol=protocol, command=command, **environment)
+def _dataset_facts(trainer: SegmentationTrainer, data: DataArguments) -> DatasetFacts:
+    generated, train = data.dataset == "scenes", trainer.train_dataset.dataset
+    return dataset_facts(
+        data.dataset,
+        split=data.eval_split,
+        num_images=len(trainer.eval_dataset),
+        fingerprint=fingerprint(trainer.eval_dataset, of_pixels=generated),
+        train_split=data.train_split,
+        train_images=len(train),
+        train_fingerprint=fingerprint(train, of_pixels=generated),
+    )
 
 
-def _dataset_facts(data: DataArguments, num_images: int) -> DatasetFacts:
-    benchmark = BENCHMARKS.get(data.dataset)
-    licence = benchmark.licence if benchmark else None
-    return DatasetFacts(name=data.dataset, split=data.eval_split, license=licence, num_images=num_images)
+def _teacher_architecture(trainer: SegmentationTrainer) -> str | None:
+    config = getattr(getattr(trainer, "teacher", None), "config", None)
+    return None if config is None else describe(config)
 
 
 def _training_facts(
-    trainer: SegmentationTrainer, data: DataArguments, recipe_name: str | Path | None, seconds: float
+    trainer: SegmentationTrainer,
+    data: DataArguments,
+    recipe_name: str | Path | None,
+    seconds: float,
+    energy: Mapping[str, float],
 ) -> TrainingFacts:
     args, speed = trainer.args, trainer.speed or Speed()
     settings = {name: _plain(getattr(args, name)) for name in _HYPERPARAMETERS if getattr(args, name, None) is not None}
     settings |= {"total batch": images_per_step(args), "crop": f"{data.crop_size[0]}x{data.crop_size[1]}"}
+    resumed = bool(args.resume_from_checkpoint)  # then only its last part was clocked
     return TrainingFacts(
-        recipe=str(recipe_name) if recipe_name else None,
+        recipe=public_name(recipe_name) if recipe_name else None,
         hyperparameters=settings,
         seed=args.seed,
         iterations=trainer.state.global_step,
-        # Of a resumed run, only its last part was clocked.
-        seconds=None if args.resume_from_checkpoint else seconds,
+        seconds=None if resumed else seconds,
         seconds_in_steps=speed.total_seconds if speed.steps else None,
         images_per_second=speed.images_per_second,
         time_split=speed.split,
         peak_memory_mb=speed.peak_memory_mb,
         peak_memory_of="GPU" if args.device.type == "cuda" else "process",
+        energy_joules={} if resumed else energy,
         hardware=machine_name(),
         versions=library_versions(),
     )
