@@ -1,0 +1,165 @@
+"""The backbone alone, as a folder that timm loads."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
+
+# what timm's own description of the weights says of the architecture, as opposed to where they came from
+_KEPT = ("input_size", "fixed_input_size", "pool_size", "crop_pct", "interpolation", "first_conv", "classifier")
+
+_README = """---
+library_name: timm
+tags:
+- image-feature-extraction
+- timm
+---
+# {name}: the backbone of a semantic segmenter
+
+Exported by afdcd_hf from a segmenter with {classes} classes. There is no classifier in it.
+
+```python
+import timm
+
+backbone = timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True{options})
+maps = backbone(images)  # list of (B, C, h, w), the last at stride {stride}
+```
+
+Pictures of pixels from 0 to 1 are normalised with mean {mean} and standard deviation {std}{order}.
+{lacking}"""
+
+
+def export_timm_backbone(model: AfDcdForSemanticSegmentation, processor, output: str | Path) -> tuple[Path, list[str]]:
+    """Write the backbone as `timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True)` loads it.
+
+    Weights get the names of the plain timm model. Before the folder gets its name, it is loaded with timm, and its
+    maps must equal the backbone's to the bit.
+
+    Args:
+        model: segmenter of ours.
+        processor: its image processor, for the normalisation that the folder's configuration states.
+        output: folder to write; it must not exist.
+
+    Returns:
+        The folder, and the names of the plain timm model's tensors that a segmenter does not have (layers between the
+        last map and the classifier): with features alone they are not needed.
+
+    Raises:
+        ValueError: a network of another kind, or a backbone that timm does not give back equal.
+        FileExistsError: the folder exists.
+    """
+    output = Path(output)
+    if not isinstance(model, AfDcdForSemanticSegmentation):
+        raise ValueError(f"Only networks with a timm backbone can be exported for timm, not {type(model).__name__}.")
+    if output.exists():
+        raise FileExistsError(f"{output} exists; give another --output.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(mkdtemp(prefix=".timm-", dir=output.parent))
+    try:
+        lacking = _write(model, processor, part)
+        part.chmod(0o755)  # mkdtemp makes private folders
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return output, lacking
+
+
+def _write(model: AfDcdForSemanticSegmentation, processor, folder: Path) -> list[str]:
+    """Everything into the folder, and the check; what the plain model has beyond the backbone."""
+    stride = _stride_argument(model)
+    options = dict(model.config.backbone_kwargs)
+    out_indices = options.pop("out_indices", None)
+    plain = timm.create_model(model.config.backbone, num_classes=0, **options, **stride)
+    weights, lacking = _plain_weights(model.backbone.net, plain)
+    save_file(weights, folder / "model.safetensors")
+    _write_config(plain, folder / "config.json", {**options, **stride}, processor, whole=not lacking)
+    features = {} if out_indices is None else {"out_indices": tuple(out_indices)}
+    _check(model, folder, features)
+    (folder / "README.md").write_text(_readme(model, processor, features, lacking))
+    return lacking
+
+
+def _stride_argument(model: AfDcdForSemanticSegmentation) -> dict[str, int]:
+    """`output_stride` as an argument of timm's, unless the network has that stride by nature."""
+    stride = model.config.output_stride
+    with torch.device("meta"):
+        own = timm.create_model(model.config.backbone, features_only=True, **model.config.backbone_kwargs)
+    return {} if own.feature_info.reduction()[-1] == stride else {"output_stride": stride}
+
+
+def _plain_weights(net: nn.Module, plain: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """The backbone's tensors under the plain model's names, and the names for which there are none."""
+    # feature networks put the model under `model.`, or write `stages.0` as `stages_0`
+    ours = {name.removeprefix("model.").replace(".", "_"): tensor for name, tensor in net.state_dict().items()}
+    wanted = plain.state_dict()
+    named = {name: ours.pop(name.replace(".", "_")) for name in wanted if name.replace(".", "_") in ours}
+    if ours or any(named[name].shape != wanted[name].shape for name in named):
+        raise ValueError(f"{len(ours)} tensors of the backbone have no place in timm's model, e.g. {list(ours)[:3]}.")
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}, sorted(
+        set(wanted) - set(named)
+    )
+
+
+def _write_config(plain: nn.Module, path: Path, arguments: dict[str, Any], processor, *, whole: bool) -> None:
+    mean, std = _normalisation(processor)
+    # timm insists on every tensor where the numbers of classes agree, and with features alone it asks for 0. Another
+    # number makes it accept that layers behind the maps are lacking.
+    classes = 0 if whole else 1000
+    kept = {name: plain.pretrained_cfg.get(name) for name in _KEPT}
+    config = {
+        "architecture": plain.pretrained_cfg["architecture"],
+        "num_classes": classes,
+        "num_features": plain.num_features,
+        "model_args": arguments,
+        "pretrained_cfg": {**kept, "mean": mean, "std": std, "num_classes": classes},
+    }
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _normalisation(processor) -> tuple[list[float], list[float]]:
+    """Mean and deviation for pixels of 0 to 1, as timm counts them."""
+    largest = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    return [value / largest for value in mean], [value / largest for value in std]
+
+
+def _check(model: AfDcdForSemanticSegmentation, folder: Path, features: dict[str, Any]) -> None:
+    """Load the folder as its users will, and compare the maps."""
+    try:
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True, **features).eval()
+    except RuntimeError as error:
+        raise ValueError(f"timm does not take the exported backbone back: {' '.join(str(error).split())}") from error
+    backbone = copy.deepcopy(model.backbone.net).cpu().eval()
+    size = loaded.pretrained_cfg["input_size"][-2:]
+    picture = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(next(backbone.parameters()).dtype)
+    with torch.no_grad():
+        pairs = list(zip(loaded.to(picture.dtype)(picture), backbone(picture), strict=True))
+    if not all(torch.equal(given, wanted) for given, wanted in pairs):
+        raise ValueError(f"timm's {model.config.backbone!r}, loaded from the exported folder, gives other maps.")
+
+
+def _readme(model: AfDcdForSemanticSegmentation, processor, features: dict[str, Any], lacking: list[str]) -> str:
+    mean, std = _normalisation(processor)
+    advice = "use features_only=True, as above; with num_classes=0 timm would leave them at random"
+    missing = f"\nThe segmenter has no {', '.join(lacking)}: {advice}.\n"
+    return _README.format(
+        name=model.config.backbone,
+        classes=model.config.num_labels,
+        options="".join(f", {name}={value}" for name, value in features.items()),
+        stride=model.config.output_stride,
+        mean=[round(value, 6) for value in mean],
+        std=[round(value, 6) for value in std],
+        order=", channels in the order BGR" if getattr(processor, "do_flip_channels", False) else " (RGB)",
+        lacking=missing if lacking else "",
+    )
