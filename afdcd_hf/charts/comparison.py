@@ -11,6 +11,8 @@ from .figures import FAINT, INK, SERIES_COLORS, STYLE, new_figure, save_figure, 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 _MARKERS = "os^DvPX*<>ph"
 _NAME_LENGTH = 28
@@ -45,25 +47,7 @@ def plot_method_scores(methods: Mapping[str, MethodScore], path: str | Path, *, 
     Raises:
         ValueError: If there is no method, or one without a score.
     """
-    import matplotlib
-
-    if not methods or any(not score.mean_iou for score in methods.values()):
-        raise ValueError("There is nothing to draw: give at least one method, and a score of each.")
-    order = sorted(methods, key=lambda name: statistics.mean(methods[name].mean_iou))
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(7.5, 1.5 + 0.5 * len(order), layout="constrained")
-        axes = figure.add_subplot()
-        for row, name in enumerate(order):
-            _draw_score(axes, row, name, methods[name])
-        axes.set_yticks(range(len(order)), [shorten(name, _NAME_LENGTH) for name in order])
-        axes.set_ylim(-0.6, len(order) - 0.4)
-        axes.grid(axis="y", visible=False)
-        axes.margins(x=0.06)
-        axes.set_xlabel("mIoU (%): each seed, mean and standard deviation")
-        _reserve_for_labels(axes)
-        if title:
-            figure.suptitle(title)
-        return save_figure(figure, path)
+    return save_figure(_scores_figure(methods, title), path)
 
 
 def plot_score_over_time(methods: Mapping[str, MethodCurve], path: str | Path, *, title: str = "") -> Path:
@@ -83,30 +67,53 @@ def plot_score_over_time(methods: Mapping[str, MethodCurve], path: str | Path, *
     Raises:
         ValueError: If there is no method, or one without a point.
     """
+    return save_figure(_over_time_figure(methods, title), path)
+
+
+def _scores_figure(methods: Mapping[str, MethodScore], title: str) -> Figure:
+    import matplotlib
+
+    if not methods or any(not score.mean_iou for score in methods.values()):
+        raise ValueError("There is nothing to draw: give at least one method, and a score of each.")
+    order = sorted(methods, key=lambda name: statistics.mean(methods[name].mean_iou))
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.5, 1.5 + 0.5 * len(order), layout="constrained")
+        axes = figure.add_subplot()
+        for row, name in enumerate(order):
+            _draw_score(axes, row, methods[name])
+        axes.set_yticks(range(len(order)), [shorten(name, _NAME_LENGTH) for name in order])
+        axes.set_ylim(-0.6, len(order) - 0.4)
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.06)
+        axes.set_xlabel("mIoU (%): each seed, mean and standard deviation")
+        axes.set_title("mean (gain over alone)", loc="right", fontsize=10, fontweight="normal", color=FAINT)
+        if title:
+            figure.suptitle(title)
+    return figure
+
+
+def _over_time_figure(methods: Mapping[str, MethodCurve], title: str) -> Figure:
     import matplotlib
 
     if not methods or any(not curve.seconds for curve in methods.values()):
         raise ValueError("There is nothing to draw: give at least one method, and a point of each.")
+    best_first = sorted(methods, key=lambda name: -methods[name].mean_iou[-1])
     with matplotlib.rc_context(STYLE):
         figure = new_figure(8.5, 5.0, layout="constrained")
         axes = figure.add_subplot()
-        for index, (name, curve) in enumerate(methods.items()):
-            _draw_curve(axes, index, name, curve)
+        lines = {name: _draw_curve(axes, index, curve) for index, (name, curve) in enumerate(methods.items())}
         axes.set_xlabel("wall-clock time of training (s), evaluations left out")
         axes.set_ylabel("mIoU (%)")
         axes.set_xlim(left=0)
-        handles, names = axes.get_legend_handles_labels()
-        best_first = sorted(range(len(names)), key=lambda i: -methods[names[i]].mean_iou[-1])
-        labels = [shorten(names[i], _NAME_LENGTH) for i in best_first]
-        figure.legend(
-            [handles[i] for i in best_first], labels, loc="outside right upper", title="at the end, best first"
-        )
+        labels = [shorten(name, _NAME_LENGTH) for name in best_first]
+        options = {"loc": "outside right upper", "title": "at the end, best first", "alignment": "left"}
+        figure.legend([lines[name] for name in best_first], labels, **options)
         if title:
             figure.suptitle(title)
-        return save_figure(figure, path)
+    return figure
 
 
-def _draw_score(axes: Axes, row: int, name: str, score: MethodScore) -> None:
+def _draw_score(axes: Axes, row: int, score: MethodScore) -> None:
     percent = [100 * value for value in score.mean_iou]
     mean, color = statistics.mean(percent), FAINT if not score.gains else SERIES_COLORS[0]
     spread = statistics.stdev(percent) if len(percent) > 1 else 0.0
@@ -119,19 +126,15 @@ def _draw_score(axes: Axes, row: int, name: str, score: MethodScore) -> None:
     )  # fmt: skip
 
 
-def _reserve_for_labels(axes: Axes) -> None:
-    axes.set_title("mean (gain over alone)", loc="right", fontsize=10, fontweight="normal", color=FAINT)
-
-
-def _draw_curve(axes: Axes, index: int, name: str, curve: MethodCurve) -> None:
+def _draw_curve(axes: Axes, index: int, curve: MethodCurve) -> Line2D:
     style = {
         "color": SERIES_COLORS[index % len(SERIES_COLORS)],
         "linestyle": "-" if index < len(SERIES_COLORS) else "--",
         "marker": _MARKERS[index % len(_MARKERS)],
     }
     percent = [100 * value for value in curve.mean_iou]
-    axes.plot(curve.seconds, percent, label=name, **style)
+    (line,) = axes.plot(curve.seconds, percent, **style)
     if curve.deviation and curve.deviation[-1]:
-        axes.errorbar(
-            curve.seconds[-1], percent[-1], yerr=100 * curve.deviation[-1], color=style["color"], capsize=4, fmt="none"
-        )
+        end, spread = (curve.seconds[-1], percent[-1]), 100 * curve.deviation[-1]
+        axes.errorbar(*end, yerr=spread, color=style["color"], capsize=4, fmt="none")
+    return line
