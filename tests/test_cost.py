@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from afdcd_hf.cost import count_macs, count_parameters
+from afdcd_hf import AfDcdConfig, AfDcdForSemanticSegmentation
+from afdcd_hf.cost import count_macs, count_macs_at, count_parameters
 
 
 class SmallNet(nn.Module):
@@ -116,3 +117,46 @@ def test_a_shared_tensor_counts_once():
 def test_a_size_that_is_no_pair_of_positive_numbers_is_refused(size):
     with pytest.raises(ValueError, match=r"size=\(height, width\)"):
         count_macs(SmallNet(), size)
+
+
+# Real networks against a count of our own
+
+
+def macs_by_hooks(model, size):
+    """A second count, module by module: each convolution's and linear layer's own numbers times its output pixels."""
+    found = []
+
+    def convolution(module, _, output):
+        rows, columns = module.kernel_size
+        taps = rows * columns * module.in_channels // module.groups
+        found.append(taps * output[0].numel())
+
+    def linear(module, _, output):
+        found.append(module.in_features * output[0].numel())
+
+    hooks = [
+        module.register_forward_hook(convolution if isinstance(module, nn.Conv2d) else linear)
+        for module in model.modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
+    with torch.no_grad():
+        model.eval()(pixel_values=torch.zeros(1, 3, *size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return sum(found)
+
+
+@pytest.mark.parametrize("head", ["deeplabv3", "pspnet", "fcn"])
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2_100"])
+def test_macs_of_real_networks_equal_a_count_by_module_hooks(backbone, head):
+    with torch.device("meta"):
+        model = AfDcdForSemanticSegmentation(AfDcdConfig(backbone=backbone, head=head, num_labels=19))
+    sizes = [(512, 1024), (360, 480)]
+    assert count_macs_at(model, sizes) == [macs_by_hooks(model, size) for size in sizes]
+    assert min(count_macs_at(model, sizes)) > 1e9
+
+
+def test_counting_from_shapes_gives_the_same_and_leaves_the_model_where_it_is():
+    model = SmallNet()
+    assert count_macs_at(model, [(6, 10), (12, 20)]) == [count_macs(model, (6, 10)), count_macs(model, (12, 20))]
+    assert next(model.parameters()).device.type == "cpu"

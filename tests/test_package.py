@@ -30,13 +30,15 @@ MAY_IMPORT = {
     "adapters": {"models"},
     "data": {"lazy"},
     "metrics": {"lazy", "whole_files"},
-    "cost": {"modes"},
+    "cost": {"lazy", "whole_files", "models", "modes", "inference"},
     "registration": {"models"},
     "charts": {"metrics", "whole_files"},
     "losses": {"features", "ops", "models", "citations"},
     "inference": {"lazy", "whole_files", "models", "modes", "charts", "data"},
     "evaluation": {"lazy", "whole_files", "models", "modes", "charts", "data", "metrics", "inference", "recipes"},
-    "hub": {"citations"},
+    "export": {"lazy", "whole_files", "models", "modes", "data", "inference", "evaluation"},
+    "demo": {"lazy", "whole_files", "models", "charts", "data", "inference", "cost", "hub"},
+    "hub": {"lazy", "citations", "whole_files", "cost", "models", "data", "evaluation", "inference", "charts", "recipes"},
 }
 # parts that nobody imports
 ENTRY_POINTS = {"cli"}

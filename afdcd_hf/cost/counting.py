@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .modes import evaluating
+from ..modes import evaluating
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
@@ -56,6 +59,15 @@ def count_macs(model: nn.Module, size: tuple[int, int], channels: int = 3) -> in
     with evaluating(model), torch.no_grad(), counter:
         model(pixel_values=image)
     return counter.get_total_flops() // 2
+
+
+def count_macs_at(model: nn.Module, sizes: Iterable[tuple[int, int]]) -> list[int]:
+    """Counts the MACs of one RGB image at each `(height, width)`, as `count_macs` does, from shapes alone.
+
+    Nothing is computed, so that large images take neither time nor memory.
+    """
+    shapes = copy.deepcopy(model).to("meta")
+    return [count_macs(shapes, size) for size in sizes]
 
 
 def _check_shape(size: tuple[int, int], channels: int) -> None:

@@ -1,0 +1,53 @@
+"""What a measurement was made on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's with the number of cores that torch uses: "AMD EPYC, 2 threads"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{device.type} of {processor_name()}"
+
+
+def processor_name() -> str:
+    """As the system calls it, or else the kind of machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():  # Linux, where Python's own answer is empty or "x86_64"
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def versions(device: torch.device) -> str:
+    """What the time depends on beside the device: "torch 2.15.0, CUDA 12.8, cuDNN 91002"."""
+    parts = [f"torch {torch.__version__}"]
+    if device.type == "cuda":
+        parts.append(f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}")
+        parts.append(f"cuDNN {torch.backends.cudnn.version()}")
+        driver = Path("/sys/module/nvidia/version")
+        parts += [f"driver {driver.read_text().strip()}"] if driver.is_file() else []
+    return ", ".join(parts)
+
+
+def load_average() -> float | None:
+    """Programs that wanted a core during the last minute; None where the system does not count them."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def convolves_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions of float32 run in TF32, which is PyTorch's default on recent GPUs."""
+    if device.type != "cuda" or dtype != torch.float32 or torch.version.hip:
+        return False
+    return torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0)
