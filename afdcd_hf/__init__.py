@@ -30,13 +30,21 @@ _EXPORTS = {
     "StreamingBoundaryIoU": "metrics.boundary_iou",
     "StreamingMeanIoU": "metrics.mean_iou",
     "as_segmenter": "adapters",
+    "build_loss": "losses",
     "capture": "features",
+    "convert_checkpoint": "hub.conversion.checkpoints",
     "evaluate_segmenter": "evaluation.segmenter",
+    "export_onnx": "export.onnx",
     "load_benchmark": "data.loading",
+    "load_plan": "compare.plan",
     "load_recipe": "recipes",
     "load_split": "data.loading",
+    "profile_model": "cost.latency",
+    "push_folder": "hub.push",
+    "run_comparison": "compare.comparison",
     "segment_image": "inference.segment",
     "streaming_mean_iou_path": "metrics.streaming_mean_iou",
+    "verify": "hub.verify",
 }
 
 __all__ = sorted([*_EXPORTS, "__version__"])

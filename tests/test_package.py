@@ -38,7 +38,19 @@ MAY_IMPORT = {
     "evaluation": {"lazy", "whole_files", "models", "modes", "charts", "data", "metrics", "inference", "recipes"},
     "export": {"lazy", "whole_files", "models", "modes", "data", "inference", "evaluation"},
     "demo": {"lazy", "whole_files", "models", "charts", "data", "inference", "cost", "hub"},
-    "hub": {"lazy", "citations", "whole_files", "cost", "models", "data", "evaluation", "inference", "charts", "recipes"},
+    "hub": {
+        "lazy",
+        "citations",
+        "whole_files",
+        "cost",
+        "models",
+        "data",
+        "evaluation",
+        "inference",
+        "charts",
+        "recipes",
+    },
+    "compare": {"lazy", "whole_files", "charts", "evaluation", "hub", "recipes", "training"},
 }
 # parts that nobody imports
 ENTRY_POINTS = {"cli"}

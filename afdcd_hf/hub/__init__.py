@@ -1,1 +1,1 @@
-"""What a model's folder needs to be shared: the model card. Nothing here imports the trainer."""
+"""What is published, and how: zoo, conversion, model cards, push, verify. Nothing here imports the trainer."""
