@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -115,3 +117,30 @@ def test_missing_and_misfitting_maps_are_named():
         MGDLoss(3, 8)(Activations(LOGITS, student), Activations(LOGITS))
     with pytest.raises(ValueError, match="the student's map has shape .2, 8, 7, 5.; expected .B, 3, h, w."):
         MGDLoss(3, 8)(Activations(LOGITS, teacher), Activations(LOGITS, teacher))
+
+
+# Memory
+
+
+@pytest.mark.parametrize("reduction", ["paper", "mean"])
+def test_the_error_and_its_gradient_are_those_of_pytorch(reduction):
+    restored, target = (
+        torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True),
+        torch.randn(2, 3, 5, 7).double(),
+    )
+    error = restoration_error(restored, target, reduction)
+    expected = torch.nn.functional.mse_loss(restored, target, reduction="sum") / (2 if reduction == "paper" else 210)
+    torch.testing.assert_close(error, expected, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(3 * each, restored)[0] for each in (error, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=0)
+    assert torch.autograd.gradcheck(lambda each: restoration_error(each, target, reduction), restored)
+
+
+def test_the_teachers_map_is_free_before_the_backward_pass():
+    restored, target = torch.randn(1, 2, 3, 3, requires_grad=True), torch.randn(1, 2, 3, 3)
+    gone = weakref.ref(target)
+    error = restoration_error(restored, target)
+    del target
+    assert gone() is None
+    error.backward()
+    assert restored.grad is not None

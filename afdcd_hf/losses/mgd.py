@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 from afdcd_hf.features import Activations
 from afdcd_hf.losses.compared import MapLoss
@@ -23,15 +24,33 @@ def restoration_error(restored: Tensor, target: Tensor, reduction: str = "paper"
 
     Args:
         restored: S' `(B, Ct, h, w)` float32 or float64.
-        target: T, the same.
+        target: T, the same; it gets no gradient.
         reduction: one of `REDUCTIONS`.
 
     Returns:
         A scalar, 0 where the two are equal.
     """
-    if reduction == "mean":
-        return F.mse_loss(restored, target)
-    return F.mse_loss(restored, target, reduction="sum") / restored.shape[0]
+    divisor = restored.numel() if reduction == "mean" else restored.shape[0]
+    return _SquaredError.apply(restored, target) / divisor
+
+
+class _SquaredError(torch.autograd.Function):
+    """Σ (restored - target)², which keeps the difference for the backward pass.
+
+    PyTorch's own keeps both maps: the teacher's, which nothing else needs by then, could not be freed.
+    """
+
+    @staticmethod
+    def forward(ctx, restored: Tensor, target: Tensor) -> Tensor:
+        difference = restored - target
+        ctx.save_for_backward(difference)
+        return difference.square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return difference.mul(2 * gradient), None
 
 
 class MGDLoss(MapLoss):
