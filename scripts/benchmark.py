@@ -1,6 +1,6 @@
 """Contrast, projector and whole distillation step: ours beside a plain eager version of the released computation.
 
-    python scripts/benchmark.py                                     # everything, 2 threads on a CPU: some 6 minutes
+    python scripts/benchmark.py                                     # everything, 2 threads on a CPU: some 8 minutes
     python scripts/benchmark.py --only contrast --threads 1 --repeats 3 --output contrast.json
 
 One run, the same inputs, taking turns, medians; before anything is timed both ways run once, and the benchmark stops
