@@ -278,9 +278,11 @@ def test_output_goes_to_the_log_and_its_last_line_is_watched(tmp_path):
     assert last_line(tmp_path / "log") == "100%"  # kept: the log is added to
 
 
+# A shell's background jobs are started with Ctrl-C ignored, and hand that on.
 STOPPED = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from afdcd_hf.compare.child_process import run_logged
 code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), exit(143)));"
 code += "print('ready', flush=True); time.sleep(60)"

@@ -96,7 +96,15 @@ def test_where_an_evaluation_is_due_the_checkpoint_is_saved_before_it_too(tmp_pa
     assert (tmp_path / "checkpoint-1").is_dir()
 
 
-def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path):
+@pytest.fixture
+def ctrl_c_works():
+    """Also where the tests are a shell's background job, which is started with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path, ctrl_c_works):
     trainer = supervised(tmp_path, callbacks=[SignalAt(1, signal.SIGINT, signal.SIGINT)])
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.train()
