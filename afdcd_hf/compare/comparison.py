@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from ..evaluation.results import machine_name
+from ..hub.card_facts import HUB_ID
 from ..whole_files import written_whole
 from .cells import (
     TEACHER_PLACE,
@@ -251,6 +252,6 @@ def _check_teacher(teacher: str | None) -> None:
 
     if teacher is None:
         raise ValueError("The plan has methods with a teacher, but neither 'teacher' nor 'teacher_recipe'.")
-    if not Path(teacher).is_dir() and teacher.count("/") != 1:
+    if not Path(teacher).is_dir() and not HUB_ID.fullmatch(teacher):
         raise FileNotFoundError(f"teacher={teacher!r} is neither a folder nor a Hub id (owner/name).")
     AutoConfig.from_pretrained(teacher)

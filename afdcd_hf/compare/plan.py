@@ -8,9 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..recipes import as_number, comparison_path, load_recipe
+from ..recipes import as_number, comparison_path, load_recipe, read_mapping
 
 ALONE = "alone"
 _OWN_KEYS = (
@@ -143,14 +141,8 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
         ValueError: Not YAML, keys missing or of the wrong kind.
     """
     path = comparison_path(name_or_path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path} must hold 'key: value' lines, not a {type(raw).__name__}.")
     overrides = dict(overrides or {})
-    return _plan(str(path), {**_numbers(raw), **overrides}, overrides)
+    return _plan(str(path), {**_numbers(read_mapping(path)), **overrides}, overrides)
 
 
 def _plan(source: str, raw: dict[str, Any], overrides: Mapping[str, Any]) -> Plan:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..data.benchmarks import BENCHMARKS
-from ..data.fingerprint import fingerprint
+from ..data.fingerprint import fingerprint, is_generated
 from ..data.loading import load_split
 from ..evaluation.command import check_classes
 from ..evaluation.segmenter import evaluate_segmenter
@@ -168,7 +168,7 @@ def _network(folder: Path, device: str | None) -> tuple[nn.Module, Any]:
 def _data_remarks(claim: Claim, choice: Mapping[str, Any], images) -> list[str]:
     if claim.fingerprint is None:
         return ["the card has no fingerprint of its images, so that they may be others than these"]
-    mine = fingerprint(images, of_pixels=choice["name"] == "scenes")
+    mine = fingerprint(images, of_pixels=is_generated(choice["name"]))
     if mine == claim.fingerprint:
         return []
     return [f"these are not the images and labels of the card (fingerprint {mine}, there {claim.fingerprint})"]

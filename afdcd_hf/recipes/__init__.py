@@ -68,14 +68,19 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         FileNotFoundError: see `recipe_path`.
         ValueError: not valid YAML, or not a flat mapping.
     """
-    path = recipe_path(name_or_path)
+    recipe = read_mapping(recipe_path(name_or_path))
+    return {str(key): as_number(value) for key, value in recipe.items()}
+
+
+def read_mapping(path: Path) -> dict[Any, Any]:
+    """Read a YAML file of `key: value` lines, values as YAML gives them; ValueError where it is none."""
     try:
-        recipe = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} must hold 'key: value' lines, not a {type(recipe).__name__}.")
-    return {str(key): as_number(value) for key, value in recipe.items()}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}.")
+    return content
 
 
 def as_number(value: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from transformers import AutoImageProcessor
 
 from ..charts import plot_training_curves
-from ..cost import count_macs
-from ..data.fingerprint import fingerprint
+from ..cost import count_macs_at
+from ..data.fingerprint import fingerprint, is_generated
 from ..evaluation.results import dataset_context, library_versions, machine_name, save_results
 from ..evaluation.segmenter import evaluate_segmenter
 from ..hub.card_facts import CardFacts, DatasetFacts, Picture, TrainingFacts
@@ -89,7 +89,7 @@ def write_report(
     facts = CardFacts(
         model_name=name,
         **network_facts(model),
-        macs=count_macs(model, tuple(data.crop_size)),
+        macs=count_macs_at(model, [tuple(data.crop_size)])[0],
         macs_size=tuple(data.crop_size),
         dataset=_dataset_facts(trainer, data),
         measured=measured_results(results, name),
@@ -114,7 +114,7 @@ def _pictures(trainer: SegmentationTrainer, folder: Path, name: str) -> list[Pic
 
 
 def _dataset_facts(trainer: SegmentationTrainer, data: DataArguments) -> DatasetFacts:
-    generated, train = data.dataset == "scenes", trainer.train_dataset.dataset
+    generated, train = is_generated(data.dataset), trainer.train_dataset.dataset
     return dataset_facts(
         data.dataset,
         split=data.eval_split,
