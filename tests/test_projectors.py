@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import build_loss, projectors
 from afdcd_hf.losses.projectors import PROJECTORS, restore
+from afdcd_hf.ops import omni_contrast
 
 OPTIONS = {"feature_weight": 2e-2, "contrast_weight": 5e-3, "pool_size": 1, "channel_groups": 4}
 WITH_ENTRY = ("plain", "enhanced")
+RESTORING = [kind for kind in PROJECTORS if kind != "none"]
 
 
 def parts(kind, student_channels=3, channels=8, dtype=torch.float64):
@@ -111,6 +113,36 @@ def test_a_projector_without_a_3x3_entry_has_no_sparse_form():
         restore(feature_map, mask, *parts("bottleneck"), sparse=True)
 
 
+def test_without_a_projector_the_aligned_maps_are_compared():
+    torch.manual_seed(0)
+    options = {**OPTIONS, "projector": "none", "mask_ratio": 0.0, "reduction": "mean"}
+    loss = build_loss("af_dcd", {"af_dcd": options}, 6, 8)
+    assert set(loss.state_dict()) == {"align.weight", "align.bias"}
+    student, teacher = torch.randn(2, 6, 8, 8, requires_grad=True), torch.randn(2, 8, 8, 8)
+    terms = loss(Activations(torch.zeros(2, 3, 8, 8), student), Activations(torch.zeros(2, 3, 8, 8), teacher))
+    aligned = F.conv2d(student, loss.align.weight, loss.align.bias)
+    torch.testing.assert_close(terms["feature"], 2e-2 * F.mse_loss(aligned, teacher))
+    torch.testing.assert_close(terms["contrast"], 5e-3 * omni_contrast(aligned, teacher, channel_groups=4) / 4)
+
+
+def test_without_a_projector_and_alignment_the_loss_has_no_weights_and_still_teaches():
+    loss = build_loss("af_dcd", {"af_dcd": {**OPTIONS, "projector": "none", "mask_ratio": 0.0}}, 8, 8)
+    student, teacher = torch.randn(1, 8, 8, 8, requires_grad=True), torch.randn(1, 8, 8, 8)
+    terms = loss(Activations(torch.zeros(1, 3, 8, 8), student), Activations(torch.zeros(1, 3, 8, 8), teacher))
+    sum(terms.values()).backward()
+    assert not list(loss.parameters()) and student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["af_dcd", "mgd"])
+@pytest.mark.parametrize(
+    ("options", "hides"), [({}, "mask_ratio=0.75"), ({"mask": "center", "mask_ratio": 0.0}, "mask='center'")]
+)
+def test_hidden_positions_need_a_projector(name, options, hides):
+    given = {**(OPTIONS if name == "af_dcd" else {}), "projector": "none", **options}
+    with pytest.raises(ValueError, match=f"projector='none' restores nothing, but {hides} hides positions: set mask_r"):
+        build_loss(name, {name: given}, 6, 8)
+
+
 @pytest.mark.parametrize("kind", WITH_ENTRY)
 def test_the_loss_takes_the_same_step_with_either_form(monkeypatch, kind):
     torch.manual_seed(0)
@@ -149,6 +181,7 @@ def test_the_weights_keep_their_names():
         "enhanced": ["first.0.weight", "second.0.weight", "restore_first.weight", "restore_second.weight"],
         "bottleneck": ["0.weight", "2.weight", "4.weight", "6.weight"],
         "depthwise": ["0.weight", "1.weight", "3.weight", "4.weight"],
+        "none": [],
     }
 
 
@@ -173,7 +206,7 @@ def test_the_depthwise_projector_filters_channels_then_mixes_them():
     torch.testing.assert_close(projector(feature_map), expected)
 
 
-@pytest.mark.parametrize("kind", PROJECTORS)
+@pytest.mark.parametrize("kind", RESTORING)
 def test_every_projector_restores_from_5x5_positions_at_least(kind):
     projector = parts(kind, channels=32)[1]
     feature_map = torch.randn(4, 32, 9, 9, dtype=torch.float64).requires_grad_()
@@ -186,7 +219,8 @@ def test_every_projector_restores_from_5x5_positions_at_least(kind):
 @pytest.mark.parametrize("kind", PROJECTORS)
 def test_every_projector_can_be_chosen_by_name_and_trains(kind):
     torch.manual_seed(0)
-    loss = build_loss("af_dcd", {"af_dcd": {**OPTIONS, "projector": kind}}, 3, 16)
+    hides = {} if kind in RESTORING else {"mask_ratio": 0.0}
+    loss = build_loss("af_dcd", {"af_dcd": {**OPTIONS, "projector": kind, **hides}}, 3, 16)
     assert loss.get_config_dict()["projector"] == kind
     maps = [Activations(torch.zeros(2, 3, 8, 8), torch.randn(2, channels, 8, 8)) for channels in (3, 16)]
     sum(loss(*maps).values()).backward()

@@ -13,7 +13,7 @@ from afdcd_hf.features import Activations
 from afdcd_hf.losses.base import DistillationLoss
 from afdcd_hf.losses.masks import MASKS, draw_mask
 from afdcd_hf.losses.mgd import REDUCTIONS, restoration_error
-from afdcd_hf.losses.projectors import PROJECTORS, restore
+from afdcd_hf.losses.projectors import PROJECTORS, check_restorable, restore
 from afdcd_hf.ops.checks import check_choice, check_divides, check_fraction, check_weight, check_whole
 from afdcd_hf.ops.contrast import channel_contrast, check_contrast_settings, omni_contrast, spatial_contrast
 from afdcd_hf.ops.precision import at_least_float32, without_autocast
@@ -41,7 +41,8 @@ class AfDcdLoss(DistillationLoss):
     A teacher map of another size is resized bilinearly (align_corners=False) to the student's. Everything is float32
     inside, also under autocast.
 
-    Relations: with `contrast_weight=0` this is MGDLoss (Yang et al.). KDLoss compares logits; the paper adds both.
+    Relations: with `contrast_weight=0` this is MGDLoss (Yang et al.), or FitNetLoss where `projector="none"`. KDLoss
+    compares logits; the paper adds both.
 
     Args:
         student_channels: Cs.
@@ -52,7 +53,8 @@ class AfDcdLoss(DistillationLoss):
         mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call from `generator`;
             "center" hides the middle third of rows and columns.
         mask_ratio: ζ in [0, 1); for mask "random".
-        projector: "plain", "enhanced", "bottleneck" or "depthwise"; costs in `afdcd_hf/losses/projectors.py`.
+        projector: "plain", "enhanced", "bottleneck", "depthwise", or "none" (with `mask_ratio=0`: S' = align(S));
+            costs in `afdcd_hf/losses/projectors.py`.
         pool_size: kernel and stride of the max-pooling before the contrast; 1 or None for none (CamVid).
         patch_size: side of a patch of the pooled map; for "omni" and "spatial".
         channel_groups: must divide Ct; for "omni" and "channel".
@@ -114,6 +116,7 @@ class AfDcdLoss(DistillationLoss):
         check_choice("mask", arguments["mask"], MASKS)
         check_fraction("mask_ratio", arguments["mask_ratio"])
         check_choice("projector", arguments["projector"], PROJECTORS)
+        check_restorable(arguments["projector"], arguments["mask"], arguments["mask_ratio"])
         check_choice("reduction", arguments["reduction"], REDUCTIONS)
         if arguments["pool_size"] is not None:
             check_whole("pool_size", arguments["pool_size"])

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from afdcd_hf.features import Activations
 from afdcd_hf.losses.compared import MapLoss
 from afdcd_hf.losses.masks import MASKS, draw_mask
-from afdcd_hf.losses.projectors import PROJECTORS, restore
+from afdcd_hf.losses.projectors import PROJECTORS, check_restorable, restore
 from afdcd_hf.ops.checks import check_choice, check_fraction, check_weight
 from afdcd_hf.ops.precision import without_autocast
 
@@ -76,7 +76,8 @@ class MGDLoss(MapLoss):
         mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call from `generator`;
             "center" hides the middle third of rows and columns.
         mask_ratio: λ of the paper, in [0, 1); for mask "random".
-        projector: "plain" is the paper's; "enhanced", "bottleneck", "depthwise": `afdcd_hf/losses/projectors.py`.
+        projector: "plain" is the paper's; "enhanced", "bottleneck", "depthwise", "none" (with `mask_ratio=0`):
+            `afdcd_hf/losses/projectors.py`.
         reduction: "paper" as above; "mean" divides further by Ct·h·w, for weights that carry over to other maps.
 
     Raises:
@@ -115,6 +116,7 @@ class MGDLoss(MapLoss):
         check_choice("mask", arguments["mask"], MASKS)
         check_fraction("mask_ratio", arguments["mask_ratio"])
         check_choice("projector", arguments["projector"], PROJECTORS)
+        check_restorable(arguments["projector"], arguments["mask"], arguments["mask_ratio"])
         check_choice("reduction", arguments["reduction"], REDUCTIONS)
 
     def get_config_dict(self) -> dict[str, Any]:

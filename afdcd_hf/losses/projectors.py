@@ -8,8 +8,10 @@ Weights and multiplications (10⁹ MAC, dense, one image) at 2048 channels:
 | enhanced | 3×3 – (3×3, 3×3 – 3×3), mean | 151.0 M | 200 % | 305.8 | 1237.0 |
 | bottleneck | 1×1 to C/4 – 3×3 – 3×3 – 1×1 to C | 6.8 M | 9.0 % | 13.8 | 55.8 |
 | depthwise | (3×3 a channel, 1×1) – (3×3 a channel, 1×1) | 8.4 M | 11.2 % | 17.1 | 69.0 |
+| none | | 0 | 0 % | 0 | 0 |
 
-– is a ReLU. The paper has the first two; the others are ours and see the same 5×5 positions as plain.
+– is a ReLU. The paper has the first two; the others are ours. bottleneck and depthwise see the same 5×5 positions as
+plain. With none the aligned map itself is compared: nothing could restore a hidden position, so nothing may be hidden.
 Seconds on one CPU core with align from 512 channels, forward and backward, batch 2, 45×45: plain 18.6, or 12.5 with
 only the kept positions of a random mask computed in the first convolution; bottleneck 2.3; depthwise 3.5. There the
 second convolution was still a direct one; docs/benchmarks.md has the present figures.
@@ -131,6 +133,11 @@ def depthwise_projector(channels: int) -> nn.Sequential:
     return nn.Sequential(*_separable(channels), nn.ReLU(inplace=True), *_separable(channels))
 
 
+def no_projector(channels: int) -> nn.Identity:
+    """The map as it is, for any number of channels."""
+    return nn.Identity()
+
+
 def _separable(channels: int) -> tuple[nn.Conv2d, nn.Conv2d]:
     by_channel = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
     return by_channel, nn.Conv2d(channels, channels, kernel_size=1)
@@ -143,7 +150,18 @@ PROJECTORS: dict[str, Callable[[int], nn.Module]] = {
     "enhanced": EnhancedProjector,
     "bottleneck": bottleneck_projector,
     "depthwise": depthwise_projector,
+    "none": no_projector,
 }
+
+
+def check_restorable(projector: str, mask: str, mask_ratio: float) -> None:
+    """Raise ValueError for a mask that hides positions which no projector restores."""
+    if projector == "none" and (mask != "random" or mask_ratio > 0):
+        hides = f"mask_ratio={mask_ratio}" if mask == "random" else f"mask={mask!r}"
+        raise ValueError(
+            f"projector='none' restores nothing, but {hides} hides positions: set mask_ratio=0 with mask='random', or "
+            "use a projector."
+        )
 
 
 def restore(
