@@ -35,7 +35,7 @@ PLAN = {
 
 
 class StandIns:
-    """Instead of trainings: writes what one leaves. A step takes 0.1 s alone and 0.2 s with a teacher."""
+    """Instead of trainings: writes what one leaves. A step takes 0.1 s, or 0.2 s with the teacher."""
 
     def __init__(self):
         self.trained, self.resumed, self.fail, self.stop = [], [], None, None
@@ -59,16 +59,22 @@ class StandIns:
     def _leave(recipe, word):
         run, steps = Path(recipe["output_dir"]), recipe["max_steps"]
         run.mkdir(parents=True, exist_ok=True)
-        each = 0.2 if word == "distill" else 0.1
+        first, last = recipe.get("distill_every", 1), recipe.get("distill_until", 1) * steps
+        taught = [word == "distill" and step % first == 0 and step < last for step in range(steps)]
+        seconds = [0.2 if with_teacher else 0.1 for with_teacher in taught]
         iou = 0.3 + 0.001 * recipe.get("seed", 42) + 0.1 * recipe.get("kd.weight", 0) + 0.0001 * steps
-        lines = [{"step": s, "images_per_second": 8 / each, "time_data": each} for s in range(1, steps + 1)]
+        lines = [
+            {"step": step, "images_per_second": 8 / each, "time_data": each - 0.1 * with_teacher}
+            | ({"time_teacher": 0.1} if with_teacher else {})
+            for step, (each, with_teacher) in enumerate(zip(seconds, taught, strict=True), 1)
+        ]
         (run / "trainer_state.json").write_text(
             json.dumps({"log_history": [*lines, {"step": steps // 2, "eval_mean_iou": iou / 2}]})
         )
         (run / "results.json").write_text(json.dumps({"mean_iou": iou, "per_category_iou": {"sky": iou, "car": None}}))
         facts = TrainingFacts(
-            seed=recipe.get("seed"), iterations=steps, seconds_in_steps=steps * each, images_per_second=8 / each,
-            peak_memory_mb=1000.0,
+            seed=recipe.get("seed"), iterations=steps, seconds_in_steps=sum(seconds),
+            images_per_second=8 * steps / sum(seconds), peak_memory_mb=1000.0,
         )  # fmt: skip
         write_facts(run, CardFacts(model_name="m", architecture="a", training=facts))
         (run / "checkpoint-7").mkdir(exist_ok=True)
@@ -116,6 +122,24 @@ def test_a_budget_in_seconds_gives_each_method_the_iterations_that_fit(plan, sta
     run_comparison(plan(), tmp_path / "out")
     steps = {m: read_result(tmp_path / f"out/seconds-6/{m}/seed-1").iterations for m in ("alone", "kd")}
     assert steps == {"alone": 60, "kd": 30}  # at 0.1 and 0.2 s a step
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        ({"distill_every": 2}, 0.15),
+        ({"distill_every": 4}, 0.125),
+        (
+            {"distill_until": 0.25},
+            0.1375,
+        ),  # the calibration's taught steps are its first three, which usually do not count
+        ({"distill_every": 2, "distill_until": 0.5}, 0.125),
+    ],
+)
+def test_steps_with_and_without_the_teacher_are_timed_apart(plan, stand_ins, tmp_path, options, step):
+    methods = {"kd": {"loss": "kd", **options}}
+    run_comparison(plan(methods=methods, budgets={"seconds": 30}, evaluations=1), tmp_path / "out")
+    assert read_result(tmp_path / "out/seconds-30/kd/seed-0").iterations == round(30 / step)
 
 
 def test_the_time_of_a_method_can_be_the_budget_of_all(plan, stand_ins, tmp_path):

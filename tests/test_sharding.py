@@ -30,14 +30,15 @@ from afdcd_hf.training.scale_out import _check_sharding, whole_tensors
 
 LOGGED = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast", "eval_mean_iou")
 OPTIONS = {"max_steps": 3, "total_batch_size": 4, "save_strategy": "steps", "save_steps": 2}
+AT_TIMES = {"distill_every": 2}  # the loss's weights take no part in the second step
 OPTIONS |= {"eval_strategy": "steps", "eval_steps": 3, "loss_kwargs": loss_options(mask="center")}
 
 
-def distil(folder: Path, resume: str | None = None):
+def distil(folder: Path, resume: str | None = None, **options):
     """Three steps; with three pictures to evaluate, one process has more of them than the other."""
     student = without_batch_effects(segmenter())
     dataset = samples(10, scales=[1.0])
-    trainer = distilling(folder, student, train_dataset=dataset, eval_dataset=pictures(3), **OPTIONS)
+    trainer = distilling(folder, student, train_dataset=dataset, eval_dataset=pictures(3), **OPTIONS, **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -50,11 +51,12 @@ def sharded(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_sharded_training_is_the_training_of_one_process(sharded, tmp_path):
-    trainer = distil(tmp_path)
-    seen = load_file(sharded / "first.safetensors")
+@pytest.mark.parametrize(("run", "options"), [("first", {}), ("at-times", AT_TIMES)])
+def test_sharded_training_is_the_training_of_one_process(sharded, tmp_path, run, options):
+    trainer = distil(tmp_path, **options)
+    seen = load_file(sharded / f"{run}.safetensors")
     assert largest_difference(seen, weights(trainer.model)) < 1e-6  # measured: 1.2e-7
-    log = json.loads((sharded / "first.json").read_text())
+    log = json.loads((sharded / f"{run}.json").read_text())
     assert log["sharded"]
     for name in LOGGED:
         assert log[name] == pytest.approx(logged(trainer, name), rel=1e-5, abs=1e-3 if name.startswith("eval") else 0)
@@ -102,8 +104,9 @@ def _pretend_to_be_gpus() -> None:
 
 
 def _distil_on_this_rank(folder: Path) -> None:
-    for name, resume in (("first", None), ("resumed", str(folder / "first" / "checkpoint-2"))):
-        trainer = distil(folder / name, resume)
+    middle = str(folder / "first" / "checkpoint-2")
+    for name, resume, options in (("first", None, {}), ("resumed", middle, {}), ("at-times", None, AT_TIMES)):
+        trainer = distil(folder / name, resume, **options)
         trained = whole_tensors(trainer.model.state_dict())  # every rank has to take part
         if trainer.is_world_process_zero():
             save_file({key: tensor.contiguous() for key, tensor in trained.items()}, folder / f"{name}.safetensors")

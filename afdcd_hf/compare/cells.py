@@ -45,6 +45,13 @@ class Cell:
         """Of `afdcd`: which one runs it."""
         return "distill" if "loss" in self.settings else "train"
 
+    @property
+    def taught_share(self) -> float:
+        """Share of its steps that have the teacher."""
+        if self.command == "train":
+            return 0.0
+        return self.settings.get("distill_until", 1.0) / self.settings.get("distill_every", 1)
+
     @cached_property
     def fingerprint(self) -> str:
         """The settings in one line, keys in order, so that equal ones read equal."""

@@ -105,16 +105,25 @@ def read_result(folder: Path) -> CellResult | None:
         raise ValueError(f"{path} cannot be read ({error}); delete {folder} to train that one again.") from error
 
 
-def _step_times(history: list[Mapping[str, Any]]) -> list[tuple[int, float]]:
+def _step_times(lines: list[Mapping[str, Any]]) -> list[tuple[int, float]]:
     """`(step, seconds per step)` of each line of the log; a line stands for the steps since the one before."""
-    lines = [line for line in history if "images_per_second" in line]
-    return [(line["step"], sum(v for name, v in line.items() if name.startswith("time_"))) for line in lines]
+    timed = [line for line in lines if "images_per_second" in line]
+    return [(line["step"], sum(v for name, v in line.items() if name.startswith("time_"))) for line in timed]
 
 
 def _step_time(cell: Cell, history: list[Mapping[str, Any]], mean: float) -> float:
+    """Seconds a step; of a calibration, steps with and without the teacher by the share that each will have."""
     if cell.kind != "calibration":
         return mean
-    return statistics.median([seconds for step, seconds in _step_times(history) if step > _FIRST_STEPS] or [mean])
+    shares = {True: cell.taught_share, False: 1 - cell.taught_share}
+    return sum(share * _usual_step(history, taught, mean) for taught, share in shares.items() if share)
+
+
+def _usual_step(history: list[Mapping[str, Any]], taught: bool, mean: float) -> float:
+    """Median seconds of a step of one kind; the first steps count only where there are no others of that kind."""
+    times = _step_times([line for line in history if ("time_teacher" in line) == taught])
+    settled = [seconds for step, seconds in times if step > _FIRST_STEPS] or [seconds for _, seconds in times]
+    return statistics.median(settled or [mean])
 
 
 def _curve(history: list[Mapping[str, Any]], iterations: int) -> list[tuple[float, float]]:

@@ -68,16 +68,19 @@ class DistillationModel(nn.Module):
         Args:
             pixel_values: `(B, 3, H, W)`.
             labels: `(B, H, W)` int64.
-            teacher: the teacher's activations for the same batch.
+            teacher: the teacher's activations for the same batch; None for a step without it.
 
         Returns:
-            `loss` (scalar), `logits` (detached) and `terms` (name -> weighted, detached scalar); `logits` alone without
-            labels and teacher, so that the module can also be used for plain prediction.
+            `loss` (scalar), `logits` (detached) and `terms` (name -> weighted, detached scalar), which are the task's
+            alone without a teacher; `logits` alone without labels, so that the module can also be used for plain
+            prediction.
         """
-        if labels is None or teacher is None:
+        if labels is None:
             return {"logits": self.student(pixel_values=pixel_values).logits}
         outputs, activations = run_tapped(self.student, pixel_values, self._taps)
-        terms = {**self.task_loss(outputs, labels), **self.loss(activations, teacher, labels)}
+        terms = self.task_loss(outputs, labels)
+        if teacher is not None:
+            terms = {**terms, **self.loss(activations, teacher, labels)}
         return {
             "loss": torch.stack(list(terms.values())).sum(),
             "logits": outputs.logits.detach(),

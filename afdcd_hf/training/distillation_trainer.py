@@ -15,7 +15,7 @@ from .distillation import prepare_distillation
 from .folding import running_teacher
 from .precision import compile_like_student
 from .randomness import rank_generator
-from .scale_out import check_clipping, synchronise_batch_norm, whole_tensors
+from .scale_out import check_clipping, search_for_idle_loss_weights, synchronise_batch_norm, whole_tensors
 from .trainer import SegmentationTrainer
 from .training_args import DistillationTrainingArguments
 
@@ -45,6 +45,7 @@ class DistillationTrainer(SegmentationTrainer):
     def __init__(
         self, model: nn.Module, teacher: nn.Module, args: DistillationTrainingArguments, *, train_dataset=None, **kwargs
     ):
+        search_for_idle_loss_weights(args)
         set_seed(args.seed)  # the loss's weights are drawn here, before the Trainer sets the seed
         model = synchronise_batch_norm(model, args)  # before hooks are registered: it replaces layers
         batch = _first_batch(train_dataset)
@@ -72,9 +73,11 @@ class DistillationTrainer(SegmentationTrainer):
         return super().student.loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs=False, num_items_in_batch=None):
-        """Task and distillation loss of one batch; all terms go to the log."""
-        with self.timer("teacher"):
-            teacher = self._teach(inputs["pixel_values"])
+        """Task and distillation loss of one batch; all terms go to the log, as means over all steps."""
+        teacher = None
+        if self.args.distils_at(self.state.global_step, self.state.max_steps):
+            with self.timer("teacher"):
+                teacher = self._teach(inputs["pixel_values"])
         with self.timer(self._forward_part):
             outputs = model(pixel_values=inputs["pixel_values"], labels=inputs["labels"], teacher=teacher)
         self._record(outputs["terms"], inputs.get("names"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import TYPE_CHECKING
 
 from accelerate import FullyShardedDataParallelPlugin
 from timm.layers import convert_sync_batchnorm
@@ -13,6 +14,9 @@ from torch.utils.data import RandomSampler, Sampler
 from transformers import TrainingArguments
 
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
+
+if TYPE_CHECKING:
+    from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -190,3 +194,19 @@ def choose_unused_parameter_search(args: TrainingArguments, student: nn.Module) 
     """
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = not isinstance(student, AfDcdForSemanticSegmentation)
+
+
+def search_for_idle_loss_weights(args: DistillationTrainingArguments) -> None:
+    """Have DDP look for unused parameters where the loss's weights take part in some steps only.
+
+    Raises:
+        ValueError: The user has switched the search off; DDP would stop behind the first step without the teacher.
+    """
+    if not args.distils_at_times:
+        return
+    if args.ddp_find_unused_parameters is False and args.world_size > 1:
+        raise ValueError(
+            "With distill_every or distill_until the loss's weights take no part in some steps: leave out "
+            "ddp_find_unused_parameters=False, with which DDP would stop there."
+        )
+    args.ddp_find_unused_parameters = True

@@ -151,6 +151,17 @@ class DistillationTrainingArguments(SegmentationTrainingArguments):
             "rounding, which is checked on an image."
         },
     )
+    distill_every: int = field(
+        default=1,
+        metadata={
+            "help": "Run the teacher, and add its loss, at every n-th optimizer step only; the steps between learn "
+            "from the labels alone and take no longer than without a teacher."
+        },
+    )
+    distill_until: float = field(
+        default=1.0,
+        metadata={"help": "Share of the steps after which the student learns from the labels alone, e.g. 0.5."},
+    )
     loss_max_grad_norm: float = field(
         default=15.0,
         metadata={
@@ -168,6 +179,22 @@ class DistillationTrainingArguments(SegmentationTrainingArguments):
         if self.student_layer is not None and self.teacher_layer is not None:
             check_pairs(layer_names(self.student_layer), layer_names(self.teacher_layer))
         _check_not_negative("loss_max_grad_norm", self.loss_max_grad_norm)
+        if type(self.distill_every) is not int or self.distill_every < 1:
+            raise ValueError(f"distill_every={self.distill_every!r} must be a whole number, 1 or more.")
+        if not 0 < self.distill_until <= 1:
+            raise ValueError(
+                f"distill_until={self.distill_until} is a share of the training: above 0, and 1 for all of it. For the "
+                "student alone use `afdcd train`."
+            )
+
+    @property
+    def distils_at_times(self) -> bool:
+        """Whether there are steps without the teacher."""
+        return self.distill_every > 1 or self.distill_until < 1
+
+    def distils_at(self, step: int, max_steps: int) -> bool:
+        """Whether optimizer step `step`, counted from 0, of `max_steps` is one with the teacher."""
+        return step % self.distill_every == 0 and step < self.distill_until * max_steps
 
 
 def check_pairs(student_layers: Sequence[str], teacher_layers: Sequence[str]) -> None:

@@ -1,0 +1,128 @@
+"""Steps without the teacher: which they are, what they train, and that they repeat and resume like all others."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import distilling, logged, same, same_batch_every_step, segmenter, weights
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+from afdcd_hf.training.arguments import DISTILL_ARGUMENTS, parse_arguments, training_part
+from afdcd_hf.training.scale_out import search_for_idle_loss_weights
+
+
+class Watch(TrainerCallback):
+    """Remembers the weights of student and loss before each step and after the last."""
+
+    def __init__(self):
+        self.states: list[dict] = []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.states.append(weights(model))
+
+    on_train_end = on_step_begin
+
+    def moved(self, prefix: str) -> list[bool]:
+        """For each step, whether it changed any weight whose name begins so."""
+        pairs = zip(self.states, self.states[1:], strict=False)
+        return [any(not torch.equal(a[name], b[name]) for name in a if name.startswith(prefix)) for a, b in pairs]
+
+
+def calls_of(network: torch.nn.Module) -> list[int]:
+    """A list that grows with each forward pass."""
+    calls: list[int] = []
+    network.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("options", "taught"),
+    [
+        ({}, [True] * 5),
+        ({"distill_every": 2}, [True, False, True, False, True]),
+        ({"distill_until": 0.5}, [True, True, True, False, False]),  # 0, 1 and 2 of 5 lie before the middle
+        ({"distill_every": 2, "distill_until": 0.3}, [True, False, False, False, False]),
+    ],
+)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_teacher_runs_and_the_losses_weights_move_at_the_steps_asked_for(tmp_path, options, taught, accumulation):
+    teacher, watch = segmenter(1, channels=48), Watch()
+    options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation}
+    trainer = distilling(tmp_path, teacher=teacher, max_steps=5, callbacks=[watch], **options)
+    calls = calls_of(teacher)
+    trainer.train()
+    assert len(calls) == accumulation * sum(taught)
+    assert watch.moved("loss.") == taught and watch.moved("student.") == [True] * 5
+    lines = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for term in ("loss_kd", "loss_feature", "loss_contrast", "time_teacher"):
+        assert [term in line for line in lines] == taught, term
+    for line in lines:
+        terms = [value for name, value in line.items() if name.startswith("loss_")]
+        assert sum(terms) == pytest.approx(line["loss"], rel=1e-5)
+
+
+def test_terms_are_logged_as_means_over_all_steps_so_that_they_add_up_to_the_loss(tmp_path):
+    trainer = distilling(tmp_path, max_steps=4, logging_steps=4, distill_every=2)
+    trainer.train()
+    (line,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    terms = [value for name, value in line.items() if name.startswith("loss_")]
+    assert len(terms) == 4 and sum(terms) == pytest.approx(line["loss"], rel=1e-5)
+
+
+def test_a_step_without_the_teacher_has_the_loss_of_the_student_alone(tmp_path):
+    trainer = distilling(tmp_path, train_dataset=same_batch_every_step())
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    model = trainer.model.eval()
+    inputs = {"pixel_values": batch["pixel_values"], "labels": batch["labels"]}
+    alone = model(**inputs)
+    logits = trainer.student(pixel_values=batch["pixel_values"]).logits
+    upsampled = F.interpolate(logits, batch["labels"].shape[-2:], mode="bilinear", align_corners=True)
+    expected = F.cross_entropy(upsampled, batch["labels"], ignore_index=255)
+    torch.testing.assert_close(alone["loss"], expected)
+    assert set(alone["terms"]) == {"task"} and set(model(batch["pixel_values"])) == {"logits"}
+
+
+def test_a_training_resumes_to_the_bit_between_two_steps_with_the_teacher(tmp_path):
+    options = {"max_steps": 5, "distill_every": 2, "save_strategy": "steps", "save_steps": 3}
+    whole = distilling(tmp_path / "whole", **options)
+    whole.train()
+    resumed = distilling(tmp_path / "resumed", segmenter(7), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert same(weights(resumed.model), weights(whole.model))
+    assert logged(resumed, "loss")[-2:] == logged(whole, "loss")[-2:]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distill_every": 0}, "distill_every=0 must be a whole number, 1 or more"),
+        ({"distill_every": 1.5}, "distill_every=1.5 must be a whole number"),
+        ({"distill_until": 0.0}, "distill_until=0.0 is a share of the training: above 0.*`afdcd train`"),
+        ({"distill_until": 2}, "distill_until=2 is a share of the training"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        distilling(tmp_path, **options)
+
+
+def test_a_recipe_takes_both_and_the_students_baseline_leaves_them_out():
+    recipe = {"loss": "kd", "distill_every": 2, "distill_until": 0.5, "use_cpu": True, "output_dir": "unused"}
+    args = parse_arguments(DISTILL_ARGUMENTS, recipe, ["--distill_every", "4"])[-1]
+    assert (args.distill_every, args.distill_until) == (4, 0.5)
+    assert not {"distill_every", "distill_until"} & set(training_part(recipe))
+
+
+@pytest.mark.parametrize("searching", [None, True, False])
+@pytest.mark.parametrize("at_times", [True, False])
+def test_ddp_looks_for_the_weights_that_take_no_part(searching, at_times):
+    args = SimpleNamespace(distils_at_times=at_times, ddp_find_unused_parameters=searching, world_size=2)
+    if at_times and searching is False:
+        with pytest.raises(ValueError, match="leave out ddp_find_unused_parameters=False"):
+            search_for_idle_loss_weights(args)
+        return
+    search_for_idle_loss_weights(args)
+    assert args.ddp_find_unused_parameters is (True if at_times else searching)
