@@ -153,9 +153,13 @@ def test_a_training_keeps_what_concerns_it_and_drops_teacher_and_loss():
 
 def test_a_number_without_a_dot_before_its_exponent_is_a_number(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("af_dcd.feature_weight: 2e-6\nlearning_rate: 1E-2\nmax_steps: 40\nbackbone: resnet18e\n")
+    path.write_text(
+        "af_dcd.feature_weight: 2e-6\nlearning_rate: 1E-2\nmax_steps: 40\nbackbone: resnet18e\n"
+        "loss_kwargs: {kd: {weight: 1e-1}}\nscales: [5e-1, 1.0]\n"
+    )
     assert type(yaml.safe_load(path.read_text())["learning_rate"]) is str  # what YAML 1.1 makes of it
     expected = {"af_dcd.feature_weight": 2e-6, "learning_rate": 0.01, "max_steps": 40, "backbone": "resnet18e"}
+    expected |= {"loss_kwargs": {"kd": {"weight": 0.1}}, "scales": [0.5, 1.0]}
     assert load_recipe(path) == expected
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..recipes import as_number, comparison_path, load_recipe, read_mapping
+from ..recipes import comparison_path, load_recipe, read_mapping
 
 ALONE = "alone"
 _OWN_KEYS = (
@@ -142,7 +142,7 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
     """
     path = comparison_path(name_or_path)
     overrides = dict(overrides or {})
-    return _plan(str(path), {**_numbers(read_mapping(path)), **overrides}, overrides)
+    return _plan(str(path), {**read_mapping(path), **overrides}, overrides)
 
 
 def _plan(source: str, raw: dict[str, Any], overrides: Mapping[str, Any]) -> Plan:
@@ -254,10 +254,3 @@ def _whole(source: str, name: str, given: Any) -> int:
     if type(given) is not int or given < 1:
         raise ValueError(f"{source}: {name}={given!r} must be a whole number, 1 or more.")
     return given
-
-
-def _numbers(value: Any) -> Any:
-    """Numbers such as 2e-6, which YAML 1.1 reads as text, at every depth."""
-    if isinstance(value, dict):
-        return {key: _numbers(one) for key, one in value.items()}
-    return [_numbers(one) for one in value] if isinstance(value, list) else as_number(value)

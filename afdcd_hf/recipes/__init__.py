@@ -68,26 +68,29 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         FileNotFoundError: see `recipe_path`.
         ValueError: not valid YAML, or not a flat mapping.
     """
-    recipe = read_mapping(recipe_path(name_or_path))
-    return {str(key): as_number(value) for key, value in recipe.items()}
+    return {str(key): value for key, value in read_mapping(recipe_path(name_or_path)).items()}
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:
-    """Read a YAML file of `key: value` lines, values as YAML gives them; ValueError where it is none."""
+    """Read a YAML file of `key: value` lines, numbers as people write them; ValueError where it is none."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}.")
-    return content
+    return as_numbers(content)
 
 
-def as_number(value: Any) -> Any:
-    """YAML 1.1 reads 2e-6 (without a dot) as text; everybody who writes it means a number."""
-    if isinstance(value, str):
+def as_numbers(value: Any) -> Any:
+    """YAML 1.1 reads 2e-6 (without a dot) as text; everybody who writes it means a number. At every depth."""
+    if isinstance(value, dict):
+        return {key: as_numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [as_numbers(one) for one in value]
+    if isinstance(value, str) and "e" in value.lower():
         try:
-            return float(value) if "e" in value.lower() else value
+            return float(value)
         except ValueError:
             return value
     return value

@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 from ..data.loading import class_names
 from ..data.transforms import PAPER_SCALES
 from ..losses import LOSSES
-from ..recipes import as_number, parse_json_object
+from ..recipes import as_numbers, parse_json_object
 from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
 
@@ -201,7 +201,7 @@ def _take_loss_options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 def read_value(name: str, text: str) -> Any:
     """Read the value of a command-line option as in a recipe; ValueError where YAML cannot."""
     try:
-        return as_number(yaml.safe_load(text))
+        return as_numbers(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ValueError(f"--{name}: {text!r} is not a value that YAML can read.") from error
 

@@ -33,6 +33,7 @@ from .progress import shows_bars
 from .scale_out import images_per_step
 from .speed import Speed
 from .trainer import SegmentationTrainer
+from .training_args import DistillationTrainingArguments
 
 _HYPERPARAMETERS = (
     "loss", "loss_kwargs", "student_layer", "teacher_layer", "loss_max_grad_norm", "task_weight", "aux_weight",
@@ -140,6 +141,8 @@ def _training_facts(
 ) -> TrainingFacts:
     args, speed = trainer.args, trainer.speed or Speed()
     settings = {name: _plain(getattr(args, name)) for name in _HYPERPARAMETERS if getattr(args, name, None) is not None}
+    if isinstance(args, DistillationTrainingArguments) and args.distils_at_times:
+        settings |= {"distill_every": args.distill_every, "distill_until": args.distill_until}
     settings |= {"total batch": images_per_step(args), "crop": f"{data.crop_size[0]}x{data.crop_size[1]}"}
     resumed = bool(args.resume_from_checkpoint)  # then only its last part was clocked
     return TrainingFacts(
