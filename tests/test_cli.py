@@ -18,7 +18,8 @@ from tiny import segmenter
 from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.cli import main
 from afdcd_hf.data.benchmarks import BENCHMARKS
-from afdcd_hf.recipes import list_recipes, recipe_path
+from afdcd_hf.recipes import list_recipes, load_recipe, recipe_path
+from afdcd_hf.training.arguments import DISTILL_ARGUMENTS, parse_arguments
 
 RECIPE = {
     "dataset": "scenes",
@@ -94,6 +95,25 @@ def test_a_run_leaves_weights_results_curves_and_card(runs, name):
     score = json.loads((folder / "results.json").read_text())["mean_iou"]
     assert f"{100 * score:.2f}" in card
     assert not [path for path in contents(folder) if path.endswith("training_args.bin")]
+
+
+def test_a_run_leaves_a_recipe_of_what_was_asked_for_without_local_paths(runs, tmp_path):
+    path = runs / "student" / "recipe.yaml"
+    assert str(runs) not in path.read_text()
+    written = load_recipe(path)
+    assert written == {**RECIPE, "teacher": "teacher", "report_to": []}
+    types, out = DISTILL_ARGUMENTS, ["--output_dir", str(tmp_path)]
+    again, first = (parse_arguments(types, {**recipe, "teacher": "t"}, out) for recipe in (written, RECIPE))
+    assert again[:3] == first[:3] and again[3].loss_kwargs == first[3].loss_kwargs
+    assert again[3].max_steps == 2 and again[3].use_cpu and again[3].per_device_train_batch_size == 2
+
+
+def test_the_recipe_of_a_run_without_a_teacher_has_what_the_command_line_set_and_no_loss(runs):
+    text = (runs / "teacher" / "recipe.yaml").read_text()
+    assert "afdcd train --config recipe.yaml" in text
+    written = yaml.safe_load(text)
+    assert written["backbone_kwargs"]["channels"] == [8, 16, 16, 48]  # set on the command line
+    assert "loss" not in written and not [key for key in written if "." in key]
 
 
 def test_results_json_holds_the_scores_and_how_they_were_made(runs):

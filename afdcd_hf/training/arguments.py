@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
@@ -149,6 +149,32 @@ def parse_arguments(types: Sequence[type], recipe: dict[str, Any], argv: Sequenc
     parser = _ArgumentParser(types, allow_abbrev=False)
     parser.set_defaults(**plain)
     return list(parser.parse_args_into_dataclasses(list(argv)))
+
+
+def given_arguments(parsed: Sequence[Any], recipe: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    """What a recipe and a command line set, which is less than all arguments, as a recipe has it.
+
+    Args:
+        parsed: what `parse_arguments` made of the two that follow.
+        recipe: see `parse_arguments`.
+        argv: see `parse_arguments`.
+
+    Returns:
+        Argument name -> value that arrived, plain enough for YAML; options of losses as `<loss>.<option>`.
+    """
+    values = {name: value for one in parsed for name, value in vars(one).items()}
+    _, rest = _take_loss_options(argv)
+    names = [name.removeprefix("no_") if name not in values else name for name in _option_names(rest)]
+    given = {name: _plain(values[name]) for name in dict.fromkeys([*recipe, *names]) if name in values}
+    options = given.pop("loss_kwargs", None) or values.get("loss_kwargs") or {}
+    if "loss" in values:
+        given["loss"] = values["loss"]
+    return given | {f"{loss}.{option}": value for loss, own in options.items() for option, value in own.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Without the enums that transformers makes of words."""
+    return getattr(value, "value", value)
 
 
 def training_part(recipe: dict[str, Any]) -> dict[str, Any]:

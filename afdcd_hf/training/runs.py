@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,21 @@ from ..hub.folder_facts import public_name
 from ..models.loading import load_model
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 from ..recipes import load_recipe
-from .arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, DataArguments, ModelArguments, parse_arguments, training_part
+from .arguments import (
+    DISTILL_ARGUMENTS,
+    TRAIN_ARGUMENTS,
+    DataArguments,
+    ModelArguments,
+    given_arguments,
+    parse_arguments,
+    training_part,
+)
 from .disk_space import check_writable
 from .distillation_trainer import DistillationTrainer
 from .energy import EnergyMeter, energy_of_all
 from .preflight import preflight
 from .preprocessing import check_same_input, new_processor
+from .recipe_file import write_recipe
 from .report import Origin, write_report
 from .resuming import checkpoint_to_resume
 from .trainer import SegmentationTrainer
@@ -52,13 +61,14 @@ def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finishe
     Returns:
         The folder, with the trained model, `results.json`, curves and card, and the card's facts.
     """
-    recipe = load_recipe(config) if config else {}
-    model_args, data, args = parse_arguments(TRAIN_ARGUMENTS, training_part(recipe), argv)
+    recipe = training_part(load_recipe(config)) if config else {}
+    parsed = model_args, data, args = parse_arguments(TRAIN_ARGUMENTS, recipe, argv)
     _check_output(args)
     set_seed(args.seed)
     model, processor = build_model(model_args, data.classes())
     trainer = SegmentationTrainer(model, args, processing_class=processor, **_datasets(data, args, processor))
-    return _run(trainer, data, origin_of(model_args), recipe_name=config)
+    given = given_arguments(parsed, recipe, argv)
+    return _run(trainer, data, given, origin_of(model_args), recipe_name=config)
 
 
 def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> FinishedRun:
@@ -72,7 +82,7 @@ def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finis
         The folder, with the trained student, `results.json`, curves and card, and the card's facts.
     """
     recipe = load_recipe(config) if config else {}
-    model_args, teacher_args, data, args = parse_arguments(DISTILL_ARGUMENTS, recipe, argv)
+    parsed = model_args, teacher_args, data, args = parse_arguments(DISTILL_ARGUMENTS, recipe, argv)
     _check_output(args)
     if teacher_args.teacher is None:
         raise ValueError("A distillation needs --teacher: the folder or Hub id of a trained network.")
@@ -85,7 +95,9 @@ def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finis
     trainer = DistillationTrainer(
         student, teacher, args, processing_class=processor, **_datasets(data, args, processor)
     )
-    return _run(trainer, data, origin_of(model_args), recipe_name=config, teacher_name=teacher_args.teacher)
+    given = given_arguments(parsed, recipe, argv)
+    origin = origin_of(model_args)
+    return _run(trainer, data, given, origin, recipe_name=config, teacher_name=teacher_args.teacher)
 
 
 def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor=None) -> tuple[nn.Module, Any]:
@@ -167,6 +179,7 @@ def _processor_of(teacher: str):
 def _run(
     trainer: SegmentationTrainer,
     data: DataArguments,
+    given: Mapping[str, Any],
     origin: Origin,
     recipe_name: str | Path | None,
     teacher_name: str | None = None,
@@ -190,6 +203,8 @@ def _run(
         seconds=seconds,
         energy=energy,
     )
+    if trainer.is_world_process_zero():
+        write_recipe(Path(trainer.args.output_dir), given)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return FinishedRun(Path(trainer.args.output_dir), card)
