@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,12 +22,13 @@ class Activations(NamedTuple):
     """What a distillation loss sees of one network in one forward pass.
 
     Attributes:
-        logits: `(B, K, h, w)` class scores at the network's own resolution.
+        logits: `(B, K, h, w)` class scores at the network's own resolution; None of a teacher that was run no further
+            than its maps (`run_to_maps`).
         feature_map: `(B, C, h', w')` map of the named layer, or None where no loss asks for one.
         further_maps: where several layers are named, the maps of the second, third, ...
     """
 
-    logits: Tensor
+    logits: Tensor | None
     feature_map: Tensor | None = None
     further_maps: tuple[Tensor, ...] = ()
 
@@ -57,11 +58,12 @@ class LayerTap:
         path, self._index, self._channels_last = _parse(layer)
         self._map: Tensor | None = None
         self._open = False
+        self._then: Callable[[], None] | None = None
         self._handle = _find(model, path).register_forward_hook(self._record)
 
-    def open(self) -> None:
-        """Forget what was kept and record the next forward pass."""
-        self._map, self._open = None, True
+    def open(self, then: Callable[[], None] | None = None) -> None:
+        """Forget what was kept and record the next forward pass; call `then` when the map is there."""
+        self._map, self._open, self._then = None, True, then
 
     def pop(self) -> Tensor:
         """Close, and hand over the `(B, C, h, w)` map of the pass since `open`."""
@@ -82,6 +84,8 @@ class LayerTap:
             raise RuntimeError(f"Layer {self.layer!r} ran twice in one forward pass; name one that runs once.")
         chosen = _select(output, self._index, self.layer)
         self._map = chosen.permute(0, 3, 1, 2) if self._channels_last else chosen
+        if self._then is not None:
+            self._then()
 
 
 def run_tapped(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap]) -> tuple[Any, Activations]:
@@ -91,6 +95,33 @@ def run_tapped(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap])
     outputs = model(pixel_values=pixel_values)
     maps = [tap.pop() for tap in taps]
     return outputs, Activations(_logits(model, outputs), *maps[:1], further_maps=tuple(maps[1:]))
+
+
+class _AllSeen(Exception):
+    """Ends a forward pass of which nothing more is wanted."""
+
+
+def run_to_maps(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap]) -> Activations:
+    """Run a network until the last of its tapped layers has its map, and no further: there are no logits.
+
+    Not for compiled networks. A map that a later module changes in place is the unchanged one here.
+    """
+    missing = len(taps)
+
+    def seen() -> None:
+        nonlocal missing
+        missing -= 1
+        if not missing:
+            raise _AllSeen
+
+    for tap in taps:
+        tap.open(seen)
+    try:
+        model(pixel_values=pixel_values)
+    except _AllSeen:
+        pass
+    maps = [tap.pop() for tap in taps]
+    return Activations(None, *maps[:1], further_maps=tuple(maps[1:]))
 
 
 def layer_names(layers: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -104,6 +104,36 @@ def test_a_student_that_agrees_with_the_teacher_gets_zero_and_no_gradient(name):
         assert at_equality.norm() < 1e-3 * elsewhere.norm()
 
 
+MAPS_ONLY = ("af_dcd", "fitnet", "at", "ifvd", "mgd", "cirkd")
+BOTH = {"cwd": "logits_weight", "skd": "pixelwise_weight"}
+
+
+@every_loss
+def test_a_loss_says_whether_it_reads_the_teachers_logits(name):
+    assert make(name).reads_teacher_logits is (name not in MAPS_ONLY)
+    if name in BOTH:
+        assert not make(name, **{BOTH[name]: 0}).reads_teacher_logits
+
+
+@pytest.mark.parametrize("name", [*MAPS_ONLY, *BOTH])
+def test_without_the_teachers_logits_losses_on_maps_are_the_same_to_the_bit(name):
+    options = {BOTH[name]: 0} if name in BOTH else {}
+    student, teacher = (without_gradient(each) for each in pair())
+    terms = [
+        make(name, **options)(student, Activations(logits, teacher.feature_map), labels())
+        for logits in (teacher.logits, None)
+    ]
+    assert terms[0] and all(torch.equal(terms[0][key], terms[1][key]) for key in terms[0])
+
+
+@pytest.mark.parametrize(("spec", "reads"), [("af_dcd+fitnet", False), ("af_dcd+kd", True), ("mgd+dist", True)])
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_several_losses_read_the_teachers_logits_where_one_does(spec, reads, pairs):
+    options = {name: OPTIONS[name] for name in spec.split("+")}
+    channels = ([6] * pairs, [8] * pairs)
+    assert build_loss(spec, options, *channels).reads_teacher_logits is reads
+
+
 @every_loss
 def test_the_gradient_reaches_the_student_and_all_own_weights_but_not_the_teacher(name):
     loss, (student, teacher) = make(name), pair()

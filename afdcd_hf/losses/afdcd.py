@@ -71,6 +71,7 @@ class AfDcdLoss(DistillationLoss):
     """
 
     needs_feature_map = True
+    reads_teacher_logits = False
     citation = AF_DCD
 
     def __init__(

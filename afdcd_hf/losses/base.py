@@ -38,6 +38,12 @@ class DistillationLoss(nn.Module):
     _source: RandomSource | None = None
 
     @property
+    def reads_teacher_logits(self) -> bool:
+        """Whether `forward` may read the teacher's logits; where no loss does, the teacher runs no further than its
+        maps."""
+        return True
+
+    @property
     def generator(self) -> torch.Generator | None:
         """Where the loss draws random numbers from, on the device of the maps; None for torch's global generator.
 

@@ -28,6 +28,11 @@ class LossSum(DistillationLoss):
         return any(loss.needs_feature_map for loss in self.losses.values())
 
     @property
+    def reads_teacher_logits(self) -> bool:
+        """Whether any of the losses does."""
+        return any(loss.reads_teacher_logits for loss in self.losses.values())
+
+    @property
     def citations(self) -> list[str]:
         """BibTeX of all of them."""
         return [text for loss in self.losses.values() for text in loss.citations]
@@ -63,6 +68,11 @@ class LossPerPair(DistillationLoss):
     def __init__(self, losses: Sequence[DistillationLoss]) -> None:
         super().__init__()
         self.losses = nn.ModuleList(losses)
+
+    @property
+    def reads_teacher_logits(self) -> bool:
+        """Whether any of the losses does."""
+        return any(loss.reads_teacher_logits for loss in self.losses)
 
     @property
     def citations(self) -> list[str]:

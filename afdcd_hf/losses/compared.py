@@ -33,6 +33,11 @@ class MapLoss(DistillationLoss):
         super().__init__()
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
 
+    @property
+    def reads_teacher_logits(self) -> bool:
+        """Whether there is a term on logits (`logits_weight_option`) with a weight; else only maps are compared."""
+        return self.logits_weight_option is not None and getattr(self, self.logits_weight_option) > 0
+
     def check_channels(self) -> None:
         """Raise ValueError unless both channel counts are whole numbers of at least 1."""
         check_whole("student_channels", self.student_channels)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from ..data.samples import collate_samples
-from ..features import Activations, LayerTap, run_tapped
+from ..features import Activations, LayerTap, run_tapped, run_to_maps
 from .distillation import prepare_distillation
+from .early_stop import stops_early
 from .folding import running_teacher
 from .precision import compile_like_student
 from .randomness import rank_generator
@@ -57,6 +58,9 @@ class DistillationTrainer(SegmentationTrainer):
         options = {"fold": args.fold_teacher_batch_norm, "channels_last": args.channels_last}
         running = running_teacher(self.teacher, batch["pixel_values"], teacher_layers, **options)
         self._teacher_taps = [LayerTap(running, layer) for layer in teacher_layers]
+        self._teacher_stops_early = not self.loss_module.reads_teacher_logits and stops_early(
+            running, batch["pixel_values"], self._teacher_taps, self.accelerator
+        )
         # After the tap is in place. Not accelerate's prepare_model: it would leave the caller's teacher changed.
         self._run_teacher = compile_like_student(running, self.accelerator)
         self._forward_part = self._time_losses(composite.task_loss, composite.loss)
@@ -86,6 +90,8 @@ class DistillationTrainer(SegmentationTrainer):
     @torch.no_grad()  # not inference_mode: its tensors cannot take part in the projector's backward pass
     def _teach(self, pixel_values: Tensor) -> Activations:
         with self.accelerator.autocast():
+            if self._teacher_stops_early:
+                return run_to_maps(self._run_teacher, pixel_values, self._teacher_taps)
             return run_tapped(self._run_teacher, pixel_values, self._teacher_taps)[1]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm=None):
