@@ -185,6 +185,16 @@ def test_what_a_stopped_training_left_under_other_settings_is_not_resumed(plan, 
     assert stand_ins.resumed == []
 
 
+def test_missing_data_are_found_before_the_first_training(plan, stand_ins, tmp_path, capsys):
+    asked = plan(recipe="camvid_cpu", data_dir=str(tmp_path / "nowhere"), teacher_recipe="camvid_cpu_teacher")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run_comparison(asked, tmp_path / "out")
+    assert not stand_ins.trained
+    options = ["--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "dry"), "--dry-run"]
+    assert main(["compare", *options]) == 2 and "nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "dry").exists()
+
+
 def test_checkpoints_of_finished_trainings_are_removed(plan, stand_ins, tmp_path):
     run_comparison(plan(), tmp_path / "out")
     assert not list((tmp_path / "out").rglob("checkpoint-*"))

@@ -50,7 +50,7 @@ MAY_IMPORT = {
         "charts",
         "recipes",
     },
-    "compare": {"lazy", "whole_files", "charts", "evaluation", "hub", "recipes", "training"},
+    "compare": {"lazy", "whole_files", "charts", "data", "evaluation", "hub", "recipes", "training"},
 }
 # parts that nobody imports
 ENTRY_POINTS = {"cli"}

@@ -24,7 +24,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
     command.add_argument("--methods", nargs="+", help="only these of the plan's")
     command.add_argument("--list", action="store_true", help="list the plans of the package")
-    command.add_argument("--dry-run", action="store_true", help="check the plan and list the runs")
+    command.add_argument("--dry-run", action="store_true", help="check the plan and its data, and list the runs")
     command.set_defaults(run=_compare, takes_recipe_options=True, goes_on="a second call goes on")
 
 
@@ -43,7 +43,7 @@ def _run(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
     from pathlib import Path
 
     from ..compare import load_plan
-    from ..compare.comparison import check_plan, run_comparison
+    from ..compare.comparison import check_plan, find_data, run_comparison
     from ..compare.report import TABLE_NAME
 
     hide_loading_bars()
@@ -51,6 +51,7 @@ def _run(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
     output = Path(args.output or f"runs/compare_{Path(args.config).stem}")
     if args.dry_run:
         check_plan(plan, output)
+        find_data(plan)
         print(plan.described())
         return
     outcome = run_comparison(plan, output, _show)

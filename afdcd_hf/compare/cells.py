@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from ..training.arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, parse_arguments, training_part
+from ..data.fingerprint import is_generated
+from ..data.loading import load_split
+from ..training.arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, DataArguments, parse_arguments, training_part
 from .plan import ALONE, Budget, Method, Plan, folder_name
 
 Kind = Literal["teacher", "calibration", "tuning", "run"]
@@ -57,14 +59,21 @@ class Cell:
         """The settings in one line, keys in order, so that equal ones read equal."""
         return json.dumps(dict(self.settings), sort_keys=True, default=str)
 
-    def check(self) -> None:
-        """Raise ValueError where the recipe has an unknown key or a value that cannot be."""
+    def arguments(self) -> list[Any]:
+        """The recipe as argument dataclasses; ValueError where it has an unknown key or a value that cannot be."""
         recipe = {**self.settings, **_CHECKED_ON_CPU, "output_dir": "unused"}
         types = DISTILL_ARGUMENTS if self.command == "distill" else TRAIN_ARGUMENTS
         try:
-            parse_arguments(types, recipe, [])
+            return parse_arguments(types, recipe, [])
         except ValueError as error:
             raise ValueError(f"{self.kind} of {self.method!r}: {error}") from error
+
+    def find_data(self) -> None:
+        """Raise ValueError or OSError where images or labels are missing; generated ones are not drawn for this."""
+        data = next(one for one in self.arguments() if isinstance(one, DataArguments))
+        if not is_generated(data.dataset):
+            for part in ("train", "eval"):
+                load_split(**data.choice(part))
 
 
 def teacher_cell(plan: Plan) -> Cell | None:

@@ -69,6 +69,7 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
     Raises:
         ValueError: A recipe that cannot be, a finished training with other settings, a budget in seconds on another
             machine than before, or a teacher or a tuning that failed.
+        FileNotFoundError: Images, labels or the teacher are missing.
         FileExistsError: Another comparison is running in this folder.
         ComparisonStopped: By a signal; a second call goes on.
     """
@@ -76,6 +77,7 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
     output.mkdir(parents=True, exist_ok=True)
     with held_alone(output) as lock:
         check_plan(plan, output)
+        find_data(plan)
         return _Comparison(plan, output, Progress(plan, show), lock).run()
 
 
@@ -91,13 +93,18 @@ def check_plan(plan: Plan, output: str | Path) -> None:
     teacher = _teacher_folder(output) if own else None
     for method in plan.methods:
         for candidate in method.candidates or [{}]:
-            run_cell(plan, method, plan.budgets[0], plan.seeds[0], teacher, candidate, 1).check()
+            run_cell(plan, method, plan.budgets[0], plan.seeds[0], teacher, candidate, 1).arguments()
         for cell in tuning_cells(plan, method, teacher):
-            cell.check()
+            cell.arguments()
     if own:
-        own.check()
+        own.arguments()
     elif any(method.name != ALONE for method in plan.methods):
         _check_teacher(plan.shared.get("teacher"))
+
+
+def find_data(plan: Plan) -> None:
+    """Finds the images and labels that all runs share; ValueError or OSError where some are missing."""
+    run_cell(plan, plan.methods[0], plan.budgets[0], plan.seeds[0], None, {}, 1).find_data()
 
 
 def _check_folders(plan: Plan) -> None:
