@@ -23,7 +23,15 @@ def parts(kind, student_channels=3, channels=8, dtype=torch.float64):
     torch.manual_seed(0)
     same = student_channels == channels
     align = nn.Identity() if same else nn.Conv2d(student_channels, channels, kernel_size=1)
-    return nn.ModuleList([align, PROJECTORS[kind](channels)]).to(dtype)
+    return nn.ModuleList([align, trained(PROJECTORS[kind](channels))]).to(dtype)
+
+
+def trained(projector):
+    """With random weights, as no projector starts as the identity for long."""
+    for layer in projector.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.reset_parameters()
+    return projector
 
 
 def map_and_mask(channels=3, share=0.25, dtype=torch.float64):
@@ -198,12 +206,20 @@ def test_the_bottleneck_is_its_four_convolutions():
 
 def test_the_depthwise_projector_filters_channels_then_mixes_them():
     torch.manual_seed(0)
-    projector = PROJECTORS["depthwise"](6)
+    projector = trained(PROJECTORS["depthwise"](6))
     (w0, b0), (w1, b1), (w2, b2), (w3, b3) = zip(*[iter(projector.parameters())] * 2, strict=True)
     feature_map = torch.randn(2, 6, 5, 4)
     middle = F.relu(F.conv2d(F.conv2d(feature_map, w0, b0, padding=1, groups=6), w1, b1))
     expected = F.conv2d(F.conv2d(middle, w2, b2, padding=1, groups=6), w3, b3)
     torch.testing.assert_close(projector(feature_map), expected)
+
+
+def test_the_depthwise_projector_starts_as_the_identity_on_a_map_behind_a_relu():
+    feature_map = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))
+    projector = PROJECTORS["depthwise"](6)
+    assert torch.equal(projector(feature_map), feature_map.relu())
+    projector(feature_map).square().sum().backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in projector.parameters())
 
 
 @pytest.mark.parametrize("kind", RESTORING)

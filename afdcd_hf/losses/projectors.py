@@ -129,8 +129,17 @@ def bottleneck_projector(channels: int) -> nn.Sequential:
 
 
 def depthwise_projector(channels: int) -> nn.Sequential:
-    """The plain projector with each 3×3 split in one per channel and a 1×1 over channels: 2·channels² weights."""
-    return nn.Sequential(*_separable(channels), nn.ReLU(inplace=True), *_separable(channels))
+    """The plain projector with each 3×3 split in one per channel and a 1×1 over channels: 2·channels² weights.
+
+    It starts as the identity, but for the ReLU between: what it hands back to the student is of use from the first
+    step, where random layers have to be trained first.
+    """
+    projector = nn.Sequential(*_separable(channels), nn.ReLU(inplace=True), *_separable(channels))
+    for layer in projector:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.dirac_(layer.weight, layer.groups)
+            nn.init.zeros_(layer.bias)
+    return projector
 
 
 def no_projector(channels: int) -> nn.Identity:
