@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 _MARKERS = "os^DvPX*<>ph"
-_NAME_LENGTH = 28
+_NAME_LENGTH = 32
 
 
 class MethodScore(NamedTuple):

@@ -116,7 +116,7 @@ class Plan:
         """What would be trained, in a few lines."""
         trials = sum(len(method.candidates) for method in self.methods)
         lines = [
-            f"methods   {', '.join(method.name for method in self.methods)}",
+            f"methods   {'; '.join(method.name for method in self.methods)}",
             f"budgets   {', '.join(budget.title for budget in self.budgets)}",
             f"seeds     {', '.join(map(str, self.seeds))}",
             f"trainings {self.runs}" + (f", after {trials} to tune" if trials else ""),

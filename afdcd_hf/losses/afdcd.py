@@ -53,8 +53,8 @@ class AfDcdLoss(DistillationLoss):
         mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call from `generator`;
             "center" hides the middle third of rows and columns.
         mask_ratio: ζ in [0, 1); for mask "random".
-        projector: "plain", "enhanced", "bottleneck", "depthwise", or "none" (with `mask_ratio=0`: S' = align(S));
-            costs in `afdcd_hf/losses/projectors.py`.
+        projector: "plain", "enhanced", "bottleneck", "depthwise" (starts as the identity), or "none" (with
+            `mask_ratio=0`: S' = align(S)); costs in `afdcd_hf/losses/projectors.py`.
         pool_size: kernel and stride of the max-pooling before the contrast; 1 or None for none (CamVid).
         patch_size: side of a patch of the pooled map; for "omni" and "spatial".
         channel_groups: must divide Ct; for "omni" and "channel".
