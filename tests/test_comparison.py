@@ -39,6 +39,7 @@ class StandIns:
 
     def __init__(self):
         self.trained, self.resumed, self.fail, self.stop = [], [], None, None
+        self.slow = {}  # number of a step to the seconds that it takes
 
     def __call__(self, command, log, watch, keep_open):
         recipe = yaml.safe_load(Path(command[command.index("--config") + 1]).read_text())
@@ -55,13 +56,12 @@ class StandIns:
         self._leave(recipe, command[command.index("--config") - 1])
         return 0
 
-    @staticmethod
-    def _leave(recipe, word):
+    def _leave(self, recipe, word):
         run, steps = Path(recipe["output_dir"]), recipe["max_steps"]
         run.mkdir(parents=True, exist_ok=True)
         first, last = recipe.get("distill_every", 1), recipe.get("distill_until", 1) * steps
         taught = [word == "distill" and step % first == 0 and step < last for step in range(steps)]
-        seconds = [0.2 if with_teacher else 0.1 for with_teacher in taught]
+        seconds = [self.slow.get(step, 0.2 if teacher else 0.1) for step, teacher in enumerate(taught, 1)]
         iou = 0.3 + 0.001 * recipe.get("seed", 42) + 0.1 * recipe.get("kd.weight", 0) + 0.0001 * steps
         lines = [
             {"step": step, "images_per_second": 8 / each, "time_data": each - 0.1 * with_teacher}
@@ -129,7 +129,7 @@ def test_a_budget_in_seconds_gives_each_method_the_iterations_that_fit(plan, sta
     [
         ({"distill_every": 2}, 0.15),
         ({"distill_every": 4}, 0.125),
-        ({"distill_until": 0.25}, 0.125),  # taught: the first three of 12, which usually do not count
+        ({"distill_until": 0.25}, 0.125),
         ({"distill_every": 2, "distill_until": 0.5}, 0.125),
     ],
 )
@@ -137,6 +137,15 @@ def test_steps_with_and_without_the_teacher_are_timed_apart(plan, stand_ins, tmp
     methods = {"kd": {"loss": "kd", **options}}
     run_comparison(plan(methods=methods, budgets={"seconds": 30}, evaluations=1), tmp_path / "out")
     assert read_result(tmp_path / "out/seconds-30/kd/seed-0").iterations == round(30 / step)
+    calibration = yaml.safe_load((tmp_path / "out/calibration/kd/recipe.yaml").read_text())
+    assert (calibration["max_steps"], calibration["distill_until"]) == (48, 0.5)  # 24 of each kind
+
+
+def test_the_first_steps_of_a_calibration_do_not_count_and_slow_ones_later_do(plan, stand_ins, tmp_path):
+    stand_ins.slow = {1: 5.0, 3: 2.0, 20: 0.31}
+    run_comparison(plan(methods={"alone": None}, budgets={"seconds": 30}), tmp_path / "out")
+    # the mean of 20 steps of 0.1 s and one of 0.31 s: the 4th to the 24th
+    assert read_result(tmp_path / "out/seconds-30/alone/seed-0").iterations == round(30 / 0.11)
 
 
 def test_the_time_of_a_method_can_be_the_budget_of_all(plan, stand_ins, tmp_path):

@@ -15,6 +15,8 @@ from .plan import ALONE, Budget, Method, Plan, folder_name
 
 Kind = Literal["teacher", "calibration", "tuning", "run"]
 TEACHER_PLACE = "teacher"
+# kinds of steps, which take different times
+WITH_TEACHER, WITHOUT_TEACHER = "with teacher", "without teacher"
 # Half precision is refused on some CPUs, and a check must not occupy a GPU.
 _CHECKED_ON_CPU = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None, "torch_compile": False}
 
@@ -46,13 +48,6 @@ class Cell:
     def command(self) -> str:
         """Of `afdcd`: which one runs it."""
         return "distill" if "loss" in self.settings else "train"
-
-    @property
-    def taught_share(self) -> float:
-        """Share of its steps that have the teacher."""
-        if self.command == "train":
-            return 0.0
-        return self.settings.get("distill_until", 1.0) / self.settings.get("distill_every", 1)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -99,10 +94,23 @@ def tuning_cells(plan: Plan, method: Method, teacher: str | None) -> list[Cell]:
 
 
 def calibration_cell(plan: Plan, method: Method, teacher: str | None, chosen: Mapping[str, Any]) -> Cell:
-    """A few steps that tell how long a step takes; scored on a single image, since its score is of no use."""
-    steps = {**_only_at_the_end(plan.calibration_steps), "logging_steps": 1, "max_eval_samples": 1, "preflight": False}
-    settings = {**_recipe(plan, method, teacher, chosen), **steps, "seed": plan.seeds[0]}
-    return Cell("calibration", method.name, settings, calibration_place(method))
+    """A few steps that tell how long a step takes; scored on a single image, since its score is of no use.
+
+    Of a method that lets the teacher rest, as many steps without it as with it, so that both are timed equally well.
+    """
+    settings, steps = _recipe(plan, method, teacher, chosen), plan.calibration_steps
+    if len(step_shares(plan, method, chosen)) > 1:
+        settings |= {"distill_every": 1, "distill_until": 0.5}
+        steps *= 2
+    settings |= {**_only_at_the_end(steps), "logging_steps": 1, "max_eval_samples": 1, "preflight": False}
+    return Cell("calibration", method.name, {**settings, "seed": plan.seeds[0]}, calibration_place(method))
+
+
+def step_shares(plan: Plan, method: Method, chosen: Mapping[str, Any]) -> dict[str, float]:
+    """Shares of the steps with and without the teacher in a method's runs; a kind that does not occur is left out."""
+    settings = _recipe(plan, method, None, chosen)
+    taught = settings.get("distill_until", 1.0) / settings.get("distill_every", 1) if "loss" in settings else 0.0
+    return {kind: share for kind, share in ((WITH_TEACHER, taught), (WITHOUT_TEACHER, 1 - taught)) if share > 0}
 
 
 def run_cell(

@@ -24,6 +24,7 @@ from .cells import (
     calibration_place,
     each_run,
     run_cell,
+    step_shares,
     teacher_cell,
     tuning_cells,
 )
@@ -169,10 +170,11 @@ class _Comparison:
         return max(1, round(seconds / self._step_time(method)))
 
     def _step_time(self, method: Method) -> float:
-        """Seconds of one iteration, measured over a few of them once."""
+        """Seconds of an average iteration, measured over a few of them once."""
         if method.name not in self._step_times:
-            cell = calibration_cell(self._plan, method, self._teacher_name(), self._chosen[method.name])
-            self._step_times[method.name] = self._needed(cell).seconds_per_iteration
+            chosen = self._chosen[method.name]
+            result = self._needed(calibration_cell(self._plan, method, self._teacher_name(), chosen))
+            self._step_times[method.name] = result.seconds_of_a_step(step_shares(self._plan, method, chosen))
         return self._step_times[method.name]
 
     def _needed(self, cell: Cell) -> CellResult:

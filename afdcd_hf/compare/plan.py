@@ -92,7 +92,7 @@ class Plan:
     tuning: Mapping[str, Any] | None = None
     teacher: Mapping[str, Any] | None = None
     evaluations: int = 4
-    calibration_steps: int = 12
+    calibration_steps: int = 24
     processes: int = 1
 
     @property

@@ -14,7 +14,7 @@ from ..charts.history import load_history
 from ..evaluation.results import library_versions, machine_name
 from ..hub.facts_file import read_facts
 from ..whole_files import written_whole
-from .cells import Cell
+from .cells import WITH_TEACHER, WITHOUT_TEACHER, Cell
 
 FACTS_NAME = "cell.json"
 RUN_FOLDER = "run"
@@ -32,12 +32,13 @@ class CellResult:
         per_category_iou: Class name to IoU; None for a class that occurs in neither truth nor prediction.
         iterations: Optimizer steps.
         seconds: Wall-clock time of these, evaluations and saving left out.
-        seconds_per_iteration: Median over the steps of a calibration (without its first), mean of any other training.
+        seconds_per_iteration: Mean over these.
         wall_seconds: From start to end of its process: start, checks, evaluations and saving too.
         images_per_second: Images trained on per second of `seconds`.
         peak_memory_mb: Highest on any device, in MiB.
         curve: `(seconds, mIoU)` on its way and at its end; seconds of training steps, mIoU as a fraction.
         machine, versions, date: Where, with what and when.
+        step_seconds: Of a calibration: mean seconds of a step with and without the teacher, the first ones left out.
     """
 
     kind: str
@@ -57,6 +58,11 @@ class CellResult:
     machine: str
     date: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def seconds_of_a_step(self, shares: Mapping[str, float]) -> float:
+        """The mean over steps of which so many are of each kind; a kind that was not timed counts as the others."""
+        return sum(share * self.step_seconds.get(kind, self.seconds_per_iteration) for kind, share in shares.items())
 
 
 def collect(cell: Cell, folder: Path, wall_seconds: float) -> CellResult:
@@ -75,7 +81,7 @@ def collect(cell: Cell, folder: Path, wall_seconds: float) -> CellResult:
         per_category_iou=scores["per_category_iou"],
         iterations=training.iterations,
         seconds=training.seconds_in_steps,
-        seconds_per_iteration=_step_time(cell, history, training.seconds_in_steps / training.iterations),
+        seconds_per_iteration=training.seconds_in_steps / training.iterations,
         wall_seconds=wall_seconds,
         images_per_second=training.images_per_second,
         peak_memory_mb=training.peak_memory_mb,
@@ -83,6 +89,7 @@ def collect(cell: Cell, folder: Path, wall_seconds: float) -> CellResult:
         machine=machine_name(),
         date=date.today().isoformat(),
         versions=library_versions(),
+        step_seconds=_step_seconds(history) if cell.kind == "calibration" else {},
     )
     with written_whole(folder / FACTS_NAME) as part:
         part.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
@@ -111,19 +118,16 @@ def _step_times(lines: list[Mapping[str, Any]]) -> list[tuple[int, float]]:
     return [(line["step"], sum(v for name, v in line.items() if name.startswith("time_"))) for line in timed]
 
 
-def _step_time(cell: Cell, history: list[Mapping[str, Any]], mean: float) -> float:
-    """Seconds a step; of a calibration, steps with and without the teacher by the share that each will have."""
-    if cell.kind != "calibration":
-        return mean
-    shares = {True: cell.taught_share, False: 1 - cell.taught_share}
-    return sum(share * _usual_step(history, taught, mean) for taught, share in shares.items() if share)
+def _step_seconds(history: list[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean seconds of each kind of step of a calibration, which logs every step.
 
-
-def _usual_step(history: list[Mapping[str, Any]], taught: bool, mean: float) -> float:
-    """Median seconds of a step of one kind; the first steps count only where there are no others of that kind."""
-    times = _step_times([line for line in history if ("time_teacher" in line) == taught])
-    settled = [seconds for step, seconds in times if step > _FIRST_STEPS] or [seconds for _, seconds in times]
-    return statistics.median(settled or [mean])
+    Not the median: what makes some steps slow does so in a run too, whose total is what matters.
+    """
+    kinds = {WITH_TEACHER: [], WITHOUT_TEACHER: []}
+    for line in history:
+        kinds[WITH_TEACHER if "time_teacher" in line else WITHOUT_TEACHER].append(line)
+    times = {kind: [each for step, each in _step_times(lines) if step > _FIRST_STEPS] for kind, lines in kinds.items()}
+    return {kind: statistics.mean(each) for kind, each in times.items() if each}
 
 
 def _curve(history: list[Mapping[str, Any]], iterations: int) -> list[tuple[float, float]]:
