@@ -6,7 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import distilling, logged, same, same_batch_every_step, segmenter, weights
+from tiny import (
+    distilling,
+    logged,
+    loss_options,
+    same,
+    same_batch_every_step,
+    segmenter,
+    weights,
+    without_batch_effects,
+)
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
@@ -93,6 +102,19 @@ def test_a_training_resumes_to_the_bit_between_two_steps_with_the_teacher(tmp_pa
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert same(weights(resumed.model), weights(whole.model))
     assert logged(resumed, "loss")[-2:] == logged(whole, "loss")[-2:]
+
+
+@pytest.mark.slow
+def test_a_compiled_training_has_the_same_steps_without_the_teacher(tmp_path):
+    options = {"max_steps": 3, "distill_every": 2, "loss_kwargs": loss_options(mask="center")}
+    losses = {}
+    for compiled in (False, True):
+        choice = {"torch_compile": True, "torch_compile_backend": "aot_eager"} if compiled else {}
+        trainer = distilling(tmp_path / str(compiled), without_batch_effects(segmenter()), **options, **choice)
+        trainer.train()
+        losses[compiled] = logged(trainer, "loss"), logged(trainer, "loss_kd")
+    assert losses[True][0] == pytest.approx(losses[False][0], rel=1e-5)
+    assert losses[True][1] == pytest.approx(losses[False][1], rel=1e-5) and len(losses[True][1]) == 2
 
 
 @pytest.mark.parametrize(
