@@ -81,6 +81,16 @@ def test_terms_are_logged_as_means_over_all_steps_so_that_they_add_up_to_the_los
     assert len(terms) == 4 and sum(terms) == pytest.approx(line["loss"], rel=1e-5)
 
 
+def test_the_loss_outside_of_a_training_has_the_teachers_terms(tmp_path):
+    trainer = distilling(tmp_path, max_steps=1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    for _ in ("before", "after"):
+        _, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
+        assert set(outputs["terms"]) == {"task", "kd", "feature", "contrast"}
+        trainer.train()
+    assert trainer.args.distils_at(0, 0) and not trainer.args.distils_at_times
+
+
 def test_a_step_without_the_teacher_has_the_loss_of_the_student_alone(tmp_path):
     trainer = distilling(tmp_path, train_dataset=same_batch_every_step())
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])

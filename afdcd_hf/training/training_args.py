@@ -193,8 +193,9 @@ class DistillationTrainingArguments(SegmentationTrainingArguments):
         return self.distill_every > 1 or self.distill_until < 1
 
     def distils_at(self, step: int, max_steps: int) -> bool:
-        """Whether optimizer step `step`, counted from 0, of `max_steps` is one with the teacher."""
-        return step % self.distill_every == 0 and step < self.distill_until * max_steps
+        """Whether optimizer step `step` (from 0) of `max_steps` (0 before a training) is one with the teacher."""
+        within = self.distill_until == 1 or step < self.distill_until * max_steps or max_steps == 0
+        return within and step % self.distill_every == 0
 
 
 def check_pairs(student_layers: Sequence[str], teacher_layers: Sequence[str]) -> None:
