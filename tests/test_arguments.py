@@ -221,3 +221,14 @@ def test_every_value_of_a_bundled_recipe_arrives_as_it_is_written(name, tmp_path
             assert values["loss_kwargs"][loss][option] == written, key
         elif key != "use_cpu":
             assert getattr(values[key], "value", values[key]) == written, key
+
+
+def test_what_was_asked_for_is_plain_enough_for_a_file():
+    from pathlib import Path
+
+    from transformers.trainer_utils import SchedulerType
+
+    from afdcd_hf.training.arguments import plain_value
+
+    odd = {"a": [SchedulerType.LINEAR, Path("x")], 1: {"b": (2e-6, None, True)}}
+    assert plain_value(odd) == {"a": ["linear", "x"], 1: {"b": [2e-6, None, True]}}

@@ -165,16 +165,22 @@ def given_arguments(parsed: Sequence[Any], recipe: Mapping[str, Any], argv: Sequ
     values = {name: value for one in parsed for name, value in vars(one).items()}
     _, rest = _take_loss_options(argv)
     names = [name.removeprefix("no_") if name not in values else name for name in _option_names(rest)]
-    given = {name: _plain(values[name]) for name in dict.fromkeys([*recipe, *names]) if name in values}
+    given = {name: plain_value(values[name]) for name in dict.fromkeys([*recipe, *names]) if name in values}
     options = given.pop("loss_kwargs", None) or values.get("loss_kwargs") or {}
     if "loss" in values:
         given["loss"] = values["loss"]
-    return given | {f"{loss}.{option}": value for loss, own in options.items() for option, value in own.items()}
+    flat = {f"{loss}.{option}": value for loss, own in options.items() for option, value in own.items()}
+    return given | plain_value(flat)
 
 
-def _plain(value: Any) -> Any:
-    """Without the enums that transformers makes of words."""
-    return getattr(value, "value", value)
+def plain_value(value: Any) -> Any:
+    """Fit for YAML and JSON: without the enums that transformers makes of words, also inside lists and mappings."""
+    if isinstance(value, Mapping):
+        return {key: plain_value(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(one) for one in value]
+    value = getattr(value, "value", value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def training_part(recipe: dict[str, Any]) -> dict[str, Any]:

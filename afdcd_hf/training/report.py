@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import AutoImageProcessor
 
@@ -27,7 +27,7 @@ from ..hub.folder_facts import (
 )
 from ..hub.model_card import write_card
 from ..models.loading import load_model
-from .arguments import DataArguments
+from .arguments import DataArguments, plain_value
 from .distillation_trainer import DistillationTrainer
 from .progress import shows_bars
 from .scale_out import images_per_step
@@ -140,7 +140,9 @@ def _training_facts(
     energy: Mapping[str, float],
 ) -> TrainingFacts:
     args, speed = trainer.args, trainer.speed or Speed()
-    settings = {name: _plain(getattr(args, name)) for name in _HYPERPARAMETERS if getattr(args, name, None) is not None}
+    settings = {
+        name: plain_value(getattr(args, name)) for name in _HYPERPARAMETERS if getattr(args, name, None) is not None
+    }
     if isinstance(args, DistillationTrainingArguments) and args.distils_at_times:
         settings |= {"distill_every": args.distill_every, "distill_until": args.distill_until}
     settings |= {"total batch": images_per_step(args), "crop": f"{data.crop_size[0]}x{data.crop_size[1]}"}
@@ -160,7 +162,3 @@ def _training_facts(
         hardware=machine_name(),
         versions=library_versions(),
     )
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)  # transformers keeps some settings as enums
