@@ -10,6 +10,7 @@ from tiny import (
     distilling,
     logged,
     loss_options,
+    passes_of,
     same,
     same_batch_every_step,
     segmenter,
@@ -40,13 +41,6 @@ class Watch(TrainerCallback):
         return [any(not torch.equal(a[name], b[name]) for name in a if name.startswith(prefix)) for a, b in pairs]
 
 
-def calls_of(network: torch.nn.Module) -> list[int]:
-    """A list that grows with each forward pass."""
-    calls: list[int] = []
-    network.register_forward_hook(lambda *_: calls.append(1))
-    return calls
-
-
 @pytest.mark.parametrize(
     ("options", "taught"),
     [
@@ -61,7 +55,7 @@ def test_the_teacher_runs_and_the_losses_weights_move_at_the_steps_asked_for(tmp
     teacher, watch = segmenter(1, channels=48), Watch()
     options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation}
     trainer = distilling(tmp_path, teacher=teacher, max_steps=5, callbacks=[watch], **options)
-    calls = calls_of(teacher)
+    calls = passes_of(teacher)
     trainer.train()
     assert len(calls) == accumulation * sum(taught)
     assert watch.moved("loss.") == taught and watch.moved("student.") == [True] * 5

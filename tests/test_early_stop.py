@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import DynamoBackend
-from tiny import distilling, loss_options, pictures, same, segmenter, weights
+from tiny import distilling, loss_options, passes_of, pictures, same, segmenter, weights
 from torch import nn
 
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter
@@ -17,13 +17,6 @@ from afdcd_hf.training.early_stop import stops_early
 MAPS_ONLY = {"loss": "af_dcd", "loss_kwargs": {"af_dcd": loss_options()["af_dcd"]}}
 PIXELS = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 UNCOMPILED = SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO)))
-
-
-def passes_of(module: nn.Module) -> list[int]:
-    """A list that grows with each forward pass."""
-    passes: list[int] = []
-    module.register_forward_hook(lambda *_: passes.append(1))
-    return passes
 
 
 class Network(nn.Module):
