@@ -21,6 +21,7 @@ from tiny import (
     without_batch_effects,
 )
 
+from afdcd_hf.cli.process_group import leave_process_group
 from afdcd_hf.losses.random_source import RandomSource
 
 CIRKD = {"num_classes": 4, "pixel_queue": 7, "region_queue": 5, "pixels_per_image": 2, "pixel_draws": 16}
@@ -86,3 +87,4 @@ if __name__ == "__main__":  # one of the two processes
     save_file(trained, folder / f"{rank}.safetensors")
     if rank == 0:
         (folder / "log.json").write_text(json.dumps(log))
+    leave_process_group()

@@ -23,6 +23,8 @@ from tiny import (
     without_batch_effects,
 )
 
+from afdcd_hf.cli.process_group import leave_process_group
+
 # Ten samples make two batches of four an epoch, so that the third step lies in the second one: shuffling and
 # augmentation have to agree over ranks there too. With scale 1 every sample has as many unlabelled pixels, and the
 # mean of the two ranks' mean losses is the mean over the whole batch.
@@ -130,3 +132,4 @@ def _distil_on_this_rank(folder: Path) -> None:
 if __name__ == "__main__":  # one of the two processes
     torch.set_num_threads(1)
     _distil_on_this_rank(Path(sys.argv[1]))
+    leave_process_group()

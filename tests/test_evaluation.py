@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter
+from afdcd_hf.cli.process_group import leave_process_group
 from afdcd_hf.inference.segment import InferenceSettings, segment_image
 from afdcd_hf.metrics.boundary_iou import StreamingBoundaryIoU
 
@@ -376,3 +377,4 @@ def _score_on_this_rank(folder: Path) -> None:
 if __name__ == "__main__":  # one of the two processes
     torch.set_num_threads(1)
     _score_on_this_rank(Path(sys.argv[1]))
+    leave_process_group()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny import distilling, logged, loss_options, run_two_processes, same, samples, segmenter, supervised, weights
 from torch.utils.data import Dataset
 
+from afdcd_hf.cli.process_group import leave_process_group
 from afdcd_hf.data.samples import collate_samples
 from afdcd_hf.training.guards import NonFiniteGradientError, NonFiniteLossError, plain_message
 
@@ -277,3 +278,4 @@ def _train_on_this_rank(folder: Path) -> None:
 if __name__ == "__main__":  # one of the two processes
     torch.set_num_threads(1)
     _train_on_this_rank(Path(sys.argv[1]))
+    leave_process_group()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny import distilling, loss_options, run_two_processes, same, samples, weights
 
+from afdcd_hf.cli.process_group import leave_process_group
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import build_loss
 from afdcd_hf.losses.masks import draw_mask, random_mask
@@ -203,3 +204,4 @@ def _train_on_this_rank(folder: Path) -> None:
 if __name__ == "__main__":  # one of the two processes
     torch.set_num_threads(1)
     _train_on_this_rank(Path(sys.argv[1]))
+    leave_process_group()

@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from tiny import distilling, loss_options, run_two_processes, same, samples, segmenter, weights
 from transformers import TrainerCallback
 
+from afdcd_hf.cli.process_group import leave_process_group
+
 # An epoch has two steps of two batches each; checkpoints, log lines and evaluations fall on different steps; masks and
 # dropout are random.
 OPTIONS = {"max_steps": 8, "total_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 3, "save_steps": 2}
@@ -215,3 +217,4 @@ def _on_this_rank(folder: Path) -> None:
 
 if __name__ == "__main__":  # one of the two processes
     _on_this_rank(Path(sys.argv[1]))
+    leave_process_group()

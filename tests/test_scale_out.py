@@ -31,6 +31,7 @@ from tiny import (
 from torch import nn
 
 from afdcd_hf import AfDcdForSemanticSegmentation, SegmentationTrainingArguments
+from afdcd_hf.cli.process_group import leave_process_group
 from afdcd_hf.training import scale_out
 from afdcd_hf.training.scale_out import (
     check_clipping,
@@ -331,3 +332,4 @@ if __name__ == "__main__":  # one of the processes on GPUs
     if trainer.is_world_process_zero():
         trained = {name: tensor.cpu() for name, tensor in weights(trainer.model).items()}
         save_file(trained, folder / f"{trainer.args.world_size}.safetensors")
+    leave_process_group()

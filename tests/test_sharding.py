@@ -26,6 +26,7 @@ from tiny import (
 )
 
 from afdcd_hf import AfDcdForSemanticSegmentation
+from afdcd_hf.cli.process_group import leave_process_group
 from afdcd_hf.training.scale_out import _check_sharding, whole_tensors
 
 LOGGED = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast", "eval_mean_iou")
@@ -122,3 +123,4 @@ if __name__ == "__main__":  # one of the two processes
     os.environ |= {"ACCELERATE_USE_FSDP": "true", **{f"FSDP_{name}": value for name, value in plugin.items()}}
     _pretend_to_be_gpus()
     _distil_on_this_rank(Path(sys.argv[1]))
+    leave_process_group()

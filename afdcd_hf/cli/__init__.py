@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from . import cards, charts, checkpoints, compare, cost, data, demo, evaluation, export, hub, training
 from .messages import quieten
+from .process_group import leave_process_group
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and not args.takes_recipe_options:
             raise ValueError(f"unknown arguments {' '.join(rest)}; --help lists the known ones.")
         args.run(args, rest) if args.takes_recipe_options else args.run(args)
+        leave_process_group()
         return 0
     except KeyboardInterrupt as interruption:  # TrainingInterrupted among them: a signal that was answered by saving
         hint = f"; {args.goes_on}" if args.goes_on else ""

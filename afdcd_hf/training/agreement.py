@@ -22,6 +22,8 @@ class Agreement:
     def __init__(self, world_size: int, seconds: float):
         self.world_size = world_size
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)) if world_size > 1 else None
+        # kept: a tensor that only gloo's thread holds is freed there, which can abort a process that is about to end
+        self._any_news = torch.zeros(1, dtype=torch.uint8)
 
     def news(self, item: Any | None) -> list[tuple[int, Any]]:
         """What the ranks have to tell, as (rank, item); empty where all gave None, which costs one tiny reduction.
@@ -30,9 +32,9 @@ class Agreement:
         """
         if self.world_size == 1:
             return [] if item is None else [(0, item)]
-        any_news = torch.tensor([item is not None], dtype=torch.uint8)
-        dist.all_reduce(any_news, dist.ReduceOp.MAX, group=self._group)
-        if not any_news.item():
+        self._any_news.fill_(item is not None)
+        dist.all_reduce(self._any_news, dist.ReduceOp.MAX, group=self._group)
+        if not self._any_news.item():
             return []
         items: list[Any | None] = [None] * self.world_size
         dist.all_gather_object(items, item, group=self._group)
