@@ -118,25 +118,29 @@ def test_the_best_candidate_is_used(plan, stand_ins, tmp_path):
     assert recipe["kd.weight"] == 2.0 and recipe["teacher"] == str(tmp_path / "out/teacher/run")
 
 
-def test_a_budget_in_seconds_gives_each_method_the_iterations_that_fit(plan, stand_ins, tmp_path):
+def test_a_budget_in_seconds_is_a_time_limit_with_the_iterations_that_are_expected(plan, stand_ins, tmp_path):
     run_comparison(plan(), tmp_path / "out")
     steps = {m: read_result(tmp_path / f"out/seconds-6/{m}/seed-1").iterations for m in ("alone", "kd")}
     assert steps == {"alone": 60, "kd": 30}  # at 0.1 and 0.2 s a step
+    for budget, limit in (("seconds-6", 6.0), ("iterations-40", None)):
+        assert (
+            yaml.safe_load((tmp_path / f"out/{budget}/kd/seed-1/recipe.yaml").read_text()).get("max_seconds") == limit
+        )
 
 
 @pytest.mark.parametrize(
-    ("options", "step"),
+    ("options", "steps"),
     [
-        ({"distill_every": 2}, 0.15),
-        ({"distill_every": 4}, 0.125),
-        ({"distill_until": 0.25}, 0.125),
-        ({"distill_every": 2, "distill_until": 0.5}, 0.125),
+        ({"distill_every": 2}, 30 / 0.15),
+        ({"distill_every": 4}, 30 / 0.125),
+        ({"distill_until": 0.5}, 15 / 0.2 + 15 / 0.1),  # half of the time, in which fewer steps fit
+        ({"distill_every": 2, "distill_until": 0.5}, 15 / 0.15 + 15 / 0.1),
     ],
 )
-def test_steps_with_and_without_the_teacher_are_timed_apart(plan, stand_ins, tmp_path, options, step):
+def test_steps_with_and_without_the_teacher_are_timed_apart(plan, stand_ins, tmp_path, options, steps):
     methods = {"kd": {"loss": "kd", **options}}
     run_comparison(plan(methods=methods, budgets={"seconds": 30}, evaluations=1), tmp_path / "out")
-    assert read_result(tmp_path / "out/seconds-30/kd/seed-0").iterations == round(30 / step)
+    assert read_result(tmp_path / "out/seconds-30/kd/seed-0").iterations == round(steps)
     calibration = yaml.safe_load((tmp_path / "out/calibration/kd/recipe.yaml").read_text())
     assert (calibration["max_steps"], calibration["distill_until"]) == (48, 0.5)  # 24 of each kind
 
@@ -152,6 +156,8 @@ def test_the_time_of_a_method_can_be_the_budget_of_all(plan, stand_ins, tmp_path
     run_comparison(plan(budgets={"iterations": 50, "as_long_as": "kd"}), tmp_path / "out")
     steps = {m: read_result(tmp_path / f"out/time-of-kd-50/{m}/seed-1").iterations for m in ("alone", "kd")}
     assert steps == {"alone": 100, "kd": 50}
+    recipe = yaml.safe_load((tmp_path / "out/time-of-kd-50/alone/seed-1/recipe.yaml").read_text())
+    assert recipe["max_seconds"] == pytest.approx(10)
     assert kinds(stand_ins.trained).count("calibration") == 2
 
 

@@ -15,8 +15,6 @@ from .plan import ALONE, Budget, Method, Plan, folder_name
 
 Kind = Literal["teacher", "calibration", "tuning", "run"]
 TEACHER_PLACE = "teacher"
-# kinds of steps, which take different times
-WITH_TEACHER, WITHOUT_TEACHER = "with teacher", "without teacher"
 # Half precision is refused on some CPUs, and a check must not occupy a GPU.
 _CHECKED_ON_CPU = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None, "torch_compile": False}
 
@@ -71,6 +69,19 @@ class Cell:
                 load_split(**data.choice(part))
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """Which steps have the teacher: every n-th one, until a share of the training is over (0: none)."""
+
+    every: int = 1
+    until: float = 1.0
+
+    @property
+    def at_times(self) -> bool:
+        """Whether there are steps of both kinds."""
+        return self.until > 0 and (self.every > 1 or self.until < 1)
+
+
 def teacher_cell(plan: Plan) -> Cell | None:
     """The teacher's training, where the plan has one."""
     return Cell("teacher", "teacher", plan.teacher, TEACHER_PLACE) if plan.teacher else None
@@ -99,29 +110,41 @@ def calibration_cell(plan: Plan, method: Method, teacher: str | None, chosen: Ma
     Of a method that lets the teacher rest, as many steps without it as with it, so that both are timed equally well.
     """
     settings, steps = _recipe(plan, method, teacher, chosen), plan.calibration_steps
-    if len(step_shares(plan, method, chosen)) > 1:
+    if teaching(plan, method, chosen).at_times:
         settings |= {"distill_every": 1, "distill_until": 0.5}
         steps *= 2
     settings |= {**_only_at_the_end(steps), "logging_steps": 1, "max_eval_samples": 1, "preflight": False}
     return Cell("calibration", method.name, {**settings, "seed": plan.seeds[0]}, calibration_place(method))
 
 
-def step_shares(plan: Plan, method: Method, chosen: Mapping[str, Any]) -> dict[str, float]:
-    """Shares of the steps with and without the teacher in a method's runs; a kind that does not occur is left out."""
+def teaching(plan: Plan, method: Method, chosen: Mapping[str, Any]) -> Teaching:
+    """When the teacher takes part in a method's runs."""
     settings = _recipe(plan, method, None, chosen)
-    taught = settings.get("distill_until", 1.0) / settings.get("distill_every", 1) if "loss" in settings else 0.0
-    return {kind: share for kind, share in ((WITH_TEACHER, taught), (WITHOUT_TEACHER, 1 - taught)) if share > 0}
+    if "loss" not in settings:
+        return Teaching(until=0.0)
+    return Teaching(settings.get("distill_every", 1), settings.get("distill_until", 1.0))
 
 
 def run_cell(
-    plan: Plan, method: Method, budget: Budget, seed: int, teacher: str | None, chosen: Mapping[str, Any], steps: int
+    plan: Plan,
+    method: Method,
+    budget: Budget,
+    seed: int,
+    teacher: str | None,
+    chosen: Mapping[str, Any],
+    steps: int,
+    seconds: float | None = None,
 ) -> Cell:
-    """One training of a table: `steps` iterations, scored and saved some times on its way."""
+    """One training of a table, scored and saved some times on its way.
+
+    Of `steps` iterations; or of `seconds`, where these are given: its iterations are then expected to be `steps`.
+    """
     every = steps // (plan.evaluations + 1) + 1  # the last of these stands before the end, which is scored anyway
     on_its_way = {"eval_strategy": "steps", "eval_steps": every, "save_strategy": "steps", "save_steps": every}
     settings = _recipe(plan, method, teacher, chosen)
     lines = {"logging_steps": min(settings.get("logging_steps", every), every)}  # they tell the time of an evaluation
     settings |= {"max_steps": steps, "save_total_limit": 1, **on_its_way, **lines, "seed": seed}
+    settings |= {} if seconds is None else {"max_seconds": seconds}
     return Cell("run", method.name, settings, run_place(method, budget, seed), budget)
 
 

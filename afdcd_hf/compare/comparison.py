@@ -24,8 +24,8 @@ from .cells import (
     calibration_place,
     each_run,
     run_cell,
-    step_shares,
     teacher_cell,
+    teaching,
     tuning_cells,
 )
 from .child_process import afdcd_command, last_words, run_logged
@@ -124,7 +124,7 @@ class _Comparison:
     def __init__(self, plan: Plan, output: Path, progress: Progress, lock: int) -> None:
         self._plan, self._output, self._progress, self._lock = plan, output, progress, lock
         self._failed: dict[str, str] = {}
-        self._step_times: dict[str, float] = {}
+        self._calibrations: dict[str, CellResult] = {}
         self._chosen: dict[str, Mapping[str, Any]] = {}
 
     def run(self) -> Outcome:
@@ -134,10 +134,14 @@ class _Comparison:
             self._needed(teacher)
         for method in plan.methods:
             self._chosen[method.name] = self._tune(method)
-        steps = {budget: {m.name: self._steps(m, budget) for m in plan.methods} for budget in plan.budgets}
+        for method in plan.methods if any(budget.is_time for budget in plan.budgets) else ():
+            self._calibrated(method)
         for seed, budget, method in each_run(plan):
-            teacher, chosen = self._teacher_name(), self._chosen[method.name]
-            self._try(run_cell(plan, method, budget, seed, teacher, chosen, steps[budget][method.name]))
+            teacher, chosen, seconds = self._teacher_name(), self._chosen[method.name], self._seconds(budget)
+            steps = budget.iterations
+            if seconds is not None:
+                steps = self._calibrated(method).iterations_within(seconds, teaching(plan, method, chosen))
+            self._try(run_cell(plan, method, budget, seed, teacher, chosen, steps, seconds))
             self._report(charts=False)
         return Outcome(self._report(), self._failed)
 
@@ -159,23 +163,20 @@ class _Comparison:
         scores = [self._needed(cell).mean_iou for cell in cells]
         return method.candidates[scores.index(max(scores))] if scores else {}
 
-    def _steps(self, method: Method, budget: Budget) -> int:
-        """Iterations that the budget allows this method."""
-        if not budget.is_time:
-            return budget.iterations
-        seconds = budget.seconds
+    def _seconds(self, budget: Budget) -> float | None:
+        """Of training steps, for each run; None where iterations are the budget."""
         if budget.as_long_as:
             reference = next(one for one in self._plan.methods if one.name == budget.as_long_as)
-            seconds = budget.iterations * self._step_time(reference)
-        return max(1, round(seconds / self._step_time(method)))
+            when = teaching(self._plan, reference, self._chosen[reference.name])
+            return round(self._calibrated(reference).seconds_for(budget.iterations, when), 2)
+        return budget.seconds
 
-    def _step_time(self, method: Method) -> float:
-        """Seconds of an average iteration, measured over a few of them once."""
-        if method.name not in self._step_times:
-            chosen = self._chosen[method.name]
-            result = self._needed(calibration_cell(self._plan, method, self._teacher_name(), chosen))
-            self._step_times[method.name] = result.seconds_of_a_step(step_shares(self._plan, method, chosen))
-        return self._step_times[method.name]
+    def _calibrated(self, method: Method) -> CellResult:
+        """A few steps of a method, trained once, which tell how long they take."""
+        if method.name not in self._calibrations:
+            cell = calibration_cell(self._plan, method, self._teacher_name(), self._chosen[method.name])
+            self._calibrations[method.name] = self._needed(cell)
+        return self._calibrations[method.name]
 
     def _needed(self, cell: Cell) -> CellResult:
         """The result of a training that others need."""

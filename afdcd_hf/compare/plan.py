@@ -17,7 +17,7 @@ _OWN_KEYS = (
 )  # fmt: skip
 _BUDGET_KEYS = ({"iterations"}, {"seconds"}, {"iterations", "as_long_as"})
 # What every run gets from the comparison itself.
-_FIXED = ("seed", "max_steps", "output_dir", "resume_from_checkpoint", "config")
+_FIXED = ("seed", "max_steps", "max_seconds", "output_dir", "resume_from_checkpoint", "config")
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,8 @@ def _draw(output: Path, budget: Budget, by_method: Mapping[str, Sequence[CellRes
 
 def _mean_curve(runs: Sequence[CellResult]) -> tuple[list[float], list[float], list[float]]:
     """Seconds, mean and standard deviation of the mIoU, point by point over the seeds."""
-    points = list(zip(*(run.curve for run in runs), strict=False))  # resumed runs may lack one
+    on_its_way = zip(*(run.curve[:-1] for run in runs), strict=False)  # runs of equal time may differ by a point
+    points = [*on_its_way, [run.curve[-1] for run in runs]]
     seconds = [statistics.mean(second for second, _ in point) for point in points]
     scores = [[score for _, score in point] for point in points]
     return seconds, [statistics.mean(one) for one in scores], [_deviation(one) for one in scores]

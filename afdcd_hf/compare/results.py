@@ -14,10 +14,12 @@ from ..charts.history import load_history
 from ..evaluation.results import library_versions, machine_name
 from ..hub.facts_file import read_facts
 from ..whole_files import written_whole
-from .cells import WITH_TEACHER, WITHOUT_TEACHER, Cell
+from .cells import Cell, Teaching
 
 FACTS_NAME = "cell.json"
 RUN_FOLDER = "run"
+# kinds of steps, which take different times
+WITH_TEACHER, WITHOUT_TEACHER = "with teacher", "without teacher"
 _FIRST_STEPS = 3  # of a calibration: slower than those that follow
 
 
@@ -60,9 +62,22 @@ class CellResult:
     versions: Mapping[str, str] = field(default_factory=dict)
     step_seconds: Mapping[str, float] = field(default_factory=dict)
 
-    def seconds_of_a_step(self, shares: Mapping[str, float]) -> float:
-        """The mean over steps of which so many are of each kind; a kind that was not timed counts as the others."""
-        return sum(share * self.step_seconds.get(kind, self.seconds_per_iteration) for kind, share in shares.items())
+    def seconds_for(self, iterations: int, teaching: Teaching) -> float:
+        """That so many iterations take; a kind of step that was not timed counts as the other."""
+        taught, alone = self._phases(teaching)
+        return iterations * (teaching.until * taught + (1 - teaching.until) * alone)
+
+    def iterations_within(self, seconds: float, teaching: Teaching) -> int:
+        """That so many seconds are expected to be enough for; the teacher's share is one of the time, as in a run."""
+        taught, alone = self._phases(teaching)
+        return max(1, round(seconds * (teaching.until / taught + (1 - teaching.until) / alone)))
+
+    def _phases(self, teaching: Teaching) -> tuple[float, float]:
+        """Mean seconds of a step while the teacher takes part, and afterwards."""
+        taught, alone = (
+            self.step_seconds.get(kind, self.seconds_per_iteration) for kind in (WITH_TEACHER, WITHOUT_TEACHER)
+        )
+        return taught / teaching.every + alone * (1 - 1 / teaching.every), alone
 
 
 def collect(cell: Cell, folder: Path, wall_seconds: float) -> CellResult:

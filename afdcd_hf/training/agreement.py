@@ -23,7 +23,15 @@ class Agreement:
         self.world_size = world_size
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)) if world_size > 1 else None
         # kept: a tensor that only gloo's thread holds is freed there, which can abort a process that is about to end
-        self._any_news = torch.zeros(1, dtype=torch.uint8)
+        self._any_news, self._number = torch.zeros(1, dtype=torch.uint8), torch.zeros(1, dtype=torch.float64)
+
+    def number_of_first(self, number: float) -> float:
+        """The first rank's number, on every rank; each has to call it, at the same points."""
+        if self.world_size > 1:
+            self._number.fill_(number)
+            dist.broadcast(self._number, src=0, group=self._group)
+            number = self._number.item()
+        return number
 
     def news(self, item: Any | None) -> list[tuple[int, Any]]:
         """What the ranks have to tell, as (rank, item); empty where all gave None, which costs one tiny reduction.

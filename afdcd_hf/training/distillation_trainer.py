@@ -79,7 +79,7 @@ class DistillationTrainer(SegmentationTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs=False, num_items_in_batch=None):
         """Task and distillation loss of one batch; all terms go to the log, as means over all steps."""
         teacher = None
-        if self.args.distils_at(self.state.global_step, self.state.max_steps):
+        if self.args.distils_at(self.state.global_step, self.share_done):
             with self.timer("teacher"):
                 teacher = self._teach(inputs["pixel_values"])
         with self.timer(self._forward_part):

@@ -142,7 +142,10 @@ def _check_schedule(trainer, num_images: int) -> None:
     steps_per_epoch = max(1, num_images // batch)
     steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * steps_per_epoch)
     passes = steps * batch / num_images
-    logger.info("%d steps of %d images: %.1f passes over %d training images", steps, batch, passes, num_images)
+    if args.max_seconds is not None:
+        logger.info("%g s of training steps of %d images, with the schedule of %d", args.max_seconds, batch, steps)
+    else:
+        logger.info("%d steps of %d images: %.1f passes over %d training images", steps, batch, passes, num_images)
     line, warning = check_room(trainer, steps, steps_per_epoch)
     logger.info(line)
     if warning is not None:

@@ -42,6 +42,7 @@ class TrainingProgress(ProgressCallback):
     def on_step_end(self, args, state, control, **kwargs):
         """Moves the bar on."""
         if self.training_bar is not None:
+            self.training_bar.total = state.max_steps  # with max_seconds it is an estimate
             super().on_step_end(args, state, control, **kwargs)
 
     def on_log(self, args, state, control, logs: Mapping[str, Any] | None = None, **kwargs):
@@ -51,9 +52,9 @@ class TrainingProgress(ProgressCallback):
         if "loss" in logs and self.training_bar is not None:
             self.training_bar.set_postfix_str(_terms(logs))
         elif "loss" in logs:
-            tqdm.write(f"step {state.global_step}/{state.max_steps} [{self._clock(state)}] {_terms(logs)}")
+            tqdm.write(f"step {_count(args, state)} [{self._clock(state)}] {_terms(logs)}")
         elif scores := _scores(logs):
-            tqdm.write(f"step {state.global_step}/{state.max_steps}: {scores}")
+            tqdm.write(f"step {_count(args, state)}: {scores}")
         elif "train_runtime" in logs:
             self._finish(state, logs)
 
@@ -90,6 +91,12 @@ def use_own_progress(trainer: Trainer) -> None:
     theirs = [callback for callback in callbacks if type(callback) in (ProgressCallback, PrinterCallback)]
     if theirs:  # the last one: one before it was asked for
         callbacks[callbacks.index(theirs[-1])] = TrainingProgress(shows_bars(trainer.args))
+
+
+def _count(args, state) -> str:
+    """`120/400`, or `120/~400` where the end is an estimate."""
+    about = "~" if getattr(args, "max_seconds", None) is not None and state.global_step < state.max_steps else ""
+    return f"{state.global_step}/{about}{state.max_steps}"
 
 
 def _terms(logs: Mapping[str, Any]) -> str:

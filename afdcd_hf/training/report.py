@@ -37,7 +37,7 @@ from .training_args import DistillationTrainingArguments
 
 _HYPERPARAMETERS = (
     "loss", "loss_kwargs", "student_layer", "teacher_layer", "loss_max_grad_norm", "task_weight", "aux_weight",
-    "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps",
+    "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "max_seconds",
 )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ class StepTimer:
         self._stack: list[str] = []
         self._since: Any = None
         self._spans: list[_Span] = []
+        self._host_seconds = self._host_since = 0.0
         self._start_afresh()
 
     def __call__(self, part: str) -> _Part:
@@ -54,12 +55,17 @@ class StepTimer:
         module.register_forward_pre_hook(lambda *_: self.enter(part))
         module.register_forward_hook(lambda *_: self.leave(part))
 
+    @property
+    def seconds_in_steps(self) -> float:
+        """Since `reset`, by the host's clock also on a GPU, which lags a little behind it; not for measuring parts."""
+        return self._host_seconds + (self._host_since_cut() if self._stack else 0.0)
+
     def begin_step(self) -> None:
         """The time from now on belongs to a new step."""
         if self._stack:
             self._cut()
         else:
-            self._since = self._clock.now()
+            self._since, self._host_since = self._clock.now(), time.perf_counter()
         self._stack = [REST]  # also after an exception inside a part
         self._steps += 1
         if len(self._spans) > _MANY_SPANS:
@@ -99,7 +105,12 @@ class StepTimer:
     def _cut(self) -> None:
         now = self._clock.now()
         self._spans.append(_Span(self._stack[-1], self._since, now))
-        self._since = now
+        self._host_seconds += self._host_since_cut()
+        self._since, self._host_since = now, time.perf_counter()
+
+    def _host_since_cut(self) -> float:
+        """Seconds of training since the last cut: none during evaluations and saving."""
+        return 0.0 if self._stack[-1] in NOT_TRAINING else time.perf_counter() - self._host_since
 
     def _add_up(self, spans: list[_Span]) -> None:
         """Of the oldest spans; events are read here, not in the loop."""

@@ -19,6 +19,7 @@ from .checkpoints import Checkpoints
 from .ema import WeightAveraging
 from .guards import Guards
 from .hub_push import HubPush
+from .pace import Pace
 from .precision import (
     enable_gradient_checkpointing,
     evaluation_settings,
@@ -38,7 +39,7 @@ from .timing import Timing
 from .training_args import SegmentationTrainingArguments
 
 
-class SegmentationTrainer(Timing, Guards, ShardedStudent, WeightAveraging, HubPush, Checkpoints, Trainer):
+class SegmentationTrainer(Pace, Timing, Guards, ShardedStudent, WeightAveraging, HubPush, Checkpoints, Trainer):
     """`transformers.Trainer` for segmenters: loss terms in the log, evaluation in constant memory.
 
     Args:

@@ -38,6 +38,14 @@ class SegmentationTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Arguments of the schedule; for polynomial the default is power 0.9, lr_end 0."}
     )
     max_steps: int = field(default=40_000, metadata={"help": "Optimizer steps; -1 trains num_train_epochs epochs."})
+    max_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "Train for this many seconds of training steps, however many fit: learning rate and distill_until "
+            "follow the clock, and max_steps is only what the schedule is written for. Evaluations and saving do not "
+            "count."
+        },
+    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip all gradients to this norm; 0 does not clip."})
     per_device_train_batch_size: int | None = field(
         default=None,
@@ -115,10 +123,22 @@ class SegmentationTrainingArguments(TrainingArguments):
         use_one_gpu_per_process(self)
         for name in ("task_weight", "aux_weight"):
             _check_not_negative(name, getattr(self, name))
+        self._check_max_seconds()
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1, e.g. 0.999; leave it out for none.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: images and labels are read from the raw columns.")
+
+    def _check_max_seconds(self) -> None:
+        if self.max_seconds is None:
+            return
+        if not math.isfinite(self.max_seconds) or self.max_seconds <= 0:
+            raise ValueError(f"max_seconds={self.max_seconds} must be a number above 0; leave it out for no limit.")
+        if self.max_steps <= 0:
+            raise ValueError(
+                f"max_seconds needs max_steps > 0, not {self.max_steps}: the steps that the schedule (warm-up, say) is "
+                "written for."
+            )
 
 
 @dataclass
@@ -160,7 +180,10 @@ class DistillationTrainingArguments(SegmentationTrainingArguments):
     )
     distill_until: float = field(
         default=1.0,
-        metadata={"help": "Share of the steps after which the student learns from the labels alone, e.g. 0.5."},
+        metadata={
+            "help": "Share of the training (of its steps; with max_seconds, of its time) after which the student "
+            "learns from the labels alone, e.g. 0.5."
+        },
     )
     loss_max_grad_norm: float = field(
         default=15.0,
@@ -192,9 +215,9 @@ class DistillationTrainingArguments(SegmentationTrainingArguments):
         """Whether there are steps without the teacher."""
         return self.distill_every > 1 or self.distill_until < 1
 
-    def distils_at(self, step: int, max_steps: int) -> bool:
-        """Whether optimizer step `step` (from 0) of `max_steps` (0 before a training) is one with the teacher."""
-        within = self.distill_until == 1 or step < self.distill_until * max_steps or max_steps == 0
+    def distils_at(self, step: int, share_done: float) -> bool:
+        """Whether optimizer step `step` (from 0), before which that share of the training is done, has the teacher."""
+        within = self.distill_until == 1 or share_done < self.distill_until
         return within and step % self.distill_every == 0
 
 
