@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -298,6 +299,10 @@ def test_the_time_left_is_estimated_from_what_is_finished(plan, stand_ins, tmp_p
     assert started[-1] == "[6/6] iterations-40 kd seed 1 ...; about 1 min left\n"
     assert started[-3] == "[4/6] iterations-40 kd seed 0 ...; about 3 min left\n"
     assert "[1/6] tuning kd 1 ...\n" in started
+    lines.clear()  # what an earlier call has finished is not waited for
+    shutil.rmtree(tmp_path / "out/iterations-40/alone/seed-1")
+    run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out", lines.append)
+    assert [line for line in lines if "..." in line] == ["[5/6] iterations-40 alone seed 1 ...; about 1 min left\n"]
 
 
 # The processes

@@ -79,7 +79,7 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
     with held_alone(output) as lock:
         check_plan(plan, output)
         find_data(plan)
-        return _Comparison(plan, output, Progress(plan, show), lock).run()
+        return _Comparison(plan, output, Progress(plan, show, finished(plan, output)), lock).run()
 
 
 def check_plan(plan: Plan, output: str | Path) -> None:
@@ -106,6 +106,12 @@ def check_plan(plan: Plan, output: str | Path) -> None:
 def find_data(plan: Plan) -> None:
     """Finds the images and labels that all runs share; ValueError or OSError where some are missing."""
     run_cell(plan, plan.methods[0], plan.budgets[0], plan.seeds[0], None, {}, 1).find_data()
+
+
+def finished(plan: Plan, output: str | Path) -> dict[str, CellResult]:
+    """Folder of each training of a plan that is finished, to its result; in the order of the trainings."""
+    found = {place: read_result(Path(output) / place) for place in all_places(plan)}
+    return {place: result for place, result in found.items() if result is not None}
 
 
 def _check_folders(plan: Plan) -> None:
@@ -147,8 +153,7 @@ class _Comparison:
 
     def _report(self, charts: bool = True) -> list[CellResult]:
         """Write and return what is there so far, of earlier calls too."""
-        found = [read_result(self._output / place) for place in all_places(self._plan)]
-        results = [result for result in found if result is not None]
+        results = list(finished(self._plan, self._output).values())
         if any(result.kind == "run" for result in results):
             write_report(self._plan, self._output, results, self._chosen, charts=charts)
         return results

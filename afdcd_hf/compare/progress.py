@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from .cells import Cell, each_run
+from .cells import Cell, each_run, run_place, tuning_place
 from .plan import Plan
 from .results import CellResult
 
@@ -16,16 +16,22 @@ class Progress:
     Args:
         plan: What there is to do.
         show: Gets the lines; one without a line end is to be replaced by the next.
+        earlier: Folder of each training that an earlier call has finished, to its result.
     """
 
-    def __init__(self, plan: Plan, show: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, show: Callable[[str], None], earlier: Mapping[str, CellResult]) -> None:
         self._show = show
-        self._left = [(method.name, budget.name) for _, budget, method in each_run(plan)]
-        self._trials = sum(len(method.candidates) for method in plan.methods)
-        self._total = len(self._left) + self._trials
+        # folder of what has to be trained -> what tells how long that may take: method and budget
+        trials = [(method, 1 + index) for method in plan.methods for index in range(len(method.candidates))]
+        self._left = {tuning_place(method, number): ("", "tuning") for method, number in trials}
+        runs = each_run(plan)
+        self._left |= {run_place(method, budget, seed): (method.name, budget.name) for seed, budget, method in runs}
+        self._total = len(self._left)
         self._done = 0
         self._seconds: dict[tuple[str, str], list[float]] = {}
         self._last_watched = ""
+        for place, result in earlier.items():
+            self._learn(place, result)
 
     def starts(self, cell: Cell) -> None:
         """A training begins."""
@@ -47,26 +53,23 @@ class Progress:
                 f"  {_title(cell)}: mIoU {100 * result.mean_iou:.2f} %, {result.iterations} iterations in "
                 f"{result.seconds:.0f} s{memory}\n"
             )
-        key = (cell.method, cell.budget.name if cell.budget else cell.kind)
-        self._seconds.setdefault(key, []).append(result.wall_seconds)
-        self._count(cell)
+        if cell.place in self._left:
+            self._learn(cell.place, result)
+        self._done += cell.kind in ("run", "tuning")
 
     def failed(self, cell: Cell) -> None:
         """A training has ended with an error."""
         self._show(f"  {_title(cell)}: failed\n")
-        self._count(cell)
-
-    def _count(self, cell: Cell) -> None:
-        if cell.kind == "run":
-            self._left.remove((cell.method, cell.budget.name))
-        elif cell.kind == "tuning":
-            self._trials -= 1
+        self._left.pop(cell.place, None)
         self._done += cell.kind in ("run", "tuning")
+
+    def _learn(self, place: str, result: CellResult) -> None:
+        self._seconds.setdefault((result.method, result.budget or result.kind), []).append(result.wall_seconds)
+        self._left.pop(place, None)
 
     def seconds_left(self) -> float | None:
         """For what is not finished: as long as the same took, else as others of that budget; None if nothing tells."""
-        expected = [self._expected(method, budget) for method, budget in self._left]
-        expected += [self._expected("", "tuning")] * self._trials
+        expected = [self._expected(method, budget) for method, budget in self._left.values()]
         return None if None in expected else sum(expected)
 
     def _expected(self, method: str, budget: str) -> float | None:
