@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import distilling, logged, loss_options, samples, segmenter, supervised, without_batch_effects
 
 from afdcd_hf.charts.curves import _loss_terms
 from afdcd_hf.training.speed import Speed, peak_memory_mb
 from afdcd_hf.training.timing import StepTimer
 
+PARTS_AND_FORWARD = ("data", "teacher", "student", "loss", "forward", "backward", "optimizer")
 PARTS = {"data", "teacher", "student", "loss", "backward", "optimizer"}
 
 
@@ -196,6 +198,28 @@ def test_a_resumed_run_speaks_for_the_steps_before_it_and_its_own_times_are_sane
     assert all(line["images_per_second"] * _step_time(line) == pytest.approx(4, rel=1e-3) for line in lines)
     assert metrics["train_seconds_in_steps"] >= 0.99 * (2 * _step_time(lines[0]) + 2 * _step_time(lines[1]))
     assert trainer.speed.steps == 5
+    # the third step came after a line of the log and before the checkpoint: what it took is in the next line
+    third = Speed.of_counts(
+        {n: v.item() for n, v in load_file(tmp_path / "checkpoint-3/log_sums_0.safetensors").items()}
+    )
+    assert (third.steps, third.images) == (1, 4) and third.total_seconds > 0
+    assert 2 * _step_time(lines[1]) > third.total_seconds
+
+
+def test_a_timer_goes_on_from_what_another_had_measured(timer):
+    timer.begin_step()
+    timer.count(4)
+    spend(timer, 1)
+    with timer("saving"):
+        counts = timer.look().as_counts()
+    assert timer.look() == timer.take() == Speed(1, 4, {**dict.fromkeys(PARTS_AND_FORWARD, 0.0), "optimizer": 1.0})
+    timer.reset()
+    timer.begin_step()
+    spend(timer, 3)
+    timer.go_on_from(Speed.of_counts(counts))
+    speed = timer.take()
+    assert (speed.steps, speed.images, speed.total_seconds) == (2, 4, 4.0)
+    assert Speed.of_counts({"loss": 1.0}) == Speed()
 
 
 def _step_time(line: dict) -> float:

@@ -184,7 +184,7 @@ class Checkpoints(Resuming):
     def _log_sums(self) -> dict[str, Tensor]:
         """What has been summed up since the last line of the log, in float64."""
         sums = {f"term.{name}": torch.as_tensor(total) for name, total in self._term_sums.items()}
-        counts = {"terms": self._term_count, "step": self._globalstep_last_logged}
+        counts = {"terms": self._term_count, "step": self._globalstep_last_logged, **self.timer.look().as_counts()}
         sums |= {"loss": self._tr_loss, **{name: torch.tensor(count) for name, count in counts.items()}}
         return {name: tensor.detach().cpu().double() for name, tensor in sums.items()}
 

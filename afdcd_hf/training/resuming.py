@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from .scale_out import images_per_step
+from .speed import Speed
 from .whole_checkpoints import check_whole, checkpoints_of, fault_of, last_whole_checkpoint, read_manifest, tidy
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Resuming:
         self._term_count = int(sums["terms"])
         self._globalstep_last_logged = int(sums["step"])
         self._tr_loss += sums["loss"].float().to(device)
+        self.timer.go_on_from(Speed.of_counts({name: number.item() for name, number in sums.items()}))
         # train_loss is a mean over the steps of this call; what came before it will be added with the next line.
         self._total_loss_scalar -= sums["loss"].item()
 

@@ -37,8 +37,7 @@ class Speed:
     def of_history(cls, history: Iterable[Mapping[str, Any]]) -> Speed:
         """Of all lines in a Trainer's log, each standing for the steps since the line before.
 
-        Steps between the last line and the checkpoint of a resumed run were not measured: the next line speaks for
-        them too.
+        Also for those that it has not measured: of a run that was resumed with another number of processes.
         """
         total, last_step = cls(), 0
         for line in history:
@@ -52,6 +51,17 @@ class Speed:
         seconds = {part: steps * line[f"time_{part}"] for part in PARTS if f"time_{part}" in line}
         images = line["images_per_second"] * sum(seconds.values())
         return cls(steps, images, seconds, line.get("peak_memory_mb"))
+
+    @classmethod
+    def of_counts(cls, counts: Mapping[str, float]) -> Speed:
+        """Of what `as_counts` gave; nothing where it is not in there."""
+        seconds = {part: counts[f"seconds.{part}"] for part in PARTS if f"seconds.{part}" in counts}
+        return cls(int(counts.get("timed_steps", 0)), counts.get("timed_images", 0.0), seconds)
+
+    def as_counts(self) -> dict[str, float]:
+        """Plain numbers for a checkpoint, without the peak of memory."""
+        seconds = {f"seconds.{part}": value for part, value in self.seconds.items()}
+        return {"timed_steps": self.steps, "timed_images": self.images, **seconds}
 
     def __add__(self, other: Speed) -> Speed:
         parts = [part for part in PARTS if part in self.seconds or part in other.seconds]

@@ -89,14 +89,25 @@ class StepTimer:
 
     def take(self) -> Speed:
         """What was measured since the last call; waits for the device. Peak memory is left out."""
+        speed = self.look()
+        self._start_afresh()
+        return speed
+
+    def look(self) -> Speed:
+        """As `take`, which will give it once more."""
         if self._stack:
             self._cut()
             self._clock.wait_for(self._since)
         self._add_up(self._spans)
         seconds = {part: self._seconds[part] for part in PARTS}
-        speed = Speed(self._steps, self._images, seconds)
-        self._start_afresh()
-        return speed
+        return Speed(self._steps, self._images, seconds)
+
+    def go_on_from(self, speed: Speed) -> None:
+        """Add what an interrupted training had measured and not taken yet."""
+        self._steps += speed.steps
+        self._images += speed.images
+        for part, seconds in speed.seconds.items():
+            self._seconds[part] += seconds
 
     def _start_afresh(self) -> None:
         self._steps = self._images = 0
