@@ -89,7 +89,7 @@ def _table(by_method: Mapping[str, Sequence[CellResult]]) -> str:
             str(len(runs)),
             f"{statistics.mean(run.iterations for run in runs):.0f}",
             f"{statistics.mean(run.seconds for run in runs):.1f}",
-            f"{1000 * statistics.mean(run.seconds_per_iteration for run in runs):.0f}",
+            _spread([1000 * run.seconds_per_iteration for run in runs], digits=0),  # uneven: something else ran too
             _mean([run.images_per_second for run in runs], "{:.1f}"),
             _mean([run.peak_memory_mb for run in runs], "{:.0f}"),
         ]
@@ -164,11 +164,11 @@ def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _spread(values: Sequence[float], signed: bool = False) -> str:
+def _spread(values: Sequence[float], signed: bool = False, digits: int = 2) -> str:
     if not values:
         return "not measured"
-    mean = f"{statistics.mean(values):{'+' if signed else ''}.2f}"
-    return f"{mean} ± {_deviation(values):.2f}" if len(values) > 1 else mean
+    mean = f"{statistics.mean(values):{'+' if signed else ''}.{digits}f}"
+    return f"{mean} ± {_deviation(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def _mean(values: Sequence[float | None], form: str) -> str:
