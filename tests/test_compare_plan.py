@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from afdcd_hf.compare.cells import calibration_cell, run_cell, tuning_cells
-from afdcd_hf.compare.comparison import check_plan
+from afdcd_hf.compare.checks import check_plan
 from afdcd_hf.compare.plan import Budget, load_plan
 from afdcd_hf.recipes import list_comparisons, list_recipes, load_recipe
 

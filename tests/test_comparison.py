@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from afdcd_hf.cli import main
-from afdcd_hf.compare import comparison
+from afdcd_hf.compare import checks, comparison
 from afdcd_hf.compare.child_process import ComparisonStopped, last_line, run_logged
 from afdcd_hf.compare.comparison import run_comparison
 from afdcd_hf.compare.lock import held_alone
@@ -240,7 +240,7 @@ def test_a_finished_training_with_other_settings_is_never_mixed_in(plan, stand_i
 
 def test_seconds_of_another_machine_are_refused_and_iterations_are_not(plan, stand_ins, tmp_path, monkeypatch):
     run_comparison(plan(), tmp_path / "out")
-    monkeypatch.setattr(comparison, "machine_name", lambda: "another")
+    monkeypatch.setattr(checks, "machine_name", lambda: "another")
     run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out")
     with pytest.raises(ValueError, match="seconds of two machines cannot be compared"):
         run_comparison(plan(), tmp_path / "out")

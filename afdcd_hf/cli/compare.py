@@ -43,7 +43,8 @@ def _run(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
     from pathlib import Path
 
     from ..compare import load_plan
-    from ..compare.comparison import check_plan, find_data, run_comparison
+    from ..compare.checks import check_plan, find_data
+    from ..compare.comparison import run_comparison
     from ..compare.report import TABLE_NAME
 
     hide_loading_bars()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -13,24 +12,21 @@ from typing import Any
 
 import yaml
 
-from ..evaluation.results import machine_name
-from ..hub.card_facts import HUB_ID
 from ..whole_files import written_whole
 from .cells import (
-    TEACHER_PLACE,
     Cell,
     all_places,
     calibration_cell,
-    calibration_place,
     each_run,
     run_cell,
     teacher_cell,
     teaching,
     tuning_cells,
 )
+from .checks import check_plan, check_same, find_data, teacher_folder
 from .child_process import afdcd_command, last_words, run_logged
 from .lock import held_alone
-from .plan import ALONE, Budget, Method, Plan
+from .plan import Budget, Method, Plan
 from .progress import Progress
 from .report import write_report
 from .results import RUN_FOLDER, CellResult, collect, read_result
@@ -82,48 +78,10 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
         return _Comparison(plan, output, Progress(plan, show, finished(plan, output)), lock).run()
 
 
-def check_plan(plan: Plan, output: str | Path) -> None:
-    """Looks at every recipe of a plan, and at its teacher, before anything is trained.
-
-    Raises:
-        ValueError: A recipe with an unknown key or a value that cannot be, or no teacher.
-        OSError: The teacher cannot be found.
-    """
-    _check_folders(plan)
-    own = teacher_cell(plan)
-    teacher = _teacher_folder(output) if own else None
-    for method in plan.methods:
-        for candidate in method.candidates or [{}]:
-            run_cell(plan, method, plan.budgets[0], plan.seeds[0], teacher, candidate, 1).arguments()
-        for cell in tuning_cells(plan, method, teacher):
-            cell.arguments()
-    if own:
-        own.arguments()
-    elif any(method.name != ALONE for method in plan.methods):
-        _check_teacher(plan.shared.get("teacher"))
-
-
-def find_data(plan: Plan) -> None:
-    """Finds the images and labels that all runs share; ValueError or OSError where some are missing."""
-    run_cell(plan, plan.methods[0], plan.budgets[0], plan.seeds[0], None, {}, 1).find_data()
-
-
 def finished(plan: Plan, output: str | Path) -> dict[str, CellResult]:
     """Folder of each training of a plan that is finished, to its result; in the order of the trainings."""
     found = {place: read_result(Path(output) / place) for place in all_places(plan)}
     return {place: result for place, result in found.items() if result is not None}
-
-
-def _check_folders(plan: Plan) -> None:
-    places: dict[str, str] = {}
-    for method in plan.methods:
-        other = places.setdefault(calibration_place(method), method.name)
-        if other != method.name:
-            raise ValueError(f"{other!r} and {method.name!r} would lie in the same folder; rename one of the methods.")
-
-
-def _teacher_folder(output: str | Path) -> str:
-    return str(Path(output) / TEACHER_PLACE / RUN_FOLDER)
 
 
 class _Comparison:
@@ -160,7 +118,7 @@ class _Comparison:
 
     def _teacher_name(self) -> str | None:
         """The trained teacher's folder; None leaves it to the recipe's own key."""
-        return _teacher_folder(self._output) if self._plan.teacher else None
+        return teacher_folder(self._output) if self._plan.teacher else None
 
     def _tune(self, method: Method) -> Mapping[str, Any]:
         """The candidate with the best mIoU on the tuning seed; the first of equals."""
@@ -198,7 +156,7 @@ class _Comparison:
         folder = self._output / cell.place
         result = read_result(folder)
         if result is not None:
-            _check_same(cell, folder, result)
+            check_same(cell, folder, result)
         else:
             result = self._train(cell, folder)
         if result is not None:
@@ -241,32 +199,3 @@ def _resumable(run: Path, recipe: Path, text: str) -> bool:
         return True
     shutil.rmtree(run)  # an unfinished training of ours, in a folder of ours
     return False
-
-
-def _check_same(cell: Cell, folder: Path, result: CellResult) -> None:
-    if result.fingerprint != cell.fingerprint:
-        raise ValueError(
-            f"{folder} holds a finished training with other settings. It was {_first_difference(cell, result)}. "
-            "Give another --output, or delete that folder to train it again."
-        )
-    if cell.budget and cell.budget.is_time and result.machine != machine_name():
-        raise ValueError(
-            f"{folder} was trained on {result.machine}, and this is {machine_name()}: seconds of two machines cannot "
-            "be compared. Give another --output, or go on on that machine."
-        )
-
-
-def _first_difference(cell: Cell, result: CellResult) -> str:
-    before, now = json.loads(result.fingerprint), json.loads(cell.fingerprint)
-    key = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
-    return f"{key}={before.get(key)!r} and is {now.get(key)!r}"
-
-
-def _check_teacher(teacher: str | None) -> None:
-    from transformers import AutoConfig
-
-    if teacher is None:
-        raise ValueError("The plan has methods with a teacher, but neither 'teacher' nor 'teacher_recipe'.")
-    if not Path(teacher).is_dir() and not HUB_ID.fullmatch(teacher):
-        raise FileNotFoundError(f"teacher={teacher!r} is neither a folder nor a Hub id (owner/name).")
-    AutoConfig.from_pretrained(teacher)
