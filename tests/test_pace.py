@@ -129,10 +129,11 @@ def test_a_second_training_begins_at_zero(tmp_path):
 
 
 def test_the_real_clock_ends_a_training(tmp_path):
-    trainer = supervised(tmp_path, max_steps=1_000_000, max_seconds=0.5, eval_strategy="steps", eval_steps=2)
+    trainer = supervised(tmp_path, max_steps=1_000_000, max_seconds=1.5, eval_strategy="steps", eval_steps=10)
     trainer.train()
     (summary,) = logged(trainer, "train_seconds_in_steps")
-    assert 1 < trainer.state.global_step < 10_000 and summary == pytest.approx(0.5, abs=0.4)
+    # however slow the machine: it ends early by half a step at most, and a step is no longer than all of them
+    assert trainer.state.global_step < 100_000 and summary > 0.99 * 2 / 3 * 1.5
 
 
 @pytest.mark.parametrize(
