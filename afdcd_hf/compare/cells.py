@@ -148,6 +148,13 @@ def run_cell(
     return Cell("run", method.name, settings, run_place(method, budget, seed), budget)
 
 
+def each_trial(plan: Plan) -> Iterator[tuple[Method, int]]:
+    """All trainings that tune, method by method: number of each candidate, counted from 1."""
+    for method in plan.methods:
+        for index in range(len(method.candidates)):
+            yield method, 1 + index
+
+
 def each_run(plan: Plan) -> Iterator[tuple[int, Budget, Method]]:
     """All trainings of the tables, seed by seed: what a stopped comparison has finished is complete for some seeds."""
     for seed in plan.seeds:
@@ -189,6 +196,6 @@ def calibration_place(method: Method) -> str:
 
 def all_places(plan: Plan) -> list[str]:
     """Folders of everything that a plan may train, in the order in which it does."""
-    tuning = [tuning_place(method, 1 + index) for method in plan.methods for index in range(len(method.candidates))]
+    tuning = [tuning_place(method, number) for method, number in each_trial(plan)]
     calibrations = [calibration_place(method) for method in plan.methods]
     return [TEACHER_PLACE, *tuning, *calibrations, *(run_place(m, budget, seed) for seed, budget, m in each_run(plan))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 
-from .cells import Cell, each_run, run_place, tuning_place
+from .cells import Cell, each_run, each_trial, run_place, tuning_place
 from .plan import Plan
 from .results import CellResult
 
@@ -22,8 +22,7 @@ class Progress:
     def __init__(self, plan: Plan, show: Callable[[str], None], earlier: Mapping[str, CellResult]) -> None:
         self._show = show
         # folder of what has to be trained -> what tells how long that may take: method and budget
-        trials = [(method, 1 + index) for method in plan.methods for index in range(len(method.candidates))]
-        self._left = {tuning_place(method, number): ("", "tuning") for method, number in trials}
+        self._left = {tuning_place(method, number): ("", "tuning") for method, number in each_trial(plan)}
         runs = each_run(plan)
         self._left |= {run_place(method, budget, seed): (method.name, budget.name) for seed, budget, method in runs}
         self._total = len(self._left)

@@ -128,10 +128,11 @@ class PaceCallback(TrainerCallback):
 def _seconds_of(checkpoint: Path, max_seconds: float | None) -> float:
     """Seconds of training before a checkpoint; 0.0 where time does not matter."""
     path = checkpoint / PACE_NAME
-    if path.is_file() != (max_seconds is not None):
-        way, other = ("with", "none") if path.is_file() else ("without", f"{max_seconds:g}")
+    timed = path.is_file()
+    if timed != (max_seconds is not None):
+        way, other = ("with", "none") if timed else ("without", f"{max_seconds:g}")
         raise ValueError(
             f"{checkpoint} was written {way} max_seconds, and this run has {other}: their schedules differ. Resume it "
             f"{way} max_seconds."
         )
-    return load_file(path)["seconds"].item() if path.is_file() else 0.0
+    return load_file(path)["seconds"].item() if timed else 0.0

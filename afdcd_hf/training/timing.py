@@ -58,7 +58,7 @@ class StepTimer:
     @property
     def seconds_in_steps(self) -> float:
         """Since `reset`, by the host's clock also on a GPU, which lags a little behind it; not for measuring parts."""
-        return self._host_seconds + (self._host_since_cut() if self._stack else 0.0)
+        return self._host_seconds + (self._host_since_cut(time.perf_counter()) if self._stack else 0.0)
 
     def begin_step(self) -> None:
         """The time from now on belongs to a new step."""
@@ -114,14 +114,14 @@ class StepTimer:
         self._seconds = dict.fromkeys(self._parts, 0.0)
 
     def _cut(self) -> None:
-        now = self._clock.now()
+        now, host_now = self._clock.now(), time.perf_counter()
         self._spans.append(_Span(self._stack[-1], self._since, now))
-        self._host_seconds += self._host_since_cut()
-        self._since, self._host_since = now, time.perf_counter()
+        self._host_seconds += self._host_since_cut(host_now)
+        self._since, self._host_since = now, host_now
 
-    def _host_since_cut(self) -> float:
+    def _host_since_cut(self, host_now: float) -> float:
         """Seconds of training since the last cut: none during evaluations and saving."""
-        return 0.0 if self._stack[-1] in NOT_TRAINING else time.perf_counter() - self._host_since
+        return 0.0 if self._stack[-1] in NOT_TRAINING else host_now - self._host_since
 
     def _add_up(self, spans: list[_Span]) -> None:
         """Of the oldest spans; events are read here, not in the loop."""
