@@ -25,11 +25,11 @@ from released_step import released_restore, whole_patches
 from step_case import step_cases
 from torch import Tensor, nn
 
+from afdcd_hf.atomic_io import written_whole
 from afdcd_hf.evaluation.results import library_versions
 from afdcd_hf.losses.masks import random_mask
 from afdcd_hf.losses.projectors import plain_projector, restore
 from afdcd_hf.ops import omni_contrast
-from afdcd_hf.whole_files import written_whole
 
 CONTRASTS = {  # maps after pooling
     "maps (B, 2048, 64, 128) pooled by 4": (2048, 16, 32),

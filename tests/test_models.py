@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import zlib
 
@@ -242,12 +243,25 @@ def test_the_task_loss_is_float32_under_autocast(tiny_model):
     assert outputs.logits.dtype == torch.bfloat16 and outputs.loss.dtype == torch.float32
 
 
-def test_convolutions_of_the_head_start_with_kaiming_weights():
-    model = AfDcdForSemanticSegmentation.from_backbone("resnet18", head="fcn", head_channels=64, num_labels=4)
-    conv = model.head.features[0][0]
-    expected = (2 / (64 * 9)) ** 0.5  # fan out
-    assert conv.weight.std().item() == pytest.approx(expected, rel=0.02)
-    assert isinstance(model.head.classifier, nn.Conv2d) and not model.head.classifier.bias.any()
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_start_with_pytorchs_default_weights(tiny_model, head):
+    model = tiny_model(head=head, auxiliary_head=True)
+    for part in (model.head, model.auxiliary_head):
+        for conv in (module for module in part.modules() if isinstance(module, nn.Conv2d)):
+            fan_in = conv.weight[0].numel()
+            # uniform(-1/sqrt(fan in), 1/sqrt(fan in)); Kaiming's fan out would exceed it by far
+            assert conv.weight.abs().max() <= 1 / fan_in**0.5
+            assert conv.weight.std().item() == pytest.approx(1 / (3 * fan_in) ** 0.5, rel=0.25)
+            assert conv.bias is None or 0 < conv.bias.abs().max() <= 1 / fan_in**0.5
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_first_cross_entropy_is_that_of_guessing(head):
+    torch.manual_seed(0)
+    model = AfDcdForSemanticSegmentation.from_backbone("resnet18", head=head, num_labels=11).train()
+    labels = torch.randint(0, 11, (4, 64, 64))
+    loss = model(torch.randn(4, 3, 64, 64), labels=labels).loss
+    assert loss.item() == pytest.approx(math.log(11), rel=0.06)
 
 
 # Configuration

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny import segmenter
 
 from afdcd_hf import AfDcdImageProcessor
+from afdcd_hf.atomic_io import written_whole
 from afdcd_hf.charts.generated_palette import distinct_palette, oklab
 from afdcd_hf.charts.overlay import draw_overlay
 from afdcd_hf.data.benchmarks import BENCHMARKS
@@ -19,7 +20,6 @@ from afdcd_hf.inference import predictions
 from afdcd_hf.inference.image_files import open_picture, save_png
 from afdcd_hf.inference.predictions import class_legend, predict_images
 from afdcd_hf.inference.segment import InferenceSettings, segment_image
-from afdcd_hf.whole_files import written_whole
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)  # predictions of more than one class
 NAMES = ["sky", "wall", "floor", "lamp"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..whole_files import written_whole
+from ..atomic_io import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..whole_files import written_whole
+from ..atomic_io import written_whole
 from .cells import (
     Cell,
     all_places,

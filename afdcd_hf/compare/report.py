@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..atomic_io import written_whole
 from ..charts.comparison import MethodCurve, MethodScore, plot_method_scores, plot_score_over_time
-from ..whole_files import written_whole
 from .plan import ALONE, Budget, Plan
 from .results import CellResult
 

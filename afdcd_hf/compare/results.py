@@ -10,10 +10,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from ..atomic_io import written_whole
 from ..charts.history import load_history
 from ..evaluation.results import library_versions, machine_name
 from ..hub.facts_file import read_facts
-from ..whole_files import written_whole
 from .cells import Cell, Teaching
 
 FACTS_NAME = "cell.json"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..modes import evaluating
+from ..model_utils import evaluating
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:

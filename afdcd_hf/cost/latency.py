@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..inference.segment import PRECISIONS
-from ..modes import device_of, dtype_of
+from ..model_utils import device_of, dtype_of
 from .counting import count_macs_at, count_parameters
 from .failures import explained
 from .machine import convolves_in_tf32, device_name, load_average, versions

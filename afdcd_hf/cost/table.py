@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..whole_files import written_whole
+from ..atomic_io import written_whole
 
 if TYPE_CHECKING:
     from .latency import ProfileRow

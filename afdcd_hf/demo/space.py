@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import SpaceCardData
 from transformers import AutoConfig
 
-from ..whole_files import written_whole
+from ..atomic_io import written_whole
 from .examples import example_pictures
 from .uploads import LONGEST_SIDE
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..atomic_io import written_whole
 from ..charts import plot_confusion_matrix
 from ..metrics.confusion_csv import write_confusion_csv
-from ..whole_files import written_whole
 
 
 def machine_name() -> str:

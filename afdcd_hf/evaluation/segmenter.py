@@ -22,7 +22,7 @@ from ..data.samples import check_labels
 from ..inference.segment import WHOLE_IMAGE, InferenceSettings, Sample, as_array, make_sample, predict_label_maps
 from ..metrics.boundary_iou import StreamingBoundaryIoU
 from ..metrics.mean_iou import StreamingMeanIoU
-from ..modes import align_corners_of, device_of, dtype_of
+from ..model_utils import align_corners_of, device_of, dtype_of
 
 
 class EvaluationSamples(Dataset):

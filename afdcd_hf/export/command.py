@@ -12,12 +12,12 @@ from typing import Any
 
 from transformers import AutoImageProcessor
 
+from ..atomic_io import written_whole
 from ..data.benchmarks import BENCHMARKS
 from ..data.loading import load_split
 from ..evaluation.command import check_classes
 from ..evaluation.results import library_versions, machine_name
 from ..models.loading import load_model
-from ..whole_files import written_whole
 from .comparison import compare_runtimes, format_runtimes
 from .onnx import check_output, export_onnx
 from .onnx_segmenter import check_packages

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import WHOLE_IMAGE, InferenceSettings, make_sample
-from ..modes import evaluating
+from ..model_utils import evaluating
 from .onnx_segmenter import OnnxSegmenter
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..atomic_io import written_whole
+from ..model_utils import align_corners_of
 from ..models.modeling_afdcd import upsample_logits
-from ..modes import align_corners_of
-from ..whole_files import written_whole
 from .onnx_segmenter import METADATA_KEY, OnnxSegmenter, check_packages
 from .parity import ParityRow, check_parity
 from .pooling import PoolingByProducts

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..atomic_io import written_whole
 from ..inference.segment import make_sample
-from ..whole_files import written_whole
 from .onnx import attach_facts, check_output
 from .onnx_segmenter import OnnxSegmenter
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ..whole_files import written_whole
+from ..atomic_io import written_whole
 from .card_facts import CardFacts
 
 FACTS_NAME = "card_facts.json"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from ..atomic_io import written_whole
 from ..data.benchmarks import get_benchmark
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
-from ..whole_files import written_whole
 from .card_facts import CardFacts, MeasuredResults, ReportedResults, TrainingFacts
 from .folder_facts import dataset_facts, describe, network_facts
 from .model_card import is_handwritten, render_card

@@ -8,8 +8,8 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..atomic_io import written_whole
 from ..data.damaged_files import DAMAGED
-from ..whole_files import written_whole
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 

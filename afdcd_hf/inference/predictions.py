@@ -14,11 +14,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
+from ..atomic_io import written_whole
 from ..charts.generated_palette import distinct_palette
 from ..charts.overlay import draw_overlay
 from ..data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from ..models.loading import load_model
-from ..whole_files import written_whole
 from .image_files import find_pictures, open_picture, png_name, save_png
 from .segment import WHOLE_IMAGE, InferenceSettings, segment_image
 

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..model_utils import align_corners_of, device_of, dtype_of, evaluating
 from ..models.modeling_afdcd import upsample_logits
-from ..modes import align_corners_of, device_of, dtype_of, evaluating
 from .windows import join_windows, place_windows
 
 # name -> what autocast computes in; None: no autocast, the network runs in the type of its weights

@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ..atomic_io import written_whole
 from ..charts.palette import Palette, colorize
 from ..data.benchmarks import Benchmark
-from ..whole_files import written_whole
 from .image_files import png_name, save_png
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip knows

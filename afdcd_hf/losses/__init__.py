@@ -6,18 +6,18 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afdcd_hf.losses.afdcd import AfDcdLoss
-from afdcd_hf.losses.attention_transfer import AttentionTransferLoss
-from afdcd_hf.losses.base import DistillationLoss
-from afdcd_hf.losses.cirkd import CIRKDLoss
-from afdcd_hf.losses.combined import LossPerPair, LossSum
-from afdcd_hf.losses.cwd import CWDLoss
-from afdcd_hf.losses.dist import DISTLoss
-from afdcd_hf.losses.fitnet import FitNetLoss
-from afdcd_hf.losses.ifvd import IFVDLoss
-from afdcd_hf.losses.kd import KDLoss
-from afdcd_hf.losses.mgd import MGDLoss
-from afdcd_hf.losses.skd import SKDLoss
+from .afdcd import AfDcdLoss
+from .attention_transfer import AttentionTransferLoss
+from .base import DistillationLoss
+from .cirkd import CIRKDLoss
+from .combined import LossPerPair, LossSum
+from .cwd import CWDLoss
+from .dist import DISTLoss
+from .fitnet import FitNetLoss
+from .ifvd import IFVDLoss
+from .kd import KDLoss
+from .mgd import MGDLoss
+from .skd import SKDLoss
 
 __all__ = [
     "LOSSES",

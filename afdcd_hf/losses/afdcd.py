@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afdcd_hf.citations import AF_DCD
-from afdcd_hf.features import Activations
-from afdcd_hf.losses.base import DistillationLoss
-from afdcd_hf.losses.masks import MASKS, draw_mask
-from afdcd_hf.losses.mgd import REDUCTIONS, restoration_error
-from afdcd_hf.losses.projectors import PROJECTORS, check_restorable, restore
-from afdcd_hf.ops.checks import check_choice, check_divides, check_fraction, check_weight, check_whole
-from afdcd_hf.ops.contrast import channel_contrast, check_contrast_settings, omni_contrast, spatial_contrast
-from afdcd_hf.ops.precision import at_least_float32, without_autocast
+from ..citations import AF_DCD
+from ..features import Activations
+from ..ops.checks import check_choice, check_divides, check_fraction, check_weight, check_whole
+from ..ops.contrast import channel_contrast, check_contrast_settings, omni_contrast, spatial_contrast
+from ..ops.precision import at_least_float32, without_autocast
+from .base import DistillationLoss
+from .masks import MASKS, draw_mask
+from .mgd import REDUCTIONS, restoration_error
+from .projectors import PROJECTORS, check_restorable, restore
 
 # each contrast with the options that concern it alone; the values of the others mean "does not apply"
 CONTRASTS = {

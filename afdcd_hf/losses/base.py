@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from afdcd_hf.features import Activations
-from afdcd_hf.losses.random_source import RandomSource
+from ..features import Activations
+from .random_source import RandomSource
 
 
 class DistillationLoss(nn.Module):

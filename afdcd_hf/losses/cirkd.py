@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afdcd_hf.features import Activations
-from afdcd_hf.losses.compared import MapLoss, unit_vectors
-from afdcd_hf.losses.gathering import gather_batch
-from afdcd_hf.losses.label_maps import check_ignore_index, check_labels, class_members
-from afdcd_hf.losses.queues import ClassQueues, pixels_of_classes, regions_of_classes
-from afdcd_hf.ops.checks import check_positive, check_weight, check_whole
-from afdcd_hf.ops.precision import without_autocast
+from ..features import Activations
+from ..ops.checks import check_positive, check_weight, check_whole
+from ..ops.precision import without_autocast
+from .gathering import gather_batch
+from .label_maps import check_ignore_index, check_labels, class_members
+from .map_loss import MapLoss, unit_vectors
+from .queues import ClassQueues, pixels_of_classes, regions_of_classes
 
 MEMORY_WEIGHTS = ("pixel_weight", "region_weight")
 

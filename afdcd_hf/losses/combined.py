@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from afdcd_hf.features import Activations
-from afdcd_hf.losses.base import DistillationLoss
+from ..features import Activations
+from .base import DistillationLoss
 
 
 class LossSum(DistillationLoss):

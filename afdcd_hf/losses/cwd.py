@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from afdcd_hf.features import Activations
-from afdcd_hf.losses.compared import MapLoss, comparable_logits
-from afdcd_hf.ops.checks import check_positive, check_weight
-from afdcd_hf.ops.precision import without_autocast
+from ..features import Activations
+from ..ops.checks import check_positive, check_weight
+from ..ops.precision import without_autocast
+from .map_loss import MapLoss, comparable_logits
 
 
 def channel_wise_divergence(student_map: Tensor, teacher_map: Tensor, temperature: float = 4.0) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from afdcd_hf.features import Activations
-from afdcd_hf.losses.compared import MapLoss, unit_vectors
-from afdcd_hf.losses.label_maps import check_ignore_index, check_labels, class_members
-from afdcd_hf.ops.checks import check_weight
-from afdcd_hf.ops.precision import without_autocast
+from ..features import Activations
+from ..ops.checks import check_weight
+from ..ops.precision import without_autocast
+from .label_maps import check_ignore_index, check_labels, class_members
+from .map_loss import MapLoss, unit_vectors
 
 
 def centre_similarity(feature_map: Tensor, members: Tensor) -> Tensor:

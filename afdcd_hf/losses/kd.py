@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from afdcd_hf.features import Activations
-from afdcd_hf.losses.base import DistillationLoss
-from afdcd_hf.losses.compared import comparable_logits
-from afdcd_hf.ops.checks import check_positive, check_weight
-from afdcd_hf.ops.precision import without_autocast
+from ..features import Activations
+from ..ops.checks import check_positive, check_weight
+from ..ops.precision import without_autocast
+from .base import DistillationLoss
+from .map_loss import comparable_logits
 
 
 def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from afdcd_hf.losses.random_source import RandomSource
+from .random_source import RandomSource
 
 MASKS = ("random", "center")
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from afdcd_hf.features import Activations
-from afdcd_hf.losses.compared import MapLoss
-from afdcd_hf.losses.masks import MASKS, draw_mask
-from afdcd_hf.losses.projectors import PROJECTORS, check_restorable, restore
-from afdcd_hf.ops.checks import check_choice, check_fraction, check_weight
-from afdcd_hf.ops.precision import without_autocast
+from ..features import Activations
+from ..ops.checks import check_choice, check_fraction, check_weight
+from ..ops.precision import without_autocast
+from .map_loss import MapLoss
+from .masks import MASKS, draw_mask
+from .projectors import PROJECTORS, check_restorable, restore
 
 REDUCTIONS = ("paper", "mean")
 

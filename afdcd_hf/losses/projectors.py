@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afdcd_hf.ops.masked_conv import KeptPositions, conv3x3_of_kept
-from afdcd_hf.ops.winograd import conv3x3_winograd, winograd_is_faster
+from ..ops.masked_conv import KeptPositions, conv3x3_of_kept
+from ..ops.winograd import conv3x3_winograd, winograd_is_faster
 
 BOTTLENECK_REDUCTION = 4
 # where computing the kept positions alone was faster on one CPU core (align + first convolution, forward + backward):

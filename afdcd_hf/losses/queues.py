@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afdcd_hf.losses.compared import unit_vectors
+from .map_loss import unit_vectors
 
 NO_CLASS = -1
 

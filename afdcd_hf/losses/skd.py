@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from afdcd_hf.features import Activations
-from afdcd_hf.losses.compared import MapLoss, comparable_logits, unit_vectors
-from afdcd_hf.losses.kd import kd_divergence
-from afdcd_hf.ops.checks import check_weight, check_whole
-from afdcd_hf.ops.precision import without_autocast
+from ..features import Activations
+from ..ops.checks import check_weight, check_whole
+from ..ops.precision import without_autocast
+from .kd import kd_divergence
+from .map_loss import MapLoss, comparable_logits, unit_vectors
 
 
 def similarities(feature_map: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..whole_files import written_whole
+from ..atomic_io import written_whole
 
 CORNER = "truth \\ prediction"
 

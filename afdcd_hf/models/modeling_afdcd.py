@@ -6,6 +6,7 @@ This folder imports nothing else of ours, so that it can travel with the weights
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -114,9 +115,12 @@ class AfDcdPreTrainedModel(PreTrainedModel):
         if hasattr(module, "init_non_persistent_buffers"):  # timm layers rebuilt on the meta device
             module.init_non_persistent_buffers()
         elif isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            # PyTorch's default, as the released heads keep it. transformers' own and kaiming fan-out start with scores
+            # so large that the first cross entropy is two to three times ln K.
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
-                init.zeros_(module.bias)
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
         else:
             super()._init_weights(module)
 

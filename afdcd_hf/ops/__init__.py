@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from afdcd_hf.ops.contrast import channel_contrast, omni_contrast, spatial_contrast
+from .contrast import channel_contrast, omni_contrast, spatial_contrast
 
 __all__ = ["channel_contrast", "omni_contrast", "spatial_contrast"]

@@ -9,11 +9,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from afdcd_hf.ops.checks import check_choice, check_divides, check_positive, check_whole
-from afdcd_hf.ops.contrast_reference import NEGATIVES, NORMS, contrast_reference
-from afdcd_hf.ops.contrast_torch import contrast_compiled, contrast_torch
-from afdcd_hf.ops.contrast_triton import contrast_triton, triton_available
-from afdcd_hf.ops.precision import at_least_float32, without_autocast
+from .checks import check_choice, check_divides, check_positive, check_whole
+from .contrast_reference import NEGATIVES, NORMS, contrast_reference
+from .contrast_torch import contrast_compiled, contrast_torch
+from .contrast_triton import contrast_triton, triton_available
+from .precision import at_least_float32, without_autocast
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from afdcd_hf.ops.contrast_blocks import (
+from .contrast_blocks import (
     EAGER,
     Arithmetic,
     compiled_arithmetic,
@@ -29,8 +29,8 @@ from afdcd_hf.ops.contrast_blocks import (
     read_vectors,
     write_vectors,
 )
-from afdcd_hf.ops.contrast_reference import excluded_pairs
-from afdcd_hf.ops.threads import map_in_threads
+from .contrast_reference import excluded_pairs
+from .threads import map_in_threads
 
 
 class Sizes(NamedTuple):

@@ -61,7 +61,7 @@ def contrast_triton(
         reason = triton_available(feature_map.device, feature_map.dtype)
         if reason is not None:
             raise ValueError(f"backend='triton' cannot run: {reason}; use backend='torch'.")
-    from afdcd_hf.ops.triton_launches import Rule, plan_cut  # imports Triton
+    from .triton_launches import Rule, plan_cut  # imports Triton
 
     cut = plan_cut(student.shape, patch_size, channel_groups)
     rule = Rule(temperature, distance == "l2", patch_size**2 if negatives == "other_groups" else 0)
@@ -74,7 +74,7 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, cut: Any, rule: Any, wants_gradient: bool) -> Tensor:
-        from afdcd_hf.ops.triton_launches import anchor_losses
+        from .triton_launches import anchor_losses
 
         gradient = torch.empty_like(student, dtype=torch.float32) if wants_gradient else None
         with _current(student.device):
@@ -106,6 +106,6 @@ def _too_old(device: torch.device) -> str | None:
 def _interpreted() -> bool:
     if os.environ.get("TRITON_INTERPRET", "").lower() not in ("1", "true", "yes", "on", "y"):
         return False
-    from afdcd_hf.ops import triton_kernels
+    from . import triton_kernels
 
     return triton_kernels.INTERPRETED

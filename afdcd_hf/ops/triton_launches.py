@@ -20,7 +20,7 @@ import torch
 import triton
 from torch import Tensor
 
-from afdcd_hf.ops import triton_kernels
+from . import triton_kernels
 
 # Large enough to fill a GPU (256 patches at the defaults: 4096 tiles), small enough to stay near its cache. A patch
 # whose vectors alone are more numbers than this (64x64 positions of more than 4096 channels) is taken as it is.

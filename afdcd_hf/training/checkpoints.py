@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer_callback import ExportableState
 
-from ..whole_files import written_whole
+from ..atomic_io import written_whole
 from .data_workers import prepare_workers
 from .interruption import Interruption, InterruptionCallback
 from .resuming import Resuming, checkpoint_to_resume

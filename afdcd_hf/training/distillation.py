@@ -13,7 +13,7 @@ from ..losses import build_loss, needs_feature_map
 from ..losses.base import DistillationLoss
 from ..losses.queues import queue_names
 from ..losses.task import TaskLoss
-from ..modes import evaluating
+from ..model_utils import evaluating
 from .training_args import DistillationTrainingArguments, check_pairs
 
 

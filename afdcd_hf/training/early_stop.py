@@ -10,7 +10,7 @@ from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 
 from ..features import LayerTap, run_tapped, run_to_maps
-from ..modes import evaluating
+from ..model_utils import evaluating
 
 
 def stops_early(teacher: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap], accelerator: Accelerator) -> bool:

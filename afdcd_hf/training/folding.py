@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..features import Activations, LayerTap, run_tapped
-from ..modes import evaluating
+from ..model_utils import evaluating
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from ..atomic_io import written_whole
 from ..hub.folder_facts import public_name
 from ..hub.push_files import RECIPE_NAME
-from ..whole_files import written_whole
 
 # Of this one run, of this machine, or secret.
 _LEFT_OUT = {"output_dir", "resume_from_checkpoint", "data_dir", "run_name", "hub_token", "local_rank", "logging_dir"}

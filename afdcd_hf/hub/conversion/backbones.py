@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...whole_files import written_whole
+from ...atomic_io import written_whole
 from ..released_networks import RELEASED_NETWORKS, ReleasedNetwork
 from .accounting import check_tensors
 from .names import released_backbone_name

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afdcd_hf.features import Activations
-from afdcd_hf.losses.base import DistillationLoss
-from afdcd_hf.ops.checks import check_whole
-from afdcd_hf.ops.precision import at_least_float32
+from ..features import Activations
+from ..ops.checks import check_whole
+from ..ops.precision import at_least_float32
+from .base import DistillationLoss
 
 
 class MapLoss(DistillationLoss):

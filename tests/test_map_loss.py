@@ -19,7 +19,7 @@ from afdcd_hf.losses import (
     build_loss,
     needs_feature_map,
 )
-from afdcd_hf.losses.compared import MapLoss, comparable_logits, unit_vectors
+from afdcd_hf.losses.map_loss import MapLoss, comparable_logits, unit_vectors
 
 LOGITS = torch.zeros(2, 3, 4, 6)
 LABELS = torch.zeros(2, 32, 48, dtype=torch.int64)
