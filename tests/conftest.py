@@ -8,15 +8,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, w
 
 from pathlib import Path  # noqa: E402
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+from images import TINY_RESNET, labelled_image  # noqa: E402
+from paths import SHARED  # noqa: E402
 
 torch.set_num_threads(1)
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-TINY_RESNET = {"channels": [8, 16, 16, 32], "layers": [1, 1, 1, 1]}
 
 
 @pytest.fixture(scope="session")
@@ -42,18 +39,6 @@ def tiny_model():
             return AfDcdForSemanticSegmentation.from_backbone(head=head, num_labels=num_labels, **settings)
 
     return build
-
-
-def labelled_image(index: int, num_labels: int, height: int, width: int) -> dict:
-    """Vertical bands: column x shows class (x // 4 + index) % num_labels in its own grey; the first row is unlabelled.
-
-    Grey value of class c: 255 * (c + 1) // (num_labels + 1), so that a network can learn the labels from the picture.
-    """
-    bands = np.broadcast_to((np.arange(width) // 4 + index) % num_labels, (height, width))
-    grey = (255 * (bands + 1) // (num_labels + 1)).astype(np.uint8)
-    labels = bands.astype(np.uint8)
-    labels[0] = 255
-    return {"image": Image.fromarray(grey).convert("RGB"), "label": Image.fromarray(labels), "name": f"bands_{index}"}
 
 
 @pytest.fixture

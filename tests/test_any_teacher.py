@@ -7,11 +7,11 @@ import re
 from collections import OrderedDict
 from pathlib import Path
 
+import paths
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_distillation import segformer
-from tiny import distilling, logged, loss_options, same, segmenter, weights
+from tiny import distilling, logged, loss_options, same, segformer, segmenter, weights
 from torch import nn
 from torch.distributed.utils import _to_kwargs
 
@@ -21,7 +21,7 @@ from afdcd_hf.recipes import load_recipe
 from afdcd_hf.training.arguments import DISTILL_ARGUMENTS, parse_arguments
 from afdcd_hf.training.distillation import observe
 
-GUIDE = Path(__file__).parents[1] / "docs" / "any_teacher.md"
+GUIDE = paths.DOCS / "any_teacher.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
 
 

@@ -1,0 +1,317 @@
+"""The command line as a user meets it: whole runs on a few generated scenes, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from command_line import answer
+from safetensors.torch import load_file
+from tiny import segmenter
+
+from afdcd_hf import AfDcdImageProcessor
+from afdcd_hf.cli import main
+from afdcd_hf.data.benchmarks import BENCHMARKS
+from afdcd_hf.recipes import list_recipes, load_recipe, recipe_path
+from afdcd_hf.training.arguments import DISTILL_ARGUMENTS, parse_arguments
+
+RECIPE = {
+    "dataset": "scenes",
+    "max_train_samples": 4,
+    "max_eval_samples": 2,
+    "crop_size": [32, 64],
+    "backbone": "resnet18",
+    "backbone_kwargs": {"channels": [8, 16, 16, 32], "layers": [1, 1, 1, 1]},
+    "pretrained_backbone": "false",
+    "head": "fcn",
+    "head_channels": 8,
+    "total_batch_size": 2,
+    "max_steps": 2,
+    "logging_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "report_to": "none",
+    "use_cpu": True,
+    "loss": "kd+af_dcd",
+    "af_dcd.feature_weight": 0.5,
+    "af_dcd.contrast_weight": 0.02,
+    "af_dcd.reduction": "mean",
+    "af_dcd.pool_size": 1,
+    "af_dcd.channel_groups": 4,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_scenes():
+    """Draw 8 and 4 scenes where the benchmark has 400 and 100."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BENCHMARKS, "scenes", replace(BENCHMARKS["scenes"], split_sizes={"train": 8, "val": 4}))
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with a recipe, a trained teacher and a distilled student; tests must not write into these."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    wider = json.dumps({"channels": [8, 16, 16, 48], "layers": [1, 1, 1, 1]})
+    teacher = ["--output_dir", str(folder / "teacher"), "--backbone_kwargs", wider]
+    assert main(["train", "--config", str(recipe), *teacher]) == 0
+    student = ["--output_dir", str(folder / "student"), "--teacher", str(folder / "teacher")]
+    assert main(["distill", "--config", str(recipe), *student]) == 0
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_a_run_leaves_weights_results_curves_and_card(runs, name):
+    folder = runs / name
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "trainer_state.json"} <= contents(
+        folder
+    ).keys()
+    assert (folder / "training_curves.png").read_bytes()[:4] == b"\x89PNG"
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n") and "scenes" in card and "not measured" not in card.split("mIoU")[0]
+    score = json.loads((folder / "results.json").read_text())["mean_iou"]
+    assert f"{100 * score:.2f}" in card
+    assert not [path for path in contents(folder) if path.endswith("training_args.bin")]
+
+
+def test_a_run_leaves_a_recipe_of_what_was_asked_for_without_local_paths(runs, tmp_path):
+    path = runs / "student" / "recipe.yaml"
+    assert str(runs) not in path.read_text()
+    written = load_recipe(path)
+    assert written == {**RECIPE, "teacher": "teacher", "report_to": []}
+    types, out = DISTILL_ARGUMENTS, ["--output_dir", str(tmp_path)]
+    again, first = (parse_arguments(types, {**recipe, "teacher": "t"}, out) for recipe in (written, RECIPE))
+    assert again[:3] == first[:3] and again[3].loss_kwargs == first[3].loss_kwargs
+    assert again[3].max_steps == 2 and again[3].use_cpu and again[3].per_device_train_batch_size == 2
+
+
+def test_the_recipe_of_a_run_without_a_teacher_has_what_the_command_line_set_and_no_loss(runs):
+    text = (runs / "teacher" / "recipe.yaml").read_text()
+    assert "afdcd train --config recipe.yaml" in text
+    written = yaml.safe_load(text)
+    assert written["backbone_kwargs"]["channels"] == [8, 16, 16, 48]  # set on the command line
+    assert "loss" not in written and not [key for key in written if "." in key]
+
+
+def test_results_json_holds_the_scores_and_how_they_were_made(runs):
+    results = json.loads((runs / "student" / "results.json").read_text())
+    assert {"mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "num_images"} <= results.keys()
+    assert list(results["per_category_iou"]) == list(BENCHMARKS["scenes"].classes)
+    assert results["num_images"] == 2 and 0 <= results["mean_iou"] <= 1
+    protocol = results["protocol"]
+    assert {
+        "model",
+        "dataset",
+        "split",
+        "date",
+        "machine",
+        "versions",
+        "scales",
+        "flip",
+        "scored_at",
+    } <= protocol.keys()
+    assert (protocol["model"], protocol["dataset"], protocol["split"]) == (
+        "student",
+        "scenes",
+        "val",
+    )  # no path of ours
+    assert protocol["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_the_distilled_student_is_trained_with_every_term(runs):
+    history = json.loads((runs / "student" / "trainer_state.json").read_text())["log_history"]
+    assert {"loss_task", "loss_kd", "loss_feature", "loss_contrast"} <= history[0].keys()
+    assert "recipe.yaml" in (runs / "student" / "README.md").read_text()
+    assert "distilled from **teacher** (FCN on" in (runs / "student" / "README.md").read_text()
+    assert str(runs) not in (runs / "student" / "README.md").read_text()
+
+
+def test_the_card_says_how_fast_the_training_was_and_what_memory_it_took(runs):
+    card = (runs / "student" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", card, flags=re.MULTILINE))
+    assert float(rows["Images per second in these"]) > 0
+    assert re.fullmatch(r"[\d.]+ ms: data \d+ %, teacher \d+ %, student .*", rows["Time of a step"])
+    assert re.fullmatch(r"\d+ MiB", rows["Peak memory, process"])
+
+
+def test_a_finished_run_ends_with_its_score_and_its_folder(runs, tmp_path, capsys):
+    recipe = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main(["train", *recipe]) == 0
+    score = json.loads((tmp_path / "run" / "results.json").read_text())["mean_iou"]
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"mIoU {100 * score:.2f} % on scenes val (2 images), from the saved weights",
+        f"saved in {tmp_path / 'run'}",
+    ]
+
+
+def test_evaluate_repeats_the_runs_scores(runs, tmp_path, capsys):
+    output = tmp_path / "new" / "results.json"
+    options = ["--dataset", "scenes", "--max-samples", "2", "--device", "cpu"]
+    assert main(["evaluate", "--model", str(runs / "student"), *options, "--output", str(output)]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in BENCHMARKS["scenes"].classes) and "2 images" in table
+    mine, theirs = json.loads(output.read_text()), json.loads((runs / "student" / "results.json").read_text())
+    assert {key: mine[key] for key in mine if key != "protocol"} == {
+        key: theirs[key] for key in mine if key != "protocol"
+    }
+    assert mine["protocol"] == {**theirs["protocol"], "model": str(runs / "student")}
+
+
+def test_evaluate_under_the_other_convention_says_so(runs, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    options = ["--dataset", "scenes", "--max-samples", "1", "--absent-as-zero", "--device", "cpu"]
+    assert main(["evaluate", "--model", str(runs / "teacher"), *options, "--output", str(output)]) == 0
+    assert json.loads(output.read_text())["protocol"]["absent_classes"] == "count as 0"
+
+
+@pytest.mark.parametrize("command", ["train", "distill"])
+def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(runs, capsys, command):
+    before = contents(runs / "student")
+    teacher = ["--teacher", str(runs / "teacher")] if command == "distill" else []
+    recipe = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(runs / "student")]
+    line = answer(capsys, command, *recipe, *teacher)
+    assert "is not empty" in line and "--resume_from_checkpoint last" in line and "--output_dir" in line
+    assert contents(runs / "student") == before
+
+
+def test_a_run_is_resumed_from_its_last_checkpoint(runs, tmp_path):
+    options = ["--config", str(runs / "recipe.yaml"), "--teacher", str(runs / "teacher")]
+    assert main(["distill", *options, "--output_dir", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "model.safetensors").unlink()
+    longer = ["--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "last", "--max_steps", "3"]
+    assert main(["distill", *options, *longer]) == 0
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3]
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_there_must_be_a_checkpoint_to_resume_from(runs, tmp_path, capsys):
+    options = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "none")]
+    assert "no checkpoint" in answer(capsys, "train", *options, "--resume_from_checkpoint", "last")
+
+
+MISTAKES = {
+    "unknown option": (["train", "--max_step", "3"], ["'max_step'", "max_steps"]),
+    "bad number": (["train", "--max_steps", "many"], ["max_steps", "'many'"]),
+    "unknown dataset": (["train", "--dataset", "scense"], ["'scense'", "scenes"]),
+    "missing data_dir": (["train", "--dataset", "camvid"], ["camvid", "data_dir"]),
+    "data_dir not there": (["train", "--dataset", "camvid", "--data_dir", "/nowhere"], ["/nowhere"]),
+    "data_dir not wanted": (["train", "--data_dir", "/nowhere"], ["scenes", "/nowhere"]),
+    "unknown split": (["train", "--train_split", "tran"], ["'tran'", "train"]),
+    "unknown backbone": (["train", "--backbone", "resnet18x"], ["'resnet18x'", "resnet18"]),
+    "unknown head": (["train", "--head", "deeplab"], ["'deeplab'", "deeplabv3"]),
+    "missing backbone weights": (["train", "--pretrained_backbone", "no.safetensors"], ["no.safetensors"]),
+    "loss option in train": (["train", "--kd.weight", "1"], ["kd.weight", "afdcd distill"]),
+    "missing teacher": (["distill"], ["--teacher"]),
+    "teacher not there": (["distill", "--teacher", "/nowhere/teacher"], ["/nowhere/teacher"]),
+    "unknown loss": (["distill", "--loss", "dcd"], ["'dcd'", "af_dcd"]),
+    "crop too small": (["distill", "--teacher", "TEACHER", "--crop_size", "16", "16"], ["crop", "4x4"]),
+    "batch too large for the data": (["train", "--total_batch_size", "6"], ["4", "6"]),
+    "batch that does not divide": (["train", "--gradient_accumulation_steps", "3"], ["total_batch_size=2", "3"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_with_one_helpful_line_and_status_2(runs, tmp_path, capsys, mistake):
+    (command, *options), words = MISTAKES[mistake]
+    options = [str(runs / "teacher") if word == "TEACHER" else word for word in options]
+    output = ["--output_dir", str(tmp_path / "out")]
+    line = answer(capsys, command, "--config", str(runs / "recipe.yaml"), *output, *options)
+    assert all(word in line for word in words)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones(capsys):
+    line = answer(capsys, "train", "--config", "quickstrat")
+    assert "Did you mean 'quickstart'?" in line
+
+
+def test_a_teacher_folder_without_weights_is_named(runs, tmp_path, capsys):
+    broken = tmp_path / "teacher"
+    broken.mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        (broken / name).write_bytes((runs / "teacher" / name).read_bytes())
+    recipe = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "out")]
+    line = answer(capsys, "distill", *recipe, "--teacher", str(broken))
+    assert "model.safetensors" in line and str(broken) in line
+
+
+def test_a_teacher_of_other_classes_is_refused(runs, tmp_path, capsys):
+    segmenter(1, channels=48, num_labels=5).save_pretrained(tmp_path / "teacher")
+    recipe = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "out")]
+    line = answer(capsys, "distill", *recipe, "--teacher", str(tmp_path / "teacher"))
+    assert "student has 8 classes and the teacher 5" in line
+
+
+def test_a_model_to_start_from_must_have_the_datasets_classes(runs, tmp_path, capsys):
+    segmenter(num_labels=5).save_pretrained(tmp_path / "model")
+    AfDcdImageProcessor().save_pretrained(tmp_path / "model")
+    recipe = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "out")]
+    line = answer(capsys, "train", *recipe, "--model", str(tmp_path / "model"))
+    assert "has 5 classes, the dataset 8" in line
+
+
+def test_evaluate_refuses_options_it_does_not_know(capsys):
+    line = answer(capsys, "evaluate", "--model", "m", "--dataset", "scenes", "--flop")
+    assert "--flop" in line
+
+
+def test_training_can_start_from_a_saved_model(runs, tmp_path):
+    recipe = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "out")]
+    assert main(["train", *recipe, "--model", str(runs / "student"), "--learning_rate", "1e-9"]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (runs / "student", tmp_path / "out"))
+    name = "head.classifier.weight"
+    torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
+
+
+def test_recipes_are_listed_and_printed(capsys):
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out.split() == list_recipes()
+    assert main(["recipes", "quickstart"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == recipe_path("quickstart").read_text().rstrip("\n")
+    assert "Known recipes" in answer(capsys, "recipes", "nope")
+
+
+def test_training_help_lists_every_argument(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["distill", "--help"])
+    assert stop.value.code in (0, None) and "--total_batch_size" in capsys.readouterr().out
+
+
+def test_the_traceback_is_shown_when_asked_for(monkeypatch):
+    monkeypatch.setenv("AFDCD_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["recipes", "nope"])
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys\nfrom afdcd_hf.cli import main\n"
+        "try:\n    main(['--help'])\nfinally:\n    print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("False False") and "distill" in done.stdout
+
+
+def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("afdcd_hf.training.runs.train", interrupt)
+    assert main(["train", "--config", "quickstart"]) == 130
+    assert "afdcd train: interrupted; --resume_from_checkpoint last goes on" in capsys.readouterr().err

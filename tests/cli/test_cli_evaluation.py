@@ -1,0 +1,191 @@
+"""`afdcd evaluate`, `predict`, `datasets` and `chart` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import answer, saved_model
+from miniatures import CITYSCAPES_IDS, camvid_folder, cityscapes_folder
+from PIL import Image
+
+from afdcd_hf.cli import main
+from afdcd_hf.data.benchmarks import BENCHMARKS
+from afdcd_hf.metrics.confusion_csv import read_confusion_csv
+
+
+@pytest.fixture(scope="module")
+def cityscapes(tmp_path_factory) -> Path:
+    """A model of 19 classes in `model`, and three small pictures of Cityscapes in `data`."""
+    folder = tmp_path_factory.mktemp("cityscapes")
+    saved_model(folder / "model", "cityscapes")
+    cityscapes_folder(folder / "data", "val", 3, size=(32, 64))
+    return folder
+
+
+def evaluate(folder: Path, *options: str | Path) -> int:
+    where = ["--model", folder / "model", "--dataset", "cityscapes", "--data-dir", folder / "data", "--device", "cpu"]
+    return main([str(word) for word in ("evaluate", *where, *options)])
+
+
+def test_results_come_with_the_confusion_matrix(cityscapes, tmp_path):
+    assert evaluate(cityscapes, "--output", tmp_path / "results.json") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    matrix, names = read_confusion_csv(tmp_path / "results_confusion.csv")
+    assert names == list(BENCHMARKS["cityscapes"].classes) and matrix.sum() == results["num_pixels"]
+    hits, union = np.diag(matrix), matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
+    assert results["per_category_iou"]["road"] == pytest.approx(hits[0] / union[0])
+    assert (tmp_path / "results_confusion.png").read_bytes()[:4] == b"\x89PNG"
+    assert "frequency_weighted_iou" in results and "data_dir" not in results["protocol"]
+
+
+def test_results_are_not_overwritten_unless_asked_for(cityscapes, tmp_path, capsys):
+    (tmp_path / "results.json").write_text("mine")
+    options = ["--model", "nowhere", "--dataset", "cityscapes", "--output", str(tmp_path / "results.json")]
+    assert "results.json exists" in answer(capsys, "evaluate", *options)  # before anything is loaded
+    assert (tmp_path / "results.json").read_text() == "mine"
+    assert evaluate(cityscapes, "--output", tmp_path / "results.json", "--overwrite") == 0
+    assert json.loads((tmp_path / "results.json").read_text())["num_images"] == 3
+
+
+def test_every_option_that_influences_the_number_is_in_the_protocol(cityscapes, tmp_path, capsys):
+    options = ["--scales", "0.75", "1", "--flip", "--window", "24", "32", "--stride", "16", "16", "--precision", "bf16"]
+    more = ["--boundary-ratio", "0.02", "--absent-as-zero", "--batch-size", "2", "--output", tmp_path / "r.json"]
+    assert evaluate(cityscapes, *options, *more) == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    protocol = results["protocol"]
+    assert protocol["scales"] == [0.75, 1.0] and protocol["flip"] is True and protocol["window"] == [24, 32]
+    assert protocol["stride"] == [16, 16] and protocol["precision"] == "bf16" and protocol["boundary_ratio"] == 0.02
+    assert protocol["absent_classes"] == "count as 0" and 0 <= results["mean_boundary_iou"] <= 1
+    assert "boundary IoU %" in capsys.readouterr().out
+
+
+def test_predictions_are_saved_as_the_test_server_wants_them(cityscapes, tmp_path):
+    assert evaluate(cityscapes, "--save-predictions", tmp_path / "submission") == 0
+    names = sorted(path.name for path in (tmp_path / "submission").rglob("*.png"))
+    assert names == [f"aachen_000000_00000{i}_labelIds.png" for i in range(3)]
+    values = np.unique(np.asarray(Image.open(next((tmp_path / "submission").rglob("*.png")))))
+    assert all(CITYSCAPES_IDS[int(value)] != 255 for value in values)
+    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+        assert len(archive.namelist()) == 3
+
+
+def test_a_split_without_labels_is_predicted_but_not_scored(cityscapes, tmp_path, capsys):
+    cityscapes_folder(cityscapes / "data", "test", 2, size=(32, 64), kinds=())
+    assert evaluate(cityscapes, "--split", "test", "--save-predictions", tmp_path / "out") == 0
+    assert "nothing to score" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 2
+
+
+def test_a_list_file_chooses_the_images(cityscapes, tmp_path, capsys):
+    name = "leftImg8bit/val/aachen/aachen_000000_000001_leftImg8bit.png"
+    truth = "gtFine/val/aachen/aachen_000000_000001_gtFine_labelIds.png"
+    (tmp_path / "one.lst").write_text(f"{name}\t{truth}\n")
+    assert evaluate(cityscapes, "--list-file", tmp_path / "one.lst") == 0
+    assert "1 images" in capsys.readouterr().out
+
+
+def test_a_model_of_other_classes_is_refused_before_it_runs(cityscapes, tmp_path, capsys):
+    camvid_folder(tmp_path, "val", 1, size=(32, 48))
+    line = answer(
+        capsys, "evaluate", "--model", str(cityscapes / "model"), "--dataset", "camvid", "--data-dir", str(tmp_path)
+    )
+    assert "The model has 19 classes, camvid has 11" in line
+
+
+def test_classes_in_another_order_are_a_warning(tmp_path, caplog):
+    saved_model(tmp_path / "model", "camvid")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["id2label"]["0"], config["id2label"]["1"] = config["id2label"]["1"], config["id2label"]["0"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    camvid_folder(tmp_path / "data", "val", 1, size=(32, 48))
+    where = ["--model", str(tmp_path / "model"), "--dataset", "camvid", "--data-dir", str(tmp_path / "data")]
+    assert main(["evaluate", *where, "--device", "cpu"]) == 0
+    assert "Class 0 is 'building' to the model and 'sky' in camvid" in caplog.text
+
+
+def parquet_of_ade20k(path: Path) -> Path:
+    """A dataset as on the Hub: labels as in ADE20K's files (0 = other), columns of other names."""
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    label = np.zeros((32, 48), np.uint8)
+    label[:, 8:], label[:, 30:] = 1, 150
+    rows = {"pixels": [Image.new("RGB", (48, 32), (9, 99, 199))], "mask": [Image.fromarray(label)]}
+    features = Features({"pixels": ImageFeature(), "mask": ImageFeature()})
+    Dataset.from_dict(rows, features=features).to_parquet(path / "train.parquet")
+    return path
+
+
+def test_a_dataset_that_is_no_benchmark_is_scored_through_a_mapping(tmp_path):
+    saved_model(tmp_path / "model", "ade20k")
+    (tmp_path / "data").mkdir()
+    dataset = ["--dataset", str(parquet_of_ade20k(tmp_path / "data")), "--split", "train"]
+    columns = ["--image-column", "pixels", "--label-column", "mask"]
+    for name, mapping in {
+        "as": ["--labels-as", "ade20k"],
+        "map": ["--label-map", json.dumps({"0": 255, "1": 0, "150": 149})],
+    }.items():
+        options = ["--model", str(tmp_path / "model"), *dataset, *columns, *mapping, "--device", "cpu"]
+        assert main(["evaluate", *options, "--output", str(tmp_path / f"{name}.json")]) == 0
+        matrix, names = read_confusion_csv(tmp_path / f"{name}_confusion.csv")
+        truth = {names[index]: count for index, count in enumerate(matrix.sum(1)) if count}
+        assert truth == {"wall": 22 * 32, "flag": 18 * 32}
+
+
+def test_pictures_are_segmented_in_the_benchmarks_colours(cityscapes, tmp_path, capsys):
+    pictures = cityscapes / "data" / "leftImg8bit" / "val"
+    where = ["--model", str(cityscapes / "model"), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["predict", str(pictures), *where, "--window", "16", "32"]) == 0
+    assert "3 pictures segmented" in capsys.readouterr().out
+    ids = sorted((tmp_path / "out" / "ids").rglob("*.png"))
+    color = sorted((tmp_path / "out" / "color").rglob("*.png"))
+    label_map = np.asarray(Image.open(ids[0]))
+    palette = np.array(BENCHMARKS["cityscapes"].palette)
+    assert label_map.shape == (32, 64) and np.array_equal(np.asarray(Image.open(color[0])), palette[label_map])
+    assert "exists" in answer(capsys, "predict", str(pictures), *where)
+
+
+def test_datasets_are_listed_described_and_checked(cityscapes, capsys):
+    assert main(["datasets"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in BENCHMARKS) and "train 2975" in listed
+    assert main(["datasets", "voc"]) == 0
+    described = capsys.readouterr().out
+    assert "SegmentationClassAug" in described and "tvmonitor" in described and "255 = ignored" in described
+    assert main(["datasets", "cityscapes", "--data-dir", str(cityscapes / "data")]) == 0
+    checked = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "3 of 500 images" in checked["val"] and "leftImg8bit/train" in checked["train"]
+
+
+def test_a_folder_without_any_split_is_an_error(tmp_path, capsys):
+    line = answer(capsys, "datasets", "ade20k", "--data-dir", str(tmp_path))
+    assert "no split of ade20k can be used" in line
+
+
+def test_charts_are_drawn_from_files_and_never_over_others(cityscapes, tmp_path, capsys):
+    for name in ("a", "b"):
+        assert evaluate(cityscapes, "--output", tmp_path / f"{name}.json") == 0
+    output = ["--output", str(tmp_path / "chart.png")]
+    results = [f"first={tmp_path / 'a.json'}", f"second={tmp_path / 'b.json'}"]
+    assert main(["chart", "classes", *results, *output]) == 0
+    assert (tmp_path / "chart.png").read_bytes()[:4] == b"\x89PNG"
+    matrix = ["chart", "confusion", str(tmp_path / "a_confusion.csv"), *output]
+    assert "chart.png exists" in answer(capsys, *matrix)
+    assert main([*matrix, "--overwrite"]) == 0
+    models = [f"tiny={cityscapes / 'model'}", "--dataset", "cityscapes", "--data-dir", str(cityscapes / "data")]
+    assert main(["chart", "predictions", *models, "--indices", "0", "2", "--output", str(tmp_path / "p.png")]) == 0
+    assert "same title" in answer(capsys, "chart", "classes", "x=a.json", "x=b.json")
+    assert "no number 9" in answer(capsys, "chart", "predictions", *models, "--indices", "9")
+
+
+def test_curves_are_drawn_from_a_runs_folder(tmp_path, capsys):
+    history = [{"step": step, "loss": 2 / step, "loss_task": 1 / step} for step in range(1, 5)]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    assert main(["chart", "curves", str(tmp_path / "run"), "--output", str(tmp_path / "curves.png")]) == 0
+    assert "curves.png" in capsys.readouterr().out
+    assert str(tmp_path) in answer(capsys, "chart", "curves", str(tmp_path / "nothing"))

@@ -1,0 +1,450 @@
+"""Export: ONNX graphs held against PyTorch, their int8 versions, and the backbone for timm."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from command_line import answer, saved_model
+from images import TINY_RESNET, labelled_image
+from miniatures import camvid_folder
+from tiny import segmenter
+from torch import nn
+from torch.nn import functional as F
+
+from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter, segment_image
+from afdcd_hf.cli import main
+from afdcd_hf.export import comparison
+from afdcd_hf.export import onnx as onnx_export
+from afdcd_hf.export.comparison import RuntimeRow, compare_runtimes, format_runtimes, take_turns
+from afdcd_hf.export.onnx import PARITY_SHAPES, export_onnx
+from afdcd_hf.export.onnx_segmenter import OnnxSegmenter, load_onnx
+from afdcd_hf.export.parity import TOLERANCE, check_parity
+from afdcd_hf.export.pooling import PoolingByProducts, cell_means
+from afdcd_hf.export.quantisation import CalibrationPictures, calibration_indices, quantise_onnx
+from afdcd_hf.export.timm_backbone import export_timm_backbone
+
+BGR = {"do_flip_channels": True, "do_rescale": False, "image_mean": [104.0, 117.0, 123.0], "image_std": [1, 1, 1]}
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")),
+    reason="needs the extra `export`",
+)
+
+
+def pictures(count=4, size=(48, 64)):
+    return [labelled_image(index, 4, *size) for index in range(count)]
+
+
+def trained_looking(model):
+    """Running statistics and scores that differ from picture to picture, as after training."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A PSP network, its processor (BGR), its graph for every size, and the parity found."""
+    model, processor = trained_looking(segmenter(head="pspnet", channels=32)), AfDcdImageProcessor(**BGR)
+    path = tmp_path_factory.mktemp("psp") / "model.onnx"
+    return model, processor, path, export_onnx(model, processor, path)
+
+
+@pytest.fixture(scope="module")
+def fixed_labels(tmp_path_factory):
+    """A DeepLabV3 and its graph, fixed to 48x64 pixels, that gives label maps of that size."""
+    model, processor = trained_looking(segmenter(1, head="deeplabv3")), AfDcdImageProcessor()
+    model.head.train()
+    path = tmp_path_factory.mktemp("labels") / "model.onnx"
+    rows = export_onnx(model, processor, path, upsample=True, argmax=True, size=(48, 64))
+    return model, processor, path, rows
+
+
+# Pooling
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 6, (2, 5), (None, 3), (4, None)])
+@pytest.mark.parametrize("size", [(6, 6), (7, 11), (3, 2), (1, 13)])
+def test_pooling_by_products_is_adaptive_average_pooling(cells, size):
+    maps = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(cell_means(maps, cells), F.adaptive_avg_pool2d(maps, cells))
+
+
+def test_inside_the_mode_layers_of_any_network_pool_by_products(monkeypatch):
+    maps = torch.randn(1, 2, 5, 7)
+    expected = nn.AdaptiveAvgPool2d(3)(maps)
+    monkeypatch.setattr(torch._C._nn, "adaptive_avg_pool2d", None)  # what the usual way ends in
+    with PoolingByProducts():
+        torch.testing.assert_close(nn.AdaptiveAvgPool2d(3)(maps), expected)
+
+
+# Parity
+
+
+@needs_onnx
+@pytest.mark.parametrize("shape", [(1, 40, 200), (3, 63, 65), (2, 33, 47)])
+def test_a_graph_gives_the_networks_scores_at_sizes_that_nobody_tried_before(exported, shape):
+    import onnxruntime
+
+    model, _, path, _ = exported
+    images = torch.randn(shape[0], 3, *shape[1:], generator=torch.Generator().manual_seed(1)) * 50
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = model(pixel_values=images).logits
+    [logits] = session.run(["logits"], {"pixel_values": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@needs_onnx
+def test_the_parity_is_reported_for_each_size(exported):
+    rows = exported[3]
+    assert [(row.batch, row.height, row.width) for row in rows] == list(PARITY_SHAPES)
+    assert all(row.holds and row.largest_score > 0 for row in rows)
+
+
+@needs_onnx
+def test_the_axes_have_names(exported):
+    import onnx
+
+    graph = onnx.load(exported[2]).graph
+    axes = [[dim.dim_param or dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in graph.input]
+    axes += [[dim.dim_param or dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in graph.output]
+    assert axes == [["batch", 3, "height", "width"], ["batch", 4, "map_height", "map_width"]]
+
+
+def scores_of(images):
+    return torch.cat([images, -images], dim=1)
+
+
+@pytest.mark.parametrize("error", [10 * TOLERANCE, float("nan")])
+def test_a_graph_that_differs_is_refused_with_the_table(error):
+    def graph(images):
+        return scores_of(torch.from_numpy(images)).numpy() + np.float32(10 * error if images.shape[-1] == 20 else 0)
+
+    processor = AfDcdImageProcessor()
+    with pytest.raises(ValueError, match=r"(?s)differs from the network.*1x16x20.*--size"):
+        check_parity(scores_of, graph, processor, [(1, 16, 16), (1, 16, 20)])
+    assert check_parity(scores_of, graph, processor, [(1, 16, 16)])[0].difference == 0
+
+
+def test_label_maps_may_differ_only_where_two_classes_are_as_good():
+    def best(images):
+        return scores_of(torch.from_numpy(images)).argmax(1).numpy()
+
+    def other(images):  # one pixel in which another class is far better
+        labels = best(images)
+        labels[0, 3, 3] = (labels[0, 3, 3] + 1) % 6
+        return labels
+
+    processor = AfDcdImageProcessor()
+    assert check_parity(scores_of, best, processor, [(1, 8, 8)], labels=True)[0].other_labels == 0
+    with pytest.raises(ValueError, match="differs"):
+        check_parity(scores_of, other, processor, [(1, 8, 8)], labels=True)
+
+
+def test_a_graph_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"the graph gives \(1, 6, 4, 4\), the network \(1, 6, 8, 8\)"):
+        check_parity(scores_of, lambda a: np.zeros((1, 6, 4, 4)), AfDcdImageProcessor(), [(1, 8, 8)])
+
+
+@needs_onnx
+def test_a_graph_that_fails_its_check_leaves_no_file(exported, tmp_path, monkeypatch):
+    import onnx
+
+    def other(*_, **__):
+        raise ValueError("differs")
+
+    monkeypatch.setattr(onnx_export, "_trace", lambda *_: onnx.load(exported[2]))
+    monkeypatch.setattr(onnx_export, "check_parity", other)
+    (tmp_path / "model.onnx").write_text("earlier")
+    with pytest.raises(ValueError, match="differs"):
+        export_onnx(*exported[:2], tmp_path / "model.onnx", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "earlier"
+
+
+@needs_onnx
+def test_exporting_leaves_the_network_in_its_modes(fixed_labels):
+    model = fixed_labels[0]  # the fixture put the head, and nothing else, in training mode
+    assert model.head.training and not model.backbone.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+# As a segmenter
+
+
+@needs_onnx
+def test_a_graph_is_scored_like_its_network(exported):
+    model, processor, path, _ = exported
+    options = {"processor": processor, "progress": False}
+    expected = evaluate_segmenter(model, pictures(), **options)
+    found = evaluate_segmenter(OnnxSegmenter(path), pictures(), **options)
+    assert np.array_equal(found["confusion_matrix"], expected["confusion_matrix"])
+    assert len(np.unique(found["confusion_matrix"].sum(0))) > 1  # not one class everywhere
+    assert list(found["per_category_iou"]) == list(expected["per_category_iou"])
+    assert found["protocol"] == expected["protocol"]
+
+
+@needs_onnx
+def test_a_graph_brings_its_image_processor(exported):
+    _, processor, path, _ = exported
+    picture = pictures(1)[0]["image"]
+    given = load_onnx(path)[1](images=picture, return_tensors="pt")["pixel_values"]
+    assert torch.equal(given, processor(images=picture, return_tensors="pt")["pixel_values"])
+    assert given.abs().max() > 50  # mean-subtracted, not divided
+
+
+@needs_onnx
+def test_a_label_graph_gives_the_networks_label_maps(fixed_labels):
+    model, processor, path, _ = fixed_labels
+    picture = pictures(1)[0]["image"]
+    labels = OnnxSegmenter(path).run(processor(images=picture, return_tensors="np")["pixel_values"])
+    assert labels.dtype == np.uint8 and labels.shape == (1, 48, 64)
+    assert np.array_equal(labels[0], segment_image(model, processor, picture))
+    assert np.array_equal(labels[0], segment_image(OnnxSegmenter(path), processor, picture))
+
+
+@needs_onnx
+def test_a_fixed_graph_takes_any_number_of_pictures_of_its_size_only(fixed_labels):
+    graph = OnnxSegmenter(fixed_labels[2])
+    assert graph.run(np.zeros((5, 3, 48, 64), np.float32)).shape == (5, 48, 64)
+    with pytest.raises(ValueError, match=r"48x64 pixels \(height x width\), not 48x65"):
+        graph.run(np.zeros((1, 3, 48, 65), np.float32))
+
+
+@needs_onnx
+def test_what_is_no_exported_graph_is_refused(tmp_path, exported):
+    import onnx
+
+    with pytest.raises(FileNotFoundError, match="There is no graph at"):
+        OnnxSegmenter(tmp_path / "model.onnx")
+    (tmp_path / "noise.onnx").write_bytes(b"noise")
+    with pytest.raises(ValueError, match="onnxruntime cannot read"):
+        OnnxSegmenter(tmp_path / "noise.onnx")
+    proto = onnx.load(exported[2])
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match="was not made by `afdcd export`"):
+        OnnxSegmenter(tmp_path / "foreign.onnx")
+
+
+def test_without_onnx_the_message_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"onnxruntime.*pip install 'afdcd-hf\[export\]'"):
+        export_onnx(nn.Identity(), None, tmp_path / "model.onnx")
+
+
+# int8
+
+
+@needs_onnx
+def test_the_int8_graph_computes_in_integers_and_nearly_the_same(exported, tmp_path):
+    import onnx
+
+    model, processor, path, _ = exported
+    names = quantise_onnx(path, tmp_path / "int8.onnx", pictures(5), processor, samples=3)
+    assert names == ["bands_0", "bands_1", "bands_3"]
+    proto = onnx.load(tmp_path / "int8.onnx")
+    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
+    kinds = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    sources = {node.output[0]: node for node in proto.graph.node}
+    assert convolutions
+    for node in convolutions:
+        scaled = sources[node.input[1]]
+        assert scaled.op_type == "DequantizeLinear" and kinds[scaled.input[0]] == onnx.TensorProto.INT8
+    segmenter, _ = load_onnx(tmp_path / "int8.onnx")
+    assert segmenter.config.id2label == model.config.id2label
+    images = processor(images=pictures(1)[0]["image"], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected, found = model(pixel_values=images).logits, segmenter(pixel_values=images).logits
+    assert 0 < (found - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+def test_calibration_pictures_are_spread_over_the_dataset():
+    assert calibration_indices(100, 4) == [0, 25, 50, 75]
+    assert calibration_indices(3, 32) == [0, 1, 2]
+    for available, samples in ((0, 4), (5, 0)):
+        with pytest.raises(ValueError, match="a picture or more"):
+            calibration_indices(available, samples)
+
+
+def test_a_graph_of_fixed_size_is_calibrated_on_the_centres_of_pictures():
+    processor = AfDcdImageProcessor(do_normalize=False, do_rescale=False)
+    centre = CalibrationPictures(pictures(1), [0], processor, (8, 12)).get_next()["pixel_values"]
+    whole = np.asarray(pictures(1)[0]["image"]).transpose(2, 0, 1)
+    assert np.array_equal(centre[0], whole[:, 20:28, 26:38])
+    with pytest.raises(ValueError, match="bands_0 has 48x64 pixels, less than the 64x64"):
+        CalibrationPictures(pictures(1), [0], processor, (64, 64)).get_next()
+
+
+# Size, latency, mean IoU
+
+
+@needs_onnx
+def test_runtimes_are_compared_on_size_latency_and_mean_iou(exported):
+    model, processor, path, _ = exported
+    rows = compare_runtimes(model, {"ONNX": path}, processor, pictures(), repeats=2)
+    expected = evaluate_segmenter(model, pictures(), processor=processor, progress=False)["mean_iou"]
+    assert [row.runtime for row in rows] == ["PyTorch", "ONNX"]
+    assert [row.mean_iou for row in rows] == [expected, expected] and rows[1].mean_iou_change == 0
+    assert rows[1].megabytes == path.stat().st_size / 1e6
+    assert all(0 < row.latency_median <= row.latency_p95 for row in rows)
+    assert compare_runtimes(model, {}, processor, repeats=1)[0].mean_iou is None
+
+
+@needs_onnx
+def test_a_fixed_graph_is_slid_over_larger_pictures_and_so_is_the_network(fixed_labels):
+    model, processor, path, _ = fixed_labels
+    rows = compare_runtimes(model, {"ONNX": path}, processor, pictures(2, (48, 64)), repeats=1)
+    assert rows[0].mean_iou == rows[1].mean_iou
+    larger = compare_runtimes(model, {"ONNX": path}, processor, pictures(2, (50, 80)), repeats=1)
+    assert larger[1].mean_iou == pytest.approx(larger[0].mean_iou, abs=0.05)  # labels, not scores, are joined
+
+
+def test_runtimes_take_turns_and_the_first_turns_are_not_counted(monkeypatch):
+    clock = [0.0]
+    order = []
+
+    def runner(name, seconds):
+        def run():
+            order.append(name)
+            clock[0] += seconds + (100 if len(order) <= 4 else 0)
+
+        return run
+
+    monkeypatch.setattr(comparison, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(comparison, "process_time", lambda: clock[0] / 2)
+    found = take_turns({"a": runner("a", 1), "b": runner("b", 2)}, repeats=3, warmup=2)
+    assert order == ["a", "b"] * 5
+    assert found == {"a": ([1, 1, 1], [0.5] * 3), "b": ([2, 2, 2], [1] * 3)}
+    with pytest.raises(ValueError, match="repeats=0"):
+        take_turns({}, 0)
+
+
+def test_the_table_says_what_was_not_measured():
+    rows = [RuntimeRow("PyTorch", 17.7, 0.1, 0.2, 0.09), RuntimeRow("ONNX", 18.5, 0.05, 0.06, 0.05, 0.45, -0.0123)]
+    lines = format_runtimes(rows).splitlines()
+    assert lines[1].split() == ["PyTorch", "17.70", "100.0", "200.0", "90.0", "not", "measured"]
+    assert lines[2].split() == ["ONNX", "18.50", "50.0", "60.0", "50.0", "45.00", "-1.23"]
+
+
+# timm
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"backbone": "resnet18", "backbone_kwargs": TINY_RESNET, "output_stride": 8},
+        {"backbone": "resnet18", "backbone_kwargs": {**TINY_RESNET, "out_indices": [2, 4]}, "output_stride": 32},
+        {"backbone": "mobilenetv2_035", "backbone_kwargs": {}, "output_stride": 16},
+        {"backbone": "convnext_zepto_rms", "backbone_kwargs": {}, "output_stride": 32},
+    ],
+    ids=["dilated", "some maps", "layers behind the maps", "renamed stages"],
+)
+def test_timm_loads_the_exported_backbone(config, tmp_path):
+    model = trained_looking(segmenter(**config))
+    folder, lacking = export_timm_backbone(model, AfDcdImageProcessor(), tmp_path / "backbone")
+    features = {
+        name: tuple(config["backbone_kwargs"][name]) for name in ("out_indices",) if name in config["backbone_kwargs"]
+    }
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True, **features).eval()
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected, found = model.backbone(images), loaded(images)
+    assert len(found) == len(expected) and all(map(torch.equal, found, expected))
+    assert bool(lacking) == ("resnet" not in config["backbone"])
+    assert {path.name for path in tmp_path.iterdir()} == {"backbone"}
+    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    readme = (folder / "README.md").read_text()
+    assert all(name in readme for name in lacking) and ("out_indices=(2, 4)" in readme) == bool(features)
+
+
+def test_a_whole_backbone_is_also_a_plain_timm_model(tmp_path):
+    model = trained_looking(segmenter(output_stride=8))
+    folder, _ = export_timm_backbone(model, AfDcdImageProcessor(**BGR), tmp_path / "backbone")
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded.forward_features(images), model.backbone(images)[-1])
+    assert loaded.pretrained_cfg["mean"] == pytest.approx([104 / 255, 117 / 255, 123 / 255])
+    assert loaded.pretrained_cfg["std"] == pytest.approx([1 / 255] * 3)
+    assert "BGR" in (folder / "README.md").read_text()
+
+
+def test_an_existing_folder_and_other_networks_are_refused(tmp_path):
+    with pytest.raises(FileExistsError, match="exists; give another"):
+        export_timm_backbone(segmenter(), AfDcdImageProcessor(), tmp_path)
+    with pytest.raises(ValueError, match="not Conv2d"):
+        export_timm_backbone(nn.Conv2d(3, 4, 1), AfDcdImageProcessor(), tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_that_timm_gives_back_otherwise_is_not_kept(tmp_path):
+    model = segmenter()
+    with torch.no_grad():
+        model.backbone.net.conv1.weight[0] = float("nan")  # equal to nothing
+    with pytest.raises(ValueError, match="gives other maps"):
+        export_timm_backbone(model, AfDcdImageProcessor(), tmp_path / "backbone")
+    assert not list(tmp_path.iterdir())
+
+
+# The command
+
+
+@needs_onnx
+def test_the_command_writes_graph_int8_and_report(tmp_path, capsys):
+    saved_model(tmp_path / "model", "camvid")
+    for split in ("train", "val"):
+        camvid_folder(tmp_path / "data", split, 2, size=(32, 48))
+    words = ["export", tmp_path / "model", "--format", "onnx", "--output", tmp_path / "out" / "m.onnx"]
+    words += ["--size", "32", "48", "--upsample"]
+    words += ["--int8", "--calibration-dataset", "camvid", "--data-dir", tmp_path / "data", "--evaluate-split", "val"]
+    assert main([str(word) for word in words]) == 0
+    printed = capsys.readouterr().out
+    assert "3x32x48" in printed and "ONNX int8" in printed and "mIoU %" in printed
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"m.onnx", "m_int8.onnx", "m_export.json"}
+    report = json.loads((tmp_path / "out" / "m_export.json").read_text())
+    assert [row["runtime"] for row in report["runtimes"]] == ["PyTorch", "ONNX", "ONNX int8"]
+    assert report["runtimes"][0]["mean_iou"] == report["runtimes"][1]["mean_iou"]
+    assert report["calibration"]["pictures"] == ["train/a.png", "train/b.png"]
+    assert report["evaluated_on"] == {"dataset": "camvid", "split": "val", "num_images": 2}
+    assert "onnxruntime" in report["versions"]
+    before = (tmp_path / "out" / "m.onnx").read_bytes()
+    assert "m.onnx exists" in answer(capsys, *(str(word) for word in words))
+    assert (tmp_path / "out" / "m.onnx").read_bytes() == before
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--int8"], "--int8 needs pictures: give --calibration-dataset"),
+        (["--evaluate-split", "val"], "--evaluate-split needs pictures"),
+        (["--calibration-dataset", "camvid"], "is for --int8 or --evaluate-split"),
+        (["--data-dir", "d"], "--data-dir needs --calibration-dataset"),
+        (["--max-samples", "3"], "--max-samples limits --evaluate-split"),
+        (["--calibration-samples", "3"], "--calibration-samples is for --int8"),
+        (["--argmax", "--evaluate-split", "val", "--calibration-dataset", "camvid"], "add --upsample"),
+        (["--output", "folder"], "ends in .onnx"),
+        (["--format", "timm", "--argmax"], "--argmax is not for --format timm"),
+        (["--format", "timm", "--overwrite"], "--overwrite is not for --format timm"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_anything_is_loaded(options, message, tmp_path, capsys):
+    words = ["export", "nowhere", "--format", "onnx", "--output", str(tmp_path / "m.onnx"), *options]
+    assert message in answer(capsys, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_the_backbone(tmp_path, capsys):
+    saved_model(tmp_path / "model", "camvid")
+    assert main(["export", str(tmp_path / "model"), "--format", "timm", "--output", str(tmp_path / "backbone")]) == 0
+    assert "local-dir:" in capsys.readouterr().out
+    assert (tmp_path / "backbone" / "model.safetensors").is_file()

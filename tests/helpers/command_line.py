@@ -1,0 +1,30 @@
+"""Running the command line inside a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tiny import segmenter
+
+from afdcd_hf import AfDcdImageProcessor
+from afdcd_hf.cli import main
+from afdcd_hf.data.benchmarks import BENCHMARKS
+
+
+def answer(capsys, *argv: str) -> str:
+    """The first line on standard error of a command that must end with status 2 and without a traceback."""
+    capsys.readouterr()
+    status = main(list(argv))
+    lines = capsys.readouterr().err.splitlines()
+    assert status == 2 and not any(line.startswith("Traceback") for line in lines)
+    (mine,) = [line for line in lines if line.startswith(f"afdcd {argv[0]}: ")]
+    return mine
+
+
+def saved_model(folder: Path, dataset: str) -> Path:
+    benchmark = BENCHMARKS[dataset]
+    model = segmenter(num_labels=benchmark.num_labels)
+    model.config.id2label, model.config.label2id = benchmark.id2label, benchmark.label2id
+    model.save_pretrained(folder)
+    AfDcdImageProcessor().save_pretrained(folder)
+    return folder

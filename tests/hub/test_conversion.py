@@ -1,0 +1,452 @@
+"""Conversion of released checkpoints: the same outputs, every tensor accounted for, nothing half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from formula_weights import formula_tensor, generator, images
+from huggingface_hub import ModelCard
+from PIL import Image
+from released_forward import Released
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from afdcd_hf import AfDcdForSemanticSegmentation
+from afdcd_hf.cli import main
+from afdcd_hf.hub.conversion import checkpoints, convert_backbone, convert_checkpoint, read_class_names, read_tensors
+from afdcd_hf.hub.facts_file import read_facts
+from afdcd_hf.hub.released_networks import RELEASED_NETWORKS
+from afdcd_hf.hub.zoo import CHECKPOINTS
+
+SMALL = "pspnet_mobilenetv2"
+KINDS = [pytest.param(name, marks=pytest.mark.slow if "101" in name else ()) for name in RELEASED_NETWORKS]
+# The depthwise block of the released MobileNetV2 is flat, torchvision's nested.
+FLAT = {
+    **{f"1.conv.{nested}": f"1.conv.{flat}" for nested, flat in (("0.0", 0), ("0.1", 1), ("1", 3), ("2", 4))},
+    **{
+        f"{block}.conv.{nested}": f"{block}.conv.{flat}"
+        for block in range(2, 18)
+        for nested, flat in (("0.0", 0), ("0.1", 1), ("1.0", 3), ("1.1", 4), ("2", 6), ("3", 7))
+    },
+}
+
+
+def released_file(network, num_labels=19, seed=0):
+    """Tensors of a released network under its names, with random values that keep activations in range."""
+    random = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in checkpoints.expected_shapes(network, num_labels).items():
+        if name.endswith("num_batches_tracked"):
+            tensors[name] = torch.tensor(3)
+        elif len(shape) == 4:
+            fan_in = shape[1] * shape[2] * shape[3]
+            tensors[name] = torch.randn(shape, generator=random) * (2 / fan_in) ** 0.5
+        elif name.endswith("running_var"):
+            tensors[name] = torch.rand(shape, generator=random) + 0.5
+        elif name.endswith(("bias", "running_mean")):
+            tensors[name] = torch.randn(shape, generator=random) * 0.1
+        else:
+            tensors[name] = torch.rand(shape, generator=random) * 0.4 + 0.4
+    return tensors
+
+
+def outputs_of(folder, pixel_values):
+    """What the saved and reloaded network gives, under the names of the golden values."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+    seen = {}
+    model.head.features.register_forward_hook(lambda module, args, output: seen.update(feature=output))
+    with torch.no_grad():
+        labels = torch.zeros(1, *pixel_values.shape[-2:]).long()
+        outputs = model(pixel_values, labels=labels, output_hidden_states=True)
+    seen.update(logits=outputs.logits, backbone=outputs.hidden_states[-1])
+    return seen if outputs.aux_logits is None else {**seen, "aux": outputs.aux_logits}
+
+
+def assert_equal_to(expected, found, tolerance=1e-4):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].shape == value.shape
+        assert (found[name] - value).abs().max() <= tolerance * value.abs().max(), name
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    """A released PSPNet on MobileNetV2 with 19 classes, and its tensors."""
+    tensors = released_file(SMALL)
+    path = tmp_path_factory.mktemp("released") / f"{SMALL}.pth"
+    torch.save(tensors, path)
+    return path, tensors
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory, small_file):
+    """That file converted."""
+    return convert_checkpoint(small_file[0], SMALL, tmp_path_factory.mktemp("converted") / "out", dataset="cityscapes")
+
+
+@pytest.fixture
+def refused(tmp_path, small_file):
+    """Convert tensors that do not fit, and give the error's message; nothing is left behind."""
+
+    def convert(tensors, network=SMALL, **options):
+        path = tmp_path / "released.pth"
+        torch.save(tensors, path)
+        with pytest.raises(ValueError) as error:
+            convert_checkpoint(path, network, tmp_path / "out", **{"dataset": "cityscapes", **options})
+        assert os.listdir(tmp_path) == ["released.pth"]
+        return str(error.value)
+
+    return convert
+
+
+# Equal outputs
+
+
+def test_the_golden_outputs_come_from_the_saved_and_reloaded_folder(tmp_path, shared_dir):
+    golden = load_file(shared_dir / "golden/models.safetensors")
+    layout = json.loads((shared_dir / "golden/official_layouts.json").read_text())["deeplabv3_resnet18"]
+    tensors = {name: formula_tensor(name, shape) for name, shape in layout.items()}
+    torch.save(tensors, tmp_path / "released.pth")
+    convert_checkpoint(tmp_path / "released.pth", "deeplabv3_resnet18", tmp_path / "out", dataset="cityscapes")
+    by_hand = Released(tensors, "deeplabv3_resnet18")
+    for height, width in {re.search(r"\.(\d+)x(\d+)\.", key).groups() for key in golden}:
+        size = (int(height), int(width))
+        pixel_values = torch.from_numpy(generator(str(size)).normal(0, 1, (1, 3, *size)).astype(np.float32))
+        prefix = f"deeplabv3_resnet18.{height}x{width}."
+        expected = {key.removeprefix(prefix): golden[key] for key in golden if key.startswith(prefix)}
+        assert_equal_to(expected, outputs_of(tmp_path / "out", pixel_values))
+        assert_equal_to(expected, by_hand(pixel_values))  # so that it can be trusted with the other kinds
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_a_converted_network_computes_what_the_released_one_does(tmp_path, network):
+    tensors = released_file(network, num_labels=7)
+    torch.save(tensors, tmp_path / "released.pth")
+    convert_checkpoint(tmp_path / "released.pth", network, tmp_path / "out", classes=[f"thing {i}" for i in range(7)])
+    pixel_values = images(1, 3, 41, 57)
+    assert_equal_to(Released(tensors, network)(pixel_values), outputs_of(tmp_path / "out", pixel_values), 1e-5)
+
+
+@pytest.mark.parametrize("network", RELEASED_NETWORKS)
+def test_every_released_name_and_shape_is_known(network, shared_dir):
+    layout = json.loads((shared_dir / "golden/official_layouts.json").read_text())[network]
+    assert {name: list(shape) for name, shape in checkpoints.expected_shapes(network, 19).items()} == layout
+
+
+# The folder
+
+
+def test_the_folder_has_the_classes_of_the_dataset_the_released_input_and_a_card(tmp_path):
+    row = CHECKPOINTS["afdcd/deeplabv3-mbv2-cityscapes"]
+    tensors = released_file(row.network)
+    torch.save(tensors, tmp_path / "x.pth")
+    folder = convert_checkpoint(
+        tmp_path / "x.pth", row.network, tmp_path / "city", dataset="cityscapes", published=row.repo_id
+    )
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.backbone, config.head, config.auxiliary_head) == ("mobilenetv2_100", "deeplabv3", False)
+    assert (config.output_stride, config.num_labels) == (8, 19)
+    assert config.id2label[18] == "bicycle" and config.label2id["road"] == 0
+    facts = read_facts(folder)
+    assert facts.reported.mean_iou == 0.7643 and facts.measured is None and facts.teacher == row.teacher
+    assert facts.model_name == "deeplabv3-mbv2-cityscapes"
+    assert facts.num_parameters == sum(tensor.numel() for tensor in tensors.values())
+    text = (folder / "README.md").read_text()
+    assert "76.43" in text and "not measured" in text and "1D1pREhq" in text and "SHA-256" in text
+    assert str(tmp_path) not in text
+    ModelCard(text).data.to_dict()
+
+
+def test_the_image_processor_gives_bgr_without_the_mean_and_without_division(small_folder):
+    picture = np.random.RandomState(0).randint(0, 256, (6, 8, 3), dtype=np.uint8)
+    processor = AutoImageProcessor.from_pretrained(small_folder)
+    found = processor(images=Image.fromarray(picture), return_tensors="np")["pixel_values"][0]
+    expected = picture[:, :, ::-1].astype(np.float32) - [104.00698793, 116.66876762, 122.67891434]
+    np.testing.assert_allclose(found, expected.transpose(2, 0, 1), atol=1e-4)
+
+
+def test_every_tensor_arrives_to_the_bit(small_folder, small_file):
+    _, tensors = small_file
+    stored = load_file(small_folder / "model.safetensors")
+    assert len(stored) == len(tensors) == 338
+    # the released order is ours
+    model = AfDcdForSemanticSegmentation(AutoConfig.from_pretrained(small_folder))
+    assert all(
+        torch.equal(stored[mine], theirs) for mine, theirs in zip(model.state_dict(), tensors.values(), strict=True)
+    )
+
+
+def test_half_precision_becomes_single_and_classes_without_names_are_numbered(tmp_path, small_file):
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in small_file[1].items()}
+    torch.save(halves, tmp_path / "half.pth")
+    convert_checkpoint(tmp_path / "half.pth", SMALL, tmp_path / "out")
+    assert AutoConfig.from_pretrained(tmp_path / "out").id2label[18] == "LABEL_18"
+    kinds = {tensor.dtype for tensor in load_file(tmp_path / "out/model.safetensors").values()}
+    assert kinds == {torch.float32, torch.int64}
+
+
+# Forms of files
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda tensors: tensors,
+        lambda tensors: {"state_dict": tensors, "epoch": 3},
+        lambda tensors: {"model": {f"module.{name}": value for name, value in tensors.items()}, "optimizer": {}},
+        lambda tensors: {f"module._orig_mod.{name}": value for name, value in tensors.items()},
+    ],
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_plain_nested_and_prefixed_files_give_the_same_tensors(tmp_path, wrapped, legacy):
+    tensors = {"conv.weight": torch.ones(2, 2), "bn.bias": torch.zeros(2)}
+    torch.save(wrapped(tensors), tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
+    found = read_tensors(tmp_path / "x.pth")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in found)
+
+
+def test_safetensors_are_read_too(tmp_path):
+    save_file({"module.a": torch.ones(3)}, tmp_path / "x.safetensors")
+    assert list(read_tensors(tmp_path / "x.safetensors")) == ["a"]
+
+
+class RunsOnLoading:
+    """An object whose unpickling would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_file_is_refused_and_not_run(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "args": RunsOnLoading(tmp_path / "ran")}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth holds posix\.mkdir, which is more than data, and is not unpickled"):
+        read_tensors(tmp_path / "x.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; download it again"),
+        (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "is a web page, not a checkpoint"),
+        (b"no checkpoint at all", "no checkpoint"),
+        (bytes(range(256)) * 8, "no checkpoint"),
+    ],
+)
+def test_files_that_are_no_checkpoints_are_named(tmp_path, content, message):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"x.pth .*{message}"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_file_cut_short_is_named(tmp_path, ending):
+    path = tmp_path / f"x.{ending}"
+    tensors = {"a": torch.ones(1000)}
+    torch.save(tensors, path) if ending == "pth" else save_file(tensors, path)
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(ValueError, match=f"x.{ending} .*download it again"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list, not a state dict"),
+        ({}, "holds an empty dictionary, not a state dict"),
+        ({"epoch": 1}, r"\['epoch'\] are no tensors, and there is none under state_dict"),
+        ({"model": {"a": torch.ones(1)}, "student": {"a": torch.ones(1)}}, "several state dicts \\(model, student\\)"),
+    ],
+)
+def test_data_without_one_state_dict_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=message):
+        read_tensors(tmp_path / "x.pth")
+
+
+# Every tensor accounted for
+
+
+def test_unknown_missing_misshapen_and_broken_tensors_are_listed_together(refused, small_file):
+    tensors = dict(small_file[1])
+    tensors["head.extra.weight"] = torch.ones(2, 3)
+    del tensors["head.block.1.running_var"]
+    tensors["head.block.0.weight"] = torch.ones(128, 640, 1, 1)
+    tensors["head.psp.conv1.1.bias"] = torch.full((80,), float("nan"))
+    message = refused(tensors)
+    assert "1 unknown tensors (head.extra.weight 2x3)" in message
+    assert "1 missing tensors (head.block.1.running_var 128)" in message
+    assert "1 misshapen tensors (head.block.0.weight 128x640x1x1 instead of 128x640x3x3)" in message
+    assert "1 not finite tensors (head.psp.conv1.1.bias)" in message
+
+
+def test_another_network_is_recognised(refused, small_file):
+    message = refused(small_file[1], "deeplabv3_mobilenetv2")
+    assert "The file is a pspnet_mobilenetv2: give --network pspnet_mobilenetv2" in message
+
+
+def test_a_file_without_a_head_is_sent_to_backbone_only(refused, small_file):
+    backbone = {name: value for name, value in small_file[1].items() if name.startswith("pretrained.")}
+    assert "convert a backbone's ImageNet weights with --backbone-only" in refused(backbone)
+
+
+def test_another_number_of_classes_names_the_datasets_that_have_it(refused, small_file):
+    assert "released.pth as pspnet_mobilenetv2 has 19 classes, camvid 11; benchmarks with 19: cityscapes" in refused(
+        small_file[1], dataset="camvid"
+    )
+    message = refused(small_file[1], dataset=None, classes=["a", "b"])
+    assert "has 19 classes, the names given 2" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": "pspnet_resnet50"}, "Unknown released network 'pspnet_resnet50'.*Known: deeplabv3_resnet18"),
+        ({"dataset": "citiscapes"}, "did you mean 'cityscapes'"),
+        ({"classes": ["a"]}, "not both"),
+        ({"dataset": None, "classes": ["a", "b", "a"]}, "Class names occur twice: a"),
+        ({"published": "afdcd/pspnet-r18-voc"}, "is a pspnet_resnet18 for voc, not a pspnet_mobilenetv2"),
+        ({"published": "afdcd/pspnet-r18-vok"}, "No published checkpoint .*Did you mean 'afdcd/pspnet-r18-voc'"),
+    ],
+)
+def test_wrong_choices_are_refused_before_the_file_is_read(tmp_path, options, message):
+    options = {"network": SMALL, "dataset": "cityscapes", **options}
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(tmp_path / "absent.pth", output=tmp_path / "out", **options)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No checkpoint at .*absent.pth"):
+        convert_checkpoint(tmp_path / "absent.pth", SMALL, tmp_path / "out", dataset="cityscapes")
+
+
+# Nothing lost, nothing half
+
+
+def test_a_folder_with_files_is_left_alone_unless_asked(tmp_path, small_file):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "README.md").write_text("my own words")
+    with pytest.raises(FileExistsError, match="out has files already; .*--overwrite"):
+        convert_checkpoint(small_file[0], SMALL, out, dataset="cityscapes")
+    assert os.listdir(out) == ["README.md"]
+    convert_checkpoint(small_file[0], SMALL, out, dataset="cityscapes", overwrite=True)
+    assert (out / "README.md").read_text() == "my own words"
+    assert (out / "model.safetensors").is_file() and (out / "README.generated.md").is_file()
+
+
+def test_a_conversion_that_fails_at_the_end_leaves_nothing(tmp_path, small_file, monkeypatch):
+    monkeypatch.setattr(checkpoints, "load_model", lambda path: torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="reads back differently"):
+        convert_checkpoint(small_file[0], SMALL, tmp_path / "out", dataset="cityscapes")
+    assert os.listdir(tmp_path) == []
+
+
+# Backbones alone
+
+
+def test_a_released_backbone_becomes_the_pretrained_backbone_of_a_recipe(tmp_path):
+    tensors = released_file("deeplabv3_resnet18")
+    backbone = {name: value for name, value in tensors.items() if name.startswith("pretrained.")}
+    torch.save({name.removeprefix("pretrained."): value for name, value in backbone.items()}, tmp_path / "r18.pth")
+    file = convert_backbone(tmp_path / "r18.pth", "deeplabv3_resnet18", tmp_path / "weights/r18.safetensors")
+    network = RELEASED_NETWORKS["deeplabv3_resnet18"]
+    model = AfDcdForSemanticSegmentation.from_backbone(
+        network.backbone, backbone_kwargs=network.backbone_kwargs, pretrained_backbone=file
+    ).eval()
+    pixel_values = images(1, 3, 41, 57)
+    _, expected = Released(backbone, "deeplabv3_resnet18").resnet(pixel_values)
+    with torch.no_grad():
+        found = model.backbone(pixel_values)[-1]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def flat(name):
+    """The released name of a tensor of torchvision's MobileNetV2."""
+    module, _, tensor = name.removeprefix("features.").rpartition(".")
+    return f"features.{FLAT[module]}.{tensor}" if module in FLAT else name
+
+
+def test_torchvisions_mobilenet_becomes_timms_with_its_classifier(tmp_path):
+    source = torchvision.models.mobilenet_v2(num_classes=9).eval()
+    torch.save({f"module.{flat(name)}": value for name, value in source.state_dict().items()}, tmp_path / "m.pth")
+    file = convert_backbone(tmp_path / "m.pth", "mobilenetv2", tmp_path / "m.safetensors")
+    model = timm.create_model("mobilenetv2_100", num_classes=9).eval()
+    model.load_state_dict(load_file(file))
+    pixel_values = images(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixel_values), source(pixel_values), rtol=1e-4, atol=1e-5)
+
+
+def test_a_backbone_with_tensors_amiss_is_refused(tmp_path, small_file):
+    path, tensors = small_file
+    with pytest.raises(ValueError, match="26 unknown tensors .*leave --backbone-only out|It is a whole network"):
+        convert_backbone(path, "mobilenetv2", tmp_path / "x.safetensors")
+    backbone = {name: value for name, value in tensors.items() if name.startswith("pretrained.")}
+    backbone.pop("pretrained.net.features.3.conv.0.weight")
+    torch.save(backbone, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match=r"1 missing tensors \(features.3.conv.0.weight 144x24x1x1\)"):
+        convert_backbone(tmp_path / "m.pth", "mobilenetv2", tmp_path / "x.safetensors")
+    assert os.listdir(tmp_path) == ["m.pth"]
+
+
+def test_a_backbone_file_is_not_replaced_and_needs_its_ending(tmp_path):
+    (tmp_path / "there.safetensors").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        convert_backbone(tmp_path / "x.pth", "resnet18", tmp_path / "there.safetensors")
+    with pytest.raises(ValueError, match="one file: give --output something.safetensors"):
+        convert_backbone(tmp_path / "x.pth", "resnet18", tmp_path / "folder")
+    with pytest.raises(ValueError, match="Unknown network 'resnet50'.*resnet101"):
+        convert_backbone(tmp_path / "x.pth", "resnet50", tmp_path / "x.safetensors")
+
+
+# Names and command line
+
+
+def test_class_names_are_read_from_lines(tmp_path):
+    (tmp_path / "names.txt").write_text("\ufeffroad\n\n traffic light \r\n", encoding="utf-8")
+    assert read_class_names(tmp_path / "names.txt") == ["road", "traffic light"]
+    (tmp_path / "none.txt").write_text("\n")
+    with pytest.raises(ValueError, match="none.txt has no names"):
+        read_class_names(tmp_path / "none.txt")
+    with pytest.raises(FileNotFoundError, match="No file of class names"):
+        read_class_names(tmp_path / "absent.txt")
+
+
+def test_the_command_converts_and_says_what_to_do_next(tmp_path, small_file, capsys):
+    out = tmp_path / "out"
+    command = ["convert", "--checkpoint", str(small_file[0]), "--network", SMALL, "--output", str(out)]
+    assert main([*command, "--dataset", "cityscapes"]) == 0
+    assert f"{out} is ready for from_pretrained" in capsys.readouterr().out
+    assert main([*command, "--dataset", "cityscapes"]) == 2
+    assert "has files already" in capsys.readouterr().err
+
+
+def test_the_command_takes_network_and_dataset_from_the_published_row(tmp_path, small_file, capsys):
+    command = ["convert", "--checkpoint", str(small_file[0]), "--published", "afdcd/deeplabv3-mbv2-cityscapes"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 2
+    assert "as deeplabv3_mobilenetv2: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--network is needed, such as deeplabv3_resnet18"),
+        (["--backbone-only"], "--network is needed: resnet18, resnet101 or mobilenetv2"),
+        (["--backbone-only", "--network", "resnet18", "--dataset", "voc"], "--dataset has no place with"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(tmp_path, capsys, options, message):
+    assert main(["convert", "--checkpoint", "x.pth", "--output", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err

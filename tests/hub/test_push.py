@@ -1,0 +1,386 @@
+"""Push and pull over HTTP, with the real client against a small Hub on localhost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import paths
+import pytest
+import torch
+from hub_client import no_waiting, serving
+from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import load_file, save_file
+from tiny import same, segmenter, weights
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from afdcd_hf import AfDcdImageProcessor
+from afdcd_hf.cli import main
+from afdcd_hf.hub.card_facts import CardFacts, DatasetFacts, MeasuredResults, Picture
+from afdcd_hf.hub.facts_file import read_facts, write_facts
+from afdcd_hf.hub.model_card import MARKER, write_card
+from afdcd_hf.hub.push import push_folder
+from afdcd_hf.hub.push_files import shown_pictures
+
+REPO = "street/tiny"
+SOURCE = {
+    "backbone_afdcd.py",
+    "configuration_afdcd.py",
+    "heads.py",
+    "image_processing_afdcd.py",
+    "modeling_afdcd.py",
+}
+NETWORK = {"config.json", "model.safetensors", "preprocessor_config.json", *SOURCE}
+PROTOCOL = {
+    "model": "run", "dataset": "scenes", "split": "val", "scales": [1.0], "flip": False, "precision": "fp32",
+    "absent_classes": "left out of the mean",
+}  # fmt: skip
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with serving(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A saved network and its image processor, without a card."""
+    return saved(tmp_path / "run")
+
+
+def saved(folder: Path, seed: int = 0, **options) -> Path:
+    segmenter(seed).save_pretrained(folder, **options)
+    AfDcdImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def with_card(folder: Path) -> CardFacts:
+    """Results, facts, card and its picture, as a training writes them."""
+    measured = MeasuredResults(0.5, protocol=PROTOCOL, command="afdcd evaluate --model run --dataset scenes")
+    facts = CardFacts("run", "FCN", dataset=DatasetFacts("scenes"), measured=measured, pictures=[Picture("a.png", "A")])
+    (folder / "a.png").write_bytes(b"picture")
+    (folder / "results.json").write_text(json.dumps({"mean_iou": 0.5, "protocol": PROTOCOL}))
+    write_facts(folder, facts)
+    write_card(folder, facts)
+    return facts
+
+
+def pushed(hub, revision: str = "main", repo: str = REPO) -> dict[str, bytes]:
+    return {name: data for name, data in hub.repos[repo].files(revision).items() if name != ".gitattributes"}
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))).logits
+
+
+# There and back
+
+
+def test_a_pushed_network_comes_back_to_the_bit_into_an_empty_cache(hub, folder, tmp_path):
+    plan = push_folder(folder, REPO)
+    model = AutoModelForSemanticSegmentation.from_pretrained(REPO)
+    assert any((tmp_path / "cache").iterdir())
+    assert same(weights(model), weights(segmenter(0))) and torch.equal(logits(model), logits(segmenter(0)))
+    assert type(AutoImageProcessor.from_pretrained(REPO)) is AfDcdImageProcessor
+    assert plan.commit.oid == hub.repos[REPO].branches["main"] and plan.commit.oid in plan.commit.commit_url
+    assert len(hub.repos[REPO].commits) == 2  # the Hub's own first one, and ours: all files in one
+    for name in NETWORK:
+        assert pushed(hub)[name] == (folder / name).read_bytes(), name
+
+
+def test_a_push_without_changes_makes_no_commit(hub, folder):
+    first = push_folder(folder, REPO)
+    assert push_folder(folder, REPO).commit.oid == first.commit.oid and len(hub.repos[REPO].commits) == 2
+
+
+def test_sharded_weights_come_back_too(hub, tmp_path):
+    folder = saved(tmp_path / "run", max_shard_size="60KB")
+    parts = {path.name for path in folder.glob("model-*.safetensors")}
+    push_folder(folder, REPO)
+    assert len(parts) > 1 and parts < pushed(hub).keys() and "model.safetensors.index.json" in pushed(hub)
+    assert same(weights(AutoModelForSemanticSegmentation.from_pretrained(REPO)), weights(segmenter(0)))
+
+
+def test_a_revision_leaves_main_alone(hub, folder, tmp_path):
+    push_folder(folder, REPO)
+    for seed in (1, 2):  # the branch is made, then found
+        commit = push_folder(saved(tmp_path / f"run{seed}", seed), REPO, revision="long/schedule").commit
+    load = AutoModelForSemanticSegmentation.from_pretrained
+    assert same(weights(load(REPO)), weights(segmenter(0)))
+    assert same(weights(load(REPO, revision="long/schedule")), weights(segmenter(2)))
+    assert same(weights(load(REPO, revision=commit.oid)), weights(segmenter(2)))
+
+
+def test_a_private_repository_is_hidden_from_others(hub, folder, monkeypatch):
+    push_folder(folder, REPO, private=True)
+    assert hub.repos[REPO].private
+    AutoModelForSemanticSegmentation.from_pretrained(REPO, cache_dir=folder.parent / "owner")
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    with pytest.raises(OSError, match="street/tiny"):
+        AutoModelForSemanticSegmentation.from_pretrained(REPO, cache_dir=folder.parent / "other")
+
+
+def test_private_is_refused_for_a_public_repository(hub, folder):
+    push_folder(folder, REPO)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match="street/tiny exists and is public.*settings"):
+            push_folder(folder, REPO, private=True, dry_run=dry_run)
+    assert len(hub.repos[REPO].commits) == 2
+
+
+# What is pushed
+
+
+def test_nothing_of_the_training_is_pushed(hub, folder):
+    with_card(folder)
+    private = ["checkpoint-1/model.safetensors", "checkpoint-1/optimizer.pt", "distillation.safetensors", "notes.txt"]
+    private += ["optimizer.pt", "trainer_state.json", "training_args.json", "other.png", "helper.py", "log/events"]
+    for name in private:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"secret")
+    plan = push_folder(folder, REPO)
+    assert pushed(hub).keys() == NETWORK | {"README.md", "a.png", "results.json", "card_facts.json"}
+    assert not [data for data in (*hub.lfs.values(), *pushed(hub).values()) if b"secret" in data]
+    assert set(plan.left_out) == {Path(name).parts[0] + "/" * ("/" in name) for name in private}
+
+
+def test_only_pictures_of_the_folder_itself_count_as_shown(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("a.png", "b c.jpg", "d.svg", "key.pem", "../outside.png"):
+        (folder / name).write_bytes(b"")
+    (folder / "link.png").symlink_to(folder.parent / "outside.png")
+    shown = ["![A](a.png)", "![B](<b c.jpg>)", '<img width="9" src="./d.svg">', "![](../outside.png)", "![](link.png)"]
+    shown += ["![](key.pem)", "![](https://example.com/x.png)", "![](gone.png)", f"![]({folder / 'a.png'})"]
+    (folder / "README.md").write_text("\n".join(shown))
+    assert shown_pictures(folder) == ["a.png", "b c.jpg", "d.svg"]
+
+
+def test_card_facts_and_results_are_published_under_the_repositorys_name(hub, folder):
+    facts = with_card(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    plan = push_folder(folder, REPO)
+    card = pushed(hub)["README.md"].decode()
+    assert f'name = "{REPO}"' in card and f"--model {REPO}" in card and "path/to" not in card
+    assert ModelCard(card).data.pipeline_tag == "image-segmentation"
+    (folder.parent / "facts").mkdir()
+    (folder.parent / "facts" / "card_facts.json").write_bytes(pushed(hub)["card_facts.json"])
+    published = read_facts(folder.parent / "facts")
+    assert published.repo_id == REPO and published.measured.mean_iou == facts.measured.mean_iou
+    assert json.loads(pushed(hub)["results.json"])["protocol"] == {**PROTOCOL, "model": REPO}
+    assert plan.notes == []
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_card_written_by_hand_is_published_to_the_byte(hub, folder):
+    with_card(folder)
+    (folder / "README.md").write_bytes(b"# Mine\r\n")
+    plan = push_folder(folder, REPO)
+    assert pushed(hub)["README.md"] == b"# Mine\r\n" and "does not name street/tiny" in plan.notes[0]
+
+
+def test_paths_of_this_machine_are_pointed_out(hub, folder):
+    (folder / "README.md").write_text(f"Trained in {folder.resolve().parent}/secret/runs.\n")
+    plan = push_folder(folder, REPO, dry_run=True)
+    assert f"README.md names a path of this machine, {folder.resolve().parent}/secret/runs." in plan.notes
+
+
+def test_what_is_missing_beside_the_weights_is_said(hub, folder):
+    (folder / "preprocessor_config.json").unlink()
+    notes = " ".join(push_folder(folder, REPO, dry_run=True).notes)
+    assert "no README.md" in notes and "no preprocessor_config.json" in notes
+
+
+# A card on the Hub
+
+
+def edit_on_hub(text: str) -> None:
+    HfApi().upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=REPO)
+
+
+def test_a_card_written_by_hand_on_the_hub_stays(hub, folder, tmp_path):
+    with_card(folder)
+    push_folder(folder, REPO)
+    edit_on_hub("---\nlicense: mit\n---\n# Mine\n")
+    for revision in (None, "new-branch"):
+        plan = push_folder(saved(folder, seed=1), REPO, revision=revision)
+        assert any("stays as it is; --overwrite-card" in note for note in plan.notes)
+        assert pushed(hub, revision or "main")["README.md"].decode().endswith("# Mine\n")
+    assert pushed(hub)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    push_folder(folder, REPO, overwrite_card=True)
+    assert MARKER in pushed(hub)["README.md"].decode()
+
+
+def test_our_own_card_on_the_hub_is_replaced(hub, folder):
+    with_card(folder)
+    push_folder(folder, REPO)
+    edit_on_hub(f"{MARKER}\nold\n")
+    push_folder(folder, REPO)
+    assert "old" not in pushed(hub)["README.md"].decode().splitlines()
+
+
+# Dry run
+
+
+def test_a_dry_run_shows_every_file_and_its_size_and_sends_nothing(hub, folder, capsys):
+    with_card(folder)
+    (folder / "training_args.json").write_text("{}")
+    assert main(["push", str(folder), REPO, "--dry-run", "--private"]) == 0
+    out = capsys.readouterr().out
+    for name in NETWORK - {"README.md"}:
+        assert f"{(folder / name).stat().st_size:,} bytes  {name}\n" in out
+    assert (
+        "stays here: training_args.json" in out
+        and "street/tiny is new and would be private" in out
+        and "nothing was sent" in out
+    )
+    assert {method for method, *_ in hub.requests} <= {"GET", "HEAD"} and not hub.repos
+
+
+def test_a_dry_run_tells_what_is_on_the_hub(hub, folder):
+    with_card(folder)
+    push_folder(folder, REPO)
+    edit_on_hub("# Mine\n")
+    plan = push_folder(folder, REPO, dry_run=True)
+    assert "street/tiny exists and is public" in plan.notes and "README.md" not in {file.name for file in plan.files}
+
+
+def test_a_dry_run_works_where_the_hub_cannot_be_asked(hub, folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    plan = push_folder(folder, REPO, dry_run=True)
+    assert {file.name for file in plan.files} == NETWORK
+    assert any(note.startswith("the Hub could not be asked: ") and "offline" in note for note in plan.notes)
+
+
+# Refused, broken, tried again
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("hf_wrong", r"127.0.0.1:\d+ refuses the token for street/tiny \(401: Invalid credentials.*hf auth login"),
+        ("", r"127.0.0.1:\d+ wants a token for street/tiny \(401: .*HF_TOKEN"),
+        ("hf_other", r"refuses to write to street/tiny \(403: You don't have the rights.*write access to 'street'"),
+    ],
+)
+def test_a_token_that_does_not_suffice_is_one_line_and_changes_nothing(
+    hub, folder, monkeypatch, capsys, token, message
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(PermissionError, match=message):
+        push_folder(folder, REPO)
+    assert main(["push", str(folder), REPO]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2  # the second one tells of AFDCD_TRACEBACK
+    assert not hub.repos and not hub.lfs
+
+
+def test_a_hub_that_is_not_there_is_named(hub, folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match="http://127.0.0.1:9 cannot be reached"):
+        push_folder(folder, REPO)
+
+
+def test_an_upload_that_breaks_in_the_middle_leaves_nothing_and_the_second_try_is_whole(hub, folder, monkeypatch):
+    no_waiting(monkeypatch)
+    hub.break_uploads = 100  # the client itself tries six times
+    with pytest.raises(ConnectionError, match="the connection broke"):
+        push_folder(folder, REPO)
+    assert not pushed(hub) and not hub.lfs
+    hub.break_uploads = 0
+    push_folder(folder, REPO)
+    assert pushed(hub).keys() == NETWORK
+    assert same(weights(AutoModelForSemanticSegmentation.from_pretrained(REPO)), weights(segmenter(0)))
+
+
+def test_the_second_try_sends_only_the_large_files_that_had_not_arrived(hub, tmp_path):
+    folder = saved(tmp_path / "run", max_shard_size="60KB")
+    hub.refuse_uploads = 1
+    with pytest.raises(OSError, match="Storage is down"):
+        push_folder(folder, REPO)
+    arrived = len(hub.lfs)
+    assert arrived and not pushed(hub)
+    hub.requests.clear()
+    push_folder(folder, REPO)
+    shards = len(list(folder.glob("model-*.safetensors")))
+    assert len([method for method, *_ in hub.requests if method == "PUT"]) == shards - arrived
+
+
+@pytest.mark.slow
+def test_a_push_that_is_killed_half_way_leaves_nothing_and_the_second_try_is_whole(hub, folder, tmp_path):
+    hub.hold.clear()
+    code = "import sys; from afdcd_hf.cli import main; sys.exit(main())"
+    root = str(paths.ROOT)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    push = subprocess.Popen([sys.executable, "-c", code, "push", folder, REPO], env=environment, stderr=subprocess.PIPE)
+    try:
+        assert hub.half_arrived.wait(90), "the upload did not begin"
+    finally:
+        push.send_signal(signal.SIGKILL)
+        push.communicate()
+        hub.hold.set()
+    assert not pushed(hub)
+    push_folder(folder, REPO)
+    assert pushed(hub)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+# Folders that are refused
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def add_projector(folder: Path) -> None:
+    tensors = {**load_file(folder / "model.safetensors"), "projector.0.weight": torch.zeros(2)}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def lose_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["head.classifier.bias"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def remove(name: str):
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (truncate, ValueError, "model.safetensors is damaged or cut short"),
+        (add_projector, ValueError, r"not of this network: 1, e.g. projector.0.weight"),
+        (lose_a_tensor, ValueError, r"missing: 1, e.g. head.classifier.bias"),
+        (remove("model.safetensors"), FileNotFoundError, "has no model.safetensors"),
+        (remove("config.json"), FileNotFoundError, "has weights but no config.json"),
+        (remove("heads.py"), FileNotFoundError, "lacks heads.py.*save_pretrained"),
+        (remove("image_processing_afdcd.py"), FileNotFoundError, "lacks image_processing_afdcd.py"),
+    ],
+)
+def test_a_folder_that_would_not_load_is_refused_before_the_hub_is_asked(hub, folder, damage, error, message):
+    damage(folder)
+    with pytest.raises(error, match=message):
+        push_folder(folder, REPO)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["tiny", "a/b/c", "street/", "street/ti ny", "../etc", "street/-tiny"])
+def test_a_name_that_the_hub_would_not_take_is_refused(hub, folder, name):
+    with pytest.raises(ValueError, match="name of a repository|Repo id"):
+        push_folder(folder, name)
+    assert not hub.requests
+
+
+def test_a_missing_folder_is_named(hub, tmp_path, capsys):
+    assert main(["push", str(tmp_path / "nowhere"), REPO]) == 2
+    assert "nowhere is no folder" in capsys.readouterr().err

@@ -1,0 +1,301 @@
+"""`afdcd verify` and `afdcd card` as a user meets them: what holds, what does not, and what cannot be checked."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import answer, saved_model
+from huggingface_hub import ModelCard
+from miniatures import camvid_folder
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from afdcd_hf.cli import main
+from afdcd_hf.data.fingerprint import fingerprint
+from afdcd_hf.data.loading import load_benchmark, load_split
+from afdcd_hf.hub import card_latency
+from afdcd_hf.hub.card_facts import ReportedResults
+from afdcd_hf.hub.claim import read_claim
+from afdcd_hf.hub.facts_file import FACTS_NAME, read_facts, write_facts
+from afdcd_hf.hub.model_card import write_card
+from afdcd_hf.hub.verify import verify
+from afdcd_hf.inference.segment import InferenceSettings, segment_image
+from afdcd_hf.models.loading import load_model
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """`data` with three small pictures of CamVid, and `model`, evaluated with flip, with a card and facts."""
+    folder = tmp_path_factory.mktemp("verify")
+    saved_model(folder / "model", "camvid")
+    write_data_that_suits(folder / "model", folder / "data")
+    where = ["--model", folder / "model", "--dataset", "camvid", "--data-dir", folder / "data", "--device", "cpu"]
+    command = ["evaluate", *where, "--flip", "--scales", "1", "2", "--output", folder / "model" / "results.json"]
+    assert main([str(word) for word in command]) == 0
+    assert main(["card", str(folder / "model"), "--repo-id", "me/small-camvid", "--license", "mit"]) == 0
+    return folder
+
+
+def write_data_that_suits(model: Path, data: Path) -> None:
+    """Three pictures of noise; labels are what the network sees under flip and two scales, but for some columns."""
+    camvid_folder(data, "val", 3, size=(24, 32))
+    for index, path in enumerate(sorted((data / "val").iterdir())):
+        noise = np.random.default_rng(index).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    images, processor = load_split("camvid", "val", data), AutoImageProcessor.from_pretrained(model)
+    network = load_model(str(model)).eval()
+    (classifier,) = [module for module in network.modules() if getattr(module, "out_channels", None) == 11]
+    with torch.no_grad():  # fresh weights prefer one class everywhere
+        logits = network(**processor([row["image"] for row in images], return_tensors="pt")).logits
+        classifier.bias -= logits.mean((0, 2, 3))
+    network.save_pretrained(model)
+    settings = InferenceSettings(scales=(1.0, 2.0), flip=True)
+    for row in images:
+        label = segment_image(network, processor, row["image"], settings).copy()
+        label[:, :5] = (label[:, :5] + 1) % 11
+        Image.fromarray(label).save(data / "valannot" / Path(row["name"]).name)
+
+
+@pytest.fixture
+def model(published, tmp_path) -> Path:
+    """A copy of the model to change."""
+    return Path(shutil.copytree(published / "model", tmp_path / "model"))
+
+
+def status(*words) -> int:
+    """Exit status of a command."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as left:
+        return left.code
+
+
+def change_claim(model: Path, **changes) -> None:
+    facts = read_facts(model)
+    facts = replace(facts, measured=replace(facts.measured, **changes))
+    write_facts(model, facts)
+    write_card(model, facts)
+
+
+# Verify
+
+
+def test_a_true_claim_holds_under_its_own_protocol(published, model, capsys):
+    assert status("verify", model, "--data-dir", published / "data", "--device", "cpu", "--tolerance", "1e-9") == 0
+    out = capsys.readouterr().out
+    assert "The claim holds." in out and "on camvid val (card_facts.json)" in out
+    done = verify(model, published / "data", device="cpu")
+    assert done.mean_iou == pytest.approx(json.loads((model / "results.json").read_text())["mean_iou"], abs=1e-12)
+    assert 0.05 < done.mean_iou < 0.95  # so that it could come out otherwise
+    assert done.claim.protocol["flip"] is True and done.claim.protocol["scales"] == [1.0, 2.0]
+
+
+def test_a_claim_of_another_protocol_does_not_come_out(published, model):
+    facts = read_facts(model)
+    protocol = {**facts.measured.protocol, "flip": False, "scales": [1.0]}
+    change_claim(model, protocol=protocol)
+    assert not verify(model, published / "data", device="cpu", tolerance=1e-9).holds
+
+
+def test_a_number_that_is_too_high_does_not_hold_and_the_classes_are_told(published, model, capsys):
+    facts = read_facts(model)
+    name, iou = next((name, iou) for name, iou in facts.measured.per_category_iou.items() if iou and iou < 0.7)
+    per_class = {**facts.measured.per_category_iou, name: iou + 0.3}
+    change_claim(model, mean_iou=facts.measured.mean_iou + 0.01, per_category_iou=per_class)
+    assert status("verify", model, "--data-dir", published / "data", "--device", "cpu") == 1
+    out = capsys.readouterr().out
+    assert "The claim does NOT hold." in out and "(-1.000; tolerance 0.05)" in out
+    assert f"{100 * iou + 30:.2f} -> {100 * iou:.2f}" in out
+    assert status("verify", model, "--data-dir", published / "data", "--device", "cpu", "--tolerance", "1.01") == 0
+
+
+def test_a_card_edited_by_hand_is_what_is_held_against_the_result(published, model):
+    text = (model / "README.md").read_text("utf-8")
+    value = read_claim(model).mean_iou
+    assert f"value: {100 * value:.2f}".rstrip("0") in text
+    shown = text.split("value: ")[1].split("\n")[0]
+    (model / "README.md").write_text(text.replace(f"value: {shown}", "value: 99.5"), "utf-8")
+    done = verify(model, published / "data", device="cpu")
+    assert done.claim.mean_iou == 0.995 and not done.holds
+    assert done.remarks[0].startswith("README.md says 99.50 %, card_facts.json")
+    assert done.claim.protocol["flip"] is True  # the protocol is still the facts'
+
+
+def test_other_images_than_those_of_the_card_are_told(published, model, tmp_path):
+    facts = read_facts(model)
+    images = load_split("camvid", "val", published / "data")
+    facts = replace(facts, dataset=replace(facts.dataset, fingerprint=fingerprint(images)))
+    write_facts(model, facts)
+    assert verify(model, published / "data", device="cpu").remarks == ()
+    other = camvid_folder(tmp_path / "data", "val", 2, size=(24, 32))
+    (remark,) = verify(model, other, device="cpu").remarks
+    assert "these are not the images and labels of the card" in remark
+
+
+def test_a_processor_that_was_changed_since_is_told(published, model):
+    path = model / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "do_flip_channels": True}))
+    remarks = verify(model, published / "data", device="cpu").remarks
+    assert "the card says channel_order RGB, here it is BGR" in remarks
+
+
+def test_results_alone_or_a_card_alone_can_be_verified_too(published, model):
+    (model / FACTS_NAME).unlink()
+    assert read_claim(model).source == "results.json" and verify(model, published / "data", device="cpu").holds
+    (model / "results.json").unlink()
+    claim = read_claim(model)
+    assert (claim.source, claim.protocol) == ("README.md", {"dataset": "camvid", "split": "val"})
+
+
+def test_a_folder_that_claims_nothing_cannot_be_checked(model, capsys):
+    facts = replace(read_facts(model), measured=None)
+    for path in ("results.json", "README.md"):
+        (model / path).unlink()
+    write_facts(model, facts)
+    assert "claims no measured mean IoU" in answer(capsys, "verify", str(model))
+    write_facts(model, replace(facts, reported=ReportedResults(0.6927, "a paper")))
+    assert "only a reported one (69.27 %, a paper)" in answer(capsys, "verify", str(model))
+    (model / FACTS_NAME).unlink()
+    assert "nothing to verify" in answer(capsys, "verify", str(model))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere"], "no folder, and no id on the Hub"),
+        (["MODEL"], "give data_dir"),
+        (["MODEL", "--data-dir", "DATA", "--tolerance", "-1"], "fraction from 0 to 1"),
+        (["MODEL", "--data-dir", "DATA", "--revision", "v1"], "is for repositories on the Hub"),
+    ],
+)
+def test_what_cannot_be_checked_gives_status_2_and_says_why(published, capsys, options, message):
+    places = {"MODEL": published / "model", "DATA": published / "data"}
+    assert message in answer(capsys, "verify", *(str(places.get(word, word)) for word in options))
+
+
+def test_a_number_of_listed_images_wants_the_list(published, model, tmp_path):
+    facts = read_facts(model)
+    change_claim(model, protocol={**facts.measured.protocol, "list_file": "mine.txt"})
+    with pytest.raises(ValueError, match="'mine.txt'; pass yours"):
+        verify(model, published / "data")
+
+
+# Fingerprints
+
+
+def test_a_fingerprint_depends_on_names_sizes_and_order_but_not_on_the_place(tmp_path):
+    first = camvid_folder(tmp_path / "a", "val", 3, size=(24, 32))
+    shutil.copytree(first, tmp_path / "b")
+    images = [load_split("camvid", "val", tmp_path / name) for name in "ab"]
+    assert fingerprint(images[0]) == fingerprint(images[1]) and len(fingerprint(images[0])) == 16
+    assert fingerprint(images[0].select([1, 0, 2])) != fingerprint(images[0])
+    longer = next(path for path in (tmp_path / "b").rglob("*.png"))
+    longer.write_bytes(longer.read_bytes() + b"\0")
+    assert fingerprint(images[1]) != fingerprint(images[0])
+
+
+def test_generated_scenes_are_told_by_their_pixels():
+    first, second = (load_benchmark("scenes", "val", num_images=count) for count in (2, 3))
+    assert fingerprint(first, of_pixels=True) == fingerprint(second.select([0, 1]), of_pixels=True)
+    assert fingerprint(first, of_pixels=True) != fingerprint(second, of_pixels=True)
+
+
+# Card
+
+
+def test_the_examples_on_the_card_run_as_they_stand(published, tmp_path, monkeypatch):
+    text = (published / "model" / "README.md").read_text("utf-8").replace("me/small-camvid", str(published / "model"))
+    Image.new("RGB", (48, 40), "grey").save(tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    first, second = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict = {}
+    exec(first, names)
+    exec(second, names)
+    assert names["label_map"].shape == (40, 48) and names["masks"][0]["mask"].size == (48, 40)
+
+
+def test_a_card_is_rendered_from_the_folder_alone_and_names_no_local_path(published):
+    text = (published / "model" / "README.md").read_text("utf-8")
+    data = ModelCard(text).data
+    assert (data.license, data.datasets, data.model_name) == ("mit", ["camvid"], "small-camvid")
+    assert "afdcd evaluate --model me/small-camvid --dataset camvid --split val --data-dir FOLDER" in text
+    assert "![Where pixels of each class went in the evaluation.](<results_confusion.png>)" in text
+    facts = (published / "model" / FACTS_NAME).read_text("utf-8")
+    assert str(published) not in text and str(published) not in facts
+
+
+def test_what_is_added_stays_when_the_card_is_rendered_again(model, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "street.png")
+    words = ["--picture", tmp_path / "street.png", "A street", "--reported", "76.43", "a paper", "--note", "Mind."]
+    assert status("card", model, *words) == 0
+    assert status("card", model, "--title", "Renamed", "--tag", "streets") == 0
+    text = (model / "README.md").read_text("utf-8")
+    assert "# Renamed\n" in text and "![A street](<street.png>)" in text and "\nMind.\n" in text
+    assert "| mIoU | 76.43 |" in text and "streets" in ModelCard(text).data.tags
+    assert (model / "street.png").is_file() and read_facts(model).reported.mean_iou == pytest.approx(0.7643)
+
+
+def test_measured_speed_gets_on_the_card_and_is_replaced_by_the_next_measurement(model, monkeypatch):
+    monkeypatch.setattr(card_latency, "profile_model", partial(card_latency.profile_model, warmup=1, repeats=3))
+    options = ["--latency", "--device", "cpu", "--size", "32", "64", "--size", "64", "64"]
+    assert status("card", model, *options) == 0 and status("card", model, *options[:6]) == 0
+    first, second = read_facts(model).latency
+    assert (first.height, first.width, second.height) == (32, 64, 64) and first.setting == "fp32"
+    assert 0 < first.median_seconds <= first.p95_seconds and first.images_per_second > 0
+    assert f"| 32×64 | 1 | {first.device} | fp32 |" in (model / "README.md").read_text("utf-8")
+
+
+def test_another_licence_is_given_in_one_go_or_in_two_and_taken_back(model):
+    named = ["--license-name", "Ours", "--license-link", "https://example.org/terms"]
+    assert status("card", model, "--license", "other", *named) == 0
+    assert status("card", model, "--license-name", "Theirs") == 0
+    assert read_facts(model).license_name == "Theirs" and read_facts(model).license_link == named[-1]
+    assert status("card", model, "--license", "apache-2.0") == 0
+    assert read_facts(model).license_link is None
+
+
+def test_a_handwritten_card_stays_and_the_new_one_lies_beside_it(model):
+    (model / "README.md").write_text("My own words.\n")
+    assert status("card", model, "--title", "New") == 0
+    assert (model / "README.md").read_text() == "My own words.\n"
+    assert "# New\n" in (model / "README.generated.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--license", "Apache 2"], "no identifier of the Hub"),
+        (["--license", "other"], "needs license_name"),
+        (["--repo-id", "small"], "USER/NAME"),
+        (["--base-model", "/tmp/weights"], "no id on the Hub"),
+        (["--reported", "7643", "paper"], "percentage from 0 to 100"),
+        (["--picture", "nowhere.png", "Nothing"], "nowhere.png does not exist"),
+        (["--results", "nowhere.json"], "nowhere.json does not exist"),
+        (["--size", "64", "64"], "--size is for --latency"),
+    ],
+)
+def test_wrong_facts_are_refused_and_the_card_stays(published, capsys, options, message):
+    model = published / "model"
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    assert message in answer(capsys, "card", str(model), *options)
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_a_picture_never_replaces_another_of_the_same_name(model, tmp_path, capsys):
+    Image.new("RGB", (4, 4)).save(tmp_path / "results_confusion.png")
+    before = (model / "results_confusion.png").read_bytes()
+    asked = ["--picture", str(tmp_path / "results_confusion.png"), "Mine"]
+    assert "another picture of the same name" in answer(capsys, "card", str(model), *asked)
+    assert (model / "results_confusion.png").read_bytes() == before
+
+
+def test_a_folder_without_a_network_has_no_card(tmp_path, capsys):
+    assert "no config.json" in answer(capsys, "card", str(tmp_path))

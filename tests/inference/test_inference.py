@@ -1,0 +1,319 @@
+"""Label maps: windows, scales, flip and precision, against a slow implementation that shares nothing with ours."""
+
+from __future__ import annotations
+
+import copy
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from images import labelled_image
+from PIL import Image
+from tiny import segmenter
+from torch import nn
+
+from afdcd_hf import AfDcdImageProcessor
+from afdcd_hf.inference.segment import (
+    WHOLE_IMAGE,
+    InferenceSettings,
+    Sample,
+    make_sample,
+    predict_label_maps,
+    segment_image,
+)
+from afdcd_hf.inference.windows import place_windows
+
+NUM_LABELS = 5
+
+
+class Strided(nn.Module):
+    """Sees its neighbourhood, answers at a quarter of the resolution, and treats left and right differently."""
+
+    def __init__(self, align_corners: bool | None = None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.Conv2d(8, NUM_LABELS, 3, 2, padding=1)
+        if align_corners is not None:
+            self.config = SimpleNamespace(align_corners=align_corners)
+        self.seen = []  # shape of the input and type of the logits, call by call
+
+    def forward(self, pixel_values):
+        logits = self.second(self.first(pixel_values).relu())
+        self.seen.append((tuple(pixel_values.shape), logits.dtype))
+        return SimpleNamespace(logits=logits)
+
+
+class Pointwise(nn.Module):
+    """Looks at each pixel by itself, at full resolution."""
+
+    def __init__(self, num_labels: int = NUM_LABELS):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, num_labels, 1)
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.conv(pixel_values))
+
+
+def noise(height: int, width: int, size: tuple[int, int] | None = None, seed: int = 0) -> Sample:
+    """Random input; its label map is to have its own size if no other is given."""
+    pixel_values = torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
+    return Sample(f"{height}x{width}", pixel_values, size or (height, width))
+
+
+def predict(model: nn.Module, sample: Sample, settings: InferenceSettings = WHOLE_IMAGE) -> np.ndarray:
+    [(given, label_map)] = predict_label_maps(model, [[sample]], settings)
+    assert given is sample and tuple(label_map.shape) == sample.size
+    return label_map.numpy()
+
+
+# The slow implementation, in float64: interpolation as matrices, windows as in mmsegmentation's formula
+
+
+def interpolation_matrix(old: int, new: int, align_corners: bool) -> np.ndarray:
+    matrix = np.zeros((new, old))
+    for row in range(new):
+        if align_corners:
+            place = row * (old - 1) / (new - 1) if new > 1 else 0.0
+        else:
+            place = max((row + 0.5) * old / new - 0.5, 0.0)
+        left = min(int(place), old - 1)
+        matrix[row, left] += 1 - (place - left)
+        matrix[row, min(left + 1, old - 1)] += place - left
+    return matrix
+
+
+def stretched(maps: np.ndarray, size, align_corners: bool) -> np.ndarray:
+    rows, columns = (
+        interpolation_matrix(old, new, align_corners) for old, new in zip(maps.shape[1:], size, strict=True)
+    )
+    return np.stack([rows @ one @ columns.T for one in maps])
+
+
+@torch.no_grad()
+def network(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
+    double = copy.deepcopy(model).double()
+    return double(pixel_values=torch.from_numpy(pixels.copy())[None]).logits[0].numpy()
+
+
+def slide(model: nn.Module, pixels: np.ndarray, window, stride, align_corners: bool) -> np.ndarray:
+    height, width = pixels.shape[1:]
+    total, times = np.zeros((NUM_LABELS, height, width)), np.zeros((height, width))
+    grid = [max(side - w + s - 1, 0) // s + 1 for side, w, s in zip((height, width), window, stride, strict=True)]
+    for i in range(grid[0]):
+        for j in range(grid[1]):
+            bottom, right = min(i * stride[0] + window[0], height), min(j * stride[1] + window[1], width)
+            top, left = max(bottom - window[0], 0), max(right - window[1], 0)
+            crop = pixels[:, top:bottom, left:right]
+            total[:, top:bottom, left:right] += stretched(network(model, crop), crop.shape[1:], align_corners)
+            times[top:bottom, left:right] += 1
+    return total / times
+
+
+def slow_probabilities(model: nn.Module, sample: Sample, settings: InferenceSettings) -> np.ndarray:
+    align_corners = model.config.align_corners if hasattr(model, "config") else False
+    pixels, results = sample.pixel_values.numpy().astype(np.float64), []
+    for scale in settings.scales:
+        size = [round(side * scale) for side in pixels.shape[1:]]
+        scaled = stretched(pixels, size, align_corners=False)
+        for step in (1, -1) if settings.flip else (1,):
+            view = scaled[:, :, ::step]
+            if settings.window is None:
+                logits = network(model, view)
+            else:
+                logits = slide(model, view, settings.window, settings.stride, align_corners)
+            powers = np.exp(stretched(logits, sample.size, align_corners))[:, :, ::step]
+            results.append(powers / powers.sum(axis=0))
+    return np.mean(results, axis=0)
+
+
+SETTINGS = {
+    "whole": {},
+    "window": {"window": (8, 12), "stride": (5, 7)},
+    "window longer than one side": {"window": (40, 9), "stride": (3, 4)},
+    "default stride": {"window": (9, 9)},
+    "windows side by side": {"window": (4, 6), "stride": (4, 6)},
+    "one scale": {"scales": (0.6,)},
+    "scales": {"scales": (0.5, 1.0, 1.75)},
+    "flip": {"flip": True},
+    "everything": {"scales": (0.75, 1.4), "flip": True, "window": (10, 8), "stride": (7, 3)},
+}
+
+
+@pytest.mark.parametrize("align_corners", [None, True])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_label_maps_equal_those_of_the_slow_implementation_on_odd_sizes(name, align_corners):
+    model, settings = Strided(align_corners), InferenceSettings(**SETTINGS[name])
+    for sample in (noise(17, 31), noise(23, 14, size=(19, 27), seed=1)):
+        probabilities = slow_probabilities(model, sample, settings)
+        first, second = np.sort(probabilities, axis=0)[-2:][::-1]
+        clear = first - second > 1e-5  # elsewhere float32 may decide otherwise
+        assert clear.mean() > 0.99
+        assert np.array_equal(predict(model, sample, settings)[clear], probabilities.argmax(0)[clear])
+
+
+def test_every_setting_changes_something_for_a_network_that_sees_neighbours():
+    sample = noise(17, 31)
+    maps = [predict(Strided(), sample, InferenceSettings(**options)).tobytes() for options in SETTINGS.values()]
+    assert len(set(maps)) == len(maps)
+
+
+def test_one_window_that_covers_all_is_the_whole_image():
+    model, sample = Strided(True), noise(17, 31, size=(40, 50))
+    whole = predict(model, sample)
+    for window in ((17, 31), (64, 64)):
+        settings = InferenceSettings(window=window)
+        assert np.array_equal(predict(model, sample, settings), whole)
+    assert [shape for shape, _ in model.seen] == 3 * [(1, 3, 17, 31)]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("window", "stride"), [(None, None), ((5, 7), (2, 3)), ((16, 4), (16, 1)), ((1, 1), (1, 1))])
+def test_a_network_without_neighbourhood_sees_the_same_through_any_window(window, stride, flip):
+    model, sample = Pointwise(), noise(13, 18)
+    settings = InferenceSettings(window=window, stride=stride, flip=flip)
+    assert np.array_equal(predict(model, sample, settings), predict(model, sample))
+
+
+def test_a_flipped_image_gives_the_flipped_label_map_where_both_are_averaged():
+    model, sample = Strided(True), noise(21, 33)
+    mirrored = Sample("mirrored", sample.pixel_values.flip(-1), sample.size)
+    for options in ({}, {"scales": (0.5, 1.25)}):
+        settings = InferenceSettings(flip=True, **options)
+        assert np.array_equal(predict(model, mirrored, settings), predict(model, sample, settings)[:, ::-1])
+    assert not np.array_equal(predict(model, mirrored), predict(model, sample)[:, ::-1])
+
+
+def test_windows_start_every_stride_and_the_last_is_moved_back_inside():
+    places = place_windows((11, 7), (4, 9), (3, 2))
+    assert [(rows.start, rows.stop) for rows, _ in places] == [(0, 4), (3, 7), (6, 10), (7, 11)]
+    assert {(columns.start, columns.stop) for _, columns in places} == {(0, 7)}
+    assert [rows.start for rows, _ in place_windows((10, 1), (4, 1), (3, 1))] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("name", ["whole", "window", "everything"])
+def test_a_batch_of_mixed_sizes_gives_what_single_images_give(name):
+    # In float64, because another batch may round the last bit of float32 otherwise, and a pixel tip over.
+    model, settings = Strided(True).double(), InferenceSettings(**SETTINGS[name])
+    sizes = ((17, 31), (20, 20), (17, 31), (9, 40), (20, 20), (17, 31))
+    batch = [noise(*size, size=(size[0] + index, size[1]), seed=index) for index, size in enumerate(sizes)]
+    together = {id(sample): label_map for sample, label_map in predict_label_maps(model, [batch], settings)}
+    assert together.keys() == {id(sample) for sample in batch}
+    for sample in batch:
+        assert np.array_equal(together[id(sample)].numpy(), predict(model, sample, settings))
+
+
+def test_a_forward_pass_takes_as_many_windows_as_the_batch_has_images():
+    model = Strided()
+    settings = InferenceSettings(window=(8, 8), stride=(8, 8))
+    batch = [noise(16, 16), noise(8, 40), noise(16, 16, seed=1)]  # 8 windows of one size, then 5
+    assert len(list(predict_label_maps(model, [batch], settings))) == 3
+    assert [shape[0] for shape, _ in model.seen] == [3, 3, 2, 3, 2]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_mixed_precision_runs_under_autocast_and_leaves_the_weights_alone(precision, dtype):
+    model, sample = Strided(True), noise(33, 47)
+    full = predict(model, sample)
+    mixed = predict(model, sample, InferenceSettings(precision=precision))
+    assert [seen for _, seen in model.seen] == [torch.float32, dtype]
+    assert 0.9 < (mixed == full).mean() and model.first.weight.dtype == torch.float32
+
+
+def test_full_precision_is_full_also_within_an_autocast_of_the_caller():
+    model = Strided()
+    with torch.autocast("cpu", torch.bfloat16):
+        predict(model, noise(9, 9))
+    assert model.seen[0][1] == torch.float32
+
+
+def test_autocast_of_float64_weights_is_refused_since_it_would_do_nothing():
+    with pytest.raises(ValueError, match="precision='bf16': autocast leaves float64 weights alone"):
+        predict(Strided().double(), noise(9, 9), InferenceSettings(precision="bf16"))
+
+
+def test_modes_come_back_and_no_gradient_is_kept():
+    model = Strided().train()
+    predictions = predict_label_maps(model, [[noise(9, 9)], [noise(9, 9)]])
+    assert not next(predictions)[1].requires_grad and not model.training and torch.is_grad_enabled()
+    predictions.close()
+    assert model.training
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_picture_is_segmented_at_its_own_size_as_its_configuration_says(align_corners):
+    model, image = segmenter(align_corners=align_corners).eval(), labelled_image(3, 4, 17, 31)["image"]
+    settings = InferenceSettings(scales=(1.0, 1.5), flip=True)
+    sample = make_sample(AfDcdImageProcessor(), image)
+    assert sample.size == (17, 31) and sample.label is None
+    label_map = segment_image(model, AfDcdImageProcessor(), image, settings)
+    expected = slow_probabilities(model, sample, settings).argmax(0)
+    assert label_map.dtype == np.uint8 and (label_map == expected).mean() > 0.99
+
+
+def test_a_grey_picture_is_read_as_rgb():
+    grey = labelled_image(0, 4, 16, 24)["image"].convert("L")
+    model = segmenter()
+    assert np.array_equal(
+        segment_image(model, AfDcdImageProcessor(), grey),
+        segment_image(model, AfDcdImageProcessor(), grey.convert("RGB")),
+    )
+
+
+def test_class_ids_above_255_need_sixteen_bits_whatever_is_in_the_picture():
+    image = Image.new("RGB", (6, 4))
+    assert segment_image(Pointwise(256), AfDcdImageProcessor(), image).dtype == np.uint8
+    model = Pointwise(300)
+    assert segment_image(model, AfDcdImageProcessor(), image).dtype == np.uint16
+    with torch.no_grad():
+        model.conv.bias[299] = 1e6
+    assert (segment_image(model, AfDcdImageProcessor(), image) == 299).all()
+
+
+def test_settings_survive_json():
+    settings = InferenceSettings(scales=[0.5, 1], flip=True, window=[64, 96], precision="bf16")
+    assert settings.stride == (43, 64) and settings.scales == (0.5, 1.0)
+    told = json.loads(json.dumps(settings.describe()))
+    assert told == {
+        "scales": [0.5, 1.0],
+        "flip": True,
+        "window": [64, 96],
+        "stride": [43, 64],
+        "precision": "bf16",
+    }
+    assert InferenceSettings(**told) == settings and hash(settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": ()}, r"scales=\(\): expected one or more positive factors"),
+        ({"scales": (1.0, 0.0)}, r"scales=\(1\.0, 0\.0\)"),
+        ({"scales": (float("nan"),)}, "scales="),
+        ({"scales": "1.0"}, "scales='1.0'"),
+        ({"window": (0, 8)}, r"window=\(0, 8\): expected \(height, width\), two positive whole numbers"),
+        ({"window": (8,)}, r"window=\(8,\)"),
+        ({"window": 512}, "window=512"),
+        ({"window": (8.5, 8)}, r"window=\(8\.5, 8\)"),
+        ({"window": (8, 8), "stride": (4, -4)}, r"stride=\(4, -4\): expected \(height, width\)"),
+        ({"stride": (4, 4)}, r"stride=\(4, 4\) without a window"),
+        ({"window": (8, 8), "stride": (8, 9)}, r"stride=\(8, 9\) exceeds window=\(8, 8\)"),
+        ({"precision": "float16"}, "precision='float16' is unknown; expected one of fp32, bf16, fp16"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        InferenceSettings(**options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_label_maps_on_a_gpu_are_those_of_the_cpu(name):
+    settings, sample = InferenceSettings(**SETTINGS[name]), noise(17, 31)
+    [(_, label_map)] = predict_label_maps(Strided(True).cuda(), [[sample]], settings)
+    assert label_map.is_cuda and label_map.dtype == torch.uint8
+    # TF32 rounds inputs of convolutions to ten bits
+    assert (label_map.cpu().numpy() == predict(Strided(True), sample, settings)).mean() > 0.98

@@ -1,0 +1,416 @@
+"""AfDcdLoss: golden values, its parts one by one, precision, gradients and errors."""
+
+from __future__ import annotations
+
+import json
+
+import paths
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from afdcd_hf.features import Activations
+from afdcd_hf.losses import AfDcdLoss
+from afdcd_hf.losses.masks import center_mask, random_mask
+from afdcd_hf.losses.projectors import EnhancedProjector, plain_projector
+from afdcd_hf.ops import channel_contrast, omni_contrast, spatial_contrast
+
+GOLDEN = paths.GOLDEN / "losses.safetensors"
+WEIGHTS = {"feature_weight": 0.5, "contrast_weight": 2.0}
+LOGITS = torch.zeros(2, 3, 8, 8)
+
+
+def small_loss(student_channels=3, teacher_channels=8, **options):
+    torch.manual_seed(0)
+    return AfDcdLoss(
+        student_channels,
+        teacher_channels,
+        **{**WEIGHTS, "pool_size": 2, "patch_size": 2, "channel_groups": 4, "temperature": 0.5, **options},
+    )
+
+
+def small_maps(student_channels=3, teacher_channels=8, size=(8, 8), batch=2):
+    generator = torch.Generator().manual_seed(1)
+    student = torch.randn(batch, student_channels, *size, generator=generator)
+    return student.requires_grad_(), torch.randn(batch, teacher_channels, *size, generator=generator)
+
+
+def call(loss, student_map, teacher_map):
+    return loss(Activations(LOGITS, student_map), Activations(LOGITS, teacher_map))
+
+
+def some_mask(batch=2, size=(8, 8)):
+    return (torch.rand(batch, 1, *size, generator=torch.Generator().manual_seed(2)) > 0.5).float()
+
+
+@pytest.fixture(scope="module")
+def golden():
+    if not GOLDEN.exists():
+        pytest.skip("needs ../shared/golden")
+    tensors = pytest.importorskip("safetensors.torch").load_file(GOLDEN)
+    return {name.removeprefix("citys."): tensor for name, tensor in tensors.items() if name.startswith("citys.")}
+
+
+def golden_parameters(golden, prefix):
+    names = [name for name in golden if name.startswith(prefix)]
+    return {name.removeprefix(prefix).replace("projetor", "projector"): golden[name] for name in names}
+
+
+def test_values_and_gradients_equal_the_released_code(golden):
+    loss = AfDcdLoss(16, 32, feature_weight=1e-3, contrast_weight=1.0)
+    loss.load_state_dict(golden_parameters(golden, "param."))
+    student = golden["student"].clone().requires_grad_()
+    terms = loss.raw_terms(student, golden["teacher"], golden["mask"])
+    torch.testing.assert_close(terms["feature"], golden["fd"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(terms["contrast"], golden["ctr"], rtol=1e-4, atol=0)
+
+    (1e-3 * terms["feature"] + terms["contrast"]).backward()
+    expected = {"student": golden["grad_student"], **golden_parameters(golden, "grad.")}
+    actual = {"student": student.grad, **{name: weight.grad for name, weight in loss.named_parameters()}}
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        relative = (actual[name] - gradient).norm() / gradient.norm()
+        assert relative < 1e-4, name
+
+
+def test_the_two_terms_are_composed_of_align_mask_projector_and_pooling():
+    loss = small_loss()
+    student, teacher = small_maps()
+    mask = some_mask()
+    weights = dict(loss.named_parameters())
+    restored = F.conv2d(student, weights["align.weight"], weights["align.bias"]) * mask
+    restored = F.relu(F.conv2d(restored, weights["projector.0.weight"], weights["projector.0.bias"], padding=1))
+    restored = F.conv2d(restored, weights["projector.2.weight"], weights["projector.2.bias"], padding=1)
+    pooled = [F.max_pool2d(feature_map, 2) for feature_map in (restored, teacher)]
+
+    terms = loss.raw_terms(student, teacher, mask)
+    torch.testing.assert_close(terms["feature"], (restored - teacher).square().sum() / 2)
+    expected = omni_contrast(*pooled, patch_size=2, channel_groups=4, temperature=0.5)
+    torch.testing.assert_close(terms["contrast"], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "function", "function_options"),
+    [
+        ({"contrast": "spatial"}, spatial_contrast, {"patch_size": 2}),
+        ({"contrast": "channel"}, channel_contrast, {"channel_groups": 4}),
+        ({"distance": "l2", "negatives": "all"}, omni_contrast, {"distance": "l2", "negatives": "all"}),
+        ({"contrast": "spatial", "distance": "l2"}, spatial_contrast, {"patch_size": 2, "distance": "l2"}),
+    ],
+)
+def test_the_contrast_options_reach_the_contrast(options, function, function_options):
+    loss = small_loss(8, **options)
+    student, teacher = small_maps(8)
+    mask = some_mask()
+    pooled = [F.max_pool2d(feature_map, 2) for feature_map in (loss.projector(student * mask), teacher)]
+    if function is omni_contrast:
+        function_options = {"patch_size": 2, "channel_groups": 4, **function_options}
+    expected = function(*pooled, temperature=0.5, **function_options)
+    torch.testing.assert_close(loss.raw_terms(student, teacher, mask)["contrast"], expected)
+
+
+def test_forward_weights_the_terms():
+    loss = small_loss(mask="center")
+    student, teacher = small_maps()
+    raw, weighted = loss.raw_terms(student, teacher), call(loss, student, teacher)
+    torch.testing.assert_close(weighted["feature"], 0.5 * raw["feature"])
+    torch.testing.assert_close(weighted["contrast"], 2.0 * raw["contrast"])
+    assert list(weighted) == ["feature", "contrast"]
+
+
+@pytest.mark.parametrize(("off", "left"), [("feature_weight", "contrast"), ("contrast_weight", "feature")])
+def test_a_term_of_weight_zero_is_left_out(off, left):
+    loss = small_loss(mask="center", **{off: 0})
+    student, teacher = small_maps()
+    terms = call(loss, student, teacher)
+    assert list(terms) == [left]
+    terms[left].backward()
+    assert loss.align.weight.grad is not None
+
+
+def test_the_contrast_is_not_computed_at_weight_zero():
+    loss = small_loss(contrast_weight=0, patch_size=100)  # would raise: no patch of 100x100
+    assert list(call(loss, *small_maps())) == ["feature"]
+    assert call(small_loss(feature_weight=0, contrast_weight=0), *small_maps()) == {}
+
+
+@pytest.mark.parametrize("pool_size", [1, None])
+def test_pooling_can_be_switched_off(pool_size):
+    loss = small_loss(8, pool_size=pool_size)
+    student, teacher = small_maps(8)
+    mask = some_mask()
+    options = {"patch_size": 2, "channel_groups": 4, "temperature": 0.5}
+    expected = omni_contrast(loss.projector(student * mask), teacher, **options)
+    torch.testing.assert_close(loss.raw_terms(student, teacher, mask)["contrast"], expected)
+
+
+@pytest.mark.parametrize(("contrast", "anchors_per_position"), [("omni", 4), ("channel", 4), ("spatial", 1)])
+def test_the_mean_reduction_divides_by_elements_and_anchors(contrast, anchors_per_position):
+    student, teacher = small_maps()
+    mask = some_mask()
+    paper = small_loss(contrast=contrast).raw_terms(student, teacher, mask)
+    mean = small_loss(contrast=contrast, reduction="mean").raw_terms(student, teacher, mask)
+    torch.testing.assert_close(mean["feature"], paper["feature"] / (8 * 8 * 8))
+    torch.testing.assert_close(mean["contrast"], paper["contrast"] / anchors_per_position)
+
+
+def test_equal_channels_need_no_alignment():
+    loss = small_loss(8, 8)
+    assert isinstance(loss.align, nn.Identity)
+    assert sorted(loss.state_dict()) == [f"projector.{i}.{part}" for i in (0, 2) for part in ("bias", "weight")]
+    assert sorted(small_loss(3, 8).state_dict())[:2] == ["align.bias", "align.weight"]
+
+
+def test_a_teacher_map_of_another_size_is_resized_to_the_student():
+    loss = small_loss()
+    student, _ = small_maps()
+    teacher = torch.randn(2, 8, 5, 11)
+    resized = F.interpolate(teacher, size=(8, 8), mode="bilinear", align_corners=False)
+    mask = some_mask()
+    actual, expected = loss.raw_terms(student, teacher, mask), loss.raw_terms(student, resized, mask)
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name])
+
+
+@pytest.mark.parametrize(("size", "batch"), [((9, 11), 1), ((5, 4), 2)])
+def test_odd_sizes_and_one_image_work(size, batch):
+    loss = small_loss()
+    terms = call(loss, *small_maps(size=size, batch=batch))
+    assert all(torch.isfinite(term) and term.shape == () for term in terms.values())
+
+
+@pytest.mark.parametrize("projector", ["plain", "enhanced"])
+def test_gradients_reach_the_student_and_all_weights_but_not_the_teacher(projector):
+    loss = small_loss(projector=projector)
+    student, teacher = small_maps()
+    teacher.requires_grad_()
+    sum(call(loss, student, teacher).values()).backward()
+    assert teacher.grad is None
+    assert (student.grad != 0).any()
+    for name, weight in loss.named_parameters():
+        assert weight.grad is not None and (weight.grad != 0).any(), name
+
+
+def test_hidden_positions_send_no_gradient_to_the_student():
+    loss = small_loss()
+    student, teacher = small_maps()
+    mask = some_mask()
+    sum(loss.raw_terms(student, teacher, mask).values()).backward()
+    reached = (student.grad != 0).any(dim=1, keepdim=True).float()
+    assert torch.equal(reached, mask)
+
+
+def test_bf16_autocast_gives_the_float32_value():
+    loss = small_loss(mask="center")
+    student, teacher = small_maps()
+    expected = call(loss, student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = call(loss, student, teacher)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_bf16_maps_are_converted_to_float32():
+    loss = small_loss(mask="center")
+    student, teacher = (feature_map.detach().bfloat16() for feature_map in small_maps())
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = call(loss, student.requires_grad_(), teacher)
+    expected = call(loss, student.float(), teacher.float())
+    assert all(term.dtype == torch.float32 for term in actual.values())
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    sum(actual.values()).backward()
+    assert torch.isfinite(student.grad).all() and (student.grad != 0).any()
+
+
+def test_float64_weights_and_maps_stay_float64():
+    loss = small_loss(mask="center").double()
+    student, teacher = (feature_map.double() for feature_map in small_maps())
+    assert all(term.dtype == torch.float64 for term in call(loss, student, teacher).values())
+
+
+def test_the_loss_compiles_to_one_graph():
+    loss = small_loss(mask="center")
+    student, teacher = small_maps()
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    actual, expected = call(compiled, student, teacher), call(loss, student, teacher)
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name])
+
+
+def test_the_random_mask_keeps_its_share_and_hides_whole_positions():
+    torch.manual_seed(0)
+    mask = random_mask(torch.zeros(4, 5, 64, 64), mask_ratio=0.75)
+    assert mask.shape == (4, 1, 64, 64)
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert mask.mean().item() == pytest.approx(0.25, abs=0.015)  # 4 standard deviations: 0.0135
+    assert not torch.equal(mask[0], mask[1])
+    assert torch.equal(random_mask(torch.zeros(1, 1, 8, 8), mask_ratio=0.0), torch.ones(1, 1, 8, 8))
+
+
+def test_the_random_mask_is_drawn_anew_and_follows_the_seed():
+    loss = small_loss()
+    student, teacher = small_maps()
+    torch.manual_seed(3)
+    first, second = loss.raw_terms(student, teacher)["feature"], loss.raw_terms(student, teacher)["feature"]
+    torch.manual_seed(3)
+    assert torch.equal(loss.raw_terms(student, teacher)["feature"], first)
+    assert not torch.equal(first, second)
+    torch.manual_seed(3)
+    mask = random_mask(student, 0.75)
+    assert torch.equal(loss.raw_terms(student, teacher, mask)["feature"], first)
+
+
+def test_the_mask_ratio_reaches_the_random_mask():
+    student, teacher = small_maps()
+    everything = torch.ones(2, 1, 8, 8)
+    loss = small_loss(mask_ratio=0.0)
+    torch.testing.assert_close(
+        loss.raw_terms(student, teacher)["feature"], loss.raw_terms(student, teacher, everything)["feature"]
+    )
+
+
+def test_the_center_mask_hides_the_middle_third():
+    expected = torch.tensor(
+        [
+            [1, 1, 1, 1, 1, 1, 1],
+            [1, 1, 0, 0, 1, 1, 1],
+            [1, 1, 0, 0, 1, 1, 1],
+            [1, 1, 1, 1, 1, 1, 1],
+            [1, 1, 1, 1, 1, 1, 1],
+        ]
+    )
+    mask = center_mask(torch.zeros(2, 3, 5, 7))  # rows 1 to 3, columns 2 to 4, ends excluded
+    assert mask.shape == (2, 1, 5, 7)
+    assert torch.equal(mask[0, 0].long(), expected) and torch.equal(mask[1], mask[0])
+
+
+def test_the_center_mask_is_the_one_used_when_configured():
+    loss = small_loss(mask="center")
+    student, teacher = small_maps()
+    expected = loss.raw_terms(student, teacher, center_mask(student))
+    assert torch.equal(loss.raw_terms(student, teacher)["feature"], expected["feature"])
+
+
+def test_the_enhanced_projector_averages_two_depths():
+    torch.manual_seed(0)
+    projector = EnhancedProjector(4)
+    feature_map = torch.randn(2, 4, 5, 6)
+    weights = list(projector.parameters())
+    assert [tuple(weight.shape) for weight in weights] == [(4, 4, 3, 3), (4,)] * 4
+
+    def conv(x, index):
+        return F.conv2d(x, weights[2 * index], weights[2 * index + 1], padding=1)
+
+    shallow = F.relu(conv(feature_map, 0))
+    deep = F.relu(conv(shallow, 1))
+    torch.testing.assert_close(projector(feature_map), (conv(shallow, 2) + conv(deep, 3)) / 2)
+
+
+def test_the_projectors_have_the_published_sizes():
+    with torch.device("meta"):
+        plain, enhanced = plain_projector(2048), EnhancedProjector(2048)
+        loss = AfDcdLoss(512, 2048, **WEIGHTS)
+    count = {module: sum(weight.numel() for weight in module.parameters()) for module in (plain, enhanced, loss)}
+    assert count[plain] == 75_501_568
+    assert count[enhanced] == 2 * 75_501_568
+    assert count[loss] == 75_501_568 + 2048 * 513
+
+
+def test_the_config_is_json_and_builds_the_same_loss():
+    loss = small_loss(mask="center", projector="enhanced", pool_size=None, distance="l2", negatives="all")
+    config = json.loads(json.dumps(loss.get_config_dict()))
+    assert config["projector"] == "enhanced" and config["pool_size"] is None and config["feature_weight"] == 0.5
+    rebuilt = AfDcdLoss(**config)
+    assert rebuilt.get_config_dict() == config
+    rebuilt.load_state_dict(loss.state_dict())
+    student, teacher = small_maps()
+    torch.testing.assert_close(call(rebuilt, student, teacher), call(loss, student, teacher))
+
+
+def test_the_defaults_are_the_papers():
+    config = AfDcdLoss(4, 16, feature_weight=2e-6, contrast_weight=5e-3).get_config_dict()
+    assert config == {
+        "student_channels": 4,
+        "teacher_channels": 16,
+        "feature_weight": 2e-6,
+        "contrast_weight": 5e-3,
+        "contrast": "omni",
+        "mask": "random",
+        "mask_ratio": 0.75,
+        "projector": "plain",
+        "pool_size": 4,
+        "patch_size": 4,
+        "channel_groups": 16,
+        "temperature": 0.07,
+        "distance": "l1",
+        "negatives": "other_groups",
+        "reduction": "paper",
+        "backend": "auto",
+    }
+    assert "Fan" in AfDcdLoss.citation and AfDcdLoss.needs_feature_map
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"feature_weight": -1.0}, "feature_weight=-1.0 must not be negative"),
+        ({"contrast_weight": float("inf")}, "contrast_weight=inf must be a finite number"),
+        ({"feature_weight": "2e-6"}, "feature_weight='2e-6' is text.*2.0e-6"),
+        ({"contrast_weight": None}, "contrast_weight=None must be a finite number"),
+        ({"contrast": "pixel"}, "unknown contrast='pixel'; use one of 'omni', 'spatial', 'channel'"),
+        ({"mask": "centre"}, "unknown mask='centre'; use one of 'random', 'center'"),
+        ({"mask_ratio": 1.0}, "mask_ratio=1.0 must be at least 0 and less than 1"),
+        ({"mask_ratio": -0.1}, "mask_ratio=-0.1 must be at least 0 and less than 1"),
+        ({"projector": "deep"}, "unknown projector='deep'; use one of 'plain', 'enhanced'"),
+        ({"reduction": "sum"}, "unknown reduction='sum'; use one of 'paper', 'mean'"),
+        ({"pool_size": 0}, "pool_size=0 must be a whole number"),
+        ({"patch_size": 2.5}, "patch_size=2.5 must be a whole number"),
+        ({"temperature": 0.0}, "temperature=0.0 must be greater than 0"),
+        ({"distance": "l3"}, "unknown distance='l3'; use one of 'l1', 'l2'"),
+        ({"negatives": "some"}, "unknown negatives='some'; use one of 'other_groups', 'all'"),
+        ({"negatives": "all", "contrast": "spatial"}, "negatives='all' has no meaning for contrast='spatial'"),
+        ({"backend": "cuda"}, "unknown backend='cuda'; use one of 'auto', 'reference'"),
+        ({"channel_groups": 1}, "no negatives"),
+        ({"contrast": "spatial", "patch_size": 1}, "no negatives"),
+        ({"teacher_channels": 2040, "channel_groups": 16}, "does not divide teacher_channels=2040; .* 12, 15 or 17"),
+        ({"teacher_channels": 7, "channel_groups": 4}, "does not divide teacher_channels=7; use a divisor such as 7"),
+        ({"student_channels": 0}, "student_channels=0 must be a whole number"),
+    ],
+)
+def test_bad_options_are_explained_when_the_loss_is_built(options, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        small_loss(**options)
+
+
+def test_groups_need_not_divide_where_no_groups_are_contrasted():
+    small_loss(teacher_channels=7, contrast="spatial")
+    small_loss(teacher_channels=7, contrast_weight=0)
+
+
+def test_a_map_too_small_for_a_patch_names_the_size_that_would_do():
+    loss = AfDcdLoss(3, 16, **WEIGHTS)
+    with pytest.raises(ValueError, match="map is 8x8; after pooling by 4 that is 2x2.*at least 16x16.*128x128"):
+        call(loss, *small_maps(3, 16))
+    channel = AfDcdLoss(3, 16, **WEIGHTS, contrast="channel")
+    assert torch.isfinite(call(channel, *small_maps(3, 16, size=(4, 4)))["contrast"])
+    with pytest.raises(ValueError, match="map is 3x8; after pooling by 4 that is 0x2.*at least 4x4"):
+        call(channel, *small_maps(3, 16, size=(3, 8)))
+
+
+def test_wrong_maps_are_explained():
+    loss = small_loss()
+    student, teacher = small_maps()
+    with pytest.raises(ValueError, match="student's map has shape .* expected .B, 3, h, w.*student_channels=3"):
+        call(loss, teacher, teacher)
+    with pytest.raises(ValueError, match="teacher's map has shape .* expected .B, 8, h, w.*teacher_channels=8"):
+        call(loss, student, student)
+    with pytest.raises(ValueError, match="batch size 2 and the teacher's 1"):
+        call(loss, student, teacher[:1])
+    with pytest.raises(ValueError, match="expected .B, 3, h, w"):
+        call(loss, student[0], teacher)
+    with pytest.raises(ValueError, match="got none of the teacher; name the layer to capture with teacher_layer"):
+        call(loss, student, None)
+    with pytest.raises(ValueError, match="got none of the student"):
+        call(loss, None, teacher)
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 8, 8\); expected \(2, 1, 8, 8\)"):
+        loss.raw_terms(student, teacher, some_mask()[:, 0])

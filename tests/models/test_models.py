@@ -1,0 +1,301 @@
+"""The networks: layouts and numbers of the released ones, heads, losses, configuration."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from formula_weights import formula_tensor, generator, images
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
+from torch import nn
+
+from afdcd_hf import AfDcdConfig, AfDcdForSemanticSegmentation
+from afdcd_hf.models.modeling_afdcd import segmentation_cross_entropy, upsample_logits
+
+DEEP_STEM = {"stem_type": "deep", "stem_width": 64}
+# released name -> our configuration, number of tensors, number of values in them (statistics and counters included)
+RELEASED = {
+    "deeplabv3_resnet101": ("resnet101s", {}, True, 688, 61228888),
+    "deeplabv3_resnet18": ("resnet18", DEEP_STEM, True, 190, 13620037),
+    "deeplabv3_mobilenetv2": ("mobilenetv2_100", {}, False, 350, 3266573),
+    "pspnet_resnet18": ("resnet18", DEEP_STEM, True, 178, 12930883),
+    "pspnet_resnet101": ("resnet101s", {}, True, 676, 68183638),
+    "pspnet_mobilenetv2": ("mobilenetv2_100", {}, False, 338, 2687243),
+}
+HEADS = ("deeplabv3", "pspnet", "fcn")
+
+
+def released_network(name):
+    backbone, backbone_kwargs, auxiliary_head, *_ = RELEASED[name]
+    return AfDcdForSemanticSegmentation.from_backbone(
+        backbone,
+        backbone_kwargs=backbone_kwargs,
+        head=name.split("_")[0],
+        auxiliary_head=auxiliary_head,
+        num_labels=19,
+    )
+
+
+def labels_for(pixel_values, num_labels=4, seed=1):
+    size = (len(pixel_values), *pixel_values.shape[-2:])
+    return torch.randint(num_labels, size, generator=torch.Generator().manual_seed(seed))
+
+
+# The released networks
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_released_network_has_the_published_number_of_tensors_and_values(name):
+    with torch.device("meta"):
+        tensors = released_network(name).state_dict().values()
+    assert (len(tensors), sum(tensor.numel() for tensor in tensors)) == RELEASED[name][-2:]
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_released_network_has_the_released_shapes_in_the_released_order(name, shared_dir):
+    layout = json.loads((shared_dir / "golden/official_layouts.json").read_text())[name]
+    with torch.device("meta"):
+        tensors = released_network(name).state_dict().values()
+    assert [list(tensor.shape) for tensor in tensors] == list(layout.values())
+
+
+def test_the_released_network_computes_the_golden_outputs(shared_dir):
+    golden = load_file(shared_dir / "golden/models.safetensors")
+    layout = json.loads((shared_dir / "golden/official_layouts.json").read_text())["deeplabv3_resnet18"]
+    model = released_network("deeplabv3_resnet18").eval()
+    values = [formula_tensor(name, shape) for name, shape in layout.items()]
+    model.load_state_dict(dict(zip(model.state_dict(), values, strict=True)))
+    seen = {}
+    model.head.features.register_forward_hook(lambda module, args, output: seen.update(feature=output))
+    sizes = {re.search(r"\.(\d+)x(\d+)\.", key).groups() for key in golden}
+    assert sizes
+    for height, width in sizes:
+        size = (int(height), int(width))
+        pixel_values = generator(str(size)).normal(0, 1, (1, 3, *size)).astype(np.float32)
+        with torch.no_grad():
+            outputs = model(
+                torch.from_numpy(pixel_values), labels=torch.zeros(1, *size).long(), output_hidden_states=True
+            )
+        seen.update(logits=outputs.logits, aux=outputs.aux_logits, backbone=outputs.hidden_states[-1])
+        for name in ("logits", "aux", "feature", "backbone"):
+            expected = golden[f"deeplabv3_resnet18.{height}x{width}.{name}"]
+            assert seen[name].shape == expected.shape
+            assert (seen[name] - expected).abs().max() <= 1e-4 * expected.abs().max(), (size, name)
+
+
+# Inputs and outputs
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("size", [(33, 47), (64, 96), (8, 8)])
+def test_logits_of_any_size_come_out_at_an_eighth_rounded_up(tiny_model, head, size):
+    model = tiny_model(head=head, auxiliary_head=True)
+    pixel_values = images(2, 3, *size)
+    outputs = model(pixel_values, labels=labels_for(pixel_values))
+    expected = (2, 4, -(-size[0] // 8), -(-size[1] // 8))
+    assert outputs.logits.shape == outputs.aux_logits.shape == expected
+    assert outputs.loss.ndim == 0 and outputs.loss.isfinite()
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_the_output_stride_sets_the_size_of_the_logits(tiny_model, stride):
+    assert tiny_model(output_stride=stride).eval()(images(1, 3, 64, 96)).logits.shape[-2:] == (
+        64 // stride,
+        96 // stride,
+    )
+
+
+def test_auxiliary_logits_appear_only_in_training_or_with_labels(tiny_model):
+    model, pixel_values = tiny_model(auxiliary_head=True), images(2, 3, 16, 16)
+    assert model(pixel_values).aux_logits is not None
+    assert model.eval()(pixel_values).aux_logits is None
+    assert model(pixel_values, labels=labels_for(pixel_values)).aux_logits is not None
+    assert tiny_model()(pixel_values).aux_logits is None
+
+
+def test_hidden_states_are_the_maps_of_the_backbone_where_asked_for(tiny_model):
+    model, pixel_values = tiny_model().eval(), images(1, 3, 32, 32)
+    assert model(pixel_values).hidden_states is None
+    maps = model(pixel_values, output_hidden_states=True).hidden_states
+    assert all(torch.equal(one, other) for one, other in zip(maps, model.backbone(pixel_values), strict=True))
+    assert [one.shape[1] for one in maps] == model.backbone.channels
+    assert [32 // one.shape[-1] for one in maps] == model.backbone.strides
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 4, 16, 16), (1, 16, 16, 3)])
+def test_pixel_values_of_another_shape_are_refused_with_both_shapes(tiny_model, shape):
+    with pytest.raises(ValueError, match=re.escape(f"must be (B, 3, H, W), got {shape}")):
+        tiny_model()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("head", ["deeplabv3", "pspnet"])
+def test_training_on_one_image_is_refused_where_batch_norm_would_see_one_value(tiny_model, head):
+    model = tiny_model(head=head)
+    with pytest.raises(ValueError, match="a batch of one image.*at least 2 images"):
+        model(images(1, 3, 32, 32))
+    assert model.eval()(images(1, 3, 32, 32)).logits.isfinite().all()
+
+
+def test_training_on_one_image_works_with_the_plain_head(tiny_model):
+    pixel_values = images(1, 3, 32, 32)
+    assert tiny_model(head="fcn")(pixel_values, labels=labels_for(pixel_values)).loss.isfinite()
+
+
+# Loss and gradients
+
+
+def test_the_task_loss_equals_the_golden_one(shared_dir):
+    golden = load_file(shared_dir / "golden/losses.safetensors")
+    loss = segmentation_cross_entropy(golden["task.logits"], golden["task.labels"], ignore_index=-1)
+    assert float(loss) == pytest.approx(float(golden["task.loss"]), rel=1e-6)
+
+
+def test_the_task_loss_is_a_mean_over_counted_pixels_by_hand():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)  # class scores of pixel 0: (2, 0), of 1: (0, 1)
+    both = segmentation_cross_entropy(logits, torch.tensor([[[0, 0]]]))
+    first = segmentation_cross_entropy(logits, torch.tensor([[[0, 255]]]))
+    assert float(both) == pytest.approx((np.log1p(np.exp(-2)) + np.log1p(np.exp(1))) / 2, rel=1e-6)
+    assert float(first) == pytest.approx(np.log1p(np.exp(-2)), rel=1e-6)
+
+
+def test_upsampling_keeps_the_corners_only_where_they_are_aligned():
+    row = torch.tensor([0.0, 4.0]).view(1, 1, 1, 2)
+    assert upsample_logits(row, (1, 5)).flatten().tolist() == [0, 1, 2, 3, 4]
+    assert upsample_logits(row, (1, 4), align_corners=False).flatten().tolist() == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 2.0])
+def test_the_loss_is_main_plus_weighted_auxiliary_cross_entropy(tiny_model, weight):
+    model = tiny_model(auxiliary_head=True, auxiliary_loss_weight=weight).eval()
+    pixel_values = images(2, 3, 32, 48)
+    labels = labels_for(pixel_values)
+    labels[:, :5] = 255
+    outputs = model(pixel_values, labels=labels)
+    main, auxiliary = (
+        F.cross_entropy(F.interpolate(logits, (32, 48), mode="bilinear", align_corners=True), labels, ignore_index=255)
+        for logits in (outputs.logits, outputs.aux_logits)
+    )
+    torch.testing.assert_close(outputs.loss, main + weight * auxiliary)
+
+
+def test_labels_of_the_configured_ignore_index_do_not_count(tiny_model):
+    model, pixel_values = tiny_model(semantic_loss_ignore_index=3).eval(), images(1, 3, 16, 16)
+    labels = labels_for(pixel_values)
+    logits = upsample_logits(model(pixel_values).logits, (16, 16))
+    expected = F.cross_entropy(logits, labels, ignore_index=3)
+    torch.testing.assert_close(model(pixel_values, labels=labels).loss, expected)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_fully_ignored_batch_gives_zero_loss_and_zero_gradients(tiny_model, head):
+    model = tiny_model(head=head, auxiliary_head=True)
+    loss = model(images(2, 3, 16, 16), labels=torch.full((2, 16, 16), 255)).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert all(torch.count_nonzero(parameter.grad) == 0 for parameter in model.parameters())  # NaN counts as non-zero
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_loss_reaches_every_parameter(tiny_model, head):
+    model, pixel_values = tiny_model(head=head, auxiliary_head=True), images(2, 3, 64, 64)
+    for module in model.modules():  # timm starts residual branches at zero, where their first layers get no gradient
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+    model(pixel_values, labels=labels_for(pixel_values)).loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert not [name for name, grad in gradients.items() if grad is None or not grad.isfinite().all() or not grad.any()]
+
+
+def test_the_task_loss_is_float32_under_autocast(tiny_model):
+    model, pixel_values = tiny_model(), images(2, 3, 32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(pixel_values, labels=labels_for(pixel_values))
+    assert outputs.logits.dtype == torch.bfloat16 and outputs.loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_start_with_pytorchs_default_weights(tiny_model, head):
+    model = tiny_model(head=head, auxiliary_head=True)
+    for part in (model.head, model.auxiliary_head):
+        for conv in (module for module in part.modules() if isinstance(module, nn.Conv2d)):
+            fan_in = conv.weight[0].numel()
+            # uniform(-1/sqrt(fan in), 1/sqrt(fan in)); Kaiming's fan out would exceed it by far
+            assert conv.weight.abs().max() <= 1 / fan_in**0.5
+            assert conv.weight.std().item() == pytest.approx(1 / (3 * fan_in) ** 0.5, rel=0.25)
+            assert conv.bias is None or 0 < conv.bias.abs().max() <= 1 / fan_in**0.5
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_first_cross_entropy_is_that_of_guessing(head):
+    torch.manual_seed(0)
+    model = AfDcdForSemanticSegmentation.from_backbone("resnet18", head=head, num_labels=11).train()
+    labels = torch.randint(0, 11, (4, 64, 64))
+    loss = model(torch.randn(4, 3, 64, 64), labels=labels).loss
+    assert loss.item() == pytest.approx(math.log(11), rel=0.06)
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(("stride", "rates"), [(8, [12, 24, 36]), (16, [6, 12, 18]), (32, [3, 6, 9])])
+def test_atrous_rates_follow_the_stride_and_survive_saving(tmp_path, stride, rates):
+    config = AfDcdConfig(output_stride=stride)
+    config.save_pretrained(tmp_path)
+    assert config.atrous_rates == AfDcdConfig.from_pretrained(tmp_path).atrous_rates == rates
+
+
+def test_given_atrous_rates_are_kept_and_dilate_the_head(tmp_path, tiny_model):
+    config = AfDcdConfig(output_stride=16, atrous_rates=(2, 5))
+    config.save_pretrained(tmp_path)
+    assert AfDcdConfig.from_pretrained(tmp_path).atrous_rates == [2, 5]
+    branches = tiny_model(head="deeplabv3", atrous_rates=[2, 5]).head.features[0].branches
+    assert [branch[0].dilation for branch in list(branches)[1:-1]] == [(2, 2), (5, 5)]
+
+
+def test_a_configuration_is_the_same_after_saving(tmp_path):
+    config = AfDcdConfig(
+        backbone="mobilenetv2_100",
+        backbone_kwargs={"drop_path_rate": 0.1},
+        head="pspnet",
+        head_channels=48,
+        auxiliary_head=True,
+        auxiliary_loss_weight=0.2,
+        align_corners=False,
+        semantic_loss_ignore_index=7,
+        id2label={0: "road", 1: "sky"},
+        label2id={"road": 0, "sky": 1},
+    )
+    config.save_pretrained(tmp_path)
+    loaded = AfDcdConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.id2label == {0: "road", 1: "sky"} and loaded.num_labels == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"head": "fpn"}, "head='fpn' is unknown; known heads: deeplabv3, pspnet, fcn"),
+        ({"output_stride": 4}, "output_stride=4 is not offered; choose 8, 16 or 32"),
+        ({"output_stride": 0}, "output_stride=0 is not offered; choose 8, 16 or 32"),
+        ({"atrous_rates": [6, 0]}, r"atrous_rates=\[6, 0\] must be one or more positive integers"),
+        ({"atrous_rates": []}, "must be one or more positive integers"),
+        ({"head_channels": 0}, "head_channels=0 must be positive"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        AfDcdConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"backbone": 18}, {"output_stride": "8"}, {"auxiliary_head": "no"}, {"atrous_rates": "12"}]
+)
+def test_a_field_of_the_wrong_type_is_refused_by_name(fields):
+    with pytest.raises(StrictDataclassError, match=next(iter(fields))):
+        AfDcdConfig(**fields)

@@ -1,0 +1,244 @@
+"""What is found before the first step: labels, classes, a poor teacher, a full disk, a folder one cannot write to."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from images import labelled_image
+from PIL import Image
+from tiny import distilling, pictures, same, samples, segmenter, supervised, weights
+
+from afdcd_hf import AfDcdImageProcessor
+from afdcd_hf.training import preflight as module
+from afdcd_hf.training.disk_space import check_room, check_writable, checkpoint_bytes, number_of_checkpoints
+from afdcd_hf.training.preflight import check_classes, check_images, preflight
+from afdcd_hf.training.teacher_score import _score, evenly_spread, score_teacher
+
+CLASSES = ["a", "b", "c", "d"]
+
+
+def look(rows, **options) -> str:
+    return check_images("training", rows, AfDcdImageProcessor(), 4, **options)
+
+
+def with_label(label: np.ndarray | None, index: int = 0) -> dict:
+    row = labelled_image(index, 4, 32, 48)
+    return {**row, "label": None if label is None else Image.fromarray(label.astype(np.uint8))}
+
+
+class Keeping(torch.nn.Module):
+    """A teacher that always predicts the class it is made for, or with None what it sees."""
+
+    def __init__(self, best: int | None):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+        self.best = best
+
+    def forward(self, pixel_values):
+        batch, _, height, width = pixel_values.shape
+        if self.best is None:  # the grey values of `labelled_image`, as the processor leaves them
+            processor = AfDcdImageProcessor()
+            mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+            steps = torch.tensor([((255 * (c + 1) // 5 / 255 - mean) / std).mean() for c in range(4)])
+            levels = pixel_values.mean(1)
+            scores = -(levels[:, None] - steps[None, :, None, None]).abs()
+            return SimpleNamespace(logits=scores * self.scale)
+        scores = torch.zeros(batch, 4, height, width)
+        scores[:, self.best] = 1
+        return SimpleNamespace(logits=scores * self.scale)
+
+
+def test_good_images_give_one_line():
+    rows = [labelled_image(index, 4, 32, 48) for index in range(20)] + [labelled_image(20, 4, 16, 24)]
+    assert (
+        look(rows)
+        == "16 of 21 training images are readable: 16x24 to 32x48 pixels (height x width), 4 of 4 classes occur"
+    )
+
+
+def test_the_images_looked_at_are_spread_over_all():
+    assert evenly_spread(5, 16) == [0, 1, 2, 3, 4]
+    assert evenly_spread(2975, 16)[:2] == [0, 198] and evenly_spread(2975, 16)[-1] == 2974
+    assert len(evenly_spread(2975, 16)) == 16
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (np.full((32, 48), 33), r"bands_0: 1536 label pixels lie outside 0\.\.3 \(values 33\)"),
+        (np.zeros((16, 48)), "bands_0: the image is 32x48 pixels but its label 16x48"),
+        (None, "bands_0 has no label"),
+    ],
+    ids=["value", "size", "missing"],
+)
+def test_a_label_that_does_not_fit_names_the_image_and_how_many_are_alike(label, words):
+    rows = [with_label(label), *pictures(2)]
+    with pytest.raises(ValueError, match=words) as caught:
+        look(rows, needs_labels=True)
+    assert "looked at are like this" not in str(caught.value)
+    with pytest.raises(ValueError, match=rf"{words}.*\(2 of the 4 training images looked at are like this\.\)"):
+        look([*rows, with_label(label, 1)], needs_labels=True)
+
+
+def test_labels_that_are_ignored_everywhere_are_an_error():
+    with pytest.raises(ValueError, match="Not one pixel of 2 training images is labelled: all are 255"):
+        look([with_label(np.full((32, 48), 255), index) for index in range(2)])
+
+
+def test_an_image_that_cannot_be_read_is_an_oserror():
+    class Rows(list):
+        def __getitem__(self, index):
+            raise OSError("b.png: the image (/d/b.png) cannot be read")
+
+    with pytest.raises(OSError, match="b.png"):
+        look(Rows([0]))
+
+
+def test_another_number_of_classes_is_an_error_and_other_names_a_warning(caplog):
+    named = segmenter(id2label=dict(enumerate(["a", "b", "x", "d"])))
+    with pytest.raises(ValueError, match="network has 4 classes, the dataset 3"):
+        check_classes(named, CLASSES[:3])
+    check_classes(named, CLASSES)
+    (warning,) = caplog.records
+    assert "class 2 is 'x' for the network and 'c' for the dataset" in warning.getMessage()
+    caplog.clear()
+    check_classes(segmenter(), CLASSES)  # names that are placeholders
+    check_classes(torch.nn.Conv2d(1, 1, 1), CLASSES)
+    assert not caplog.records
+
+
+def test_the_score_of_a_constant_prediction_is_chance():
+    counts = np.array([[60, 0, 0], [40, 0, 0], [0, 0, 0]])  # truth: 60 and 40 pixels; predicted: class 0 everywhere
+    score = _score(counts, 2)
+    assert score.chance == score.mean_iou == pytest.approx(0.3) and score.is_near_chance
+    better = _score(np.array([[50, 10, 0], [10, 30, 0], [0, 0, 0]]), 2)
+    assert better.mean_iou == pytest.approx((50 / 70 + 30 / 50) / 2) and not better.is_near_chance
+
+
+@pytest.mark.parametrize(("best", "near_chance"), [(None, False), (0, True)], ids=["good", "constant"])
+def test_a_teacher_near_chance_is_warned_of(tmp_path, caplog, best, near_chance):
+    caplog.set_level(logging.INFO, "afdcd_hf")
+    trainer = distilling(tmp_path, teacher=Keeping(best), loss="kd", loss_kwargs=None, eval_dataset=pictures(12))
+    score = score_teacher(trainer)
+    expected = 1.0 if best is None else score.chance
+    assert score.images == 8 and score.mean_iou == pytest.approx(expected) and score.is_near_chance is near_chance
+    assert score.chance == pytest.approx(1 / 16, rel=0.05)  # four classes, equally frequent
+    preflight(trainer, CLASSES)
+    (line,) = [record for record in caplog.records if "The teacher reaches" in record.getMessage()]
+    assert (line.levelno == logging.WARNING) is near_chance
+
+
+def test_on_a_slow_machine_fewer_images_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("afdcd_hf.training.teacher_score._SECONDS", 0.0)
+    assert score_teacher(distilling(tmp_path)).images == 1
+
+
+def test_a_checkpoint_is_as_large_as_foretold(tmp_path):
+    for name, make, options in (
+        ("labels", supervised, {}),
+        ("teacher", distilling, {}),
+        ("averaged", distilling, {"ema_decay": 0.9}),
+        ("adam", supervised, {"optim": "adamw_torch"}),
+        ("student", distilling, {"save_only_model": True}),
+    ):
+        student = segmenter(channels=256)  # large enough for names, JSON and random states not to matter
+        trainer = make(tmp_path / name, student, max_steps=1, save_strategy="steps", save_steps=1, **options)
+        trainer.train()
+        written = sum(path.stat().st_size for path in (tmp_path / name / "checkpoint-1").rglob("*") if path.is_file())
+        assert checkpoint_bytes(trainer)[1] == pytest.approx(written, rel=0.05), name
+
+
+def test_the_number_of_checkpoints_follows_strategy_and_limit(tmp_path):
+    def count(**options) -> int:
+        return number_of_checkpoints(supervised(tmp_path, **options).args, 100, 25)
+
+    assert count(save_strategy="no") == 0
+    assert count(save_strategy="steps", save_steps=30) == 4
+    assert count(save_strategy="steps", save_steps=0.1) == 10
+    assert count(save_strategy="steps", save_steps=30, save_total_limit=2) == 2
+    assert count(save_strategy="epoch") == 4
+    best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 10}
+    assert count(**best, eval_strategy="steps", eval_steps=10, save_total_limit=1) == 2
+
+
+def test_a_disk_too_small_is_an_error_and_one_that_will_be_full_a_warning(tmp_path, monkeypatch):
+    trainer = supervised(tmp_path, save_strategy="steps", save_steps=1)
+    one = checkpoint_bytes(trainer)[1]
+
+    def free(number: float) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=number))
+
+    free(0.9 * one)
+    with pytest.raises(OSError, match="but one checkpoint takes 0.. MiB"):
+        check_room(trainer, 10, 2)
+    free(9 * one)
+    assert "save_total_limit" in check_room(trainer, 10, 2)[1]
+    free(13 * one)
+    assert check_room(trainer, 10, 2)[1] is None
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"output_dir='.*file/run' cannot be written: Not a directory\. Give another"):
+        check_writable(tmp_path / "file" / "run")
+    check_writable(tmp_path / "new" / "run")
+    assert not list((tmp_path / "new" / "run").iterdir())
+
+
+def test_a_run_is_the_same_with_and_without_the_checks(tmp_path):
+    trained = []
+    for checked in (True, False):
+        trainer = distilling(tmp_path / str(checked))
+        if checked:
+            preflight(trainer, CLASSES)
+        trainer.train()
+        trained.append(weights(trainer.model))
+    assert same(*trained)
+
+
+def test_the_plan_is_told_and_what_is_odd_about_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "afdcd_hf")
+    options = {"save_strategy": "steps", "save_steps": 5000, "warmup_steps": 3000, "max_steps": 2000}
+    preflight(supervised(tmp_path, train_dataset=samples(8), **options), CLASSES)
+    text = "\n".join(record.getMessage() for record in caplog.records)
+    assert "2000 steps of 4 images: 1000.0 passes over 8 training images" in text
+    assert "still rising" in text and "nothing is saved before the end" in text and "A checkpoint takes" in text
+
+
+@pytest.mark.parametrize("command", ["train", "distill"])
+@pytest.mark.parametrize("preflight_option", [[], ["--preflight", "false"]], ids=["usual", "left out"])
+def test_commands_run_the_checks_unless_told_not_to(tmp_path, monkeypatch, command, preflight_option):
+    from afdcd_hf.training import runs
+
+    called = []
+    monkeypatch.setattr(runs, "preflight", lambda trainer, names: called.append(names))
+    monkeypatch.setattr(runs.SegmentationTrainer, "train", lambda *_, **__: (_ for _ in ()).throw(StopRun))
+    names = ("sky", "sun")
+    monkeypatch.setattr(runs, "load_model", lambda name: segmenter(1, num_labels=2))
+    monkeypatch.setattr(runs, "build_model", lambda *_: (segmenter(num_labels=2), AfDcdImageProcessor()))
+    monkeypatch.setattr(runs, "_processor_of", lambda name: None)
+    two = [{**row, "label": Image.fromarray(np.zeros((32, 48), np.uint8))} for row in pictures(4)]
+    monkeypatch.setattr(runs, "load_split", lambda **_: two)
+    argv = ["--output_dir", str(tmp_path / "run"), "--class_names", *names, "--dataset", "x", "--use_cpu", "true"]
+    argv += ["--per_device_train_batch_size", "2", "--crop_size", "32", "48", "--report_to", "none", *preflight_option]
+    argv += ["--teacher", "somewhere", "--loss", "kd"] if command == "distill" else []
+    with pytest.raises(StopRun):
+        getattr(runs, command)(None, argv)
+    assert [list(given) for given in called] == ([] if preflight_option else [list(names)])
+
+
+class StopRun(Exception):
+    """Where training would begin."""
+
+
+def test_an_error_of_the_main_process_is_raised_in_its_kind(tmp_path):
+    def fail():
+        raise FileNotFoundError(2, "No such file", "x.png")
+
+    with pytest.raises(OSError, match="No such file: 'x.png'"):
+        module._on_main_process(supervised(tmp_path), fail)
