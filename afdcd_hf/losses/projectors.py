@@ -12,60 +12,27 @@ Weights and multiplications (10⁹ MAC, dense, one image) at 2048 channels:
 
 – is a ReLU. The paper has the first two; the others are ours. bottleneck and depthwise see the same 5×5 positions as
 plain. With none the aligned map itself is compared: nothing could restore a hidden position, so nothing may be hidden.
-Seconds on one CPU core with align from 512 channels, forward and backward, batch 2, 45×45: plain 18.6, or 12.5 with
-only the kept positions of a random mask computed in the first convolution; bottleneck 2.3; depthwise 3.5. There the
-second convolution was still a direct one; docs/benchmarks.md has the present figures.
+Seconds on one CPU core with align from 512 channels, forward and backward, batch 2, 45×45: plain 18.6, bottleneck 2.3,
+depthwise 3.5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from ..ops.masked_conv import KeptPositions, conv3x3_of_kept
-from ..ops.winograd import conv3x3_winograd, winograd_is_faster
 
 BOTTLENECK_REDUCTION = 4
-# where computing the kept positions alone was faster on one CPU core (align + first convolution, forward + backward):
-# at a share of 0.25 by 3.0 (2048 channels), 2.7 (256), 1.6 (64, 32×32), 0.5 (32, 16×16: per-call costs dominate);
-# with 256 channels by 1.4 at a share of 0.5 and 1.0 at 0.75
-SPARSE_KEPT_SHARE = 0.5
-SPARSE_CHANNELS = 64
 
 
-class Conv3x3(nn.Conv2d):
-    """3×3 convolution of `(B, channels, h, w)` to the same, with fewer multiplications where that is faster."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, kernel_size=3, padding=1)
-
-    def forward(self, feature_map: Tensor) -> Tensor:
-        if winograd_is_faster(feature_map, self.out_channels):
-            return conv3x3_winograd(feature_map, self.weight, self.bias)
-        return super().forward(feature_map)
+def conv3x3(channels: int) -> nn.Conv2d:
+    """A 3×3 convolution of `(B, channels, h, w)` to the same."""
+    return nn.Conv2d(channels, channels, kernel_size=3, padding=1)
 
 
-class SequentialProjector(nn.Sequential):
-    """Layers in a row, of which the first is a 3×3 convolution."""
-
-    @property
-    def entry(self) -> nn.Conv2d:
-        """The 3×3 convolution that sees the masked map, which nothing else does."""
-        return self[0]
-
-    def after_entry(self, entered: Tensor) -> Tensor:
-        """Go on from the output of `entry`, which may be overwritten."""
-        for layer in list(self)[1:]:
-            entered = layer(entered)
-        return entered
-
-
-def plain_projector(channels: int) -> SequentialProjector:
+def plain_projector(channels: int) -> nn.Sequential:
     """conv3×3 – ReLU – conv3×3 on `(B, channels, h, w)`: 18·channels² weights (75.5 million at 2048)."""
-    return SequentialProjector(Conv3x3(channels), nn.ReLU(inplace=True), Conv3x3(channels))
+    return nn.Sequential(conv3x3(channels), nn.ReLU(inplace=True), conv3x3(channels))
 
 
 class EnhancedProjector(nn.Module):
@@ -82,24 +49,14 @@ class EnhancedProjector(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(Conv3x3(channels), nn.ReLU(inplace=True))
-        self.second = nn.Sequential(Conv3x3(channels), nn.ReLU(inplace=True))
-        self.restore_first = Conv3x3(channels)
-        self.restore_second = Conv3x3(channels)
-
-    @property
-    def entry(self) -> nn.Conv2d:
-        """The 3×3 convolution that sees the masked map, which nothing else does."""
-        return self.first[0]
-
-    def after_entry(self, entered: Tensor) -> Tensor:
-        """Go on from the output of `entry`, which may be overwritten."""
-        shallow = self.first[1](entered)
-        deep = self.second(shallow)
-        return (self.restore_first(shallow) + self.restore_second(deep)) / 2
+        self.first = nn.Sequential(conv3x3(channels), nn.ReLU(inplace=True))
+        self.second = nn.Sequential(conv3x3(channels), nn.ReLU(inplace=True))
+        self.restore_first = conv3x3(channels)
+        self.restore_second = conv3x3(channels)
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        return self.after_entry(self.entry(feature_map))
+        shallow = self.first(feature_map)
+        return (self.restore_first(shallow) + self.restore_second(self.second(shallow))) / 2
 
 
 def bottleneck_projector(channels: int) -> nn.Sequential:
@@ -120,9 +77,9 @@ def bottleneck_projector(channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, narrow, kernel_size=1),
         nn.ReLU(inplace=True),
-        Conv3x3(narrow),
+        conv3x3(narrow),
         nn.ReLU(inplace=True),
-        Conv3x3(narrow),
+        conv3x3(narrow),
         nn.ReLU(inplace=True),
         nn.Conv2d(narrow, channels, kernel_size=1),
     )
@@ -152,8 +109,6 @@ def _separable(channels: int) -> tuple[nn.Conv2d, nn.Conv2d]:
     return by_channel, nn.Conv2d(channels, channels, kernel_size=1)
 
 
-# those that begin with a 3×3 convolution which can be computed from the kept positions alone
-WITH_ENTRY = (SequentialProjector, EnhancedProjector)
 PROJECTORS: dict[str, Callable[[int], nn.Module]] = {
     "plain": plain_projector,
     "enhanced": EnhancedProjector,
@@ -173,49 +128,17 @@ def check_restorable(projector: str, mask: str, mask_ratio: float) -> None:
         )
 
 
-def restore(
-    student_map: Tensor, mask: Tensor, align: nn.Module, projector: nn.Module, *, sparse: bool | None = None
-) -> Tensor:
+def restore(student_map: Tensor, mask: Tensor, align: nn.Module, projector: nn.Module) -> Tensor:
     """S' = projector(mask ⊙ align(student_map)).
-
-    Where that is faster, `align` and the projector's first 3×3 convolution are computed from the kept positions alone:
-    same values and gradients, up to the order of summation.
 
     Args:
         student_map: `(B, Cs, h, w)` floating.
         mask: `(B, 1, h, w)`, dtype of `student_map`, 0 = hidden; without gradient.
         align: 1×1 convolution Cs → Ct, or the identity.
         projector: made by one of `PROJECTORS`, for Ct channels.
-        sparse: whether to do so; None chooses: on a CPU, in eager mode, outside autocast, for "plain" and "enhanced"
-            with at least 64 channels and at most half of the positions kept. On CUDA, where it is unmeasured and the
-            host would wait for the number of kept positions, the dense form is taken.
 
     Returns:
         `(B, Ct, h, w)`.
-
-    Raises:
-        ValueError: `sparse=True` for another projector than these two.
     """
-    if sparse is None:
-        sparse = _sparse_is_faster(mask, projector)
-    if not sparse:
-        # masked after the alignment: its bias must not show at hidden positions
-        return projector(align(student_map) * mask)
-    if not isinstance(projector, WITH_ENTRY):
-        raise ValueError(f"sparse=True is for the projectors 'plain' and 'enhanced', not {type(projector).__name__}.")
-    kept = KeptPositions.of(mask)
-    vectors = kept.gather(student_map)  # (K, Cs)
-    if not isinstance(align, nn.Identity):
-        vectors = F.linear(vectors, align.weight.flatten(1), align.bias)  # (K, Ct)
-    entry = projector.entry
-    return projector.after_entry(conv3x3_of_kept(vectors * kept.weights, kept, entry.weight, entry.bias))
-
-
-def _sparse_is_faster(mask: Tensor, projector: nn.Module) -> bool:
-    # under compilation the number of kept positions would break the graph; autocast does not reach the custom function
-    if mask.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return False
-    if not isinstance(projector, WITH_ENTRY):
-        return False
-    wide = projector.entry.in_channels >= SPARSE_CHANNELS
-    return wide and bool(mask.count_nonzero() <= SPARSE_KEPT_SHARE * mask.numel())
+    # masked after the alignment: its bias must not show at hidden positions
+    return projector(align(student_map) * mask)

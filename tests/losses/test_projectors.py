@@ -1,8 +1,6 @@
-"""The projectors' layers and sizes, and restore(): the sparse form equals the definition and is taken where it pays."""
+"""The projectors' layers and sizes, and restore(): what it hides and what it gives back."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
@@ -10,12 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from afdcd_hf.features import Activations
-from afdcd_hf.losses import build_loss, projectors
+from afdcd_hf.losses import build_loss
 from afdcd_hf.losses.projectors import PROJECTORS, restore
 from afdcd_hf.ops import omni_contrast
 
 OPTIONS = {"feature_weight": 2e-2, "contrast_weight": 5e-3, "pool_size": 1, "channel_groups": 4}
-WITH_ENTRY = ("plain", "enhanced")
 RESTORING = [kind for kind in PROJECTORS if kind != "none"]
 
 
@@ -40,28 +37,6 @@ def map_and_mask(channels=3, share=0.25, dtype=torch.float64):
     return feature_map, (torch.rand(2, 1, 7, 6, generator=generator) < share).to(dtype)
 
 
-def definition(feature_map, mask, align, projector):
-    return projector(align(feature_map) * mask)
-
-
-def gradients(value, feature_map, modules):
-    inputs = [feature_map, *modules.parameters()]
-    return torch.autograd.grad(value.square().sum(), inputs)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("student_channels", [3, 8])
-@pytest.mark.parametrize("kind", WITH_ENTRY)
-def test_the_sparse_form_equals_the_definition(kind, student_channels, share):
-    modules = parts(kind, student_channels)
-    feature_map, mask = map_and_mask(student_channels, share)
-    actual, expected = restore(feature_map, mask, *modules, sparse=True), definition(feature_map, mask, *modules)
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
-    pairs = zip(gradients(actual, feature_map, modules), gradients(expected, feature_map, modules), strict=True)
-    for ours, theirs in pairs:
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("kind", PROJECTORS)
 def test_every_projector_sees_zeros_at_hidden_positions(kind, share):
@@ -72,53 +47,13 @@ def test_every_projector_sees_zeros_at_hidden_positions(kind, share):
     torch.testing.assert_close(restore(feature_map, mask, align, projector), projector(hidden))
 
 
-def taken(monkeypatch):
-    calls = []
-
-    def recorded(*arguments):
-        calls.append(arguments)
-        return sparse(*arguments)
-
-    sparse = projectors.conv3x3_of_kept
-    monkeypatch.setattr(projectors, "conv3x3_of_kept", recorded)
-    return calls
-
-
-@pytest.mark.parametrize(
-    ("kind", "channels", "share", "expected"),
-    [
-        ("plain", 64, 0.25, True),
-        ("enhanced", 64, 0.25, True),
-        ("plain", 64, 0.9, False),  # nearly the share of the centre mask
-        ("plain", 32, 0.25, False),
-        ("bottleneck", 64, 0.25, False),
-        ("depthwise", 64, 0.25, False),
-    ],
-)
-def test_the_sparse_form_is_taken_where_it_pays(monkeypatch, kind, channels, share, expected):
-    calls = taken(monkeypatch)
-    modules = parts(kind, channels=channels, dtype=torch.float32)
-    feature_map, mask = map_and_mask(share=share, dtype=torch.float32)
-    actual = restore(feature_map, mask, *modules)
-    assert bool(calls) is expected
-    torch.testing.assert_close(actual, definition(feature_map, mask, *modules))
-
-
-def test_the_dense_form_is_taken_under_autocast_and_compilation(monkeypatch):
-    calls = taken(monkeypatch)
+def test_restoring_runs_under_autocast_and_is_one_compiled_graph():
     modules = parts("plain", channels=64, dtype=torch.float32)
     feature_map, mask = map_and_mask(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert restore(feature_map, mask, *modules).dtype == torch.bfloat16
     compiled = torch.compile(restore, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(feature_map, mask, *modules), definition(feature_map, mask, *modules))
-    assert not calls
-
-
-def test_a_projector_without_a_3x3_entry_has_no_sparse_form():
-    feature_map, mask = map_and_mask()
-    with pytest.raises(ValueError, match="sparse=True is for the projectors 'plain' and 'enhanced', not Sequential"):
-        restore(feature_map, mask, *parts("bottleneck"), sparse=True)
+    torch.testing.assert_close(compiled(feature_map, mask, *modules), restore(feature_map, mask, *modules))
 
 
 def test_without_a_projector_the_aligned_maps_are_compared():
@@ -149,24 +84,6 @@ def test_hidden_positions_need_a_projector(name, options, hides):
     given = {**(OPTIONS if name == "af_dcd" else {}), "projector": "none", **options}
     with pytest.raises(ValueError, match=f"projector='none' restores nothing, but {hides} hides positions: set mask_r"):
         build_loss(name, {name: given}, 6, 8)
-
-
-@pytest.mark.parametrize("kind", WITH_ENTRY)
-def test_the_loss_takes_the_same_step_with_either_form(monkeypatch, kind):
-    torch.manual_seed(0)
-    loss = build_loss("af_dcd", {"af_dcd": {**OPTIONS, "projector": kind}}, 6, 64)
-    other = copy.deepcopy(loss)
-    generator = torch.Generator().manual_seed(2)
-    student, teacher = (torch.randn(2, channels, 8, 8, generator=generator) for channels in (6, 64))
-    mask = (torch.rand(2, 1, 8, 8, generator=generator) < 0.25).float()
-    calls = taken(monkeypatch)
-    sum(loss.raw_terms(student, teacher, mask).values()).backward()
-    assert calls
-    monkeypatch.setattr(projectors, "SPARSE_KEPT_SHARE", -1.0)
-    sum(other.raw_terms(student, teacher, mask).values()).backward()
-    assert len(calls) == 1
-    for (name, ours), theirs in zip(loss.named_parameters(), other.parameters(), strict=True):
-        assert (ours.grad - theirs.grad).norm() / theirs.grad.norm() < 1e-4, name
 
 
 def count(kind, channels=2048):
