@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .counting import StreamingCounts, as_int64, bounded_ids, check_maps, mean_of_defined, raise_out_of_range, ratio
+from .counting import StreamingCounts, as_int64, bounded_ids, check_maps, check_range, mean_of_defined, ratio
 
 
 class StreamingBoundaryIoU(StreamingCounts):
@@ -119,7 +119,7 @@ class StreamingBoundaryIoU(StreamingCounts):
         wrong = (predicted < 0) | (predicted == num_labels) | (truth < 0) | (truth == num_labels)
         if (wrong & ~ignored).any().item():
             predicted, truth = (as_int64(ids).to(device)[~ignored] for ids in (predictions, references))
-            raise_out_of_range(predicted, truth, num_labels, f"{self.ignore_index} (ignore_index)")
+            check_range(predicted, truth, num_labels, f"{self.ignore_index} (ignore_index)")
         dtype = torch.uint8 if num_labels <= 255 else torch.int32
         return predicted.to(dtype).masked_fill_(ignored, num_labels), truth.to(dtype).masked_fill_(ignored, num_labels)
 

@@ -11,6 +11,7 @@ import numpy as np
 from ..atomic_io import written_whole
 
 CORNER = "truth \\ prediction"
+_FORMULA = tuple("=+-@\t\r")  # what spreadsheets take for the beginning of a formula, and would compute
 
 
 def check_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
@@ -39,6 +40,7 @@ def check_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> np
 def write_confusion_csv(matrix: np.ndarray, class_names: Sequence[str], path: str | Path) -> Path:
     """Writes pixel counts with a header line of the predicted classes and the true class first in each line.
 
+    A name that a spreadsheet would take for a formula gets an apostrophe in front, which `read_confusion_csv` removes.
     An existing file is replaced, in one step: a reader sees the old file or the new one, never a part.
 
     Args:
@@ -55,9 +57,19 @@ def write_confusion_csv(matrix: np.ndarray, class_names: Sequence[str], path: st
     counts, path = check_confusion_matrix(matrix, class_names), Path(path)
     with written_whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([CORNER, *class_names])
-        writer.writerows([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
+        names = [text_cell(name) for name in class_names]
+        writer.writerow([CORNER, *names])
+        writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
     return path
+
+
+def text_cell(text: str) -> str:
+    """The text as a CSV cell that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
+
+
+def _name_in(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell
 
 
 def read_confusion_csv(path: str | Path) -> tuple[np.ndarray, list[str]]:
@@ -71,7 +83,7 @@ def read_confusion_csv(path: str | Path) -> tuple[np.ndarray, list[str]]:
         ValueError: If it is no such table; the message names the line.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte order mark in front
-        lines = [line for line in csv.reader(file) if line]
+        lines = [[_name_in(cell) for cell in line] for line in csv.reader(file) if line]
     if not lines or len(lines[0]) < 2 or len(lines) != len(lines[0]):
         raise ValueError(
             f"{path} has {len(lines)} lines and {len(lines[0]) if lines else 0} columns; expected a header with the "

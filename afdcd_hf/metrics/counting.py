@@ -129,21 +129,25 @@ def as_int64(values: Tensor | np.ndarray) -> Tensor:
     return values.to(torch.int64) if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.int64))
 
 
-def raise_out_of_range(predicted: Tensor, truth: Tensor, num_labels: int, ignored: str) -> None:
-    """Names the values outside 0..K-1 in what was to be counted: references first.
+def check_range(predicted: Tensor, truth: Tensor, num_labels: int, ignored: str, times: Tensor | None = None) -> None:
+    """Raises over values outside 0..K-1 in what is to be counted: references first.
 
     Args:
         predicted: Class ids of the counted pixels, int64.
         truth: Their references.
         num_labels: Number of classes K.
         ignored: How references to leave out are to be marked.
+        times: How often each pair occurs; once where None.
     """
     for name, ids in (("references", truth), ("predictions", predicted)):
-        wrong = ids[(ids < 0) | (ids >= num_labels)]
-        if wrong.numel():
+        outside = (ids < 0) | (ids >= num_labels)
+        if outside.any():
+            number = int(outside.sum() if times is None else times[outside].sum())
+            values = torch.unique(ids[outside]).tolist()
+            some = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
             raise ValueError(
-                f"{wrong.numel()} {name} outside 0..{num_labels - 1}: values {_first_values(wrong)}. "
-                f"References to leave out must be {ignored}."
+                f"{number} {name} outside 0..{num_labels - 1}: values {some}. References to leave out must be "
+                f"{ignored}."
             )
 
 
@@ -166,8 +170,3 @@ def _class_names(num_labels: int, id2label: Mapping[Any, str]) -> list[str]:
     ordered = [names.get(index, str(index)) for index in range(num_labels)]
     times = Counter(ordered)
     return [name if times[name] == 1 else f"{name} ({index})" for index, name in enumerate(ordered)]
-
-
-def _first_values(wrong: Tensor, limit: int = 5) -> str:
-    values = torch.unique(wrong).tolist()
-    return ", ".join(map(str, values[:limit])) + (", ..." if len(values) > limit else "")

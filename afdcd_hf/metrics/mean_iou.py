@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .counting import StreamingCounts, as_int64, bounded_ids, check_maps, mean_of_defined, raise_out_of_range, ratio
+from .counting import StreamingCounts, as_int64, bounded_ids, check_maps, check_range, mean_of_defined, ratio
 
 PADDING_LABEL = -100  # what the Trainer pads references with when it gathers maps of different sizes
 _CHUNK = 1 << 18  # pixels that are counted at a time on the CPU, so that what is made of them stays in its cache
@@ -78,7 +78,7 @@ class StreamingMeanIoU(StreamingCounts):
         table = sum(self._count(*(ids[start : start + step] for ids in flat)) for start in starts)
         counts, invalid = self._read(table)
         if invalid.item():  # the only value read back to the host, so valid input costs one synchronisation
-            self._raise_out_of_range(as_int64(predictions), as_int64(references))
+            self._check_range(as_int64(predictions), as_int64(references))
         self._add(counts)
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
@@ -96,7 +96,7 @@ class StreamingMeanIoU(StreamingCounts):
         if len(predictions) != len(references):
             raise ValueError(f"{len(predictions)} predictions but {len(references)} references.")
         for predicted, truth in zip(predictions, references, strict=True):
-            self.update(_as_array(predicted), _as_array(truth))
+            self.update(*(ids if isinstance(ids, Tensor) else np.asarray(ids) for ids in (predicted, truth)))
 
     def compute(self) -> dict[str, Any]:
         """Scores of everything counted so far; the counts stay.
@@ -153,15 +153,11 @@ class StreamingMeanIoU(StreamingCounts):
         counts = table[-low : self.num_labels - low, 1:-1].contiguous()
         return counts, table.sum() - counts.sum()
 
-    def _raise_out_of_range(self, predicted: Tensor, truth: Tensor) -> None:
+    def _check_range(self, predicted: Tensor, truth: Tensor) -> None:
         predicted, truth = predicted.to(self._device), truth.to(self._device)
         counted = (truth != self.ignore_index) & (truth != PADDING_LABEL)
         marks = f"{self.ignore_index} (ignore_index) or {PADDING_LABEL}"
-        raise_out_of_range(predicted[counted], truth[counted], self.num_labels, marks)
-
-
-def _as_array(values: Tensor | np.ndarray | Sequence[Any]) -> Tensor | np.ndarray:
-    return values if isinstance(values, Tensor) else np.asarray(values)
+        check_range(predicted[counted], truth[counted], self.num_labels, marks)
 
 
 def _flat(values: Tensor | np.ndarray, device: torch.device) -> Tensor | np.ndarray:

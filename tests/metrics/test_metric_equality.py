@@ -9,7 +9,7 @@ import pytest
 import torch
 from miniatures import CITYSCAPES_IDS, cityscapes_folder, train_ids
 from PIL import Image
-from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
+from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 from tiny import segmenter
 from torch.nn import functional as F
 
@@ -69,48 +69,12 @@ def assert_equals_scikit_learn(scores, predictions, references, num_labels, atol
     assert np.isnan(scores["per_category_iou"][absent]).all()
 
 
-# scikit-learn
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_scores_equal_scikit_learns(seed):
     num_labels = (19, 21, 11, 150)[seed % 4]
     predictions, references = random_maps(seed, num_labels)
     scores = scores_of(predictions, references, num_labels)
     assert_equals_scikit_learn(scores, predictions, references, num_labels, atol=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_confusion_matrix_equals_scikit_learns(seed):
-    predictions, references = random_maps(seed)
-    streaming = StreamingMeanIoU(19)
-    streaming.add_batch(predictions=predictions, references=references)
-    expected = confusion_matrix(flat(references, references), flat(predictions, references), labels=range(19))
-    np.testing.assert_array_equal(streaming.confusion_matrix.numpy(), expected)
-
-
-# The scripts of papers
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_scores_equal_mmsegmentations_formula(seed):
-    """Areas from `torch.histc` per image, summed; a class that is nowhere is NaN and left out of the mean."""
-    predictions, references = random_maps(seed)
-    areas = torch.zeros(3, 19, dtype=torch.float64)
-    for predicted, truth in zip(predictions, references, strict=True):
-        predicted, truth = torch.tensor(predicted[truth != IGNORED]), torch.tensor(truth[truth != IGNORED])
-        for row, values in enumerate((predicted[predicted == truth], predicted, truth)):
-            areas[row] += torch.histc(values.float(), bins=19, min=0, max=18)
-    both, predicted, truth = areas.numpy()
-    with np.errstate(invalid="ignore"):
-        iou, accuracy = both / (predicted + truth - both), both / truth
-    scores = scores_of(predictions, references, 19)
-    np.testing.assert_allclose(scores["per_category_iou"], iou, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(scores["per_category_accuracy"], accuracy, rtol=0, atol=1e-12)
-    assert np.isnan(iou).sum() >= 2
-    assert scores["mean_iou"] == pytest.approx(np.nanmean(iou), rel=0, abs=1e-12)
-    assert scores["mean_accuracy"] == pytest.approx(np.nanmean(accuracy), rel=0, abs=1e-12)
-    assert scores["overall_accuracy"] == pytest.approx(both.sum() / truth.sum(), rel=0, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -132,9 +96,6 @@ def test_counting_absent_classes_as_zero_equals_the_released_codes_formula(seed)
     assert scores["mean_iou"] == pytest.approx(iou.mean(), rel=0, abs=1e-12)
     assert scores["overall_accuracy"] == pytest.approx(both.sum() / (labelled + epsilon), rel=0, abs=1e-12)
     assert scores["mean_iou"] < scores_of(predictions, references, 19)["mean_iou"]
-
-
-# Real labels and a network
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +124,7 @@ def predict(model, processor, image):
 
 
 def test_a_networks_scores_on_camvid_equal_scikit_learns(camvid):
-    model, processor = segmenter(seed=3, num_labels=11), AfDcdImageProcessor()
+    model, processor = segmenter(seed=9, num_labels=11), AfDcdImageProcessor()
     references = [np.array(row["label"]) for row in camvid]
     predictions = [predict(model, processor, row["image"]) for row in camvid]
     assert len(np.unique(np.stack(predictions))) > 3, "a constant prediction would test little"
@@ -171,17 +132,6 @@ def test_a_networks_scores_on_camvid_equal_scikit_learns(camvid):
     arrays = {name: np.array(list(value.values())) for name, value in scores.items() if name.startswith("per_category")}
     assert_equals_scikit_learn({**scores, **arrays}, predictions, references, 11, atol=1e-6)
     assert_equals_scikit_learn(scores_of(predictions, references, 11), predictions, references, 11, atol=1e-12)
-
-
-def test_shifted_camvid_labels_score_as_in_scikit_learn(camvid):
-    references = [np.array(row["label"]) for row in camvid]
-    predictions = [np.roll(np.where(truth == IGNORED, 0, truth), (3, 5), (0, 1)) for truth in references]
-    scores = scores_of(predictions, references, 11)
-    assert 0.5 < scores["mean_iou"] < 1
-    assert_equals_scikit_learn(scores, predictions, references, 11, atol=1e-12)
-
-
-# cityscapesScripts
 
 
 def official_scores(predictions, truths):

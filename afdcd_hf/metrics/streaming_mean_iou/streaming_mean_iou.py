@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import datasets
@@ -14,8 +15,8 @@ import evaluate
 import numpy as np
 import torch
 
-from afdcd_hf.metrics.mean_iou import StreamingMeanIoU
-from afdcd_hf.metrics.streaming_mean_iou.pair_counts import PairCounts
+from afdcd_hf.metrics.counting import check_maps, check_range
+from afdcd_hf.metrics.mean_iou import PADDING_LABEL, StreamingMeanIoU
 
 _DESCRIPTION = """
 Mean intersection over union of segmentation maps, with the calls, options and results of `mean_iou`. Maps are counted
@@ -26,15 +27,15 @@ _INPUTS = """
     Predictions and references are label maps: one array or tensor of any shape, or a list with one map per image, whose
     sizes may differ. Integers of the int32 range; -100 in the references is padding.
 """
+_DENSE_WIDTH = 1024  # widest range of values counted in one dense table, of 8 MB
 
 
 class StreamingMeanIoUMetric(evaluate.Metric):
     """Segmentation scores in the calling style of `evaluate`, whose memory does not depend on the number of images.
 
     It counts pairs of raw values, so that everything but the maps may be told as late as `compute`. Unlike `mean_iou`,
-    a counted value outside 0..K-1 is an error instead of a pixel that goes missing from some of the sums, and
-    `label_map` maps each value once even where a result is itself in the map. With `num_process` > 1 each process
-    hands over its counts, not its maps.
+    a counted value outside 0..K-1 is an error instead of a pixel missing from some of the sums, and `label_map` maps
+    each value once. With `num_process` > 1 each process hands over its counts, not its maps.
 
     Args:
         config_name: As in `evaluate`, like all options that are not listed here.
@@ -68,7 +69,6 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         absent_as_zero: bool = False,
         **evaluate_options: Any,
     ) -> None:
-        _check_known(evaluate_options)
         self._options = {
             "num_labels": num_labels,
             "ignore_index": ignore_index,
@@ -77,7 +77,9 @@ class StreamingMeanIoUMetric(evaluate.Metric):
             "reduce_labels": reduce_labels,
             "absent_as_zero": absent_as_zero,
         }
-        self._counts = PairCounts()
+        theirs = inspect.signature(evaluate.Metric.__init__).parameters.keys() - {"self", "kwargs"}
+        _check_known(evaluate_options, {*self._options, *theirs})
+        self._counts: Counter[tuple[int, int]] = Counter()  # of (true value, predicted value)
         super().__init__(config_name, **evaluate_options)
 
     def add(
@@ -100,21 +102,13 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         for predicted, truth in zip(predictions, references, strict=True):
             self._count(predicted, truth)
 
-    def compute(
-        self,
-        *,
-        predictions: Any = None,
-        references: Any = None,
-        num_labels: int | None = None,
-        ignore_index: int | None = None,
-        nan_to_num: float | None = None,
-        label_map: Mapping[int, int] | None = None,
-        reduce_labels: bool | None = None,
-        absent_as_zero: bool | None = None,
-    ) -> dict[str, Any] | None:
+    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any] | None:
         """Scores of the maps given here and of those added before, which are then forgotten.
 
-        Options that are None are those given when the metric was made.
+        Args:
+            predictions: As `add_batch` takes them.
+            references: Likewise.
+            options: Those of the class, from `num_labels` on, in place of what was given when the metric was made.
 
         Returns:
             On process 0 `mean_iou`, `mean_accuracy` and `overall_accuracy`, floats in 0..1, and `per_category_iou` and
@@ -123,16 +117,10 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         Raises:
             ValueError: If the number of classes is unknown, or a value that is counted is outside 0..K-1; maps that
                 were added are kept then.
+            TypeError: If an option is unknown.
         """
-        given = {
-            "num_labels": num_labels,
-            "ignore_index": ignore_index,
-            "nan_to_num": nan_to_num,
-            "label_map": label_map,
-            "reduce_labels": reduce_labels,
-            "absent_as_zero": absent_as_zero,
-        }
-        options = {**self._options, **{name: value for name, value in given.items() if value is not None}}
+        _check_known(options, self._options)
+        options = {**self._options, **{name: value for name, value in options.items() if value is not None}}
         if options["num_labels"] is None:
             raise ValueError("The number of classes is unknown; pass num_labels to evaluate.load or to compute.")
         if predictions is not None or references is not None:
@@ -153,46 +141,79 @@ class StreamingMeanIoUMetric(evaluate.Metric):
     def _count(self, predicted: Any, truth: Any) -> None:
         if predicted is None or truth is None:
             raise ValueError("Both predictions and references are needed.")
-        self._counts.update(_as_array(truth), _as_array(predicted))
+        self._counts += _pairs(_as_array(truth), _as_array(predicted))
         if self.num_process > 1 and self.writer is None:
             # Processes wait for each other at their first write: better now than when one has long finished.
             self._hand_over()
 
     def _hand_over(self) -> None:
         """Write the counts as one row of what `evaluate` collects over processes."""
-        truth, predicted, counts = self._counts.pairs()
-        super().add_batch(predictions=[[predicted]], references=[[truth, counts]])
-        self._counts = PairCounts()
+        truth, predicted = zip(*self._counts, strict=True) if self._counts else ((), ())
+        super().add_batch(predictions=[[predicted]], references=[[truth, tuple(self._counts.values())]])
+        self._counts = Counter()
 
     def _compute(self, predictions: list, references: list, options: dict[str, Any]) -> dict[str, Any]:
-        total = PairCounts()
+        total: Counter[tuple[int, int]] = Counter()
         for (predicted,), (truth, counts) in zip(predictions, references, strict=True):
-            total.add(truth, predicted, counts)
+            total += Counter(dict(zip(zip(truth, predicted, strict=True), counts, strict=True)))
         return _scores(total, **options)
 
 
-def _scores(
-    counts: PairCounts, *, num_labels: int, ignore_index: int, nan_to_num: float | None, absent_as_zero: bool, **mapping
-) -> dict[str, Any]:
-    metric = StreamingMeanIoU(num_labels, ignore_index, absent_as_zero=absent_as_zero)
-    matrix = torch.from_numpy(counts.confusion_matrix(num_labels, ignore_index, **mapping))
-    scores = metric.reduce(lambda own: own + matrix).compute()
-    results = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
-    for name in ("per_category_iou", "per_category_accuracy"):
-        results[name] = np.array(list(scores[name].values()))
-    if nan_to_num is None:
-        return results
-    return {name: np.nan_to_num(value, nan=nan_to_num) for name, value in results.items()}
+def _check_known(options: Mapping[str, Any], known: Iterable[str]) -> None:
+    unknown = sorted(options.keys() - set(known))
+    if unknown:  # evaluate itself would drop them silently
+        raise TypeError(f"Unknown options {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
 
 
 def _as_array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _check_known(options: Mapping[str, Any]) -> None:
-    ours = inspect.signature(StreamingMeanIoUMetric.__init__).parameters
-    theirs = inspect.signature(evaluate.Metric.__init__).parameters
-    unknown = sorted(options.keys() - theirs.keys())
-    if unknown:  # evaluate itself would drop them silently
-        known = sorted({*ours, *theirs} - {"self", "kwargs", "evaluate_options"})
-        raise TypeError(f"Unknown options {', '.join(unknown)}; known are {', '.join(known)}.")
+def _pairs(truth: np.ndarray, predicted: np.ndarray) -> Counter[tuple[int, int]]:
+    """How often each pair of values occurs in two maps."""
+    check_maps(predicted, truth)
+    if not truth.size:
+        return Counter()
+    ends = [(int(values.min()), int(values.max())) for values in (truth, predicted)]
+    lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
+    if lowest < -(2**31) or highest >= 2**31:
+        raise ValueError(f"Class ids of the int32 range are expected, but there are values {lowest}..{highest}.")
+    truth, predicted = (values.ravel().astype(np.int64) - lowest for values in (truth, predicted))
+    if highest - lowest < _DENSE_WIDTH:
+        table = np.bincount(truth * _DENSE_WIDTH + predicted)
+        codes = np.flatnonzero(table)
+        pairs, counts = np.stack(np.divmod(codes, _DENSE_WIDTH), 1), table[codes]
+    else:
+        pairs, counts = np.unique(np.stack([truth, predicted], 1), axis=0, return_counts=True)
+    return Counter(dict(zip(map(tuple, (pairs + lowest).tolist()), counts.tolist(), strict=True)))
+
+
+def _scores(
+    counts: Counter[tuple[int, int]],
+    *,
+    num_labels: int,
+    ignore_index: int,
+    nan_to_num: float | None,
+    label_map: Mapping[int, int] | None,
+    reduce_labels: bool,
+    absent_as_zero: bool,
+) -> dict[str, Any]:
+    raw, predicted = np.array(list(counts), np.int64).reshape(-1, 2).T
+    times, truth = np.array(list(counts.values()), np.int64), raw.copy()
+    for old, new in (label_map or {}).items():
+        truth[raw == int(old)] = int(new)
+    if reduce_labels:
+        truth = np.where((truth == 0) | (truth == 255), 255, truth - 1)
+    counted = (truth != ignore_index) & (raw != PADDING_LABEL)
+    truth, predicted, times = (torch.from_numpy(values[counted]) for values in (truth, predicted, times))
+    marks = f"{ignore_index} (ignore_index) or {PADDING_LABEL}, after label_map and reduce_labels"
+    check_range(predicted, truth, num_labels, marks, times)
+    matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64)
+    matrix.index_put_((truth, predicted), times, accumulate=True)
+    scores = StreamingMeanIoU(num_labels, absent_as_zero=absent_as_zero).reduce(lambda _: matrix).compute()
+    results = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+    for name in ("per_category_iou", "per_category_accuracy"):
+        results[name] = np.array(list(scores[name].values()))
+    if nan_to_num is None:
+        return results
+    return {name: np.nan_to_num(value, nan=nan_to_num) for name, value in results.items()}
