@@ -6,49 +6,75 @@ a name is first used. It makes transformers' Auto classes know our models.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .lazy import lazy_exports
 from .registration import register_when_used
 
+if TYPE_CHECKING:
+    from .adapters import as_segmenter as as_segmenter
+    from .compare.comparison import run_comparison as run_comparison
+    from .compare.plan import load_plan as load_plan
+    from .cost.latency import profile_model as profile_model
+    from .data.loading import load_benchmark as load_benchmark
+    from .data.loading import load_split as load_split
+    from .data.samples import TrainingSamples as TrainingSamples
+    from .data.samples import collate_samples as collate_samples
+    from .data.transforms import RandomScaleCropFlip as RandomScaleCropFlip
+    from .evaluation.segmenter import evaluate_segmenter as evaluate_segmenter
+    from .export.onnx import export_onnx as export_onnx
+    from .features import Activations as Activations
+    from .features import capture as capture
+    from .hub.conversion.checkpoints import convert_checkpoint as convert_checkpoint
+    from .hub.push import push_folder as push_folder
+    from .hub.verify import verify as verify
+    from .inference.segment import InferenceSettings as InferenceSettings
+    from .inference.segment import segment_image as segment_image
+    from .losses import build_loss as build_loss
+    from .losses.afdcd import AfDcdLoss as AfDcdLoss
+    from .losses.attention_transfer import AttentionTransferLoss as AttentionTransferLoss
+    from .losses.base import DistillationLoss as DistillationLoss
+    from .losses.cirkd import CIRKDLoss as CIRKDLoss
+    from .losses.cwd import CWDLoss as CWDLoss
+    from .losses.dist import DISTLoss as DISTLoss
+    from .losses.fitnet import FitNetLoss as FitNetLoss
+    from .losses.ifvd import IFVDLoss as IFVDLoss
+    from .losses.kd import KDLoss as KDLoss
+    from .losses.mgd import MGDLoss as MGDLoss
+    from .losses.skd import SKDLoss as SKDLoss
+    from .metrics.boundary_iou import StreamingBoundaryIoU as StreamingBoundaryIoU
+    from .metrics.mean_iou import StreamingMeanIoU as StreamingMeanIoU
+    from .metrics.streaming_mean_iou import streaming_mean_iou_path as streaming_mean_iou_path
+    from .models.configuration_afdcd import AfDcdConfig as AfDcdConfig
+    from .models.image_processing_afdcd import AfDcdImageProcessor as AfDcdImageProcessor
+    from .models.modeling_afdcd import (
+        AfDcdForSemanticSegmentation as AfDcdForSemanticSegmentation,
+    )
+    from .models.modeling_afdcd import (
+        AfDcdOutput as AfDcdOutput,
+    )
+    from .ops.contrast import (
+        channel_contrast as channel_contrast,
+    )
+    from .ops.contrast import (
+        omni_contrast as omni_contrast,
+    )
+    from .ops.contrast import (
+        spatial_contrast as spatial_contrast,
+    )
+    from .recipes import load_recipe as load_recipe
+    from .training.distillation import DistillationModel as DistillationModel
+    from .training.distillation_trainer import DistillationTrainer as DistillationTrainer
+    from .training.trainer import SegmentationTrainer as SegmentationTrainer
+    from .training.training_args import (
+        DistillationTrainingArguments as DistillationTrainingArguments,
+    )
+    from .training.training_args import (
+        SegmentationTrainingArguments as SegmentationTrainingArguments,
+    )
+
 __version__ = "0.1.0"
 
-# public name -> the module that defines it
-_EXPORTS = {
-    "AfDcdConfig": "models.configuration_afdcd",
-    "AfDcdForSemanticSegmentation": "models.modeling_afdcd",
-    "AfDcdImageProcessor": "models.image_processing_afdcd",
-    "AfDcdLoss": "losses.afdcd",
-    "AfDcdOutput": "models.modeling_afdcd",
-    "Activations": "features",
-    "DistillationLoss": "losses.base",
-    "DistillationModel": "training.distillation",
-    "DistillationTrainer": "training.distillation_trainer",
-    "DistillationTrainingArguments": "training.training_args",
-    "KDLoss": "losses.kd",
-    "SegmentationTrainer": "training.trainer",
-    "SegmentationTrainingArguments": "training.training_args",
-    "InferenceSettings": "inference.segment",
-    "StreamingBoundaryIoU": "metrics.boundary_iou",
-    "StreamingMeanIoU": "metrics.mean_iou",
-    "as_segmenter": "adapters",
-    "build_loss": "losses",
-    "capture": "features",
-    "convert_checkpoint": "hub.conversion.checkpoints",
-    "evaluate_segmenter": "evaluation.segmenter",
-    "export_onnx": "export.onnx",
-    "load_benchmark": "data.loading",
-    "load_plan": "compare.plan",
-    "load_recipe": "recipes",
-    "load_split": "data.loading",
-    "profile_model": "cost.latency",
-    "push_folder": "hub.push",
-    "run_comparison": "compare.comparison",
-    "segment_image": "inference.segment",
-    "streaming_mean_iou_path": "metrics.streaming_mean_iou",
-    "verify": "hub.verify",
-}
-
-__all__ = sorted([*_EXPORTS, "__version__"])
-
-__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)
 
 register_when_used()

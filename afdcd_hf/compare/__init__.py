@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..lazy import lazy_exports
 
-_MODULE_OF = {
-    "Budget": "plan",
-    "Method": "plan",
-    "Plan": "plan",
-    "load_plan": "plan",
-    "run_comparison": "comparison",
-}
+if TYPE_CHECKING:
+    from .comparison import run_comparison
+    from .plan import Budget, Method, Plan, load_plan
 
-__all__ = sorted(_MODULE_OF)
-
-__getattr__, __dir__ = lazy_exports(__name__, _MODULE_OF)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -5,20 +5,13 @@ Everything is loaded on first use.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..lazy import lazy_exports
 
-_MODULE_OF = {
-    "count_macs": "counting",
-    "count_macs_at": "counting",
-    "count_parameters": "counting",
-    "ProfileRow": "latency",
-    "ProfileSettings": "latency",
-    "format_profile": "table",
-    "profile_model": "latency",
-    "profile_rows": "latency",
-    "write_profile": "table",
-}
+if TYPE_CHECKING:
+    from .counting import count_macs, count_macs_at, count_parameters
+    from .latency import ProfileRow, ProfileSettings, profile_model, profile_rows
+    from .table import format_profile, write_profile
 
-__all__ = list(_MODULE_OF)
-
-__getattr__, __dir__ = lazy_exports(__name__, _MODULE_OF)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

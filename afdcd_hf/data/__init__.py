@@ -5,27 +5,15 @@ Everything is loaded on first use, so that reading the table does not import tor
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..lazy import lazy_exports
 
-_MODULE_OF = {
-    "BENCHMARKS": "benchmarks",
-    "Benchmark": "benchmarks",
-    "get_benchmark": "benchmarks",
-    "SplitCheck": "loading",
-    "check_layout": "loading",
-    "class_names": "loading",
-    "load_benchmark": "loading",
-    "load_split": "loading",
-    "SCENE_CLASSES": "scenes",
-    "SCENE_PALETTE": "scenes",
-    "generate_scene": "scenes",
-    "RandomScaleCropFlip": "transforms",
-    "TrainingSamples": "samples",
-    "check_labels": "samples",
-    "collate_samples": "samples",
-}
+if TYPE_CHECKING:
+    from .benchmarks import BENCHMARKS, Benchmark, get_benchmark
+    from .loading import SplitCheck, check_layout, class_names, load_benchmark, load_split
+    from .samples import TrainingSamples, check_labels, collate_samples
+    from .scenes import SCENE_CLASSES, SCENE_PALETTE, generate_scene
+    from .transforms import RandomScaleCropFlip
 
-__all__ = list(_MODULE_OF)
-
-
-__getattr__, __dir__ = lazy_exports(__name__, _MODULE_OF)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..lazy import lazy_exports
 
-_MODULE_OF = {
-    "evaluate_segmenter": "segmenter",
-    "save_results": "results",
-}
+if TYPE_CHECKING:
+    from .results import save_results
+    from .segmenter import evaluate_segmenter
 
-__all__ = sorted(_MODULE_OF)
-
-__getattr__, __dir__ = lazy_exports(__name__, _MODULE_OF)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..lazy import lazy_exports
 
-_MODULE_OF = {
-    "OnnxSegmenter": "onnx_segmenter",
-    "compare_runtimes": "comparison",
-    "export_onnx": "onnx",
-    "export_timm_backbone": "timm_backbone",
-    "load_onnx": "onnx_segmenter",
-    "quantise_onnx": "quantisation",
-}
+if TYPE_CHECKING:
+    from .comparison import compare_runtimes
+    from .onnx import export_onnx
+    from .onnx_segmenter import OnnxSegmenter, load_onnx
+    from .quantisation import quantise_onnx
+    from .timm_backbone import export_timm_backbone
 
-__all__ = sorted(_MODULE_OF)
-
-__getattr__, __dir__ = lazy_exports(__name__, _MODULE_OF)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..lazy import lazy_exports
 
-_MODULE_OF = {
-    "InferenceSettings": "segment",
-    "PredictionWriter": "submission",
-    "draw_predictions": "comparison",
-    "predict_images": "predictions",
-    "predict_label_maps": "segment",
-    "segment_image": "segment",
-    "zip_predictions": "submission",
-}
+if TYPE_CHECKING:
+    from .comparison import draw_predictions
+    from .predictions import predict_images
+    from .segment import InferenceSettings, predict_label_maps, segment_image
+    from .submission import PredictionWriter, zip_predictions
 
-__all__ = sorted(_MODULE_OF)
-
-__getattr__, __dir__ = lazy_exports(__name__, _MODULE_OF)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

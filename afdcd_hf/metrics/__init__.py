@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..lazy import lazy_exports
 
-_MODULE_OF = {
-    "StreamingBoundaryIoU": "boundary_iou",
-    "StreamingMeanIoU": "mean_iou",
-    "streaming_mean_iou_path": "streaming_mean_iou",
-}
+if TYPE_CHECKING:
+    from .boundary_iou import StreamingBoundaryIoU
+    from .mean_iou import StreamingMeanIoU
+    from .streaming_mean_iou import streaming_mean_iou_path
 
-__all__ = sorted(_MODULE_OF)
-
-__getattr__, __dir__ = lazy_exports(__name__, _MODULE_OF)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

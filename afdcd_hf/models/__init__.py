@@ -1,5 +1,6 @@
-"""Networks, their configuration and their image processor (torch, timm and transformers only).
+"""Models, their configuration and their image processor (torch, timm and transformers only).
 
-Import from the modules, or from `afdcd_hf`. This file stays empty: transformers' Auto modules load the configuration
-while they are themselves being imported, and must not pull the networks in at that point.
+Import from the modules, or from `afdcd_hf`.
 """
+
+import transformers  # noqa: F401  (first: it registers our classes, which must not be half imported by then)

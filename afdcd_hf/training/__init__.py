@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..lazy import lazy_exports
 
-_MODULE_OF = {
-    "DistillationModel": "distillation",
-    "DistillationTrainer": "distillation_trainer",
-    "DistillationTrainingArguments": "training_args",
-    "SegmentationTrainer": "trainer",
-    "SegmentationTrainingArguments": "training_args",
-    "distill": "runs",
-    "train": "runs",
-}
+if TYPE_CHECKING:
+    from .distillation import DistillationModel
+    from .distillation_trainer import DistillationTrainer
+    from .runs import distill, train
+    from .trainer import SegmentationTrainer
+    from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
-__all__ = sorted(_MODULE_OF)
-
-__getattr__, __dir__ = lazy_exports(__name__, _MODULE_OF)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

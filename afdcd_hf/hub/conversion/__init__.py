@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ...lazy import lazy_exports
 
-_MODULE_OF = {
-    "convert_backbone": "backbones",
-    "convert_checkpoint": "checkpoints",
-    "read_class_names": "reading",
-    "read_tensors": "reading",
-}
+if TYPE_CHECKING:
+    from .backbones import convert_backbone
+    from .checkpoints import convert_checkpoint
+    from .reading import read_class_names, read_tensors
 
-__all__ = list(_MODULE_OF)
-
-__getattr__, __dir__ = lazy_exports(__name__, _MODULE_OF)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)
