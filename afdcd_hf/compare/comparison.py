@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..atomic_io import written_whole
+from ..folder_lock import held_alone
 from .cells import (
     Cell,
     all_places,
@@ -25,7 +26,6 @@ from .cells import (
 )
 from .checks import check_plan, check_same, find_data, teacher_folder
 from .child_process import afdcd_command, last_words, run_logged
-from .lock import held_alone
 from .plan import Budget, Method, Plan
 from .progress import Progress
 from .report import write_report
@@ -71,8 +71,7 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
         ComparisonStopped: By a signal; a second call goes on.
     """
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    with held_alone(output) as lock:
+    with held_alone(output, "--output") as lock:
         check_plan(plan, output)
         find_data(plan)
         return _Comparison(plan, output, Progress(plan, show, finished(plan, output)), lock).run()
@@ -85,7 +84,7 @@ def finished(plan: Plan, output: str | Path) -> dict[str, CellResult]:
 
 
 class _Comparison:
-    def __init__(self, plan: Plan, output: Path, progress: Progress, lock: int) -> None:
+    def __init__(self, plan: Plan, output: Path, progress: Progress, lock: int | None) -> None:
         self._plan, self._output, self._progress, self._lock = plan, output, progress, lock
         self._failed: dict[str, str] = {}
         self._calibrations: dict[str, CellResult] = {}
@@ -168,7 +167,9 @@ class _Comparison:
         command = self._command(cell, folder)
         self._progress.starts(cell)
         start = time.perf_counter()
-        status = run_logged(command, folder / LOG_NAME, self._progress.watch, keep_open=[self._lock])
+        status = run_logged(
+            command, folder / LOG_NAME, self._progress.watch, keep_open=[] if self._lock is None else [self._lock]
+        )
         if status != 0:
             self._failed[cell.place] = last_words(folder / LOG_NAME)
             self._progress.failed(cell)

@@ -18,7 +18,6 @@ from afdcd_hf.cli import main
 from afdcd_hf.compare import checks, comparison
 from afdcd_hf.compare.child_process import ComparisonStopped, last_line, run_logged
 from afdcd_hf.compare.comparison import run_comparison
-from afdcd_hf.compare.lock import held_alone
 from afdcd_hf.compare.plan import load_plan
 from afdcd_hf.compare.results import read_result
 from afdcd_hf.hub.card_facts import CardFacts, TrainingFacts
@@ -306,18 +305,6 @@ def test_the_time_left_is_estimated_from_what_is_finished(plan, stand_ins, tmp_p
 
 
 # The processes
-
-
-def test_a_folder_is_held_by_one_comparison_and_by_what_it_started(tmp_path):
-    with held_alone(tmp_path) as lock:
-        with pytest.raises(FileExistsError, match="still at work"), held_alone(tmp_path):
-            pass
-        left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
-    with pytest.raises(FileExistsError, match="left behind"), held_alone(tmp_path):
-        pass
-    left.communicate()
-    with held_alone(tmp_path):
-        pass
 
 
 def test_output_goes_to_the_log_and_its_last_line_is_watched(tmp_path):
