@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 @contextmanager
@@ -14,11 +15,38 @@ def written_whole(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to: it becomes `path` at the end, or is removed if anything goes wrong.
 
     Even a killed process leaves no half file under the name that was asked for. Missing folders are made.
+
+    Raises:
+        OSError: If it cannot be written, such as on a full disk; the error names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
+    except OSError as error:
+        _raise_named(error, path, part)
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_can_write(path: Path) -> None:
+    """Look before long work whether a file can be written at `path`; missing folders are made.
+
+    Raises:
+        OSError: If it cannot; the error names `path`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent) as probe:
+            probe.write(b"probe")
+    except OSError as error:
+        _raise_named(error, path, error.filename)
+        raise
+
+
+def _raise_named(error: OSError, path: Path, part: Path | str | None) -> None:
+    """Raises the error with the path that was asked for, where it names none or only a temporary one."""
+    if error.errno is not None and error.filename in (None, str(part)):
+        raise OSError(error.errno, f"{os.strerror(error.errno)}; it cannot be written", str(path)) from error
