@@ -12,7 +12,7 @@ import numpy as np
 
 from .benchmarks import BENCHMARKS, Benchmark, SplitFiles, get_benchmark
 from .decoding import DecodedRows
-from .scenes.columns import scene_columns
+from .scenes import scene_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset

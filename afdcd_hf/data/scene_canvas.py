@@ -1,0 +1,307 @@
+"""What a generated scene is painted on: camera, light, the street, and shapes whose colours and classes agree.
+
+Positions are metres: `x` to the right, `y` up from the ground, `z` ahead of the camera. Chance comes from Python's
+`random()` alone, and floats only meet sums, products, quotients and square roots, so that the same seed gives the same
+pixels on any platform.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+Colour = tuple[int, int, int]
+Point = tuple[float, float]
+Choice = TypeVar("Choice")
+
+SKY, BUILDING, ROAD, SIDEWALK, TREE, POLE, CAR, PERSON = range(8)
+VOID = 255
+
+
+# One palette for walls, doors, signs, vehicles and clothes: a colour alone must not give its class away.
+URBAN: tuple[Colour, ...] = (
+    (196, 188, 172), (158, 78, 60), (112, 112, 116), (72, 74, 80), (222, 218, 208), (140, 120, 98), (54, 66, 96),
+    (66, 92, 66), (178, 150, 96), (96, 128, 150), (150, 44, 40), (38, 38, 42), (206, 170, 60), (120, 150, 120),
+    (170, 176, 182), (90, 60, 48), (128, 116, 140), (204, 120, 84),
+)  # fmt: skip
+GREYS: tuple[Colour, ...] = (
+    (92, 92, 96), (118, 117, 115), (140, 140, 142), (164, 160, 154), (72, 74, 78), (150, 138, 124),
+)  # fmt: skip
+MARKS: tuple[Colour, ...] = ((226, 226, 220), (186, 184, 178), (214, 190, 110))
+LEAVES: tuple[tuple[Colour, ...], ...] = (
+    ((70, 104, 48), (92, 122, 58), (54, 86, 50), (110, 128, 66)),  # summer
+    ((186, 112, 44), (168, 66, 42), (196, 152, 60), (128, 96, 52)),  # autumn
+    ((128, 152, 74), (214, 172, 182), (226, 214, 210), (98, 132, 66)),  # spring
+    ((58, 78, 56), (84, 84, 62), (112, 98, 76)),  # winter
+)
+
+
+class Chance(random.Random):
+    """Draws of numbers, colours and noise."""
+
+    def one_of(self, options: Sequence[Choice]) -> Choice:
+        return options[int(self.random() * len(options))]
+
+    def whole(self, low: int, high: int) -> int:
+        """A whole number from `low` up to and including `high`."""
+        return low + int(self.random() * (high - low + 1))
+
+    def colour(self, colours: Sequence[Colour]) -> Colour:
+        """One of `colours`, somewhat lighter or darker and tinted."""
+        light = 14 * self.random() - 14
+        red, green, blue = (max(0, int(value + light + 14 * self.random())) for value in self.one_of(colours))
+        return red, green, blue
+
+    def noise(self, height: int, width: int, channels: int) -> np.ndarray:
+        """(height, width, channels) float32 in [0, 1], each value on its own."""
+        drawn = np.frombuffer(self.randbytes(height * width * channels), np.uint8)
+        return drawn.reshape(height, width, channels).astype(np.float32) / 255
+
+    def smooth(self, height: int, width: int, cell: float, stretch: float = 1.0) -> np.ndarray:
+        """(height, width, 1) float32 in [0, 1], in waves of about `cell` pixels, `stretch` times as wide as high."""
+        rows, columns = max(2, round(height / cell)), max(2, round(width / (cell * stretch)))
+        small = Image.frombytes("L", (columns, rows), self.randbytes(rows * columns))
+        return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)[..., None] / 255
+
+
+@dataclass(frozen=True)
+class Light:
+    """Time of day and weather.
+
+    Colours of the sky (above, at the horizon) and of the light; how fast things fade into the low sky; how dark shadows
+    are and whether the sun casts them; shares of lit windows and of clouds; the strength of reflections in the road.
+    """
+
+    high: Colour
+    low: Colour
+    ambient: tuple[float, float, float]
+    haze: float
+    shadow: float
+    sunny: bool
+    lit: float
+    clouds: float
+    wet: float
+
+
+NOON = Light((96, 148, 214), (190, 210, 232), (1.06, 1.03, 0.97), 0.003, 0.45, True, 0.0, 0.5, 0.0)
+OVERCAST = Light((182, 184, 188), (208, 210, 212), (0.9, 0.91, 0.93), 0.006, 0.25, False, 0.03, 0.6, 0.0)
+RAIN = Light((150, 152, 158), (176, 178, 180), (0.78, 0.8, 0.84), 0.012, 0.2, False, 0.12, 0.8, 0.4)
+DUSK = Light((96, 104, 150), (236, 172, 128), (0.8, 0.66, 0.62), 0.006, 0.35, True, 0.22, 0.8, 0.0)
+NIGHT = Light((20, 24, 46), (66, 58, 70), (0.56, 0.54, 0.6), 0.005, 0.3, False, 0.42, 0.4, 0.3)
+FOG = Light((186, 188, 190), (204, 204, 202), (0.88, 0.88, 0.88), 0.022, 0.2, False, 0.06, 0.2, 0.0)
+LIGHTS = (NOON, NOON, NOON, NOON, OVERCAST, OVERCAST, RAIN, DUSK, NIGHT, FOG)
+
+
+class Canvas:
+    """Camera and light of one scene, and what was painted so far: at each pixel of the doubled size a shape's number.
+
+    Args:
+        chance: Where all draws come from.
+        height: Of the finished image, in pixels.
+        width: Likewise.
+    """
+
+    def __init__(self, chance: Chance, height: int, width: int) -> None:
+        self.chance = chance
+        self.height, self.width = 2 * height, 2 * width
+        self.horizon = self.height * chance.uniform(0.4, 0.58)
+        self.centre = self.width * chance.uniform(0.38, 0.62)
+        self.focal = chance.uniform(1.25, 1.75) * min(self.height, self.width / 1.3)
+        self.eye = chance.uniform(1.3, 2.2)
+        self.bend = chance.uniform(-0.0028, 0.0028) if chance.random() < 0.5 else 0.0  # sideways, by bend * z * z
+        self.light = chance.one_of(LIGHTS)
+        self.sun = (chance.one_of((-1, 1)) * chance.uniform(0.3, 1.3), chance.uniform(-0.8, 0.8))  # shadow of a metre
+        self.looks: list[list[float]] = []  # red, green, blue, texture of each shape
+        self.classes: list[int] = []
+        self.shapes = Image.new("I", (self.width, self.height), self.ink(SKY, self.light.low))
+        self.shadows = Image.new("L", (width, height))
+        self.pen, self.shadow_pen = ImageDraw.Draw(self.shapes), ImageDraw.Draw(self.shadows)
+
+    def ink(
+        self, class_id: int, colour: Colour, z: float = 0.0, gain: float = 1.0, grain: int = 0, glows: bool = False
+    ) -> int:
+        """A number to paint with: the colour in this light, z metres away, with a texture of strength 0 to 255."""
+        share = z * self.light.haze / (1 + z * self.light.haze)
+        gain *= 1 - share
+        ambient = (1.0, 1.0, 1.0) if glows else self.light.ambient
+        self.looks.append(
+            [gain * own * value + share * low for own, value, low in zip(ambient, colour, self.light.low, strict=True)]
+            + [grain]
+        )
+        self.classes.append(class_id)
+        return len(self.classes) - 1
+
+    def post(self, x: float, z: float) -> Point:
+        """The column of a vertical line at (x, z), and how many pixels a metre has there."""
+        z = max(z, 0.7)
+        return self.centre + self.focal * (x / z + self.bend * z), self.focal / z
+
+    def foot(self, x: float, z: float) -> tuple[float, float, float]:
+        """Column and row where something stands on the ground, and how many pixels a metre has there."""
+        column, scale = self.post(x, z)
+        return column, self.horizon + scale * self.eye, scale
+
+    def project(self, x: float, y: float, z: float) -> Point:
+        column, scale = self.post(x, z)
+        return column, self.horizon + scale * (self.eye - y)
+
+    def polygon(self, points: Sequence[Point], ink: int) -> None:
+        self.pen.polygon(points, fill=ink)
+
+    def panel(self, a: Point, b: Point, low: float, high: float, ink: int) -> None:
+        """An upright rectangle over the line on the ground from a to b, each (x, z)."""
+        (xa, sa), (xb, sb), row, eye = self.post(*a), self.post(*b), self.horizon, self.eye
+        foot, top = (row + sa * (eye - low), row + sb * (eye - low)), (row + sa * (eye - high), row + sb * (eye - high))
+        self.pen.polygon(((xa, foot[0]), (xa, top[0]), (xb, top[1]), (xb, foot[1])), fill=ink)
+
+    def disc(self, x: float, y: float, rx: float, ry: float, ink: int) -> None:
+        self.pen.ellipse((x - rx, y - ry, x + rx, y + ry), fill=ink)
+
+    def plate(self, x: float, y: float, rx: float, ry: float, ink: int) -> None:
+        self.pen.rectangle((x - rx, y - ry, x + rx, y + ry), fill=ink)
+
+    def bar(self, x: float, top: float, bottom: float, width: float, ink: int) -> None:
+        """An upright rectangle around column x, at least two pixels wide: one pixel of the label."""
+        left = round(x - width / 2)
+        self.pen.rectangle((left, min(top, bottom), left + max(1, round(width) - 1), max(top, bottom)), fill=ink)
+
+    def stroke(self, a: Point, b: Point, width: float, ink: int) -> None:
+        self.pen.line((a, b), fill=ink, width=max(2, round(width)))
+
+    def shade(self, outline: Sequence[Point]) -> None:
+        """A shadow on the ground with corners (x, z)."""
+        corners = [self.project(x, 0, max(z, 1.0)) for x, z in outline]
+        self.shadow_pen.polygon([(column / 2, row / 2) for column, row in corners], fill=255)
+
+    def cast(self, x: float, z: float, half: float, height: float) -> None:
+        """The shadows under and behind something upright, twice `half` wide."""
+        self.shade(((x - half, z - half), (x - half, z + half), (x + half, z + half), (x + half, z - half)))
+        if self.light.sunny:
+            dx, dz = self.sun[0] * height, self.sun[1] * height
+            self.shade(((x - half, z), (x + half, z + half), (x + dx + half, z + dz + half), (x + dx - half, z + dz)))
+
+    def photograph(self) -> tuple[np.ndarray, np.ndarray]:
+        """The image, (H, W, 3) uint8, and the label, (H, W) uint8, at half the canvas's size."""
+        shapes = np.asarray(self.shapes)
+        label = halve_label(np.array(self.classes, np.uint8).take(shapes))
+        # Red, green, blue and texture of a shape are looked up as one number, and averaged as the bands of an image.
+        looks = np.array(self.looks).clip(0, 255).astype(np.uint8).view(np.uint32)[:, 0].take(shapes, mode="clip")
+        bands = Image.frombuffer("CMYK", (self.width, self.height), looks.view(np.uint8), "raw", "CMYK", 0, 1)
+        mean = np.asarray(bands.reduce(2), np.float32)
+        height, width = label.shape
+        chance = self.chance
+        texture = chance.smooth(height, width, 1.3) + chance.smooth(height, width, 3) - 1
+        image = mean[..., :3] * (1 + 0.6 / 255 * mean[..., 3:] * texture)
+        self._light_ground(image, (label == ROAD) | (label == SIDEWALK))
+        image = np.where((label == SKY)[..., None], self._sky(height, width), image)
+        if self.light.wet:  # mirror what is above the horizon in the road
+            top = int(self.horizon / 2) + 1
+            mirrored = image[np.maximum(2 * top - 2 - np.arange(top, height), 0)]
+            image[top:] += self.light.wet * (label[top:] == ROAD)[..., None] * (mirrored - image[top:])
+        return self._expose(image), label
+
+    def _light_ground(self, image: np.ndarray, ground: np.ndarray) -> None:
+        """Shadows and haze on the ground, in place: they depend on the pixel, not on the shape."""
+        top = int(self.horizon / 2) + 1
+        rows = 2 * np.arange(top, len(image), dtype=np.float32)[:, None, None] + 1
+        far = self.light.haze * np.minimum(self.focal * self.eye / (rows - self.horizon), 140)
+        share = far / (1 + far)
+        dark = np.asarray(self.shadows.filter(ImageFilter.BoxBlur(0.7)), np.float32)[top:, :, None] / 255
+        lit = image[top:] * (1 - self.light.shadow * dark)
+        lit += share * (np.array(self.light.low, np.float32) - lit)
+        np.copyto(image[top:], lit, where=ground[top:, :, None])
+
+    def _sky(self, height: int, width: int) -> np.ndarray:
+        """From the colour above to the colour at the horizon, with clouds; (height, width, 3) float32."""
+        high, low = np.array(self.light.high, np.float32), np.array(self.light.low, np.float32)
+        down = np.minimum(2 * np.arange(height, dtype=np.float32) / np.float32(self.horizon), 1)[:, None, None]
+        puffs = 0.65 * self.chance.smooth(height, width, height / 10, 2.5)
+        puffs += 0.35 * self.chance.smooth(height, width, height / 30, 2)
+        cover = np.clip(3 * (puffs - 0.7 + 0.4 * self.light.clouds), 0, 0.8)
+        return high + (low - high) * down * down + cover * 0.5 * (250 * self.light.ambient[2] - high)
+
+    def _expose(self, image: np.ndarray) -> np.ndarray:
+        """Blur, exposure, contrast, colour cast and noise of a random camera."""
+        chance, (height, width, _) = self.chance, image.shape
+        gain, contrast, strength = chance.uniform(0.82, 1.15), chance.uniform(0.85, 1.15), chance.uniform(2, 10)
+        cast = np.array([gain * chance.uniform(0.93, 1.07) for _ in range(3)], np.float32)
+        noise = chance.noise(height, width, 1) + chance.noise(height, width, 3) - 1
+        blurred = Image.fromarray(image.clip(0, 255).astype(np.uint8))
+        if chance.random() < 0.4:
+            blurred = blurred.filter(ImageFilter.BoxBlur(chance.uniform(0.1, 0.4)))
+        exposed = (np.asarray(blurred, np.float32) * cast - 118) * contrast + 118 + strength * noise
+        return exposed.clip(0, 255).astype(np.uint8)
+
+
+def halve_label(label: np.ndarray) -> np.ndarray:
+    """The commonest class of each 2 x 2 block; of two pairs the lower or right one, so that thin lines survive."""
+    a, b, c, d = label[::2, ::2], label[::2, 1::2], label[1::2, ::2], label[1::2, 1::2]
+    return np.where((b == c) | (b == d), b, np.where(c == d, c, a))
+
+
+def void_borders(label: np.ndarray) -> np.ndarray:
+    """Ignore the pixels that touch a car or a person from outside, as where annotators were unsure."""
+    thing = np.pad((label == CAR) | (label == PERSON), 1)
+    near = thing[:-2, 1:-1] | thing[2:, 1:-1] | thing[1:-1, :-2] | thing[1:-1, 2:]
+    return np.where(near & ~thing[1:-1, 1:-1], np.uint8(VOID), label)
+
+
+class Street:
+    """The ground plan: kerbs and lane lines at fixed x, pavements' widths, where a zebra crossing lies, the season."""
+
+    def __init__(self, chance: Chance) -> None:
+        lane, lanes = chance.uniform(2.9, 3.4), chance.one_of((2, 2, 3, 3, 4))
+        own = chance.whole(0, lanes - 1)
+        self.lines = [lane * (number - own - 0.5) for number in range(lanes + 1)]
+        self.parking = {side: chance.random() < 0.5 for side in (-1, 1)}
+        self.kerbs = {-1: self.lines[0] - 2.2 * self.parking[-1], 1: self.lines[-1] + 2.2 * self.parking[1]}
+        self.pavements = {side: chance.uniform(2.2, 5.5) for side in (-1, 1)}
+        self.zebra = chance.uniform(7, 22) if chance.random() < 0.4 else None
+        self.leaves = chance.one_of(LEAVES)
+
+
+def paint_skyline(canvas: Canvas, street: Street) -> None:
+    """Distant buildings and trees along the horizon."""
+    chance, scale, x = canvas.chance, canvas.focal / 140, 0.0
+    tall = chance.one_of((9, 16, 30)) * scale
+    while x < canvas.width:
+        width, height = chance.uniform(7, 22) * scale, chance.uniform(0.35, 1) * tall
+        if chance.random() < 0.65:
+            wall = canvas.ink(BUILDING, chance.colour(URBAN), 110, grain=30)
+            canvas.bar(x + width / 2, canvas.horizon - height, canvas.horizon + 2, width, wall)
+        else:
+            leaf = canvas.ink(TREE, chance.colour(street.leaves), 110, grain=90)
+            canvas.disc(x + width / 2, canvas.horizon, 0.6 * width, 0.5 * height, leaf)
+        x += width * chance.uniform(0.7, 1.1)
+
+
+def paint_ground(canvas: Canvas, street: Street) -> None:
+    """Road and pavements, with slabs, kerbs, lane marks, and a zebra crossing."""
+    chance, top = canvas.chance, int(canvas.horizon) + 1
+    rows = np.arange(top, canvas.height, dtype=np.float32)[:, None] + 0.5
+    z = np.minimum(canvas.focal * canvas.eye / (rows - canvas.horizon), 140)
+    x = (np.arange(canvas.width, dtype=np.float32) + 0.5 - canvas.centre) * (z / canvas.focal) - canvas.bend * z * z
+    left, right, lines = street.kerbs[-1], street.kerbs[1], street.lines
+    paving, slab = chance.colour(URBAN + GREYS), chance.uniform(0.8, 2)
+    slabs = [canvas.ink(SIDEWALK, paving, gain=chance.uniform(0.88, 1.08), grain=50) for _ in range(4)]
+    which = np.where(z < 15, np.floor(x / slab) + 3 * np.floor(z / slab), 0)
+    shapes = slabs[0] + which.astype(np.int32) % 4
+    shapes[(x > left - 0.25) & (x < right + 0.25)] = canvas.ink(SIDEWALK, paving, gain=1.25)
+    road = (x > left) & (x < right)
+    shapes[road] = canvas.ink(ROAD, chance.colour(GREYS), grain=70)
+    if chance.random() < 0.25:  # a cycle or bus lane
+        shapes[road & (x > lines[-2])] = canvas.ink(ROAD, chance.colour(URBAN), grain=70)
+    half, period = 0.06 + 0.0012 * z, chance.uniform(6, 11)
+    broken = (z + chance.uniform(0, 9)) % period < 0.45 * period
+    marks = (np.abs(x - lines[0]) < half) | (np.abs(x - lines[-1]) < half)
+    for line in lines[1:-1]:
+        marks |= (np.abs(x - line) < half) & broken
+    if street.zebra:
+        marks |= (z > street.zebra) & (z < street.zebra + 3) & (np.floor(1.8 * x) % 2 == 0)
+    shapes[marks & road] = canvas.ink(ROAD, chance.colour(MARKS))
+    canvas.shapes.paste(Image.fromarray(shapes), (0, top))
