@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-from .damaged_files import named_errors
-from .unread_png import PNG_SIGNATURE, UnreadPng
+from ..models.image_modes_afdcd import as_rgb
+from .image_files import SampleError, open_image
 
 MAX_VALUE = 65535  # what a 16-bit PNG can hold, and so the largest key of a label map
+_PALETTE_OR_GREY = ("L", "P", "1")
+_LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")  # and Pillow returns their values as they are stored, but for `_as_stored`
 
-# A picture as `datasets.Image(decode=False)` hands it out, {"bytes": ..., "path": ...}, or the bytes of its file.
+# An image as `datasets.Image(decode=False)` hands it out, {"bytes": ..., "path": ...}, or the bytes of its file.
 Stored = Mapping[str, Any] | bytes
 
 
@@ -29,12 +29,8 @@ class DecodedRows:
     file, and because how a label is stored tells what it holds: `Dataset.map` stores a label that its function returns
     as bytes without a path, and that label was mapped when the function got it. All others hold the files' values.
 
-    Labels are single-channel integers: grey values of 1 (read as 0 and 1), 8, 16 or 32 bits, or palette indices (never
-    the palette's colours). They come out in mode "L", or "I" where an id needs more than 8 bits. An orientation tag
-    (EXIF or XMP) is obeyed in images and labels, as viewers and `datasets` do.
-
-    Damaged files raise an OSError that names them. It comes with the row, but for PNG images: those are decoded when
-    their pixels are asked for, and it comes then.
+    Labels are single-channel integers: grey values of 1 (read as 0 and 1), 2, 4, 8, 16 or 32 bits, or palette indices
+    (never the palette's colours). They come out in mode "L", or "I" where an id needs more than 8 bits.
     """
 
     label_map: tuple[tuple[int, int], ...] = ()  # (value in the file, train id or ignore index); other values stay
@@ -57,7 +53,13 @@ class DecodedRows:
         return cls(tuple(sorted(pair for pair in pairs if pair[0] != pair[1])))
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rows = dict(batch)  # perhaps only some of the columns, as in ds["label"]
+        """Decodes a batch of rows, perhaps of only some of the columns, as in `dataset["label"]`.
+
+        Raises:
+            OSError: If a file is missing or damaged.
+            ValueError: If an image is missing or has no defined colours, or a label is no map of class ids.
+        """
+        rows = dict(batch)
         for column, decode in (("image", _rgb_image), ("label", self._label)):
             if column in batch:
                 names = batch.get("name") or [None] * len(batch[column])
@@ -68,10 +70,7 @@ class DecodedRows:
         if _is_missing(stored):
             return None
         described = _described(stored, "label", name)
-        label = _open(stored, described)
-        if label.format == "JPEG":
-            raise ValueError(f"{described} is a JPEG, which changes class ids; labels must be PNG.")
-        label = _single_channel(_upright(label, described), name or described, _path_of(stored))
+        label = _class_ids(_open(stored, described), described)
         written_by_map = not isinstance(stored, bytes) and stored["path"] is None
         return self._mapped(label) if self.label_map and not written_by_map else label
 
@@ -106,29 +105,38 @@ def _is_missing(stored: Stored | None) -> bool:
 
 def _rgb_image(stored: Stored | None, name: str | None) -> Image.Image:
     if _is_missing(stored):
-        raise ValueError(f"{name or 'a row'} has no image; take that row out of the dataset.")
+        raise SampleError(f"{name or 'a row'} has no image; take that row out of the dataset.")
     described = _described(stored, "image", name)
     image = _open(stored, described)
-    if image.mode.startswith(("I", "F")):  # PIL would clip: nearly all of the picture turns white
-        raise ValueError(f"{described} has mode {image.mode}, more than 8 bits a channel; convert it to 8.")
-    if image.mode == "RGB" and isinstance(image, UnreadPng) and not image.may_be_turned():
-        return image
-    image = _upright(image, described)
+    try:
+        image = as_rgb(image)
+    except ValueError as error:
+        raise SampleError(f"{described} has {error}.") from error
     # As if made in memory: otherwise `Dataset.map` would store a photograph as a JPEG again, and thus change it.
     image.format = None
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image
 
 
-def _single_channel(label: Image.Image, name: str, path: str | None) -> Image.Image:
+def _class_ids(label: Image.Image, described: str) -> Image.Image:
+    if label.format not in _LOSSLESS:
+        raise SampleError(f"{described} is a {label.format}, which can change class ids; labels must be PNG.")
     # A palette image holds ids too: convert("L") would turn their *colours* into grey values.
-    if label.mode in ("L", "P", "1") or label.mode.startswith("I"):
-        return _label_image(np.asarray(label))
+    if label.mode in _PALETTE_OR_GREY or label.mode.startswith("I"):
+        return _label_image(_as_stored(label, described))
     if label.mode == "LA" and label.getextrema()[1] == (255, 255):  # an opaque alpha channel says nothing
         return label.getchannel("L")
-    raise ValueError(
-        f"{name}: the label's image mode is {label.mode}, but one class id a pixel is expected (grey values or palette "
-        f"indices); turn colour-coded labels into ids first{f' ({path})' if path else ''}."
+    raise SampleError(
+        f"{described}: the label's image mode is {label.mode}, but one class id a pixel is expected (grey values or "
+        "palette indices); turn colour-coded labels into ids first."
     )
+
+
+def _as_stored(label: Image.Image, described: str) -> np.ndarray:
+    """The values of the file: Pillow stretches grey values of 2 and 4 bits to 0..255, and inverts some TIFFs."""
+    if label.info.get("inverted"):
+        raise SampleError(f"{described} is a TIFF in which 0 is white, so that its values are inverted; save it as PNG.")
+    values, bits = np.asarray(label), label.info.get("bits")
+    return values // (255 // (2**bits - 1)) if label.mode == "L" and bits in (2, 4) else values
 
 
 def _label_image(values: np.ndarray) -> Image.Image:
@@ -140,24 +148,10 @@ def _open(stored: Stored, described: str) -> Image.Image:
     if isinstance(stored, Image.Image):
         raise ValueError(f"{described} was decoded by `datasets`: cast its column to datasets.Image(decode=False).")
     content = stored if isinstance(stored, bytes) else stored["bytes"]
-    with named_errors(described):
-        content = Path(stored["path"]).read_bytes() if content is None else content
-        png = content.startswith(PNG_SIGNATURE)
-        return UnreadPng(content, described) if png else Image.open(io.BytesIO(content))
-
-
-def _upright(image: Image.Image, described: str) -> Image.Image:
-    with named_errors(described):
-        image.load()
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+    return open_image(stored["path"] if content is None else content, described)
 
 
 def _described(stored: Stored, role: str, name: str | None) -> str:
     """Such as `train/b.png: the label (/data/trainannot/b.png)`."""
-    path = _path_of(stored)
+    path = stored["path"] if isinstance(stored, Mapping) else None
     return f"{name}: the {role}{f' ({path})' if path else ''}" if name else f"the {role} {path or 'of a row'}"
-
-
-def _path_of(stored: Stored) -> str | None:
-    return stored["path"] if isinstance(stored, Mapping) else None

@@ -11,6 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from .checks import check_labels
+from .image_files import SampleError
+
 
 class PairedTransform(Protocol):
     """Turns an image and its label into tensors, drawing only from `rng`."""
@@ -79,47 +82,16 @@ class TrainingSamples(Dataset):
         try:
             sample = self.transform(row["image"], row["label"], rng)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise SampleError(f"{name}: {error}") from error
         return {"pixel_values": sample["pixel_values"], "labels": sample["labels"], "name": name}
 
 
 def collate_samples(samples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, Tensor | list[str]]:
     """Stacks samples of equal size: `(3, H, W)` and `(H, W)` become `(B, 3, H, W)` and `(B, H, W)`.
 
-    Where every sample has a `name`, the batch has the list of them as `names`, for messages; no network sees it.
+    Where every sample has a `name`, the batch has the list of them as `names`, for messages; no model sees it.
     In a worker of a `DataLoader` the batch is made in shared memory at once, not copied there afterwards.
     """
     batch = default_collate([{key: value for key, value in sample.items() if key != "name"} for sample in samples])
     names = [sample["name"] for sample in samples if "name" in sample]
     return {**batch, "names": names} if len(names) == len(samples) else batch
-
-
-def check_labels(label_array: np.ndarray, num_labels: int, ignore_index: int, name: str) -> None:
-    """Raises if a label map holds anything but class ids and the ignore index.
-
-    Args:
-        label_array: `(H, W)` class ids of any integer dtype.
-        num_labels: Number of classes K.
-        ignore_index: The one value allowed besides 0..K-1.
-        name: What the error calls the image.
-
-    Raises:
-        ValueError: If the array is not a map of integers, or some pixels have other values.
-    """
-    if label_array.ndim != 2 or label_array.dtype.kind not in "biu":
-        raise ValueError(
-            f"{name}: the label has shape {label_array.shape} and dtype {label_array.dtype}, but one integer class id "
-            "a pixel is expected; colour-coded labels must be turned into ids first."
-        )
-    outside = label_array >= num_labels
-    if label_array.dtype.kind == "i":
-        outside |= label_array < 0
-    outside &= label_array != ignore_index
-    if outside.any():
-        wrong = label_array[outside]
-        values = np.unique(wrong).tolist()
-        shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
-        raise ValueError(
-            f"{name}: {wrong.size} label pixels lie outside 0..{num_labels - 1} (values {shown}); map them to a class "
-            f"or to ignore_index={ignore_index}, or set num_labels to the number of classes of the data."
-        )

@@ -1,8 +1,7 @@
-"""Augmentation of an image together with its label map, as the paper trains."""
+"""Augmentation of an image together with its label map: as the paper trains, and more on request."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,11 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from .normalisation import PixelTable, run_processor
-from .resizing import resize_bilinear, resize_nearest
-
-logger = logging.getLogger(__name__)
+from ..models.image_modes_afdcd import as_rgb
+from .checks import check_same_size
+from .resizing import resize_bilinear, resize_nearest, resized_side
 
 PAPER_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0)
 
@@ -23,19 +23,25 @@ PAPER_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7,
 class RandomScaleCropFlip:
     """Random scale, crop and horizontal flip, then the processor's normalisation.
 
-    The image is resized bilinearly (half-pixel centres, no antialiasing, rounded to uint8), the label by nearest
-    neighbour. Where the result is smaller than the crop it is padded at the right and the bottom with the mean (zeros
-    once normalised) and the ignore label; the crop's position is uniform over the padded image; the flip comes last.
-    Only what the crop keeps is computed, to the same bits as if all of it were.
+    The image is resized bilinearly (without antialiasing), the label by nearest neighbour, both at the sampling
+    positions of the released code. Where the result is smaller than the crop it is padded at the right and the bottom
+    with the mean (zeros once normalised) and the ignore label; the crop's position is uniform over the padded image;
+    the flip comes last. Only what the crop keeps is computed.
+
+    The last three arguments are off by default and no part of the paper's training: torchvision's `ColorJitter` and
+    `GaussianBlur` change the crop's colours before it is normalised, its `RandomRotation` turns crop and label last.
 
     Args:
         processor: Image processor that normalises a uint8 `(3, h, w)` RGB tensor without changing its size; called
-            with `do_resize=False`. One that maps pixel values, as nearly all do, is tried out here and replaced by a
-            table of its results, so that its settings must not change afterwards.
+            with `do_resize=False`.
         crop_size: Height and width of the result.
         scales: Factors drawn with equal probability.
         flip_probability: Probability of the flip, 0..1.
-        ignore_index: Label of the padding.
+        ignore_index: Label of the padding, and of the corners that a rotation leaves empty.
+        color_jitter: Largest relative change of brightness, contrast and saturation, and largest shift of the hue
+            (0..0.5), such as `(0.4, 0.4, 0.4, 0.1)`; in random order.
+        blur_probability: Probability of a Gaussian blur (5x5 pixels, σ uniform in 0.1..2), 0..1.
+        max_rotation: Largest angle in degrees, 0..180, to either side; bilinear, the label by nearest neighbour.
 
     Raises:
         ValueError: If an argument is out of range, or the processor changes the size.
@@ -48,68 +54,106 @@ class RandomScaleCropFlip:
         scales: Sequence[float] = PAPER_SCALES,
         flip_probability: float = 0.5,
         ignore_index: int = 255,
+        *,
+        color_jitter: Sequence[float] | None = None,
+        blur_probability: float = 0.0,
+        max_rotation: float = 0.0,
     ) -> None:
         crop_size, scales = tuple(crop_size), tuple(scales)
         if len(crop_size) != 2 or any(int(side) != side or side < 1 for side in crop_size):
             raise ValueError(f"crop_size={crop_size}: expected (height, width), two positive whole numbers.")
         if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
             raise ValueError(f"scales={scales}: expected at least one factor, all positive.")
-        if not 0 <= flip_probability <= 1:
-            raise ValueError(f"flip_probability={flip_probability}: expected a probability between 0 and 1.")
+        for name, value in (("flip_probability", flip_probability), ("blur_probability", blur_probability)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value}: expected a probability between 0 and 1.")
+        if not 0 <= max_rotation <= 180:
+            raise ValueError(f"max_rotation={max_rotation}: expected degrees between 0 and 180.")
         self.processor = processor
         self.crop_size = (int(crop_size[0]), int(crop_size[1]))
         self.scales = scales
         self.flip_probability = flip_probability
         self.ignore_index = ignore_index
-        self._table = PixelTable.of(processor, tuple(max(side, 16) for side in self.crop_size))
-        if self._table is None:
-            logger.info("%s does more than map pixel values: it is called on every crop.", type(processor).__name__)
+        self._recolour = [_color_jitter(color_jitter)] if color_jitter is not None else []
+        if blur_probability:
+            self._recolour.append(v2.RandomApply([v2.GaussianBlur(5)], blur_probability))
+        run_processor(processor, torch.zeros(3, *self.crop_size, dtype=torch.uint8))  # tried before the first step
+        self._rotate = None
+        if max_rotation:
+            fill = {tv_tensors.Image: 0, tv_tensors.Mask: ignore_index}
+            self._rotate = v2.RandomRotation(max_rotation, v2.InterpolationMode.BILINEAR, fill=fill)
 
     def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> dict[str, Tensor]:
         """Draws one augmented sample.
 
         Args:
-            image: Image of any mode, read as RGB. Of a PNG as `load_benchmark` hands it out, only the rows down to the
-                end of the crop are decoded.
+            image: Image of any mode, read as RGB (`as_rgb`).
             label: Class ids, one channel, of the image's size.
-            rng: Source of all randomness; every call draws four values.
+            rng: Source of all randomness; every call draws four values, and a fifth where colours or angles change.
 
         Returns:
             `pixel_values`, float32 `(3, H, W)`, and `labels`, int64 `(H, W)`.
 
         Raises:
-            ValueError: If image and label differ in size.
+            ValueError: If image and label differ in size, the image has no defined colours, or the processor changes
+                the size.
         """
-        if image.size != label.size:
-            raise ValueError(
-                f"The image is {image.height}x{image.width} pixels and its label {label.height}x{label.width} (height "
-                "x width); they must be equal."
-            )
+        ids = np.asarray(label)
+        check_same_size(image, ids)
         scale = self.scales[rng.integers(len(self.scales))]
-        size = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
-        rows, columns = (_kept(rng, side, crop) for side, crop in zip(size, self.crop_size, strict=True))
+        sides = (resized_side(side, scale) for side in (image.height, image.width))
+        rows, columns = (_kept(rng, side, crop) for side, crop in zip(sides, self.crop_size, strict=True))
         flip = rng.random() < self.flip_probability
         if flip:
             columns = columns[::-1]
-        place = (slice(len(rows)), slice(self.crop_size[1] - len(columns), None) if flip else slice(len(columns)))
-        pixel_values = self._padding((3, *self.crop_size), 0, np.float32, place)
-        self._normalise(resize_bilinear(image, size, rows, columns), pixel_values[(..., *place)])
-        labels = self._padding(self.crop_size, self.ignore_index, np.int64, place)
-        labels[place] = resize_nearest(np.asarray(label), size, rows, columns)
-        return {"pixel_values": torch.from_numpy(pixel_values), "labels": torch.from_numpy(labels)}
+        left = self.crop_size[1] - len(columns) if flip else 0
+        place = (..., slice(len(rows)), slice(left, left + len(columns)))
+        pixels = torch.from_numpy(resize_bilinear(np.asarray(as_rgb(image)), scale, rows, columns)).permute(2, 0, 1)
+        pixel_values = torch.zeros(3, *self.crop_size)
+        labels = torch.full(self.crop_size, self.ignore_index)
+        labels[place] = torch.from_numpy(resize_nearest(ids, scale, rows, columns).astype(np.int64))
+        if not self._recolour and self._rotate is None:
+            pixel_values[place] = run_processor(self.processor, pixels)
+            return {"pixel_values": pixel_values, "labels": labels}
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator only
+            torch.manual_seed(int(rng.integers(2**63)))
+            for change in self._recolour:
+                pixels = change(pixels)
+            pixel_values[place] = run_processor(self.processor, pixels)
+            if self._rotate is not None:
+                turned = self._rotate(tv_tensors.Image(pixel_values), tv_tensors.Mask(labels))
+                pixel_values, labels = (part.as_subclass(Tensor) for part in turned)
+        return {"pixel_values": pixel_values, "labels": labels}
 
-    def _padding(
-        self, shape: tuple[int, ...], value: float, dtype: type[np.generic], place: tuple[slice, slice]
-    ) -> np.ndarray:
-        """The result before the crop is put at its place: padding, where there is any."""
-        full = all(range(side)[part] == range(side) for side, part in zip(self.crop_size, place, strict=True))
-        return np.empty(shape, dtype) if full else np.full(shape, value, dtype)
 
-    def _normalise(self, pixels: np.ndarray, out: np.ndarray) -> None:
-        if self._table is not None:
-            self._table(pixels, out)
-        else:
-            out[...] = run_processor(self.processor, pixels).numpy()
+def _color_jitter(strengths: Sequence[float]) -> v2.ColorJitter:
+    strengths = tuple(strengths)
+    limits = (math.inf, math.inf, math.inf, 0.5)
+    if len(strengths) != 4 or not all(0 <= one <= limit for one, limit in zip(strengths, limits, strict=False)):
+        raise ValueError(
+            f"color_jitter={list(strengths)}: expected four numbers, for brightness, contrast, saturation (0 or more) and "
+            "hue (0 to 0.5), such as [0.4, 0.4, 0.4, 0.1]."
+        )
+    return v2.ColorJitter(*strengths)
+
+
+def run_processor(processor: Callable[..., Any], pixels: Tensor) -> Tensor:
+    """A crop normalised by an image processor, float32 `(3, h, w)`.
+
+    Args:
+        processor: Called with `do_resize=False`.
+        pixels: `(3, h, w)` uint8, RGB.
+
+    Raises:
+        ValueError: If the processor changes the size.
+    """
+    pixel_values = processor(images=pixels.contiguous(), return_tensors="pt", do_resize=False)["pixel_values"][0]
+    if pixel_values.shape != pixels.shape:
+        raise ValueError(
+            f"The processor turned a {tuple(pixels.shape)} crop into {tuple(pixel_values.shape)}, so that the labels no "
+            "longer fit; switch off its padding and cropping."
+        )
+    return pixel_values.to(torch.float32)
 
 
 def _kept(rng: np.random.Generator, side: int, crop: int) -> np.ndarray:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
 import torch
 from accelerate import PartialState
-from torch import nn
 from transformers import AutoImageProcessor
 
 from ..data.benchmarks import BENCHMARKS, Benchmark
+from ..data.checks import check_classes
 from ..data.loading import load_split
 from ..inference.segment import InferenceSettings
 from ..inference.submission import PredictionWriter, submission_writer, zip_predictions
@@ -18,8 +17,6 @@ from ..models.loading import load_model
 from ..recipes import parse_json_object
 from .results import check_writable, dataset_context, save_results
 from .segmenter import evaluate_segmenter
-
-logger = logging.getLogger(__name__)
 
 _DATASET_OPTIONS = ("data_dir", "max_samples", "list_file", "image_column", "label_column", "labels_as")
 
@@ -37,7 +34,7 @@ def score(args: argparse.Namespace, settings: InferenceSettings) -> dict:
     benchmark = BENCHMARKS.get(args.dataset)
     model = load_model(args.model).to(args.device or state.device)
     if benchmark is not None:
-        check_classes(model, benchmark)
+        check_classes(model, benchmark.classes, benchmark.name)
     writer = _writer(args, benchmark, state)
     scores = evaluate_segmenter(
         model,
@@ -63,28 +60,6 @@ def _choice(args: argparse.Namespace) -> dict:
         given["label_map"] = parse_json_object("label_map", args.label_map)
     chosen = {name: value for name, value in given.items() if value is not None}
     return {"name": args.dataset, "split": args.split, **chosen}
-
-
-def check_classes(model: nn.Module, benchmark: Benchmark) -> None:
-    """The network's classes must be the benchmark's.
-
-    Raises:
-        ValueError: their numbers differ.
-    """
-    config = model.config
-    if config.num_labels != benchmark.num_labels:
-        raise ValueError(
-            f"The model has {config.num_labels} classes, {benchmark.name} has {benchmark.num_labels}: it was made for "
-            "other data."
-        )
-    for index, name in enumerate(benchmark.classes):
-        given = config.id2label.get(index, "")
-        if given.lower() != name.lower() and given != f"LABEL_{index}":
-            logger.warning(
-                "Class %d is %r to the model and %r in %s. If the order differs, and not just the spelling, the scores "
-                "are wrong.", index, given, name, benchmark.name,
-            )  # fmt: skip
-            return
 
 
 def _writer(args: argparse.Namespace, benchmark: Benchmark | None, state: PartialState) -> PredictionWriter | None:

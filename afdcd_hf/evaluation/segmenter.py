@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..data.samples import check_labels
+from ..data.checks import check_labels, check_same_size
 from ..inference.segment import WHOLE_IMAGE, InferenceSettings, Sample, as_array, make_sample, predict_label_maps
 from ..metrics.boundary_iou import StreamingBoundaryIoU
 from ..metrics.mean_iou import StreamingMeanIoU
@@ -50,11 +50,7 @@ class EvaluationSamples(Dataset):
         if row.get("label") is None:
             return make_sample(self.processor, image, name)
         label = np.asarray(row["label"])
-        if (image.height, image.width) != label.shape:
-            raise ValueError(
-                f"{name}: the image is {image.height}x{image.width} pixels but its label "
-                f"{'x'.join(map(str, label.shape))} (height x width); they must be equal."
-            )
+        check_same_size(image, label, name)
         check_labels(label, self.num_labels, self.ignore_index, name)
         label = torch.from_numpy(label.astype(np.uint8 if label.dtype == np.uint8 else np.int64))
         return make_sample(self.processor, image, name, label)

@@ -14,8 +14,8 @@ from transformers import AutoImageProcessor
 
 from ..atomic_io import written_whole
 from ..data.benchmarks import BENCHMARKS
+from ..data.checks import check_classes
 from ..data.loading import load_split
-from ..evaluation.command import check_classes
 from ..evaluation.results import library_versions, machine_name
 from ..models.loading import load_model
 from .comparison import compare_runtimes, format_runtimes
@@ -70,7 +70,7 @@ def _export_onnx(args: argparse.Namespace) -> None:
     calibration, evaluation = _datasets(args)
     model, processor = load_model(args.model), AutoImageProcessor.from_pretrained(args.model)
     if evaluation is not None and args.dataset in BENCHMARKS:
-        check_classes(model, BENCHMARKS[args.dataset])
+        check_classes(model, BENCHMARKS[args.dataset].classes, args.dataset)
     options = {"upsample": args.upsample, "argmax": args.argmax, "size": args.size, "opset": args.opset}
     rows = export_onnx(model, processor, files["ONNX"], overwrite=args.overwrite, **options)
     print(f"PyTorch and onnxruntime, same input:\n{format_parity(rows)}\nwritten: {files['ONNX']}")

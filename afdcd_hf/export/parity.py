@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.normalisation import run_processor
+from ..data.transforms import run_processor
 
 # float32 sums of some thousand products in another order: up to about 1e-5 of the largest score
 TOLERANCE = 1e-4
@@ -106,4 +106,4 @@ def _pictures(processor, batch: int, height: int, width: int) -> Tensor:
     rng = np.random.default_rng([batch, height, width])
     ramp = np.linspace(0, 200, height)[:, None, None] * rng.random(3) + np.linspace(0, 50, width)[None, :, None]
     noisy = (ramp + rng.integers(0, 56, (batch, height, width, 3))).clip(0, 255).astype(np.uint8)
-    return torch.stack([run_processor(processor, pixels) for pixels in noisy])
+    return torch.stack([run_processor(processor, torch.from_numpy(pixels).permute(2, 0, 1)) for pixels in noisy])

@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from ..data.benchmarks import BENCHMARKS
+from ..data.checks import check_classes
 from ..data.fingerprint import fingerprint, is_generated
 from ..data.loading import load_split
-from ..evaluation.command import check_classes
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
 from ..models.loading import load_model
@@ -94,7 +94,7 @@ def verify(
     images = load_split(**choice)
     network, processor = _network(folder, device)
     if choice["name"] in BENCHMARKS:
-        check_classes(network, BENCHMARKS[choice["name"]])
+        check_classes(network, BENCHMARKS[choice["name"]].classes, choice["name"])
     scores = evaluate_segmenter(
         network,
         images,

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..atomic_io import written_whole
-from ..data.damaged_files import DAMAGED
+from ..data.image_files import open_image
+from ..models.image_modes_afdcd import as_rgb
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -72,29 +73,14 @@ def open_picture(path: Path) -> Image.Image:
     scaled to 8 (65535 → 255), transparency is dropped; of several pages the first is read.
 
     Raises:
-        OSError: If the file is no picture, damaged, or of a kind that has no defined colours; the message names it.
+        OSError: If the file is no picture, damaged, no regular file, too large, or of a kind that has no defined
+            colours; the message names it.
     """
+    image = open_image(path, str(path))
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return _as_rgb(ImageOps.exif_transpose(picture))
-    except UnidentifiedImageError as error:
-        raise OSError(f"{path}: not a picture, or of an unknown format") from error
-    except DAMAGED as error:
+        return as_rgb(image)
+    except ValueError as error:
         raise OSError(f"{path}: {error}") from error
-
-
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
-    if picture.mode.startswith("I"):  # convert("RGB") would cut off everything above 255
-        values = np.asarray(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"its values {values.min()} to {values.max()} exceed 16 bits; save it with 8 or 16 bits")
-        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if "transparency" in picture.info:  # convert("RGB") would warn about what is meant
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..model_utils import align_corners_of, device_of, dtype_of, evaluating
+from ..models.image_modes_afdcd import as_rgb
 from ..models.modeling_afdcd import upsample_logits
 from .windows import join_windows, place_windows
 
@@ -109,7 +110,7 @@ class Sample:
 
 def make_sample(processor, image: Image.Image, name: str = "", label: Tensor | None = None) -> Sample:
     """Process one picture of any mode; its label map is to have the picture's own size."""
-    pixel_values = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    pixel_values = processor(images=as_rgb(image), return_tensors="pt")["pixel_values"][0]
     return Sample(name, pixel_values, (image.height, image.width), label)
 
 

@@ -1,13 +1,18 @@
-"""From a picture to the network's input, and from its output to a label map."""
+"""From an image to the model's input, and from its output to a label map."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import SegformerImageProcessor
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
+
+from .image_modes_afdcd import as_rgb
 
 # The released networks' input: BGR 0..255, mean subtracted, not divided (mean and std in BGR order).
 RELEASED_INPUT = {
@@ -45,10 +50,24 @@ class AfDcdImageProcessor(SegformerImageProcessor):
     valid_kwargs = AfDcdImageProcessorKwargs
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
+    do_convert_rgb = True
     do_resize = False
     do_reduce_labels = False
     do_flip_channels = False
     align_corners = True
+
+    def process_image(self, image: ImageInput, do_convert_rgb: bool | None = None, **kwargs: Any) -> Tensor:
+        """One image of any mode as a tensor of three channels; label maps (`do_convert_rgb=False`) as they are.
+
+        Raises:
+            ValueError: A mode without defined colours, or an array of integers of more than 8 bits.
+        """
+        if do_convert_rgb:
+            if isinstance(image, Image.Image):
+                image = as_rgb(image)
+            elif str(image.dtype).removeprefix("torch.") in ("int16", "uint16", "int32", "uint32"):
+                raise ValueError(f"The image is an array of {image.dtype}; expected uint8 (0 to 255) or floats.")
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
     def _preprocess(self, images: list[Tensor], *, do_flip_channels: bool = False, **kwargs) -> list[Tensor]:
         # Label maps come through here too, with one channel and do_normalize=False.

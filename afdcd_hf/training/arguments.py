@@ -81,6 +81,12 @@ class DataArguments:
     crop_size: list[int] = field(default_factory=lambda: [512, 512], metadata={"help": "Height and width of the crop."})
     scales: list[float] = field(default_factory=lambda: list(PAPER_SCALES), metadata={"help": "Random scales."})
     flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    color_jitter: list[float] | None = field(
+        default=None,
+        metadata={"help": "Random brightness, contrast, saturation and hue, four strengths such as 0.4 0.4 0.4 0.1."},
+    )
+    blur_probability: float = field(default=0.0, metadata={"help": "Probability of a Gaussian blur."})
+    max_rotation: float = field(default=0.0, metadata={"help": "Random rotation by up to so many degrees."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Likewise for evaluation."})
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
+from ..data.checks import check_classes
 from ..data.samples import TrainingSamples
 from ..evaluation.segmenter import EvaluationSamples
 from .disk_space import check_room, check_writable, in_steps
@@ -69,29 +70,6 @@ def _look(trainer, class_names: Sequence[str]) -> None:
         _check_schedule(trainer, len(rows))
     for rows in evaluated_rows(trainer):
         logger.info(check_images("evaluation", rows, processor, num_labels, ignore_index_of(trainer)))
-
-
-def check_classes(model, class_names: Sequence[str]) -> None:
-    """Compare the network's classes with the data's; another number is an error, other names are a warning.
-
-    Raises:
-        ValueError: If the numbers differ.
-    """
-    config = getattr(model, "config", None)
-    num_labels = getattr(config, "num_labels", None)
-    if num_labels is None:
-        return
-    if num_labels != len(class_names):
-        raise ValueError(f"The network has {num_labels} classes, the dataset {len(class_names)}.")
-    names = [config.id2label.get(index, f"LABEL_{index}") for index in range(num_labels)]
-    differing = [i for i, name in enumerate(names) if name not in (class_names[i], f"LABEL_{i}")]
-    if differing:
-        index = differing[0]
-        logger.warning(
-            "%d of the network's %d class names are not the dataset's; class %d is %r for the network and %r for the "
-            "dataset. If they do not mean the same, results will be filed under wrong names.",
-            len(differing), num_labels, index, names[index], class_names[index],
-        )  # fmt: skip
 
 
 def check_images(

@@ -12,6 +12,7 @@ import timm
 from torch import nn
 from transformers import AutoImageProcessor, set_seed
 
+from ..data.checks import check_classes
 from ..data.loading import load_split
 from ..data.samples import TrainingSamples
 from ..data.transforms import RandomScaleCropFlip
@@ -107,8 +108,7 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor=
     """
     if args.model is not None:
         model, processor = load_model(args.model), AutoImageProcessor.from_pretrained(args.model)
-        if model.config.num_labels != len(classes):
-            raise ValueError(f"{args.model!r} has {model.config.num_labels} classes, the dataset {len(classes)}.")
+        check_classes(model, classes)
         return model, processor
     pretrained = {"true": True, "false": False}.get(args.pretrained_backbone.lower(), args.pretrained_backbone)
     model = AfDcdForSemanticSegmentation.from_backbone(
@@ -142,7 +142,13 @@ def origin_of(args: ModelArguments) -> Origin:
 def _datasets(data: DataArguments, args: SegmentationTrainingArguments, processor) -> dict[str, Any]:
     classes = data.classes()
     transform = RandomScaleCropFlip(
-        processor, tuple(data.crop_size), scales=data.scales, flip_probability=data.flip_probability
+        processor,
+        tuple(data.crop_size),
+        scales=data.scales,
+        flip_probability=data.flip_probability,
+        color_jitter=data.color_jitter,
+        blur_probability=data.blur_probability,
+        max_rotation=data.max_rotation,
     )
     return {
         "train_dataset": TrainingSamples(

@@ -1,0 +1,89 @@
+"""Does it fit: an image and its label, a label and the classes, a model and the classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .image_files import SampleError
+
+logger = logging.getLogger(__name__)
+
+
+def check_same_size(image: Image.Image, label: np.ndarray, name: str = "") -> None:
+    """Raises if an image and its label, `(H, W)`, differ in size.
+
+    Raises:
+        ValueError: If they do; it begins with `name`.
+    """
+    if (image.height, image.width) != label.shape[:2]:
+        raise SampleError(
+            f"{name}{': ' if name else ''}the image is {image.height}x{image.width} pixels, but its label "
+            f"{'x'.join(map(str, label.shape[:2]))} (height x width); they must be equal."
+        )
+
+
+def check_labels(label: np.ndarray, num_labels: int, ignore_index: int, name: str) -> None:
+    """Raises if a label map holds anything but class ids and the ignore index.
+
+    Args:
+        label: `(H, W)` class ids of any integer dtype.
+        num_labels: Number of classes K.
+        ignore_index: The one value allowed besides 0..K-1.
+        name: What the error calls the image.
+
+    Raises:
+        ValueError: If the array is not a map of integers, or some pixels have other values.
+    """
+    if label.ndim != 2 or label.dtype.kind not in "biu":
+        raise SampleError(
+            f"{name}: the label has shape {label.shape} and dtype {label.dtype}, but one integer class id a pixel is "
+            "expected; colour-coded labels must be turned into ids first."
+        )
+    outside = label >= num_labels
+    if label.dtype.kind == "i":
+        outside |= label < 0
+    outside &= label != ignore_index
+    if outside.any():
+        wrong = label[outside]
+        values = np.unique(wrong).tolist()
+        shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+        raise SampleError(
+            f"{name}: {wrong.size} label pixels lie outside 0..{num_labels - 1} (values {shown}); map them to a class "
+            f"or to ignore_index={ignore_index}, or set num_labels to the number of classes of the data."
+        )
+
+
+def check_classes(model: Any, class_names: Sequence[str], data: str = "the dataset") -> None:
+    """Compares a model's classes with the data's: another number is an error, other names are a warning.
+
+    Args:
+        model: A model; one whose configuration names no classes passes.
+        class_names: The data's, in the order of their ids.
+        data: What messages call the data.
+
+    Raises:
+        ValueError: If the numbers differ.
+    """
+    config = getattr(model, "config", None)
+    num_labels = getattr(config, "num_labels", None)
+    if num_labels is None:
+        return
+    if num_labels != len(class_names):
+        raise ValueError(
+            f"The model has {num_labels} classes, {data} has {len(class_names)}: it was made for other data."
+        )
+    names = [str((config.id2label or {}).get(index, f"LABEL_{index}")) for index in range(num_labels)]
+    pairs = enumerate(zip(names, class_names, strict=True))
+    differing = [i for i, (own, other) in pairs if own != f"LABEL_{i}" and own.lower() != other.lower()]
+    if differing:
+        index = differing[0]
+        logger.warning(
+            "%d of the model's %d class names are not those of %s; class %d is %r for the model and %r there. If the "
+            "order differs, and not only the spelling, results are filed under wrong names.",
+            len(differing), num_labels, data, index, names[index], class_names[index],
+        )  # fmt: skip

@@ -1,0 +1,112 @@
+"""Reading an image file safely, from a path or from bytes, with errors that name the file and say what to do."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageOps
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# What PIL raises over damaged files; a defect of ours should not hide behind it.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+class _OneLine(Exception):
+    """Keeps its message when a `DataLoader` raises it again: a worker's traceback is put in front of it there."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f".{type(self).__name__}: ")[2].strip())
+
+
+class ImageFileError(_OneLine, OSError):
+    """A file that cannot be read as an image; the message names it."""
+
+
+class SampleError(_OneLine, ValueError):
+    """An image and a label that cannot be used together; the message names the image."""
+
+
+def open_image(source: str | Path | bytes, described: str) -> Image.Image:
+    """Reads an image as viewers show it: decoded and upright (an EXIF or XMP orientation tag is obeyed).
+
+    All checksums of a PNG are compared: a flipped bit can otherwise change pixels, and class ids, unnoticed.
+
+    `format` is kept, and `info` says what Pillow hides: `bits` a value, and whether they were stored `inverted`.
+
+    Args:
+        source: Path, or the content of the file.
+        described: What errors call the file, such as `train/b.png: the label (/data/trainannot/b.png)`.
+
+    Raises:
+        ImageFileError: If the file is missing, no regular file, not an image, damaged, or has more pixels than Pillow
+            reads (`PIL.Image.MAX_IMAGE_PIXELS`, twice).
+    """
+    with named_errors(described):
+        content = source if isinstance(source, bytes) else _read(Path(source))
+        if content.startswith(_PNG_SIGNATURE):
+            _check_png(content)
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        kind, stored_as = image.format, _stored_as(image, content)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+            image.format = kind
+        image.info |= stored_as
+        return image
+
+
+@contextmanager
+def named_errors(described: str) -> Iterator[None]:
+    """Turns what PIL raises over a file into an `ImageFileError` that names it; such errors pass unchanged."""
+    try:
+        yield
+    except (ImageFileError, SampleError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageFileError(
+            f"{described} cannot be read: {error} Use a smaller copy; for files that you trust, raise the number of "
+            "pixels allowed: PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
+    except _DAMAGED as error:
+        raise ImageFileError(f"{described} cannot be read: {_reason(error)}") from error
+
+
+def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise IsADirectoryError(0, "It is a folder, a pipe or a device, not a regular file")
+    return path.read_bytes()
+
+
+def _check_png(content: bytes) -> None:
+    """Walks over the chunks (length, kind, data, CRC-32 of kind and data) up to the last one, IEND."""
+    view, start = memoryview(content), len(_PNG_SIGNATURE)
+    while start + 12 <= len(view):
+        end = start + 8 + int.from_bytes(view[start : start + 4], "big")
+        if end + 4 > len(view):
+            break
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ValueError(f"a checksum of its PNG data is wrong (at byte {start})")
+        if view[start + 4 : start + 8] == b"IEND":
+            return
+        start = end + 4
+    raise ValueError("it is truncated")
+
+
+def _stored_as(image: Image.Image, content: bytes) -> dict[str, int | bool]:
+    if image.format == "PNG":
+        return {"bits": content[24]}  # of the header: signature, a chunk's length and kind, width, height, bits
+    if image.format == "TIFF":
+        return {"bits": image.tag_v2.get(258, (1,))[0], "inverted": image.tag_v2.get(262) == 0}
+    return {}
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+        return f"{error.strerror}. Put the file back, or take the row out of the dataset."
+    what = "not an image" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
+    return f"{what}. The file is damaged or incomplete: copy or download it again, or take it out of the dataset."
