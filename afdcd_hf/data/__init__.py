@@ -11,8 +11,9 @@ from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .benchmarks import BENCHMARKS, Benchmark, get_benchmark
+    from .checks import check_classes, check_labels, check_same_size
     from .loading import SplitCheck, check_layout, class_names, load_benchmark, load_split
-    from .samples import TrainingSamples, check_labels, collate_samples
+    from .samples import TrainingSamples, collate_samples
     from .scenes import SCENE_CLASSES, SCENE_PALETTE, generate_scene
     from .transforms import RandomScaleCropFlip
 

@@ -22,7 +22,7 @@ def check_same_size(image: Image.Image, label: np.ndarray, name: str = "") -> No
     """
     if (image.height, image.width) != label.shape[:2]:
         raise SampleError(
-            f"{name}{': ' if name else ''}the image is {image.height}x{image.width} pixels, but its label "
+            f"{name}{': ' if name else ''}the image is {image.height}x{image.width} pixels but its label "
             f"{'x'.join(map(str, label.shape[:2]))} (height x width); they must be equal."
         )
 

@@ -134,7 +134,7 @@ def _class_ids(label: Image.Image, described: str) -> Image.Image:
 def _as_stored(label: Image.Image, described: str) -> np.ndarray:
     """The values of the file: Pillow stretches grey values of 2 and 4 bits to 0..255, and inverts some TIFFs."""
     if label.info.get("inverted"):
-        raise SampleError(f"{described} is a TIFF in which 0 is white, so that its values are inverted; save it as PNG.")
+        raise SampleError(f"{described} is a TIFF in which 0 is white: its values are inverted; save it as PNG.")
     values, bits = np.asarray(label), label.info.get("bits")
     return values // (255 // (2**bits - 1)) if label.mode == "L" and bits in (2, 4) else values
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .benchmarks import BENCHMARKS, Benchmark, SplitFiles, get_benchmark
+from .checks import check_labels, check_same_size
 from .decoding import DecodedRows
 from .scenes import scene_columns
 
@@ -184,16 +185,12 @@ def _check_files(benchmark: Benchmark, root: Path, split: str, decode: bool) -> 
 
 
 def _check_first_pair(benchmark: Benchmark, root: Path, files: SplitFiles) -> None:
-    from .samples import check_labels
-
     row = _as_dataset(_columns(root, files, slice(1)), files.label_map)[0]
-    row["image"].load()
     if row["label"] is None:
         return
-    if row["image"].size != row["label"].size:
-        sizes = [f"{picture.height}x{picture.width}" for picture in (row["image"], row["label"])]
-        raise ValueError(f"{row['name']}: the image has {sizes[0]} pixels, its label {sizes[1]}; they must be equal.")
-    check_labels(np.asarray(row["label"]), benchmark.num_labels, benchmark.ignore_index, row["name"])
+    label = np.asarray(row["label"])
+    check_same_size(row["image"], label, row["name"])
+    check_labels(label, benchmark.num_labels, benchmark.ignore_index, row["name"])
 
 
 def _with_all_ids(name: str) -> str:

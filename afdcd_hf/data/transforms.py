@@ -128,11 +128,11 @@ class RandomScaleCropFlip:
 
 def _color_jitter(strengths: Sequence[float]) -> v2.ColorJitter:
     strengths = tuple(strengths)
-    limits = (math.inf, math.inf, math.inf, 0.5)
-    if len(strengths) != 4 or not all(0 <= one <= limit for one, limit in zip(strengths, limits, strict=False)):
+    numbers = len(strengths) == 4 and all(isinstance(one, (int, float)) and one >= 0 for one in strengths)
+    if not numbers or strengths[3] > 0.5:
         raise ValueError(
-            f"color_jitter={list(strengths)}: expected four numbers, for brightness, contrast, saturation (0 or more) and "
-            "hue (0 to 0.5), such as [0.4, 0.4, 0.4, 0.1]."
+            f"color_jitter={list(strengths)}: expected four numbers, for brightness, contrast, saturation (0 or "
+            "more) and hue (0 to 0.5), such as [0.4, 0.4, 0.4, 0.1]."
         )
     return v2.ColorJitter(*strengths)
 
@@ -150,8 +150,8 @@ def run_processor(processor: Callable[..., Any], pixels: Tensor) -> Tensor:
     pixel_values = processor(images=pixels.contiguous(), return_tensors="pt", do_resize=False)["pixel_values"][0]
     if pixel_values.shape != pixels.shape:
         raise ValueError(
-            f"The processor turned a {tuple(pixels.shape)} crop into {tuple(pixel_values.shape)}, so that the labels no "
-            "longer fit; switch off its padding and cropping."
+            f"The processor turned a {tuple(pixels.shape)} crop into {tuple(pixel_values.shape)}, so that the "
+            "labels no longer fit; switch off its padding and cropping."
         )
     return pixel_values.to(torch.float32)
 

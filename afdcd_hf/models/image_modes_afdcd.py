@@ -22,7 +22,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(
-                f"mode {image.mode}: its values {values.min()} to {values.max()} exceed 16 bits; save it with 8 or 16"
+                f"mode {image.mode}: its values {values.min()} to {values.max()} exceed 16 bits; "
+                "save it with 8 or 16 bits"
             )
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if "transparency" in image.info:  # convert("RGB") would warn about what is meant

@@ -262,7 +262,7 @@ def test_a_model_to_start_from_must_have_the_datasets_classes(runs, tmp_path, ca
     AfDcdImageProcessor().save_pretrained(tmp_path / "model")
     recipe = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "out")]
     line = answer(capsys, "train", *recipe, "--model", str(tmp_path / "model"))
-    assert "has 5 classes, the dataset 8" in line
+    assert "has 5 classes, the dataset has 8" in line
 
 
 def test_evaluate_refuses_options_it_does_not_know(capsys):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -8,9 +11,10 @@ from miniatures import camvid_folder
 from PIL import Image
 from stored_pictures import ids, png, stored
 
+from afdcd_hf.data.checks import check_labels
 from afdcd_hf.data.decoding import DecodedRows
+from afdcd_hf.data.image_files import open_image
 from afdcd_hf.data.loading import load_benchmark
-from afdcd_hf.data.samples import check_labels
 
 
 def decoded(content, label_map=None, path="x.png"):
@@ -30,6 +34,59 @@ def test_labels_of_every_integer_mode_hold_the_ids_of_their_files():
     large = decoded(png(np.uint16([[0, 7, 300]])))
     assert large.mode == "I" and ids(large) == [[0, 7, 300]]
     assert ids(decoded(buffer.getvalue())) == [[0, 7, 70000]]
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def grey_png(values, bits, colour_type=0, palette=b"", interlace=0):
+    """Packed as the PNG specification says; Pillow writes no such files."""
+    packed = [np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel()).tobytes() for row in values]
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour_type, 0, 0, interlace)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in packed))
+    chunks = [(b"IHDR", header), *([(b"PLTE", palette)] if palette else []), (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", ["grey", "palette", "grey palette"])
+def test_pngs_of_few_bits_hold_what_is_stored(bits, kind):
+    values = np.random.default_rng(bits).integers(0, 2**bits, (5, 11), dtype=np.uint8)
+    greys = np.linspace(0, 255, 2**bits).astype(np.uint8).repeat(3).tobytes()  # what a viewer would show
+    palette = {"grey": b"", "palette": bytes(range(3, 3 + 3 * min(2**bits, 64))), "grey palette": greys}[kind]
+    content = grey_png(values, bits, 3 if palette else 0, palette)
+    assert ids(decoded(content)) == values.tolist()
+    assert ids(decoded(content, {1: 7}))[0] == [7 if value == 1 else value for value in values[0].tolist()]
+
+
+def tiff(mode, photometric, bits, data):
+    """A TIFF of 4x1 pixels with the tags that matter."""
+    tags = [
+        (256, 4),
+        (257, 1),
+        (258, bits),
+        (259, 1),
+        (262, photometric),
+        (273, 8),
+        (277, 1),
+        (278, 1),
+        (279, len(data)),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + b"\0" * 4
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+
+
+def test_tiffs_that_pillow_stretches_are_read_as_stored_and_inverted_ones_refused():
+    assert ids(decoded(tiff("L;4", 1, 4, bytes([0x01, 0x2F])))) == [[0, 1, 2, 15]]
+    assert ids(decoded(tiff("L", 1, 8, bytes([0, 1, 2, 255])))) == [[0, 1, 2, 255]]
+    with pytest.raises(ValueError, match=r"x\.png is a TIFF in which 0 is white: its values are inverted; save it"):
+        decoded(tiff("L;I", 0, 8, bytes([0, 1, 2, 255])))
+    buffer = io.BytesIO()
+    Image.fromarray(np.uint8([[0, 1]])).save(buffer, format="PPM")
+    with pytest.raises(ValueError, match="is a PPM, which can change class ids; labels must be PNG"):
+        decoded(buffer.getvalue())
 
 
 def test_big_endian_16_bit_labels_are_read():
@@ -83,18 +140,25 @@ def test_colours_and_jpegs_are_refused_as_labels_with_the_file(tmp_path):
     Image.new("L", (6, 4)).save(lossy, format="JPEG")
     dataset = load_benchmark("camvid", "train", tmp_path)
     with pytest.raises(
-        ValueError, match=rf"train/a\.png: the label's image mode is RGB, .* colour-coded .*\({colours}\)"
+        ValueError, match=rf"train/a\.png: the label \({colours}\): the label's image mode is RGB, .* colour-coded"
     ):
         dataset[0]
-    with pytest.raises(ValueError, match=rf"train/b\.png: the label \({lossy}\) is a JPEG, which changes class ids"):
+    with pytest.raises(ValueError, match=rf"train/b\.png: the label \({lossy}\) is a JPEG, which can change class ids"):
         dataset[1]
     with pytest.raises(ValueError, match=rf"the label {colours}: the label's image mode is RGB"):
         dataset.select_columns("label")[0]
 
 
-def test_images_of_more_than_8_bits_are_refused_instead_of_clipped():
-    with pytest.raises(ValueError, match=r"a: the image \(x\.png\) has mode I;16"):
-        DecodedRows()({"image": [stored(png(np.uint16([[300]])), "x.png")], "name": ["a"]})
+def image_of(content, name="a"):
+    return DecodedRows()({"image": [stored(content, "x.png")], "name": [name]})["image"][0]
+
+
+def test_images_of_16_bits_are_scaled_and_those_of_unknown_range_refused():
+    assert np.asarray(image_of(png(np.uint16([[0, 257, 65535]])))).tolist() == [[[0] * 3, [1] * 3, [255] * 3]]
+    buffer = io.BytesIO()
+    Image.fromarray(np.float32([[0.5]])).save(buffer, format="TIFF")
+    with pytest.raises(ValueError, match=r"a: the image \(x\.png\) has mode F: its pixels are floating-point"):
+        image_of(buffer.getvalue())
 
 
 def test_orientation_tags_are_obeyed_in_image_and_label():
@@ -129,6 +193,35 @@ def test_label_maps_that_mean_nothing_are_refused(label_map, message):
 # Damaged files
 
 
+def test_a_flipped_bit_in_a_png_is_never_read_in_silence():
+    content = png(np.random.default_rng(0).integers(0, 11, (12, 20), np.uint8))
+    for position in range(8, len(content)):
+        broken = bytearray(content)
+        broken[position] ^= 1 << position % 8
+        with pytest.raises(OSError, match=r"the label x\.png cannot be read: (a checksum|it is truncated)"):
+            decoded(bytes(broken))
+    with pytest.raises(OSError, match="the image .* cannot be read: a checksum of its PNG data is wrong"):
+        image_of(bytes(broken[:-20]) + b"\0" + bytes(broken[-19:]))
+    assert ids(decoded(content + b"what some tools append")) == ids(decoded(content))
+
+
+def test_an_image_of_too_many_pixels_is_said_to_be_too_large_and_not_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    large = grey_png(np.zeros((20, 20), np.uint8), 8)
+    for read in (decoded, image_of, lambda content: open_image(content, "x")):
+        with pytest.raises(OSError, match=r"\(400 pixels\) exceeds limit of 200 pixels.*MAX_IMAGE_PIXELS") as caught:
+            read(large)
+        assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_pipes_devices_and_folders_are_no_image_files(tmp_path, make):
+    make(tmp_path / "a.png")
+    with pytest.raises(OSError, match=r"a\.png\) cannot be read: It is a folder, a pipe or a device, not a"):
+        DecodedRows()({"label": [stored(None, str(tmp_path / "a.png"))], "name": ["train/a.png"]})
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_a_truncated_image_names_its_file(tmp_path, suffix):
     camvid_folder(tmp_path, image_suffix=suffix, size=(64, 64))
@@ -140,7 +233,7 @@ def test_a_truncated_image_names_its_file(tmp_path, suffix):
     with pytest.raises(
         OSError, match=rf"train/b{suffix}: the image \({path}\) cannot be read: .* damaged or "
     ) as caught:
-        np.asarray(dataset[1]["image"])  # PNGs are decoded only now
+        dataset[1]
     assert "\n" not in str(caught.value)
     assert dataset[0]["name"] == f"train/a{suffix}"
 
@@ -152,7 +245,7 @@ def test_labels_that_are_truncated_empty_or_gone_name_their_file(tmp_path):
     dataset = load_benchmark("camvid", "train", tmp_path)
     (folder / "c.png").unlink()
     for index, reason in enumerate(
-        (".*", "no picture. The file is damaged", "No such file or directory. Put the file")
+        (".*", "not an image. The file is damaged", "No such file or directory. Put the file")
     ):
         with pytest.raises(OSError, match=rf"the label \({folder}/{'abc'[index]}\.png\) cannot be read: {reason}"):
             dataset[index]

@@ -12,8 +12,8 @@ from stored_pictures import as_arrays, ids, raw_dataset
 from torch.utils.data import DataLoader
 
 from afdcd_hf.data.benchmarks import BENCHMARKS, get_benchmark
+from afdcd_hf.data.checks import check_labels
 from afdcd_hf.data.loading import check_layout, class_names, load_benchmark, load_split
-from afdcd_hf.data.samples import check_labels
 
 CAMVID = paths.CAMVID
 
@@ -163,7 +163,7 @@ def test_the_layout_check_sees_sizes_damage_and_missing_labels(tmp_path, monkeyp
     Image.new("L", (5, 4)).save(tmp_path / "trainannot" / "a.png")
     (tmp_path / "val" / "a.png").write_bytes(b"no picture")
     train, val, _ = check_layout("camvid", tmp_path)
-    assert train.problem == "train/a.png: the image has 4x6 pixels, its label 4x5; they must be equal."
+    assert train.problem.startswith("train/a.png: the image is 4x6 pixels but its label 4x5 (height x width)")
     assert "val/a.png: the image" in val.problem and "damaged" in val.problem
     unlabelled = check_layout("camvid", without_labels(monkeypatch, tmp_path / "other"))[0]
     assert (unlabelled.found, unlabelled.labelled, unlabelled.problem) == (3, 0, None)

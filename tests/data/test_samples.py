@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stored_pictures import png
+from tiny import segmenter
 from torch.utils.data import DataLoader
 
+from afdcd_hf.data.checks import check_classes, check_labels
 from afdcd_hf.data.decoding import DecodedRows
-from afdcd_hf.data.samples import TrainingSamples, check_labels, collate_samples
+from afdcd_hf.data.samples import TrainingSamples, collate_samples
 from afdcd_hf.data.transforms import RandomScaleCropFlip
 from afdcd_hf.models.image_processing_afdcd import AfDcdImageProcessor
 
@@ -137,16 +138,36 @@ def test_errors_of_the_transform_name_the_image_too():
         TrainingSamples(rows(name="street.png"), refuse, num_labels=2)[0]
 
 
-def test_a_damaged_image_is_named_once_though_only_its_crop_is_decoded():
-    buffer, row = io.BytesIO(), scene_row(0)
-    row["image"].save(buffer, "PNG")
-    damaged = {"bytes": buffer.getvalue()[:500], "path": "/data/street.png"}
-    row["image"] = DecodedRows()({"image": [damaged], "name": ["train/street.png"]})["image"][0]
-    transform = RandomScaleCropFlip(AfDcdImageProcessor(), (20, 40), (1.0,))
-    with pytest.raises(
-        OSError, match=r"^train/street\.png: the image \(/data/street\.png\) cannot be read: .*truncated"
-    ):
-        TrainingSamples([row | {"name": "train/street.png"}], transform, num_labels=11)[0]
+class Broken:
+    """Rows of which reading, or checking, the label fails."""
+
+    column_names = ("image", "label", "name")
+
+    def __init__(self, content):
+        self.content = content
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        label = {"bytes": self.content, "path": "/data/b.png"}
+        label = DecodedRows()({"label": [label], "name": ["train/b.png"]})["label"][0]
+        return {"image": Image.new("RGB", label.size), "label": label, "name": "train/b.png"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (b"no image", OSError, r"train/b\.png: the label \(/data/b\.png\) cannot be read: not an image\. .*"),
+        (png(np.uint8([[30]])), ValueError, r"train/b\.png: 1 label pixels lie outside 0\.\.10 \(values 30\); .*"),
+    ],
+)
+def test_a_bad_label_gives_the_same_line_from_a_worker_as_from_the_main_process(workers, content, kind, message):
+    samples = TrainingSamples(Broken(content), draw, num_labels=11)
+    options = {"timeout": 60, "multiprocessing_context": "fork"} if workers else {}
+    with pytest.raises(kind, match=f"^{message}$"):
+        list(DataLoader(samples, collate_fn=collate_samples, num_workers=workers, **options))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.uint16])
@@ -177,3 +198,16 @@ def test_bad_settings_are_refused():
         TrainingSamples(rows(), draw, num_labels=2, seed=-1)
     with pytest.raises(ValueError, match=r"columns \['pixels', 'label'\].*rename"):
         TrainingSamples(datasets.Dataset.from_dict({"pixels": [0], "label": [0]}), draw, num_labels=2)
+
+
+def test_another_number_of_classes_is_an_error_and_other_names_a_warning(caplog):
+    named = segmenter(id2label=dict(enumerate(["a", "B", "x", "d"])))
+    with pytest.raises(ValueError, match="model has 4 classes, camvid has 3: it was made for other data"):
+        check_classes(named, ["a", "b", "c"], "camvid")
+    check_classes(named, ["a", "b", "c", "d"], "camvid")
+    (warning,) = caplog.records
+    assert "1 of the model's 4 class names are not those of camvid; class 2 is 'x'" in warning.getMessage()
+    caplog.clear()
+    check_classes(segmenter(num_labels=2), ["a", "b"])  # names that are placeholders
+    check_classes(torch.nn.Conv2d(1, 1, 1), ["a", "b"])
+    assert not caplog.records

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 from transformers import SegformerImageProcessor
 
-from afdcd_hf.data.normalisation import PixelTable, run_processor
+from afdcd_hf.data.resizing import resize_bilinear, resize_nearest
 from afdcd_hf.data.transforms import PAPER_SCALES, RandomScaleCropFlip
-from afdcd_hf.models.image_processing_afdcd import AfDcdImageProcessor
+from afdcd_hf.models.image_modes_afdcd import as_rgb
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -31,37 +32,12 @@ def normalised(pixels):
     return torch.from_numpy(((pixels / 255 - MEAN) / STD).astype(np.float32)).permute(2, 0, 1)
 
 
-def bilinear_by_hand(pixels, size):
-    """Half-pixel centres, two taps a direction, edges repeated: what cv2.INTER_LINEAR computes before rounding."""
-    result = pixels.astype(np.float64)
-    for axis, target in enumerate(size):
-        source = pixels.shape[axis]
-        position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
-        low = np.floor(position).astype(int)
-        weight = (position - low).reshape([-1 if a == axis else 1 for a in range(3)])
-        high = np.minimum(low + 1, source - 1)
-        result = result.take(low, axis) * (1 - weight) + result.take(high, axis) * weight
-    return result
-
-
 def test_without_scale_crop_and_flip_the_image_is_only_normalised(processor):
     image, label = street()
     sample = RandomScaleCropFlip(processor, (30, 40), (1.0,), 0.0)(image, label, np.random.default_rng(0))
     torch.testing.assert_close(sample["pixel_values"], normalised(np.asarray(image)), atol=1e-5, rtol=0)
     assert torch.equal(sample["labels"], torch.from_numpy(np.array(label)).long())
     assert sample["pixel_values"].dtype == torch.float32 and sample["labels"].dtype == torch.int64
-
-
-@pytest.mark.parametrize("scale", [0.5, 0.7, 1.3, 2.0])
-def test_the_image_is_resized_bilinearly_and_the_label_by_nearest_neighbour(processor, scale):
-    image, label = street()
-    size = (round(30 * scale), round(40 * scale))
-    sample = RandomScaleCropFlip(processor, size, (scale,), 0.0)(image, label, np.random.default_rng(0))
-    pixels = sample["pixel_values"].permute(1, 2, 0).numpy() * STD * 255 + MEAN * 255
-    assert np.abs(pixels - bilinear_by_hand(np.asarray(image), size)).max() < 1.01  # rounding to uint8, in fixed point
-    ids = torch.from_numpy(np.array(label))[None, None]
-    expected = torch.nn.functional.interpolate(ids, size=size, mode="nearest")
-    assert torch.equal(sample["labels"], expected[0, 0].long())
 
 
 def test_a_small_image_is_padded_at_the_right_and_the_bottom(processor):
@@ -160,7 +136,7 @@ def test_a_tiny_image_keeps_at_least_a_pixel(processor):
 
 
 def test_image_and_label_of_different_size_are_refused(processor):
-    with pytest.raises(ValueError, match=r"30x40 pixels and its label 30x39 \(height x width\)"):
+    with pytest.raises(ValueError, match=r"30x40 pixels but its label 30x39 \(height x width\)"):
         RandomScaleCropFlip(processor, (20, 20))(street()[0], street(30, 39)[1], np.random.default_rng(0))
 
 
@@ -169,64 +145,13 @@ def test_a_processor_that_changes_the_size_is_refused():
         return {"pixel_values": images[None, :, 1:].float()}
 
     with pytest.raises(ValueError, match=r"turned a \(3, 20, 20\) crop into \(3, 19, 20\)"):
-        RandomScaleCropFlip(cropping, (20, 20), (1.0,))(*street(), np.random.default_rng(0))
-
-
-BGR = {"do_rescale": False, "image_mean": [104.00698793, 116.66876762, 122.67891434], "image_std": [1, 1, 1]}
-
-
-@pytest.mark.parametrize(
-    "real",
-    [
-        AfDcdImageProcessor(),
-        AfDcdImageProcessor(do_flip_channels=True, **BGR),
-        SegformerImageProcessor(do_resize=False),
-        Unchanged(),
-    ],
-    ids=["rgb", "bgr", "segformer", "unchanged"],
-)
-def test_the_table_gives_the_processor_s_own_bits(real):
-    table = PixelTable.of(real, (16, 20))
-    pixels = np.random.default_rng(5).integers(0, 256, (33, 21, 3), dtype=np.uint8)
-    assert np.array_equal(table(pixels), run_processor(real, pixels).numpy())
-
-
-def test_the_table_finds_the_order_of_the_channels():
-    assert PixelTable.of(AfDcdImageProcessor(do_flip_channels=True, **BGR), (16, 16)).channels == (2, 1, 0)
-
-
-def stretched(images, return_tensors, do_resize):
-    pixels = images[None].float()
-    return {"pixel_values": (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1)}
-
-
-def mixed_with_neighbours(images, return_tensors, do_resize):
-    return {"pixel_values": images[None].float() + images[None].float().roll(1, -1)}
-
-
-def grey(images, return_tensors, do_resize):
-    return {"pixel_values": images[None].float().mean(1, keepdim=True).expand(1, 3, -1, -1)}
-
-
-def darker_towards_the_bottom(images, return_tensors, do_resize):
-    return {"pixel_values": images[None] * torch.linspace(1, 0.5, images.shape[1])[:, None]}
-
-
-@pytest.mark.parametrize("custom", [stretched, mixed_with_neighbours, grey, darker_towards_the_bottom])
-def test_a_processor_that_no_table_can_replace_is_called_on_the_crop(custom):
-    assert PixelTable.of(custom, (16, 16)) is None
-    image, label = street()
-    sample = RandomScaleCropFlip(custom, (30, 40), (1.0,), 1.0)(image, label, np.random.default_rng(0))
-    mirrored = torch.from_numpy(np.array(image)).permute(2, 0, 1).flip(-1)
-    assert torch.equal(sample["pixel_values"], custom(mirrored, "pt", False)["pixel_values"][0])
+        RandomScaleCropFlip(cropping, (20, 20), (1.0,))
 
 
 @pytest.mark.parametrize("crop", [(20, 24), (64, 80)])
 def test_samples_are_those_of_resizing_all_of_the_image_then_cropping(processor, crop):
     image, label = street(37, 53)
-    pixels, ids = (torch.from_numpy(np.array(array)) for array in (image, label))
     transform = RandomScaleCropFlip(processor, crop)
-    exact = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     for seed in range(40):
         sample = transform(image, label, np.random.default_rng(seed))
         rng = np.random.default_rng(seed)
@@ -234,16 +159,88 @@ def test_samples_are_those_of_resizing_all_of_the_image_then_cropping(processor,
         size = (round(37 * scale), round(53 * scale))
         top, left = (int(rng.integers(max(side - length, 0) + 1)) for side, length in zip(size, crop, strict=True))
         kept = (slice(top, top + crop[0]), slice(left, left + crop[1]))
-        resized = torch.nn.functional.interpolate(pixels.permute(2, 0, 1)[None], size=size, mode="bilinear")[0]
-        normal = processor(images=resized[(..., *kept)], return_tensors="pt")
+        whole = (scale, np.arange(size[0]), np.arange(size[1]))
+        resized = torch.from_numpy(resize_bilinear(np.asarray(image), *whole)[kept]).permute(2, 0, 1)
         missing = (0, crop[1] - min(size[1], crop[1]), 0, crop[0] - min(size[0], crop[0]))
-        expected = torch.nn.functional.pad(normal["pixel_values"][0], missing)
-        nearest = torch.nn.functional.interpolate(ids[None, None], size=size, mode="nearest")[(0, 0, *kept)]
+        expected = torch.nn.functional.pad(processor(images=resized, return_tensors="pt")["pixel_values"][0], missing)
+        nearest = torch.from_numpy(resize_nearest(np.asarray(label), *whole)[kept])
         labels = torch.nn.functional.pad(nearest, missing, value=255)
         if rng.random() < 0.5:
             expected, labels = expected.flip(-1), labels.flip(-1)
-        assert torch.equal(sample["labels"], labels.long())
-        torch.testing.assert_close(sample["pixel_values"], expected, atol=0 if exact else 0.02, rtol=0)
+        assert torch.equal(sample["labels"], labels.long()) and torch.equal(sample["pixel_values"], expected)
+
+
+# What is off by default
+
+
+def augmented(rng=0, crop=(30, 40), **options):
+    """A crop of the whole image at scale 1, not normalised, and the seed that torchvision's transforms get."""
+    transform = RandomScaleCropFlip(Unchanged(), crop, (1.0,), 0.0, **options)
+    drawn = np.random.default_rng(rng)
+    for high in (1, 1, 1):
+        drawn.integers(high)
+    drawn.random()
+    return transform(*street(), np.random.default_rng(rng)), int(drawn.integers(2**63))
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        ({"color_jitter": [0.4, 0.4, 0.4, 0.1]}, v2.ColorJitter(0.4, 0.4, 0.4, 0.1)),
+        ({"blur_probability": 1.0}, v2.GaussianBlur(5)),
+        ({"color_jitter": [0.2, 0, 0, 0], "blur_probability": 0.5},
+         v2.Compose([v2.ColorJitter(0.2, 0, 0, 0), v2.RandomApply([v2.GaussianBlur(5)], 0.5)])),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("rng", range(3))
+def test_colours_change_as_torchvision_changes_them_and_labels_do_not(options, change, rng):
+    sample, seed = augmented(rng, **options)
+    pixels = torch.from_numpy(np.array(street()[0])).permute(2, 0, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if "blur_probability" in options and len(options) == 1:
+            torch.rand(1)  # whether to blur at all
+        expected = change(pixels)
+    assert torch.equal(sample["pixel_values"], expected.float()) and not torch.equal(expected, pixels)
+    assert torch.equal(sample["labels"], torch.from_numpy(np.array(street()[1])).long())
+
+
+def test_a_rotation_turns_image_and_label_together_and_leaves_empty_corners_ignored():
+    sample, seed = augmented(1, crop=(40, 48), max_rotation=30)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        angle = float(torch.empty(1).uniform_(-30, 30))
+    plain = augmented(1, crop=(40, 48))[0]
+    bilinear, nearest = v2.InterpolationMode.BILINEAR, v2.InterpolationMode.NEAREST
+    turned = v2.functional.rotate(plain["pixel_values"], angle, bilinear, fill=0)
+    assert abs(angle) > 3 and torch.equal(sample["pixel_values"], turned) and type(sample["labels"]) is torch.Tensor
+    assert torch.equal(sample["labels"], v2.functional.rotate(plain["labels"][None], angle, nearest, fill=255)[0])
+    assert (sample["labels"][0, :3] == 255).all() and sample["labels"].dtype == torch.int64
+
+
+def test_augmentations_depend_on_the_generator_alone_and_leave_torch_s_as_it_is():
+    options = {"color_jitter": [0.4, 0.4, 0.4, 0.1], "blur_probability": 0.5, "max_rotation": 10}
+    samples = []
+    for seed, rng in ((1, 5), (2, 5), (2, 6)):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        samples.append(augmented(rng, **options)[0]["pixel_values"])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[1], samples[2])
+
+
+@pytest.mark.parametrize("mode", ["I;16", "L", "RGBA", "CMYK"])
+def test_images_of_every_mode_are_read_by_the_one_rule(mode):
+    image, label = street()
+    image = (
+        Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    )
+    transform = RandomScaleCropFlip(Unchanged(), (30, 40), (1.0,), 0.0)
+    pixels = transform(image, label, np.random.default_rng(0))["pixel_values"]
+    assert torch.equal(pixels, torch.from_numpy(np.array(as_rgb(image))).permute(2, 0, 1).float())
+    assert mode != "I;16" or torch.equal(pixels[2], torch.from_numpy(np.array(street()[0])[..., 0]).float())
+    with pytest.raises(ValueError, match="mode F: its pixels are floating-point"):
+        transform(label.convert("F"), label, np.random.default_rng(0))
 
 
 def test_the_transform_survives_pickling(processor):
@@ -265,6 +262,11 @@ def test_the_transform_survives_pickling(processor):
         {"scales": (1.0, 0.0)},
         {"scales": (float("nan"),)},
         {"flip_probability": 1.1},
+        {"blur_probability": -1},
+        {"max_rotation": float("nan")},
+        {"color_jitter": [0.4, 0.4, 0.4]},
+        {"color_jitter": [0.4, 0.4, 0.4, 0.6]},
+        {"color_jitter": [0.4, 0.4, "0.4", 0.1]},
     ],
 )
 def test_bad_settings_are_refused_by_name(processor, bad):

@@ -212,7 +212,9 @@ def test_pictures_that_cannot_be_read_are_listed_at_the_end_and_stop_no_other(mo
     picture(folder / "d.png")
     with pytest.raises(OSError, match="2 of 4 pictures could not be read") as error:
         run(model, [folder], tmp_path / "out")
-    assert str(folder / "b.png") in str(error.value) and f"{folder / 'c.jpg'}: not a picture" in str(error.value)
+    assert str(folder / "b.png") in str(error.value) and f"{folder / 'c.jpg'} cannot be read: not an image" in str(
+        error.value
+    )
     assert files_in(tmp_path / "out" / "ids") == ["a.png", "d.png"]
 
 

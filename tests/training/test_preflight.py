@@ -16,7 +16,7 @@ from tiny import distilling, pictures, same, samples, segmenter, supervised, wei
 from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.training import preflight as module
 from afdcd_hf.training.disk_space import check_room, check_writable, checkpoint_bytes, number_of_checkpoints
-from afdcd_hf.training.preflight import check_classes, check_images, preflight
+from afdcd_hf.training.preflight import check_images, preflight
 from afdcd_hf.training.teacher_score import _score, evenly_spread, score_teacher
 
 CLASSES = ["a", "b", "c", "d"]
@@ -97,19 +97,6 @@ def test_an_image_that_cannot_be_read_is_an_oserror():
 
     with pytest.raises(OSError, match="b.png"):
         look(Rows([0]))
-
-
-def test_another_number_of_classes_is_an_error_and_other_names_a_warning(caplog):
-    named = segmenter(id2label=dict(enumerate(["a", "b", "x", "d"])))
-    with pytest.raises(ValueError, match="network has 4 classes, the dataset 3"):
-        check_classes(named, CLASSES[:3])
-    check_classes(named, CLASSES)
-    (warning,) = caplog.records
-    assert "class 2 is 'x' for the network and 'c' for the dataset" in warning.getMessage()
-    caplog.clear()
-    check_classes(segmenter(), CLASSES)  # names that are placeholders
-    check_classes(torch.nn.Conv2d(1, 1, 1), CLASSES)
-    assert not caplog.records
 
 
 def test_the_score_of_a_constant_prediction_is_chance():
