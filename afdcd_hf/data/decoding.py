@@ -15,7 +15,13 @@ from .image_files import SampleError, open_image
 
 MAX_VALUE = 65535  # what a 16-bit PNG can hold, and so the largest key of a label map
 _PALETTE_OR_GREY = ("L", "P", "1")
-_LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")  # and Pillow returns their values as they are stored, but for `_as_stored`
+_LOSSLESS = (
+    "PNG",
+    "TIFF",
+    "BMP",
+    "GIF",
+    "PPM",
+)  # Pillow returns what is stored, but for `_as_stored`
 
 # An image as `datasets.Image(decode=False)` hands it out, {"bytes": ..., "path": ...}, or the bytes of its file.
 Stored = Mapping[str, Any] | bytes
@@ -133,8 +139,11 @@ def _class_ids(label: Image.Image, described: str) -> Image.Image:
 
 def _as_stored(label: Image.Image, described: str) -> np.ndarray:
     """The values of the file: Pillow stretches grey values of 2 and 4 bits to 0..255, and inverts some TIFFs."""
-    if label.info.get("inverted"):
-        raise SampleError(f"{described} is a TIFF in which 0 is white: its values are inverted; save it as PNG.")
+    if label.info.get("altered"):
+        raise SampleError(
+            f"{described} is a {label.format} whose values Pillow changes (0 is white, or the largest is not 255); "
+            "save it as PNG."
+        )
     values, bits = np.asarray(label), label.info.get("bits")
     return values // (255 // (2**bits - 1)) if label.mode == "L" and bits in (2, 4) else values
 

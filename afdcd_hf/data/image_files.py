@@ -36,7 +36,7 @@ def open_image(source: str | Path | bytes, described: str) -> Image.Image:
 
     All checksums of a PNG are compared: a flipped bit can otherwise change pixels, and class ids, unnoticed.
 
-    `format` is kept, and `info` says what Pillow hides: `bits` a value, and whether they were stored `inverted`.
+    `format` is kept, and `info` says what Pillow hides: `bits` a value, and whether its values are `altered`.
 
     Args:
         source: Path, or the content of the file.
@@ -101,7 +101,10 @@ def _stored_as(image: Image.Image, content: bytes) -> dict[str, int | bool]:
     if image.format == "PNG":
         return {"bits": content[24]}  # of the header: signature, a chunk's length and kind, width, height, bits
     if image.format == "TIFF":
-        return {"bits": image.tag_v2.get(258, (1,))[0], "inverted": image.tag_v2.get(262) == 0}
+        return {"bits": image.tag_v2.get(258, (1,))[0], "altered": image.tag_v2.get(262) == 0}  # 0 is white
+    if image.format == "PPM":  # a map of grey values is as it is where the largest value is that of its bytes
+        kind, _, _, largest, *_ = content[:64].split() + 4 * [b""]
+        return {"altered": kind == b"P4" or largest not in (b"255", b"65535")}
     return {}
 
 

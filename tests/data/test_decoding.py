@@ -81,12 +81,12 @@ def tiff(mode, photometric, bits, data):
 def test_tiffs_that_pillow_stretches_are_read_as_stored_and_inverted_ones_refused():
     assert ids(decoded(tiff("L;4", 1, 4, bytes([0x01, 0x2F])))) == [[0, 1, 2, 15]]
     assert ids(decoded(tiff("L", 1, 8, bytes([0, 1, 2, 255])))) == [[0, 1, 2, 255]]
-    with pytest.raises(ValueError, match=r"x\.png is a TIFF in which 0 is white: its values are inverted; save it"):
+    with pytest.raises(ValueError, match=r"x\.png is a TIFF whose values Pillow changes .*; save it as PNG"):
         decoded(tiff("L;I", 0, 8, bytes([0, 1, 2, 255])))
-    buffer = io.BytesIO()
-    Image.fromarray(np.uint8([[0, 1]])).save(buffer, format="PPM")
-    with pytest.raises(ValueError, match="is a PPM, which can change class ids; labels must be PNG"):
-        decoded(buffer.getvalue())
+    assert ids(decoded(b"P5 2 1 255\n\x00\x03")) == [[0, 3]]
+    for changed in (b"P5 2 1 3\n\x00\x03", b"P5 # of 3\n 2 1 255\n\x00\x03", b"P4 2 1\n\x80"):
+        with pytest.raises(ValueError, match="is a PPM whose values Pillow changes"):
+            decoded(changed)
 
 
 def test_big_endian_16_bit_labels_are_read():
