@@ -17,13 +17,16 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "compare",
         help=text,
         description=f"{text}. Further options (--data_dir D, --teacher T, --total_batch_size 8 ...) replace keys of "
-        "the plan for all runs. A second call with the same --output goes on where the first was stopped.",
+        "the plan for all runs. A second call with the same --output continues where the first was stopped.",
     )
     command.add_argument("--config", metavar="PLAN", help="a plan of the package (--list) or a YAML file")
     command.add_argument("--output", help="folder for runs, table and charts (default runs/compare_PLAN)")
     command.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
     command.add_argument("--methods", nargs="+", help="only these of the plan's")
     command.add_argument("--list", action="store_true", help="list the plans of the package")
+    command.add_argument(
+        "--merge", metavar="FOLDER", nargs="+", help="train nothing: one report of what several machines have finished"
+    )
     command.add_argument("--dry-run", action="store_true", help="check the plan and its data, and list the runs")
     command.set_defaults(run=_compare, takes_recipe_options=True, goes_on="a second call goes on")
 
@@ -42,35 +45,29 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> None:
 def _run(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
     from pathlib import Path
 
-    from ..compare import load_plan
-    from ..compare.checks import check_plan, find_data
-    from ..compare.comparison import run_comparison
-    from ..compare.report import TABLE_NAME
+    from ..compare.comparison import check_plan, find_data, merge_comparisons, run_comparison
+    from ..compare.plan import load_plan
+    from ..compare.table import TABLE_NAME
 
     hide_loading_bars()
     plan = load_plan(args.config, overrides).narrowed(args.methods, args.seeds)
-    output = Path(args.output or f"runs/compare_{Path(args.config).stem}")
+    output = Path(args.output or f"runs/compare_{Path(args.config).stem}{'_merged' if args.merge else ''}")
     if args.dry_run:
         check_plan(plan, output)
         find_data(plan)
         print(plan.described())
         return
-    outcome = run_comparison(plan, output, _show)
+    if args.merge:
+        merge_comparisons(plan, args.merge, output)
+        print((output / TABLE_NAME).read_text(encoding="utf-8"), end="")
+        print(f"\nTable, results.csv and charts are in {output}.")
+        return
+    outcome = run_comparison(plan, output, lambda line: print(line, file=sys.stderr, flush=True))
     print((output / TABLE_NAME).read_text(encoding="utf-8"), end="")
     print(f"\nTable, results.csv, charts and all runs are in {output}.")
     if outcome.failed:
         failed = "\n".join(f"{place}:\n{lines}" for place, lines in outcome.failed.items())
         raise ValueError(f"{len(outcome.failed)} of the runs failed; a second call tries them again.\n{failed}")
-
-
-def _show(text: str) -> None:
-    """Lines of the comparison stay; what a training prints meanwhile is shown below them, on a terminal only."""
-    passing = not text.endswith("\n")
-    if passing and not sys.stderr.isatty():
-        return
-    width = 118
-    print(f"\r{text.rstrip()[:width]:<{width}}" if sys.stderr.isatty() else text.rstrip(),
-          end="" if passing else "\n", file=sys.stderr, flush=True)  # fmt: skip
 
 
 def _overrides(words: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from .comparison import run_comparison
+    from .comparison import merge_comparisons, run_comparison
     from .plan import Budget, Method, Plan, load_plan
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

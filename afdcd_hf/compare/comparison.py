@@ -1,11 +1,13 @@
-"""Runs a comparison, one training after another, and goes on where an earlier call was stopped."""
+"""Runs a comparison, one training after another, and continues where an earlier call was stopped."""
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +15,30 @@ from typing import Any
 import yaml
 
 from ..atomic_io import written_whole
+from ..data.fingerprint import is_generated
+from ..data.loading import load_split
+from ..evaluation.results import machine_name
 from ..folder_lock import held_alone
-from .cells import (
-    Cell,
+from ..hub.card_facts import HUB_ID
+from ..recipes import read_mapping
+from ..training.arguments import DataArguments
+from .plan import ALONE, Budget, Method, Plan, folder_name
+from .process import afdcd_command, last_lines, run_logged
+from .runs import (
+    RUN_FOLDER,
+    TEACHER_PLACE,
+    Run,
+    RunResult,
     all_places,
-    calibration_cell,
+    collect,
     each_run,
-    run_cell,
-    teacher_cell,
-    teaching,
-    tuning_cells,
+    read_result,
+    run_place,
+    table_run,
+    teacher_run,
+    tuning_runs,
 )
-from .checks import check_plan, check_same, find_data, teacher_folder
-from .child_process import afdcd_command, last_words, run_logged
-from .plan import Budget, Method, Plan
-from .progress import Progress
-from .report import write_report
-from .results import RUN_FOLDER, CellResult, collect, read_result
+from .table import write_report
 
 logger = logging.getLogger(__name__)
 RECIPE_NAME, LOG_NAME = "recipe.yaml", "log.txt"
@@ -44,159 +53,308 @@ class Outcome:
         failed: Folder of each training that ended with an error, to the last lines of its log.
     """
 
-    results: list[CellResult]
+    results: list[RunResult]
     failed: Mapping[str, str]
 
 
-def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] = lambda text: None) -> Outcome:
-    """Trains whatever of a plan is not finished yet, and writes table, CSV and charts.
+def check_plan(plan: Plan, output: str | Path) -> None:
+    """Check every recipe of a plan, and its teacher, before anything is trained.
+
+    Raises:
+        ValueError: A recipe with an unknown key or an invalid value, or no teacher.
+        OSError: The teacher cannot be found.
+    """
+    places: dict[str, str] = {}
+    for method in plan.methods:
+        other = places.setdefault(folder_name(method.name), method.name)
+        if other != method.name:
+            raise ValueError(f"{other!r} and {method.name!r} would lie in the same folder; rename one of the methods.")
+    own = teacher_run(plan)
+    teacher = teacher_folder(output) if own else None
+    for method in plan.methods:
+        for chosen in method.candidates or [{}]:
+            table_run(plan, method, plan.budgets[0], plan.seeds[0], teacher, chosen).arguments()
+        for run in tuning_runs(plan, method, teacher):
+            run.arguments()
+    if own:
+        own.arguments()
+    elif any(method.name != ALONE for method in plan.methods):
+        _check_teacher(plan.shared.get("teacher"))
+
+
+def find_data(plan: Plan) -> None:
+    """Find the images and labels that all runs share; ValueError or OSError where some are missing."""
+    shared = table_run(plan, plan.methods[0], plan.budgets[0], plan.seeds[0]).arguments()
+    data = next(one for one in shared if isinstance(one, DataArguments))
+    if not is_generated(data.dataset):  # generated images are not drawn for this
+        for part in ("train", "eval"):
+            load_split(**data.choice(part))
+
+
+def _check_teacher(teacher: str | None) -> None:
+    from transformers import AutoConfig
+
+    if teacher is None:
+        raise ValueError("The plan has methods with a teacher, but neither 'teacher' nor 'teacher_recipe'.")
+    if not Path(teacher).is_dir() and not HUB_ID.fullmatch(teacher):
+        raise FileNotFoundError(f"teacher={teacher!r} is neither a local folder nor a Hub id (owner/name).")
+    AutoConfig.from_pretrained(teacher)
+
+
+def teacher_folder(output: str | Path) -> str:
+    """Where the teacher lies that a comparison trains itself."""
+    return str(Path(output) / TEACHER_PLACE / RUN_FOLDER)
+
+
+def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] = lambda line: None) -> Outcome:
+    """Train whatever of a plan is not finished yet, and write table, CSV and charts.
 
     First the teacher, where the plan has one; then the candidates of each method, of which the best on the tuning
-    seed is kept; then, for budgets in seconds, a few steps of each method to learn how many fit; then the runs, seed
-    by seed. Each training is a process of its own. A finished one is kept as long as its settings are the plan's.
+    seed is kept; then the runs, seed by seed. Each training is a process of its own, whose log lies in its folder. A
+    finished one is kept as long as its settings are the plan's.
 
     Args:
         plan: What to compare.
-        output: Folder for everything; made where it is not there.
-        show: Gets lines for people: what runs, how long it may take. A text without a line end replaces the last one.
+        output: Folder for everything; made where it is missing.
+        show: Gets a line when a training starts, with an estimate of the time left, and one when it ends.
 
     Returns:
         All results, and what failed. A training that fails does not stop the others, unless these need it.
 
     Raises:
-        ValueError: A recipe that cannot be, a finished training with other settings, a budget in seconds on another
-            machine than before, or a teacher or a tuning that failed.
+        ValueError: An invalid recipe, a training with other settings, a budget in time on another machine than before,
+            or a failed training that others need.
         FileNotFoundError: Images, labels or the teacher are missing.
         FileExistsError: Another comparison is running in this folder.
-        ComparisonStopped: By a signal; a second call goes on.
+        ComparisonStopped: By a signal; a second call continues.
     """
     output = Path(output)
     with held_alone(output, "--output") as lock:
         check_plan(plan, output)
         find_data(plan)
-        return _Comparison(plan, output, Progress(plan, show, finished(plan, output)), lock).run()
+        return _Comparison(plan, output, show, lock).run()
 
 
-def finished(plan: Plan, output: str | Path) -> dict[str, CellResult]:
-    """Folder of each training of a plan that is finished, to its result; in the order of the trainings."""
+def finished(plan: Plan, output: str | Path) -> dict[str, RunResult]:
+    """Folder of each finished training of a plan -> its result, in the order of the trainings."""
     found = {place: read_result(Path(output) / place) for place in all_places(plan)}
     return {place: result for place, result in found.items() if result is not None}
 
 
 class _Comparison:
-    def __init__(self, plan: Plan, output: Path, progress: Progress, lock: int | None) -> None:
-        self._plan, self._output, self._progress, self._lock = plan, output, progress, lock
+    def __init__(self, plan: Plan, output: Path, show: Callable[[str], None], lock: int | None) -> None:
+        self._plan, self._output, self._show, self._lock = plan, output, show, lock
         self._failed: dict[str, str] = {}
-        self._calibrations: dict[str, CellResult] = {}
         self._chosen: dict[str, Mapping[str, Any]] = {}
+        self._left, self._took = all_places(plan), dict[tuple[str, str], list[float]]()
+        self._total = len(self._left)
+        for place, result in finished(plan, output).items():
+            self._done(place, result)
 
     def run(self) -> Outcome:
         """Train what is missing."""
-        plan = self._plan
-        if teacher := teacher_cell(plan):
-            self._needed(teacher)
+        plan, teacher = self._plan, None
+        if own := teacher_run(plan):
+            self._needed(own)
+            teacher = teacher_folder(self._output)
         for method in plan.methods:
-            self._chosen[method.name] = self._tune(method)
-        for method in plan.methods if any(budget.is_time for budget in plan.budgets) else ():
-            self._calibrated(method)
+            scores = [self._needed(run).mean_iou for run in tuning_runs(plan, method, teacher)]
+            self._chosen[method.name] = method.candidates[scores.index(max(scores))] if scores else {}
         for seed, budget, method in each_run(plan):
-            teacher, chosen, seconds = self._teacher_name(), self._chosen[method.name], self._seconds(budget)
-            steps = budget.iterations
-            if seconds is not None:
-                steps = self._calibrated(method).iterations_within(seconds, teaching(plan, method, chosen))
-            self._try(run_cell(plan, method, budget, seed, teacher, chosen, steps, seconds))
+            seconds = self._seconds(budget, method, seed)
+            self._try(table_run(plan, method, budget, seed, teacher, self._chosen[method.name], seconds))
             self._report(charts=False)
         return Outcome(self._report(), self._failed)
 
-    def _report(self, charts: bool = True) -> list[CellResult]:
-        """Write and return what is there so far, of earlier calls too."""
+    def _report(self, charts: bool = True) -> list[RunResult]:
+        """Write and return what there is so far, of earlier calls too."""
         results = list(finished(self._plan, self._output).values())
         if any(result.kind == "run" for result in results):
             write_report(self._plan, self._output, results, self._chosen, charts=charts)
         return results
 
-    def _teacher_name(self) -> str | None:
-        """The trained teacher's folder; None leaves it to the recipe's own key."""
-        return teacher_folder(self._output) if self._plan.teacher else None
-
-    def _tune(self, method: Method) -> Mapping[str, Any]:
-        """The candidate with the best mIoU on the tuning seed; the first of equals."""
-        cells = tuning_cells(self._plan, method, self._teacher_name())
-        scores = [self._needed(cell).mean_iou for cell in cells]
-        return method.candidates[scores.index(max(scores))] if scores else {}
-
-    def _seconds(self, budget: Budget) -> float | None:
-        """Of training steps, for each run; None where iterations are the budget."""
-        if budget.as_long_as:
-            reference = next(one for one in self._plan.methods if one.name == budget.as_long_as)
-            when = teaching(self._plan, reference, self._chosen[reference.name])
-            return round(self._calibrated(reference).seconds_for(budget.iterations, when), 2)
-        return budget.seconds
-
-    def _calibrated(self, method: Method) -> CellResult:
-        """A few steps of a method, trained once, which tell how long they take."""
-        if method.name not in self._calibrations:
-            cell = calibration_cell(self._plan, method, self._teacher_name(), self._chosen[method.name])
-            self._calibrations[method.name] = self._needed(cell)
-        return self._calibrations[method.name]
-
-    def _needed(self, cell: Cell) -> CellResult:
-        """The result of a training that others need."""
-        result = self._try(cell)
+    def _seconds(self, budget: Budget, method: Method, seed: int) -> float | None:
+        """The time limit of a run; None where iterations are its budget."""
+        if budget.as_long_as in (None, method.name):
+            return budget.seconds
+        reference = next(one for one in self._plan.methods if one.name == budget.as_long_as)
+        place = run_place(reference, budget, seed)  # each_run puts it first
+        result = read_result(self._output / place)
         if result is None:
-            raise ValueError(
-                f"{cell.kind} of {cell.method!r} failed, and what follows needs it; its log is "
-                f"{self._output / cell.place / LOG_NAME}. Its last lines:\n{self._failed[cell.place]}"
-            )
+            raise ValueError(self._failure(place, f"{place} failed"))
+        return round(result.seconds, 2)
+
+    def _needed(self, run: Run) -> RunResult:
+        """The result of a training that others need."""
+        result = self._try(run)
+        if result is None:
+            raise ValueError(self._failure(run.place, f"{run.kind} of {run.method!r} failed"))
         return result
 
-    def _try(self, cell: Cell) -> CellResult | None:
+    def _failure(self, place: str, what: str) -> str:
+        log = self._output / place / LOG_NAME
+        return f"{what}, and what follows needs it; its log is {log}. Its last lines:\n{self._failed[place]}"
+
+    def _try(self, run: Run) -> RunResult | None:
         """The result of a training, from an earlier call where there is one; None where it fails."""
-        folder = self._output / cell.place
+        folder = self._output / run.place
         result = read_result(folder)
-        if result is not None:
-            check_same(cell, folder, result)
-        else:
-            result = self._train(cell, folder)
-        if result is not None:
-            self._progress.finished(cell, result)
+        if result is None:
+            return self._train(run, folder)
+        _check_same(run, folder, result)
         return result
 
-    def _train(self, cell: Cell, folder: Path) -> CellResult | None:
+    def _train(self, run: Run, folder: Path) -> RunResult | None:
         folder.mkdir(parents=True, exist_ok=True)
-        command = self._command(cell, folder)
-        self._progress.starts(cell)
+        command, log = self._command(run, folder), folder / LOG_NAME
+        number = self._total - len(self._left) + 1
+        self._show(f"[{number}/{self._total}] {run.title} ...{self._time_left()}")
         start = time.perf_counter()
-        status = run_logged(
-            command, folder / LOG_NAME, self._progress.watch, keep_open=[] if self._lock is None else [self._lock]
-        )
+        status = run_logged(command, log, keep_open=[] if self._lock is None else [self._lock])
         if status != 0:
-            self._failed[cell.place] = last_words(folder / LOG_NAME)
-            self._progress.failed(cell)
-            logger.warning("%s failed; see %s", cell.place, folder / LOG_NAME)
+            self._failed[run.place] = last_lines(log)
+            self._left.pop(run.place)
+            self._show(f"  {run.title}: failed, see {log}")
             return None
-        result = collect(cell, folder, time.perf_counter() - start)
+        result = collect(run, folder, time.perf_counter() - start)
         for checkpoint in (folder / RUN_FOLDER).glob("checkpoint-*"):  # of our own run, which needs them no more
             shutil.rmtree(checkpoint)
+        self._done(run.place, result)
+        memory = f", {result.peak_memory_mb:.0f} MiB" if result.peak_memory_mb else ""
+        steps = f"{result.iterations} iterations in {result.seconds:.0f} s"
+        self._show(f"  {run.title}: mIoU {100 * result.mean_iou:.2f} %, {steps}{memory}")
         return result
 
-    def _command(self, cell: Cell, folder: Path) -> list[str]:
-        """Write the training's recipe, and say how it is started, or goes on."""
-        run, recipe = folder / RUN_FOLDER, folder / RECIPE_NAME
-        text = yaml.safe_dump({**cell.settings, "output_dir": str(run)}, sort_keys=False, allow_unicode=True)
-        resume = _resumable(run, recipe, text)
+    def _command(self, run: Run, folder: Path) -> list[str]:
+        """Write the training's recipe, and say how it is started or resumed."""
+        target, recipe = folder / RUN_FOLDER, folder / RECIPE_NAME
+        text = yaml.safe_dump({**run.settings, "output_dir": str(target)}, sort_keys=False, allow_unicode=True)
+        resume = _resumable(target, recipe, text)
         with written_whole(recipe) as part:
             part.write_text(text, encoding="utf-8")
-        words = [cell.command, "--config", str(recipe), *(["--resume_from_checkpoint", "last"] if resume else [])]
+        words = [run.command, "--config", str(recipe), *(["--resume_from_checkpoint", "last"] if resume else [])]
         return afdcd_command(words, self._plan.processes)
+
+    def _done(self, place: str, result: RunResult) -> None:
+        self._took.setdefault(self._left.pop(place), []).append(result.wall_seconds)
+
+    def _time_left(self) -> str:
+        """As long as the same method took, else as others with that budget; empty where nothing tells."""
+        total = 0.0
+        for method, budget in self._left.values():
+            alike = [seconds for (_, name), took in self._took.items() if name == budget for seconds in took]
+            if not (known := self._took.get((method, budget)) or alike):
+                return ""
+            total += statistics.mean(known)
+        minutes = max(1, round(total / 60))
+        return f"; about {f'{minutes // 60} h {minutes % 60:02d}' if minutes >= 60 else minutes} min left"
 
 
 def _resumable(run: Path, recipe: Path, text: str) -> bool:
-    """Whether a stopped training with these very settings has a checkpoint; what it left otherwise goes."""
-    if not run.is_dir():
+    """Whether a stopped training with these very settings has a checkpoint to resume from.
+
+    What one left that stopped before its first checkpoint is set aside.
+
+    Raises:
+        ValueError: The folder holds something else: a training with other settings, or files of somebody's.
+    """
+    if not run.is_dir() or not any(run.iterdir()):
         return False
-    same = recipe.is_file() and recipe.read_text(encoding="utf-8") == text
-    if same and any(run.glob("checkpoint-*")):
+    if not recipe.is_file():
+        raise ValueError(f"{run} holds files that no comparison has written. Move them, or give another --output.")
+    before, now = read_mapping(recipe), yaml.safe_load(text)
+    for settings in (before, now):
+        settings.pop("output_dir", None)  # the same folder, perhaps called from elsewhere
+    if before != now:
+        raise ValueError(
+            f"{run} holds an unfinished training with other settings: {_difference(before, now)}. Give another "
+            f"--output, or move or delete {run.parent} to train it again."
+        )
+    if any(run.glob("checkpoint-*")):
         return True
-    shutil.rmtree(run)  # an unfinished training of ours, in a folder of ours
+    aside = next(path for n in range(1, 10**6) if not (path := run.with_name(f"{run.name}-stopped-{n}")).exists())
+    run.rename(aside)
     return False
+
+
+def _check_same(run: Run, folder: Path, result: RunResult) -> None:
+    """Raise ValueError where a finished training had other settings, or was timed on another machine."""
+    if result.fingerprint != run.fingerprint:
+        difference = _difference(json.loads(result.fingerprint), json.loads(run.fingerprint))
+        raise ValueError(
+            f"{folder} holds a finished training with other settings: {difference}. Give another --output, or delete "
+            "that folder to train it again."
+        )
+    if run.budget and run.budget.is_time and result.machine != machine_name():
+        raise ValueError(
+            f"{folder} was trained on {result.machine}, and this is {machine_name()}: seconds of two machines cannot "
+            "be compared. Give another --output, or continue on that machine."
+        )
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    key = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
+    return f"it has {key}={before.get(key)!r}, the plan {now.get(key)!r}"
+
+
+# Keys that may differ between machines: where files lie, and what a run is computed with. The limit is measured.
+_OF_MACHINE = {
+    "data_dir", "teacher", "max_seconds", "use_cpu", "bf16", "fp16", "tf32", "torch_compile",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "dataloader_num_workers",
+}  # fmt: skip
+
+
+def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | Path) -> list[RunResult]:
+    """Write one report of what several machines have finished of a plan, with any seeds.
+
+    A budget has a table and charts for each machine, since seconds of two machines cannot be compared.
+
+    Args:
+        plan: What they compare.
+        folders: The output folders, copied to this machine.
+        output: Folder of the report.
+
+    Returns:
+        The results; a training that two folders hold counts once.
+
+    Raises:
+        ValueError: A folder without results, a setting that differs, or two results of one training.
+    """
+    merged: dict[tuple, tuple[RunResult, str]] = {}
+    for folder in map(Path, folders):
+        found = [read_result(path.parent) for path in sorted(folder.glob("*/*/*/result.json"))]
+        ours = [one for one in found if one and one.kind == "run" and _is_of(plan, one)]
+        if not ours:
+            raise ValueError(f"{folder} holds no finished run of this plan; --merge takes folders of afdcd compare.")
+        for result in ours:
+            for other, where in merged.values():
+                _check_mergeable(result, str(folder), other, where)
+            merged.setdefault((result.budget, result.method, result.seed, result.machine), (result, str(folder)))
+    results = [result for result, _ in merged.values()]
+    with held_alone(output, "--output"):
+        write_report(plan, Path(output), results, {})
+    return results
+
+
+def _is_of(plan: Plan, result: RunResult) -> bool:
+    budgets, methods = {one.name for one in plan.budgets}, {one.name for one in plan.methods}
+    return result.budget in budgets and result.method in methods
+
+
+def _check_mergeable(result: RunResult, folder: str, other: RunResult, where: str) -> None:
+    if (result.budget, result.method) != (other.budget, other.method):
+        return
+    first, second = (
+        {key: value for key, value in json.loads(one.fingerprint).items() if key not in {*_OF_MACHINE, "seed"}}
+        for one in (result, other)
+    )
+    what = f"{result.method!r} ({result.budget})"
+    if first != second:
+        raise ValueError(
+            f"{folder} and {where} trained {what} with other settings: {_difference(first, second)}".replace(
+                "the plan", "the other"
+            )
+        )
+    if (result.seed, result.machine) == (other.seed, other.machine) and result.mean_iou != other.mean_iou:
+        raise ValueError(f"{folder} and {where} both hold {what}, seed {result.seed}, of one machine; give only one.")

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..recipes import comparison_path, load_recipe, read_mapping
+from ..suggestions import close_names
 
 ALONE = "alone"
-_OWN_KEYS = (
-    "recipe", "teacher_recipe", "methods", "seeds", "budgets", "tuning", "evaluations", "calibration_steps",
-    "processes",
-)  # fmt: skip
+_OWN_KEYS = ("recipe", "teacher_recipe", "methods", "seeds", "budgets", "tuning", "evaluations", "processes")
 _BUDGET_KEYS = ({"iterations"}, {"seconds"}, {"iterations", "as_long_as"})
 # What every run gets from the comparison itself.
 _FIXED = ("seed", "max_steps", "max_seconds", "output_dir", "resume_from_checkpoint", "config")
@@ -22,12 +20,12 @@ _FIXED = ("seed", "max_steps", "max_seconds", "output_dir", "resume_from_checkpo
 
 @dataclass(frozen=True)
 class Budget:
-    """What each run may spend: iterations, seconds, or the time that one of the methods needs for its iterations.
+    """What each run may spend: iterations, seconds, or as long as one of the methods takes.
 
     Attributes:
-        iterations: Optimizer steps; of the method `as_long_as`, where that is given.
-        seconds: Wall-clock time of the training steps, evaluations and saving left out.
-        as_long_as: Method whose time for `iterations` every run may spend: equal wall-clock on any machine.
+        iterations: Optimizer steps; with `as_long_as`, those of that method.
+        seconds: Wall-clock time of the training steps, without evaluations and saving.
+        as_long_as: Method whose time for `iterations`, with the same seed, every other run may spend.
     """
 
     iterations: int | None = None
@@ -36,7 +34,7 @@ class Budget:
 
     @property
     def is_time(self) -> bool:
-        """Whether the number of iterations depends on how fast a method is."""
+        """Whether a faster method gets more iterations."""
         return self.seconds is not None or self.as_long_as is not None
 
     @property
@@ -61,7 +59,7 @@ class Method:
     Attributes:
         name: As the table calls it; "alone" is the student without a teacher.
         settings: Recipe keys of this method only, e.g. `{"loss": "cwd", "cwd.map_weight": 5}`.
-        candidates: Settings to try beforehand on the tuning seed; the best of them is added.
+        candidates: Settings to try beforehand on the tuning seed; those with the best mIoU are added.
     """
 
     name: str
@@ -80,8 +78,8 @@ class Plan:
         budgets: Each gives a table of its own.
         tuning: Recipe keys of the trial runs, with their seed and number of iterations; None without candidates.
         teacher: Recipe keys of the teacher, where the comparison has to train it first.
-        evaluations: Times that a run is scored on its way, for the curve of mIoU against time.
-        calibration_steps: Steps that find out how fast a method is, for budgets in seconds.
+        steps: `max_steps` of the shared recipe: the schedule of runs whose budget is seconds has so many.
+        evaluations: Evaluations of each run before its end, for the curve of mIoU against time.
         processes: Processes of each run; more than one start through torchrun.
     """
 
@@ -91,25 +89,28 @@ class Plan:
     budgets: Sequence[Budget]
     tuning: Mapping[str, Any] | None = None
     teacher: Mapping[str, Any] | None = None
+    steps: int | None = None
     evaluations: int = 4
-    calibration_steps: int = 24
     processes: int = 1
 
     @property
     def runs(self) -> int:
-        """Trainings that fill the tables: without teacher, tuning and calibration."""
+        """Trainings that fill the tables, without the teacher and tuning."""
         return len(self.methods) * len(self.seeds) * len(self.budgets)
 
     def narrowed(self, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Plan:
         """The plan with only some of its methods, or with other seeds; ValueError for a method that it lacks."""
         known = [method.name for method in self.methods]
-        if strangers := [name for name in methods or () if name not in known]:
-            raise ValueError(f"The plan has no method {strangers[0]!r}; it has {', '.join(known)}.")
-        kept = [method for method in self.methods if methods is None or method.name in methods]
-        if lost := [
-            one.as_long_as for one in self.budgets if one.as_long_as and one.as_long_as not in (methods or known)
-        ]:
-            raise ValueError(f"A budget of the plan is the time of {lost[0]!r}; leave that method in.")
+        wanted = known if methods is None else methods
+        for name in wanted:
+            if name not in known:
+                raise ValueError(
+                    f"The plan has no method {name!r}; it has {', '.join(known)}.{close_names(name, known)}"
+                )
+        for budget in self.budgets:
+            if budget.as_long_as and budget.as_long_as not in wanted:
+                raise ValueError(f"A budget of the plan is the time of {budget.as_long_as!r}; keep that method.")
+        kept = [method for method in self.methods if method.name in wanted]
         return replace(self, methods=kept, seeds=self.seeds if seeds is None else _seeds("--seeds", list(seeds)))
 
     def described(self) -> str:
@@ -130,11 +131,11 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
     Args:
         name_or_path: A plan of the package (`afdcd compare --list`) or a YAML file. Its keys are `recipe` (what the
             runs share), `methods`, `seeds`, `budgets`, and optionally `teacher_recipe`, `tuning`, `evaluations`,
-            `calibration_steps`, `processes`; every other key is a recipe key for all runs.
-        overrides: Keys that replace those of the file; of all runs, the teacher's included where it knows them.
+            `processes`; every other key is a recipe key for all runs.
+        overrides: Keys that replace those of the file, for all runs.
 
     Returns:
-        The plan; whether the settings of a method are valid is known when its runs are made (`cells.py`).
+        The plan. `check_plan` checks the settings of its methods.
 
     Raises:
         FileNotFoundError: Neither a file nor a known plan.
@@ -158,14 +159,16 @@ def _plan(source: str, raw: dict[str, Any], overrides: Mapping[str, Any]) -> Pla
     ]
     if any(method.candidates for method in methods) and "tuning" not in own:
         raise ValueError(f"{source}: methods have 'tune', but there is no 'tuning: {{seed: ..., iterations: ...}}'.")
-    counts = {
-        key: _whole(source, key, own[key]) for key in ("evaluations", "calibration_steps", "processes") if key in own
-    }
+    counts = {key: _whole(source, key, own[key]) for key in ("evaluations", "processes") if key in own}
+    budgets = _budgets(source, own["budgets"], methods)
+    if recipe.get("max_steps") is None and any(budget.seconds for budget in budgets):
+        raise ValueError(f"{source}: a budget in seconds needs a recipe with max_steps, the steps of its schedule.")
     return Plan(
         shared=shared,
         methods=methods,
         seeds=_seeds(source, own["seeds"]),
-        budgets=_budgets(source, own["budgets"], methods),
+        budgets=budgets,
+        steps=recipe.get("max_steps"),
         tuning=_tuning(source, own["tuning"]) if "tuning" in own else None,
         teacher=_teacher(source, own.get("teacher_recipe"), shared, overrides),
         **counts,
@@ -208,7 +211,7 @@ def _budget(source: str, given: Any, methods: Sequence[str]) -> Budget:
     if "iterations" in given:
         reference = given.get("as_long_as")
         if reference is not None and reference not in methods:
-            raise ValueError(f"{source}: as_long_as={reference!r} is no method; there are {', '.join(methods)}.")
+            raise ValueError(f"{source}: as_long_as={reference!r} is not a method; there are {', '.join(methods)}.")
         return Budget(iterations=_whole(source, "iterations", given["iterations"]), as_long_as=reference)
     seconds = given["seconds"]
     if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds <= 0:

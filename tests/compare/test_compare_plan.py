@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from afdcd_hf.compare.cells import calibration_cell, run_cell, tuning_cells
-from afdcd_hf.compare.checks import check_plan
+from afdcd_hf.compare.comparison import check_plan
 from afdcd_hf.compare.plan import Budget, load_plan
+from afdcd_hf.compare.runs import each_run, table_run, tuning_runs
 from afdcd_hf.recipes import list_comparisons, list_recipes, load_recipe
 
 PLAN = {
@@ -39,23 +39,23 @@ def method(plan, name):
 
 
 def recipe_of(plan, name, chosen=None):
-    cell = run_cell(plan, method(plan, name), plan.budgets[0], 1, "TEACHER", chosen or {}, 30)
-    return cell, cell.settings
+    run = table_run(plan, method(plan, name), plan.budgets[0], 1, "TEACHER", chosen)
+    return run, run.settings
 
 
 # What a run gets
 
 
 def test_the_student_alone_gets_the_recipe_without_teacher_and_loss(plan_file):
-    cell, settings = recipe_of(load_plan(plan_file()), "alone")
-    assert cell.command == "train" and settings["max_steps"] == 30 and settings["seed"] == 1
+    run, settings = recipe_of(load_plan(plan_file()), "alone")
+    assert run.command == "train" and settings["max_steps"] == 30 and settings["seed"] == 1
     assert not {key for key in settings if key in ("teacher", "loss") or "." in key}
     assert settings["backbone_kwargs"] == load_recipe("quickstart")["backbone_kwargs"]
 
 
 def test_a_method_that_names_a_loss_leaves_out_the_options_of_the_recipes_loss(plan_file):
-    cell, settings = recipe_of(load_plan(plan_file()), "kd", {"kd.weight": 0.5})
-    assert cell.command == "distill" and settings["loss"] == "kd" and settings["teacher"] == "TEACHER"
+    run, settings = recipe_of(load_plan(plan_file()), "kd", {"kd.weight": 0.5})
+    assert run.command == "distill" and settings["loss"] == "kd" and settings["teacher"] == "TEACHER"
     assert {key for key in settings if "." in key} == {"kd.weight"}
 
 
@@ -69,24 +69,30 @@ def test_a_method_without_a_loss_changes_only_what_it_names(plan_file):
 
 @pytest.mark.parametrize(("steps", "expected"), [(30, [7, 14, 21, 28]), (300, [61, 122, 183, 244]), (1, [])])
 def test_a_run_is_scored_on_its_way_and_never_twice_at_its_end(plan_file, steps, expected):
-    plan = load_plan(plan_file())
-    every = run_cell(plan, method(plan, "alone"), plan.budgets[0], 0, None, {}, steps).settings["eval_steps"]
+    plan = load_plan(plan_file(budgets={"iterations": steps}))
+    every = table_run(plan, method(plan, "alone"), plan.budgets[0], 0).settings["eval_steps"]
     assert list(range(every, steps, every)) == expected
 
 
 def test_tuning_tries_every_candidate_on_its_own_seed_and_number_of_iterations(plan_file):
     plan = load_plan(plan_file(tuning={"seed": 100, "iterations": 10, "max_eval_samples": 5}))
-    cells = tuning_cells(plan, method(plan, "kd"), None)
-    assert [cell.settings["kd.weight"] for cell in cells] == [0.5, 2.0]
-    assert all(cell.settings["seed"] == 100 and cell.settings["max_steps"] == 10 for cell in cells)
-    assert all(cell.settings["max_eval_samples"] == 5 and "iterations" not in cell.settings for cell in cells)
-    assert tuning_cells(plan, method(plan, "alone"), None) == []
+    runs = tuning_runs(plan, method(plan, "kd"), None)
+    assert [run.settings["kd.weight"] for run in runs] == [0.5, 2.0]
+    assert all(run.settings["seed"] == 100 and run.settings["max_steps"] == 10 for run in runs)
+    assert all(run.settings["max_eval_samples"] == 5 and "iterations" not in run.settings for run in runs)
+    assert tuning_runs(plan, method(plan, "alone"), None) == []
 
 
-def test_a_calibration_logs_the_time_of_every_step(plan_file):
-    plan = load_plan(plan_file(calibration_steps=9))
-    settings = calibration_cell(plan, method(plan, "kd"), None, {"kd.weight": 2.0}).settings
-    assert settings["max_steps"] == 9 and settings["logging_steps"] == 1 and settings["kd.weight"] == 2.0
+def test_a_run_of_seconds_has_the_schedule_of_the_recipes_steps(plan_file):
+    plan = load_plan(plan_file())
+    settings = table_run(plan, method(plan, "kd"), plan.budgets[1], 0, seconds=60.0).settings
+    assert settings["max_seconds"] == 60.0 and settings["max_steps"] == load_recipe("quickstart")["max_steps"]
+
+
+def test_the_method_whose_time_is_the_budget_runs_before_the_others(plan_file):
+    plan = load_plan(plan_file(budgets=[{"iterations": 30, "as_long_as": "feature only"}, {"iterations": 30}]))
+    names = [method.name for _, _, method in each_run(plan)]
+    assert names[:6] == ["feature only", "alone", "kd", "alone", "kd", "feature only"]
 
 
 # Plans
@@ -123,7 +129,7 @@ def test_a_plan_can_be_narrowed_to_some_methods_and_other_seeds(plan_file):
     assert [one.name for one in plan.methods] == ["kd"] and plan.seeds == [7]
     with pytest.raises(ValueError, match="no method 'cwd'; it has alone, kd, feature only"):
         load_plan(plan_file()).narrowed(["cwd"])
-    with pytest.raises(ValueError, match="is the time of 'kd'; leave that method in"):
+    with pytest.raises(ValueError, match="is the time of 'kd'; keep that method"):
         load_plan(plan_file(budgets={"iterations": 30, "as_long_as": "kd"})).narrowed(["alone"])
 
 
@@ -173,10 +179,11 @@ def _any_teacher(folder):
         ({"budgets": {"epochs": 3}}, r"\{iterations: N\}, \{seconds: S\} or \{iterations: N, as_long_as: METHOD\}"),
         (
             {"budgets": {"iterations": 3, "as_long_as": "kdd"}},
-            "as_long_as='kdd' is no method; there are alone, kd, feat",
+            "as_long_as='kdd' is not a method; there are alone, kd, feat",
         ),
         ({"budgets": {"iterations": 0}}, "iterations=0 must be a whole number, 1 or more"),
         ({"budgets": {"seconds": -1}}, "above 0"),
+        ({"recipe": None, "budgets": {"seconds": 1}}, "needs a recipe with max_steps"),
         ({"max_steps": 10}, "max_steps is set by the comparison"),
         ({"methods": {"kd": {"loss": "kd", "seed": 3}}}, "'kd' must not set seed"),
         ({"methods": {"alone": {"loss": "kd"}}}, "'alone' is the student without a teacher"),
@@ -214,7 +221,7 @@ def test_a_recipe_that_cannot_be_is_found_before_the_first_training(plan_file, t
 
 
 def test_a_teacher_that_is_not_there_is_found_before_the_first_training(plan_file, tmp_path):
-    with pytest.raises(OSError, match="neither a folder nor a Hub id"):
+    with pytest.raises(OSError, match="neither a local folder nor a Hub id"):
         check_plan(load_plan(plan_file(), {"teacher": str(tmp_path / "a" / "b" / "nothing")}), tmp_path / "out")
     path = plan_file(recipe="camvid_cpu", teacher_recipe=None, teacher=None, methods={"kd": {"loss": "kd"}})
     with pytest.raises(ValueError, match="neither 'teacher' nor 'teacher_recipe'"):

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from afdcd_hf.cli import main
-from afdcd_hf.compare import checks, comparison
-from afdcd_hf.compare.child_process import ComparisonStopped, last_line, run_logged
-from afdcd_hf.compare.comparison import run_comparison
+from afdcd_hf.compare import comparison
+from afdcd_hf.compare.comparison import merge_comparisons, run_comparison
 from afdcd_hf.compare.plan import load_plan
-from afdcd_hf.compare.results import read_result
+from afdcd_hf.compare.process import ComparisonStopped, last_lines, run_logged
+from afdcd_hf.compare.runs import read_result
 from afdcd_hf.hub.card_facts import CardFacts, TrainingFacts
 from afdcd_hf.hub.facts_file import write_facts
 
@@ -35,19 +35,17 @@ PLAN = {
 
 
 class StandIns:
-    """Instead of trainings: writes what one leaves. A step takes 0.1 s, or 0.2 s with the teacher."""
+    """Instead of trainings: writes what one leaves. A step takes 0.1 s, or 0.2 s with a teacher."""
 
     def __init__(self):
         self.trained, self.resumed, self.fail, self.stop = [], [], None, None
-        self.slow = {}  # number of a step to the seconds that it takes
 
-    def __call__(self, command, log, watch, keep_open):
+    def __call__(self, command, log, keep_open):
         recipe = yaml.safe_load(Path(command[command.index("--config") + 1]).read_text())
         place = str(Path(recipe["output_dir"]).parent)
         self.trained.append(place)
         self.resumed += [place] * ("--resume_from_checkpoint" in command)
         log.write_text("first line\nlast line\n")
-        watch("last line")
         if self.stop and self.stop in place:
             (Path(recipe["output_dir"]) / "checkpoint-5").mkdir(parents=True)
             raise ComparisonStopped("stopped", 143)
@@ -57,24 +55,18 @@ class StandIns:
         return 0
 
     def _leave(self, recipe, word):
-        run, steps = Path(recipe["output_dir"]), recipe["max_steps"]
+        run, each = Path(recipe["output_dir"]), 0.2 if word == "distill" else 0.1
+        steps = round(recipe["max_seconds"] / each) if "max_seconds" in recipe else recipe["max_steps"]
         run.mkdir(parents=True, exist_ok=True)
-        first, last = recipe.get("distill_every", 1), recipe.get("distill_until", 1) * steps
-        taught = [word == "distill" and step % first == 0 and step < last for step in range(steps)]
-        seconds = [self.slow.get(step, 0.2 if teacher else 0.1) for step, teacher in enumerate(taught, 1)]
         iou = 0.3 + 0.001 * recipe.get("seed", 42) + 0.1 * recipe.get("kd.weight", 0) + 0.0001 * steps
-        lines = [
-            {"step": step, "images_per_second": 8 / each, "time_data": each - 0.1 * with_teacher}
-            | ({"time_teacher": 0.1} if with_teacher else {})
-            for step, (each, with_teacher) in enumerate(zip(seconds, taught, strict=True), 1)
-        ]
+        lines = [{"step": step, "images_per_second": 8 / each, "time_data": each} for step in range(1, steps + 1)]
         (run / "trainer_state.json").write_text(
             json.dumps({"log_history": [*lines, {"step": steps // 2, "eval_mean_iou": iou / 2}]})
         )
         (run / "results.json").write_text(json.dumps({"mean_iou": iou, "per_category_iou": {"sky": iou, "car": None}}))
         facts = TrainingFacts(
-            seed=recipe.get("seed"), iterations=steps, seconds_in_steps=sum(seconds),
-            images_per_second=8 * steps / sum(seconds), peak_memory_mb=1000.0,
+            seed=recipe.get("seed"), iterations=steps, seconds_in_steps=each * steps,
+            images_per_second=8 / each, peak_memory_mb=1000.0,
         )  # fmt: skip
         write_facts(run, CardFacts(model_name="m", architecture="a", training=facts))
         (run / "checkpoint-7").mkdir(exist_ok=True)
@@ -100,16 +92,15 @@ def kinds(trained):
     return [next(part for part in Path(place).parts if part.split("-")[0] in WORDS) for place in trained]
 
 
-WORDS = ("teacher", "tuning", "calibration", "iterations", "seconds", "time")
+WORDS = ("teacher", "tuning", "iterations", "seconds", "time")
 
 
 def test_everything_is_trained_once_and_in_order(plan, stand_ins, tmp_path):
     outcome = run_comparison(plan(), tmp_path / "out")
     assert kinds(stand_ins.trained) == (
-        ["teacher", "tuning", "tuning", "calibration", "calibration"]
-        + ["iterations-40", "iterations-40", "seconds-6", "seconds-6"] * 2
+        ["teacher", "tuning", "tuning"] + ["iterations-40", "iterations-40", "seconds-6", "seconds-6"] * 2
     )
-    assert outcome.failed == {} and len(outcome.results) == 13
+    assert outcome.failed == {} and len(outcome.results) == 11
 
 
 def test_the_best_candidate_is_used(plan, stand_ins, tmp_path):
@@ -118,38 +109,13 @@ def test_the_best_candidate_is_used(plan, stand_ins, tmp_path):
     assert recipe["kd.weight"] == 2.0 and recipe["teacher"] == str(tmp_path / "out/teacher/run")
 
 
-def test_a_budget_in_seconds_is_a_time_limit_with_the_iterations_that_are_expected(plan, stand_ins, tmp_path):
+def test_a_budget_in_seconds_is_a_time_limit(plan, stand_ins, tmp_path):
     run_comparison(plan(), tmp_path / "out")
     steps = {m: read_result(tmp_path / f"out/seconds-6/{m}/seed-1").iterations for m in ("alone", "kd")}
     assert steps == {"alone": 60, "kd": 30}  # at 0.1 and 0.2 s a step
     for budget, limit in (("seconds-6", 6.0), ("iterations-40", None)):
-        assert (
-            yaml.safe_load((tmp_path / f"out/{budget}/kd/seed-1/recipe.yaml").read_text()).get("max_seconds") == limit
-        )
-
-
-@pytest.mark.parametrize(
-    ("options", "steps"),
-    [
-        ({"distill_every": 2}, 30 / 0.15),
-        ({"distill_every": 4}, 30 / 0.125),
-        ({"distill_until": 0.5}, 15 / 0.2 + 15 / 0.1),  # half of the time, in which fewer steps fit
-        ({"distill_every": 2, "distill_until": 0.5}, 15 / 0.15 + 15 / 0.1),
-    ],
-)
-def test_steps_with_and_without_the_teacher_are_timed_apart(plan, stand_ins, tmp_path, options, steps):
-    methods = {"kd": {"loss": "kd", **options}}
-    run_comparison(plan(methods=methods, budgets={"seconds": 30}, evaluations=1), tmp_path / "out")
-    assert read_result(tmp_path / "out/seconds-30/kd/seed-0").iterations == round(steps)
-    calibration = yaml.safe_load((tmp_path / "out/calibration/kd/recipe.yaml").read_text())
-    assert (calibration["max_steps"], calibration["distill_until"]) == (48, 0.5)  # 24 of each kind
-
-
-def test_the_first_steps_of_a_calibration_do_not_count_and_slow_ones_later_do(plan, stand_ins, tmp_path):
-    stand_ins.slow = {1: 5.0, 3: 2.0, 20: 0.31}
-    run_comparison(plan(methods={"alone": None}, budgets={"seconds": 30}), tmp_path / "out")
-    # the mean of 20 steps of 0.1 s and one of 0.31 s: the 4th to the 24th
-    assert read_result(tmp_path / "out/seconds-30/alone/seed-0").iterations == round(30 / 0.11)
+        recipe = yaml.safe_load((tmp_path / f"out/{budget}/kd/seed-1/recipe.yaml").read_text())
+        assert recipe.get("max_seconds") == limit
 
 
 def test_the_time_of_a_method_can_be_the_budget_of_all(plan, stand_ins, tmp_path):
@@ -157,8 +123,15 @@ def test_the_time_of_a_method_can_be_the_budget_of_all(plan, stand_ins, tmp_path
     steps = {m: read_result(tmp_path / f"out/time-of-kd-50/{m}/seed-1").iterations for m in ("alone", "kd")}
     assert steps == {"alone": 100, "kd": 50}
     recipe = yaml.safe_load((tmp_path / "out/time-of-kd-50/alone/seed-1/recipe.yaml").read_text())
-    assert recipe["max_seconds"] == pytest.approx(10)
-    assert kinds(stand_ins.trained).count("calibration") == 2
+    assert recipe["max_seconds"] == pytest.approx(10) and recipe["max_steps"] == 50
+    kd = yaml.safe_load((tmp_path / "out/time-of-kd-50/kd/seed-1/recipe.yaml").read_text())
+    assert "max_seconds" not in kd and kd["max_steps"] == 50
+
+
+def test_a_failed_run_whose_time_is_the_budget_stops_the_comparison(plan, stand_ins, tmp_path):
+    stand_ins.fail = "time-of-kd-50/kd/seed-0"
+    with pytest.raises(ValueError, match=r"(?s)time-of-kd-50/kd/seed-0 failed.*log.txt.*last line"):
+        run_comparison(plan(budgets={"iterations": 50, "as_long_as": "kd"}), tmp_path / "out")
 
 
 def test_a_second_call_trains_nothing_and_writes_the_same_table(plan, stand_ins, tmp_path):
@@ -188,16 +161,34 @@ def test_a_stopped_comparison_resumes_the_training_that_ran(plan, stand_ins, tmp
     assert [place.endswith("iterations-40/kd/seed-0") for place in stand_ins.resumed] == [True]
 
 
-def test_what_a_stopped_training_left_under_other_settings_is_not_resumed(plan, stand_ins, tmp_path):
+def test_a_stopped_training_with_other_settings_is_kept_and_the_difference_named(plan, stand_ins, tmp_path):
     stand_ins.stop = "iterations-40/kd/seed-0"
     with pytest.raises(ComparisonStopped):
         run_comparison(plan(), tmp_path / "out")
     stand_ins.stop = None
-    run_comparison(plan(budgets={"iterations": 40}, evaluations=3), tmp_path / "out2")  # nothing there to resume
-    assert stand_ins.resumed == []
-    (tmp_path / "out/iterations-40/kd/seed-0/recipe.yaml").write_text("loss: cwd\n")
+    shutil.rmtree(tmp_path / "out/iterations-40/alone")
+    with pytest.raises(ValueError, match="unfinished training with other settings: it has eval_steps=21, the plan 11"):
+        run_comparison(plan(evaluations=3), tmp_path / "out")
+    assert (tmp_path / "out/iterations-40/kd/seed-0/run/checkpoint-5").is_dir() and stand_ins.resumed == []
+
+
+def test_files_that_no_comparison_has_written_are_kept(plan, stand_ins, tmp_path):
+    kept = tmp_path / "out/iterations-40/alone/seed-0/run/precious.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("x")
+    with pytest.raises(ValueError, match="seed-0/run holds files that no comparison has written"):
+        run_comparison(plan(), tmp_path / "out")
+    assert kept.read_text() == "x"
+
+
+def test_what_a_training_left_before_its_first_checkpoint_is_set_aside(plan, stand_ins, tmp_path):
+    stand_ins.fail = "iterations-40/alone/seed-0"
     run_comparison(plan(), tmp_path / "out")
-    assert stand_ins.resumed == []
+    (tmp_path / "out/iterations-40/alone/seed-0/run").mkdir()
+    (tmp_path / "out/iterations-40/alone/seed-0/run/trainer_state.json").write_text("{}")
+    stand_ins.fail = None
+    assert run_comparison(plan(), tmp_path / "out").failed == {}
+    assert (tmp_path / "out/iterations-40/alone/seed-0/run-stopped-1/trainer_state.json").is_file()
 
 
 def test_missing_data_are_found_before_the_first_training(plan, stand_ins, tmp_path, capsys):
@@ -233,13 +224,13 @@ def test_a_failed_candidate_stops_the_comparison_with_its_last_words(plan, stand
 
 def test_a_finished_training_with_other_settings_is_never_mixed_in(plan, stand_ins, tmp_path):
     run_comparison(plan(), tmp_path / "out")
-    with pytest.raises(ValueError, match=r"tuning/kd/1 .* other settings. It was learning_rate=0.004 and is 0.1"):
+    with pytest.raises(ValueError, match=r"tuning/kd/1 .* other settings: it has learning_rate=0.004, the plan 0.1"):
         run_comparison(plan(learning_rate=0.1, teacher_recipe="quickstart_teacher"), tmp_path / "out")
 
 
 def test_seconds_of_another_machine_are_refused_and_iterations_are_not(plan, stand_ins, tmp_path, monkeypatch):
     run_comparison(plan(), tmp_path / "out")
-    monkeypatch.setattr(checks, "machine_name", lambda: "another")
+    monkeypatch.setattr(comparison, "machine_name", lambda: "another")
     run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out")
     with pytest.raises(ValueError, match="seconds of two machines cannot be compared"):
         run_comparison(plan(), tmp_path / "out")
@@ -247,8 +238,8 @@ def test_seconds_of_another_machine_are_refused_and_iterations_are_not(plan, sta
 
 def test_a_torn_result_is_named(plan, stand_ins, tmp_path):
     run_comparison(plan(), tmp_path / "out")
-    (tmp_path / "out/iterations-40/kd/seed-1/cell.json").write_text("{")
-    with pytest.raises(ValueError, match="seed-1/cell.json cannot be read"):
+    (tmp_path / "out/iterations-40/kd/seed-1/result.json").write_text("{")
+    with pytest.raises(ValueError, match="seed-1/result.json cannot be read"):
         run_comparison(plan(), tmp_path / "out")
 
 
@@ -261,7 +252,7 @@ def test_the_csv_has_a_row_for_each_training(plan, stand_ins, tmp_path):
     kd = next(row for row in rows if (row["budget"], row["method"], row["seed"]) == ("seconds-6", "kd", "1"))
     assert kd["iterations"] == "30" and float(kd["seconds"]) == pytest.approx(6) and kd["iou_car"] == ""
     assert float(kd["mean_iou"]) == float(kd["iou_sky"]) == pytest.approx(0.3 + 0.001 + 0.2 + 0.003)
-    assert json.loads(kd["settings"])["kd.weight"] == 2.0 and len(rows) == 13
+    assert json.loads(kd["settings"])["kd.weight"] == 2.0 and len(rows) == 11
 
 
 def test_the_table_gives_mean_deviation_and_the_gain_seed_by_seed(plan, stand_ins, tmp_path):
@@ -295,25 +286,50 @@ def test_the_time_left_is_estimated_from_what_is_finished(plan, stand_ins, tmp_p
     lines = []
     run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out", lines.append)
     started = [line for line in lines if "..." in line]
-    assert started[-1] == "[6/6] iterations-40 kd seed 1 ...; about 1 min left\n"
-    assert started[-3] == "[4/6] iterations-40 kd seed 0 ...; about 3 min left\n"
-    assert "[1/6] tuning kd 1 ...\n" in started
+    assert started[-1] == "[7/7] iterations-40 kd seed 1 ...; about 1 min left"
+    assert started[-3] == "[5/7] iterations-40 kd seed 0 ...; about 3 min left"
+    assert "[2/7] tuning kd 1 ..." in started
     lines.clear()  # what an earlier call has finished is not waited for
     shutil.rmtree(tmp_path / "out/iterations-40/alone/seed-1")
     run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out", lines.append)
-    assert [line for line in lines if "..." in line] == ["[5/6] iterations-40 alone seed 1 ...; about 1 min left\n"]
+    assert [line for line in lines if "..." in line] == ["[7/7] iterations-40 alone seed 1 ...; about 1 min left"]
+
+
+def test_texts_that_a_spreadsheet_would_compute_are_marked_in_the_csv(plan, stand_ins, tmp_path):
+    methods = {"alone": None, "=1+1": {"loss": "kd"}}
+    run_comparison(plan(methods=methods, budgets={"iterations": 40}), tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out/results.csv").open()))
+    assert {row["method"] for row in rows} == {"teacher", "alone", "'=1+1"}
+
+
+def test_folders_of_several_machines_make_one_report(plan, stand_ins, tmp_path, monkeypatch):
+    small = {"budgets": {"iterations": 40}, "evaluations": 1}
+    run_comparison(plan(**small, seeds=[0]), tmp_path / "a")
+    monkeypatch.setattr("afdcd_hf.compare.runs.machine_name", lambda: "GPU")
+    run_comparison(plan(**small, seeds=[0, 7], bf16=True), tmp_path / "b")
+    asked = plan(**small)
+    merged = merge_comparisons(asked, [tmp_path / "a", tmp_path / "b", tmp_path / "a"], tmp_path / "both")
+    assert [(one.method, one.seed, one.machine == "GPU") for one in merged] == [
+        ("alone", 0, False), ("kd", 0, False), ("alone", 0, True), ("alone", 7, True), ("kd", 0, True), ("kd", 7, True),
+    ]  # fmt: skip
+    text = (tmp_path / "both/results.md").read_text()
+    assert text.count("### 40 iterations each, on ") == 2 and "| kd | 50.75 ± 0.49 | +20.00 ± 0.00 | 2 |" in text
+    assert len(list((tmp_path / "both").glob("*.png"))) == 4
+    run_comparison(plan(**small, seeds=[1], learning_rate=0.1), tmp_path / "c")
+    with pytest.raises(ValueError, match="trained 'alone' .iterations-40. with other settings.*learning_rate=0.1"):
+        merge_comparisons(asked, [tmp_path / "a", tmp_path / "c"], tmp_path / "both")
+    with pytest.raises(ValueError, match="nothing holds no finished run of this plan"):
+        merge_comparisons(asked, [tmp_path / "nothing"], tmp_path / "both")
 
 
 # The processes
 
 
-def test_output_goes_to_the_log_and_its_last_line_is_watched(tmp_path):
-    seen = []
-    code = "import time; print('one\\r 50%\\r 100%', flush=True); time.sleep(0.6)"
-    assert run_logged([sys.executable, "-c", code], tmp_path / "log", seen.append) == 0
-    assert "100%" in seen and last_line(tmp_path / "log") == "100%"
-    assert run_logged([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log") == 3
-    assert last_line(tmp_path / "log") == "100%"  # kept: the log is added to
+def test_output_goes_to_the_log(tmp_path):
+    log = tmp_path / "log"
+    assert run_logged([sys.executable, "-c", "print('one\\r 50%\\r 100%')"], log) == 0
+    assert run_logged([sys.executable, "-c", "raise SystemExit('wrong')"], log) == 1
+    assert last_lines(log, 2) == "100%\nwrong"  # the log is added to
 
 
 # A shell's background jobs are started with Ctrl-C ignored, and hand that on.
@@ -321,7 +337,7 @@ STOPPED = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from afdcd_hf.compare.child_process import run_logged
+from afdcd_hf.compare.process import run_logged
 code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), exit(143)));"
 code += "print('ready', flush=True); time.sleep(60)"
 try:
@@ -350,7 +366,7 @@ def test_a_signal_is_handed_on_so_that_the_training_can_save(tmp_path, number, s
 def test_a_comparison_of_real_trainings_fills_the_table(tmp_path, monkeypatch, capsys):
     """In this process, which spares a start of Python for each training."""
 
-    def train_here(command, log, watch, keep_open):
+    def train_here(command, log, keep_open):
         with log.open("w") as file, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", file)
             return main(command[command.index("afdcd_hf.cli") + 1 :])

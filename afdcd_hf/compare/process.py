@@ -6,13 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
-_POLL_SECONDS = 0.2
-_TAIL_BYTES = 4000
 # Time that a stopped training has for finishing its step and saving before it is killed.
 _GRACE_SECONDS = 120.0
 
@@ -37,19 +35,13 @@ def afdcd_command(words: Sequence[str], processes: int = 1) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *module]
 
 
-def run_logged(
-    command: Sequence[str], log: Path, watch: Callable[[str], None] = lambda line: None, keep_open: Sequence[int] = ()
-) -> int:
-    """Runs a command, with all it prints in a file.
+def run_logged(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) -> int:
+    """Run a command, append what it prints to a file, and return its exit status.
 
     Args:
         command: Program and arguments.
-        log: File that what it prints is added to.
+        log: The file.
         keep_open: File descriptors that the command inherits.
-        watch: Called some times a second with the last line printed so far.
-
-    Returns:
-        The exit status.
 
     Raises:
         ComparisonStopped: SIGINT or SIGTERM came; the command was told to stop, and has ended.
@@ -57,18 +49,10 @@ def run_logged(
     with log.open("ab") as output, _terminations_raise():
         # A session of its own: Ctrl-C would reach it directly too, and a second signal ends a training at once.
         child = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=tuple(keep_open),
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=keep_open
         )
         try:
-            while child.poll() is None:
-                time.sleep(_POLL_SECONDS)
-                watch(last_line(log))
-            return child.returncode
+            return child.wait()
         except KeyboardInterrupt as stop:
             status = getattr(stop, "exit_status", 130)
             raise ComparisonStopped("stopped; finished trainings are kept", status) from None
@@ -76,21 +60,10 @@ def run_logged(
             _end(child)
 
 
-def last_line(log: Path) -> str:
-    """The last line with anything on it; progress bars rewrite theirs after a carriage return."""
-    return next(reversed(_tail(log)), "")
-
-
-def last_words(log: Path, lines: int = 5) -> str:
-    """The last lines of a log, to say what went wrong."""
-    return "\n".join(_tail(log)[-lines:])
-
-
-def _tail(log: Path) -> list[str]:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        text = file.read().decode("utf-8", errors="replace")
-    return [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+def last_lines(log: Path, lines: int = 5) -> str:
+    """The last lines of a log, to say what went wrong; progress bars rewrite theirs after a carriage return."""
+    text = log.read_bytes()[-4000:].decode("utf-8", errors="replace").replace("\r", "\n")
+    return "\n".join([line.strip() for line in text.split("\n") if line.strip()][-lines:])
 
 
 def _end(child: subprocess.Popen) -> None:
@@ -109,7 +82,7 @@ def _end(child: subprocess.Popen) -> None:
 def _terminations_raise() -> Iterator[None]:
     """SIGTERM raises in the main thread, as SIGINT does."""
 
-    def stop(number: int, frame) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         raise ComparisonStopped("stopped", 128 + number)
 
     before = signal.signal(signal.SIGTERM, stop)

@@ -1,0 +1,171 @@
+"""The outcome of a comparison as files: `results.csv`, `results.md` and charts."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..atomic_io import written_whole
+from ..charts.comparison import MethodCurve, MethodScore, plot_method_scores, plot_score_over_time
+from ..metrics.confusion_csv import text_cell
+from .plan import ALONE, Plan
+from .runs import RunResult
+
+CSV_NAME, TABLE_NAME = "results.csv", "results.md"
+_CSV_COLUMNS = (
+    "kind", "budget", "method", "seed", "mean_iou", "iterations", "seconds", "seconds_per_iteration", "wall_seconds",
+    "images_per_second", "peak_memory_mb", "machine", "date",
+)  # fmt: skip
+_HEADER = (
+    "method", "mIoU %, measured", "gain over alone", "seeds", "iterations", "seconds", "ms/iteration", "images/s",
+    "peak memory, MiB",
+)  # fmt: skip
+_Runs = Mapping[str, Sequence[RunResult]]  # of each method, in the plan's order
+
+
+def write_report(
+    plan: Plan,
+    output: Path,
+    results: Sequence[RunResult],
+    chosen: Mapping[str, Mapping[str, Any]],
+    *,
+    charts: bool = True,
+) -> None:
+    """Write what is known so far, replacing the report of an earlier call.
+
+    Args:
+        plan: What is compared.
+        output: Folder of the comparison.
+        results: Every finished training.
+        chosen: Method -> the candidate that tuning chose.
+        charts: Also draw `mean_iou_<budget>.png` and `over_time_<budget>.png`.
+    """
+    _write_csv(output / CSV_NAME, results)
+    with written_whole(output / TABLE_NAME) as part:
+        part.write_text(markdown(plan, results, chosen), encoding="utf-8")
+    for title, name, runs in _tables(plan, results) if charts else ():
+        scores = {
+            method: MethodScore([one.mean_iou for one in ours], gains(runs, method) if method != ALONE else [])
+            for method, ours in runs.items()
+        }
+        curves = {method: _mean_curve(ours) for method, ours in runs.items()}
+        plot_method_scores(scores, output / f"mean_iou_{name}.png", title=title)
+        plot_score_over_time(curves, output / f"over_time_{name}.png", title=title)
+
+
+def markdown(plan: Plan, results: Sequence[RunResult], chosen: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table for each budget and machine, what was tuned, and how it was measured."""
+    parts = [f"### {title[0].upper()}{title[1:]}\n\n{_table(runs)}" for title, _, runs in _tables(plan, results)]
+    if any(result.kind == "tuning" for result in results):
+        parts.append("### Tuning\n\n" + _tuning_table(plan, results, chosen))
+    return "\n\n".join([*parts, _notes(plan, results)]) + "\n"
+
+
+def gains(runs: _Runs, method: str) -> list[float]:
+    """mIoU of a method minus that of the student alone, for each seed that both have."""
+    alone = {result.seed: result.mean_iou for result in runs.get(ALONE, ())}
+    return [result.mean_iou - alone[result.seed] for result in runs[method] if result.seed in alone]
+
+
+def _tables(plan: Plan, results: Sequence[RunResult]) -> list[tuple[str, str, _Runs]]:
+    """Title, end of file names, and runs of each table."""
+    tables = []
+    for budget in plan.budgets:
+        of_budget = [result for result in results if result.kind == "run" and result.budget == budget.name]
+        machines = list(dict.fromkeys(result.machine for result in of_budget))
+        for number, machine in enumerate(machines, 1):
+            several = len(machines) > 1
+            here = [result for result in of_budget if result.machine == machine]
+            runs = {one.name: [run for run in here if run.method == one.name] for one in plan.methods}
+            title = f"{budget.title}, on {machine}" if several else budget.title
+            name = f"{budget.name}_{number}" if several else budget.name
+            tables.append((title, name, {method: ours for method, ours in runs.items() if ours}))
+    return tables
+
+
+def _table(runs: _Runs) -> str:
+    lines = [_line(_HEADER), "|---" * len(_HEADER) + "|"]
+    for name, ours in runs.items():
+        gain = "" if name == ALONE else _spread([100 * value for value in gains(runs, name)], signed=True)
+        cells = [
+            name.replace("|", "\\|"),
+            _spread([100 * run.mean_iou for run in ours]),
+            gain,
+            str(len(ours)),
+            f"{statistics.mean(run.iterations for run in ours):.0f}",
+            f"{statistics.mean(run.seconds for run in ours):.1f}",
+            _spread([1000 * run.seconds_per_iteration for run in ours], digits=0),  # uneven: something else ran too
+            _mean([run.images_per_second for run in ours], "{:.1f}"),
+            _mean([run.peak_memory_mb for run in ours], "{:.0f}"),
+        ]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _tuning_table(plan: Plan, results: Sequence[RunResult], chosen: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [_line(("method", "candidate", "mIoU %", "")), "|---|---|---|---|"]
+    for method in plan.methods:
+        tried = [result for result in results if result.kind == "tuning" and result.method == method.name]
+        for candidate, result in zip(method.candidates, tried, strict=False):
+            text = ", ".join(f"`{key}: {value}`" for key, value in candidate.items())
+            mark = "chosen" if chosen.get(method.name) == candidate else ""
+            lines.append(_line((method.name.replace("|", "\\|"), text, f"{100 * result.mean_iou:.2f}", mark)))
+    tuning = plan.tuning or {}
+    text = f"Each candidate was trained once, with seed {tuning['seed']}, for {tuning['iterations']} iterations."
+    return "\n".join([*lines, "", text])
+
+
+def _notes(plan: Plan, results: Sequence[RunResult]) -> str:
+    runs = [result for result in results if result.kind == "run"]
+    machines, dates = ", ".join(sorted({run.machine for run in runs})), sorted({run.date for run in runs})
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    split, dataset = plan.shared.get("eval_split", "val"), plan.shared.get("dataset", "scenes")
+    return (
+        f"mIoU of the saved model on {dataset} {split}; mean ± standard deviation over seeds; the gain is taken seed "
+        "by seed. Seconds are those of training steps: evaluations, checks and saving are left out. Peak memory is "
+        f"that of each training's own process. {len(runs)} of {plan.runs} runs are finished. {machines}, {when}."
+    )
+
+
+def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
+    """A row for each training; IoU as fractions 0-1, empty where it is undefined."""
+    classes = list(dict.fromkeys(name for result in results for name in result.per_category_iou))
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_CSV_COLUMNS, *(f"iou_{name}" for name in classes), "settings"])
+        for result in results:
+            plain = [getattr(result, column) for column in _CSV_COLUMNS]
+            row = [*plain, *(result.per_category_iou.get(name) for name in classes), result.fingerprint]
+            writer.writerow([text_cell(cell) if isinstance(cell, str) else cell for cell in row])  # None is left empty
+
+
+def _mean_curve(runs: Sequence[RunResult]) -> MethodCurve:
+    """Seconds, mean and standard deviation of the mIoU, point by point over the seeds."""
+    on_the_way = zip(*(run.curve[:-1] for run in runs), strict=False)  # runs of equal time may differ by a point
+    points = [*on_the_way, [run.curve[-1] for run in runs]]
+    seconds = [statistics.mean(second for second, _ in point) for point in points]
+    scores = [[score for _, score in point] for point in points]
+    return MethodCurve(seconds, [statistics.mean(one) for one in scores], [_deviation(one) for one in scores])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _spread(values: Sequence[float], signed: bool = False, digits: int = 2) -> str:
+    if not values:
+        return "not measured"
+    mean = f"{statistics.mean(values):{'+' if signed else ''}.{digits}f}"
+    return f"{mean} ± {_deviation(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def _mean(values: Sequence[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return form.format(statistics.mean(known)) if known else "not measured"
