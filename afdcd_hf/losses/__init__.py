@@ -8,7 +8,8 @@ from typing import Any
 
 from .afdcd import AfDcdLoss
 from .attention_transfer import AttentionTransferLoss
-from .base import DistillationLoss
+from .base import DistillationLoss, option_defaults
+from .bpkd import BPKDLoss
 from .cirkd import CIRKDLoss
 from .combined import LossPerPair, LossSum
 from .cwd import CWDLoss
@@ -16,13 +17,16 @@ from .dist import DISTLoss
 from .fitnet import FitNetLoss
 from .ifvd import IFVDLoss
 from .kd import KDLoss
+from .map_loss import MapLoss
 from .mgd import MGDLoss
+from .own_losses import load_own_loss
 from .skd import SKDLoss
 
 __all__ = [
     "LOSSES",
     "AfDcdLoss",
     "AttentionTransferLoss",
+    "BPKDLoss",
     "CIRKDLoss",
     "CWDLoss",
     "DISTLoss",
@@ -33,6 +37,7 @@ __all__ = [
     "LossPerPair",
     "LossSum",
     "MGDLoss",
+    "MapLoss",
     "SKDLoss",
     "build_loss",
     "needs_feature_map",
@@ -40,16 +45,20 @@ __all__ = [
 ]
 
 LOSSES: dict[str, type[DistillationLoss]] = {
-    "af_dcd": AfDcdLoss,
-    "kd": KDLoss,
-    "fitnet": FitNetLoss,
-    "at": AttentionTransferLoss,
-    "skd": SKDLoss,
-    "ifvd": IFVDLoss,
-    "cwd": CWDLoss,
-    "mgd": MGDLoss,
-    "cirkd": CIRKDLoss,
-    "dist": DISTLoss,
+    loss.name: loss
+    for loss in (
+        AfDcdLoss,
+        KDLoss,
+        FitNetLoss,
+        AttentionTransferLoss,
+        SKDLoss,
+        IFVDLoss,
+        CWDLoss,
+        MGDLoss,
+        CIRKDLoss,
+        DISTLoss,
+        BPKDLoss,
+    )
 }
 
 LossOptions = Mapping[str, Mapping[str, Any]]
@@ -66,12 +75,13 @@ def build_loss(
     """Build the loss a recipe describes.
 
     Args:
-        spec: names of `LOSSES` joined by "+", each once, such as "kd+af_dcd".
+        spec: names joined by "+", each once, such as "kd+af_dcd": of `LOSSES`, of an entry point of the group
+            `afdcd_hf.losses`, or `my_file.py:MyLoss` for a class of one's own, which is then called `MyLoss`.
         loss_kwargs: name to the options of that loss, such as
             `{"kd": {"weight": 1.0}, "af_dcd": {"feature_weight": 2e-6, "contrast_weight": 5e-3}}`.
         student_channels: of the map to distil, or of each of several; None is enough for losses on logits alone.
         teacher_channels: likewise, and as many.
-        num_classes: of the networks; for losses with an option of that name which is not given.
+        num_classes: of the models; for losses with an option of that name which is not given.
 
     Returns:
         The loss itself for one name, a `LossSum` for several. With several pairs of maps, a loss on maps becomes a
@@ -80,20 +90,24 @@ def build_loss(
     Raises:
         ValueError: see `validate_loss_spec`; or channel counts that are missing or do not fit the options.
     """
-    names = validate_loss_spec(spec, loss_kwargs)
+    classes = _classes(spec, loss_kwargs)
     channels = (_each(student_channels), _each(teacher_channels))
     if len(channels[0]) != len(channels[1]):
         raise ValueError(
             f"student_channels={student_channels} and teacher_channels={teacher_channels} belong to different numbers "
             "of maps; each map of the student needs one of the teacher."
         )
-    options = {name: _with_classes(name, (loss_kwargs or {}).get(name, {}), num_classes) for name in names}
-    losses = {name: _build_one(name, options[name], channels) for name in names}
-    return losses[names[0]] if len(names) == 1 else LossSum(losses)
+    losses = {}
+    for name, loss_class in classes.items():
+        options = dict((loss_kwargs or {}).get(name, {}))
+        if "num_classes" in option_defaults(loss_class) and options.get("num_classes") is None:
+            options["num_classes"] = num_classes
+        losses[name] = _build_one(name, loss_class, options, list(zip(*channels, strict=True)))
+    return next(iter(losses.values())) if len(losses) == 1 else LossSum(losses)
 
 
 def validate_loss_spec(spec: str, loss_kwargs: LossOptions | None) -> list[str]:
-    """Check a recipe's loss before any network is built.
+    """Check a recipe's loss before any model is built.
 
     Args:
         spec: see `build_loss`.
@@ -106,62 +120,51 @@ def validate_loss_spec(spec: str, loss_kwargs: LossOptions | None) -> list[str]:
         ValueError: an unknown or repeated loss; options for a loss that is not in `spec`; unknown, missing or bad
             options.
     """
-    names = _split(spec)
-    options = loss_kwargs or {}
-    strangers = [name for name in options if name not in names]
-    if strangers:
-        raise ValueError(
-            f"loss_kwargs has options for {strangers[0]!r}, which is not in loss={spec!r}; "
-            f"add it to the loss, or remove them. Options go under the name of a loss: {', '.join(names)}."
-        )
-    for name in names:
-        _check_options(name, options.get(name, {}))
-    return names
+    return list(_classes(spec, loss_kwargs))
 
 
 def needs_feature_map(spec: str, loss_kwargs: LossOptions | None) -> bool:
     """Whether a recipe's loss reads feature maps with these options; arguments and errors as `validate_loss_spec`."""
     options = loss_kwargs or {}
-    return any(_reads_map(name, options.get(name, {})) for name in validate_loss_spec(spec, loss_kwargs))
+    return any(each.reads_map(options.get(name, {})) for name, each in _classes(spec, loss_kwargs).items())
 
 
-def _reads_map(name: str, options: Mapping[str, Any]) -> bool:
-    loss_class = LOSSES[name]
-    weight = loss_class.map_weight_option
-    return loss_class.needs_feature_map and (weight is None or options.get(weight) != 0)
-
-
-def _split(spec: str) -> list[str]:
-    names = [name.strip() for name in spec.split("+")]
-    for name in names:
-        if name not in LOSSES:
+def _classes(spec: str, loss_kwargs: LossOptions | None) -> dict[str, type[DistillationLoss]]:
+    """Name -> class of the losses in `spec`, after all checks that need no model."""
+    classes: dict[str, type[DistillationLoss]] = {}
+    for word in (each.strip() for each in spec.split("+")):
+        found = (word, LOSSES[word]) if word in LOSSES else load_own_loss(word)
+        if found is None:
             raise ValueError(
-                f"unknown loss {name!r} in loss={spec!r}; known are {', '.join(LOSSES)}, "
-                "joined by '+' as in 'kd+af_dcd'."
+                f"unknown loss {word!r} in loss={spec!r}; known are {', '.join(LOSSES)}, joined by '+' as in "
+                "'kd+af_dcd', and my_file.py:MyLoss for one of your own."
             )
-        if names.count(name) > 1:
-            raise ValueError(f"the loss {name!r} is more than once in loss={spec!r}; name each loss once.")
-    return names
+        if found[0] in classes:
+            raise ValueError(f"the loss {found[0]!r} is more than once in loss={spec!r}; name each loss once.")
+        classes[found[0]] = found[1]
+    options = loss_kwargs or {}
+    strangers = [name for name in options if name not in classes]
+    if strangers:
+        raise ValueError(
+            f"loss_kwargs has options for {strangers[0]!r}, which is not in loss={spec!r}; "
+            f"add it to the loss, or remove them. Options go under the name of a loss: {', '.join(classes)}."
+        )
+    for name, loss_class in classes.items():
+        _check_options(name, loss_class, options.get(name, {}))
+    return classes
 
 
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
+def _check_options(name: str, loss_class: type[DistillationLoss], options: Mapping[str, Any]) -> None:
     if not isinstance(options, Mapping):
         raise ValueError(f"loss_kwargs[{name!r}] is {options!r}; expected option names with values.")
-    parameters = inspect.signature(LOSSES[name]).parameters.values()
-    accepted = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
+    accepted = option_defaults(loss_class)
     unknown = [option for option in options if option not in accepted]
     if unknown:
         raise ValueError(f"unknown option {name}.{unknown[0]}; {name} accepts {', '.join(accepted)}.")
     missing = [option for option in accepted if accepted[option] is inspect.Parameter.empty and option not in options]
     if missing:
         raise ValueError(f"missing {' and '.join(f'{name}.{option}' for option in missing)}; give it a value.")
-    LOSSES[name].check_arguments({**accepted, **options})
-
-
-def _with_classes(name: str, options: Mapping[str, Any], num_classes: int | None) -> Mapping[str, Any]:
-    """The options with the number of classes, where the loss wants to know it and the recipe does not say it."""
-    wanted = "num_classes" in inspect.signature(LOSSES[name]).parameters and options.get("num_classes") is None
-    return {**options, "num_classes": num_classes} if wanted else options
+    loss_class.check_options({**accepted, **options})
 
 
 def _each(channels: Channels) -> tuple[int | None, ...]:
@@ -169,21 +172,18 @@ def _each(channels: Channels) -> tuple[int | None, ...]:
 
 
 def _build_one(
-    name: str, options: Mapping[str, Any], channels: tuple[tuple[int | None, ...], tuple[int | None, ...]]
+    name: str, loss_class: Any, options: dict[str, Any], pairs: list[tuple[int | None, int | None]]
 ) -> DistillationLoss:
-    loss_class = LOSSES[name]
     if not loss_class.needs_feature_map:
         return loss_class(**options)
-    if not _reads_map(name, options):
+    if not loss_class.reads_map(options):
         return loss_class(None, None, **options)
-    pairs = list(zip(*channels, strict=True))
     for student, teacher in pairs:
         if None in (student, teacher):
             raise ValueError(
                 f"the loss {name!r} compares feature maps and needs their channels; it got "
                 f"student_channels={student} and teacher_channels={teacher}."
             )
-    once = loss_class.logits_weight_option
-    further = options if once is None else {**options, once: 0}
-    losses = [loss_class(*pair, **(further if index else options)) for index, pair in enumerate(pairs)]
+    without_logits = options | dict.fromkeys(loss_class.logits_terms.values(), 0)
+    losses = [loss_class(*pair, **(without_logits if index else options)) for index, pair in enumerate(pairs)]
     return losses[0] if len(losses) == 1 else LossPerPair(losses)

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..citations import AF_DCD
 from ..features import Activations
-from ..ops.checks import check_choice, check_divides, check_fraction, check_weight, check_whole
+from ..ops.checks import check_choice, check_divides, check_whole
 from ..ops.contrast import channel_contrast, check_contrast_settings, omni_contrast, spatial_contrast
-from ..ops.precision import at_least_float32, without_autocast
-from .base import DistillationLoss
-from .masks import MASKS, draw_mask
-from .mgd import REDUCTIONS, restoration_error
-from .projectors import PROJECTORS, check_restorable, restore
+from ..ops.precision import at_least_float32
+from .base import given
+from .restoration import RestorationLoss, restoration_error
 
 # each contrast with the options that concern it alone; the values of the others mean "does not apply"
 CONTRASTS = {
@@ -27,7 +25,7 @@ CONTRASTS = {
 NOT_APPLICABLE = {"patch_size": 1, "channel_groups": 1, "negatives": "all"}
 
 
-class AfDcdLoss(DistillationLoss):
+class AfDcdLoss(RestorationLoss):
     """Augmentation-free dense contrastive distillation (Fan et al., NeurIPS 2023).
 
     With student map S `(B, Cs, h, w)` and teacher map T `(B, Ct, h, w)`:
@@ -38,15 +36,11 @@ class AfDcdLoss(DistillationLoss):
 
     `align` is a 1×1 convolution, or the identity where Cs = Ct (the released code fails there). L_fd is a sum over
     channels and positions, hence the paper's tiny weights (1e-6 to 8e-6 beside 5e-3 to 4e-2 for L_ctr).
-    A teacher map of another size is resized bilinearly (align_corners=False) to the student's. Everything is float32
-    inside, also under autocast.
 
     Relations: with `contrast_weight=0` this is MGDLoss (Yang et al.), or FitNetLoss where `projector="none"`. KDLoss
     compares logits; the paper adds both.
 
     Args:
-        student_channels: Cs.
-        teacher_channels: Ct.
         feature_weight: λ_fd, at least 0.
         contrast_weight: λ_ctr, at least 0.
         contrast: "omni", "spatial" or "channel".
@@ -65,19 +59,16 @@ class AfDcdLoss(DistillationLoss):
             "spatial" by 1), which makes them the mean squared error and the mean over all anchors: such weights
             carry over to other teachers and crops.
         backend: of the contrast, see `afdcd_hf.ops.omni_contrast`.
-
-    Raises:
-        ValueError: a bad or unknown value; in `forward`, maps of the wrong channels, or too small for one patch.
     """
 
-    needs_feature_map = True
-    reads_teacher_logits = False
+    name = "af_dcd"
+    map_terms = {"feature": "feature_weight", "contrast": "contrast_weight"}
     citation = AF_DCD
 
     def __init__(
         self,
-        student_channels: int,
-        teacher_channels: int,
+        student_channels: int | None,
+        teacher_channels: int | None,
         *,
         feature_weight: float,
         contrast_weight: float,
@@ -94,51 +85,24 @@ class AfDcdLoss(DistillationLoss):
         reduction: str = "paper",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        self.student_channels, self.teacher_channels = student_channels, teacher_channels
-        self.feature_weight, self.contrast_weight = feature_weight, contrast_weight
-        self.contrast, self.reduction, self.backend = contrast, reduction, backend
-        self.mask, self.mask_ratio = mask, mask_ratio
-        self.projector_kind = projector  # `projector` is the module
-        self.pool_size, self.patch_size, self.channel_groups = pool_size, patch_size, channel_groups
-        self.temperature, self.distance, self.negatives = temperature, distance, negatives
-        self.check_arguments(self.get_config_dict())
-        self._check_channels()
+        super().__init__(**given(locals()))
+        if contrast_weight > 0 and "channel_groups" in CONTRASTS[contrast][1]:
+            check_divides(channel_groups, self.teacher_channels, of=f"teacher_channels={teacher_channels}")
 
-        same = student_channels == teacher_channels
-        self.align = nn.Identity() if same else nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
-        self.projector = PROJECTORS[projector](teacher_channels)
-
-    @staticmethod
-    def check_arguments(arguments: Mapping[str, Any]) -> None:
-        check_weight("feature_weight", arguments["feature_weight"])
-        check_weight("contrast_weight", arguments["contrast_weight"])
-        check_choice("contrast", arguments["contrast"], CONTRASTS)
-        check_choice("mask", arguments["mask"], MASKS)
-        check_fraction("mask_ratio", arguments["mask_ratio"])
-        check_choice("projector", arguments["projector"], PROJECTORS)
-        check_restorable(arguments["projector"], arguments["mask"], arguments["mask_ratio"])
-        check_choice("reduction", arguments["reduction"], REDUCTIONS)
-        if arguments["pool_size"] is not None:
-            check_whole("pool_size", arguments["pool_size"])
-        _check_contrast_options(arguments)
-
-    def get_config_dict(self) -> dict[str, Any]:
-        names = [name for name in self._argument_names() if name != "projector"]
-        return {name: getattr(self, name) for name in names} | {"projector": self.projector_kind}
-
-    def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute `{"feature": λ_fd·L_fd, "contrast": λ_ctr·L_ctr}` from the maps; `labels` are not used."""
-        if student.feature_map is None or teacher.feature_map is None:
-            missing = "student" if student.feature_map is None else "teacher"
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        super().check_options(options)
+        if options["pool_size"] is not None:
+            check_whole("pool_size", options["pool_size"])
+        check_choice("contrast", options["contrast"], CONTRASTS)
+        own_options = CONTRASTS[options["contrast"]][1]
+        if "negatives" not in own_options and options["negatives"] != "other_groups":
             raise ValueError(
-                f"the loss 'af_dcd' compares feature maps and got none of the {missing}; "
-                f"name the layer to capture with {missing}_layer."
+                f"negatives={options['negatives']!r} has no meaning for contrast={options['contrast']!r}; "
+                "leave it out, or use contrast='omni'."
             )
-        weights = {"feature": self.feature_weight, "contrast": self.contrast_weight}
-        wanted = [name for name, weight in weights.items() if weight > 0]
-        terms = self._terms(student.feature_map, teacher.feature_map, None, wanted)
-        return {name: weights[name] * term for name, term in terms.items()}
+        given = {name: options[name] for name in (*own_options, "temperature", "distance", "backend")}
+        check_contrast_settings(**{**NOT_APPLICABLE, **given})
 
     def raw_terms(self, student_map: Tensor, teacher_map: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Compute both terms without their weights.
@@ -151,33 +115,27 @@ class AfDcdLoss(DistillationLoss):
         Returns:
             `{"feature": L_fd, "contrast": L_ctr}`, scalars.
         """
-        return self._terms(student_map, teacher_map, mask, ["feature", "contrast"])
+        return self._terms(Activations(None, student_map), Activations(None, teacher_map), list(self.map_terms), mask)
+
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        return self._terms(student, teacher, list(self.switched_on(self.map_terms)), None)
 
     def _terms(
-        self, student_map: Tensor, teacher_map: Tensor, mask: Tensor | None, wanted: list[str]
+        self, student: Activations, teacher: Activations, wanted: list[str], mask: Tensor | None
     ) -> dict[str, Tensor]:
-        if not wanted:
-            return {}
-        self._check_maps(student_map, teacher_map, mask, "contrast" in wanted)
-        compute = {"feature": self._feature_term, "contrast": self._contrast_term}
-        with without_autocast(student_map):
-            target = self._target(student_map, teacher_map)  # (B, Ct, h, w)
-            restored = self._restore(at_least_float32(student_map), mask)  # (B, Ct, h, w)
-            return {name: compute[name](restored, target) for name in wanted}
-
-    def _target(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        target = at_least_float32(teacher_map.detach())
-        if target.shape[-2:] != student_map.shape[-2:]:
-            target = F.interpolate(target, student_map.shape[-2:], mode="bilinear", align_corners=False)
-        return target
-
-    def _restore(self, student_map: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None:
-            mask = draw_mask(self.mask, student_map, self.mask_ratio, self._source)
-        return restore(student_map, mask.to(student_map.dtype), self.align, self.projector)
-
-    def _feature_term(self, restored: Tensor, target: Tensor) -> Tensor:
-        return restoration_error(restored, target, self.reduction)
+        student_map, target = self.maps(student, teacher)
+        batch, _, height, width = student_map.shape
+        if mask is not None and mask.shape != (batch, 1, height, width):
+            raise ValueError(f"the mask has shape {tuple(mask.shape)}; expected {(batch, 1, height, width)}.")
+        if "contrast" in wanted:
+            self._check_patch_fits(height, width)
+        restored = self.restored(student_map, mask)  # (B, Ct, h, w)
+        terms = {}
+        if "feature" in wanted:
+            terms["feature"] = restoration_error(restored, target, reduction=self.reduction)
+        if "contrast" in wanted:
+            terms["contrast"] = self._contrast_term(at_least_float32(restored), target)
+        return terms
 
     def _contrast_term(self, restored: Tensor, target: Tensor) -> Tensor:
         if self.pool_size is not None and self.pool_size > 1:
@@ -187,23 +145,6 @@ class AfDcdLoss(DistillationLoss):
         term = contrast(restored, target, **options)
         anchors_per_position = options.get("channel_groups", 1)
         return term / anchors_per_position if self.reduction == "mean" else term
-
-    def _check_channels(self) -> None:
-        check_whole("student_channels", self.student_channels)
-        check_whole("teacher_channels", self.teacher_channels)
-        if self.contrast_weight > 0 and "channel_groups" in CONTRASTS[self.contrast][1]:
-            check_divides(self.channel_groups, self.teacher_channels, of=f"teacher_channels={self.teacher_channels}")
-
-    def _check_maps(self, student_map: Tensor, teacher_map: Tensor, mask: Tensor | None, contrasted: bool) -> None:
-        _check_map("student", student_map, self.student_channels)
-        _check_map("teacher", teacher_map, self.teacher_channels)
-        batch, _, height, width = student_map.shape
-        if teacher_map.shape[0] != batch:
-            raise ValueError(f"the student's map has batch size {batch} and the teacher's {teacher_map.shape[0]}.")
-        if mask is not None and mask.shape != (batch, 1, height, width):
-            raise ValueError(f"the mask has shape {tuple(mask.shape)}; expected {(batch, 1, height, width)}.")
-        if contrasted:
-            self._check_patch_fits(height, width)
 
     def _check_patch_fits(self, height: int, width: int) -> None:
         pool = self.pool_size or 1
@@ -215,24 +156,4 @@ class AfDcdLoss(DistillationLoss):
             f"the student's map is {height}x{width}; after pooling by {pool} that is {pooled}, smaller than a patch "
             f"of {patch}x{patch}. The map must be at least {least}x{least}, which at output stride 8 takes a crop of "
             f"{8 * least}x{8 * least}: use a larger crop, or a smaller pool_size or patch_size."
-        )
-
-
-def _check_contrast_options(arguments: Mapping[str, Any]) -> None:
-    own_options = CONTRASTS[arguments["contrast"]][1]
-    if "negatives" not in own_options and arguments["negatives"] != "other_groups":
-        raise ValueError(
-            f"negatives={arguments['negatives']!r} has no meaning for contrast={arguments['contrast']!r}; "
-            "leave it out, or use contrast='omni'."
-        )
-    options = {name: arguments[name] for name in own_options}
-    shared = {name: arguments[name] for name in ("temperature", "distance", "backend")}
-    check_contrast_settings(**{**NOT_APPLICABLE, **options, **shared})
-
-
-def _check_map(role: str, feature_map: Tensor, channels: int) -> None:
-    if feature_map.ndim != 4 or feature_map.shape[1] != channels:
-        raise ValueError(
-            f"the {role}'s map has shape {tuple(feature_map.shape)}; expected (B, {channels}, h, w), as "
-            f"{role}_channels={channels} was given when the loss was built."
         )

@@ -1,24 +1,18 @@
-"""Attention transfer: where the network is active, whatever the channel."""
+"""Attention transfer: where the model is active, whatever the channel."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..features import Activations
-from ..ops.checks import check_weight
-from ..ops.precision import without_autocast
+from ..ops.precision import in_float32
+from .base import given
 from .map_loss import MapLoss, unit_vectors
 
 
 def attention(feature_map: Tensor) -> Tensor:
-    """Each image's mean of squares over the channels, as a vector of length 1 over its positions.
-
-    Args:
-        feature_map: `(B, C, h, w)` float32 or float64.
+    """Each image's mean of squares over the channels of `(B, C, h, w)`, as a vector of length 1 over its positions.
 
     Returns:
         `(B, h·w)`, at least 0; all zeros for an image whose map is zero.
@@ -26,16 +20,9 @@ def attention(feature_map: Tensor) -> Tensor:
     return unit_vectors(feature_map.square().mean(dim=1).flatten(start_dim=1), dim=1)
 
 
+@in_float32
 def attention_error(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """`Σ (attention(S) - attention(T))² / (B·h·w)`.
-
-    Args:
-        student_map: `(B, Cs, h, w)` float32 or float64.
-        teacher_map: `(B, Ct, h, w)`.
-
-    Returns:
-        A scalar, 0 where the two attend to the same positions.
-    """
+    """`Σ (attention(S) - attention(T))² / (B·h·w)` of `(B, Cs, h, w)` and `(B, Ct, h, w)`."""
     return F.mse_loss(attention(student_map), attention(teacher_map))
 
 
@@ -48,10 +35,8 @@ class AttentionTransferLoss(MapLoss):
         L    = Σ (Q(S) - Q(T))² / (B·h·w)
 
     Nothing needs equal channels, so the loss has no weights of its own. The maps' signs and scales do not matter. As Q
-    has length 1, L is at most 2 / (h·w): hence the large weight. A teacher map of another size is resized bilinearly
-    before Q. Every position counts. float32 inside, also under autocast.
-
-    The paper writes the norm of the difference, its authors' code and this the mean of squares.
+    has length 1, L is at most 2 / (h·w): hence the large weight. A teacher map of another size is resized before Q.
+    Every position counts. The paper writes the norm of the difference, its authors' code and this the mean of squares.
 
     Published weights: 10 000 beside KD with 1 (`loss: kd+at`), for the head's last map (`student_layer:
     head.features`, likewise for the teacher). As L falls with h·w, a weight belongs to one size of map.
@@ -59,37 +44,21 @@ class AttentionTransferLoss(MapLoss):
     Relations: CWDLoss compares where each channel is active, this where all of them together are.
 
     Args:
-        student_channels: Cs.
-        teacher_channels: Ct.
         weight: at least 0.
-
-    Raises:
-        ValueError: a bad value; in `forward`, maps of the wrong channels or batch.
     """
 
+    name = "at"
+    map_terms = {"at": "weight"}
     citation = """@inproceedings{zagoruyko2017attention,
   title     = {Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via
                Attention Transfer},
   author    = {Zagoruyko, Sergey and Komodakis, Nikos},
   booktitle = {International Conference on Learning Representations},
-  year      = {2017},
-  eprint    = {1612.03928},
-  archivePrefix = {arXiv}
+  year      = {2017}
 }"""
 
-    def __init__(self, student_channels: int, teacher_channels: int, *, weight: float = 10_000.0) -> None:
-        super().__init__(student_channels, teacher_channels)
-        self.weight = weight
-        self.check_arguments(self.get_config_dict())
-        self.check_channels()
+    def __init__(self, student_channels: int | None, teacher_channels: int | None, *, weight: float = 10_000.0) -> None:
+        super().__init__(**given(locals()))
 
-    @staticmethod
-    def check_arguments(arguments: Mapping[str, Any]) -> None:
-        check_weight("weight", arguments["weight"])
-
-    def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute `{"at": weight · L}`, or `{}` for weight 0; `labels` are not used."""
-        if self.weight == 0:
-            return {}
-        with without_autocast(student.logits):
-            return {"at": self.weight * attention_error(*self.maps("at", student, teacher))}
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        return {"at": attention_error(*self.maps(student, teacher))}

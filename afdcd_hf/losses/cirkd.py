@@ -10,33 +10,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..features import Activations
-from ..ops.checks import check_positive, check_weight, check_whole
-from ..ops.precision import without_autocast
+from ..ops.checks import check_positive, check_whole
+from ..ops.precision import in_float32
+from .base import given
 from .gathering import gather_batch
 from .label_maps import check_ignore_index, check_labels, class_members
 from .map_loss import MapLoss, unit_vectors
 from .queues import ClassQueues, pixels_of_classes, regions_of_classes
+from .random_source import uniform
 
-MEMORY_WEIGHTS = ("pixel_weight", "region_weight")
+SIZES = ("pool_size", "pixel_queue", "region_queue", "pixels_per_image", "pixel_draws", "region_draws")
 
 
-def relation_divergence(student_relation: Tensor, teacher_relation: Tensor, temperature: float) -> Tensor:
-    """Mean over rows of `KL(softmax(teacher / τ) ‖ softmax(student / τ))`.
-
-    Args:
-        student_relation: `(..., M)` similarities, float32 or float64; a row is the last dimension.
-        teacher_relation: the same.
-        temperature: τ, above 0.
-
-    Returns:
-        A scalar, 0 where the relations agree (up to a constant a row).
-    """
+def row_divergences(student_relation: Tensor, teacher_relation: Tensor, temperature: float) -> Tensor:
+    """`KL(softmax(teacher / τ) ‖ softmax(student / τ))` of each row of two `(..., M)` similarities: `(...)`."""
     student = F.log_softmax(student_relation / temperature, dim=-1)
     teacher = F.log_softmax(teacher_relation / temperature, dim=-1)
-    rows = student[..., 0].numel()
-    return F.kl_div(student, teacher, reduction="sum", log_target=True) / rows
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
 
 
+@in_float32
 def cross_image_divergence(
     student: Tensor, teacher: Tensor, all_student: Tensor, all_teacher: Tensor, temperature: float
 ) -> Tensor:
@@ -54,10 +47,29 @@ def cross_image_divergence(
     """
     divergences = [
         # (A, N, A): a row holds the cosines of one pixel with all pixels of one image
-        relation_divergence(_cosines(own, all_student), _cosines(taught, all_teacher), temperature)
+        row_divergences(_cosines(own, all_student), _cosines(taught, all_teacher), temperature).mean()
         for own, taught in zip(student, teacher, strict=True)
     ]
     return torch.stack(divergences).mean()
+
+
+@in_float32
+def memory_divergence(student: Tensor, teacher: Tensor, memory: Tensor, anchors: Tensor, temperature: float) -> Tensor:
+    """Mean over the anchors of the divergence of their similarities to what was drawn from the memory.
+
+    Args:
+        student: `(B, A, C)` vectors of length 1.
+        teacher: the same.
+        memory: `(M, C)`.
+        anchors: `(B, A)` bool.
+        temperature: τ, above 0.
+
+    Returns:
+        A scalar, 0 without any anchor.
+    """
+    memory = memory.to(student.dtype)
+    divergences = row_divergences(student @ memory.T, teacher @ memory.T, temperature)  # (B, A)
+    return divergences.masked_fill(~anchors, 0.0).sum() / anchors.sum().clamp(min=1)
 
 
 def _cosines(own: Tensor, others: Tensor) -> Tensor:
@@ -74,30 +86,32 @@ class CIRKDLoss(MapLoss):
         pixel:     of head(student's pixel) and of the teacher's pixel with teacher's pixels drawn from the memory
         region:    the same with teacher's regions, the mean vectors of one class in one image
 
-    `head` is a 1×1 convolution Cs → Ct – BN – ReLU – 1×1 convolution. The memory has a queue a class. At each step it
-    takes in, first, up to `pixels_per_image` pixels of each class and one region of each class from each image of the
-    batch, and is drawn from, equally from all classes seen so far. Labels are taken at the map's size (nearest); what
-    is not in 0 to num_classes-1 is not taken in. A teacher map of another size is resized bilinearly
-    (align_corners=False). float32 inside, also under autocast. A pass without gradients leaves the memory as it is.
+    `head` is a 1×1 convolution Cs → Ct – BN – ReLU – 1×1 convolution. Labels are taken at the map's size (nearest); a
+    pixel whose label is ignored or not in 0 to num_classes-1 counts in the minibatch term alone. The memory has a queue
+    a class. At each step it takes in, first, up to `pixels_per_image` pixels of each class and one region of each class
+    from each image of the batch, and is drawn from, equally from all classes seen so far. A pass without gradients
+    leaves the memory as it is.
 
     On several processes the images of all of them make the batch, with gradients through the student's side, and all
     hold the same memory; each has to have equally many images. Head and queues are in the state dict. The queues take
     4·K·(pixel_queue + region_queue)·Ct bytes: 428 MB for 19 classes and a head of 256 channels, but 3.4 GB for the 2048
     channels of a ResNet's last map, and each checkpoint as much: choose smaller queues there.
-    Distils maps (the head's last in the paper: `head.features` in our networks); published: weights 1, 0.1 and 0.1 and
-    the options' defaults, but for `pool_size`, which is ours to keep the matrices of all pairs small.
+
+    Published: weights 1, 0.1 and 0.1 and the options' defaults, for the head's last map (`head.features` in our
+    models). Unlike the authors' code, the head's last convolution has a bias; draws come, with replacement, from the
+    filled part of the queues of classes seen so far, where theirs take as many from each class's whole queue; and maps
+    are pooled before the minibatch term for every model, to keep the matrices of all pairs small, where theirs are for
+    SegFormer alone.
 
     Relations: the similarities of SKDLoss are inside one image, and compared by their squared difference.
 
     Args:
-        student_channels: Cs.
-        teacher_channels: Ct.
         minibatch_weight: at least 0.
         pixel_weight: at least 0.
         region_weight: at least 0.
         num_classes: K; needed where `pixel_weight` or `region_weight` is above 0. In a recipe it may be left out:
-            `build_loss` gets it from the networks.
-        ignore_index: a label that is not taken in either; None where all of 0 to K-1 are.
+            `build_loss` gets it from the models.
+        ignore_index: a label that is ignored; None where all of 0 to K-1 count.
         temperature: τ, above 0.
         pool_size: side of the cells averaged before the minibatch term, the last ones smaller where the size does not
             divide; 1 for none. The matrices have N·(h·w / pool_size²)² numbers an image, N images in the batch.
@@ -106,12 +120,15 @@ class CIRKDLoss(MapLoss):
         pixels_per_image: pixels taken in a class and image.
         pixel_draws: pixels drawn a step.
         region_draws: regions drawn a step.
-
-    Raises:
-        ValueError: a bad value, or no `num_classes` where it is needed; in `forward`, maps that are missing or of the
-            wrong channels, another number of classes in the logits, or no labels for the memory.
     """
 
+    name = "cirkd"
+    map_terms = {
+        "cirkd_minibatch": "minibatch_weight",
+        "cirkd_pixel": "pixel_weight",
+        "cirkd_region": "region_weight",
+    }
+    checks = {"temperature": check_positive, "ignore_index": check_ignore_index, **dict.fromkeys(SIZES, check_whole)}
     citation = """@inproceedings{yang2022cross,
   title     = {Cross-Image Relational Knowledge Distillation for Semantic Segmentation},
   author    = {Yang, Chuanguang and Zhou, Helong and An, Zhulin and Jiang, Xue and Xu, Yongjun and Zhang, Qian},
@@ -121,8 +138,8 @@ class CIRKDLoss(MapLoss):
 
     def __init__(
         self,
-        student_channels: int,
-        teacher_channels: int,
+        student_channels: int | None,
+        teacher_channels: int | None,
         *,
         minibatch_weight: float = 1.0,
         pixel_weight: float = 0.1,
@@ -137,59 +154,38 @@ class CIRKDLoss(MapLoss):
         pixel_draws: int = 4_096,
         region_draws: int = 1_024,
     ) -> None:
-        super().__init__(student_channels, teacher_channels)
-        self.minibatch_weight, self.pixel_weight, self.region_weight = minibatch_weight, pixel_weight, region_weight
-        self.num_classes, self.ignore_index = num_classes, ignore_index
-        self.temperature, self.pool_size = temperature, pool_size
-        self.pixel_queue, self.region_queue, self.pixels_per_image = pixel_queue, region_queue, pixels_per_image
-        self.pixel_draws, self.region_draws = pixel_draws, region_draws
-        self.check_arguments(self.get_config_dict())
-        self.check_channels()
-        if num_classes is None and (pixel_weight > 0 or region_weight > 0):
+        super().__init__(**given(locals()))
+        if pixel_weight == 0 and region_weight == 0:
+            return
+        if num_classes is None:
             raise ValueError(
                 "missing cirkd.num_classes: the memory has a queue for each class. Give the number of classes, or "
                 "leave the memory out with pixel_weight=0 and region_weight=0."
             )
-        # what no term needs is not made: DDP stops at weights that take no part
-        if pixel_weight > 0 or region_weight > 0:
-            self.head = _projection_head(student_channels, teacher_channels)
+        self.head = _projection_head(self.student_channels, self.teacher_channels)
         if pixel_weight > 0:
-            self.pixels = ClassQueues(num_classes, pixel_queue, teacher_channels)
+            self.pixels = ClassQueues(num_classes, pixel_queue, self.teacher_channels)
         if region_weight > 0:
-            self.regions = ClassQueues(num_classes, region_queue, teacher_channels)
+            self.regions = ClassQueues(num_classes, region_queue, self.teacher_channels)
 
-    @staticmethod
-    def check_arguments(arguments: Mapping[str, Any]) -> None:
-        for name in ("minibatch_weight", *MEMORY_WEIGHTS):
-            check_weight(name, arguments[name])
-        check_positive("temperature", arguments["temperature"])
-        check_ignore_index(arguments["ignore_index"])
-        for name in ("pool_size", "pixel_queue", "region_queue", "pixels_per_image", "pixel_draws", "region_draws"):
-            check_whole(name, arguments[name])
-        if arguments["num_classes"] is not None:
-            check_whole("num_classes", arguments["num_classes"])
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        super().check_options(options)
+        if options["num_classes"] is not None:
+            check_whole("num_classes", options["num_classes"])
 
-    def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute the terms `cirkd_minibatch`, `cirkd_pixel` and `cirkd_region` whose weight is above 0.
-
-        Args:
-            student: see `DistillationLoss.forward`.
-            teacher: likewise.
-            labels: `(B, H, W)` int64; not needed for the minibatch term alone.
-        """
-        weights = {"minibatch": self.minibatch_weight, "pixel": self.pixel_weight, "region": self.region_weight}
-        if not any(weights.values()):
-            return {}
-        with without_autocast(student.logits):
-            maps = self.maps("cirkd", student, teacher)
-            terms = {}
-            if self.minibatch_weight > 0:
-                terms["minibatch"] = self._minibatch_term(*maps)
-            if self.pixel_weight > 0 or self.region_weight > 0:
-                check_labels("cirkd", labels, student.logits)
-                self._check_classes(student.logits)
-                terms |= self._memory_terms(*maps, labels)
-            return {f"cirkd_{name}": weights[name] * term for name, term in terms.items()}
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        maps = self.maps(student, teacher)
+        terms = {"cirkd_minibatch": self._minibatch_term(*maps)} if self.minibatch_weight > 0 else {}
+        if self.pixel_weight > 0 or self.region_weight > 0:
+            labels = check_labels(self.name, labels, student.logits)
+            if student.logits.shape[1] != self.num_classes:
+                raise ValueError(
+                    f"the models have {student.logits.shape[1]} classes and cirkd.num_classes is {self.num_classes}; "
+                    f"give num_classes={student.logits.shape[1]}."
+                )
+            terms |= self._memory_terms(*maps, labels)
+        return terms
 
     def _minibatch_term(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         student, teacher = (
@@ -201,35 +197,23 @@ class CIRKDLoss(MapLoss):
 
     def _memory_terms(self, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> dict[str, Tensor]:
         student, teacher = _pixels(self.head(student_map)), _pixels(teacher_map)  # (B, h·w, Ct)
+        members = class_members(labels, self.num_classes, teacher_map.shape[-2:], self.ignore_index)  # (B, K, h·w)
         if torch.is_grad_enabled():
-            self._remember(teacher, class_members(labels, self.num_classes, teacher_map.shape[-2:], self.ignore_index))
+            self._remember(teacher, members)
         terms = {}
         for name, draws in (("pixel", self.pixel_draws), ("region", self.region_draws)):
             if hasattr(self, f"{name}s"):
-                memory = getattr(self, f"{name}s").draw(self._uniform(teacher.new_empty(draws)))  # (draws, Ct)
-                relations = student @ memory.to(student).T, teacher @ memory.to(teacher).T  # (B, h·w, draws)
-                terms[name] = relation_divergence(*relations, self.temperature)
+                drawn = getattr(self, f"{name}s").draw(uniform(teacher.new_empty(draws), self._source))  # (draws, Ct)
+                terms[f"cirkd_{name}"] = memory_divergence(student, teacher, drawn, members.any(1), self.temperature)
         return terms
 
     @torch.no_grad()
     def _remember(self, teacher: Tensor, members: Tensor) -> None:
         if self.pixel_weight > 0:
-            chosen = pixels_of_classes(teacher, members, self.pixels_per_image, self._uniform(teacher[..., 0]))
+            chosen = pixels_of_classes(teacher, members, self.pixels_per_image, uniform(teacher[..., 0], self._source))
             self.pixels.append(*map(gather_batch, chosen))
         if self.region_weight > 0:
             self.regions.append(*map(gather_batch, regions_of_classes(teacher, members)))
-
-    def _uniform(self, like: Tensor) -> Tensor:
-        if self._source is None:
-            return torch.rand(like.shape, device=like.device)
-        return self._source.uniform(like)
-
-    def _check_classes(self, logits: Tensor) -> None:
-        if logits.shape[1] != self.num_classes:
-            raise ValueError(
-                f"the networks have {logits.shape[1]} classes and cirkd.num_classes is {self.num_classes}; give "
-                f"num_classes={logits.shape[1]}."
-            )
 
 
 def _projection_head(student_channels: int, teacher_channels: int) -> nn.Sequential:
@@ -241,6 +225,7 @@ def _projection_head(student_channels: int, teacher_channels: int) -> nn.Sequent
     )
 
 
+@in_float32
 def _pixels(feature_map: Tensor) -> Tensor:
     """`(B, C, h, w)` to vectors of length 1, `(B, h·w, C)`."""
     return unit_vectors(feature_map.flatten(2).transpose(1, 2), dim=2)

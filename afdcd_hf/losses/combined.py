@@ -11,7 +11,24 @@ from ..features import Activations
 from .base import DistillationLoss
 
 
-class LossSum(DistillationLoss):
+class _Several(DistillationLoss):
+    """What both kinds share; `losses` is a ModuleDict or a ModuleList."""
+
+    def _parts(self) -> list[DistillationLoss]:
+        return list(self.losses.values() if isinstance(self.losses, nn.ModuleDict) else self.losses)
+
+    @property
+    def reads_teacher_logits(self) -> bool:
+        """Whether any of the losses does."""
+        return any(loss.reads_teacher_logits for loss in self._parts())
+
+    @property
+    def citations(self) -> list[str]:
+        """BibTeX of all of them, each once."""
+        return list(dict.fromkeys(text for loss in self._parts() for text in loss.citations))
+
+
+class LossSum(_Several):
     """Computes several losses on the same activations and merges their terms.
 
     Args:
@@ -21,21 +38,7 @@ class LossSum(DistillationLoss):
     def __init__(self, losses: Mapping[str, DistillationLoss]) -> None:
         super().__init__()
         self.losses = nn.ModuleDict(losses)
-
-    @property
-    def needs_feature_map(self) -> bool:
-        """Whether any of the losses does."""
-        return any(loss.needs_feature_map for loss in self.losses.values())
-
-    @property
-    def reads_teacher_logits(self) -> bool:
-        """Whether any of the losses does."""
-        return any(loss.reads_teacher_logits for loss in self.losses.values())
-
-    @property
-    def citations(self) -> list[str]:
-        """BibTeX of all of them."""
-        return [text for loss in self.losses.values() for text in loss.citations]
+        self.needs_feature_map = any(loss.needs_feature_map for loss in losses.values())
 
     def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the terms of all losses; ValueError when two of them use the same name."""
@@ -53,7 +56,7 @@ class LossSum(DistillationLoss):
         return {name: loss.get_config_dict() for name, loss in self.losses.items()}
 
 
-class LossPerPair(DistillationLoss):
+class LossPerPair(_Several):
     """Compares several pairs of maps, each with a loss and weights of its own.
 
     The first loss sees the first map of student and teacher, the second the second, and so on. Its terms carry the
@@ -68,16 +71,6 @@ class LossPerPair(DistillationLoss):
     def __init__(self, losses: Sequence[DistillationLoss]) -> None:
         super().__init__()
         self.losses = nn.ModuleList(losses)
-
-    @property
-    def reads_teacher_logits(self) -> bool:
-        """Whether any of the losses does."""
-        return any(loss.reads_teacher_logits for loss in self.losses)
-
-    @property
-    def citations(self) -> list[str]:
-        """BibTeX of all of them, each once."""
-        return list(dict.fromkeys(text for loss in self.losses for text in loss.citations))
 
     def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the terms of all pairs; ValueError when there are more or fewer maps than losses."""

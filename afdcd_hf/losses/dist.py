@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..features import Activations
-from ..ops.checks import check_positive, check_weight
-from ..ops.precision import without_autocast
-from .base import DistillationLoss
-from .map_loss import comparable_logits
+from ..ops.checks import check_positive
+from ..ops.precision import in_float32
+from .base import DistillationLoss, given
 
-# added to the product of two norms: lets classes fade that neither network gives any probability
+# added to the product of two norms: lets classes fade that neither model gives any probability
 EPSILON = 1e-8
 # of a vector's norm: what is left of a constant one after float32 has rounded its mean
 ROUNDING = 1e-6
 
 
 def pearson_distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-    """Mean of `1 - ρ` over all vectors along `dim`; ρ is Pearson's correlation coefficient.
+    """Mean of `1 - ρ` over all vectors along `dim` of two `(N, K)`; ρ is Pearson's correlation coefficient.
 
     Vectors that do not vary correlate with nothing: they count as 1 and get no gradient.
-
-    Args:
-        student: `(N, K)` float32 or float64.
-        teacher: the same.
-        dim: the dimension that holds a vector's components.
 
     Returns:
         A scalar in [0, 2], 0 where each vector is a positive multiple of the other plus a constant.
@@ -45,17 +36,9 @@ def _deviations(vectors: Tensor, dim: int) -> Tensor:
     return deviations.masked_fill(constant, 0.0)
 
 
+@in_float32
 def relation_terms(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The inter-class and the intra-class relation, each times T².
-
-    Args:
-        student_logits: `(B, K, h, w)` float32 or float64.
-        teacher_logits: the same.
-        temperature: T, above 0.
-
-    Returns:
-        Two scalars, both 0 where the class distributions agree at every pixel.
-    """
+    """The inter-class and the intra-class relation of two `(B, K, h, w)`, each times T²; 0 where they agree."""
     student, teacher = (
         F.softmax(logits / temperature, dim=1).movedim(1, -1).flatten(0, 2)  # (B·h·w, K)
         for logits in (student_logits, teacher_logits)
@@ -72,10 +55,10 @@ class DISTLoss(DistillationLoss):
         L_inter = T² · mean over pixels  of 1 - ρ(Ys[i, :], Yt[i, :])
         L_intra = T² · mean over classes of 1 - ρ(Ys[:, k], Yt[:, k])
 
-    Compares the networks' own low-resolution logits; the teacher's are resized bilinearly (align_corners=False) where
-    their size differs. Every pixel counts, ignored labels included. On several processes each one takes L_intra over
-    the pixels of its own images. float32 inside, also under autocast.
-    Distils logits; published for Cityscapes: the paper's β = γ = 1, T = 1, as far as we know (not checked).
+    Compares the models' own low-resolution logits. Every pixel counts, ignored labels included. On several processes
+    each one takes L_intra over the pixels of its own images.
+
+    Published for Cityscapes: β = γ = 1, without a temperature (T = 1), in the authors' code.
 
     Relations: KDLoss asks for equal probabilities; this for the same up to scale and shift, which is easier on a small
     student of a strong teacher.
@@ -84,11 +67,11 @@ class DISTLoss(DistillationLoss):
         inter_weight: β, at least 0.
         intra_weight: γ, at least 0.
         temperature: T, above 0.
-
-    Raises:
-        ValueError: a bad value; in `forward`, logits of different batch or class counts, or of a single class.
     """
 
+    name = "dist"
+    logits_terms = {"dist_inter": "inter_weight", "dist_intra": "intra_weight"}
+    checks = {"temperature": check_positive}
     citation = """@inproceedings{huang2022knowledge,
   title     = {Knowledge Distillation from A Stronger Teacher},
   author    = {Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
@@ -97,24 +80,10 @@ class DISTLoss(DistillationLoss):
 }"""
 
     def __init__(self, *, inter_weight: float = 1.0, intra_weight: float = 1.0, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.inter_weight, self.intra_weight, self.temperature = inter_weight, intra_weight, temperature
-        self.check_arguments(self.get_config_dict())
+        super().__init__(**given(locals()))
 
-    @staticmethod
-    def check_arguments(arguments: Mapping[str, Any]) -> None:
-        check_weight("inter_weight", arguments["inter_weight"])
-        check_weight("intra_weight", arguments["intra_weight"])
-        check_positive("temperature", arguments["temperature"])
-
-    def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute `{"dist_inter": β·L_inter, "dist_intra": γ·L_intra}`; `labels` are not used."""
-        weights = {"dist_inter": self.inter_weight, "dist_intra": self.intra_weight}
-        if not any(weights.values()):
-            return {}
-        with without_autocast(student.logits):
-            logits = comparable_logits("dist", student.logits, teacher.logits)
-            if logits[0].shape[1] < 2:
-                raise ValueError("the loss 'dist' correlates class probabilities and needs 2 classes; there is 1.")
-            terms = dict(zip(weights, relation_terms(*logits, self.temperature), strict=True))
-            return {name: weights[name] * term for name, term in terms.items() if weights[name] > 0}
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        logits = self.logits(student, teacher)
+        if logits[0].shape[1] < 2:
+            raise ValueError("the loss 'dist' correlates class probabilities and needs 2 classes; there is 1.")
+        return dict(zip(self.logits_terms, relation_terms(*logits, self.temperature), strict=True))

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..features import Activations
-from ..ops.checks import check_weight
-from ..ops.precision import without_autocast
+from ..ops.checks import check_choice
+from ..ops.precision import in_float32
+from .base import given
 from .map_loss import MapLoss
 
+# added to a channel's variance: keeps the gradient of channels that hardly vary finite
+EPSILON = 1e-5
 
-def hint_error(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """`Σ (S - T)² / (B·C·h·w)`, the mean squared error.
 
-    Args:
-        student_map: `(B, C, h, w)` float32 or float64.
-        teacher_map: the same.
+@in_float32
+def hint_error(student_map: Tensor, teacher_map: Tensor, normalize: bool = False) -> Tensor:
+    """The mean squared error `Σ (S - T)² / (B·C·h·w)` of two `(B, C, h, w)`, normalised by channel or as they are."""
+    maps = (normalized(each) for each in (student_map, teacher_map)) if normalize else (student_map, teacher_map)
+    return F.mse_loss(*maps)
 
-    Returns:
-        A scalar, 0 where the maps are equal.
-    """
-    return F.mse_loss(student_map, teacher_map)
+
+def normalized(feature_map: Tensor) -> Tensor:
+    """Each image and channel of `(B, C, h, w)` less its mean and divided by its standard deviation over h·w."""
+    variance, mean = torch.var_mean(feature_map, dim=(2, 3), correction=0, keepdim=True)
+    return (feature_map - mean) * torch.rsqrt(variance + EPSILON)
 
 
 class FitNetLoss(MapLoss):
@@ -36,50 +40,59 @@ class FitNetLoss(MapLoss):
 
     `align` is a 1×1 convolution with bias, or the identity where Cs = Ct; it trains beside the student. The paper
     sums (times ½) where this is a mean, and uses the term to initialise the student before distilling logits; here
-    it is there from the first step to the last, as the segmentation papers that compare with it do.
-    A teacher map of another size is resized bilinearly. Every position counts. float32 inside, also under autocast.
+    it is there from the first step to the last, as the segmentation papers that compare with it do. Every position
+    counts.
+
+    With `normalize=True` align(S) and T are standardised over h and w, per image and channel, before they are compared:
+    NFD (Liu et al., 2022, arXiv 2207.05256), in which magnitudes do not count. Its weight is not known to us.
 
     Published weights: 1 to 10 for the mean over the head's last map (`student_layer: head.features`, likewise for the
     teacher). Over other maps, and over the backbone's last, which is the default here, they have to be found.
 
-    Relations: AfDcdLoss with `contrast_weight=0` hides positions first and lets a network of 3×3 convolutions restore
-    them; CWDLoss compares where a channel is active and leaves out how strongly.
+    Relations: AfDcdLoss with `contrast_weight=0` hides positions first and lets 3×3 convolutions restore them; CWDLoss
+    compares where a channel is active and leaves out how strongly.
 
     Args:
-        student_channels: Cs.
-        teacher_channels: Ct.
         weight: at least 0.
-
-    Raises:
-        ValueError: a bad value; in `forward`, maps of the wrong channels or batch.
+        normalize: compare standardised maps.
     """
 
+    name = "fitnet"
+    map_terms = {"fitnet": "weight"}
+    checks = {"normalize": partial(check_choice, known=(True, False))}
     citation = """@inproceedings{romero2015fitnets,
   title     = {FitNets: Hints for Thin Deep Nets},
   author    = {Romero, Adriana and Ballas, Nicolas and Ebrahimi Kahou, Samira and Chassang, Antoine and
                Gatta, Carlo and Bengio, Yoshua},
   booktitle = {International Conference on Learning Representations},
-  year      = {2015},
-  eprint    = {1412.6550},
-  archivePrefix = {arXiv}
+  year      = {2015}
 }"""
 
-    def __init__(self, student_channels: int, teacher_channels: int, *, weight: float = 1.0) -> None:
-        super().__init__(student_channels, teacher_channels)
-        self.weight = weight
-        self.check_arguments(self.get_config_dict())
-        self.check_channels()
-        if weight > 0:  # weights without a gradient would stop DistributedDataParallel
+    def __init__(
+        self,
+        student_channels: int | None,
+        teacher_channels: int | None,
+        *,
+        weight: float = 1.0,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__(**given(locals()))
+        if weight > 0:
             self.align = self.new_align()
 
-    @staticmethod
-    def check_arguments(arguments: Mapping[str, Any]) -> None:
-        check_weight("weight", arguments["weight"])
+    @property
+    def citations(self) -> list[str]:
+        """BibTeX of FitNets and, with `normalize`, of NFD."""
+        return [self.citation, NFD] if self.normalize else [self.citation]
 
-    def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute `{"fitnet": weight · L}`, or `{}` for weight 0; `labels` are not used."""
-        if self.weight == 0:
-            return {}
-        with without_autocast(student.logits):
-            student_map, teacher_map = self.maps("fitnet", student, teacher)
-            return {"fitnet": self.weight * hint_error(self.align(student_map), teacher_map)}
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        student_map, teacher_map = self.maps(student, teacher)
+        return {"fitnet": hint_error(self.align(student_map), teacher_map, normalize=self.normalize)}
+
+
+NFD = """@article{liu2022normalized,
+  title   = {Normalized Feature Distillation for Semantic Segmentation},
+  author  = {Liu, Tao and Yang, Xi and Chen, Chenshu},
+  journal = {arXiv preprint arXiv:2207.05256},
+  year    = {2022}
+}"""

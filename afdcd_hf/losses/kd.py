@@ -3,53 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..features import Activations
-from ..ops.checks import check_positive, check_weight
-from ..ops.precision import without_autocast
-from .base import DistillationLoss
-from .map_loss import comparable_logits
+from ..ops.checks import check_choice, check_positive
+from ..ops.precision import in_float32
+from .base import DistillationLoss, given
+
+# of LSKD, where its authors' code adds it to a pixel's standard deviation
+EPSILON = 1e-7
 
 
+@in_float32
 def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """`T² / (B·h·w) · Σ_pixels KL(softmax(teacher / T) ‖ softmax(student / T))`, summed over the classes.
-
-    Args:
-        student_logits: `(B, K, h, w)` float32 or float64.
-        teacher_logits: the same.
-        temperature: T, above 0.
-
-    Returns:
-        A scalar, 0 where the class distributions agree at every pixel.
-    """
+    """`T² / (B·h·w) · Σ_pixels KL(softmax(teacher / T) ‖ softmax(student / T))`, for two `(B, K, h, w)`."""
     teacher = F.softmax(teacher_logits / temperature, dim=1)  # (B, K, h, w)
     student = F.log_softmax(student_logits / temperature, dim=1)  # (B, K, h, w)
     per_pixel = F.kl_div(student, teacher, reduction="none").sum(dim=1)  # (B, h, w)
     return temperature**2 * per_pixel.mean()
 
 
+def standardized(logits: Tensor) -> Tensor:
+    """Less the mean over the classes and divided by their standard deviation (of K - 1), at each pixel."""
+    return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + EPSILON)
+
+
 class KDLoss(DistillationLoss):
     """Class distributions of the teacher at each pixel as soft labels (Hinton et al., 2015).
 
-    Compares the networks' own low-resolution logits, not the upsampled ones, as the released Af-DCD code does. The
-    teacher's are resized bilinearly (align_corners=False) where their size differs. Every pixel counts, ignored
-    labels included. float32 inside, also under autocast.
+        L = T² / (B·h·w) · Σ_pixels KL(softmax(teacher / T) ‖ softmax(student / T))
+
+    Compares the models' own low-resolution logits, not the upsampled ones, as the released Af-DCD code does. Every
+    pixel counts, ignored labels included.
+
+    With `standardize=True` both models' logits are standardised over the classes at each pixel first: LSKD (Sun et al.,
+    CVPR 2024, arXiv 2403.01427), in which the student need not match the teacher's scale. Its weight for segmentation
+    has not been published.
 
     Relations: AfDcdLoss compares feature maps; the paper adds both.
 
     Args:
         weight: λ_kd, at least 0.
-        temperature: T, above 0.
-
-    Raises:
-        ValueError: a bad value; in `forward`, logits of different batch or class counts.
+        temperature: T, above 0. None for 1, or with `standardize` for LSKD's base temperature 2.
+        standardize: compare standardised logits.
     """
 
-    needs_feature_map = False
+    name = "kd"
+    logits_terms = {"kd": "weight"}
+    checks = {"standardize": partial(check_choice, known=(True, False))}
     citation = """@article{hinton2015distilling,
   title   = {Distilling the Knowledge in a Neural Network},
   author  = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
@@ -57,21 +62,34 @@ class KDLoss(DistillationLoss):
   year    = {2015}
 }"""
 
-    def __init__(self, *, weight: float = 1.0, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.weight = weight
-        self.temperature = temperature
-        self.check_arguments(self.get_config_dict())
+    def __init__(self, *, weight: float = 1.0, temperature: float | None = None, standardize: bool = False) -> None:
+        if temperature is None:
+            temperature = 2.0 if standardize else 1.0
+        super().__init__(**given(locals()))
 
-    @staticmethod
-    def check_arguments(arguments: Mapping[str, Any]) -> None:
-        check_weight("weight", arguments["weight"])
-        check_positive("temperature", arguments["temperature"])
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        super().check_options(options)
+        if options["temperature"] is not None:
+            check_positive("temperature", options["temperature"])
 
-    def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute `{"kd": weight · L_kd}`, or `{}` for weight 0; `labels` are not used."""
-        if self.weight == 0:
-            return {}
-        with without_autocast(student.logits):
-            logits = comparable_logits("kd", student.logits, teacher.logits)
-            return {"kd": self.weight * kd_divergence(*logits, self.temperature)}
+    @property
+    def citations(self) -> list[str]:
+        """BibTeX of KD and, with `standardize`, of LSKD."""
+        return [self.citation, LSKD] if self.standardize else [self.citation]
+
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        ours, theirs = self.logits(student, teacher)
+        if self.standardize:
+            if ours.shape[1] < 2:
+                raise ValueError("kd.standardize divides by the spread over classes and needs 2 classes; there is 1.")
+            ours, theirs = standardized(ours), standardized(theirs)
+        return {"kd": kd_divergence(ours, theirs, self.temperature)}
+
+
+LSKD = """@inproceedings{sun2024logit,
+  title     = {Logit Standardization in Knowledge Distillation},
+  author    = {Sun, Shangquan and Ren, Wenqi and Li, Jingzhi and Wang, Rui and Cao, Xiaochun},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2024}
+}"""

@@ -10,18 +10,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def check_ignore_index(value: Any) -> None:
+def check_ignore_index(name: str, value: Any) -> None:
     """Raise ValueError for anything but a whole number or None."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
-        raise ValueError(f"ignore_index={value!r} must be a whole number, or None where no label is ignored.")
+        raise ValueError(f"{name}={value!r} must be a whole number, or None where no label is ignored.")
 
 
-def check_labels(name: str, labels: Tensor | None, logits: Tensor) -> None:
-    """Raise ValueError for labels that are missing or not `(B, H, W)`; `name` is what a recipe calls the loss."""
+def check_labels(name: str, labels: Tensor | None, logits: Tensor) -> Tensor:
+    """The labels; ValueError where they are missing or not `(B, H, W)`. `name` is what a recipe calls the loss."""
     if labels is None:
         raise ValueError(f"the loss {name!r} reads the labels and got none; call it with labels (B, H, W).")
     if labels.ndim != 3 or len(labels) != len(logits):
         raise ValueError(f"the labels have shape {tuple(labels.shape)}; expected ({len(logits)}, H, W).")
+    return labels
 
 
 def class_members(labels: Tensor, num_classes: int, size: tuple[int, int], ignore_index: int | None = 255) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks that restore the teacher's map from the masked student map; they train beside the student, then go.
+"""Layers that restore the teacher's map from the masked student map; they train beside the student, then go.
 
 Weights and multiplications (10⁹ MAC, dense, one image) at 2048 channels:
 
@@ -39,12 +39,6 @@ class EnhancedProjector(nn.Module):
     """Two depths restored separately and averaged; twice the weights of the plain projector.
 
     x1 = ReLU(conv3×3(x)), x2 = ReLU(conv3×3(x1)); the result is the mean of conv3×3(x1) and conv3×3(x2).
-
-    Args:
-        channels: of the input, the output and everything between.
-
-    Shape:
-        `(B, channels, h, w)` to the same.
     """
 
     def __init__(self, channels: int) -> None:
@@ -99,11 +93,6 @@ def depthwise_projector(channels: int) -> nn.Sequential:
     return projector
 
 
-def no_projector(channels: int) -> nn.Identity:
-    """The map as it is, for any number of channels."""
-    return nn.Identity()
-
-
 def _separable(channels: int) -> tuple[nn.Conv2d, nn.Conv2d]:
     by_channel = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
     return by_channel, nn.Conv2d(channels, channels, kernel_size=1)
@@ -114,7 +103,7 @@ PROJECTORS: dict[str, Callable[[int], nn.Module]] = {
     "enhanced": EnhancedProjector,
     "bottleneck": bottleneck_projector,
     "depthwise": depthwise_projector,
-    "none": no_projector,
+    "none": nn.Identity,
 }
 
 
@@ -133,12 +122,13 @@ def restore(student_map: Tensor, mask: Tensor, align: nn.Module, projector: nn.M
 
     Args:
         student_map: `(B, Cs, h, w)` floating.
-        mask: `(B, 1, h, w)`, dtype of `student_map`, 0 = hidden; without gradient.
+        mask: `(B, 1, h, w)` floating, 1 = kept, 0 = hidden; without gradient.
         align: 1×1 convolution Cs → Ct, or the identity.
         projector: made by one of `PROJECTORS`, for Ct channels.
 
     Returns:
-        `(B, Ct, h, w)`.
+        `(B, Ct, h, w)`, of the caller's autocast dtype where autocast is on and there is a layer.
     """
+    aligned = align(student_map)
     # masked after the alignment: its bias must not show at hidden positions
-    return projector(align(student_map) * mask)
+    return projector(aligned * mask.to(aligned.dtype))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.precision import in_float32
 from .map_loss import unit_vectors
 
 NO_CLASS = -1
@@ -99,6 +100,7 @@ def pixels_of_classes(vectors: Tensor, members: Tensor, most: int, uniform: Tens
     return vectors.gather(1, places).flatten(0, 1), classes.flatten()
 
 
+@in_float32
 def regions_of_classes(vectors: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """The mean vector of each class in each image, of length 1.
 

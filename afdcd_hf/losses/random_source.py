@@ -41,6 +41,11 @@ class RandomSource:
         return torch.ops.afdcd.uniform(like.detach(), self.number)
 
 
+def uniform(like: Tensor, source: RandomSource | None) -> Tensor:
+    """Numbers in [0, 1), float32, of the shape and device of `like`, from `source` or torch's global generator."""
+    return torch.rand(like.shape, device=like.device) if source is None else source.uniform(like)
+
+
 # Marked as random, so that compilers neither merge two draws nor repeat one in the backward pass. Defined this way
 # because torch.library.custom_op takes no tags in older versions of torch.
 torch.library.define(

@@ -1,14 +1,23 @@
-"""build_loss, validate_loss_spec and LossSum."""
+"""build_loss, validate_loss_spec, LossSum, and losses of one's own."""
 
 from __future__ import annotations
 
 import json
+from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 
 from afdcd_hf.features import Activations
-from afdcd_hf.losses import LOSSES, AfDcdLoss, DistillationLoss, KDLoss, LossSum, build_loss, validate_loss_spec
+from afdcd_hf.losses import (
+    AfDcdLoss,
+    KDLoss,
+    LossSum,
+    build_loss,
+    needs_feature_map,
+    own_losses,
+    validate_loss_spec,
+)
 
 AF_DCD = {"feature_weight": 2e-6, "contrast_weight": 5e-3, "pool_size": 1, "channel_groups": 4, "mask": "center"}
 BOTH = {"kd": {"weight": 0.5}, "af_dcd": AF_DCD}
@@ -27,7 +36,7 @@ def test_one_name_gives_the_loss_itself():
 
 
 def test_a_loss_on_logits_needs_no_channels_and_no_options():
-    assert build_loss("kd", None).get_config_dict() == {"weight": 1.0, "temperature": 1.0}
+    assert build_loss("kd", None).get_config_dict() == {"weight": 1.0, "temperature": 1.0, "standardize": False}
     assert isinstance(build_loss("kd", {"kd": {"weight": 2.0}}, 3, 8), KDLoss)
 
 
@@ -53,7 +62,7 @@ def test_a_sum_needs_a_feature_map_when_one_part_does():
 def test_a_sum_carries_the_configs_citations_and_weights_of_its_parts():
     both = build_loss("kd+af_dcd", BOTH, 3, 8)
     config = json.loads(json.dumps(both.get_config_dict()))
-    assert config["kd"] == {"weight": 0.5, "temperature": 1.0}
+    assert config["kd"] == {"weight": 0.5, "temperature": 1.0, "standardize": False}
     assert config["af_dcd"]["contrast_weight"] == 5e-3 and config["af_dcd"]["teacher_channels"] == 8
     assert both.citations == [KDLoss.citation, AfDcdLoss.citation]
     assert "losses.af_dcd.projector.0.weight" in both.state_dict()
@@ -64,13 +73,6 @@ def test_two_losses_with_one_term_name_are_refused():
     student = activations(3, seed=0)
     with pytest.raises(ValueError, match="'two' returns the term 'kd', and so does one before it"):
         clash(student, student)
-
-
-def test_every_registered_loss_keeps_the_contract():
-    for loss_class in LOSSES.values():
-        assert issubclass(loss_class, DistillationLoss)
-        assert loss_class.citation.startswith("@")
-        assert isinstance(loss_class.needs_feature_map, bool)
 
 
 def test_validation_passes_what_can_be_built():
@@ -103,11 +105,85 @@ def test_bad_specs_are_refused_alike_with_and_without_channels(check, spec, opti
         check(spec, options)
 
 
-def test_a_loss_on_maps_asks_for_their_channels():
-    with pytest.raises(ValueError, match="'af_dcd' compares feature maps .*=3 and teacher_channels=None"):
-        build_loss("af_dcd", {"af_dcd": AF_DCD}, 3, None)
-
-
 def test_groups_are_checked_against_the_teacher_when_built():
     with pytest.raises(ValueError, match="channel_groups=4 does not divide teacher_channels=10"):
         build_loss("af_dcd", {"af_dcd": AF_DCD}, 3, 10)
+
+
+# A loss of one's own
+
+OWN = """
+from torch import Tensor
+
+from afdcd_hf import Activations, DistillationLoss, MapLoss
+
+
+class Bare(DistillationLoss):
+    def __init__(self, *, weight: float, power: int = 2) -> None:
+        super().__init__(weight=weight, power=power)
+
+    def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
+        return {"bare": self.weight * (student.logits - teacher.logits.detach()).abs().pow(self.power).mean()}
+
+
+class Declared(MapLoss):
+    map_terms = {"declared": "weight"}
+
+    def __init__(self, student_channels, teacher_channels, *, weight: float = 0.5) -> None:
+        super().__init__(student_channels, teacher_channels, weight=weight)
+        self.align = self.new_align()
+
+    def compute(self, student, teacher, labels):
+        ours, theirs = self.maps(student, teacher)
+        return {"declared": (self.align(ours) - theirs).abs().mean()}
+
+
+class Stranger:
+    pass
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("1 / 0")
+
+
+def test_a_class_in_a_file_is_built_beside_others_and_called_by_its_name(own):
+    options = {"Bare": {"weight": 3.0}, "Declared": {"weight": 2.0}}
+    loss = build_loss("kd + own.py:Bare + ./own.py:Declared", options, 3, 8)
+    student, teacher = activations(3, seed=0), activations(8, seed=1)
+    terms = loss(student, teacher)
+    assert list(terms) == ["kd", "bare", "declared"]
+    torch.testing.assert_close(terms["bare"], 3 * (student.logits - teacher.logits).square().mean())
+    assert loss.get_config_dict()["Bare"] == {"weight": 3.0, "power": 2} and len(loss.citations) == 1
+    assert needs_feature_map("own.py:Declared", None) and not needs_feature_map("own.py:Bare", {"Bare": {"weight": 1}})
+    assert not needs_feature_map("own.py:Declared", {"Declared": {"weight": 0}})
+    with pytest.raises(ValueError, match="the loss 'Declared' compares feature maps and got none of the teacher"):
+        loss(student, teacher._replace(feature_map=None))
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("own.py:Bare", {}, "missing Bare.weight;"),
+        ("own.py:Bare", {"Bare": {"weight": 1, "tau": 2}}, "unknown option Bare.tau; Bare accepts weight, power"),
+        ("own.py:Declared", {"Declared": {"weight": -1}}, "weight=-1 must not be negative"),
+        ("own.py:Bare+own.py:Bare", {"Bare": {"weight": 1}}, "'Bare' is more than once"),
+        ("own.py:Missing", {}, "own.py defines no 'Missing'"),
+        ("own.py:Stranger", {}, "expected a subclass of afdcd_hf.DistillationLoss"),
+        ("nowhere.py:Bare", {}, "'nowhere.py' is not a file in"),
+        ("broken.py:Bare", {}, "the loss file broken.py fails with ZeroDivisionError: division by zero"),
+        ("os:path", {}, "unknown loss 'os:path'.*my_file.py:MyLoss"),
+    ],
+)
+def test_own_losses_that_cannot_be_used_are_explained(own, spec, options, message):
+    with pytest.raises(ValueError, match=message):
+        validate_loss_spec(spec, options)
+
+
+def test_an_installed_package_may_offer_a_loss_by_entry_point(monkeypatch):
+    entry = EntryPoint("theirs", "afdcd_hf.losses.kd:KDLoss", "afdcd_hf.losses")
+    monkeypatch.setattr(own_losses, "entry_points", lambda group, name: [entry] if name == "theirs" else [])
+    assert isinstance(build_loss("theirs", {"theirs": {"weight": 2.0}}), KDLoss)

@@ -1,0 +1,428 @@
+"""What holds for every loss of the registry, whatever it compares."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+
+import paths
+import pytest
+import torch
+from tiny import distilling, logged
+from torch import nn
+from torch.nn import functional as F
+
+from afdcd_hf.features import Activations
+from afdcd_hf.losses import LOSSES, DistillationLoss, LossPerPair, LossSum, build_loss
+from afdcd_hf.losses.base import option_defaults
+
+CLASSES = 4
+
+# options with which each loss runs on maps of 8x8 and 8 channels; a new loss has to be entered here
+OPTIONS: dict = {
+    "af_dcd": {"feature_weight": 0.1, "contrast_weight": 0.1, "pool_size": 1, "channel_groups": 4},
+    "kd": {},
+    "fitnet": {},
+    "at": {},
+    "skd": {},
+    "ifvd": {},
+    "cwd": {},
+    "mgd": {"weight": 0.1},
+    "cirkd": {"num_classes": CLASSES, "pixel_queue": 20, "region_queue": 6, "pixel_draws": 16, "region_draws": 8},
+    "dist": {},
+    "bpkd": {},
+}
+LOGITS_OPTION = {"cwd": "logits_weight", "skd": "pixelwise_weight"}  # of losses on maps and logits
+ON_MAPS = [name for name in OPTIONS if LOSSES[name].needs_feature_map]
+ON_LOGITS = [name for name in OPTIONS if LOSSES[name].logits_terms]
+WITH_LABELS = ("ifvd", "cirkd", "bpkd")
+WITH_LAYERS = ("af_dcd", "fitnet", "cwd", "mgd", "cirkd")
+# where a student equal to the teacher is left alone; mgd and af_dcd send it through layers of their own first
+AT_EQUALITY = {name: OPTIONS[name] for name in OPTIONS if name not in ("af_dcd", "mgd")}
+AT_EQUALITY |= {"cirkd": {"pixel_weight": 0, "region_weight": 0}}
+AT_EQUALITY |= {"kd, standardized": {"standardize": True}, "fitnet, normalized": {"normalize": True}}
+
+every_loss = pytest.mark.parametrize("name", list(OPTIONS))
+on_maps = pytest.mark.parametrize("name", ON_MAPS)
+
+
+def make(name, student_channels=6, teacher_channels=8, seed=0, **options):
+    torch.manual_seed(seed)
+    loss = build_loss(name, {name: {**OPTIONS[name], **options}}, student_channels, teacher_channels)
+    loss.generator = torch.Generator().manual_seed(3)
+    return loss
+
+
+def seen(channels, seed, batch=2, size=(8, 8), classes=CLASSES):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(batch, classes, *size, generator=generator)
+    return Activations(logits, torch.randn(batch, channels, *size, generator=generator))
+
+
+def asking_for_gradients(activations):
+    return Activations(*(tensor.clone().requires_grad_() for tensor in activations[:2]))
+
+
+def pair(batch=2, size=(8, 8)):
+    """Student and teacher; both ask for gradients."""
+    return asking_for_gradients(seen(6, 0, batch, size)), asking_for_gradients(seen(8, 1, batch, size))
+
+
+def labels(batch=2, size=(16, 16)):
+    drawn = torch.randint(0, CLASSES, (batch, *size), generator=torch.Generator().manual_seed(2))
+    drawn[:, :3] = 255
+    return drawn
+
+
+def gradients(activations):
+    return [tensor.grad for tensor in activations[:2] if tensor.grad is not None]
+
+
+def converted(activations, convert=lambda tensor: tensor):
+    return Activations(*(convert(tensor.detach()) for tensor in activations[:2]))
+
+
+def weights(loss):
+    return {option: value for option, value in loss.get_config_dict().items() if option.endswith("weight")}
+
+
+# Registry and docs
+
+
+def test_every_loss_of_the_registry_is_tested_here_and_described_in_the_docs():
+    assert set(OPTIONS) == set(LOSSES)
+    text = (paths.DOCS / "losses.md").read_text()
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| `")]
+    assert set(rows) >= {f"`{name}`" for name in LOSSES}
+
+
+@every_loss
+def test_a_loss_says_what_it_is_related_to_and_whom_to_cite(name):
+    loss_class = LOSSES[name]
+    assert issubclass(loss_class, DistillationLoss) and loss_class.name == name
+    assert "Relations:" in loss_class.__doc__ and "Args:" in loss_class.__doc__
+    assert loss_class.citation.startswith("@")
+    assert all(part in loss_class.citation for part in ("title", "author", "year"))
+
+
+# Values
+
+
+@pytest.mark.parametrize("case", list(AT_EQUALITY))
+def test_a_student_that_agrees_with_the_teacher_gets_zero_and_no_gradient(case):
+    torch.manual_seed(0)
+    name = case.split(",")[0]
+    loss = build_loss(name, {name: AT_EQUALITY[case]}, 8, 8)
+    teacher = seen(8, 1)
+    student, other = asking_for_gradients(teacher), asking_for_gradients(seen(8, 2))
+    terms = loss(student, teacher, labels())
+    for term in terms.values():
+        assert term.item() == pytest.approx(0, abs=1e-5)
+    sum(terms.values()).backward()
+    sum(loss(other, teacher, labels()).values()).backward()
+    for at_equality, elsewhere in zip(gradients(student), gradients(other), strict=True):
+        assert at_equality.norm() < 1e-3 * elsewhere.norm()
+
+
+@every_loss
+@pytest.mark.parametrize("size", [(5, 11), (16, 16)])
+def test_the_teachers_map_and_logits_are_resized_to_the_students(name, size):
+    student, teacher = converted(pair()[0]), seen(8, 1, size=size)
+    resized = converted(teacher, lambda each: F.interpolate(each, (8, 8), mode="bilinear", align_corners=False))
+    terms, expected = make(name)(student, teacher, labels()), make(name)(student, resized, labels())
+    assert terms and all(torch.equal(terms[term], expected[term]) for term in terms)
+
+
+@every_loss
+def test_terms_of_weight_zero_are_left_out_and_the_others_stay_in_proportion(name):
+    loss, (student, teacher) = make(name), pair()
+    nothing = make(name, **dict.fromkeys(weights(loss), 0))
+    assert nothing(student, teacher, labels()) == {} and not list(nothing.parameters())
+    single = loss(student, teacher, labels())
+    double = make(name, **{option: 2 * value for option, value in weights(loss).items()})(student, teacher, labels())
+    assert single.keys() == double.keys()
+    for term, value in single.items():
+        torch.testing.assert_close(double[term], 2 * value)
+    terms = {**loss.map_terms, **loss.logits_terms}
+    for term, option in terms.items():
+        left = make(name, **{option: 0})(student, teacher, labels())
+        assert left.keys() == single.keys() - {term}
+
+
+@every_loss
+@pytest.mark.parametrize("size", [(5, 7), (4, 9)])
+def test_one_image_of_odd_size_whose_labels_are_all_ignored_gives_finite_numbers(name, size):
+    loss, (student, teacher) = make(name), pair(batch=1, size=size)
+    terms = loss(student, teacher, torch.full((1, 33, 50), 255))
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(student))
+    if name in WITH_LABELS:  # what is compared by labels alone has nothing to compare
+        assert all(value == 0 for term, value in terms.items() if term != "cirkd_minibatch")
+
+
+@every_loss
+def test_maps_and_logits_of_zeros_give_finite_gradients(name):
+    zeros = Activations(torch.zeros(2, CLASSES, 8, 8), torch.zeros(2, 6, 8, 8))
+    student = asking_for_gradients(zeros)
+    sum(make(name)(student, seen(8, 1), labels()).values()).backward()
+    largest = max(gradient.abs().max().item() for gradient in gradients(student))
+    assert largest < 1e4  # no division by something tiny
+
+
+@pytest.mark.parametrize("name", ["at", "skd", "ifvd"])
+def test_dead_positions_of_a_map_do_not_blow_up_the_gradient(name):
+    alive, (_, teacher) = asking_for_gradients(seen(6, 0)), pair()
+    dead = alive.feature_map.detach().clone()
+    dead[0, :, :2, :2] = 0
+    dead[1] = 0
+    dead.requires_grad_()
+    for student in (Activations(alive.logits, dead), alive):
+        sum(make(name)(student, teacher, labels()).values()).backward()
+    assert dead.grad.abs().max() < 100 * alive.feature_map.grad.abs().max()
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "af_dcd"])  # whose contrast tests/ops checks
+def test_the_gradient_passes_gradcheck_in_float64(name):
+    options = {"cirkd": {"pixel_weight": 0, "region_weight": 0}, "mgd": {"mask": "center", "weight": 0.1}}.get(name, {})
+    torch.manual_seed(0)
+    loss = build_loss(name, {name: options}, 3, 4).double()
+    student, teacher = (converted(seen(c, c, 1, (4, 3), 3), torch.Tensor.double) for c in (3, 4))
+    known = torch.randint(0, 3, (1, 4, 3), generator=torch.Generator().manual_seed(4))
+
+    def terms(logits, feature_map):
+        return tuple(loss(Activations(logits, feature_map), teacher, known).values())
+
+    assert all(term.dtype == torch.float64 for term in terms(*student[:2]))
+    assert torch.autograd.gradcheck(terms, [tensor.requires_grad_() for tensor in student[:2]])
+
+
+# Gradients, precision, state
+
+
+@every_loss
+def test_the_gradient_reaches_the_student_and_all_own_weights_but_not_the_teacher(name):
+    loss, (student, teacher) = make(name), pair()
+    terms = loss(student, teacher, labels())
+    assert terms and all(term.ndim == 0 and term.requires_grad for term in terms.values())
+    sum(terms.values()).backward()
+    assert gradients(teacher) == []
+    assert gradients(student) and all(gradient.abs().sum() > 0 for gradient in gradients(student))
+    assert all(weight.grad is not None for weight in loss.parameters())
+
+
+@every_loss
+def test_half_precision_under_autocast_is_for_layers_alone(name):
+    rounded = [converted(each, torch.Tensor.bfloat16) for each in pair()]
+    expected = make(name)(*(converted(each, torch.Tensor.float) for each in rounded), labels())
+    loss, dtypes = make(name), set()
+    for module in loss.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = loss(*rounded, labels())
+    assert dtypes == ({torch.bfloat16} if name in WITH_LAYERS else set())
+    for term, value in actual.items():
+        assert value.dtype == torch.float32
+        tolerance = 0.03 if name in WITH_LAYERS else 1e-5  # bfloat16 has 8 bits
+        torch.testing.assert_close(value, expected[term], rtol=tolerance, atol=1e-7)
+    if name not in WITH_LAYERS:
+        assert all(torch.equal(actual[term], expected[term]) for term in actual)
+
+
+@pytest.mark.parametrize("name", WITH_LAYERS)
+def test_reductions_after_half_precision_layers_are_in_float32(name):
+    # what the layers give, widened to float32, makes the same terms to the bit without autocast
+    student, teacher = (converted(each) for each in pair())
+    loss = make(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = loss(student, teacher, labels())
+    other = make(name)
+    for layer in ("projector", "head", "align"):
+        if hasattr(other, layer) and not (layer == "align" and hasattr(other, "projector")):
+            setattr(other, layer, InBfloat16(getattr(other, layer)))
+    if hasattr(other, "projector"):
+        other.align = InBfloat16(other.align, widen=False)
+    expected = other(student, teacher, labels())
+    assert all(torch.equal(actual[term], expected[term]) for term in actual)
+
+
+class InBfloat16(nn.Module):
+    def __init__(self, layers, widen=True):
+        super().__init__()
+        self.layers, self.widen = layers, widen
+
+    def forward(self, feature_map):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = self.layers(feature_map)
+        return output.float() if self.widen else output
+
+
+@every_loss
+def test_weights_and_memory_survive_the_state_dict(name):
+    loss, student, teacher = make(name), *pair()
+    sum(loss(student, teacher, labels()).values()).backward()  # fills memories, moves statistics
+    other = make(name, seed=1)
+    other.load_state_dict(loss.state_dict())
+    for each in (loss, other):
+        each.generator = torch.Generator().manual_seed(4)
+    first, second = (each(student, teacher, labels()) for each in (loss, other))
+    assert all(torch.equal(first[term], second[term]) for term in first)
+
+
+# Options
+
+
+@every_loss
+def test_the_config_is_json_and_builds_the_same_loss(name):
+    config = make(name).get_config_dict()
+    again = LOSSES[name](**json.loads(json.dumps(config)))
+    assert again.get_config_dict() == config
+    assert set(config) == set(inspect.signature(LOSSES[name]).parameters)
+
+
+WRONG = {
+    "weight": [-1, math.nan, math.inf, "1e-2", None],
+    "temperature": [0, -4, math.nan, "2"],
+    "ignore_index": [1.5, "255"],
+}
+KINDS = {"pool_size": [0, 2.5], "mask": ["none"], "mask_ratio": [1.0, -0.1], "projector": ["big"], "reduction": ["sum"]}
+KINDS |= dict.fromkeys(("pixel_queue", "region_queue", "pixels_per_image", "pixel_draws", "region_draws"), [0, 2.5])
+KINDS |= {"num_classes": [0], "edge_width": [0, 1.5], "standardize": ["yes"], "normalize": [2]}
+KINDS |= {"contrast": ["pixel"], "patch_size": [2.5], "channel_groups": [0], "distance": ["l3"]}
+KINDS |= {"negatives": ["some"], "backend": ["cuda"]}
+
+
+@every_loss
+def test_bad_values_of_options_are_refused_by_name_before_any_model_is_built(name):
+    for option in option_defaults(LOSSES[name]):
+        for wrong in KINDS.get(option) or WRONG[option if option in WRONG else option.rsplit("_", 1)[-1]]:
+            if (name, option, wrong) == ("kd", "temperature", None):
+                continue
+            with pytest.raises(ValueError, match=option):
+                build_loss(name, {name: {**OPTIONS[name], option: wrong}})
+
+
+@on_maps
+def test_channels_that_are_not_whole_numbers_are_refused(name):
+    with pytest.raises(ValueError, match="student_channels=0 must be a whole number"):
+        make(name, 0, 8)
+    with pytest.raises(ValueError, match="teacher_channels=2.5 must be a whole number"):
+        make(name, 8, 2.5)
+    with pytest.raises(ValueError, match=f"'{name}' compares feature maps .*=3 and teacher_channels=None"):
+        make(name, 3, None)
+
+
+# What does not fit
+
+
+@on_maps
+def test_maps_that_are_missing_or_do_not_fit_are_explained(name):
+    loss, (student, teacher), known = make(name), pair(), labels()
+    for role, maps in (("student", (Activations(student.logits), teacher)), ("teacher", (student, Activations(None)))):
+        with pytest.raises(ValueError, match=f"'{name}' compares feature maps and got none of the {role}.*{role}_lay"):
+            loss(*maps, known)
+    with pytest.raises(ValueError, match=r"student's map has shape \(2, 8, 8, 8\); expected \(B, 6, h, w\)"):
+        loss(teacher, teacher, known)
+    with pytest.raises(ValueError, match=r"teacher's map has shape \(2, 6, 8, 8\); expected \(B, 8, h, w\)"):
+        loss(student, student, known)
+    with pytest.raises(ValueError, match="student's map has batch size 2 and the teacher's 1"):
+        loss(student, converted(teacher, lambda tensor: tensor[:1]), known)
+
+
+@pytest.mark.parametrize("name", ON_LOGITS)
+def test_logits_that_do_not_fit_are_explained(name):
+    loss = make(name, **{option: 0 for option in LOSSES[name].map_terms.values()})
+    student = seen(6, 0)
+    with pytest.raises(
+        ValueError, match=f"student has 4 classes and the teacher 5; the loss '{name}' .*leave '{name}'"
+    ):
+        loss(student, Activations(torch.zeros(2, 5, 8, 8)), labels())
+    for logits in (torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 8)):
+        with pytest.raises(ValueError, match=r"must both be \(B, K, h, w\) of one batch"):
+            loss(student, Activations(logits), labels())
+
+
+@pytest.mark.parametrize("name", WITH_LABELS)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "reads the labels and got none"),
+        (torch.zeros(2, 1, 3, 4), r"labels have shape \(2, 1, 3, 4\); expected \(2, H, W\)"),
+        (torch.zeros(1, 3, 4), r"labels have shape \(1, 3, 4\); expected \(2, H, W\)"),
+    ],
+)
+def test_missing_or_misshapen_labels_are_refused(name, given, message):
+    with pytest.raises(ValueError, match=message):
+        make(name)(*pair(), given)
+
+
+# Logits of the teacher
+
+
+@every_loss
+def test_a_loss_says_whether_it_reads_the_teachers_logits(name):
+    assert make(name).reads_teacher_logits is (name in ON_LOGITS)
+    if name in LOGITS_OPTION:
+        assert not make(name, **{LOGITS_OPTION[name]: 0}).reads_teacher_logits
+
+
+@on_maps
+def test_without_the_teachers_logits_losses_on_maps_are_the_same_to_the_bit(name):
+    options = {LOGITS_OPTION[name]: 0} if name in LOGITS_OPTION else {}
+    student, teacher = (converted(each) for each in pair())
+    terms = [
+        make(name, **options)(student, Activations(logits, teacher.feature_map), labels())
+        for logits in (teacher.logits, None)
+    ]
+    assert terms[0] and all(torch.equal(terms[0][key], terms[1][key]) for key in terms[0])
+
+
+@pytest.mark.parametrize(("spec", "reads"), [("af_dcd+fitnet", False), ("af_dcd+kd", True), ("mgd+dist", True)])
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_several_losses_read_the_teachers_logits_where_one_does(spec, reads, pairs):
+    options = {name: OPTIONS[name] for name in spec.split("+")}
+    assert build_loss(spec, options, [6] * pairs, [8] * pairs).reads_teacher_logits is reads
+
+
+# Together
+
+
+def test_all_losses_in_one_sum_give_each_their_terms():
+    together = build_loss("+".join(OPTIONS), OPTIONS, 6, 8)
+    assert isinstance(together, LossSum) and together.needs_feature_map
+    together.generator = torch.Generator().manual_seed(3)
+    terms = together(*pair(), labels())
+    counts = {name: len(make(name)(*pair(), labels())) for name in OPTIONS}
+    assert len(terms) == sum(counts.values())
+    for name in set(OPTIONS) - {"af_dcd", "mgd", "cirkd"}:  # whose random numbers would come in another order
+        alone = together.losses[name](*pair(), labels())
+        assert all(torch.equal(terms[term], value) for term, value in alone.items())
+
+
+@on_maps
+def test_several_pairs_of_maps_have_a_loss_each_and_logits_are_compared_once(name):
+    torch.manual_seed(0)
+    loss = build_loss(name, {name: OPTIONS[name]}, [6, 8], [8, 12])
+    assert isinstance(loss, LossPerPair)
+    layers = (
+        (asking_for_gradients(seen(first, 0)), asking_for_gradients(seen(second, 1, size=(4, 4))))
+        for first, second in ((6, 8), (8, 12))
+    )
+    student, teacher = (Activations(a.logits, a.feature_map, (b.feature_map,)) for a, b in layers)
+    terms = loss(student, teacher, labels())
+    expected = {f"{term}_{number}" for term in LOSSES[name].map_terms for number in (1, 2)}
+    assert set(terms) == expected | {f"{term}_1" for term in LOSSES[name].logits_terms}
+    sum(terms.values()).backward()
+    assert all(weight.grad is not None for weight in loss.parameters())
+
+
+def test_a_training_with_all_losses_runs_and_logs_their_terms(tmp_path):
+    options = {**OPTIONS, **{name: {**OPTIONS[name], "reduction": "mean"} for name in ("af_dcd", "mgd")}}
+    trainer = distilling(tmp_path, loss="+".join(options), loss_kwargs=options, max_steps=2)
+    trainer.train()
+    names = build_loss("+".join(OPTIONS), OPTIONS, 6, 8)(*pair(), labels())
+    for term in ("loss", "loss_task", *(f"loss_{name}" for name in names)):
+        values = logged(trainer, term)
+        assert len(values) == 2 and all(map(math.isfinite, values)), term

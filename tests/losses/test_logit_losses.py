@@ -1,0 +1,232 @@
+"""KD and LSKD, DIST and BPKD: golden values, hand calculations and independent implementations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import paths
+import pytest
+import torch
+from torch.nn import functional as F
+
+from afdcd_hf.features import Activations
+from afdcd_hf.losses import BPKDLoss, CWDLoss, DISTLoss, KDLoss
+from afdcd_hf.losses.bpkd import split_by_borders
+from afdcd_hf.losses.dist import pearson_distance, relation_terms
+from afdcd_hf.losses.kd import kd_divergence
+from afdcd_hf.losses.label_maps import class_members
+
+GOLDEN = paths.GOLDEN / "losses.safetensors"
+TEMPERATURES = pytest.mark.parametrize("temperature", [1.0, 4.0])
+
+
+def logits(shape=(2, 5, 3, 4), seed=0, scale=2.0):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def call(loss, student, teacher, labels=None):
+    return loss(Activations(student), Activations(teacher), labels)
+
+
+def divergence(teacher, student):
+    """KL of two lists of probabilities."""
+    return sum(t * math.log(t / s) for t, s in zip(teacher, student, strict=True))
+
+
+# KD
+
+
+def test_value_and_gradient_of_kd_equal_the_released_code():
+    if not GOLDEN.exists():
+        pytest.skip("needs ../shared/golden")
+    golden = pytest.importorskip("safetensors.torch").load_file(GOLDEN)
+    student = golden["kd.student"].requires_grad_()
+    loss = call(KDLoss(temperature=2.0), student, golden["kd.teacher"])["kd"]
+    loss.backward()
+    torch.testing.assert_close(loss, golden["kd.loss"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(student.grad, golden["kd.grad"], rtol=1e-4, atol=1e-9)
+
+
+@TEMPERATURES
+def test_kd_of_two_pixels_with_two_classes_by_hand(temperature):
+    # pixel 0: the teacher says 3:1 where the student says 1:1; pixel 1: both say 1:1
+    teacher = temperature * torch.tensor([[math.log(3), 0.0], [0.0, 0.0]]).view(1, 2, 1, 2)
+    term = call(KDLoss(weight=0.5, temperature=temperature), torch.zeros(1, 2, 1, 2), teacher)["kd"]
+    expected = 0.5 * temperature**2 * divergence([0.75, 0.25], [0.5, 0.5]) / 2
+    assert term.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_shift_of_all_classes_changes_nothing_for_kd_and_dist():
+    teacher = logits()
+    terms = call(KDLoss(), teacher + 3, teacher) | call(DISTLoss(), teacher + 3, teacher)
+    assert all(term.item() == pytest.approx(0, abs=1e-6) for term in terms.values())
+
+
+def test_the_gradient_of_kd_is_the_difference_of_the_distributions():
+    student, teacher = logits().requires_grad_(), logits(seed=1)
+    call(KDLoss(), student, teacher)["kd"].backward()
+    torch.testing.assert_close(student.grad, (student.softmax(1) - teacher.softmax(1)).detach() / (2 * 3 * 4))
+
+
+def test_logits_far_apart_stay_finite():
+    student = torch.tensor([1e4, -1e4]).view(1, 2, 1, 1).requires_grad_()
+    loss = call(KDLoss(), student, -student.detach())["kd"]
+    loss.backward()
+    assert loss.item() == pytest.approx(2e4) and torch.isfinite(student.grad).all()
+    student = logits(scale=1e4).requires_grad_()
+    sum(call(DISTLoss(), student, logits(seed=1, scale=1e4)).values()).backward()
+    assert torch.isfinite(student.grad).all()
+
+
+# LSKD
+
+
+def test_standardized_kd_equals_a_loop_over_pixels_in_numpy():
+    student, teacher = logits(), logits(seed=1, scale=20.0)
+    total = 0.0
+    for image in range(2):
+        for place in range(12):
+            probabilities = []
+            for each in (teacher, student):
+                values = each[image].flatten(1)[:, place].double().numpy()
+                values = (values - values.mean()) / (values.std(ddof=1) + 1e-7) / 2.0
+                probabilities.append(np.exp(values) / np.exp(values).sum())
+            total += divergence(*probabilities)
+    term = call(KDLoss(standardize=True), student, teacher)["kd"]
+    assert term.item() == pytest.approx(2.0**2 * total / 24, rel=1e-5)
+
+
+def test_standardized_kd_ignores_scale_and_shift_of_each_pixels_logits():
+    teacher = logits()
+    scales = torch.rand(2, 1, 3, 4, generator=torch.Generator().manual_seed(2)) + 0.1
+    loss = KDLoss(standardize=True)
+    assert call(loss, scales * teacher - 5, teacher)["kd"].item() == pytest.approx(0, abs=1e-6)
+    assert call(KDLoss(), scales * teacher - 5, teacher)["kd"] > 0.01
+
+
+def test_the_temperature_of_standardized_kd_is_2_unless_it_is_given():
+    assert KDLoss().temperature == 1.0 and KDLoss(standardize=True).temperature == 2.0
+    assert KDLoss(standardize=True, temperature=3).get_config_dict()["temperature"] == 3
+    assert [len(KDLoss(standardize=each).citations) for each in (False, True)] == [1, 2]
+    with pytest.raises(ValueError, match="kd.standardize .* needs 2 classes; there is 1"):
+        call(KDLoss(standardize=True), torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+
+
+# DIST
+
+
+def test_the_distance_of_three_numbers_by_hand():
+    # deviations (-1, 0, 1) and (-1, 2, -1) are orthogonal, (-1, 0, 1) and (1, 0, -1) opposite
+    rows = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    others = torch.tensor([[0.0, 3.0, 0.0], [6.0, 5.0, 4.0], [10.0, 20.0, 30.0]])
+    assert pearson_distance(rows, others, dim=1).item() == pytest.approx((1 + 2 + 0) / 3, abs=1e-6)
+
+
+def test_dist_of_two_pixels_with_two_classes_by_hand():
+    # probabilities of class 0: teacher 3/4 and 1/4, student 1/2 and 3/4. Of two numbers each, all correlations are ±1,
+    # and a pixel of the student with equal probabilities correlates with nothing.
+    teacher = torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)]]).view(1, 2, 1, 2)
+    student = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]).view(1, 2, 1, 2)
+    terms = call(DISTLoss(inter_weight=3.0, intra_weight=0.5), student, teacher)
+    assert terms["dist_inter"].item() == pytest.approx(3.0 * (1 + 2) / 2, abs=1e-5)
+    assert terms["dist_intra"].item() == pytest.approx(0.5 * 2, abs=1e-5)
+
+
+@TEMPERATURES
+def test_both_terms_of_dist_equal_numpys_correlations(temperature):
+    student, teacher = logits(seed=0), logits(seed=1)
+    rows = [F.softmax(each / temperature, 1).permute(0, 2, 3, 1).reshape(-1, 5).numpy() for each in (student, teacher)]
+    inter = np.mean([1 - np.corrcoef(s, t)[0, 1] for s, t in zip(*rows, strict=True)])
+    intra = np.mean([1 - np.corrcoef(s, t)[0, 1] for s, t in zip(rows[0].T, rows[1].T, strict=True)])
+    actual = relation_terms(student, teacher, temperature)
+    assert [term.item() for term in actual] == pytest.approx([temperature**2 * inter, temperature**2 * intra], rel=1e-5)
+
+
+def test_the_inter_class_distance_ignores_scale_and_shift_of_each_pixels_probabilities():
+    student, teacher = logits((6, 5)).softmax(1), logits((6, 5), seed=1).softmax(1)
+    squeezed = student * torch.linspace(0.1, 0.9, 6).unsqueeze(1) + 0.02
+    torch.testing.assert_close(pearson_distance(squeezed, teacher, 1), pearson_distance(student, teacher, 1))
+    assert not torch.allclose(pearson_distance(squeezed, teacher, 0), pearson_distance(student, teacher, 0))
+
+
+def test_a_student_that_says_the_same_everywhere_gives_one_without_gradient():
+    student = torch.zeros(2, 5, 7, 9, requires_grad=True)
+    terms = call(DISTLoss(), student, logits((2, 5, 7, 9)))
+    assert [term.item() for term in terms.values()] == [1.0, 1.0]
+    sum(terms.values()).backward()
+    assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+def test_dist_needs_two_classes():
+    with pytest.raises(ValueError, match="'dist' .* needs 2 classes; there is 1"):
+        call(DISTLoss(), torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+
+
+# BPKD
+
+
+def by_loops(labels, width):
+    """Edge and body as dilation minus erosion of each class, position by position."""
+    edge, body = torch.zeros_like(labels, dtype=torch.bool), torch.zeros_like(labels, dtype=torch.bool)
+    for image, row, column in (labels != 255).nonzero().tolist():
+        top, left = max(0, row - width), max(0, column - width)
+        window = labels[image, top : row + width + 1, left : column + width + 1]
+        classes = set(window.flatten().tolist()) - {255}
+        (edge if len(classes) > 1 else body)[image, row, column] = True
+    return edge, body
+
+
+def some_labels():
+    labels = torch.zeros(2, 8, 9, dtype=torch.int64)
+    labels[0, 4:] = 1
+    labels[0, :2, :2] = 3
+    labels[1, :, 5:] = 2
+    labels[1, 6:, :3] = 255
+    return labels
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_the_band_around_borders_equals_loops_over_positions(width):
+    labels = some_labels()
+    edge, body = split_by_borders(class_members(labels, 4, (8, 9)), (8, 9), width)
+    expected = by_loops(labels, width)
+    assert torch.equal(edge.view(2, 8, 9), expected[0]) and torch.equal(body.view(2, 8, 9), expected[1])
+    assert expected[0].any() and expected[1].any() and not (edge & body).any()
+
+
+def test_both_terms_of_bpkd_equal_loops():
+    student, teacher, labels = logits((2, 4, 8, 9)), logits((2, 4, 8, 9), seed=1), some_labels()
+    edge, body = by_loops(labels, 1)
+    inside = [
+        divergence(*(each[image, :, row, column].softmax(0).tolist() for each in (teacher, student)))
+        for image, row, column in edge.nonzero().tolist()
+    ]
+    channels = [
+        16 * divergence(*((each[image, label][body[image]] / 4).softmax(0).tolist() for each in (teacher, student)))
+        for image in range(2)
+        for label in range(4)
+    ]
+    terms = call(BPKDLoss(edge_weight=2.0, body_weight=0.5), student, teacher, labels)
+    assert terms["bpkd_edge"].item() == pytest.approx(2.0 * np.mean(inside), rel=1e-5)
+    assert terms["bpkd_body"].item() == pytest.approx(0.5 * np.mean(channels), rel=1e-4)
+
+
+def test_bpkd_without_borders_is_cwd_and_all_border_is_kd():
+    student, teacher = logits((2, 4, 8, 9)), logits((2, 4, 8, 9), seed=1)
+    terms = call(BPKDLoss(), student, teacher, torch.ones(2, 8, 9, dtype=torch.int64))
+    cwd = CWDLoss(None, None, map_weight=0)(Activations(student), Activations(teacher))["cwd_logits"]
+    torch.testing.assert_close(terms["bpkd_body"], cwd)
+    assert terms["bpkd_edge"] == 0
+    checks = (torch.arange(8)[:, None] + torch.arange(9)) % 2
+    terms = call(BPKDLoss(), student, teacher, checks.expand(2, 8, 9))
+    torch.testing.assert_close(terms["bpkd_edge"], kd_divergence(student, teacher))
+    assert terms["bpkd_body"] == 0
+
+
+def test_an_image_whose_labels_are_all_ignored_does_not_count_for_bpkd():
+    student, teacher, labels = logits((2, 4, 8, 9)), logits((2, 4, 8, 9), seed=1), some_labels()
+    labels[1] = 255
+    both = call(BPKDLoss(), student, teacher, labels)
+    first = call(BPKDLoss(), student[:1], teacher[:1], labels[:1])
+    assert all(torch.allclose(both[term], first[term]) and first[term] > 0 for term in first)

@@ -1,0 +1,338 @@
+"""AT, FitNet and NFD, CWD, SKD, IFVD: hand calculations, independent implementations, and what does not matter."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from afdcd_hf.features import Activations, LayerTap, run_tapped
+from afdcd_hf.losses import (
+    AttentionTransferLoss,
+    CWDLoss,
+    FitNetLoss,
+    IFVDLoss,
+    KDLoss,
+    SKDLoss,
+    build_loss,
+    needs_feature_map,
+)
+from afdcd_hf.losses.attention_transfer import attention, attention_error
+from afdcd_hf.losses.cwd import channel_wise_divergence
+from afdcd_hf.losses.ifvd import centre_similarity, variation_error
+from afdcd_hf.losses.label_maps import class_members
+from afdcd_hf.losses.map_loss import unit_vectors
+from afdcd_hf.losses.skd import pairwise_error, similarities
+
+CLASSES = 4
+
+
+def seen(channels, seed=0, size=(3, 4)):
+    generator = torch.Generator().manual_seed(seed)
+    return Activations(*(torch.randn(2, count, *size, generator=generator) for count in (CLASSES, channels)))
+
+
+def map_of(channels, seed=0, size=(3, 4)):
+    return seen(channels, seed, size).feature_map
+
+
+def rotation(channels):
+    return torch.linalg.qr(torch.randn(channels, channels, generator=torch.Generator().manual_seed(9)))[0]
+
+
+def on_maps(loss, student_map, teacher_map, labels=None):
+    zeros = (torch.zeros(len(student_map), CLASSES, *student_map.shape[2:]) for _ in range(2))
+    ours, theirs = (Activations(*each) for each in zip(zeros, (student_map, teacher_map), strict=True))
+    (term,) = loss(ours, theirs, labels).values()
+    return term
+
+
+# Unit vectors
+
+
+def test_unit_vectors_have_length_one_and_the_direction_they_had():
+    vectors = torch.tensor([[3.0, 4.0], [-5.0, 12.0]])
+    torch.testing.assert_close(unit_vectors(vectors, 1), torch.tensor([[0.6, 0.8], [-5 / 13, 12 / 13]]))
+    torch.testing.assert_close(unit_vectors(vectors, 0), F.normalize(vectors, dim=0))
+
+
+def test_a_zero_vector_stays_zero_and_its_gradient_stays_small():
+    vectors = torch.zeros(1, 4).requires_grad_()
+    units = unit_vectors(vectors, 1)
+    (units * torch.arange(4.0)).sum().backward()
+    assert units.eq(0).all()
+    assert torch.equal(vectors.grad, torch.arange(4.0)[None])
+
+
+# Attention transfer
+
+
+def test_attention_of_two_positions_by_hand():
+    # means of squares 3 and 4, so (0.6, 0.8); the teacher is active at the first position only
+    student = torch.tensor([[2.0, 2.0], [2.0**0.5, -2.0]]).view(1, 2, 1, 2)
+    teacher = torch.tensor([[-3.0, 0.0]]).view(1, 1, 1, 2)
+    torch.testing.assert_close(attention(student), torch.tensor([[0.6, 0.8]]))
+    term = on_maps(AttentionTransferLoss(2, 1, weight=10), student, teacher)
+    assert term.item() == pytest.approx(10 * (0.4**2 + 0.8**2) / 2)
+
+
+def test_attention_is_by_image_and_knows_positions_but_no_signs_or_channels():
+    student, teacher = map_of(5), map_of(7, 1)
+    scaled = teacher * torch.tensor([0.1, 30.0]).view(2, 1, 1, 1)
+    torch.testing.assert_close(attention_error(student, scaled), attention_error(student, teacher))
+    halves = [attention_error(student[i : i + 1], teacher[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(attention_error(student, teacher), sum(halves) / 2)
+    twin = torch.cat([-teacher.flip(1), teacher], dim=1)
+    assert attention_error(twin, teacher).item() == pytest.approx(0, abs=1e-12)
+    assert attention_error(teacher.flip(3), teacher) > 1e-3
+
+
+def test_attention_stays_below_the_bound_that_the_docstring_states():
+    student, teacher = torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)
+    student[..., 0, 0], teacher[..., 2, 3] = 5.0, 0.1
+    assert attention_error(student, teacher).item() == pytest.approx(2 / 12)
+
+
+# FitNet and NFD
+
+
+def test_a_hint_of_two_positions_by_hand():
+    student = torch.tensor([[1.0, 2.0], [0.0, -1.0]]).view(1, 2, 1, 2)
+    teacher = torch.tensor([[1.0, 4.0], [3.0, 0.0]]).view(1, 2, 1, 2)
+    loss = FitNetLoss(2, 2, weight=3.0)
+    assert on_maps(loss, student, teacher).item() == pytest.approx(3 * (0 + 4 + 9 + 1) / 4)
+    assert isinstance(loss.align, nn.Identity) and loss.state_dict() == {}
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_other_channels_are_aligned_before_the_hint_is_compared(normalize):
+    student, teacher, loss = map_of(2), map_of(3, 1), FitNetLoss(2, 3, normalize=normalize)
+    aligned = F.conv2d(student, loss.align.weight, loss.align.bias)
+    if normalize:
+        aligned, teacher = (F.instance_norm(each) for each in (aligned, teacher))
+    torch.testing.assert_close(on_maps(loss, student, map_of(3, 1)), (aligned - teacher).square().mean())
+    assert list(loss.state_dict()) == ["align.weight", "align.bias"]
+
+
+def test_normalized_hints_ignore_scale_and_shift_of_each_channel_and_constant_ones():
+    teacher = map_of(5)
+    scales, shifts = torch.rand(2, 5, 1, 1) + 0.5, torch.randn(2, 5, 1, 1)
+    loss = FitNetLoss(5, 5, normalize=True)
+    assert on_maps(loss, scales * teacher + shifts, teacher).item() == pytest.approx(0, abs=1e-6)
+    assert on_maps(FitNetLoss(5, 5), scales * teacher + shifts, teacher) > 0.01
+    constant = torch.full((2, 5, 3, 4), 7.0, requires_grad=True)
+    on_maps(loss, constant, teacher).backward()
+    assert torch.isfinite(constant.grad).all() and len(loss.citations) == 2
+
+
+# CWD
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_two_channels_with_two_positions_by_hand(temperature):
+    # channel 0: the teacher says 3:1 where the student says 1:1; channel 1: both say 1:1
+    teacher = temperature * torch.tensor([[math.log(3), 0.0], [5.0, 5.0]]).view(1, 2, 1, 2)
+    divergence = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    actual = channel_wise_divergence(torch.zeros(1, 2, 1, 2), teacher, temperature)
+    assert actual.item() == pytest.approx(temperature**2 * divergence / 2, rel=1e-5)
+
+
+def test_a_constant_per_channel_changes_nothing_and_a_shuffle_of_positions_neither():
+    student, teacher = map_of(5), map_of(5, 1)
+    expected = channel_wise_divergence(student, teacher)
+    torch.testing.assert_close(channel_wise_divergence(student + torch.arange(5.0).view(1, 5, 1, 1), teacher), expected)
+    torch.testing.assert_close(channel_wise_divergence(student.flip(2, 3), teacher.flip(2, 3)), expected)
+    assert channel_wise_divergence(student.flip(2, 3), teacher) != expected
+
+
+def test_maps_and_logits_have_weights_and_temperatures_of_their_own():
+    student, teacher = seen(5), seen(7, 1)
+    loss = CWDLoss(5, 7, map_weight=2, logits_weight=7, map_temperature=0.5, logits_temperature=3)
+    aligned = F.conv2d(student.feature_map, loss.align.weight, loss.align.bias)
+    terms = loss(student, teacher)
+    torch.testing.assert_close(terms["cwd_map"], 2 * channel_wise_divergence(aligned, teacher.feature_map, 0.5))
+    torch.testing.assert_close(terms["cwd_logits"], 7 * channel_wise_divergence(student.logits, teacher.logits, 3.0))
+
+
+def test_the_gradient_of_cwd_is_the_difference_of_the_distributions():
+    own, taught = map_of(5).requires_grad_(), map_of(5, 1)
+    on_maps(CWDLoss(5, 5, map_weight=1, logits_weight=0), own, taught).backward()
+    shares = [(each.detach().flatten(2) / 4).softmax(2).view(2, 5, 3, 4) for each in (own, taught)]
+    torch.testing.assert_close(own.grad, 4 * (shares[0] - shares[1]) / (2 * 5))
+
+
+def test_values_far_apart_stay_finite():
+    student = torch.tensor([1e4, -1e4]).view(1, 1, 1, 2).requires_grad_()
+    divergence = channel_wise_divergence(student, -student.detach(), temperature=1.0)
+    divergence.backward()
+    assert divergence.item() == pytest.approx(2e4) and torch.isfinite(student.grad).all()
+
+
+# SKD
+
+
+def test_similarities_of_two_positions_by_hand():
+    # the student's two vectors are at 90°, the teacher's at 60°: two of the four cosines differ by ½
+    student = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).view(1, 2, 1, 2)
+    teacher = torch.tensor([[2.0, 1.0], [0.0, 3**0.5]]).view(1, 2, 1, 2)
+    assert pairwise_error(student, teacher, pool_size=1).item() == pytest.approx(2 * 0.25 / 4)
+
+
+def test_the_pairwise_term_equals_a_loop_over_all_pairs_of_pooled_positions():
+    student, teacher = map_of(3, 0, (5, 4)), map_of(6, 1, (5, 4))
+    columns, rows = [slice(0, 2), slice(2, 4)], [slice(0, 2), slice(2, 4), slice(4, 5)]
+    errors = []
+    for image in range(2):
+        nodes = [
+            [each[image, :, row, column].amax((1, 2)) for row in rows for column in columns]
+            for each in (student, teacher)
+        ]
+        cosines = [[F.cosine_similarity(a, b, dim=0) for a in own for b in own] for own in nodes]
+        errors += [(a - b) ** 2 for a, b in zip(*cosines, strict=True)]
+    assert len(errors) == 2 * 6 * 6
+    torch.testing.assert_close(pairwise_error(student, teacher), torch.stack(errors).mean())
+
+
+def test_rotated_channels_and_scaled_positions_change_no_similarity():
+    feature_map = map_of(6)
+    scales = torch.rand(2, 1, 3, 4, generator=torch.Generator().manual_seed(1)) + 0.1
+    rotated = torch.einsum("dc,bchw->bdhw", rotation(6), feature_map) * scales
+    torch.testing.assert_close(similarities(rotated), similarities(feature_map))
+
+
+def test_both_terms_of_skd_carry_the_published_weights_and_the_pixelwise_is_kd():
+    student, teacher = seen(3), seen(6, 1)
+    terms = SKDLoss(3, 6)(student, teacher)
+    torch.testing.assert_close(terms["skd_pairwise"], 10 * pairwise_error(student.feature_map, teacher.feature_map))
+    torch.testing.assert_close(terms["skd_pixelwise"], KDLoss()(student, teacher)["kd"])
+    one_position = SKDLoss(3, 6, pool_size=16)(student, teacher)["skd_pairwise"]
+    assert one_position.item() == pytest.approx(0, abs=1e-6)
+
+
+# IFVD
+
+
+def some_labels(size=(3, 4)):
+    labels = torch.randint(0, CLASSES - 1, (2, *size), generator=torch.Generator().manual_seed(1))
+    labels[0, 0, :2] = 255
+    return labels
+
+
+def similarity_by_loops(feature_map, labels):
+    """Zero where a position has no class."""
+    result = torch.zeros(labels.shape, dtype=feature_map.dtype)
+    for image, row, column in labels.ne(255).nonzero().tolist():
+        of_class = feature_map[image][:, labels[image] == labels[image, row, column]]
+        centre = of_class.mean(dim=1)
+        result[image, row, column] = F.cosine_similarity(feature_map[image, :, row, column], centre, dim=0)
+    return result
+
+
+def test_three_positions_of_two_classes_by_hand():
+    # class 0 at two positions, whose student vectors are at 90°: 45° from their mean; class 1 is its own centre
+    student = torch.tensor([[2.0, 0.0, 7.0], [0.0, 2.0, 1.0]]).view(1, 2, 1, 3)
+    teacher = torch.tensor([[1.0, 3.0, -2.0]]).view(1, 1, 1, 3)
+    term = on_maps(IFVDLoss(2, 1, weight=6), student, teacher, torch.tensor([[[0, 0, 1]]]))
+    assert term.item() == pytest.approx(6 * 2 * (1 - 0.5**0.5) ** 2 / 3)
+
+
+def test_the_variation_equals_loops_over_positions_whatever_the_size_of_the_labels():
+    student, teacher, labels = map_of(5), map_of(7, 1), some_labels()
+    difference = similarity_by_loops(student, labels) - similarity_by_loops(teacher, labels)
+    term = on_maps(IFVDLoss(5, 7), student, teacher, labels)
+    torch.testing.assert_close(term, 20 * difference.square().mean())
+    fine = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    assert torch.equal(on_maps(IFVDLoss(5, 7), student, teacher, fine), term)
+
+
+def test_labels_of_another_aspect_take_the_pixel_at_the_cells_upper_left():
+    members = class_members(torch.tensor([[[0, 1, 2, 3, 0]]]), 4, (1, 2))
+    assert members[0].nonzero().tolist() == [[0, 0], [2, 1]]
+
+
+@pytest.mark.parametrize("ignored", [255, -100, CLASSES])
+def test_a_batch_without_any_class_gives_zero_and_no_gradient(ignored):
+    student = map_of(5).requires_grad_()
+    term = on_maps(IFVDLoss(5, 7), student, map_of(7, 1), torch.full((2, 3, 4), ignored))
+    term.backward()
+    assert term == 0 and student.grad.eq(0).all()
+
+
+def test_ignored_positions_neither_add_nor_move_a_centre():
+    student, teacher, labels = map_of(5), map_of(7, 1), some_labels()
+    moved = student.clone()
+    moved[0, :, 0, :2] = 100.0
+    terms = [on_maps(IFVDLoss(5, 7), each, teacher, labels) for each in (student, moved)]
+    assert torch.equal(*terms)
+
+
+def test_an_ignore_index_among_the_classes_is_ignored_and_none_ignores_no_class():
+    labels = torch.tensor([[[0, 1, 255]]])
+    assert class_members(labels, 300, (1, 3), ignore_index=0)[0].nonzero().tolist() == [[1, 1], [255, 2]]
+    assert class_members(labels, 300, (1, 3), ignore_index=None)[0].nonzero().tolist() == [[0, 0], [1, 1], [255, 2]]
+    zeros = torch.zeros(2, 3, 4, dtype=torch.int64)
+    assert on_maps(IFVDLoss(5, 7, ignore_index=0), map_of(5), map_of(7, 1), zeros) == 0
+    assert on_maps(IFVDLoss(5, 7), map_of(5), map_of(7, 1), zeros) > 0
+
+
+def test_every_image_has_its_own_centres_and_a_rotation_changes_nothing():
+    student, teacher = map_of(5), map_of(7, 1)
+    members = class_members(some_labels(), CLASSES, (3, 4))
+    halves = [variation_error(student[i : i + 1], teacher[i : i + 1], members[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(variation_error(student, teacher, members), sum(halves) / 2)
+    rotated = 3 * torch.einsum("dc,bchw->bdhw", rotation(5), student)
+    actual, expected = (centre_similarity(each, members.float()) for each in (rotated, student))
+    torch.testing.assert_close(actual, expected)
+
+
+# Losses that may need no map, and the head's last map, to which the published weights belong
+
+
+@pytest.mark.parametrize(("name", "off"), [("skd", "pairwise_weight"), ("cwd", "map_weight"), ("fitnet", "weight")])
+def test_without_its_term_on_maps_a_loss_needs_no_map(name, off):
+    assert needs_feature_map(name, None) and needs_feature_map(f"kd+{name}", {name: {off: 0.5}})
+    assert not needs_feature_map(name, {name: {off: 0}}) and not needs_feature_map("kd", None)
+    logits = Activations(torch.zeros(2, 3, 4, 6))
+    assert len(build_loss(name, {name: {off: 0.0}})(logits, logits)) == (0 if name == "fitnet" else 1)
+
+
+class Foreign(nn.Module):
+    """A teacher that is not one of our models, so that it has no layer to distil by default."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = tiny.segmenter(1)
+
+    def forward(self, pixel_values):
+        return self.inner(pixel_values=pixel_values)
+
+
+def test_a_distillation_on_logits_alone_asks_a_foreign_teacher_for_no_layer(tmp_path):
+    options = {"loss": "cwd", "loss_kwargs": {"cwd": {"map_weight": 0, "logits_weight": 3.0}}}
+    trainer = tiny.distilling(tmp_path, teacher=Foreign(), max_steps=1, **options)
+    trainer.train()
+    assert len(tiny.logged(trainer, "loss_cwd_logits")) == 1
+
+
+@pytest.mark.parametrize("head", ["deeplabv3", "pspnet", "fcn"])
+def test_the_heads_last_map_is_what_the_classifier_reads(head):
+    model = tiny.segmenter(head=head).eval()
+    tap = LayerTap(model, "head.features")
+    outputs, activations = run_tapped(model, torch.randn(2, 3, 32, 48), [tap])
+    assert activations.feature_map.shape[1] == 8  # head_channels
+    torch.testing.assert_close(model.head.classifier(activations.feature_map), outputs.logits)
+
+
+def test_the_heads_last_maps_can_be_distilled_by_name(tmp_path):
+    layers = {"student_layer": "head.features", "teacher_layer": "head.features"}
+    trainer = tiny.distilling(
+        tmp_path, teacher=tiny.segmenter(1, head_channels=12), loss="kd+fitnet", loss_kwargs={}, max_steps=1, **layers
+    )
+    align = trainer.model.loss.losses["fitnet"].align
+    before = align.weight.detach().clone()
+    trainer.train()
+    assert align.weight.shape == (12, 8, 1, 1) and not torch.equal(align.weight, before)
