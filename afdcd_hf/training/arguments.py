@@ -151,7 +151,7 @@ def parse_arguments(types: Sequence[type], recipe: dict[str, Any], argv: Sequenc
     if loss_options:
         if "loss_kwargs" not in known:
             raise ValueError(f"{next(iter(loss_options))!r} belongs to a distillation loss: use `afdcd distill`.")
-        plain["loss_kwargs"] = _nest(loss_options, plain.get("loss_kwargs"))
+        plain["loss_kwargs"] = _nest(loss_options, plain.get("loss_kwargs"), [str(plain.get("loss")), *argv])
     parser = _ArgumentParser(types, allow_abbrev=False)
     parser.set_defaults(**plain)
     return list(parser.parse_args_into_dataclasses(list(argv)))
@@ -244,13 +244,14 @@ def read_value(name: str, text: str) -> Any:
         raise ValueError(f"--{name}: {text!r} is not a value that YAML can read.") from error
 
 
-def _nest(options: dict[str, Any], given: dict[str, dict] | str | None) -> dict[str, dict]:
+def _nest(options: dict[str, Any], given: dict[str, dict] | str | None, words: list[str]) -> dict[str, dict]:
+    """Options by loss; `words` may name losses of the user's own, as in `my_file.py:MyLoss`."""
     if isinstance(given, str):
         given = parse_json_object("loss_kwargs", given)
     nested = {loss: dict(values) for loss, values in (given or {}).items()}
     for key, value in options.items():
         loss, _, option = key.partition(".")
-        if loss not in LOSSES:
+        if loss not in LOSSES and not any(loss in word for word in words):
             raise ValueError(f"{key!r}: there is no loss {loss!r}; known losses: {', '.join(LOSSES)}.")
         nested.setdefault(loss, {})[option] = value
     return nested
