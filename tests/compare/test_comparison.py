@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -79,42 +80,60 @@ def stand_ins(monkeypatch):
     return stand_ins
 
 
+def write_plan(folder, **changes):
+    (folder / "plan.yaml").write_text(yaml.safe_dump({**PLAN, **changes}, sort_keys=False))
+    return load_plan(folder / "plan.yaml")
+
+
 @pytest.fixture
 def plan(tmp_path):
-    def load(**changes):
-        (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**PLAN, **changes}, sort_keys=False))
-        return load_plan(tmp_path / "plan.yaml")
+    return lambda **changes: write_plan(tmp_path, **changes)
 
-    return load
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished comparison, to be read or copied."""
+    folder, stand_ins = tmp_path_factory.mktemp("done"), StandIns()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "run_logged", stand_ins)
+        outcome = run_comparison(write_plan(folder), folder / "out")
+    return SimpleNamespace(out=folder / "out", outcome=outcome, trained=stand_ins.trained)
+
+
+@pytest.fixture
+def again(done, tmp_path, stand_ins):
+    """The finished comparison, copied to `out`, whose teacher's place is where it was."""
+    shutil.copytree(done.out, tmp_path / "out")
+    for path in (tmp_path / "out").rglob("result.json"):
+        path.write_text(path.read_text().replace(str(done.out), str(tmp_path / "out")))
+    return tmp_path / "out"
+
+
+WORDS = ("teacher", "tuning", "iterations", "seconds", "time")
 
 
 def kinds(trained):
     return [next(part for part in Path(place).parts if part.split("-")[0] in WORDS) for place in trained]
 
 
-WORDS = ("teacher", "tuning", "iterations", "seconds", "time")
-
-
-def test_everything_is_trained_once_and_in_order(plan, stand_ins, tmp_path):
-    outcome = run_comparison(plan(), tmp_path / "out")
-    assert kinds(stand_ins.trained) == (
+def test_everything_is_trained_once_and_in_order(done):
+    assert kinds(done.trained) == (
         ["teacher", "tuning", "tuning"] + ["iterations-40", "iterations-40", "seconds-6", "seconds-6"] * 2
     )
-    assert outcome.failed == {} and len(outcome.results) == 11
+    assert done.outcome.failed == {} and len(done.outcome.results) == 11
+    assert not list(done.out.rglob("checkpoint-*"))  # of finished trainings
 
 
-def test_the_best_candidate_is_used(plan, stand_ins, tmp_path):
-    run_comparison(plan(), tmp_path / "out")
-    recipe = yaml.safe_load((tmp_path / "out/iterations-40/kd/seed-0/recipe.yaml").read_text())
-    assert recipe["kd.weight"] == 2.0 and recipe["teacher"] == str(tmp_path / "out/teacher/run")
+def test_the_best_candidate_is_used(done):
+    recipe = yaml.safe_load((done.out / "iterations-40/kd/seed-0/recipe.yaml").read_text())
+    assert recipe["kd.weight"] == 2.0 and recipe["teacher"] == str(done.out / "teacher/run")
 
 
-def test_a_budget_in_seconds_is_a_time_limit(plan, stand_ins, tmp_path):
-    run_comparison(plan(), tmp_path / "out")
-    steps = {m: read_result(tmp_path / f"out/seconds-6/{m}/seed-1").iterations for m in ("alone", "kd")}
+def test_a_budget_in_seconds_is_a_time_limit(done):
+    steps = {m: read_result(done.out / f"seconds-6/{m}/seed-1").iterations for m in ("alone", "kd")}
     assert steps == {"alone": 60, "kd": 30}  # at 0.1 and 0.2 s a step
     for budget, limit in (("seconds-6", 6.0), ("iterations-40", None)):
-        recipe = yaml.safe_load((tmp_path / f"out/{budget}/kd/seed-1/recipe.yaml").read_text())
+        recipe = yaml.safe_load((done.out / f"{budget}/kd/seed-1/recipe.yaml").read_text())
         assert recipe.get("max_seconds") == limit
 
 
@@ -134,11 +153,10 @@ def test_a_failed_run_whose_time_is_the_budget_stops_the_comparison(plan, stand_
         run_comparison(plan(budgets={"iterations": 50, "as_long_as": "kd"}), tmp_path / "out")
 
 
-def test_a_second_call_trains_nothing_and_writes_the_same_table(plan, stand_ins, tmp_path):
-    run_comparison(plan(), tmp_path / "out")
-    table, count = (tmp_path / "out/results.md").read_text(), len(stand_ins.trained)
-    run_comparison(plan(), tmp_path / "out")
-    assert len(stand_ins.trained) == count and (tmp_path / "out/results.md").read_text() == table
+def test_a_second_call_trains_nothing_and_writes_the_same_table(plan, again, stand_ins):
+    table = (again / "results.md").read_text()
+    run_comparison(plan(), again)
+    assert stand_ins.trained == [] and (again / "results.md").read_text() == table
 
 
 def test_more_seeds_and_methods_only_add_trainings(plan, stand_ins, tmp_path):
@@ -201,11 +219,6 @@ def test_missing_data_are_found_before_the_first_training(plan, stand_ins, tmp_p
     assert not (tmp_path / "dry").exists()
 
 
-def test_checkpoints_of_finished_trainings_are_removed(plan, stand_ins, tmp_path):
-    run_comparison(plan(), tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("checkpoint-*"))
-
-
 def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(plan, stand_ins, tmp_path):
     stand_ins.fail = "iterations-40/alone/seed-0"
     outcome = run_comparison(plan(), tmp_path / "out")
@@ -222,60 +235,49 @@ def test_a_failed_candidate_stops_the_comparison_with_its_last_words(plan, stand
         run_comparison(plan(), tmp_path / "out")
 
 
-def test_a_finished_training_with_other_settings_is_never_mixed_in(plan, stand_ins, tmp_path):
-    run_comparison(plan(), tmp_path / "out")
+def test_a_finished_training_with_other_settings_is_never_mixed_in(plan, again):
     with pytest.raises(ValueError, match=r"tuning/kd/1 .* other settings: it has learning_rate=0.004, the plan 0.1"):
-        run_comparison(plan(learning_rate=0.1, teacher_recipe="quickstart_teacher"), tmp_path / "out")
+        run_comparison(plan(learning_rate=0.1), again)
 
 
-def test_seconds_of_another_machine_are_refused_and_iterations_are_not(plan, stand_ins, tmp_path, monkeypatch):
-    run_comparison(plan(), tmp_path / "out")
+def test_seconds_of_another_machine_are_refused_and_iterations_are_not(plan, again, monkeypatch):
     monkeypatch.setattr(comparison, "machine_name", lambda: "another")
-    run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out")
+    run_comparison(plan(budgets={"iterations": 40}), again)
     with pytest.raises(ValueError, match="seconds of two machines cannot be compared"):
-        run_comparison(plan(), tmp_path / "out")
+        run_comparison(plan(), again)
 
 
-def test_a_torn_result_is_named(plan, stand_ins, tmp_path):
-    run_comparison(plan(), tmp_path / "out")
-    (tmp_path / "out/iterations-40/kd/seed-1/result.json").write_text("{")
+def test_a_torn_result_is_named(plan, again):
+    (again / "iterations-40/kd/seed-1/result.json").write_text("{")
     with pytest.raises(ValueError, match="seed-1/result.json cannot be read"):
-        run_comparison(plan(), tmp_path / "out")
+        run_comparison(plan(), again)
 
 
 # What is written
 
 
-def test_the_csv_has_a_row_for_each_training(plan, stand_ins, tmp_path):
-    run_comparison(plan(), tmp_path / "out")
-    rows = list(csv.DictReader((tmp_path / "out/results.csv").open()))
+def test_the_csv_has_a_row_for_each_training(done):
+    rows = list(csv.DictReader((done.out / "results.csv").open()))
     kd = next(row for row in rows if (row["budget"], row["method"], row["seed"]) == ("seconds-6", "kd", "1"))
     assert kd["iterations"] == "30" and float(kd["seconds"]) == pytest.approx(6) and kd["iou_car"] == ""
     assert float(kd["mean_iou"]) == float(kd["iou_sky"]) == pytest.approx(0.3 + 0.001 + 0.2 + 0.003)
     assert json.loads(kd["settings"])["kd.weight"] == 2.0 and len(rows) == 11
 
 
-def test_the_table_gives_mean_deviation_and_the_gain_seed_by_seed(plan, stand_ins, tmp_path):
-    run_comparison(plan(), tmp_path / "out")
-    text = (tmp_path / "out/results.md").read_text()
+def test_the_table_gives_mean_deviation_and_the_gain_seed_by_seed(done):
+    text = (done.out / "results.md").read_text()
     # alone: 0.304 and 0.305; kd 0.2 more with each seed
     assert "| alone | 30.45 ± 0.07 |  | 2 | 40 | 4.0 | 100 ± 0 | 80.0 | 1000 |" in text
     assert "| kd | 50.45 ± 0.07 | +20.00 ± 0.00 | 2 | 40 | 8.0 | 200 ± 0 | 40.0 | 1000 |" in text
     assert "| kd | `kd.weight: 2.0` | 60.10 | chosen |" in text and "with seed 100, for 10 iterations" in text
     assert "8 of 8 runs are finished" in text
+    assert sorted(path.name for path in done.out.glob("*.png")) == [
+        f"{kind}_{budget}.png" for kind in ("mean_iou", "over_time") for budget in ("iterations-40", "seconds-6")
+    ]
 
 
-def test_each_budget_gets_two_charts(plan, stand_ins, tmp_path):
-    run_comparison(plan(), tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
-        "mean_iou_iterations-40.png", "mean_iou_seconds-6.png", "over_time_iterations-40.png",
-        "over_time_seconds-6.png",
-    ]  # fmt: skip
-
-
-def test_the_curve_has_the_time_at_each_evaluation(plan, stand_ins, tmp_path):
-    run_comparison(plan(), tmp_path / "out")
-    curve = read_result(tmp_path / "out/iterations-40/kd/seed-0").curve
+def test_the_curve_has_the_time_at_each_evaluation(done):
+    curve = read_result(done.out / "iterations-40/kd/seed-0").curve
     assert [seconds for seconds, _ in curve] == pytest.approx([4.0, 8.0])
     assert curve[0][1] == pytest.approx(curve[1][1] / 2)
 
