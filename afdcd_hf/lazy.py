@@ -46,4 +46,5 @@ def _names_for_type_checkers(package: str) -> dict[str, str]:
         for node in block.body
         if isinstance(node, ast.ImportFrom)
     )
-    return {alias.name: node.module or "" for node in imports for alias in node.names}
+    # a dot less than in the import, since `import_module` gets one in front
+    return {alias.name: "." * (node.level - 1) + (node.module or "") for node in imports for alias in node.names}

@@ -68,7 +68,7 @@ def _confusion(args: argparse.Namespace) -> Path:
 
 
 def _predictions(args: argparse.Namespace) -> Path:
-    from ..inference.comparison import draw_predictions
+    from ..inference.side_by_side import draw_predictions
 
     hide_loading_bars()
     models = titled(args.models)

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from .. import __version__
+
+
+def machine_name() -> str:
+    """`device_name` of the GPU where torch finds one, else of the CPU."""
+    return device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what scores depend on."""
+    libraries = ("torch", "transformers", "timm", "datasets", "accelerate")
+    return {"afdcd_hf": __version__, **{name: version(name) for name in libraries}}
 
 
 def device_name(device: torch.device) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..inference.image_files import open_picture
+from ..inference.images import open_rgb
 
 LONGEST_SIDE = 1024  # what Cityscapes networks see at half size; a small one takes about a second on a CPU
 
@@ -26,7 +26,7 @@ def read_upload(path: str | Path, longest_side: int = LONGEST_SIDE) -> tuple[Ima
     """
     path = Path(path)
     try:
-        picture = open_picture(path)
+        picture = open_rgb(path)
     except OSError as error:
         raise ValueError(_reason(error, path)) from error
     return _shrunk(picture, longest_side), picture.size
@@ -35,7 +35,7 @@ def read_upload(path: str | Path, longest_side: int = LONGEST_SIDE) -> tuple[Ima
 def _reason(error: OSError, path: Path) -> str:
     if isinstance(error.__cause__, Image.DecompressionBombError):
         return f"{path.name}: it has too many pixels to open. Shrink it to less than 100 megapixels first."
-    text = str(error).replace(str(path), path.name)
+    text = str(error).replace(f"{path} cannot be read", path.name).partition(". The file is damaged")[0]
     if isinstance(error.__cause__, Image.UnidentifiedImageError):
         return f"{text}. Try a JPEG, PNG, WebP, BMP or TIFF file."
     return text

@@ -2,102 +2,124 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoImageProcessor
 
-from ..data.benchmarks import BENCHMARKS, Benchmark
+from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
-from ..inference.segment import InferenceSettings
-from ..inference.submission import PredictionWriter, submission_writer, zip_predictions
-from ..models.loading import load_model
-from ..recipes import parse_json_object
+from ..inference.onnx_segmenter import OnnxSegmenter, load_segmenter
+from ..inference.settings import WHOLE_IMAGE, InferenceSettings
+from ..inference.submission import submission_writer, zip_predictions
 from .results import check_writable, dataset_context, save_results
 from .segmenter import evaluate_segmenter
 
-_DATASET_OPTIONS = ("data_dir", "max_samples", "list_file", "image_column", "label_column", "labels_as")
 
-
-def score(args: argparse.Namespace, settings: InferenceSettings) -> dict:
-    """Evaluate as the command line says, print the scores, and write what it asks for.
+def evaluate_saved(
+    model: str,
+    choice: Mapping[str, Any],
+    *,
+    settings: InferenceSettings = WHOLE_IMAGE,
+    device: str | None = None,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    absent_as_zero: bool = False,
+    boundary_ratio: float | None = None,
+    output: str | Path | None = None,
+    save_predictions: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a saved model, print the scores, and write what is asked for.
 
     Under torchrun or accelerate launch the processes share the images; the main one prints and writes.
+
+    Args:
+        model: Folder, Hub id or `.onnx` file. A graph of fixed size is slid over the images.
+        choice: What `load_split` takes.
+        settings: Scales, flip, window and precision.
+        device: Where to run; by default a GPU where there is one.
+        batch_size: As in `evaluate_segmenter`, like the next three.
+        num_workers: Likewise.
+        absent_as_zero: Likewise.
+        boundary_ratio: Likewise.
+        output: `results.json` to write, with the confusion matrix beside it.
+        save_predictions: Folder for label maps; packed for the benchmark's test server if it has one.
+        overwrite: Replace files of an earlier evaluation.
+
+    Returns:
+        What `evaluate_segmenter` returns.
+
+    Raises:
+        OSError: Before anything is computed, if a file exists and `overwrite` is off, or cannot be written.
+        ValueError: If the model is not for these classes; see also `evaluate_segmenter`.
     """
-    if args.output:
-        check_writable(args.output, args.overwrite)
-    state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
-    choice = _choice(args)
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    if output and state.is_main_process:
+        check_writable(output, overwrite)
+    state.wait_for_everyone()
     dataset = load_split(**choice)
-    benchmark = BENCHMARKS.get(args.dataset)
-    model = load_model(args.model).to(args.device or state.device)
+    benchmark = BENCHMARKS.get(choice["name"])
+    network, processor = load_segmenter(model)
+    network.to(device or state.device)
     if benchmark is not None:
-        check_classes(model, benchmark.classes, benchmark.name)
-    writer = _writer(args, benchmark, state)
+        check_classes(network, benchmark.classes, benchmark.name)
+    if isinstance(network, OnnxSegmenter):
+        settings = network.settings_for(settings)
+    writer = submission_writer(save_predictions, benchmark, overwrite=overwrite) if save_predictions else None
+    if writer and state.is_main_process:
+        writer.prepare()
+    state.wait_for_everyone()
     scores = evaluate_segmenter(
-        model,
+        network,
         dataset,
-        processor=AutoImageProcessor.from_pretrained(args.model),
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        absent_as_zero=args.absent_as_zero,
+        processor=processor,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        absent_as_zero=absent_as_zero,
         settings=settings,
-        boundary_ratio=args.boundary_ratio,
+        boundary_ratio=boundary_ratio,
         on_prediction=writer,
     )
     state.wait_for_everyone()  # the zip needs what every process wrote
     if state.is_main_process:
-        _report(args, scores, benchmark, choice)
+        print(format_scores(scores))
+        if output:
+            save_results(output, scores, model=model, **dataset_context(**choice))
+            print(f"written: {output}, with the confusion matrix as .csv and .png beside it")
+        if save_predictions:
+            print(f"label maps: {save_predictions}")
+            if benchmark is not None and benchmark.submission is not None:
+                print(f"for the test server: {zip_predictions(save_predictions, overwrite=overwrite)}")
     return scores
 
 
-def _choice(args: argparse.Namespace) -> dict:
-    """What `load_split` takes."""
-    given = {name: getattr(args, name) for name in _DATASET_OPTIONS}
-    if args.label_map is not None:
-        given["label_map"] = parse_json_object("label_map", args.label_map)
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return {"name": args.dataset, "split": args.split, **chosen}
-
-
-def _writer(args: argparse.Namespace, benchmark: Benchmark | None, state: PartialState) -> PredictionWriter | None:
-    if not args.save_predictions:
-        return None
-    writer = submission_writer(args.save_predictions, benchmark, overwrite=args.overwrite)
-    if state.is_main_process:
-        writer.prepare()
-    state.wait_for_everyone()
-    return writer
-
-
-def _report(args: argparse.Namespace, scores: dict, benchmark: Benchmark | None, choice: dict) -> None:
-    print(format_scores(scores))
-    if args.output:
-        save_results(args.output, scores, model=args.model, **dataset_context(**choice))
-        print(f"written: {args.output}, with the confusion matrix as .csv and .png beside it")
-    if args.save_predictions:
-        print(f"label maps: {args.save_predictions}")
-        if benchmark is not None and benchmark.submission is not None:
-            print(f"for the test server: {zip_predictions(args.save_predictions, overwrite=args.overwrite)}")
-
-
-def format_scores(scores: dict) -> str:
+def format_scores(scores: Mapping[str, Any]) -> str:
     """The scores as a table in percent, a line per class."""
     if not scores["num_pixels"]:
         return f"{scores['num_images']} images without any labelled pixel: nothing to score."
-    boundary = scores.get("per_category_boundary_iou")
-    lines = [f"{'class':<24}{'IoU %':>8}{'accuracy %':>12}" + (f"{'boundary IoU %':>16}" if boundary else "")]
-    for name, iou in scores["per_category_iou"].items():
-        line = f"{name:<24}{100 * iou:>8.2f}{100 * scores['per_category_accuracy'][name]:>12.2f}"
-        lines.append(line + (f"{100 * boundary[name]:>16.2f}" if boundary else ""))
-    line = f"{'mean':<24}{100 * scores['mean_iou']:>8.2f}{100 * scores['mean_accuracy']:>12.2f}"
-    lines.append(line + (f"{100 * scores['mean_boundary_iou']:>16.2f}" if boundary else ""))
+    columns = {"IoU %": "iou", "accuracy %": "accuracy"}
+    columns |= {"boundary IoU %": "boundary_iou"} if "mean_boundary_iou" in scores else {}
+    lines = [f"{'class':<24}" + "".join(f"{title:>{len(title) + 3}}" for title in columns)]
+    rows = {
+        name: {key: scores[f"per_category_{key}"][name] for key in columns.values()}
+        for name in scores["per_category_iou"]
+    }
+    rows["mean"] = {key: scores[f"mean_{key}"] for key in columns.values()}
+    for name, row in rows.items():
+        lines.append(
+            f"{name:<24}" + "".join(f"{100 * row[key]:>{len(title) + 3}.2f}" for title, key in columns.items())
+        )
     absent = ", ".join(scores["absent_classes"])
     lines.append(
         f"{scores['num_images']} images, overall accuracy {100 * scores['overall_accuracy']:.2f} %, "
         f"frequency-weighted IoU {100 * scores['frequency_weighted_iou']:.2f} %"
         + (f"; neither in truth nor predicted: {absent}" if absent else "")
     )
+    total = scores["seconds"]["all"]
+    parts = (f"{part} {seconds / total:.0%}" for part, seconds in scores["seconds"].items() if part != "all")
+    lines.append(f"{total:.1f} s: {', '.join(parts)}")
     return "\n".join(lines)

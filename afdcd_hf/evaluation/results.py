@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-import platform
+import shlex
 from collections.abc import Mapping
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .. import __version__
-from ..atomic_io import written_whole
+from ..atomic_io import check_can_write, written_whole
 from ..charts import plot_confusion_matrix
+from ..cost.machine import library_versions, machine_name
 from ..metrics.confusion_csv import write_confusion_csv
 
 
-def machine_name() -> str:
-    """The GPU, or the processor and its number of cores that torch uses."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    libraries = ("torch", "transformers", "timm", "datasets", "accelerate")
-    return {"afdcd_hf": __version__, **{name: version(name) for name in libraries}}
-
-
 def check_writable(path: str | Path, overwrite: bool = False) -> None:
-    """Look before a long evaluation whether its results may be written.
+    """Look before a long evaluation whether its results can be written.
 
     Raises:
         FileExistsError: `path`, or the confusion matrix beside it, exists and `overwrite` is off.
+        OSError: nothing can be written there.
     """
-    existing = [one for one in (Path(path), *_confusion_files(Path(path))) if one.exists()]
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give --output the name of a file, such as {path}/results.json.")
+    existing = [one for one in (path, *_confusion_files(path)) if one.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{existing[0]} exists; give another --output, or --overwrite.")
+    check_can_write(path)
 
 
 def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> dict[str, Any]:
@@ -62,11 +51,11 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
     path = Path(path)
     with written_whole(path) as part:
         part.write_text(json.dumps(results, indent=2) + "\n")
-    table, picture = _confusion_files(path)
+    table, chart = _confusion_files(path)
     names = list(scores["per_category_iou"])
     write_confusion_csv(scores["confusion_matrix"], names, table)
     if scores["num_pixels"]:
-        plot_confusion_matrix(scores["confusion_matrix"], names, picture)
+        plot_confusion_matrix(scores["confusion_matrix"], names, chart)
     return results
 
 
@@ -76,19 +65,33 @@ def dataset_context(name: str, split: str, data_dir: Any = None, **options: Any)
 
 
 def evaluate_command(protocol: Mapping[str, Any]) -> str:
-    """The command line that repeats an evaluation; `FOLDER` stands for the reader's copy of the images."""
-    words = ["afdcd evaluate", *(f"--{name} {protocol[name]}" for name in ("model", "dataset", "split"))]
-    words += [] if protocol["dataset"] == "scenes" else ["--data-dir FOLDER"]
+    """The shell command that repeats an evaluation; `FOLDER` stands for the reader's copy of the images."""
+    words = ["afdcd", "evaluate"]
+
+    def add(name: str, *values: Any) -> None:
+        words.extend([f"--{name.replace('_', '-')}", *map(str, values)])
+
+    for name in ("model", "dataset", "split"):
+        add(name, protocol[name])
+    if protocol["dataset"] != "scenes":
+        add("data_dir", "FOLDER")
     for name in ("list_file", "max_samples", "image_column", "label_column", "labels_as", "boundary_ratio"):
-        words += [f"--{name.replace('_', '-')} {protocol[name]}"] if protocol.get(name) is not None else []
-    words += [f"--label-map '{json.dumps(protocol['label_map'])}'"] if protocol.get("label_map") else []
-    words += [f"--scales {' '.join(map(str, protocol['scales']))}"] if protocol["scales"] != [1.0] else []
+        if protocol.get(name) is not None:
+            add(name, protocol[name])
+    if protocol.get("label_map"):
+        add("label_map", json.dumps(protocol["label_map"]))
+    if protocol["scales"] != [1.0]:
+        add("scales", *protocol["scales"])
     for name in ("window", "stride"):
-        words += [f"--{name} {' '.join(map(str, protocol[name]))}"] if protocol.get(name) else []
-    words += ["--flip"] if protocol["flip"] else []
-    words += [f"--precision {protocol['precision']}"] if protocol["precision"] != "fp32" else []
-    words += ["--absent-as-zero"] if protocol["absent_classes"] == "count as 0" else []
-    return " ".join(words)
+        if protocol.get(name):
+            add(name, *protocol[name])
+    if protocol["precision"] != "fp32":
+        add("precision", protocol["precision"])
+    if protocol["flip"]:
+        add("flip")
+    if protocol["absent_classes"] == "count as 0":
+        add("absent_as_zero")
+    return shlex.join(words)
 
 
 def _confusion_files(path: Path) -> tuple[Path, Path]:

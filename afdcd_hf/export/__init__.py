@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from ..inference.onnx_segmenter import OnnxSegmenter, load_onnx
     from .comparison import compare_runtimes
     from .onnx import export_onnx
-    from .onnx_segmenter import OnnxSegmenter, load_onnx
     from .quantisation import quantise_onnx
     from .timm_backbone import export_timm_backbone
 

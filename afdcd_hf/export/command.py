@@ -17,10 +17,10 @@ from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
 from ..evaluation.results import library_versions, machine_name
+from ..inference.onnx_segmenter import check_packages
 from ..models.loading import load_model
 from .comparison import compare_runtimes, format_runtimes
 from .onnx import check_output, export_onnx
-from .onnx_segmenter import check_packages
 from .parity import format_parity
 from .quantisation import quantise_onnx
 from .timm_backbone import export_timm_backbone

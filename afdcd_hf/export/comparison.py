@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.segmenter import evaluate_segmenter
-from ..inference.segment import WHOLE_IMAGE, InferenceSettings, make_sample
+from ..inference.onnx_segmenter import OnnxSegmenter
+from ..inference.segment import make_sample
+from ..inference.settings import WHOLE_IMAGE, InferenceSettings
 from ..model_utils import evaluating
-from .onnx_segmenter import OnnxSegmenter
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..atomic_io import written_whole
+from ..inference.onnx_segmenter import METADATA_KEY, OnnxSegmenter, check_packages
 from ..model_utils import align_corners_of
 from ..models.modeling_afdcd import upsample_logits
-from .onnx_segmenter import METADATA_KEY, OnnxSegmenter, check_packages
 from .parity import ParityRow, check_parity
 from .pooling import PoolingByProducts
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..atomic_io import written_whole
+from ..inference.onnx_segmenter import OnnxSegmenter
 from ..inference.segment import make_sample
 from .onnx import attach_facts, check_output
-from .onnx_segmenter import OnnxSegmenter
 
 # What is worth integers. Left in float: stretching and arg max, so that the scores keep their fineness.
 _QUANTISED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "Concat", "Relu", "Clip", "MaxPool")

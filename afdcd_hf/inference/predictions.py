@@ -1,50 +1,47 @@
-"""`afdcd predict`: a saved model on a user's pictures."""
+"""`afdcd predict`: a saved model on a user's images."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor
 
-from ..atomic_io import written_whole
+from ..atomic_io import check_can_write, written_whole
 from ..charts.generated_palette import distinct_palette
 from ..charts.overlay import draw_overlay
 from ..data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
-from ..models.loading import load_model
-from .image_files import find_pictures, open_picture, png_name, save_png
-from .segment import WHOLE_IMAGE, InferenceSettings, segment_image
+from .images import find_images, open_rgb, save_png
+from .onnx_segmenter import load_segmenter
+from .segment import Predictor, Sample, as_array, make_sample
+from .settings import WHOLE_IMAGE, InferenceSettings
 
+T = TypeVar("T")
 IDS, COLOR, OVERLAY, LEGEND = "ids", "color", "overlay", "classes.json"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The files of one segmented picture.
+    """The files of one segmented image.
 
     Attributes:
-        picture: The picture itself.
+        image: The image itself.
         ids: PNG of class ids, one channel, 8 bits (16 for a model of more than 256 classes).
         color: PNG with each class in its colour.
-        overlay: PNG with the picture under these colours and lines between the classes.
+        overlay: PNG with the image under these colours and lines between the classes.
     """
 
-    picture: Path
+    image: Path
     ids: Path
     color: Path
     overlay: Path
-
-    @property
-    def files(self) -> tuple[Path, Path, Path]:
-        """What is written."""
-        return self.ids, self.color, self.overlay
 
 
 def predict_images(
@@ -59,15 +56,15 @@ def predict_images(
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Prediction]:
-    """Segment pictures: `<output>/ids/a/b.png`, `color/a/b.png` and `overlay/a/b.png` for the picture `a/b.jpg`.
+    """Segment images: `<output>/ids/a/b.png`, `color/a/b.png` and `overlay/a/b.png` for the image `a/b.jpg`.
 
-    Pictures are read one at a time and turned upright as their EXIF data say (`open_picture`): all three PNGs have the
-    size that viewers show. `<output>/classes.json` lists name and colour of each class id. One picture that cannot be
-    read does not stop the others.
+    Images are read one ahead and turned upright as their EXIF data say (`open_rgb`): all three PNGs have the size
+    that viewers show. `<output>/classes.json` lists name and colour of each class id. One image that cannot be read
+    does not stop the others.
 
     Args:
-        model: Folder or Hub id.
-        inputs: Pictures, and folders whose pictures are taken, with those of their sub-folders.
+        model: Folder, Hub id or `.onnx` file.
+        inputs: Images, and folders whose images are taken, with those of their sub-folders.
         output: Folder to write to; an existing one is added to.
         dataset: Benchmark whose colours to use; by default the one with the model's classes, and generated colours
             where there is none.
@@ -78,40 +75,83 @@ def predict_images(
         progress: Show a bar.
 
     Returns:
-        The files of each picture, in order.
+        The files of each image, in order.
 
     Raises:
-        FileNotFoundError: If an input is missing, or a folder holds no picture.
+        FileNotFoundError: If an input is missing, or a folder holds no image.
         FileExistsError: If a file to write exists, unless `overwrite` is set.
-        ValueError: If two pictures would get the same file, the benchmark is unknown or has not as many classes as
-            the model, or the opacity is out of range.
-        OSError: At the end, if pictures could not be read; all others are then written.
+        ValueError: If two images would get the same file, the benchmark is unknown or has not as many classes as the
+            model, the opacity is out of range, or the model's scores are not finite.
+        OSError: If nothing can be written to the folder; at the end, if images could not be read: all others are then
+            written.
     """
     if not 0 <= overlay_opacity <= 1:
         raise ValueError(f"overlay_opacity is a share of 0 to 1, not {overlay_opacity}.")
     benchmark = None if dataset is None else get_benchmark(dataset)
     output = Path(output).expanduser()
-    plan = _plan(find_pictures(inputs, skip=[output / name for name in (IDS, COLOR, OVERLAY)]), output)
-    _check_files(plan, output, overwrite)
-    network, processor = load_model(str(model)), AutoImageProcessor.from_pretrained(str(model))
+    kinds = (IDS, COLOR, OVERLAY)
+    images = find_images(inputs, skip=[output / kind for kind in kinds])
+    plan = [Prediction(image, *(output / kind / name for kind in kinds)) for name, image in images.items()]
+    check_outputs(
+        (file for one in plan for file in (one.ids, one.color, one.overlay)), images.values(), output, overwrite
+    )
+    network, processor = load_segmenter(str(model))
     names, colors = class_legend(network.config.id2label, benchmark)
-    _write_legend(output / LEGEND, names, colors, overwrite)
+    _check_legend(output / LEGEND, legend := _legend(names, colors), overwrite)
     network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    unreadable = []
-    for prediction in tqdm(plan, desc="predict", unit="picture", disable=not progress, leave=False):
-        try:
-            picture = open_picture(prediction.picture)
-        except OSError as error:
-            unreadable.append(str(error))
-            continue
-        label_map = segment_image(network, processor, picture, settings)
-        _write(prediction, picture, label_map, colors, overlay_opacity)
+    of_image = {one.image: one for one in plan}
+    for path, image, label_map in segment_files(Predictor(network, settings), processor, list(of_image), progress):
+        if legend:  # only once there is a prediction to explain
+            with written_whole(output / LEGEND) as part:
+                part.write_text(legend, encoding="utf-8")
+            legend = ""
+        # The same depth for all images of a model, whatever classes occur in one
+        save_png(label_map.astype(np.uint8 if len(colors) <= 256 else np.uint16), of_image[path].ids)
+        save_png(colors[label_map], of_image[path].color)
+        save_png(draw_overlay(image, label_map, colors, overlay_opacity), of_image[path].overlay)
+    return plan
+
+
+def segment_files(
+    predictor: Predictor, processor: Any, paths: Sequence[Path], progress: bool = True
+) -> Iterator[tuple[Path, Image.Image, np.ndarray]]:
+    """Each image file that can be read, upright as RGB, with its label map.
+
+    Raises:
+        OSError: At the end, if files could not be read.
+        ValueError: If the model's scores are not finite.
+    """
+    unreadable: list[str] = []
+
+    def opened() -> Iterator[tuple[Path, Image.Image, Sample]]:
+        for path in paths:
+            try:
+                image = open_rgb(path)
+            except OSError as error:
+                unreadable.append(str(error))
+            else:
+                yield path, image, make_sample(processor, image, str(path))
+
+    bar = tqdm(total=len(paths), desc="predict", unit="image", disable=not progress, leave=False)
+    with bar:
+        for path, image, sample in one_ahead(opened()):
+            [(_, label_map)] = predictor.label_maps([[sample]])
+            yield path, image, as_array(label_map)
+            bar.update()
     if unreadable:
         raise OSError(
-            f"{len(unreadable)} of {len(plan)} pictures could not be read; the others are in {output}. Not read:\n  "
+            f"{len(unreadable)} of {len(paths)} images could not be read; the others are written. Not read:\n  "
             + "\n  ".join(unreadable)
         )
-    return plan
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items (none of them None), each fetched by a thread while the one before it is at work."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item
 
 
 def class_legend(id2label: Mapping[int, str], benchmark: Benchmark | None = None) -> tuple[list[str], np.ndarray]:
@@ -146,50 +186,28 @@ def _plain(names: Iterable[str]) -> list[str]:
     return [name.lower().replace("_", " ").replace("-", " ") for name in names]
 
 
-def _plan(pictures: Sequence[tuple[Path, PurePath]], output: Path) -> list[Prediction]:
-    plan: dict[str, Prediction] = {}
-    for picture, inside in pictures:
-        name = png_name(inside)
-        if name in plan:
-            raise ValueError(
-                f"{plan[name].picture} and {picture} would both be written to {output / IDS / name}: rename one of "
-                "them, or segment them into different folders."
-            )
-        plan[name] = Prediction(picture, output / IDS / name, output / COLOR / name, output / OVERLAY / name)
-    return list(plan.values())
-
-
-def _check_files(plan: Sequence[Prediction], output: Path, overwrite: bool) -> None:
-    """Nothing of the user's may be lost; said before anything is computed."""
+def check_outputs(files: Iterable[Path], images: Iterable[Path], output: Path, overwrite: bool) -> None:
+    """Nothing of the user's may be lost, and the folder can be written: said before anything is computed."""
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file; predictions need a folder.")
-    pictures = {prediction.picture.resolve() for prediction in plan}
-    for path in (path for prediction in plan for path in prediction.files):
-        if path.resolve() in pictures:
-            raise ValueError(f"{path} is a picture to segment and would be written over: give another output folder.")
+    given = {image.resolve() for image in images}
+    for path in files:
+        if path.resolve() in given:
+            raise ValueError(f"{path} is an image to segment and would be written over: give another output folder.")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists: give another --output, or --overwrite to replace an earlier run's.")
+    check_can_write(output / LEGEND)
 
 
-def _write_legend(path: Path, names: Sequence[str], colors: np.ndarray, overwrite: bool) -> None:
-    legend: dict[str, Any] = {
-        str(index): {"name": name, "color": color.tolist()}
-        for index, (name, color) in enumerate(zip(names, colors, strict=True))
-    }
-    text = json.dumps(legend, indent=2, ensure_ascii=False) + "\n"
-    if path.exists() and not overwrite and path.read_text(encoding="utf-8") != text:
+def _legend(names: Sequence[str], colors: np.ndarray) -> str:
+    pairs = zip(names, colors.tolist(), strict=True)
+    legend = {str(index): {"name": name, "color": color} for index, (name, color) in enumerate(pairs)}
+    return json.dumps(legend, indent=2, ensure_ascii=False) + "\n"
+
+
+def _check_legend(path: Path, legend: str, overwrite: bool) -> None:
+    if path.exists() and not overwrite and path.read_text(encoding="utf-8") != legend:
         raise FileExistsError(
             f"{path} lists other classes or colours: {path.parent} holds another model's predictions. Give another "
             "--output, or --overwrite."
         )
-    with written_whole(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def _write(
-    prediction: Prediction, picture: Image.Image, label_map: np.ndarray, colors: np.ndarray, opacity: float
-) -> None:
-    # The same depth for all pictures of a model, whatever classes occur in one
-    save_png(label_map.astype(np.uint8 if len(colors) <= 256 else np.uint16), prediction.ids)
-    save_png(colors[label_map], prediction.color)
-    save_png(draw_overlay(picture, label_map, colors, opacity), prediction.overlay)

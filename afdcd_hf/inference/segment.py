@@ -1,12 +1,14 @@
-"""From a picture to its label map: whole or window by window, at one or several scales, as it is and mirrored."""
+"""From an image to its label map: whole or window by window, at one or several scales, as it is and mirrored."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice, product
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -18,82 +20,19 @@ from torch.nn import functional as F
 from ..model_utils import align_corners_of, device_of, dtype_of, evaluating
 from ..models.image_modes_afdcd import as_rgb
 from ..models.modeling_afdcd import upsample_logits
+from .settings import PRECISIONS, WHOLE_IMAGE, InferenceSettings
 from .windows import join_windows, place_windows
 
-# name -> what autocast computes in; None: no autocast, the network runs in the type of its weights
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+logger = logging.getLogger(__name__)
 
-
-def _scales(values: Any) -> tuple[float, ...]:
-    scales = tuple(values) if isinstance(values, (tuple, list)) else (values,)
-    numbers = all(isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0 for scale in scales)
-    if not scales or not numbers:
-        raise ValueError(f"scales={values!r}: expected one or more positive factors, such as (0.75, 1.0, 1.25).")
-    return tuple(float(scale) for scale in scales)
-
-
-def _height_and_width(name: str, value: Any) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    sides = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"{name}={value!r}: expected (height, width), two positive whole numbers of pixels.")
-    return sides
-
-
-@dataclass(frozen=True)
-class InferenceSettings:
-    """How label maps are made of pictures. The default: the whole picture, once, at its own scale.
-
-    Attributes:
-        scales: factors by which the network's input is resized.
-        flip: also run the mirrored input (left and right exchanged).
-        window: height and width, in pixels of the scaled input, of the windows that are run instead of the whole.
-        stride: from one window to the next, downwards and to the right; two thirds of the window where None.
-        precision: "fp32" (the type of the weights, no autocast), or "bf16" or "fp16" (autocast).
-
-    Raises:
-        ValueError: no scale, or one that is not positive; a window or stride that is not two positive whole numbers; a
-            stride without a window, or beyond it (pixels would be skipped); an unknown precision.
-    """
-
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    window: tuple[int, int] | None = None
-    stride: tuple[int, int] | None = None
-    precision: str = "fp32"
-
-    def __post_init__(self) -> None:
-        # Lists come from JSON and the command line; tuples keep the settings hashable and equal to others.
-        object.__setattr__(self, "scales", _scales(self.scales))
-        object.__setattr__(self, "window", _height_and_width("window", self.window))
-        object.__setattr__(self, "stride", self._checked_stride())
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision={self.precision!r} is unknown; expected one of {', '.join(PRECISIONS)}.")
-
-    def _checked_stride(self) -> tuple[int, int] | None:
-        stride = _height_and_width("stride", self.stride)
-        if self.window is None:
-            if stride is not None:
-                raise ValueError(f"stride={stride} without a window: give the window's height and width as well.")
-            return None
-        if stride is None:
-            return tuple(max(1, round(2 * side / 3)) for side in self.window)
-        if any(step > side for step, side in zip(stride, self.window, strict=True)):
-            raise ValueError(f"stride={stride} exceeds window={self.window}: pixels between windows would be left out.")
-        return stride
-
-    def describe(self) -> dict[str, Any]:
-        """Entries of a protocol, fit for JSON; `InferenceSettings(**entries)` gives the settings back."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-
-WHOLE_IMAGE = InferenceSettings()
+IGNORED = 255  # what pixels get whose class is too uncertain
+_AT_ONCE = 2**21  # scores (8 MB) up to which all classes are stretched together
+_MULTIPLES = (32, 64)  # what the sides of inputs are padded to where a model refuses others
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, ready for the network.
+    """One image, ready for the model.
 
     Attributes:
         name: what errors and files call it.
@@ -108,114 +47,254 @@ class Sample:
     label: Tensor | None = None
 
 
-def make_sample(processor, image: Image.Image, name: str = "", label: Tensor | None = None) -> Sample:
-    """Process one picture of any mode; its label map is to have the picture's own size."""
-    pixel_values = processor(images=as_rgb(image), return_tensors="pt")["pixel_values"][0]
+def make_sample(processor: Any, image: Image.Image, name: str = "", label: Tensor | None = None) -> Sample:
+    """Process one image of any mode; its label map is to have the image's own size."""
+    try:
+        rgb = as_rgb(image)
+    except ValueError as error:
+        raise ValueError(f"{name or 'The image'}: {error}.") from error
+    pixel_values = processor(images=rgb, return_tensors="pt")["pixel_values"][0]
     return Sample(name, pixel_values, (image.height, image.width), label)
 
 
-@torch.no_grad()
-def predict_label_maps(
-    model: nn.Module, batches: Iterable[Sequence[Sample]], settings: InferenceSettings = WHOLE_IMAGE
-) -> Iterator[tuple[Sample, Tensor]]:
-    """Segment batches of pictures, picture by picture.
+class Seconds(Counter):
+    """Where the time went: part -> seconds."""
 
-    - Pictures are never padded: those of a batch that have equal size run together, others one after the other.
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Add what passes inside to a part."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self[part] += perf_counter() - start
+
+
+class Predictor:
+    """A model, applied to images as settings say.
+
+    - Images of equal size in a batch run together, others one after the other.
     - A window starts every `stride` pixels; the last of a row or column is moved back inside, and a side shorter than
       the window is taken whole. The logits of a window are stretched to its size, summed, and divided by the number of
       windows that saw the pixel, as mmsegmentation's sliding inference does. Where one window covers all, its logits
-      are those of the whole picture.
+      are those of the whole image.
     - A scaled input is resized bilinearly (half-pixel centres, no antialiasing, as in training).
     - With several scales, or a flip, class probabilities are averaged at the label map's size (the softmax of each
       pass; the mirrored one is turned back), as in mmsegmentation's test-time augmentation.
-    - All stretching of logits is bilinear, with `align_corners` of the network's configuration (False without one).
+    - All stretching of logits is bilinear, with `align_corners` of the model's configuration (False without one).
+    - Inputs are not padded, unless the model fails on their size: then with zeros, below and to the right, to a
+      multiple of 32 or 64, and the padding is cut off its scores.
 
-    The network runs in evaluation mode, on the device where it is; its modules' modes come back when the generator
-    ends or is closed. Logits are float32 from there on, also under autocast.
-
-    Memory, beside the network's own for as many inputs at once as the batch has pictures: K float32 score maps at the
-    label map's size and, with windows, K at the scaled input's. With several scales or a flip: K more at the label
-    map's size, and K for each picture of the batch, where probabilities add up. The numbers of batches, windows and
-    scales do not matter.
+    The model runs in evaluation mode, on the device where it is. Logits are float32 from there on, also under autocast.
+    Memory, beside the model's own for as many inputs at once as the batch has images: three maps at the label map's
+    size, K float32 score maps at the scaled input's with windows; where probabilities are averaged, K maps at the label
+    map's size, and K for each image of the batch. The numbers of batches, windows and scales do not matter.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
-        batches: sequences of samples.
         settings: windows, scales, flip, precision.
+        least_confidence: pixels whose (average) probability is below get 255; None for a class everywhere.
 
-    Yields:
-        Each sample with its label map, `(height, width)` as its `size` says, on the network's device; uint8 where the
-        network has up to 256 classes, int32 otherwise. Within a batch, pictures of equal size come together.
+    Attributes:
+        multiple: what sides of inputs are padded to a multiple of; 1 for no padding.
+        seconds: spent on the parts "model" and "label maps".
 
     Raises:
         ValueError: autocast is asked for, but the weights are float64, which it leaves alone.
     """
-    if PRECISIONS[settings.precision] is not None and dtype_of(model) == torch.float64:
-        raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; cast the network.")
-    with evaluating(model):
-        for batch in batches:
-            for group in _by_size(batch):
-                yield from _segment_group(model, group, settings, len(batch))
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: InferenceSettings = WHOLE_IMAGE,
+        least_confidence: float | None = None,
+    ) -> None:
+        if PRECISIONS[settings.precision] is not None and dtype_of(model) == torch.float64:
+            raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; use fp32.")
+        self.model = model
+        self.settings = settings
+        self.least_confidence = least_confidence
+        self.multiple = 1
+        self.seconds = Seconds()
+
+    @torch.no_grad()
+    def label_maps(self, batches: Iterable[Sequence[Sample]]) -> Iterator[tuple[Sample, Tensor]]:
+        """Segment batches of images, image by image.
+
+        The modes of the model's modules come back when the generator ends or is closed.
+
+        Yields:
+            Each sample with its label map, `(height, width)` as its `size` says, on the model's device; uint8 where the
+            model has up to 256 classes, int32 otherwise. Within a batch, images of equal size come together.
+
+        Raises:
+            ValueError: the scores of an image are not finite, or the model cannot take an input of its size.
+        """
+        with evaluating(self.model):
+            for batch in batches:
+                by_size = defaultdict(list)
+                for sample in batch:
+                    by_size[sample.pixel_values.shape].append(sample)
+                for group in by_size.values():
+                    yield from self._of_equal_size(group, len(batch))
+
+    def _of_equal_size(self, group: list[Sample], at_once: int) -> Iterator[tuple[Sample, Tensor]]:
+        """Samples with their label maps. No score map is bound to a name for longer than it is needed."""
+        images = torch.stack([sample.pixel_values for sample in group]).to(device_of(self.model))
+        align_corners = align_corners_of(self.model)
+        passes = list(product(self.settings.scales, (False, True) if self.settings.flip else (False,)))
+        averaging = len(passes) > 1 or self.least_confidence is not None
+        totals: dict[int, Tensor] = {}
+        for scale, mirrored in passes:
+            inputs = _rescale(images, scale)
+            logits = self._logits(inputs.flip(-1) if mirrored else inputs, group, at_once)
+            for index, sample in enumerate(group):
+                if not averaging:
+                    yield sample, self._timed(best_classes, next(logits), sample.size, align_corners)
+                    continue
+                scores = upsample_logits(next(logits)[None], sample.size, align_corners)[0].softmax(0)
+                scores = scores.flip(-1) if mirrored else scores
+                totals[index] = totals[index].add_(scores) if index in totals else scores
+        for index in sorted(totals):
+            yield group[index], self._timed(self._most_probable, totals.pop(index).div_(len(passes)))
+
+    def _timed(self, function, *args) -> Tensor:
+        with self.seconds.of("label maps"):
+            return function(*args)
+
+    def _most_probable(self, probabilities: Tensor) -> Tensor:
+        highest, classes = probabilities.max(0)
+        label_map = classes.to(_id_type(len(probabilities)))
+        return (
+            label_map
+            if self.least_confidence is None
+            else label_map.masked_fill(highest < self.least_confidence, IGNORED)
+        )
+
+    def _logits(self, inputs: Tensor, group: list[Sample], at_once: int) -> Iterator[Tensor]:
+        """Float32 logits `(K, h, w)` of each sample in one pass, one sample at a time."""
+        height, width = inputs.shape[-2:]
+        windows = place_windows((height, width), self.settings.window, self.settings.stride)
+        crops = (image[:, rows, columns] for image in inputs for rows, columns in windows)
+        of_windows = self._each(crops, at_once)
+        for sample in group:
+            if len(windows) == 1:
+                logits = next(of_windows)
+            else:
+                logits = join_windows(of_windows, windows, (height, width), align_corners_of(self.model))
+            if not logits.amax() < float("inf"):  # NaN compares as False
+                precision = self.settings.precision
+                hint = "" if precision == "fp32" else f" in {precision}; try --precision fp32"
+                raise ValueError(
+                    f"{sample.name or 'The image'}: the model's scores are not finite (NaN or infinite){hint}. Its "
+                    "weights are damaged, or its training diverged: no label map can be made of them."
+                )
+            yield logits
+
+    def _each(self, crops: Iterator[Tensor], at_once: int) -> Iterator[Tensor]:
+        """Float32 logits of each input, all of one size; the model sees `at_once` of them together."""
+        while chunk := list(islice(crops, at_once)):
+            with self.seconds.of("model"):
+                logits = self._forward(torch.stack(chunk))
+            for one in logits:
+                yield one.float()
+
+    def _forward(self, inputs: Tensor) -> Tensor:
+        try:
+            return self._padded(inputs, self.multiple)
+        except (RuntimeError, AssertionError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):  # of a GPU, of the CPU
+                raise
+            height, width = inputs.shape[-2:]
+            for multiple in (one for one in _MULTIPLES if one > self.multiple and (height % one or width % one)):
+                try:
+                    logits = self._padded(inputs, multiple)
+                except (RuntimeError, AssertionError):
+                    continue  # told below
+                self.multiple = multiple
+                logger.warning("The model takes no input of %dx%d: padded to multiples of %d.", height, width, multiple)
+                return logits
+            raise ValueError(
+                f"The model failed on an input of {height}x{width} pixels: {' '.join(str(error).split())[:200]}. If it "
+                "is made for one size only, slide a window of that size over the image: --window HEIGHT WIDTH."
+            ) from error
+
+    def _padded(self, inputs: Tensor, multiple: int) -> Tensor:
+        """Logits; where padding was necessary, at the input's size."""
+        height, width = inputs.shape[-2:]
+        below, right = -height % multiple, -width % multiple
+        autocast = PRECISIONS[self.settings.precision]
+        with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
+            inputs = inputs.to(dtype_of(self.model))
+            if not (below or right):
+                return self.model(pixel_values=inputs).logits
+            inputs = F.pad(inputs, (0, right, 0, below))
+            logits = self.model(pixel_values=inputs).logits
+        stretched = upsample_logits(logits.float(), inputs.shape[-2:], align_corners_of(self.model))
+        return stretched[..., :height, :width]
+
+
+def predict_label_maps(
+    model: nn.Module, batches: Iterable[Sequence[Sample]], settings: InferenceSettings = WHOLE_IMAGE
+) -> Iterator[tuple[Sample, Tensor]]:
+    """`Predictor(model, settings).label_maps(batches)`."""
+    return Predictor(model, settings).label_maps(batches)
 
 
 def segment_image(
-    model: nn.Module, processor, image: Image.Image, settings: InferenceSettings = WHOLE_IMAGE
+    model: nn.Module, processor: Any, image: Image.Image, settings: InferenceSettings = WHOLE_IMAGE
 ) -> np.ndarray:
-    """Segment one picture.
+    """Segment one image.
 
     Args:
-        model: as in `predict_label_maps`, which does the work.
-        processor: image processor of the network.
-        image: picture of any mode, read as RGB.
+        model: as for `Predictor`, which does the work.
+        processor: image processor of the model.
+        image: image of any mode, read as RGB.
         settings: windows, scales, flip, precision.
 
     Returns:
-        `(H, W)` class ids at the picture's size: uint8 for networks with up to 256 classes, uint16 otherwise.
+        `(H, W)` class ids at the image's size: uint8 for models with up to 256 classes, uint16 otherwise.
     """
     [(_, label_map)] = predict_label_maps(model, [[make_sample(processor, image)]], settings)
     return as_array(label_map)
 
 
 def as_array(label_map: Tensor) -> np.ndarray:
-    """What `predict_label_maps` yields as an array: uint8, or uint16 where that is too small."""
+    """What `Predictor.label_maps` yields as an array: uint8, or uint16 where that is too small."""
     array = label_map.cpu().numpy()
     return array if array.dtype == np.uint8 else array.astype(np.uint16)
 
 
-def _by_size(batch: Sequence[Sample]) -> list[list[Sample]]:
-    groups = defaultdict(list)
-    for sample in batch:
-        groups[sample.pixel_values.shape].append(sample)
-    return list(groups.values())
+def best_classes(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """The class of the highest score at each pixel, of equal ones the first: `upsample_logits(...).argmax(1)`.
+
+    Large maps are made class by class, so that K of them need never be there at once: the result is the same to the
+    bit, and comes sooner where K maps exceed the processor's cache.
+
+    Args:
+        logits: `(K, h, w)`, finite.
+        size: (H, W) of the label map.
+        align_corners: as in `upsample_logits`.
+
+    Returns:
+        `(H, W)` class ids, uint8 or int32.
+    """
+    id_type = _id_type(len(logits))
+    if len(logits) * size[0] * size[1] <= _AT_ONCE:
+        # of equal scores both take the first; max is three times as fast as argmax on a CPU
+        return upsample_logits(logits[None], size, align_corners)[0].max(0).indices.to(id_type)
+    logits = logits.contiguous()  # torch rounds differently for one channel of a channels-last map
+    label_map = torch.zeros(size, dtype=id_type, device=logits.device)
+    highest = upsample_logits(logits[None, :1], size, align_corners)[0, 0]
+    for index in range(1, len(logits)):
+        scores = upsample_logits(logits[None, index : index + 1], size, align_corners)[0, 0]
+        label_map.masked_fill_(scores > highest, index)
+        highest = torch.maximum(highest, scores)
+    return label_map
 
 
-def _segment_group(
-    model: nn.Module, group: list[Sample], settings: InferenceSettings, at_once: int
-) -> Iterator[tuple[Sample, Tensor]]:
-    """Samples of equal size with their label maps. No score map is bound to a name for longer than it is needed."""
-    images = torch.stack([sample.pixel_values for sample in group]).to(device_of(model))
-    passes = list(product(settings.scales, (False, True) if settings.flip else (False,)))
-    totals: dict[int, Tensor] = {}
-    for scale, mirrored in passes:
-        inputs = _rescale(images, scale)
-        scores = _pass_scores(model, inputs.flip(-1) if mirrored else inputs, group, settings, at_once)
-        for index, sample in enumerate(group):
-            if len(passes) == 1:
-                yield sample, _label_map(next(scores))
-            else:
-                _add(totals, index, next(scores).softmax(0), mirrored)
-    for index in sorted(totals):
-        yield group[index], _label_map(totals.pop(index))
-
-
-def _add(totals: dict[int, Tensor], index: int, probabilities: Tensor, mirrored: bool) -> None:
-    upright = probabilities.flip(-1) if mirrored else probabilities
-    totals[index] = totals[index].add_(upright) if index in totals else upright
-
-
-def _label_map(scores: Tensor) -> Tensor:
-    # max is three times as fast as argmax along the first dimension on a CPU; of equal scores both take the first
-    return scores.max(0).indices.to(torch.uint8 if len(scores) <= 256 else torch.int32)
+def _id_type(num_labels: int) -> torch.dtype:
+    return torch.uint8 if num_labels <= 256 else torch.int32
 
 
 def _rescale(images: Tensor, scale: float) -> Tensor:
@@ -223,27 +302,3 @@ def _rescale(images: Tensor, scale: float) -> Tensor:
         return images
     size = [max(1, round(side * scale)) for side in images.shape[-2:]]
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
-
-
-def _pass_scores(
-    model: nn.Module, inputs: Tensor, group: list[Sample], settings: InferenceSettings, at_once: int
-) -> Iterator[Tensor]:
-    """Logits `(K, H, W)` of each sample of the group at its own size, one sample at a time."""
-    height, width = inputs.shape[-2:]
-    windows = place_windows((height, width), settings.window, settings.stride)
-    crops = (image[:, rows, columns] for image in inputs for rows, columns in windows)
-    logits = _run(model, crops, at_once, PRECISIONS[settings.precision])
-    align_corners = align_corners_of(model)
-    for sample in group:
-        own = next(logits) if len(windows) == 1 else join_windows(logits, windows, (height, width), align_corners)
-        yield upsample_logits(own[None], sample.size, align_corners)[0]
-
-
-def _run(model: nn.Module, crops: Iterator[Tensor], at_once: int, autocast: torch.dtype | None) -> Iterator[Tensor]:
-    """Logits `(K, h, w)` float32 of each input, all of one size; the network sees `at_once` of them together."""
-    device, dtype = device_of(model), dtype_of(model)
-    while chunk := list(islice(crops, at_once)):
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            logits = model(pixel_values=torch.stack(chunk).to(dtype)).logits
-        for one in logits:
-            yield one.float()

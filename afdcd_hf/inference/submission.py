@@ -9,10 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ..atomic_io import written_whole
-from ..charts.palette import Palette, colorize
+from ..atomic_io import check_can_write, written_whole
 from ..data.benchmarks import Benchmark
-from .image_files import png_name, save_png
+from .images import png_name, save_png
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip knows
 
@@ -24,7 +23,6 @@ class PredictionWriter:
 
     Args:
         folder: Where the PNGs go, in the sub-folders of the images' names.
-        palette: `(K, 3)` colours by train id; where given, pictures in colour go to the folder `<folder>-color`.
         label_ids: Train id → value in the PNG; ids that are not listed stay.
         file_name: Name of an image → name of its PNG; by default the same, ending in `.png`.
         archive: The zip that will be made of the folder, if one will: `prepare` looks whether it may be written.
@@ -36,15 +34,12 @@ class PredictionWriter:
         self,
         folder: str | Path,
         *,
-        palette: Palette | None = None,
         label_ids: Mapping[int, int] | None = None,
         file_name: Callable[[str], str] | None = None,
         archive: str | Path | None = None,
         overwrite: bool = False,
     ):
         self.folder = Path(folder).expanduser()
-        self.color_folder = None if palette is None else self.folder.with_name(f"{self.folder.name}-color")
-        self.palette = palette
         self.label_ids = dict(label_ids or {})
         self.file_name = file_name or png_name
         self.archive = None if archive is None else Path(archive)
@@ -52,21 +47,19 @@ class PredictionWriter:
         self._written: dict[str, str] = {}
 
     def prepare(self) -> None:
-        """Make the folders; to be called before anything is computed, by one process, for which the others wait.
+        """Make the folder; to be called before anything is computed, by one process, for which the others wait.
 
         Raises:
-            FileExistsError: If a folder to write into holds files or is none, or the archive exists.
+            FileExistsError: If the folder holds files or is none, or the archive exists.
+            OSError: If nothing can be written there.
         """
-        folders = [folder for folder in (self.folder, self.color_folder) if folder]
-        for folder in folders:
-            if folder.exists() and not folder.is_dir():
-                raise FileExistsError(f"{folder} is a file; predictions need a folder.")
-            if folder.is_dir() and any(folder.iterdir()) and not self.overwrite:
-                raise FileExistsError(f"{folder} is not empty: give another folder for predictions, or --overwrite.")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FileExistsError(f"{self.folder} is a file; predictions need a folder.")
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not self.overwrite:
+            raise FileExistsError(f"{self.folder} is not empty: give another folder for predictions, or --overwrite.")
         if self.archive and self.archive.exists() and not self.overwrite:
             raise FileExistsError(f"{self.archive} exists: give another folder for predictions, or --overwrite.")
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
+        check_can_write(self.folder / "a.png")
 
     def __call__(self, name: str, label_map: np.ndarray) -> None:
         """Write one image's prediction.
@@ -80,11 +73,10 @@ class PredictionWriter:
                 fit 16 bits.
             FileExistsError: If the file exists, unless `overwrite` is set.
         """
-        file = self._file(name)
-        ids = with_label_ids(label_map, self.label_ids)
-        self._save(ids, self.folder / file)
-        if self.color_folder:
-            self._save(colorize(label_map, self.palette), self.color_folder / file)
+        path = self.folder / self._file(name)
+        if path.exists() and not self.overwrite:
+            raise FileExistsError(f"{path} exists: give another folder for predictions, or --overwrite.")
+        save_png(with_label_ids(label_map, self.label_ids), path)
 
     def _file(self, name: str) -> str:
         file = PurePosixPath(self.file_name(name))
@@ -96,11 +88,6 @@ class PredictionWriter:
         if first != name:
             raise ValueError(f"The images {first!r} and {name!r} have the same file for their predictions: {file}.")
         return str(file)
-
-    def _save(self, pixels: np.ndarray, path: Path) -> None:
-        if path.exists() and not self.overwrite:
-            raise FileExistsError(f"{path} exists: give another folder for predictions, or --overwrite.")
-        save_png(pixels, path)
 
 
 def with_label_ids(label_map: np.ndarray, label_ids: Mapping[int, int]) -> np.ndarray:

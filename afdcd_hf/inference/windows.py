@@ -17,13 +17,13 @@ Window = tuple[slice, slice]
 def place_windows(
     size: tuple[int, int], window: tuple[int, int] | None, stride: tuple[int, int] | None
 ) -> list[Window]:
-    """Rows and columns of the windows that cover a picture, row by row.
+    """Rows and columns of the windows that cover a image, row by row.
 
-    They start every `stride` pixels; the last of a row or column is moved back inside the picture, and a side shorter
+    They start every `stride` pixels; the last of a row or column is moved back inside the image, and a side shorter
     than the window is taken whole.
 
     Args:
-        size: height and width of the picture.
+        size: height and width of the image.
         window: height and width of a window; None for one that covers all.
         stride: steps downwards and to the right, none longer than the window; None with `window`.
     """
@@ -45,7 +45,7 @@ def join_windows(
         logits: `(K, h, w)` float32 of one window after the other; as many are drawn as there are windows, so that only
             one is needed at a time.
         windows: as `place_windows` gives them.
-        size: height and width of the picture.
+        size: height and width of the image.
         align_corners: how logits are stretched to the size of their window.
 
     Returns:

@@ -14,7 +14,7 @@ from ..charts import load_history, plot_training_curves
 from ..hub.card_facts import CardFacts, ComparisonRow, Picture
 from ..hub.facts_file import write_facts
 from ..hub.model_card import write_card
-from ..inference.comparison import draw_predictions
+from ..inference.side_by_side import draw_predictions
 from .runs import distill, train
 
 TEACHER_RECIPE, STUDENT_RECIPE = "quickstart_teacher", "quickstart"

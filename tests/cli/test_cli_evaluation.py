@@ -104,7 +104,7 @@ def test_classes_in_another_order_are_a_warning(tmp_path, caplog):
     camvid_folder(tmp_path / "data", "val", 1, size=(32, 48))
     where = ["--model", str(tmp_path / "model"), "--dataset", "camvid", "--data-dir", str(tmp_path / "data")]
     assert main(["evaluate", *where, "--device", "cpu"]) == 0
-    assert "Class 0 is 'building' to the model and 'sky' in camvid" in caplog.text
+    assert "class 0 is 'building' for the model and 'sky' there" in caplog.text
 
 
 def parquet_of_ade20k(path: Path) -> Path:
@@ -140,13 +140,18 @@ def test_pictures_are_segmented_in_the_benchmarks_colours(cityscapes, tmp_path, 
     pictures = cityscapes / "data" / "leftImg8bit" / "val"
     where = ["--model", str(cityscapes / "model"), "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert main(["predict", str(pictures), *where, "--window", "16", "32"]) == 0
-    assert "3 pictures segmented" in capsys.readouterr().out
+    assert "3 images segmented" in capsys.readouterr().out
     ids = sorted((tmp_path / "out" / "ids").rglob("*.png"))
     color = sorted((tmp_path / "out" / "color").rglob("*.png"))
     label_map = np.asarray(Image.open(ids[0]))
     palette = np.array(BENCHMARKS["cityscapes"].palette)
     assert label_map.shape == (32, 64) and np.array_equal(np.asarray(Image.open(color[0])), palette[label_map])
     assert "exists" in answer(capsys, "predict", str(pictures), *where)
+    assert "--confidence is for --as-labels" in answer(capsys, "predict", str(pictures), *where, "--confidence", "0.5")
+    where[3] = str(tmp_path / "labels")
+    assert "leave out --overwrite" in answer(capsys, "predict", str(pictures), *where, "--as-labels", "--overwrite")
+    assert main(["predict", str(pictures), *where, "--as-labels", "--confidence", "0"]) == 0
+    assert "3 images with 100.0% of their pixels labelled" in capsys.readouterr().out
 
 
 def test_datasets_are_listed_described_and_checked(cityscapes, capsys):
@@ -179,7 +184,7 @@ def test_charts_are_drawn_from_files_and_never_over_others(cityscapes, tmp_path,
     models = [f"tiny={cityscapes / 'model'}", "--dataset", "cityscapes", "--data-dir", str(cityscapes / "data")]
     assert main(["chart", "predictions", *models, "--indices", "0", "2", "--output", str(tmp_path / "p.png")]) == 0
     assert "same title" in answer(capsys, "chart", "classes", "x=a.json", "x=b.json")
-    assert "no number 9" in answer(capsys, "chart", "predictions", *models, "--indices", "9")
+    assert "index 9 is out of range" in answer(capsys, "chart", "predictions", *models, "--indices", "9")
 
 
 def test_curves_are_drawn_from_a_runs_folder(tmp_path, capsys):

@@ -98,7 +98,7 @@ def test_pictures_of_other_modes_become_rgb(tmp_path, mode):
 def test_a_file_that_is_no_picture_gives_a_message_without_the_servers_folder(tmp_path, content):
     path = tmp_path / "holiday.jpg"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^holiday\.jpg: not a picture.*Try a JPEG, PNG") as error:
+    with pytest.raises(ValueError, match=r"^holiday\.jpg: not an image.*Try a JPEG, PNG") as error:
         read_upload(path)
     assert str(tmp_path) not in str(error.value)
 
@@ -221,7 +221,7 @@ def test_milliseconds_have_no_more_digits_than_they_deserve(seconds, text):
 def test_names_and_messages_cannot_bring_html_into_the_page():
     html = shown(FIRST, titles=["<script>1</script>"], names=[["<b>", "b", "c", "d"]])
     assert "<script" not in html and "<b>" not in html and "&lt;b&gt;" in html
-    assert "<i>" not in page.render_message("<i>.jpg: not a picture")
+    assert "<i>" not in page.render_message("<i>.jpg: not an image")
 
 
 # The app
@@ -232,7 +232,7 @@ def test_examples_are_looked_at_before_anything_is_loaded(tmp_path, photo):
     with pytest.raises(FileNotFoundError, match="no example picture"):
         example_pictures([tmp_path / "none.png"])
     (tmp_path / "text.png").write_text("text")
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         example_pictures([tmp_path / "text.png"])
 
 
@@ -251,7 +251,7 @@ def test_the_served_page_starts_with_the_first_example_segmented_and_answers_upl
     [handler] = [fn.fn for fn in app.fns.values() if fn.fn is not None and fn.targets and not fn.preprocess]
     assert "Class, share of pixels" in handler({"path": str(photo)})
     assert 'role="alert"' in handler(None) and "Upload a picture" in handler(None)
-    assert "not a picture" in handler({"path": str(model / "config.json")})
+    assert "not an image" in handler({"path": str(model / "config.json")})
 
 
 @needs_gradio

@@ -62,7 +62,7 @@ def confusion_by_hand(model: nn.Module, rows: list[dict], num_labels: int, align
 
 def without_matrix(scores: dict) -> dict:
     """What can be compared with == and written as JSON."""
-    return {name: value for name, value in scores.items() if name != "confusion_matrix"}
+    return {name: value for name, value in scores.items() if name not in ("confusion_matrix", "seconds")}
 
 
 class Plain(nn.Module):
@@ -129,6 +129,37 @@ def test_an_image_without_a_name_is_named_by_its_position():
         evaluate_segmenter(segmenter(), rows, processor=AfDcdImageProcessor(), progress=False)
 
 
+def test_a_model_of_one_class_is_not_scored_and_a_truth_of_one_class_is_questioned(caplog):
+    with pytest.raises(ValueError, match="A model of one class is right at every pixel"):
+        evaluate_segmenter(segmenter(num_labels=1), odd_images(), processor=AfDcdImageProcessor(), progress=False)
+    crack = np.where(np.asarray(odd_images()[0]["label"]) == 1, 255, 0).astype(np.uint8)  # a mask of 0 and 255
+    rows = 2 * [{**odd_images()[0], "label": Image.fromarray(crack)}]
+    evaluate_segmenter(segmenter(num_labels=2), rows, processor=AfDcdImageProcessor(), progress=False)
+    assert "All labelled pixels are 'LABEL_0': this score says little" in caplog.text
+    caplog.clear()
+    evaluate_segmenter(segmenter(), odd_images(), processor=AfDcdImageProcessor(), progress=False)
+    assert not caplog.text
+
+
+def test_weights_that_are_not_finite_give_no_score():
+    model = segmenter()
+    with torch.no_grad():
+        model.head.classifier.weight.view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match="bands_0: the model's scores are not finite"):
+        evaluate_segmenter(model, odd_images(), processor=AfDcdImageProcessor(), progress=False)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_no_random_state_is_touched(num_workers):
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    options = {"processor": AfDcdImageProcessor(), "num_workers": num_workers, "progress": False}
+    scores = evaluate_segmenter(segmenter(), odd_images(), **options)
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
+    parts = scores["seconds"]
+    assert parts.keys() == {"waiting for images", "model", "label maps", "counting", "all"}
+    assert 0 < sum(parts.values()) - parts["all"] <= parts["all"] + 0.01
+
+
 def test_an_empty_dataset_is_an_error():
     with pytest.raises(ValueError, match="the dataset is empty"):
         evaluate_segmenter(segmenter(), [], processor=AfDcdImageProcessor())
@@ -137,20 +168,15 @@ def test_an_empty_dataset_is_an_error():
 @pytest.mark.parametrize("training", [True, False])
 def test_the_networks_mode_is_restored_also_after_an_error(training):
     model, rows = segmenter().train(training), odd_images()[:1]
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     evaluate_segmenter(model, rows, processor=AfDcdImageProcessor(), progress=False)
     assert all(module.training == training for module in model.modules())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     with pytest.raises(ValueError):
         evaluate_segmenter(
             model, [{**rows[0], "label": Image.new("L", (24, 16), 77)}], processor=AfDcdImageProcessor(), progress=False
         )
     assert all(module.training == training for module in model.modules())
-
-
-def test_batch_norm_statistics_are_used_and_not_updated():
-    model, rows = segmenter().train(), odd_images()[:2]
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    evaluate_segmenter(model, rows, processor=AfDcdImageProcessor(), batch_size=2, progress=False)
-    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
 def test_the_protocol_says_everything_that_influences_the_number():
@@ -254,17 +280,6 @@ def test_without_any_label_all_scores_are_nan():
     assert len(names) == scores["num_images"] == 7
 
 
-def test_the_mode_comes_back_when_what_is_done_with_a_prediction_fails():
-    model = segmenter().train()
-
-    def refuse(name, label_map):
-        raise OSError(f"no room for {name}")
-
-    with pytest.raises(OSError, match="no room for bands_0") as failure:
-        evaluate_segmenter(model, odd_images(), processor=AfDcdImageProcessor(), on_prediction=refuse, progress=False)
-    assert failure.value.__traceback__ is not None and all(module.training for module in model.modules())
-
-
 def test_a_boundary_ratio_out_of_range_is_refused_before_anything_is_computed():
     with pytest.raises(ValueError, match="ratio=2: expected a share"):
         evaluate_segmenter(
@@ -324,12 +339,6 @@ def test_a_plain_module_without_the_number_of_classes_is_an_error_that_asks_for_
         evaluate_segmenter(Plain(4), odd_images(), processor=AfDcdImageProcessor(), progress=False)
 
 
-def test_a_network_in_bfloat16_is_scored_in_its_own_precision():
-    model = lively(segmenter()).to(torch.bfloat16)
-    scores = evaluate_segmenter(model, odd_images(), processor=AfDcdImageProcessor(), progress=False)
-    assert scores["protocol"]["dtype"] == "bfloat16" and 0 < scores["mean_iou"] < 1
-
-
 PROCESSES = {"batch_size": 2, "boundary_ratio": 0.05, "settings": InferenceSettings(flip=True, window=(16, 16))}
 
 
@@ -355,7 +364,7 @@ def some_labelled() -> list[dict]:
 
 
 def _as_json(scores: dict) -> dict:
-    return {**scores, "confusion_matrix": scores["confusion_matrix"].tolist()}
+    return {**without_matrix(scores), "confusion_matrix": scores["confusion_matrix"].tolist()}
 
 
 def _score_on_this_rank(folder: Path) -> None:

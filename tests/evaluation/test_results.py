@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 
+import pytest
+
 from afdcd_hf.cli import _parser
 from afdcd_hf.cli.options import inference_settings
-from afdcd_hf.evaluation.results import dataset_context, evaluate_command
+from afdcd_hf.evaluation.results import check_writable, dataset_context, evaluate_command
 
 DEFAULTS = {"model": "runs/m", "dataset": "scenes", "split": "val", "scales": [1.0], "flip": False, "window": None,
             "stride": None, "precision": "fp32", "absent_classes": "left out of the mean"}  # fmt: skip
@@ -45,3 +47,33 @@ def test_the_command_sets_everything_that_influences_the_number():
 def test_where_the_files_lie_is_not_part_of_the_protocol():
     context = dataset_context(name="voc", split="val", data_dir="/home/me/voc", max_samples=3)
     assert context == {"dataset": "voc", "split": "val", "max_samples": 3}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"dataset": "my data"},
+        {"dataset": "x; touch PWNED #"},
+        {"model": "$(touch PWNED)"},
+        {"split": "train[:80%]"},
+        {"list_file": "it's my list.txt"},
+        {"label_map": {"it's": 1}},
+    ],
+)
+def test_every_word_of_the_command_stays_one_word_for_a_shell(given):
+    ((name, value),) = given.items()
+    args = parsed({**DEFAULTS, "dataset": "d", **given})
+    assert getattr(args, name) == (json.dumps(value) if name == "label_map" else value)
+
+
+def test_results_that_cannot_be_written_are_told_before_the_evaluation(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(IsADirectoryError, match="is a folder; give --output the name of a file"):
+        check_writable(tmp_path)
+    with pytest.raises(OSError, match="file"):
+        check_writable(tmp_path / "file" / "results.json")
+    with pytest.raises(OSError, match="/proc/results.json"):
+        check_writable("/proc/results.json")
+    (tmp_path / "r_confusion.csv").write_text("mine")
+    with pytest.raises(FileExistsError, match="r_confusion.csv exists"):
+        check_writable(tmp_path / "r.json")

@@ -22,11 +22,11 @@ from afdcd_hf.export import comparison
 from afdcd_hf.export import onnx as onnx_export
 from afdcd_hf.export.comparison import RuntimeRow, compare_runtimes, format_runtimes, take_turns
 from afdcd_hf.export.onnx import PARITY_SHAPES, export_onnx
-from afdcd_hf.export.onnx_segmenter import OnnxSegmenter, load_onnx
 from afdcd_hf.export.parity import TOLERANCE, check_parity
 from afdcd_hf.export.pooling import PoolingByProducts, cell_means
 from afdcd_hf.export.quantisation import CalibrationPictures, calibration_indices, quantise_onnx
 from afdcd_hf.export.timm_backbone import export_timm_backbone
+from afdcd_hf.inference.onnx_segmenter import OnnxSegmenter, load_onnx
 
 BGR = {"do_flip_channels": True, "do_rescale": False, "image_mean": [104.0, 117.0, 123.0], "image_std": [1, 1, 1]}
 needs_onnx = pytest.mark.skipif(

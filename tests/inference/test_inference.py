@@ -13,16 +13,11 @@ from images import labelled_image
 from PIL import Image
 from tiny import segmenter
 from torch import nn
+from torch.nn import functional as F
 
 from afdcd_hf import AfDcdImageProcessor
-from afdcd_hf.inference.segment import (
-    WHOLE_IMAGE,
-    InferenceSettings,
-    Sample,
-    make_sample,
-    predict_label_maps,
-    segment_image,
-)
+from afdcd_hf.inference.segment import Predictor, Sample, best_classes, make_sample, predict_label_maps, segment_image
+from afdcd_hf.inference.settings import WHOLE_IMAGE, InferenceSettings
 from afdcd_hf.inference.windows import place_windows
 
 NUM_LABELS = 5
@@ -169,14 +164,6 @@ def test_one_window_that_covers_all_is_the_whole_image():
     assert [shape for shape, _ in model.seen] == 3 * [(1, 3, 17, 31)]
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize(("window", "stride"), [(None, None), ((5, 7), (2, 3)), ((16, 4), (16, 1)), ((1, 1), (1, 1))])
-def test_a_network_without_neighbourhood_sees_the_same_through_any_window(window, stride, flip):
-    model, sample = Pointwise(), noise(13, 18)
-    settings = InferenceSettings(window=window, stride=stride, flip=flip)
-    assert np.array_equal(predict(model, sample, settings), predict(model, sample))
-
-
 def test_a_flipped_image_gives_the_flipped_label_map_where_both_are_averaged():
     model, sample = Strided(True), noise(21, 33)
     mirrored = Sample("mirrored", sample.pixel_values.flip(-1), sample.size)
@@ -253,15 +240,6 @@ def test_a_picture_is_segmented_at_its_own_size_as_its_configuration_says(align_
     assert label_map.dtype == np.uint8 and (label_map == expected).mean() > 0.99
 
 
-def test_a_grey_picture_is_read_as_rgb():
-    grey = labelled_image(0, 4, 16, 24)["image"].convert("L")
-    model = segmenter()
-    assert np.array_equal(
-        segment_image(model, AfDcdImageProcessor(), grey),
-        segment_image(model, AfDcdImageProcessor(), grey.convert("RGB")),
-    )
-
-
 def test_class_ids_above_255_need_sixteen_bits_whatever_is_in_the_picture():
     image = Image.new("RGB", (6, 4))
     assert segment_image(Pointwise(256), AfDcdImageProcessor(), image).dtype == np.uint8
@@ -270,6 +248,66 @@ def test_class_ids_above_255_need_sixteen_bits_whatever_is_in_the_picture():
     with torch.no_grad():
         model.conv.bias[299] = 1e6
     assert (segment_image(model, AfDcdImageProcessor(), image) == 299).all()
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(
+    ("num_labels", "size"), [(2, (1031, 1033)), (11, (45, 61)), (19, (367, 485)), (300, (71, 129))]
+)
+def test_classes_chosen_one_by_one_are_those_of_the_whole_score_map_to_the_bit(num_labels, size, align_corners):
+    logits = torch.randn(num_labels, 5, 6, generator=torch.Generator().manual_seed(0)).mul(4).round()  # with equal ones
+    scores = F.interpolate(logits[None], size, mode="bilinear", align_corners=align_corners)[0]
+    assert (scores.numel() > 2**21) == (num_labels != 11)
+    chosen = best_classes(logits, size, align_corners)
+    assert torch.equal(chosen.long(), scores.max(0).indices)
+    assert chosen.dtype == (torch.uint8 if num_labels <= 256 else torch.int32)
+
+
+class Picky(Strided):
+    """Refuses inputs whose sides it cannot divide, as networks with skip connections do."""
+
+    def __init__(self, multiple: int):
+        super().__init__(False)
+        self.multiple = multiple
+
+    def forward(self, pixel_values):
+        if pixel_values.shape[-1] % self.multiple or pixel_values.shape[-2] % self.multiple:
+            raise RuntimeError("The size of tensor a (12) must match the size of tensor b (11)")
+        return super().forward(pixel_values)
+
+
+@pytest.mark.parametrize("multiple", [32, 64])
+def test_inputs_are_padded_for_a_model_that_needs_multiples(multiple, caplog):
+    predictor, sample = Predictor(Picky(multiple)), noise(90, 120)
+    [(_, label_map)] = predictor.label_maps([[sample]])
+    padded = F.pad(sample.pixel_values, (0, 128 - 120, 0, (96 if multiple == 32 else 128) - 90))
+    [(_, whole)] = predict_label_maps(Strided(False), [[Sample("", padded, tuple(padded.shape[-2:]))]])
+    assert torch.equal(label_map, whole[:90, :120]) and predictor.multiple == multiple
+    assert "takes no input of 90x120: padded to multiples" in caplog.text
+    list(predictor.label_maps([[noise(64, 128)]]))
+    assert predictor.model.seen[-1][0] == (1, 3, 64, 128)  # not padded without need
+
+
+def test_a_model_for_one_size_is_refused_with_what_to_do():
+    with pytest.raises(ValueError, match="failed on an input of 17x31 pixels: .*must match.*--window HEIGHT WIDTH"):
+        predict(Picky(48), noise(17, 31))
+
+
+def test_running_out_of_memory_is_told_as_it_is():
+    model = Strided()
+    model.forward = lambda pixel_values: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(torch.OutOfMemoryError):
+        predict(model, noise(9, 9))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["whole", "window", "everything"])
+def test_scores_that_are_not_finite_give_no_label_map(name, value):
+    model = Strided()
+    with torch.no_grad():
+        model.second.bias[NUM_LABELS - 1] = value
+    with pytest.raises(ValueError, match="17x31: the model's scores are not finite"):
+        predict(model, noise(17, 31), InferenceSettings(**SETTINGS[name]))
 
 
 def test_settings_survive_json():

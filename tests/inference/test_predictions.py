@@ -12,14 +12,16 @@ from PIL import Image
 from tiny import segmenter
 
 from afdcd_hf import AfDcdImageProcessor
-from afdcd_hf.atomic_io import written_whole
 from afdcd_hf.charts.generated_palette import distinct_palette, oklab
 from afdcd_hf.charts.overlay import draw_overlay
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.inference import predictions
-from afdcd_hf.inference.image_files import open_picture, save_png
+from afdcd_hf.inference.images import open_rgb
+from afdcd_hf.inference.onnx_segmenter import load_segmenter
 from afdcd_hf.inference.predictions import class_legend, predict_images
-from afdcd_hf.inference.segment import InferenceSettings, segment_image
+from afdcd_hf.inference.pseudo_labels import write_pseudo_labels
+from afdcd_hf.inference.segment import Predictor, make_sample, segment_image
+from afdcd_hf.inference.settings import InferenceSettings
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)  # predictions of more than one class
 NAMES = ["sky", "wall", "floor", "lamp"]
@@ -67,8 +69,8 @@ def run(model, inputs, output, **options):
 def test_ids_colours_overlay_and_legend_of_a_picture(model, photo, tmp_path):
     (done,) = run(model, [photo], tmp_path / "out")
     assert files_in(tmp_path / "out") == ["classes.json", "color/photo.png", "ids/photo.png", "overlay/photo.png"]
-    assert done.picture == photo and done.ids == tmp_path / "out" / "ids" / "photo.png"
-    network, processor = predictions.load_model(str(model)), AfDcdImageProcessor.from_pretrained(model)
+    assert done.image == photo and done.ids == tmp_path / "out" / "ids" / "photo.png"
+    network, processor = load_segmenter(str(model))
     expected = segment_image(network, processor, Image.open(photo))
     ids = read(done.ids)
     assert len(np.unique(expected)) > 1
@@ -86,28 +88,19 @@ def test_ids_colours_overlay_and_legend_of_a_picture(model, photo, tmp_path):
 def test_a_model_of_more_than_256_classes_gets_16_bits_and_all_its_colours(tmp_path, photo, monkeypatch):
     segmenter(num_labels=300).save_pretrained(tmp_path / "model")
     AfDcdImageProcessor().save_pretrained(tmp_path / "model")
-    label_map = np.array([[0, 255], [256, 299]], np.uint16).repeat(12, 0).repeat(20, 1)
-    monkeypatch.setattr(predictions, "segment_image", lambda *_: label_map)
-    (done,) = run(tmp_path / "model", [photo], tmp_path / "out")
-    assert Image.open(done.ids).mode == "I;16" and np.array_equal(read(done.ids), label_map)
-    assert np.array_equal(read(done.color), distinct_palette(300)[label_map])  # 255 is a class here
-    monkeypatch.setattr(predictions, "segment_image", lambda *_: (label_map % 200).astype(np.uint8))
-    (done,) = run(tmp_path / "model", [photo], tmp_path / "low")
-    assert Image.open(done.ids).mode == "I;16"  # whatever classes occur in this picture
+    label_map = torch.tensor([[0, 255], [256, 299]]).repeat_interleave(12, 0).repeat_interleave(20, 1)
+    for name, shown in (("out", label_map), ("low", label_map % 200)):
+        monkeypatch.setattr(Predictor, "label_maps", lambda self, batches, shown=shown: [(batches[0][0], shown)])
+        (done,) = run(tmp_path / "model", [photo], tmp_path / name)
+        # 16 bits whatever classes occur in this image; 255 is a class here
+        assert Image.open(done.ids).mode == "I;16" and np.array_equal(read(done.ids), shown)
+        assert np.array_equal(read(done.color), distinct_palette(300)[shown])
 
 
-def test_settings_reach_the_network(model, photo, tmp_path, monkeypatch):
-    seen = []
-
-    def record(network, processor, image, settings):
-        seen.append(settings)
-        return segment_image(network, processor, image, settings)
-
-    monkeypatch.setattr(predictions, "segment_image", record)
+def test_settings_reach_the_network(model, photo, tmp_path):
     settings = InferenceSettings(scales=(1.0, 1.5), flip=True, window=(16, 16), stride=(8, 8))
     (done,) = run(model, [photo], tmp_path / "out", settings=settings)
-    assert seen == [settings]
-    network, processor = predictions.load_model(str(model)), AfDcdImageProcessor.from_pretrained(model)
+    network, processor = load_segmenter(str(model))
     plain = segment_image(network, processor, Image.open(photo))
     assert np.array_equal(read(done.ids), segment_image(network, processor, Image.open(photo), settings))
     assert not np.array_equal(read(done.ids), plain)
@@ -139,7 +132,7 @@ def test_a_picture_named_twice_is_segmented_once(model, photo, tmp_path):
 def test_an_output_folder_inside_the_input_folder_is_not_searched_the_next_time(model, photo):
     folder = photo.parent
     assert len(run(model, [folder], folder)) == 1
-    assert [one.picture for one in run(model, [folder], folder, overwrite=True)] == [photo]
+    assert [one.image for one in run(model, [folder], folder, overwrite=True)] == [photo]
 
 
 # predict: pictures of all kinds
@@ -164,6 +157,7 @@ KINDS = {
     "RGBA": (Image.fromarray(np.dstack([PIXELS, 255 - GREY])), PIXELS),
     "LA": (Image.fromarray(np.dstack([GREY, 255 - GREY])), AS_GREY),
     "I;16": (Image.fromarray(GREY.astype(np.uint16) * 257), AS_GREY),
+    "CMYK": (Image.new("CMYK", (40, 24), (0, 255, 255, 0)), np.broadcast_to([255, 0, 0], (24, 40, 3))),
 }
 
 
@@ -171,8 +165,9 @@ KINDS = {
 def test_pictures_of_all_kinds_become_rgb(tmp_path, kind):
     stored, expected = KINDS[kind]
     assert stored.mode == kind
-    stored.save(tmp_path / "x.png")
-    opened = open_picture(tmp_path / "x.png")
+    path = tmp_path / ("x.tif" if kind == "CMYK" else "x.png")
+    stored.save(path)
+    opened = open_rgb(path)
     assert opened.mode == "RGB" and np.array_equal(np.asarray(opened), expected)
 
 
@@ -182,19 +177,16 @@ def test_palette_pictures_take_their_colours_even_with_transparency(tmp_path):
     stored.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     stored.save(tmp_path / "x.png", transparency=bytes([0, 128, 255]))
     expected = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[GREY % 3]
-    assert np.array_equal(np.asarray(open_picture(tmp_path / "x.png")), expected)
-
-
-def test_cmyk_becomes_rgb(tmp_path):
-    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "x.tif")
-    assert np.array_equal(np.asarray(open_picture(tmp_path / "x.tif"))[0, 0], [255, 0, 0])
+    assert np.array_equal(np.asarray(open_rgb(tmp_path / "x.png")), expected)
 
 
 @pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70000, np.int32)])
 def test_pixels_whose_range_is_unknown_are_refused(tmp_path, values):
     Image.fromarray(values).save(tmp_path / "x.tif")
     with pytest.raises(OSError, match=r"x\.tif: .*save it with 8 or 16 bits"):
-        open_picture(tmp_path / "x.tif")
+        open_rgb(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match="^mine: mode .*save it with 8 or 16 bits"):
+        make_sample(AfDcdImageProcessor(), Image.fromarray(values), "mine")  # the entrance of Python
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (3, 2)])
@@ -210,7 +202,7 @@ def test_pictures_that_cannot_be_read_are_listed_at_the_end_and_stop_no_other(mo
     (folder / "b.png").write_bytes(whole[: len(whole) // 2])
     (folder / "c.jpg").write_text("no picture")
     picture(folder / "d.png")
-    with pytest.raises(OSError, match="2 of 4 pictures could not be read") as error:
+    with pytest.raises(OSError, match="2 of 4 images could not be read") as error:
         run(model, [folder], tmp_path / "out")
     assert str(folder / "b.png") in str(error.value) and f"{folder / 'c.jpg'} cannot be read: not an image" in str(
         error.value
@@ -224,7 +216,7 @@ def test_pictures_that_cannot_be_read_are_listed_at_the_end_and_stop_no_other(mo
 @pytest.fixture
 def untouched(monkeypatch):
     """Fails a test whose mistake is noticed only after the model was loaded."""
-    monkeypatch.setattr(predictions, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(predictions, "load_segmenter", lambda *_: pytest.fail("the model was loaded"))
 
 
 def test_pictures_that_would_share_a_file_are_named(untouched, tmp_path):
@@ -275,7 +267,7 @@ def test_missing_inputs_empty_folders_and_bad_options_are_answered(untouched, ph
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run("model", [photo, tmp_path / "nowhere"], tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match=r"empty holds no picture.*\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"empty holds no image.*\.jpg"):
         run("model", [tmp_path / "empty"], tmp_path / "out")
     with pytest.raises(ValueError, match="nothing to segment"):
         run("model", [], tmp_path / "out")
@@ -291,6 +283,52 @@ def test_missing_inputs_empty_folders_and_bad_options_are_answered(untouched, ph
 def test_a_benchmark_of_another_number_of_classes_is_refused(model, photo, tmp_path):
     with pytest.raises(ValueError, match="4 classes and camvid 11"):
         run(model, [photo], tmp_path / "out", dataset="camvid")
+
+
+def test_weights_that_are_not_finite_give_no_images(model, photo, tmp_path):
+    network, processor = load_segmenter(str(model))
+    with torch.no_grad():
+        network.head.classifier.weight.view(-1)[0] = float("nan")
+    network.save_pretrained(tmp_path / "bad")
+    processor.save_pretrained(tmp_path / "bad")
+    with pytest.raises(ValueError, match=r"photo\.png: the model's scores are not finite"):
+        run(tmp_path / "bad", [photo], tmp_path / "out")
+    assert files_in(tmp_path / "out") == []
+
+
+# Pseudo-labels
+
+
+def test_predictions_become_a_data_set_in_which_uncertain_pixels_are_ignored(model, tmp_path):
+    from afdcd_hf.data.loading import load_split
+
+    upright = picture(tmp_path / "in" / "a" / "x.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(PIXELS)).save(tmp_path / "in" / "y.png", exif=exif)
+    (tmp_path / "in" / "z.png").write_text("no image")
+    with pytest.raises(OSError, match="1 of 3 images could not be read"):
+        write_pseudo_labels(model, [tmp_path / "in"], tmp_path / "out", confidence=0.6, device="cpu", progress=False)
+    rows = load_split(str(tmp_path / "out"), "train")
+    assert len(rows) == 2 and json.loads((tmp_path / "out" / "classes.json").read_text()) == NAMES
+    network, processor = load_segmenter(str(model))
+    for row in rows:
+        sample = make_sample(processor, row["image"])
+        with torch.no_grad():
+            logits = network.eval()(pixel_values=sample.pixel_values[None]).logits
+        size, align = sample.size, network.config.align_corners
+        scores = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=align).softmax(1)[0]
+        expected = np.where(scores.amax(0) < 0.6, 255, scores.argmax(0))
+        assert 0 < (expected == 255).mean() < 1 and np.array_equal(np.asarray(row["label"]), expected)
+    assert (tmp_path / "out" / "train" / "images" / "a" / "x.jpg").read_bytes() == upright.read_bytes()
+    assert np.array_equal(read(tmp_path / "out" / "train" / "images" / "y.png"), PIXELS)  # upright
+
+
+def test_pseudo_labels_go_to_a_new_folder_only(untouched, photo, tmp_path):
+    with pytest.raises(FileExistsError, match="is not empty"):
+        write_pseudo_labels("model", [photo], photo.parent)
+    with pytest.raises(ValueError, match="confidence is a probability from 0 to 1, not 90"):
+        write_pseudo_labels("model", [photo], tmp_path / "out", confidence=90)
 
 
 # Colours
@@ -350,29 +388,3 @@ def test_lines_are_wider_in_larger_pictures_and_centred():
     label_map[800:] = 1
     drawn = draw_overlay(Image.new("RGB", (1700, 1600)), label_map, distinct_palette(2), 0.0)
     assert np.flatnonzero(drawn[:, 0, 0]).tolist() == [798, 799, 800, 801]
-
-
-# Files are whole or not there
-
-
-def test_a_failure_while_writing_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
-    mine = picture(tmp_path / "x.png")
-    before = mine.read_bytes()
-
-    def half(self, path, **_):
-        Path(path).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(KeyboardInterrupt):
-        save_png(GREY, mine)
-    with pytest.raises(KeyboardInterrupt):
-        save_png(GREY, tmp_path / "new" / "y.png")
-    assert files_in(tmp_path) == ["x.png"] and mine.read_bytes() == before
-
-
-def test_an_unfinished_file_has_no_name_of_a_picture(tmp_path):
-    with written_whole(tmp_path / "x.png") as part:
-        part.write_bytes(b"half")
-        assert files_in(tmp_path) == [part.name] and part.name.startswith(".") and part.suffix == ".part"
-    assert files_in(tmp_path) == ["x.png"]

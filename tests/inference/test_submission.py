@@ -64,18 +64,6 @@ def test_without_a_server_train_ids_are_written(tmp_path, benchmark):
     assert read(tmp_path / "out" / "a.png").tolist() == [[0, 10]] and writer.archive is None
 
 
-def test_colours_go_to_a_folder_beside(tmp_path):
-    writer = PredictionWriter(tmp_path / "out", palette=[(1, 2, 3), (4, 5, 6)], label_ids={0: 1, 1: 0})
-    writer.prepare()
-    writer("v/a.png", np.array([[0, 1]]))
-    assert files_in(tmp_path) == ["out-color/v/a.png", "out/v/a.png"]
-    assert read(tmp_path / "out-color" / "v" / "a.png").tolist() == [[[1, 2, 3], [4, 5, 6]]]
-    with pytest.raises(FileExistsError, match="out-color is not empty"):
-        (tmp_path / "out" / "v" / "a.png").unlink()
-        (tmp_path / "out" / "v").rmdir()
-        writer.prepare()
-
-
 def test_folders_with_files_and_existing_zips_are_refused_before_anything_is_computed(tmp_path):
     picture(tmp_path / "full" / "x.png")
     with pytest.raises(FileExistsError, match="full is not empty"):

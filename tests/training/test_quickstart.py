@@ -14,7 +14,7 @@ from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.hub.facts_file import read_facts
 from afdcd_hf.hub.model_card import render_card
 from afdcd_hf.hub.verify import verify
-from afdcd_hf.inference.comparison import draw_predictions
+from afdcd_hf.inference.side_by_side import draw_predictions
 from afdcd_hf.training import quickstart
 
 SHORT = ["--max_steps", "2", "--total_batch_size", "2", "--warmup_steps", "0", "--logging_steps", "1"]

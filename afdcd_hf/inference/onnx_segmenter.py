@@ -1,9 +1,10 @@
-"""An ONNX graph as a segmenter: whatever scores or applies networks takes it like one."""
+"""An ONNX graph as a segmenter: whatever scores or applies models takes it like one."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, PreTrainedConfig
 
+from ..models.loading import load_model
 from ..models.modeling_afdcd import AfDcdOutput
+from .settings import InferenceSettings
 
 # entry of the graph's metadata that holds, as JSON, what is needed beside the graph
 METADATA_KEY = "afdcd"
@@ -34,7 +37,7 @@ def check_packages() -> None:
 class OnnxSegmenter(nn.Module):
     """A graph of `export_onnx` or `quantise_onnx`, run by onnxruntime on the CPU.
 
-    It is called as the networks are, `segmenter(pixel_values=...).logits`, and carries the `config` that
+    It is called as the models are, `segmenter(pixel_values=...).logits`, and carries the `config` that
     `evaluate_segmenter`, `segment_image` and `predict_label_maps` ask for. A graph that gives label maps is answered
     for by scores of one for the class chosen and zero for the others.
 
@@ -66,12 +69,19 @@ class OnnxSegmenter(nn.Module):
         # tells callers where inputs go, and in which type
         self.placeholder = nn.Parameter(torch.zeros(0), requires_grad=False)
 
+    def settings_for(self, settings: InferenceSettings) -> InferenceSettings:
+        """The settings, with windows of the size that the graph is fixed to unless they have some already."""
+        if self.facts["output"] == "labels" and not self.facts["upsample"]:
+            raise ValueError(f"{self.path} gives label maps smaller than the image: export with --upsample to use it.")
+        size = self.facts["size"]
+        return settings if size is None or settings.window else replace(settings, window=tuple(size))
+
     def run(self, pixel_values: np.ndarray) -> np.ndarray:
         """What the graph gives for `(B, 3, H, W)` float32: scores `(B, K, h, w)`, or class ids `(B, h, w)`."""
         size = self.facts["size"]
         if size is not None and list(pixel_values.shape[-2:]) != size:
             given = "x".join(map(str, pixel_values.shape[-2:]))
-            raise ValueError(f"{self.path} takes pictures of {size[0]}x{size[1]} pixels (height x width), not {given}.")
+            raise ValueError(f"{self.path} takes images of {size[0]}x{size[1]} pixels (height x width), not {given}.")
         return self._session.run(None, {"pixel_values": pixel_values})[0]
 
     def forward(self, pixel_values: Tensor) -> AfDcdOutput:
@@ -87,7 +97,14 @@ def load_onnx(path: str | Path, threads: int | None = None) -> tuple[OnnxSegment
     segmenter = OnnxSegmenter(path, threads)
     with TemporaryDirectory() as folder:
         Path(folder, "preprocessor_config.json").write_text(json.dumps(segmenter.facts["processor"]))
-        return segmenter, AutoImageProcessor.from_pretrained(folder)
+        return segmenter, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_segmenter(name_or_path: str) -> tuple[nn.Module, Any]:
+    """A model and its image processor, from a folder, a Hub id or an `.onnx` file of `afdcd export`."""
+    if Path(name_or_path).suffix == ".onnx":
+        return load_onnx(name_or_path)
+    return load_model(name_or_path), AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
 
 
 def _open(path: Path, threads: int):
@@ -110,7 +127,5 @@ def _open(path: Path, threads: int):
 def _read_facts(session, path: Path) -> dict[str, Any]:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
-        raise ValueError(
-            f"{path} was not made by `afdcd export`: it does not say which classes and pictures it is for."
-        )
+        raise ValueError(f"{path} was not made by `afdcd export`: it does not say which classes and images it is for.")
     return json.loads(text)

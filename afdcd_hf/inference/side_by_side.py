@@ -1,4 +1,4 @@
-"""What saved networks see: image, truth and predictions side by side."""
+"""What saved models see: image, truth and predictions side by side."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoImageProcessor
 
 from ..charts import plot_predictions
 from ..data.benchmarks import get_benchmark
 from ..data.loading import load_split
-from ..models.loading import load_model
+from .onnx_segmenter import load_segmenter
 from .segment import segment_image
 
 
@@ -25,11 +24,11 @@ def draw_predictions(
     indices: Sequence[int] = (0, 1, 2, 3, 4),
     notes: Mapping[str, str] | None = None,
 ) -> Path:
-    """Draw a row per image and a column per network, beside image and truth.
+    """Draw a row per image and a column per model, beside image and truth.
 
     Args:
         models: column title -> folder or Hub id.
-        path: picture to write.
+        path: image to write.
         dataset: benchmark, for its images, class names and colours.
         split: its split.
         data_dir: its files.
@@ -42,10 +41,10 @@ def draw_predictions(
     benchmark = get_benchmark(dataset)
     images = load_split(dataset, split, data_dir)
     if max(indices) >= len(images):
-        raise ValueError(f"{dataset}'s {split} split has {len(images)} images; there is no number {max(indices)}.")
+        raise ValueError(f"{dataset}'s {split} split has {len(images)} images; index {max(indices)} is out of range.")
     rows = [images[index] for index in indices]
     columns = {"image": [np.asarray(r["image"]) for r in rows], "truth": [np.asarray(r["label"]) for r in rows]}
     for title, folder in models.items():
-        model, processor = load_model(str(folder)), AutoImageProcessor.from_pretrained(folder)
+        model, processor = load_segmenter(str(folder))
         columns[title] = [segment_image(model, processor, row["image"]) for row in rows]
     return plot_predictions(columns, benchmark.palette, benchmark.classes, path, notes=notes or {})
