@@ -23,7 +23,6 @@ _PICTURES = {
     CURVES_NAME: "Loss terms and mean IoU during training.",
     "results_confusion.png": "Where pixels of each class went in the evaluation.",
 }
-HEADS = {"deeplabv3": "DeepLabV3", "pspnet": "PSPNet", "fcn": "FCN"}
 
 
 def folder_facts(folder: str | Path) -> CardFacts:
@@ -136,9 +135,11 @@ def describe(config: Any) -> str:
     """The network in words."""
     if config.model_type != "afdcd":
         return type(config).__name__.removesuffix("Config")
+    from ..models.heads import HEADS
+
     options = ", ".join(f"{name} {value}" for name, value in config.backbone_kwargs.items())
     backbone = f"{config.backbone} ({options})" if options else config.backbone
-    return f"{HEADS[config.head]} on {backbone}, output stride {config.output_stride}"
+    return f"{HEADS[config.head].title} on {backbone}, output stride {config.output_stride}"
 
 
 def _command(protocol: Mapping[str, Any]) -> str | None:

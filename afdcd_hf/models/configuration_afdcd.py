@@ -1,10 +1,9 @@
-"""Configuration of a segmentation network: everything that `from_pretrained` needs to build it."""
+"""Configuration of a segmentation model: everything that `from_pretrained` needs to build it."""
 
 # No `from __future__ import annotations` here: `@strict` checks the types of the fields only where they are real types.
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-HEADS = ("deeplabv3", "pspnet", "fcn")
 OUTPUT_STRIDES = (8, 16, 32)
 
 
@@ -18,9 +17,10 @@ class AfDcdConfig(PreTrainedConfig):
         backbone: name of any timm model that can return feature maps.
         backbone_kwargs: extra arguments of `timm.create_model`, e.g. `{"stem_type": "deep", "stem_width": 64}`.
         output_stride: input pixels per pixel of the last map: 8, 16 or 32.
-        head: "deeplabv3" (Chen et al. 2017), "pspnet" (Zhao et al. 2017) or "fcn" (Long et al. 2015).
+        head: one of `heads.HEADS`: "deeplabv3", "pspnet" or "fcn" on the last map; "lraspp" or "segformer" on several.
         head_channels: width of the head. None takes the released networks' width: for DeepLabV3 256 where the backbone
-            ends in 2048 channels or more, else 128; for PSPNet 512 or 128; for FCN a quarter of the input.
+            ends in 2048 channels or more, else 128; for PSPNet 512 or 128; for FCN a quarter of the input; and 128 for
+            LR-ASPP, 256 for SegFormer's.
         atrous_rates: dilations of DeepLabV3's three atrous branches. None takes 12, 24, 36 at output stride 8, and
             half of that each time the stride doubles, so that the rates cover the same field in pixels.
         auxiliary_head: adds an FCN head on the last but one map, used for training only.
@@ -52,6 +52,8 @@ class AfDcdConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _check(self) -> None:
+        from .heads import HEADS  # not above: torch would be loaded while transformers is being imported
+
         if self.head not in HEADS:
             raise ValueError(f"head={self.head!r} is unknown; known heads: {', '.join(HEADS)}.")
         if self.output_stride not in OUTPUT_STRIDES:

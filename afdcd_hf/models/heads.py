@@ -6,9 +6,15 @@ can be hooked as `head.features`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .configuration_afdcd import AfDcdConfig
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
@@ -72,50 +78,134 @@ class PoolingPyramid(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """`features` then `classifier`; `forward` maps `(B, C, h, w)` to `(B, num_labels, h, w)` logits."""
+    """`features`, then a 1x1 convolution `classifier`: the backbone's maps in, `(B, num_labels, h, w)` logits out.
 
-    def __init__(self, features: nn.Sequential, channels: int, num_labels: int):
+    A new kind is a subclass here and a line in `HEADS`. Its constructor takes the channels and strides of the
+    backbone's maps, shallow to deep, and the configuration.
+
+    Attributes:
+        title: what model cards call it.
+        reads_all_maps: whether `features` takes the list of maps, and not the last one alone.
+    """
+
+    title: ClassVar[str]
+    reads_all_maps: ClassVar[bool] = False
+
+    def __init__(self, features: nn.Module, channels: int, num_labels: int):
         super().__init__()
         self.features = features
         self.classifier = nn.Conv2d(channels, num_labels, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.classifier(self.features(features))
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.classifier(self.features(maps if self.reads_all_maps else maps[-1]))
 
 
 class DeepLabV3Head(SegmentationHead):
-    """ASPP - 3x3 convolution - classifier."""
+    """ASPP - 3x3 convolution - classifier (Chen et al., arXiv 1706.05587)."""
 
-    def __init__(self, in_channels: int, num_labels: int, channels: int | None, rates: list[int]):
-        channels = channels or (256 if in_channels >= 2048 else 128)
-        features = nn.Sequential(
-            AtrousPyramid(in_channels, channels, rates), conv_norm_relu(channels, channels, 3), nn.Dropout(0.1)
-        )
-        super().__init__(features, channels, num_labels)
+    title = "DeepLabV3"
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
+        width = config.head_channels or (256 if channels[-1] >= 2048 else 128)
+        pyramid = AtrousPyramid(channels[-1], width, config.atrous_rates)
+        features = nn.Sequential(pyramid, conv_norm_relu(width, width, 3), nn.Dropout(0.1))
+        super().__init__(features, width, config.num_labels)
 
 
 class PSPHead(SegmentationHead):
-    """Pooling pyramid - 3x3 convolution - classifier."""
+    """Pooling pyramid - 3x3 convolution - classifier (Zhao et al., arXiv 1612.01105)."""
 
-    def __init__(self, in_channels: int, num_labels: int, channels: int | None):
-        channels = channels or (512 if in_channels >= 2048 else 128)
-        pyramid = PoolingPyramid(in_channels)
-        features = nn.Sequential(pyramid, conv_norm_relu(pyramid.out_channels, channels, 3), nn.Dropout(0.1))
-        super().__init__(features, channels, num_labels)
+    title = "PSPNet"
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
+        width = config.head_channels or (512 if channels[-1] >= 2048 else 128)
+        pyramid = PoolingPyramid(channels[-1])
+        features = nn.Sequential(pyramid, conv_norm_relu(pyramid.out_channels, width, 3), nn.Dropout(0.1))
+        super().__init__(features, width, config.num_labels)
 
 
 class FCNHead(SegmentationHead):
-    """3x3 convolution - classifier: the auxiliary head, and the plainest main one."""
+    """3x3 convolution - classifier (Long et al. 2015); always a quarter of the input wide as the auxiliary head."""
 
-    def __init__(self, in_channels: int, num_labels: int, channels: int | None = None):
-        channels = channels or max(1, in_channels // 4)
-        super().__init__(nn.Sequential(conv_norm_relu(in_channels, channels, 3), nn.Dropout(0.1)), channels, num_labels)
+    title = "FCN"
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig, auxiliary: bool = False):
+        width = (None if auxiliary else config.head_channels) or max(1, channels[-1] // 4)
+        features = nn.Sequential(conv_norm_relu(channels[-1], width, 3), nn.Dropout(0.1))
+        super().__init__(features, width, config.num_labels)
 
 
-def build_head(
-    kind: str, in_channels: int, num_labels: int, channels: int | None, rates: list[int]
-) -> SegmentationHead:
-    """Build the head named in the configuration for a map of `in_channels` channels."""
-    if kind == "deeplabv3":
-        return DeepLabV3Head(in_channels, num_labels, channels, rates)
-    return {"pspnet": PSPHead, "fcn": FCNHead}[kind](in_channels, num_labels, channels)
+class LiteFeatures(nn.Module):
+    """The last map, weighted by channel and stretched to a finer one, beside that one (arXiv 1905.02244)."""
+
+    def __init__(self, fine: int, channels: Sequence[int], width: int):
+        super().__init__()
+        self.fine = fine
+        self.conv = conv_norm_relu(channels[-1], width, 1)
+        self.scale = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels[-1], width, 1, bias=False), nn.Sigmoid())
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        coarse, fine = self.conv(maps[-1]) * self.scale(maps[-1]), maps[self.fine]
+        return torch.cat([_stretched(coarse, fine), fine], dim=1)
+
+
+class LRASPPHead(SegmentationHead):
+    """Lite R-ASPP of MobileNetV3 (Howard et al., arXiv 1905.02244), computing what torchvision's does.
+
+    Logits have the size of the deepest map that is finer than the last one: 1/8 at output stride 16.
+    """
+
+    title = "LR-ASPP"
+    reads_all_maps = True
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
+        finer = [index for index, stride in enumerate(strides) if stride < strides[-1]]
+        if not finer:
+            raise ValueError(f"head='lraspp' needs a map finer than the last; {config.backbone!r} gives {strides}.")
+        width = config.head_channels or 128
+        # one classifier on both maps side by side: the sum of one on each
+        features = LiteFeatures(finer[-1], channels, width)
+        super().__init__(features, width + channels[finer[-1]], config.num_labels)
+
+
+class AllMLPFeatures(nn.Module):
+    """All maps of stride 4 and more: 1x1 convolution each, stretched to the first, fused (arXiv 2105.15203)."""
+
+    def __init__(self, used: Sequence[int], channels: Sequence[int], width: int):
+        super().__init__()
+        self.used = list(used)
+        self.project = nn.ModuleList(nn.Conv2d(channels[index], width, 1) for index in used)
+        self.fuse = nn.Sequential(conv_norm_relu(width * len(used), width, 1), nn.Dropout(0.1))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        projected = [layer(maps[index]) for layer, index in zip(self.project, self.used, strict=True)]
+        stretched = [_stretched(each, projected[0]) for each in projected]
+        return self.fuse(torch.cat(stretched[::-1], dim=1))
+
+
+class SegFormerHead(SegmentationHead):
+    """The all-MLP decoder of SegFormer (Xie et al., arXiv 2105.15203); logits have the size of the map at stride 4."""
+
+    title = "SegFormer head"
+    reads_all_maps = True
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
+        used = [index for index, stride in enumerate(strides) if stride >= 4]
+        width = config.head_channels or 256
+        super().__init__(AllMLPFeatures(used, channels, width), width, config.num_labels)
+
+
+def _stretched(feature_map: Tensor, like: Tensor) -> Tensor:
+    if feature_map.shape[-2:] == like.shape[-2:]:
+        return feature_map
+    return F.interpolate(feature_map, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+# what `head` of the configuration may be
+HEADS: dict[str, type[SegmentationHead]] = {
+    "deeplabv3": DeepLabV3Head,
+    "pspnet": PSPHead,
+    "fcn": FCNHead,
+    "lraspp": LRASPPHead,
+    "segformer": SegFormerHead,
+}

@@ -1,15 +1,15 @@
-"""The segmentation network: timm backbone, decode head, optional auxiliary head.
+"""The segmentation model: timm backbone, decode head, optional auxiliary head.
 
 This folder imports nothing else of ours, so that it can travel with the weights as Hub custom code.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,12 @@ from transformers.utils import ModelOutput
 
 from .backbone_afdcd import Backbone
 from .configuration_afdcd import AfDcdConfig
-from .heads import FCNHead, build_head
+from .heads import HEADS, FCNHead
 
 
 @dataclass
 class AfDcdOutput(ModelOutput):
-    """What a segmentation network returns.
+    """What a segmentation model returns.
 
     Attributes:
         loss: scalar, only where labels were given.
@@ -83,12 +83,12 @@ class AfDcdPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any):
         """As in transformers, with the weights moved to aligned memory.
 
         safetensors maps the file into memory, where a tensor may start at any multiple of 4 bytes; for some shapes the
         CPU's matrix products then add up in another order, and the logits differ in the last bit from those of the
-        network that was saved.
+        model that was saved.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
@@ -126,7 +126,7 @@ class AfDcdPreTrainedModel(PreTrainedModel):
 
 
 class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
-    """DeepLabV3, PSPNet or FCN on any timm backbone.
+    """A decode head of `heads.HEADS` on any timm backbone.
 
     Args:
         config: the architecture.
@@ -138,57 +138,85 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         super().__init__(config)
         self.backbone = Backbone(config.backbone, config.output_stride, pretrained_backbone, **config.backbone_kwargs)
         _keep_initialisation(self.backbone)
-        channels = self.backbone.channels
-        self.head = build_head(config.head, channels[-1], config.num_labels, config.head_channels, config.atrous_rates)
+        channels, strides = self.backbone.channels, self.backbone.strides
+        self.head = HEADS[config.head](channels, strides, config)
         if config.auxiliary_head and len(channels) < 2:
             raise ValueError(f"auxiliary_head needs a second map, but backbone {config.backbone!r} gives only one.")
-        self.auxiliary_head = FCNHead(channels[-2], config.num_labels) if config.auxiliary_head else None
+        self.auxiliary_head = (
+            FCNHead(channels[:-1], strides[:-1], config, auxiliary=True) if config.auxiliary_head else None
+        )
         self.post_init()
 
     @classmethod
     def from_backbone(
-        cls, backbone: str, *, pretrained_backbone: bool | str | os.PathLike = False, **config
+        cls,
+        backbone: str,
+        *,
+        pretrained_backbone: bool | str | os.PathLike = False,
+        backbone_kwargs: dict[str, Any] | None = None,
+        output_stride: int = 8,
+        head: str = "deeplabv3",
+        head_channels: int | None = None,
+        atrous_rates: Sequence[int] | None = None,
+        auxiliary_head: bool = False,
+        auxiliary_loss_weight: float = 0.4,
+        align_corners: bool = True,
+        semantic_loss_ignore_index: int = 255,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
     ) -> AfDcdForSemanticSegmentation:
-        """Build a new network, its backbone from scratch or from ImageNet weights.
+        """Build a new model, its backbone from scratch or from ImageNet weights.
 
         Args:
             backbone: timm model name.
             pretrained_backbone: True for timm's weights (from the Hub or its cache), or the path of a local
                 `.safetensors` file of the timm model.
-            config: further fields of `AfDcdConfig`, e.g. `head="pspnet", num_labels=11`.
+            num_labels: number of classes; 2 where neither it nor `id2label` is given.
 
-        Raises:
-            ValueError: a name that is no field (transformers would store it, and nothing would come of it).
+        The other arguments are fields of `AfDcdConfig`, which describes them.
         """
-        known = {item.name for item in fields(AfDcdConfig)} | {"num_labels"}
-        for name in sorted(set(config) - known):
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            hint = f" Close: {', '.join(close)}." if close else ""
-            raise ValueError(f"{name!r} is no field of AfDcdConfig.{hint}")
-        return cls(AfDcdConfig(backbone=backbone, **config), pretrained_backbone=pretrained_backbone)
+        fields = {name: value for name, value in locals().items() if name not in ("cls", "pretrained_backbone")}
+        classes = ("num_labels", "id2label", "label2id")
+        given = {name: value for name, value in fields.items() if name not in classes or value is not None}
+        return cls(AfDcdConfig(**given), pretrained_backbone=pretrained_backbone)
 
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool | None = None
-    ) -> AfDcdOutput:
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> AfDcdOutput | tuple[Tensor, ...]:
         """Segment a batch.
 
         Args:
             pixel_values: `(B, 3, H, W)` float, as the image processor gives them; any size.
             labels: `(B, H', W')` int64 class ids, `config.semantic_loss_ignore_index` where nothing is known.
             output_hidden_states: also return the backbone's maps.
+            output_attentions: False, as transformers' own code may pass it; timm's backbones return no attentions.
+            return_dict: False for a tuple of what is there, in the order of `AfDcdOutput`.
+
+        Raises:
+            ValueError: images of another shape, or `output_attentions=True`.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}.")
+        if output_attentions:
+            raise ValueError("output_attentions=True: timm's backbones return no attentions; leave it out.")
         maps = self.backbone(pixel_values)
-        logits = self.head(maps[-1])
+        logits = self.head(maps)
         wants_auxiliary = self.auxiliary_head is not None and (self.training or labels is not None)
-        aux_logits = self.auxiliary_head(maps[-2]) if wants_auxiliary else None
-        return AfDcdOutput(
+        aux_logits = self.auxiliary_head(maps[:-1]) if wants_auxiliary else None
+        outputs = AfDcdOutput(
             loss=None if labels is None else self._loss(logits, aux_logits, labels),
             logits=logits,
             aux_logits=aux_logits,
             hidden_states=tuple(maps) if output_hidden_states or self.config.output_hidden_states else None,
         )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return outputs if as_dict else outputs.to_tuple()
 
     def _loss(self, logits: Tensor, aux_logits: Tensor | None, labels: Tensor) -> Tensor:
         settings = (self.config.semantic_loss_ignore_index, self.config.align_corners)

@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 from ..data.loading import class_names
 from ..data.transforms import PAPER_SCALES
 from ..losses import LOSSES
+from ..models.heads import HEADS
 from ..recipes import as_numbers, parse_json_object
 from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
@@ -32,7 +33,7 @@ class ModelArguments:
         default="true", metadata={"help": "ImageNet weights: true (timm's), false, or a local .safetensors file."}
     )
     output_stride: int = field(default=8, metadata={"help": "Input pixels per pixel of the last map: 8, 16 or 32."})
-    head: str = field(default="deeplabv3", metadata={"help": "deeplabv3, pspnet or fcn."})
+    head: str = field(default="deeplabv3", metadata={"help": f"Decode head: {', '.join(HEADS)}."})
     head_channels: int | None = field(default=None, metadata={"help": "Width of the head; by default the paper's."})
     atrous_rates: list[int] | None = field(default=None, metadata={"help": "DeepLabV3's dilations."})
     auxiliary_head: bool = field(default=False, metadata={"help": "Add an auxiliary head on the last but one map."})

@@ -14,8 +14,11 @@ from formula_weights import formula_tensor, generator, images
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import nn
+from torchvision.models.segmentation.lraspp import LRASPPHead as TorchvisionLRASPP
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from afdcd_hf import AfDcdConfig, AfDcdForSemanticSegmentation
+from afdcd_hf.models.heads import HEADS
 from afdcd_hf.models.modeling_afdcd import segmentation_cross_entropy, upsample_logits
 
 DEEP_STEM = {"stem_type": "deep", "stem_width": 64}
@@ -28,7 +31,7 @@ RELEASED = {
     "pspnet_resnet101": ("resnet101s", {}, True, 676, 68183638),
     "pspnet_mobilenetv2": ("mobilenetv2_100", {}, False, 338, 2687243),
 }
-HEADS = ("deeplabv3", "pspnet", "fcn")
+ON_LAST_MAP = [name for name, head in HEADS.items() if not head.reads_all_maps]
 
 
 def released_network(name):
@@ -92,7 +95,7 @@ def test_the_released_network_computes_the_golden_outputs(shared_dir):
 # Inputs and outputs
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ON_LAST_MAP)
 @pytest.mark.parametrize("size", [(33, 47), (64, 96), (8, 8)])
 def test_logits_of_any_size_come_out_at_an_eighth_rounded_up(tiny_model, head, size):
     model = tiny_model(head=head, auxiliary_head=True)
@@ -128,6 +131,19 @@ def test_hidden_states_are_the_maps_of_the_backbone_where_asked_for(tiny_model):
     assert [32 // one.shape[-1] for one in maps] == model.backbone.strides
 
 
+def test_outputs_are_a_tuple_and_attentions_are_declined_as_transformers_code_asks(tiny_model):
+    model, pixel_values = tiny_model(auxiliary_head=True).eval(), images(1, 3, 32, 32)
+    outputs = model(pixel_values, labels=labels_for(pixel_values), output_hidden_states=True, output_attentions=False)
+    as_tuple = model(pixel_values, labels=labels_for(pixel_values), output_hidden_states=True, return_dict=False)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == 4
+    assert all(torch.equal(one, other) for one, other in zip(as_tuple[:3], outputs.to_tuple()[:3], strict=True))
+    model.config.return_dict = False
+    assert torch.equal(model(pixel_values)[0], outputs.logits)
+    assert torch.equal(model(pixel_values, return_dict=True).logits, outputs.logits)
+    with pytest.raises(ValueError, match="return no attentions; leave it out"):
+        model(pixel_values, output_attentions=True)
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 4, 16, 16), (1, 16, 16, 3)])
 def test_pixel_values_of_another_shape_are_refused_with_both_shapes(tiny_model, shape):
     with pytest.raises(ValueError, match=re.escape(f"must be (B, 3, H, W), got {shape}")):
@@ -145,6 +161,71 @@ def test_training_on_one_image_is_refused_where_batch_norm_would_see_one_value(t
 def test_training_on_one_image_works_with_the_plain_head(tiny_model):
     pixel_values = images(1, 3, 32, 32)
     assert tiny_model(head="fcn")(pixel_values, labels=labels_for(pixel_values)).loss.isfinite()
+
+
+# Heads held against other libraries
+
+
+def copy_by_order(theirs, ours):
+    """The weights and statistics of one module into another that has the same in the same order."""
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+
+
+def randomised(module):
+    torch.manual_seed(0)
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.1, 0.9)
+    return module.eval()
+
+
+def test_lraspp_computes_what_torchvisions_does():
+    channels, strides = [16, 24, 40, 96], [4, 8, 16, 16]  # the last two at one stride, as where a stage is dilated
+    theirs = randomised(TorchvisionLRASPP(24, 96, 5, 32))
+    config = AfDcdConfig(head="lraspp", head_channels=32, num_labels=5, output_stride=16)
+    ours = HEADS["lraspp"](channels, strides, config).eval()
+    copy_by_order(theirs.cbr, ours.features.conv)
+    copy_by_order(theirs.scale, ours.features.scale)
+    parts = theirs.high_classifier, theirs.low_classifier
+    weight, bias = torch.cat([part.weight for part in parts], 1), sum(part.bias for part in parts)
+    ours.classifier.load_state_dict({"weight": weight, "bias": bias})
+    maps = [images(2, c, 128 // s, 192 // s) for c, s in zip(channels, strides, strict=True)]
+    torch.testing.assert_close(ours(maps), theirs({"low": maps[1], "high": maps[-1]}))
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) - 5  # one bias
+
+
+def test_the_segformer_head_computes_what_transformers_does():
+    channels, strides = [64, 8, 16, 24, 32], [2, 4, 8, 16, 32]  # a ResNet's first map, at stride 2, is not used
+    reference = SegformerForSemanticSegmentation(
+        SegformerConfig(hidden_sizes=channels[1:], decoder_hidden_size=20, num_labels=5)
+    ).decode_head
+    theirs = randomised(reference)
+    config = AfDcdConfig(head="segformer", head_channels=20, num_labels=5, output_stride=32)
+    ours = HEADS["segformer"](channels, strides, config).eval()
+    for mlp, projection in zip(projections(theirs), ours.features.project, strict=True):
+        projection.load_state_dict({"weight": mlp.weight[:, :, None, None], "bias": mlp.bias})
+    copy_by_order(nn.Sequential(theirs.linear_fuse, theirs.batch_norm), ours.features.fuse)
+    copy_by_order(theirs.classifier, ours.classifier)
+    maps = [images(2, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
+    torch.testing.assert_close(ours(maps), theirs(maps[1:]))
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def projections(decode_head):
+    return [module for module in decode_head.modules() if isinstance(module, nn.Linear)]
+
+
+@pytest.mark.parametrize(("head", "stride", "expected"), [("lraspp", 16, 8), ("lraspp", 8, 4), ("segformer", 32, 4)])
+def test_heads_on_several_maps_give_finer_logits(tiny_model, head, stride, expected):
+    model = tiny_model(head=head, output_stride=stride).eval()
+    assert model(images(1, 3, 64, 96)).logits.shape == (1, 4, 64 // expected, 96 // expected)
+
+
+def test_lraspp_on_a_single_map_is_refused():
+    with pytest.raises(ValueError, match="head='lraspp' needs a map finer than the last; 'resnet18' gives"):
+        AfDcdForSemanticSegmentation.from_backbone(
+            "resnet18", head="lraspp", output_stride=32, backbone_kwargs={"out_indices": [4]}
+        )
 
 
 # Loss and gradients
@@ -231,7 +312,8 @@ def test_heads_start_with_pytorchs_default_weights(tiny_model, head):
             assert conv.bias is None or 0 < conv.bias.abs().max() <= 1 / fan_in**0.5
 
 
-@pytest.mark.parametrize("head", HEADS)
+# not LR-ASPP, whose classifier reads a map that nothing has normalised
+@pytest.mark.parametrize("head", [name for name in HEADS if name != "lraspp"])
 def test_the_first_cross_entropy_is_that_of_guessing(head):
     torch.manual_seed(0)
     model = AfDcdForSemanticSegmentation.from_backbone("resnet18", head=head, num_labels=11).train()
@@ -280,7 +362,7 @@ def test_a_configuration_is_the_same_after_saving(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"head": "fpn"}, "head='fpn' is unknown; known heads: deeplabv3, pspnet, fcn"),
+        ({"head": "unet"}, "head='unet' is unknown; known heads: deeplabv3, pspnet, fcn"),
         ({"output_stride": 4}, "output_stride=4 is not offered; choose 8, 16 or 32"),
         ({"output_stride": 0}, "output_stride=0 is not offered; choose 8, 16 or 32"),
         ({"atrous_rates": [6, 0]}, r"atrous_rates=\[6, 0\] must be one or more positive integers"),

@@ -14,15 +14,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from afdcd_hf import AfDcdConfig, AfDcdForSemanticSegmentation, AfDcdImageProcessor
+from afdcd_hf.models.heads import HEADS
 from afdcd_hf.models.loading import load_model
 
 SWIN = {"img_size": 64, "window_size": 2, "depths": [1, 1, 2, 1]}
 NETWORKS = {
     "resnet18": dict(backbone_kwargs={"stem_type": "deep", "stem_width": 64}, head="deeplabv3", auxiliary_head=True),
     "mobilenetv2_100": dict(head="pspnet"),
-    "mobilenetv3_large_100": dict(head="fcn", output_stride=16, auxiliary_head=True),
+    "mobilenetv3_large_100": dict(head="lraspp", output_stride=16, auxiliary_head=True),
     "tf_efficientnet_lite0": dict(head="deeplabv3", auxiliary_head=True),
-    "convnext_atto": dict(head="pspnet", auxiliary_head=True),
+    "convnext_atto": dict(head="segformer", output_stride=32, auxiliary_head=True),
     "swin_tiny_patch4_window7_224": dict(backbone_kwargs=SWIN, head="fcn", output_stride=32, auxiliary_head=True),
 }
 SIZE = (64, 64)
@@ -78,7 +79,7 @@ def test_a_saved_network_loads_to_the_bit_and_downloads_nothing(backbone, tmp_pa
 
 
 def test_all_heads_and_the_auxiliary_head_are_among_the_networks_saved():
-    assert {network["head"] for network in NETWORKS.values()} == {"deeplabv3", "pspnet", "fcn"}
+    assert {network["head"] for network in NETWORKS.values()} == set(HEADS)
     assert any(network.get("auxiliary_head") for network in NETWORKS.values())
 
 
@@ -99,6 +100,7 @@ def test_the_folder_holds_safetensors_configuration_and_source_only(tiny_model, 
         "backbone_afdcd.py",
         "configuration_afdcd.py",
         "heads.py",
+        "image_modes_afdcd.py",
         "image_processing_afdcd.py",
         "modeling_afdcd.py",
     }
