@@ -28,6 +28,7 @@ def _add_card(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--base-model", metavar="HUB_ID", help="weights it started from, e.g. timm/resnet18.a1_in1k")
     command.add_argument("--teacher", help="name or Hub id of its teacher")
     command.add_argument("--dataset-title", help="name of the data set as people write it")
+    command.add_argument("--dataset-id", metavar="USER/NAME", help="the data set on the Hub, for its table of results")
     command.add_argument(
         "--reported", nargs=2, metavar=("PERCENT", "SOURCE"), help="published mIoU of this network, and where it stands"
     )
@@ -66,25 +67,28 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
 
 
 def _card(args: argparse.Namespace) -> None:
-    from ..hub.card_facts import Picture, ReportedResults
-    from ..hub.card_update import CardChanges, update_card
+    from ..hub.card_facts import ReportedResults
+    from ..hub.card_update import update_card
 
     hide_loading_bars()
     _check_latency_options(args)
-    reported = ReportedResults(_fraction(args.reported[0]), args.reported[1]) if args.reported else None
-    names = (
-        "repo_id", "title", "license", "license_name", "license_link", "base_model", "teacher", "dataset_title",
-        "results",
-    )  # fmt: skip
-    changes = CardChanges(
-        **{name: getattr(args, name) for name in names},
-        reported=reported,
-        pictures=[Picture(*picture) for picture in args.picture],
+    names = ("repo_id", "license", "license_name", "license_link", "base_model", "teacher")
+    changes = {name: getattr(args, name) for name in names} | {"model_name": args.title}
+    if args.reported:
+        changes["reported"] = ReportedResults(_fraction(args.reported[0]), args.reported[1])
+    if args.latency:
+        changes["latency"] = _latency(args)
+    dataset = {"pretty_name": args.dataset_title, "hub_id": args.dataset_id}
+    card = update_card(
+        args.folder,
+        results=args.results,
+        pictures=args.picture,
+        dataset={name: value for name, value in dataset.items() if value is not None},
         tags=args.tag,
         notes=args.note,
-        latency=_latency(args) if args.latency else (),
+        **{name: value for name, value in changes.items() if value is not None},
     )
-    print(f"written: {update_card(args.folder, changes)}")
+    print(f"written: {card}")
 
 
 def _check_latency_options(args: argparse.Namespace) -> None:
@@ -94,7 +98,7 @@ def _check_latency_options(args: argparse.Namespace) -> None:
 
 
 def _latency(args: argparse.Namespace) -> list:
-    from ..hub.card_latency import measure_latency
+    from ..hub.card_update import measure_latency
 
     sizes = [tuple(size) for size in args.size] if args.size else None
     return measure_latency(args.folder, sizes, device=args.device, precision=args.precision or "fp32")

@@ -47,7 +47,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _convert_network(args: argparse.Namespace) -> str:
-    from ..hub.conversion import convert_checkpoint, read_class_names
+    from ..hub.conversion.checkpoints import convert_checkpoint
+    from ..hub.conversion.reading import read_class_names
     from ..hub.zoo import get_checkpoint
 
     row = get_checkpoint(args.published) if args.published else None
@@ -67,7 +68,7 @@ def _convert_network(args: argparse.Namespace) -> str:
 
 
 def _convert_backbone(args: argparse.Namespace) -> str:
-    from ..hub.conversion import convert_backbone
+    from ..hub.conversion.backbones import convert_backbone
 
     for name in ("dataset", "classes", "published"):
         if getattr(args, name):

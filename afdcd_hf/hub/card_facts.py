@@ -1,286 +1,289 @@
-"""The facts of a model card, and their checks. Scores are fractions 0-1; None stands for what is not known."""
+"""The facts of a model card; types and ranges are checked here, whoever makes them and whatever file they are from.
 
-from __future__ import annotations
+Scores are fractions 0-1, times seconds, memory MiB, sizes pixels; None stands for what is not known.
+"""
 
+# No `from __future__ import annotations`: the checks need the fields' types themselves.
+import dataclasses
 import math
+import numbers
 import re
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Union, get_args, get_origin
 
+from ..redaction import without_tokens
+
+Fraction = Annotated[float, "0-1"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSE_ID = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*")
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+class Facts:
+    """Base of the dataclasses below: every field must be what its annotation says.
+
+    What JSON makes of facts is accepted too: an object for facts, a list for a tuple. Keys become text (YAML reads the
+    class name `no` as a truth value), a NaN becomes None, and access tokens inside texts are masked.
+
+    Raises:
+        ValueError: naming the field, if a value has another type or JSON has no such value.
+    """
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, one.name, _fitted(getattr(self, one.name), one.type, one.name))
+
+
+def _fitted(value: Any, kind: Any, where: str) -> Any:
+    """The value as the annotation `kind` says, or a ValueError."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        return None if missing else _fitted(value, inner[0], where)
+    if origin is Annotated:
+        if not 0 <= (score := _fitted(value, inner[0], where)) <= 1:
+            raise ValueError(f"{where} is {score}; pass a fraction from 0 to 1 (76.4 % is 0.764).")
+        return score
+    if origin in (list, tuple) and isinstance(value, (list, tuple)):
+        items = [_fitted(item, inner[0], f"{where}[{index}]") for index, item in enumerate(value)]
+        if origin is list or len(items) == len(inner):
+            return origin(items)
+    elif origin is Mapping and isinstance(value, Mapping):
+        found = {str(key): _fitted(item, inner[1], f"{where}[{str(key)!r}]") for key, item in value.items()}
+        if len(found) == len(value):
+            return {without_tokens(key): item for key, item in found.items()}
+    elif kind is Any:
+        return _plain(value, where)
+    elif dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else restored(value, kind, where)
+    elif kind is str and isinstance(value, str):
+        return without_tokens(value)
+    elif kind is bool and isinstance(value, bool):
+        return value
+    elif kind in (int, float) and not isinstance(value, bool):
+        if isinstance(value, numbers.Integral if kind is int else numbers.Real) and math.isfinite(value):
+            return kind(value)
+    raise ValueError(f"{where} is {_shown(value)}; expected {_NAMES.get(kind) or _described(origin)}.")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A free-form value in what JSON has."""
+    if isinstance(value, Mapping):
+        return _fitted(value, Mapping[str, Any], where)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, str):
+        return without_tokens(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    raise ValueError(f"{where} is {_shown(value)}; pass numbers, text, lists and mappings only.")
+
+
+def restored(value: Any, kind: type, where: str) -> Any:
+    """Facts of a class from the object that JSON has of them; `where` begins the message of an error."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {_shown(value)}; expected the fields of {kind.__name__}.")
+    known = [one.name for one in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if unknown := [name for name in value if name not in known]:
+        raise ValueError(f"{where} has {unknown}, which this version does not know; known: {', '.join(known)}.")
+    try:
+        return kind(**value)
+    except (ValueError, TypeError) as error:  # TypeError: a field that is required
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _described(origin: Any) -> str:
+    return {list: "a list", tuple: "a pair of numbers"}.get(origin, "an object whose keys differ as text, too")
+
+
+def _shown(value: Any) -> str:
+    text = without_tokens(repr(value))
+    return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
 
 
 @dataclass(frozen=True)
-class DatasetFacts:
-    """The data set the numbers belong to.
+class DatasetFacts(Facts):
+    """The dataset that the numbers belong to."""
 
-    Attributes:
-        name: Short name, such as "cityscapes".
-        pretty_name: Name as people write it; None shows `name`.
-        split: Split that was evaluated.
-        license: Licence or terms of use of the data.
-        num_images: Images in that split.
-        fingerprint: Of that split's files, as `afdcd_hf.data.fingerprint` makes it.
-        train_split: Split that it was trained on.
-        train_images, train_fingerprint: Likewise of that split.
-        is_public: Whether `name` is an identifier that others know, and not somebody's folder.
-    """
-
-    name: str
-    pretty_name: str | None = None
-    split: str | None = None
-    license: str | None = None
-    num_images: int | None = None
-    fingerprint: str | None = None
+    name: str  # such as "cityscapes"
+    pretty_name: str | None = None  # as people write it
+    split: str | None = None  # that was evaluated
+    license: str | None = None  # licence or terms of use of the data
+    num_images: int | None = None  # in that split
+    fingerprint: str | None = None  # of that split, see `afdcd_hf.data.fingerprint`
     train_split: str | None = None
     train_images: int | None = None
     train_fingerprint: str | None = None
-    is_public: bool = True
+    is_public: bool = True  # whether others know `name`, or it is somebody's folder
+    hub_id: str | None = None  # its repository on the Hub, for `.eval_results`
 
-    @property
-    def title(self) -> str:
-        return self.pretty_name or self.name
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_hub_id("hub_id", self.hub_id)
 
 
 @dataclass(frozen=True)
-class MeasuredResults:
-    """What we measured ourselves; the names are those of `results.json`. Scores are fractions 0-1.
+class MeasuredResults(Facts):
+    """What we measured ourselves; names as in `results.json`."""
 
-    Attributes:
-        mean_iou: Mean IoU over the classes that count.
-        mean_accuracy: Mean over classes of the share of its pixels that were found.
-        overall_accuracy: Share of all pixels that were right.
-        per_category_iou: Class name to IoU; None or NaN for a class that occurs in neither truth nor prediction.
-        num_images: Images that were evaluated.
-        protocol: How it was measured: scales, flip, window and so on.
-        date, machine, command: When, where and with which command.
-
-    Raises:
-        ValueError: If a score lies outside 0-1.
-    """
-
-    mean_iou: float
-    mean_accuracy: float | None = None
-    overall_accuracy: float | None = None
-    per_category_iou: Mapping[str, float | None] = field(default_factory=dict)
+    mean_iou: Fraction  # over the classes that count
+    mean_accuracy: Fraction | None = None
+    overall_accuracy: Fraction | None = None
+    per_category_iou: Mapping[str, Fraction | None] = field(
+        default_factory=dict
+    )  # None: in neither truth nor prediction
     num_images: int | None = None
-    protocol: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)  # scales, flip, window and so on
     date: str | None = None
     machine: str | None = None
     command: str | None = None
 
-    def __post_init__(self) -> None:
-        _check_fraction("mean_iou", self.mean_iou)
-        for name in ("mean_accuracy", "overall_accuracy"):
-            _check_fraction(name, getattr(self, name))
-        for name, iou in self.per_category_iou.items():
-            if not is_missing(iou):
-                _check_fraction(f"per_category_iou[{name!r}]", iou)
+    @property
+    def covers_split(self) -> bool:
+        """Whether the whole split was evaluated, and not a part of it."""
+        return not any(self.protocol.get(name) for name in ("max_samples", "list_file"))
 
 
 @dataclass(frozen=True)
-class ReportedResults:
-    """A number somebody else published, kept apart from ours.
+class ReportedResults(Facts):
+    """A number that somebody else published, kept apart from ours."""
 
-    Attributes:
-        mean_iou: Fraction 0-1.
-        source: Where it stands, for example "Fan et al. 2023, Table 2".
-    """
-
-    mean_iou: float
-    source: str
-
-    def __post_init__(self) -> None:
-        _check_fraction("reported mean_iou", self.mean_iou)
+    mean_iou: Fraction
+    source: str  # such as "Fan et al. 2023, Table 2"
 
 
-class ComparisonRow(NamedTuple):
-    """One network of the comparison, measured by us; `mean_iou` is a fraction 0-1."""
+@dataclass(frozen=True)
+class ComparisonRow(Facts):
+    """One model of the comparison, measured by us."""
 
     model: str
     num_parameters: int | None = None
     macs: int | None = None
-    mean_iou: float | None = None
+    mean_iou: Fraction | None = None
 
 
-class CostRow(NamedTuple):
-    """Multiply-accumulates of one image of `height` x `width` pixels."""
+@dataclass(frozen=True)
+class CostRow(Facts):
+    """Multiply-accumulates of one image."""
 
     height: int
     width: int
     macs: int
 
 
-class LatencyRow(NamedTuple):
-    """One measurement of `afdcd profile`.
-
-    `device` names the machine, `setting` the precision and what else was asked for, such as "fp32, channels last";
-    times are seconds of a whole batch, memory is in MiB; `load_average` counts programs that wanted a core.
-    """
+@dataclass(frozen=True)
+class LatencyRow(Facts):
+    """One measurement of `afdcd profile`; times are of a whole batch."""
 
     height: int
     width: int
     batch_size: int
     device: str
-    setting: str
+    setting: str  # precision and what else was asked for: "fp32, channels last"
     median_seconds: float
     p95_seconds: float | None = None
     images_per_second: float | None = None
     peak_memory_mb: float | None = None
     versions: str | None = None
     date: str | None = None
-    load_average: float | None = None
+    load_average: float | None = None  # programs that wanted a core
 
 
-class Picture(NamedTuple):
-    """A picture of the card; `path` is relative to the card's folder."""
+@dataclass(frozen=True)
+class Picture(Facts):
+    """An image on the card; `path` is relative to the card's folder."""
 
     path: str
     caption: str
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if Path(self.path).is_absolute():
+            raise ValueError(f"The picture {self.path} has an absolute path; pass it relative to the card's folder.")
+        if ".." in Path(self.path).parts:
+            raise ValueError(f"The picture {self.path} is not in the card's folder; copy it there.")
+
 
 @dataclass(frozen=True)
-class TrainingFacts:
-    """How the network was trained; everything may be unknown.
-
-    Attributes:
-        recipe: Name of the recipe.
-        hyperparameters: The settings worth a reader's time, in order of appearance.
-        seed, iterations: As trained.
-        seconds: Wall-clock time of the training.
-        seconds_in_steps: Of its steps alone, without evaluations and saving.
-        images_per_second: Images trained on per second of these, on all devices together.
-        time_split: Part of a step to its seconds per step.
-        peak_memory_mb: Highest on any device, in MiB.
-        peak_memory_of: What took it: "GPU" or "process".
-        energy_joules: What a counter in the hardware measured during `seconds`, "GPU" and "processor" apart; what has
-            no counter that can be read is not in it. Never an estimate.
-        hardware: Where it ran.
-        versions: Library to version.
-    """
+class TrainingFacts(Facts):
+    """How the model was trained."""
 
     recipe: str | None = None
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # those worth a reader's time, in order
     seed: int | None = None
     iterations: int | None = None
-    seconds: float | None = None
-    seconds_in_steps: float | None = None
-    images_per_second: float | None = None
-    time_split: Mapping[str, float] = field(default_factory=dict)
-    peak_memory_mb: float | None = None
-    peak_memory_of: str = "process"
-    energy_joules: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None  # wall clock
+    seconds_in_steps: float | None = None  # without evaluations and saving
+    images_per_second: float | None = None  # of these, on all devices together
+    time_split: Mapping[str, float] = field(default_factory=dict)  # part of a step to its seconds per step
+    peak_memory_mb: float | None = None  # highest on any device
+    peak_memory_of: str = "process"  # or "GPU"
     hardware: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)  # of libraries
 
 
 @dataclass(frozen=True)
-class CardFacts:
-    """Everything a card says about one network.
-
-    Attributes:
-        model_name: Name of the network, the card's title.
-        architecture: For example "DeepLabV3 on resnet18, output stride 8".
-        repo_id: Its repository on the Hub; None lets the examples name a folder.
-        num_parameters: As `afdcd_hf.cost.count_parameters` counts.
-        macs: Multiply-accumulates of one image, as `afdcd_hf.cost.count_macs` counts.
-        macs_size: `(height, width)` that `macs` belongs to, here and in `comparison`.
-        costs: MACs at other sizes.
-        latency: What was measured of its speed.
-        dataset: The data set it was trained for and measured on.
-        measured: Our own results; None reads "not measured".
-        reported: A published number for the same network.
-        comparison: Rows to hold it against, such as teacher, student alone and distilled.
-        training: How it was trained.
-        teacher: Name of the teacher it was distilled from: a Hub id, or the name of its folder without the path.
-        teacher_architecture: As `architecture`.
-        base_model: Hub id of the weights it started from, for example "timm/resnet18.a1_in1k".
-        started_from: Weights that it started from, in words, where `base_model` cannot say it.
-        tags: Tags beside the package's own.
-        license: Hub identifier of the weights' licence; None leaves the metadata key out.
-        license_name, license_link: Name and address of the licence, where `license` is "other".
-        notes: Further things that a reader has to know, a paragraph each.
-        pictures: Pictures in the card's folder.
-        citations: BibTeX entries beside the one of Af-DCD, which is always in.
+class CardFacts(Facts):
+    """Everything that a card says about one model.
 
     Raises:
-        ValueError: If MACs come without their input size, measured results without a data set, a score of the
-            comparison lies outside 0-1, a picture's path is absolute or leaves the folder, or the licence "other" has
-            no name or no link, or another one has; or base_model is no Hub id.
+        ValueError: a fact has another type or is out of range; MACs come without their input size, or measured results
+            without a dataset; a licence or Hub id is none.
     """
 
-    model_name: str
-    architecture: str
-    repo_id: str | None = None
+    model_name: str  # the card's title
+    architecture: str  # such as "DeepLabV3 on resnet18, output stride 8"
+    repo_id: str | None = None  # None lets the examples name a folder
     num_parameters: int | None = None
-    macs: int | None = None
-    macs_size: tuple[int, int] | None = None
-    costs: list[CostRow] = field(default_factory=list)
+    macs: int | None = None  # of one image
+    macs_size: tuple[int, int] | None = None  # (height, width) that `macs` belongs to, here and in `comparison`
+    costs: list[CostRow] = field(default_factory=list)  # MACs at other sizes
     latency: list[LatencyRow] = field(default_factory=list)
     dataset: DatasetFacts | None = None
-    measured: MeasuredResults | None = None
-    reported: ReportedResults | None = None
-    comparison: list[ComparisonRow] = field(default_factory=list)
+    measured: MeasuredResults | None = None  # None reads "not measured"
+    reported: ReportedResults | None = None  # of the same model
+    comparison: list[ComparisonRow] = field(default_factory=list)  # such as teacher, student alone, distilled
     training: TrainingFacts = field(default_factory=TrainingFacts)
-    teacher: str | None = None
+    teacher: str | None = None  # Hub id, or the name of its folder without the path; None: not distilled
     teacher_architecture: str | None = None
-    base_model: str | None = None
-    started_from: str | None = None
-    tags: list[str] = field(default_factory=list)
-    license: str | None = None
-    license_name: str | None = None
+    base_model: str | None = None  # Hub id of the weights that it started from
+    started_from: str | None = None  # these weights in words, where there is no id
+    tags: list[str] = field(default_factory=list)  # beside the package's own
+    license: str | None = None  # of the weights, the Hub's identifier
+    license_name: str | None = None  # with `license_link`, where `license` is "other"
     license_link: str | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # Markdown, a paragraph each
     pictures: list[Picture] = field(default_factory=list)
-    citations: list[str] = field(default_factory=list)
+    citations: list[str] = field(default_factory=list)  # BibTeX, beside the one of Af-DCD
 
     def __post_init__(self) -> None:
-        for name, row in _ROWS.items():  # plain tuples are welcome
-            object.__setattr__(self, name, [row(*given) for given in getattr(self, name)])
+        super().__post_init__()
         if self.macs_size is None and (self.macs is not None or any(row.macs is not None for row in self.comparison)):
             raise ValueError("MACs were given without macs_size; pass the (height, width) they were counted at.")
         if self.measured is not None and self.dataset is None:
             raise ValueError("Measured results were given without dataset; say what they were measured on.")
-        for row in self.comparison:
-            _check_fraction(f"mean_iou of {row.model!r} in the comparison", row.mean_iou)
-        for picture in self.pictures:
-            _check_inside(picture.path)
-        if self.base_model is not None and not HUB_ID.fullmatch(self.base_model):
-            raise ValueError(f"base_model={self.base_model!r} is no id on the Hub such as timm/resnet18.a1_in1k.")
+        _check_hub_id("base_model", self.base_model)
         _check_license(self.license, self.license_name, self.license_link)
 
 
-_ROWS = {"costs": CostRow, "latency": LatencyRow, "comparison": ComparisonRow, "pictures": Picture}
-
-
-def _check_inside(path: str) -> None:
-    if Path(path).is_absolute():
-        raise ValueError(f"The picture {path} has an absolute path; pass it relative to the card's folder.")
-    if ".." in Path(path).parts:
-        raise ValueError(f"The picture {path} is not in the card's folder; copy it there.")
+def _check_hub_id(name: str, value: str | None) -> None:
+    if value is not None and not HUB_ID.fullmatch(value):
+        raise ValueError(f"{name}={value!r} is not an id on the Hub; expected USER/NAME.")
 
 
 def _check_license(license: str | None, name: str | None, link: str | None) -> None:
     if license is not None and not _LICENSE_ID.fullmatch(license):
         raise ValueError(
-            f"license={license!r} is no identifier of the Hub such as apache-2.0 or cc-by-4.0 (see "
+            f"license={license!r} is not an identifier of the Hub such as apache-2.0 or cc-by-4.0 (see "
             'https://huggingface.co/docs/hub/repositories-licenses); for other terms pass "other" with license_name '
             "and license_link."
         )
-    if license == "other" and not (name and link):
-        raise ValueError('The licence "other" needs license_name and license_link, or nobody knows which one it is.')
-    if license != "other" and (name or link):
-        raise ValueError(f'license_name and license_link belong to the licence "other", not to {license!r}.')
-
-
-def _check_fraction(name: str, value: float | None) -> None:
-    if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}; pass a fraction from 0 to 1 (76.4 % is 0.764).")
-
-
-def is_missing(value: float | None) -> bool:
-    """Whether a score is unknown: None or NaN."""
-    return value is None or math.isnan(value)
+    if (license == "other") != bool(name and link) or bool(name) != bool(link):
+        raise ValueError(f'license_name and license_link go with license="other", and it with both; got {license!r}.')
+    if link and not link.startswith(("https://", "http://")):
+        raise ValueError(f"license_link={link!r} is not a web address; expected https://...")

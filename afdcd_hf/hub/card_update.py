@@ -2,139 +2,113 @@
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from .card_facts import HUB_ID, CardFacts, LatencyRow, Picture, ReportedResults
+from ..cost import profile_model
+from .card_facts import CardFacts, LatencyRow, Picture
 from .facts_file import write_facts
-from .folder_facts import folder_facts, with_repo_id, with_results
+from .folder_facts import COST_SIZES, check_repo_id, folder_facts, with_repo_id, with_results
 from .model_card import write_card
 
 
-@dataclass(frozen=True)
-class CardChanges:
-    """What to add to a card; None and empty leave things as they are.
-
-    Attributes:
-        repo_id: Its repository on the Hub.
-        title: The card's title.
-        license, license_name, license_link: Of the weights, as in `CardFacts`.
-        base_model: Hub id of the weights it started from.
-        teacher: Name or Hub id of its teacher.
-        dataset_title: Name of the data set as people write it.
-        reported: A published number for the same network.
-        results: A `results.json` whose scores replace those of the card.
-        pictures: Pictures with captions; files from elsewhere are copied into the folder.
-        tags: Further tags.
-        notes: Further paragraphs.
-        latency: New measurements; they replace those of the same size, batch, device and setting.
-    """
-
-    repo_id: str | None = None
-    title: str | None = None
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-    base_model: str | None = None
-    teacher: str | None = None
-    dataset_title: str | None = None
-    reported: ReportedResults | None = None
-    results: str | Path | None = None
-    pictures: Sequence[Picture] = ()
-    tags: Sequence[str] = ()
-    notes: Sequence[str] = ()
-    latency: Sequence[LatencyRow] = ()
-
-
-def update_card(folder: str | Path, changes: CardChanges) -> Path:
-    """Renders the card of a saved network from its `card_facts.json`, with some changes, which are kept there too.
+def update_card(
+    folder: str | Path,
+    *,
+    results: str | Path | None = None,
+    pictures: Sequence[tuple[str | Path, str]] = (),
+    dataset: Mapping[str, str] | None = None,
+    **changes: Any,
+) -> Path:
+    """Render the card of a saved model from its `card_facts.json` with some changes, which are kept there too.
 
     A folder without such a file gets one, from what its configuration, weights and `results.json` tell.
 
     Args:
-        folder: A folder for `from_pretrained`.
-        changes: What to add.
+        folder: a folder for `from_pretrained`.
+        results: a `results.json` whose scores replace those of the card.
+        pictures: images and their captions; files from elsewhere are copied into the folder.
+        dataset: fields of `DatasetFacts` to change, such as `pretty_name` and `hub_id`.
+        changes: fields of `CardFacts` to change. `tags` and `notes` are added to those there are; rows of `latency`
+            replace those of the same size, batch, device and setting.
 
     Returns:
         The card written: `README.md`, or `README.generated.md` where somebody wrote the other one by hand.
 
     Raises:
-        FileNotFoundError: If the folder, a picture or results are missing.
-        FileExistsError: If another picture of the same name, or hand-written cards, are in the way.
-        ValueError: If a change is not valid, such as a licence or an id.
+        FileNotFoundError: the folder, an image or results are missing.
+        FileExistsError: another image of the same name, or hand-written cards, are in the way.
+        ValueError: a change is not valid, such as a licence or an id.
     """
     folder = Path(folder)
-    facts = apply_changes(folder_facts(folder), changes)
-    pictures = [(Path(path), caption) for path, caption in changes.pictures]
-    _check_pictures(folder, pictures)
-    added = [Picture(_inside(folder, path).as_posix(), caption) for path, caption in pictures]
-    facts = replace(facts, pictures=_joined(facts.pictures, added, key=lambda picture: picture.path))
-    for path, _ in pictures:
-        if not (folder / _inside(folder, path)).exists():
-            shutil.copyfile(path, folder / _inside(folder, path))
+    facts = folder_facts(folder)
+    if (repo_id := changes.pop("repo_id", None)) is not None:
+        check_repo_id(repo_id)
+        facts = with_repo_id(facts, repo_id)
+    facts = facts if results is None else with_results(facts, results)
+    if dataset:
+        if facts.dataset is None:
+            raise ValueError("The card names no dataset yet, so its title or id means nothing; pass results, too.")
+        changes["dataset"] = replace(facts.dataset, **dataset)
+    facts = _changed(facts, changes)
+    places = {Path(path): _place(folder, Path(path)) for path, _ in pictures}
+    added = [Picture(places[Path(path)].as_posix(), caption) for path, caption in pictures]
+    facts = replace(facts, pictures=_joined("path", facts.pictures, added))
+    for path, place in places.items():
+        if not (folder / place).exists():
+            shutil.copyfile(path, folder / place)
     card = write_card(folder, facts)  # checks what there is to check before it writes
     write_facts(folder, facts)
     return card
 
 
-def apply_changes(facts: CardFacts, changes: CardChanges) -> CardFacts:
-    """The facts with the changes, but for the pictures, which need the folder."""
-    if changes.repo_id is not None:
-        _check_repo_id(changes.repo_id)
-        facts = with_repo_id(facts, changes.repo_id)
-    if changes.results is not None:
-        facts = with_results(facts, changes.results)
-    if changes.dataset_title is not None:
-        if facts.dataset is None:
-            raise ValueError("The card names no data set yet, so a title for it means nothing; pass results, too.")
-        facts = replace(facts, dataset=replace(facts.dataset, pretty_name=changes.dataset_title))
-    named = {"model_name": changes.title, "base_model": changes.base_model, "teacher": changes.teacher}
-    named |= {"reported": changes.reported}
-    return replace(
-        facts,
-        **{name: value for name, value in named.items() if value is not None},
-        **_license(facts, changes),
-        tags=_joined(facts.tags, changes.tags, key=str),
-        notes=_joined(facts.notes, changes.notes, key=str),
-        latency=_joined(facts.latency, changes.latency, key=lambda row: row[:5]),
-    )
+def measure_latency(
+    folder: str | Path,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    *,
+    device: str | None = None,
+    precision: str = "fp32",
+) -> list[LatencyRow]:
+    """Measure the model's speed as `afdcd profile` does, one image at a time.
+
+    Args:
+        folder: folder of a saved model.
+        sizes: `(height, width)` of the inputs; by default those at which the card counts MACs.
+        device: such as "cuda"; by default a GPU where there is one.
+        precision: "fp32", "bf16" or "fp16".
+    """
+    names = [field.name for field in dataclasses.fields(LatencyRow)]
+    rows = profile_model(folder, sizes or COST_SIZES, device=device, precision=precision)
+    return [LatencyRow(**{name: getattr(row, name) for name in names}) for row in rows]
 
 
-def _check_repo_id(repo_id: str) -> None:
-    from huggingface_hub.utils import validate_repo_id
-
-    if not HUB_ID.fullmatch(repo_id):
-        raise ValueError(f"repo_id={repo_id!r} is no name of a repository; write USER/NAME.")
-    validate_repo_id(repo_id)
-
-
-def _license(facts: CardFacts, changes: CardChanges) -> dict[str, str | None]:
-    given = (changes.license, changes.license_name, changes.license_link)
-    if given == (None, None, None):
-        return {}
-    own = changes.license or facts.license  # a name may be given later than "other"
-    kept = (facts.license_name, facts.license_link) if own == "other" == facts.license else (None, None)
-    return {"license": own, "license_name": given[1] or kept[0], "license_link": given[2] or kept[1]}
+def _changed(facts: CardFacts, changes: dict[str, Any]) -> CardFacts:
+    for name in ("tags", "notes"):
+        changes[name] = list(dict.fromkeys([*getattr(facts, name), *changes.get(name, ())]))
+    same = ("height", "width", "batch_size", "device", "setting")
+    changes["latency"] = _joined(same, facts.latency, changes.get("latency", ()))
+    if changes.get("license", "other") != "other":  # its name and link belonged to the licence before
+        changes = {"license_name": None, "license_link": None, **changes}
+    return replace(facts, **changes)
 
 
-def _joined(before: Iterable, added: Iterable, key) -> list:
-    """Both in order; of entries with the same key, the later one in the place of the earlier one."""
-    return list({key(entry): entry for entry in (*before, *added)}.values())
+def _joined(keys: str | Sequence[str], before: Iterable, added: Iterable) -> list:
+    """Both in order; of entries that agree in the fields `keys`, the later one in the place of the earlier one."""
+    keys = [keys] if isinstance(keys, str) else keys
+    return list({tuple(getattr(one, key) for key in keys): one for one in (*before, *added)}.values())
 
 
-def _inside(folder: Path, path: Path) -> Path:
-    """Where a picture lies in the folder, or will."""
-    inside = path.resolve()
-    return inside.relative_to(folder.resolve()) if inside.is_relative_to(folder.resolve()) else Path(path.name)
-
-
-def _check_pictures(folder: Path, pictures: Sequence[tuple[Path, str]]) -> None:
-    for path, _ in pictures:
-        if not path.is_file():
-            raise FileNotFoundError(f"The picture {path} does not exist.")
-        target = folder / _inside(folder, path)
-        if target.exists() and not filecmp.cmp(path, target, shallow=False):
-            raise FileExistsError(f"{target} is another picture of the same name; rename {path}.")
+def _place(folder: Path, path: Path) -> Path:
+    """Where in the folder an image lies, or will; looked at before anything is copied."""
+    if not path.is_file():
+        raise FileNotFoundError(f"The picture {path} does not exist.")
+    file, root = path.resolve(), folder.resolve()
+    place = file.relative_to(root) if file.is_relative_to(root) else Path(path.name)
+    if (folder / place).exists() and not filecmp.cmp(path, folder / place, shallow=False):
+        raise FileExistsError(f"{folder / place} is another picture of the same name; rename {path}.")
+    return place

@@ -1,9 +1,8 @@
-"""The facts of a card as far as a model's folder, or the network itself, can tell them."""
+"""The facts of a card as far as a model's folder, or the model itself, can tell them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from torch import nn
 from ..cost import count_macs_at, count_parameters
 from ..data.benchmarks import BENCHMARKS
 from ..evaluation.results import evaluate_command
+from ..structured_files import read_json
 from .card_facts import HUB_ID, CardFacts, CostRow, DatasetFacts, MeasuredResults, Picture
 from .facts_file import FACTS_NAME, read_facts
+from .weights_check import check_weights
 
 RESULTS_NAME = "results.json"
 COST_SIZES = ((512, 512), (512, 1024), (1024, 2048))
@@ -26,29 +27,27 @@ _PICTURES = {
 
 
 def folder_facts(folder: str | Path) -> CardFacts:
-    """What is known of a saved network: `card_facts.json`, else what configuration, weights and `results.json` tell.
-
-    Args:
-        folder: A folder for `from_pretrained`.
+    """What is known of a saved model: `card_facts.json`, else what configuration, weights and `results.json` tell.
 
     Raises:
-        FileNotFoundError: If it is no such folder.
-        ValueError: If a file in it cannot be read.
+        FileNotFoundError: there is no saved model in the folder.
+        ValueError: a file in it cannot be read or does not fit.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no folder of a saved network: it has no config.json.")
+        raise FileNotFoundError(f"{folder} is not a folder of a saved model: it has no config.json.")
     if (folder / FACTS_NAME).is_file():
         return read_facts(folder)
     from ..models.loading import load_model
 
+    check_weights(folder)
     known = network_facts(load_model(str(folder)))
     facts = CardFacts(model_name=folder.resolve().name, pictures=known_pictures(folder), **known)
     return with_results(facts, folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else facts
 
 
 def known_pictures(folder: Path) -> list[Picture]:
-    """The pictures that a training leaves in its folder, as far as they are there."""
+    """The images that a training leaves in its folder, as far as they are there."""
     return [Picture(name, caption) for name, caption in _PICTURES.items() if (folder / name).is_file()]
 
 
@@ -61,49 +60,64 @@ def network_facts(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def count_costs(model: nn.Module, sizes=COST_SIZES) -> list[CostRow]:
-    """MACs of one image at several sizes."""
+def count_costs(model: nn.Module, sizes: Sequence[tuple[int, int]] = COST_SIZES) -> list[CostRow]:
+    """MACs of one image at several sizes `(height, width)`."""
     return [CostRow(*size, macs) for size, macs in zip(sizes, count_macs_at(model, sizes), strict=True)]
 
 
-def with_results(facts: CardFacts, path: str | Path) -> CardFacts:
-    """The facts with the scores of a `results.json`, which replace older ones.
+def read_results(path: str | Path) -> dict[str, Any]:
+    """The content of a `results.json`, with a number as `mean_iou` and a `protocol` of dataset and split.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is none of `afdcd evaluate`.
+        FileNotFoundError: there is no such file.
+        ValueError: `afdcd evaluate` did not write it.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; `afdcd evaluate --output` writes such a file.")
+    results = read_json(path, "the results of an evaluation")
+    protocol, missing = results.get("protocol"), [name for name in ("mean_iou", "protocol") if name not in results]
+    if not missing and isinstance(protocol, dict):
+        missing = [name for name in ("dataset", "split") if not isinstance(protocol.get(name), str)]
+    elif not missing:
+        missing = ["an object as protocol"]
+    if missing:
+        raise ValueError(f"{path} is not a results.json of `afdcd evaluate`: it lacks {', '.join(missing)}.")
+    return results
+
+
+def with_results(facts: CardFacts, path: str | Path) -> CardFacts:
+    """The facts with the scores of a `results.json`, which replace older ones; errors as of `read_results`."""
+    results = read_results(path)
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        measured, protocol = measured_results(results, facts.repo_id or facts.model_name), results["protocol"]
-        num_images = results["num_images"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no results.json of `afdcd evaluate`: {error!r}") from error
-    dataset = dataset_facts(protocol["dataset"], split=protocol["split"], num_images=num_images)
-    before = facts.dataset
+        measured = measured_results(results, facts.repo_id or facts.model_name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    protocol, before = results["protocol"], facts.dataset
+    dataset = dataset_facts(protocol["dataset"], split=protocol["split"], num_images=measured.num_images)
     if before is not None and (before.name, before.split) == (dataset.name, dataset.split):
         dataset = before
     return replace(facts, measured=measured, dataset=dataset)
 
 
 def measured_results(results: Mapping[str, Any], model_name: str) -> MeasuredResults:
-    """The card's view of a `results.json`, with the network's public name where that may hold a path.
+    """The card's view of a `results.json`, with the model's public name where that may hold a path.
 
     Args:
-        results: As read from the file.
-        model_name: Name of the network, or its id on the Hub.
+        results: as read from the file.
+        model_name: name of the model, or its id on the Hub.
     """
-    protocol = {name: value for name, value in results["protocol"].items() if name != "versions"}
+    protocol = public_protocol(results["protocol"], model_name)
+    protocol.pop("versions", None)
     environment = {name: protocol.pop(name, None) for name in ("date", "machine")}
-    protocol |= {"model": model_name, "dataset": public_name(protocol["dataset"])}
-    if protocol.get("list_file"):
-        protocol["list_file"] = Path(protocol["list_file"]).name
     names = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "num_images")
-    scores = {name: results[name] for name in names}
+    scores = {name: results[name] for name in names if name in results}
     return MeasuredResults(**scores, protocol=protocol, command=_command(protocol), **environment)
+
+
+def public_protocol(protocol: Mapping[str, Any], model_name: str) -> dict[str, Any]:
+    """The protocol of an evaluation without paths of this machine."""
+    paths = {name: public_name(protocol[name]) for name in ("dataset", "list_file") if protocol.get(name)}
+    return {**protocol, "model": model_name, **paths}
 
 
 def with_repo_id(facts: CardFacts, repo_id: str) -> CardFacts:
@@ -115,10 +129,20 @@ def with_repo_id(facts: CardFacts, repo_id: str) -> CardFacts:
     return replace(facts, measured=replace(facts.measured, protocol=protocol, command=_command(protocol)))
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Refuse a name that is not `user/name` as the Hub allows it."""
+    from huggingface_hub.utils import validate_repo_id
+
+    if not HUB_ID.fullmatch(repo_id):
+        raise ValueError(f"{repo_id!r} is not the name of a repository; write USER/NAME.")
+    validate_repo_id(repo_id)
+
+
 def dataset_facts(name: str, **known: Any) -> DatasetFacts:
-    """What the table of benchmarks says of a data set, and what else is `known`; of a folder, its name alone."""
+    """What the table of benchmarks says of a dataset, and what else is `known`; of a folder, its name alone."""
     benchmark = BENCHMARKS.get(name)
     is_public = benchmark is not None or not Path(name).exists()
+    known = {"hub_id": name if is_public and HUB_ID.fullmatch(name) else None, **known}
     licence = benchmark.licence if benchmark else None
     return DatasetFacts(name=public_name(name), license=licence, is_public=is_public, **known)
 
@@ -132,7 +156,7 @@ def public_name(name_or_path: str | Path) -> str:
 
 
 def describe(config: Any) -> str:
-    """The network in words."""
+    """The model in words."""
     if config.model_type != "afdcd":
         return type(config).__name__.removesuffix("Config")
     from ..models.heads import HEADS

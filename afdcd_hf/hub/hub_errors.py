@@ -21,42 +21,33 @@ def plain_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
         ConnectionError: the Hub cannot be reached, or the connection broke.
         OSError: any other refusal.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
     try:
         yield
     except LocalTokenNotFoundError as error:
         raise PermissionError(f"there is no token for {endpoint}: {_LOG_IN}.") from error
-    except HfHubHTTPError as error:
-        raise _refusal(error, repo_id, endpoint) from error
-    except HTTPError as error:  # of the connection, not of what was asked
-        raise _broken(error, endpoint) from error
-    except RuntimeError as error:  # so an upload's failure is wrapped
-        if isinstance(error.__cause__, HfHubHTTPError):
-            raise _refusal(error.__cause__, repo_id, endpoint) from error
-        if isinstance(error.__cause__, HTTPError):
-            raise _broken(error.__cause__, endpoint) from error
-        raise
+    except (HTTPError, RuntimeError) as error:  # a failed upload's is wrapped in a RuntimeError
+        cause = error if isinstance(error, HTTPError) else error.__cause__
+        if not isinstance(cause, HTTPError):
+            raise
+        raise _plain(cause, repo_id, endpoint) from error
 
 
-def _broken(error: Exception, endpoint: str) -> ConnectionError:
-    return ConnectionError(f"{endpoint} cannot be reached, or the connection broke: {_first_line(error)}")
-
-
-def _refusal(error: Exception, repo_id: str, endpoint: str) -> OSError:
+def _plain(error: Exception, repo_id: str, endpoint: str) -> OSError:
     from huggingface_hub import get_token
+    from huggingface_hub.errors import HfHubHTTPError
 
-    status, said = error.response.status_code, _first_line(error.server_message or error)
+    lines = str(getattr(error, "server_message", None) or error).splitlines()
+    said = next((line.strip() for line in lines if line.strip()), type(error).__name__)
+    if not isinstance(error, HfHubHTTPError):  # of the connection, not of what was asked
+        return ConnectionError(f"{endpoint} cannot be reached, or the connection broke: {said}")
+    status = error.response.status_code
     if status == 401:
         token = "refuses the token" if get_token() else "wants a token"
         return PermissionError(f"{endpoint} {token} for {repo_id} ({status}: {said}): {_LOG_IN}.")
     if status == 403:
-        return PermissionError(
-            f"{endpoint} refuses to write to {repo_id} ({status}: {said}): use a token with write access to "
-            f"{repo_id.split('/')[0]!r}, or another name."
-        )
+        owner = repo_id.split("/")[0]
+        advice = f"use a token with write access to {owner!r}, or another name"
+        return PermissionError(f"{endpoint} refuses to write to {repo_id} ({status}: {said}): {advice}.")
     return OSError(f"{endpoint} refuses {repo_id} ({status}: {said}).")
-
-
-def _first_line(error: Exception | str) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

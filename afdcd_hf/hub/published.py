@@ -4,81 +4,89 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .card_facts import CardFacts
-from .facts_file import FACTS_NAME, read_facts, write_facts
-from .model_card import MARKER, render_card
-from .push_files import CARD_NAME, RESULTS_NAME, PushFile, read_json
+import yaml
 
-_TEXTS = {".json", ".md", ".yaml"}
+from ..redaction import without_tokens
+from .card_facts import CardFacts
+from .facts_file import FACTS_NAME, facts_json, read_facts
+from .folder_facts import RESULTS_NAME, public_protocol, read_results, with_repo_id
+from .model_card import CARD_NAME, render_card
+from .push_files import PushFile
+
+_TEXTS = {".json", ".md", ".yaml", ".py"}
 
 
 def as_published(folder: Path, files: Sequence[PushFile], repo_id: str) -> tuple[list[PushFile], list[str]]:
     """Put the repository's name into card, facts and results. The files in the folder stay as they are.
 
-    A card is rendered again where it is the one of the facts beside it; any other is published as it is.
+    A card is rendered again where it is the one of the facts beside it; any other is published as it is. Scores of a
+    dataset on the Hub are added as `.eval_results/*.yaml`.
 
     Args:
-        folder: the network's folder.
+        folder: the model's folder.
         files: what is to be published.
         repo_id: where.
 
     Returns:
         The files to upload, and what the user should know.
+
+    Raises:
+        ValueError: a text holds an access token.
     """
-    from .folder_facts import with_repo_id
-
-    names = {file.name for file in files}
-    changed, notes = {}, []
-    if RESULTS_NAME in names:
-        changed[RESULTS_NAME] = _results(folder / RESULTS_NAME, repo_id)
-    if FACTS_NAME in names:
+    contents = {file.name: file.content for file in files}
+    notes = []
+    card = contents[CARD_NAME].read_text(encoding="utf-8", errors="replace") if CARD_NAME in contents else None
+    if RESULTS_NAME in contents:
+        results = read_results(folder / RESULTS_NAME)
+        results["protocol"] = public_protocol(results["protocol"], repo_id)
+        contents[RESULTS_NAME] = (json.dumps(results, indent=2) + "\n").encode("utf-8")
+    if FACTS_NAME in contents:
         facts = read_facts(folder)
-        published = with_repo_id(facts, repo_id)
-        changed[FACTS_NAME] = _facts_file(published)
-        if _card_text(folder) == render_card(facts):
-            changed[CARD_NAME] = render_card(published).encode("utf-8")
-    if CARD_NAME not in names:
+        public = with_repo_id(facts, repo_id)
+        contents |= {FACTS_NAME: facts_json(public), **_eval_results(public)}
+        if card == render_card(facts):
+            card = render_card(public)
+            contents[CARD_NAME] = card.encode("utf-8")
+    if card is None:
         notes.append(f"there is no {CARD_NAME}: `afdcd card {folder}` renders one")
-    elif CARD_NAME not in changed and repo_id not in _card_text(folder):
+    elif repo_id not in card:
         notes.append(f"{CARD_NAME} does not name {repo_id} and is pushed as it is")
-    files = [PushFile(file.name, changed.get(file.name, file.content)) for file in files]
-    return files, notes + _local_paths(folder, files)
+    found = [PushFile(name, content) for name, content in contents.items()]
+    return found, notes + _private_texts(folder, found)
 
 
-def is_generated(card: str) -> bool:
-    """Whether a card was rendered by this package, and not edited by hand since."""
-    return MARKER in card.splitlines()
+def _eval_results(facts: CardFacts) -> dict[str, bytes]:
+    """The Hub's own format of scores, for a dataset that is there, and a whole split of it."""
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    dataset, measured = facts.dataset, facts.measured
+    if dataset is None or dataset.hub_id is None or measured is None or not measured.covers_split:
+        return {}
+    entry = EvalResultEntry(
+        dataset_id=dataset.hub_id,
+        task_id="semantic-segmentation",
+        value=round(100 * measured.mean_iou, 2),
+        date=measured.date,
+        source_url=f"https://huggingface.co/{facts.repo_id}",
+        source_name="Model card",
+        notes=f"mIoU in percent, split {dataset.split}; the protocol is in {RESULTS_NAME}",
+    )
+    name = f".eval_results/{dataset.hub_id.replace('/', '_')}.yaml"
+    return {name: yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode("utf-8")}
 
 
-def _card_text(folder: Path) -> str:
-    path = folder / CARD_NAME
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _results(path: Path, repo_id: str) -> bytes:
-    from .folder_facts import public_name
-
-    results = read_json(path)
-    protocol = results.get("protocol")
-    if isinstance(protocol, dict):
-        paths = [name for name in ("dataset", "list_file") if protocol.get(name)]
-        protocol |= {"model": repo_id, **{name: public_name(protocol[name]) for name in paths}}
-    return (json.dumps(results, indent=2) + "\n").encode("utf-8")
-
-
-def _facts_file(facts: CardFacts) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        return write_facts(folder, facts).read_bytes()
-
-
-def _local_paths(folder: Path, files: Sequence[PushFile]) -> list[str]:
-    """Warnings of texts that name folders of this machine."""
+def _private_texts(folder: Path, files: Sequence[PushFile]) -> list[str]:
+    """Warnings of texts that name folders of this machine; one with an access token is refused."""
     roots = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 1}
     pattern = re.compile("(?:" + "|".join(map(re.escape, sorted(roots, reverse=True))) + r")/[^\s\"'`<>)|]*")
-    texts = {file.name: file.read().decode("utf-8", "replace") for file in files if Path(file.name).suffix in _TEXTS}
-    found = {name: match[0] for name, text in texts.items() if (match := pattern.search(text))}
-    return [f"{name} names a path of this machine, {path}" for name, path in found.items()]
+    warnings = []
+    for file in files:
+        text = file.read().decode("utf-8", "replace") if Path(file.name).suffix in _TEXTS else ""
+        if without_tokens(text) != text:
+            raise ValueError(f"{folder / file.name} holds what looks like an access token; remove it before pushing.")
+        if match := pattern.search(text):
+            warnings.append(f"{file.name} names a path of this machine, {match[0]}")
+    return warnings

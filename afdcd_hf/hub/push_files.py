@@ -1,25 +1,24 @@
-"""What of a network's folder is published: the network, what is needed to use it, and its card; nothing else."""
+"""What of a model's folder is published: the model, what is needed to use it, and its card; nothing else."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..structured_files import read_json
 from .facts_file import FACTS_NAME
+from .folder_facts import RESULTS_NAME
+from .model_card import CARD_NAME
+from .weights_check import CONFIG_NAME, check_weights
 
-CARD_NAME, RESULTS_NAME, CONFIG_NAME = "README.md", "results.json", "config.json"
-WEIGHTS_NAME, INDEX_NAME, PROCESSOR_NAME = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "preprocessor_config.json",
-)
-RECIPE_NAME = "recipe.yaml"
+PROCESSOR_NAME, RECIPE_NAME = "preprocessor_config.json", "recipe.yaml"
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg"}
-_MARKDOWN_PICTURE = re.compile(r"!\[[^\]]*\]\(\s*(?:<(?P<quoted>[^>]+)>|(?P<plain>[^\s)]+))")
-_HTML_PICTURE = re.compile(r"<img\b[^>]*?\bsrc\s*=\s*[\"'](?P<plain>[^\"']+)", re.IGNORECASE)
+_SHOWN_PICTURE = re.compile(
+    r"!\[[^\]]*\]\(\s*(?:<(?P<quoted>[^>]+)>|(?P<plain>[^\s)]+))|<img\b[^>]*?\bsrc\s*=\s*[\"'](?P<html>[^\"']+)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ class PushFile:
 
 
 def files_to_push(folder: Path, *, needs_config: bool = True) -> list[PushFile]:
-    """The files of a saved network that are published.
+    """The files of a saved model that are published.
 
-    Weights, configurations, the source they name, card, the pictures it shows, results and facts. Checkpoints,
-    optimizers, weights of the loss, logs and settings of the run stay, as does anything unknown.
+    Weights, configurations, the source they name, card, the images it shows, results, facts and recipe. Checkpoints,
+    optimizers, weights of the loss, logs and settings of the run are not, nor is anything unknown.
 
     Args:
         folder: what `save_pretrained`, a training or `afdcd convert` wrote.
@@ -56,13 +55,19 @@ def files_to_push(folder: Path, *, needs_config: bool = True) -> list[PushFile]:
 
     Raises:
         FileNotFoundError: the folder, its weights, its configuration or source that it names is missing.
+        ValueError: a file is damaged or does not fit, or is a link out of the folder.
     """
-    weights = _weights(folder)
+    weights = check_weights(folder)
     if needs_config and not (folder / CONFIG_NAME).is_file():
-        raise FileNotFoundError(f"{folder} has weights but no {CONFIG_NAME}; save the network with save_pretrained.")
+        raise FileNotFoundError(f"{folder} has weights but no {CONFIG_NAME}; save the model with save_pretrained.")
     names = [CONFIG_NAME, *weights, PROCESSOR_NAME, *_source(folder), CARD_NAME, *shown_pictures(folder)]
     names += [RESULTS_NAME, FACTS_NAME, RECIPE_NAME]
     present = [name for name in dict.fromkeys(names) if (folder / name).is_file()]
+    if outside := [name for name in present if not _lies_in(folder, name)]:
+        raise ValueError(
+            f"{folder / outside[0]} is a link to {(folder / outside[0]).resolve()}, and a push follows no link out of "
+            "the folder; put the file itself there, or remove the link."
+        )
     return [PushFile(name, folder / name) for name in present]
 
 
@@ -74,71 +79,45 @@ def left_out(folder: Path, files: list[PushFile]) -> list[str]:
 
 
 def shown_pictures(folder: Path) -> list[str]:
-    """The pictures in the folder that its card shows; of other files, and of what lies elsewhere, none."""
+    """The images in the folder that its card shows; of other files, and of what lies elsewhere, none."""
     card = folder / CARD_NAME
     if not card.is_file():
         return []
     text = card.read_text(encoding="utf-8", errors="replace")
-    found = [*_MARKDOWN_PICTURE.finditer(text), *_HTML_PICTURE.finditer(text)]
-    paths = [match.groupdict().get("quoted") or match["plain"] for match in found]
+    paths = [next(filter(None, match.groups())) for match in _SHOWN_PICTURE.finditer(text)]
     names = [path.removeprefix("./") for path in paths if Path(path).suffix.lower() in _PICTURES]
-    return [name for name in names if _lies_in(folder, name)]
+    return [name for name in names if not Path(name).is_absolute() and _lies_in(folder, name)]
 
 
 def _lies_in(folder: Path, name: str) -> bool:
-    """Also of what a link leads to."""
-    path = folder / name
-    return not Path(name).is_absolute() and path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    """Whether it is a file in the folder also where a link leads: into the folder, or the cache of the Hub."""
+    from huggingface_hub import constants
 
-
-def _weights(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give the folder of a saved network.")
-    if (folder / WEIGHTS_NAME).is_file():
-        return [WEIGHTS_NAME]
-    if not (folder / INDEX_NAME).is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS_NAME}; give the folder of a saved network.")
-    parts = sorted(set(read_json(folder / INDEX_NAME).get("weight_map", {}).values()))
-    if missing := [name for name in parts if Path(name).name != name or not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{folder / INDEX_NAME} names {', '.join(missing)}, which the folder lacks.")
-    return [INDEX_NAME, *parts]
+    path, allowed = (folder / name).resolve(), (folder.resolve(), Path(constants.HF_HUB_CACHE).resolve())
+    return path.is_file() and any(path.is_relative_to(root) for root in allowed)
 
 
 def _source(folder: Path) -> list[str]:
     """The modules that the configurations name in `auto_map`, and those that these import."""
     from transformers.dynamic_module_utils import get_relative_import_files
 
-    configs = [read_json(folder / name) for name in (CONFIG_NAME, PROCESSOR_NAME) if (folder / name).is_file()]
-    modules = sorted({module for config in configs for module in _auto_modules(config)})
+    modules = {module for name in (CONFIG_NAME, PROCESSOR_NAME) for module in _auto_modules(folder / name)}
     names = []
-    for module in modules:
+    for module in sorted(modules):
         path = folder / f"{module}.py"
         try:
             names += [path.name, *sorted(Path(file).name for file in get_relative_import_files(path))]
         except FileNotFoundError as error:
-            missing = Path(error.filename).name
             raise FileNotFoundError(
-                f"{folder} lacks {missing}, without which it does not load where afdcd_hf is not installed; load the "
-                "network and its image processor here, and save both again with save_pretrained."
+                f"{folder} lacks {Path(error.filename).name}, without which it does not load where afdcd_hf is not "
+                "installed; load the model and its image processor here, and save both again with save_pretrained."
             ) from error
     return names
 
 
-def _auto_modules(config: dict[str, Any]) -> list[str]:
+def _auto_modules(path: Path) -> list[str]:
     """`modeling_x` of `modeling_x.XModel`; what lies in another repository (`user/repo--x.X`) is not in the folder."""
-    return [name.split(".")[0] for name in config.get("auto_map", {}).values() if "--" not in name]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object.
-
-    Raises:
-        ValueError: it does not.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # neither UTF-8 nor JSON
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object.")
-    return content
+    named: Any = read_json(path, "a configuration").get("auto_map", {}) if path.is_file() else {}
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise ValueError(f"auto_map in {path} is not an object of class names; save the model again.")
+    return [name.split(".")[0] for name in named.values() if "--" not in name]

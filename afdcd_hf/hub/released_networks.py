@@ -1,10 +1,12 @@
-"""The six kinds of released networks, in the terms of our configuration."""
+"""The kinds of released networks, in the terms of our configuration; all have output stride 8."""
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ..suggestions import close_names
 
 if TYPE_CHECKING:
     from ..models.configuration_afdcd import AfDcdConfig
@@ -12,22 +14,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReleasedNetwork:
-    """One kind of released network; all have output stride 8.
+    """One kind of released network."""
 
-    Attributes:
-        backbone: timm name of the same backbone.
-        head: "deeplabv3" or "pspnet".
-        auxiliary_head: Whether it has one.
-        backbone_kwargs: What timm has to be told to build that very backbone.
-    """
+    backbone: str  # timm's name of the same backbone
+    head: str  # "deeplabv3" or "pspnet"
+    auxiliary_head: bool  # whether it usually has one
+    backbone_kwargs: dict[str, Any] = field(default_factory=dict)  # with which timm builds that very backbone
 
-    backbone: str
-    head: str
-    auxiliary_head: bool
-    backbone_kwargs: dict[str, Any] = field(default_factory=dict)
+    def config(
+        self, classes: Sequence[str], *, head_channels: int | None = None, auxiliary_head: bool | None = None
+    ) -> AfDcdConfig:
+        """The configuration of such a network.
 
-    def config(self, classes: tuple[str, ...]) -> AfDcdConfig:
-        """The configuration of such a network for these classes, in the order of their ids."""
+        Args:
+            classes: names in the order of their ids.
+            head_channels: width of the head, where it is not the usual one.
+            auxiliary_head: whether there is one; None: as usual.
+        """
         from ..models.configuration_afdcd import AfDcdConfig
 
         return AfDcdConfig(
@@ -35,23 +38,21 @@ class ReleasedNetwork:
             backbone_kwargs=dict(self.backbone_kwargs),
             output_stride=8,
             head=self.head,
-            auxiliary_head=self.auxiliary_head,
+            head_channels=head_channels,
+            auxiliary_head=self.auxiliary_head if auxiliary_head is None else auxiliary_head,
             id2label=dict(enumerate(classes)),
             label2id={name: index for index, name in enumerate(classes)},
         )
 
 
-_RESNET18 = ("resnet18", {"stem_type": "deep", "stem_width": 64})
-_RESNET101 = ("resnet101s", {})
-_MOBILENETV2 = ("mobilenetv2_100", {})
-
 RELEASED_NETWORKS: dict[str, ReleasedNetwork] = {
-    f"{head}_{name}": ReleasedNetwork(backbone, head, name != "mobilenetv2", kwargs)
+    f"{head}_{name}": ReleasedNetwork(backbone, head, name != "mobilenetv2", options)
     for head in ("deeplabv3", "pspnet")
-    for name, (backbone, kwargs) in (
-        ("resnet18", _RESNET18),
-        ("resnet101", _RESNET101),
-        ("mobilenetv2", _MOBILENETV2),
+    for name, backbone, options in (
+        ("resnet18", "resnet18", {"stem_type": "deep", "stem_width": 64}),
+        ("resnet50", "resnet50s", {}),
+        ("resnet101", "resnet101s", {}),
+        ("mobilenetv2", "mobilenetv2_100", {}),
     )
 }
 
@@ -60,10 +61,9 @@ def get_released_network(name: str) -> ReleasedNetwork:
     """The kind of released network with this name.
 
     Raises:
-        ValueError: If there is none; the known ones are listed.
+        ValueError: there is none; the known ones are listed.
     """
     if name not in RELEASED_NETWORKS:
-        close = difflib.get_close_matches(name.lower(), RELEASED_NETWORKS, n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"Unknown released network {name!r}.{hint} Known: {', '.join(RELEASED_NETWORKS)}.")
+        known = f"Known: {', '.join(RELEASED_NETWORKS)}."
+        raise ValueError(f"Unknown released network {name!r}.{close_names(name.lower(), RELEASED_NETWORKS)} {known}")
     return RELEASED_NETWORKS[name]

@@ -1,14 +1,14 @@
-"""`afdcd verify`: evaluates a published network again, under its card's protocol, and compares."""
+"""`afdcd verify`: evaluates a published model again, under its card's protocol, and compares."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from transformers import AutoImageProcessor
 
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
@@ -17,35 +17,29 @@ from ..data.loading import load_split
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
 from ..models.loading import load_model
-from .card_facts import HUB_ID, is_missing
+from .card_facts import HUB_ID
 from .claim import Claim, read_claim
 from .hub_errors import plain_hub_errors
+from .weights_check import check_weights
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 TOLERANCE = 0.0005
-_FILES = ("README.md", "*.json", "*.safetensors", "*.py")
+_FILES = ("README.md", "*.json", "*.safetensors")
 _DATA_OPTIONS = ("max_samples", "image_column", "label_column", "label_map", "labels_as")
 _OF_NO_ACCOUNT = ("model", "dataset", "split", "list_file", "date", "machine", "versions", "boundary_ratio")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A claimed score beside the one that came out.
-
-    Attributes:
-        claim: What the card says.
-        mean_iou: What was measured now, a fraction 0-1.
-        tolerance: Largest difference that counts as the same, a fraction.
-        remarks: What else differs: data, protocol, files that contradict each other.
-        classes: Classes whose IoU differs by more than the tolerance: name to (claimed, measured).
-    """
+    """A claimed score beside the one that came out; scores and the tolerance are fractions 0-1."""
 
     claim: Claim
-    mean_iou: float
-    tolerance: float
-    remarks: tuple[str, ...]
-    classes: Mapping[str, tuple[float, float]]
+    mean_iou: float  # what was measured now
+    tolerance: float  # largest difference that counts as the same
+    remarks: tuple[str, ...]  # what else differs: data, protocol, files that contradict each other
+    classes: Mapping[str, tuple[float, float]]  # whose IoU differs by more: name to (claimed, measured)
 
     @property
     def difference(self) -> float:
@@ -69,22 +63,22 @@ def verify(
     device: str | None = None,
     num_workers: int = 0,
 ) -> Verification:
-    """Evaluate a network as its card says, and hold the result against the card's number.
+    """Evaluate a model as its card says, and hold the result against the card's number.
 
     Args:
-        model: Folder, or id on the Hub, whose files are downloaded.
-        data_dir: Folder of the benchmark's files.
-        tolerance: Largest difference of mean IoU that counts as the same, a fraction: devices and libraries round
+        model: folder, or id on the Hub, whose files are downloaded.
+        data_dir: folder of the benchmark's files.
+        tolerance: largest difference of mean IoU that counts as the same, a fraction: devices and libraries round
             differently.
-        dataset: Where the data set lies, if the card names a folder of its author's.
-        list_file: The list of images, if the card names one.
-        revision: Branch, tag or commit on the Hub.
-        device: Such as "cuda"; by default a GPU where there is one.
-        num_workers: Processes that decode images.
+        dataset: where the dataset lies, if the card names a folder of its author's.
+        list_file: the list of images, if the card names one.
+        revision: branch, tag or commit on the Hub.
+        device: such as "cuda"; by default a GPU where there is one.
+        num_workers: processes that decode images.
 
     Raises:
-        ValueError: If nothing measured is claimed, the tolerance is out of range, or the protocol cannot be repeated.
-        FileNotFoundError: If the folder or files of the data are missing.
+        ValueError: nothing measured is claimed, the tolerance is out of range, or the protocol cannot be repeated.
+        FileNotFoundError: the folder or files of the data are missing.
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"A tolerance is a fraction from 0 to 1, got {tolerance}; 0.0005 is 0.05 % mIoU.")
@@ -92,7 +86,9 @@ def verify(
     claim = read_claim(folder)
     choice = _choice(claim.protocol, data_dir, dataset, list_file)
     images = load_split(**choice)
-    network, processor = _network(folder, device)
+    check_weights(folder)
+    network = load_model(str(folder)).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     if choice["name"] in BENCHMARKS:
         check_classes(network, BENCHMARKS[choice["name"]].classes, choice["name"])
     scores = evaluate_segmenter(
@@ -103,7 +99,8 @@ def verify(
         absent_as_zero=claim.protocol.get("absent_classes") == "count as 0",
         settings=_settings(claim.protocol),
     )
-    remarks = (*claim.doubts, *_data_remarks(claim, choice, images), *_protocol_remarks(claim, scores["protocol"]))
+    remarks = (*claim.doubts, *_data_remarks(claim, choice["name"], images))
+    remarks += tuple(_protocol_remarks(claim.protocol, scores["protocol"]))
     classes = _differing(claim.per_category_iou, scores["per_category_iou"], tolerance)
     return Verification(claim, scores["mean_iou"], tolerance, remarks, classes)
 
@@ -128,28 +125,28 @@ def _local_folder(model: str | Path, revision: str | None) -> Path:
             raise ValueError(f"revision={revision!r} is for repositories on the Hub; {model} is a folder.")
         return Path(model)
     if not HUB_ID.fullmatch(str(model)):
-        raise FileNotFoundError(f"{model} is no folder, and no id on the Hub such as afdcd/deeplabv3-r18-voc either.")
+        raise FileNotFoundError(f"{model} is neither a local folder nor a Hub id such as afdcd/deeplabv3-r18-voc.")
     from huggingface_hub import constants, snapshot_download
 
     with plain_hub_errors(str(model), constants.ENDPOINT):
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=list(_FILES)))
 
 
-def _choice(protocol: Mapping[str, Any], data_dir, dataset, list_file) -> dict[str, Any]:
+def _choice(
+    protocol: Mapping[str, Any], data_dir: str | Path | None, dataset: str | None, list_file: str | Path | None
+) -> dict[str, Any]:
     """What `load_split` takes."""
     name = dataset or protocol.get("dataset")
     if not name or not protocol.get("split"):
-        raise ValueError("The card does not say on which data set and split its number was measured.")
+        raise ValueError("The card does not say on which dataset and split its number was measured.")
     if protocol.get("list_file") and list_file is None:
         raise ValueError(
             f"The number was measured on the images of a list named {protocol['list_file']!r}; pass yours as list_file "
-            "(--list-file)."
+            "(--list_file)."
         )
-    given = {option: protocol.get(option) for option in _DATA_OPTIONS}
-    given |= {"data_dir": data_dir, "list_file": list_file}
-    return {"name": name, "split": protocol["split"]} | {
-        key: value for key, value in given.items() if value is not None
-    }
+    given = {option: protocol.get(option) for option in _DATA_OPTIONS} | {"data_dir": data_dir, "list_file": list_file}
+    known = {key: value for key, value in given.items() if value is not None}
+    return {"name": name, "split": protocol["split"], **known}
 
 
 def _settings(protocol: Mapping[str, Any]) -> InferenceSettings:
@@ -157,41 +154,33 @@ def _settings(protocol: Mapping[str, Any]) -> InferenceSettings:
     return InferenceSettings(**{name: protocol[name] for name in names if protocol.get(name) is not None})
 
 
-def _network(folder: Path, device: str | None) -> tuple[nn.Module, Any]:
-    import torch
-    from transformers import AutoImageProcessor
-
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load_model(str(folder)).to(chosen), AutoImageProcessor.from_pretrained(folder)
-
-
-def _data_remarks(claim: Claim, choice: Mapping[str, Any], images) -> list[str]:
+def _data_remarks(claim: Claim, name: str, images: Dataset) -> list[str]:
     if claim.fingerprint is None:
         return ["the card has no fingerprint of its images, so that they may be others than these"]
-    mine = fingerprint(images, of_pixels=is_generated(choice["name"]))
+    mine = fingerprint(images, of_pixels=is_generated(name))
     if mine == claim.fingerprint:
         return []
     return [f"these are not the images and labels of the card (fingerprint {mine}, there {claim.fingerprint})"]
 
 
-def _protocol_remarks(claim: Claim, protocol: Mapping[str, Any]) -> list[str]:
-    """What the card says of the protocol and the evaluation just done does otherwise: processor, network, settings."""
+def _protocol_remarks(claimed: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
+    """What the card says of the protocol and this evaluation did otherwise: processor, model, settings."""
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    return [
+        f"the card says {name} {value}, here it is {protocol[name]}"
+        for name, value in claimed.items()
+        if name in protocol and name not in _OF_NO_ACCOUNT and plain(value) != plain(protocol[name])
+    ]
+
+
+def _differing(
+    claimed: Mapping[str, float | None], measured: Mapping[str, float], tolerance: float
+) -> dict[str, tuple[float, float]]:
+    pairs = {name: (was, measured[name]) for name, was in claimed.items() if was is not None and name in measured}
     unlike = {
-        name: (claimed, protocol[name])
-        for name, claimed in claim.protocol.items()
-        if name in protocol and name not in _OF_NO_ACCOUNT and not _same(claimed, protocol[name])
-    }
-    return [f"the card says {name} {claimed}, here it is {now}" for name, (claimed, now) in unlike.items()]
-
-
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        return list(first) == list(second)
-    return first == second
-
-
-def _differing(claimed: Mapping[str, float | None], measured: Mapping[str, float], tolerance: float) -> dict:
-    pairs = {name: (claimed[name], measured[name]) for name in claimed if name in measured}
-    known = {name: pair for name, pair in pairs.items() if not any(is_missing(score) for score in pair)}
-    unlike = {name: (was, now) for name, (was, now) in known.items() if abs(now - was) > tolerance}
+        name: (was, now) for name, (was, now) in pairs.items() if abs(now - was) > tolerance
+    }  # not where now is NaN
     return dict(sorted(unlike.items(), key=lambda item: -abs(item[1][1] - item[1][0])))

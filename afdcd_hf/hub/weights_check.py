@@ -1,55 +1,142 @@
-"""Looks before a push whether the weights are whole, and those of the network alone."""
+"""Are these the weights of that model: whole, of the right shapes and types, and finite?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from .push_files import CONFIG_NAME, read_json
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..structured_files import read_json
+
+CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME = "config.json", "model.safetensors", "model.safetensors.index.json"
+_SHOWN = 6
 
 
-def check_weights(folder: Path, names: Sequence[str]) -> None:
-    """Refuse damaged weights and, for networks of this package, any that the configuration does not describe.
+def check_weights(folder: Path) -> list[str]:
+    """Refuse a folder whose weights are damaged, not finite, or not those that its configuration describes.
 
-    Reads the headers only.
+    The latter only for models of this package.
 
     Args:
-        folder: the network's folder.
-        names: its weight files.
+        folder: a folder for `from_pretrained`; it may lack a configuration.
+
+    Returns:
+        The names of its weight files, the index included.
 
     Raises:
-        ValueError: a file is damaged or cut short, tensors are missing, too many or of another shape.
+        FileNotFoundError: there are no weights, or not all parts of them.
+        ValueError: a file is damaged, or tensors are missing, unknown, of another shape or type, or not finite.
     """
-    stored = {name: shape for file in names for name, shape in _shapes(folder / file).items()}
+    names = _weight_files(folder)
+    found = {name: tensor for file in names if file != INDEX_NAME for name, tensor in read_safetensors(folder / file)}
     config = folder / CONFIG_NAME
-    if not config.is_file() or read_json(config).get("model_type") != "afdcd":
-        return
-    wanted = _wanted_shapes(folder)
-    missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
-    other = sorted(name for name in wanted.keys() & stored.keys() if wanted[name] != stored[name])
-    if missing or surplus or other:
-        parts = {"missing": missing, "not of this network": surplus, "of another shape": other}
-        text = "; ".join(f"{what}: {len(found)}, e.g. {found[0]}" for what, found in parts.items() if found)
-        raise ValueError(f"the weights in {folder} are not those of its {CONFIG_NAME} ({text}).")
+    ours = config.is_file() and read_json(config, "the configuration of a model").get("model_type") == "afdcd"
+    check_tensors(found, _expected(folder) if ours else found, f"the weights in {folder}")
+    return names
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, hint: str = "") -> None:
+    """Hold tensors against those of a model; all that is wrong is listed at once, each kind with its names.
 
+    Args:
+        found: the tensors by name.
+        expected: tensors of the right shapes and types, which may be on the meta device.
+        what: the file in words, to begin the message with.
+        hint: what to do about it.
+
+    Raises:
+        ValueError: unknown, missing or misshapen tensors, or such as are not finite or of another type.
+    """
+    both = {name: (tensor, expected[name]) for name, tensor in found.items() if name in expected}
+    troubles = {
+        "unknown": [f"{name} {_shape(tensor)}" for name, tensor in found.items() if name not in expected],
+        "missing": [f"{name} {_shape(tensor)}" for name, tensor in expected.items() if name not in found],
+        "misshapen": [
+            f"{name} {_shape(one)} instead of {_shape(other)}"
+            for name, (one, other) in both.items()
+            if one.shape != other.shape
+        ],
+        "wrongly typed": [
+            f"{name} {one.dtype} instead of {other.dtype}"
+            for name, (one, other) in both.items()
+            if one.is_floating_point() != other.is_floating_point()
+        ],
+        "not finite": [name for name, tensor in found.items() if not tensor.isfinite().all()],
+    }
+    listed = [_listed(kind, names) for kind, names in troubles.items() if names]
+    if listed:
+        raise ValueError(" ".join([f"{what}:", *listed, hint]).strip())
+
+
+def read_safetensors(path: Path) -> Iterable[tuple[str, Tensor]]:
+    """Names and tensors of a file.
+
+    Raises:
+        ValueError: it is no such file, or is damaged.
+    """
     try:
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}") from error
+        return load_file(path).items()
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{path} {_why_unreadable(path, error)}; download it again.") from error
 
 
-def _wanted_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    import torch
+def looks_like_a_page(path: Path) -> bool:
+    """Whether a file is what a browser shows instead of the download that was asked for."""
+    with open(path, "rb") as file:
+        return file.read(64).lstrip().lower().startswith((b"<!doctype", b"<html"))
 
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS and not the file itself (`git lfs pull` fetches that)"
+    if looks_like_a_page(path):
+        return "is a web page and not weights"
+    return f"is damaged, cut short or not a safetensors file ({error})"
+
+
+def _weight_files(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give the folder of a saved model.")
+    if (folder / WEIGHTS_NAME).is_file():
+        return [WEIGHTS_NAME]
+    if not (folder / INDEX_NAME).is_file():
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pth", ".pt"})
+        found = f" ({pickles[0]} is not read: load the model and save it with save_pretrained)" if pickles else ""
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS_NAME}{found}; give the folder of a saved model.")
+    parts = read_json(folder / INDEX_NAME, "the index of a model's weights").get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
+        raise ValueError(f"{folder / INDEX_NAME} has no object of file names as weight_map; save the model again.")
+    names = sorted(set(parts.values()))
+    if missing := [name for name in names if Path(name).name != name or not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder / INDEX_NAME} names {', '.join(missing)}, which the folder lacks.")
+    return [INDEX_NAME, *names]
+
+
+def _expected(folder: Path) -> dict[str, Tensor]:
     from ..models.configuration_afdcd import AfDcdConfig
     from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 
-    config = AfDcdConfig.from_pretrained(folder)
-    with torch.device("meta"):  # shapes without values
-        network = AfDcdForSemanticSegmentation(config)
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    try:
+        config = AfDcdConfig.from_pretrained(folder)
+        if wrong := [label for label in config.id2label.values() if not isinstance(label, str)]:
+            raise ValueError(f"id2label has the label {wrong[0]!r}, which is not text")
+        with torch.device("meta"):  # shapes without values
+            return AfDcdForSemanticSegmentation(config).state_dict()
+    except Exception as error:  # whatever values somebody wrote there
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder / CONFIG_NAME} does not describe a model of this package: {reason}") from error
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {kind} tensors ({', '.join(names[:_SHOWN])}{more})."
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

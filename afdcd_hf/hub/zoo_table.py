@@ -9,30 +9,26 @@ from collections.abc import Iterable
 from ..data.benchmarks import get_benchmark
 from .zoo import CHECKPOINTS, CheckpointRow
 
-_HEADINGS = ("checkpoint", "network", "dataset", "recipe", "reported", "measured", "")
-_DOUBTFUL = "source in doubt"
-
 
 def select(dataset: str | None = None) -> list[CheckpointRow]:
     """Rows of the table, those of one benchmark or all.
 
     Raises:
-        ValueError: There is no such benchmark, or nothing is published for it.
+        ValueError: there is no such benchmark, or nothing is published for it.
     """
-    if dataset is None:
-        return list(CHECKPOINTS.values())
-    get_benchmark(dataset)
-    rows = [row for row in CHECKPOINTS.values() if row.dataset == dataset]
+    if dataset is not None:
+        get_benchmark(dataset)
+    rows = [row for row in CHECKPOINTS.values() if dataset in (None, row.dataset)]
     if not rows:
-        known = dict.fromkeys(row.dataset for row in CHECKPOINTS.values())
-        raise ValueError(f"No checkpoint is published for {dataset!r}; there are some for {', '.join(known)}.")
+        known = ", ".join(dict.fromkeys(row.dataset for row in CHECKPOINTS.values()))
+        raise ValueError(f"No checkpoint is published for {dataset!r}; there are some for {known}.")
     return rows
 
 
 def to_table(rows: Iterable[CheckpointRow]) -> str:
     """Lines of text: mIoU in percent, what others report and what we measured in columns of their own."""
     rows = list(rows)
-    lines = [_HEADINGS, *(_cells(row) for row in rows)]
+    lines = [("checkpoint", "network", "dataset", "recipe", "reported", "measured", ""), *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     notes = [f"  {row.repo_id}: {row.source_doubts}." for row in rows if row.source_doubts]
@@ -48,12 +44,5 @@ def to_json(rows: Iterable[CheckpointRow]) -> str:
 
 def _cells(row: CheckpointRow) -> tuple[str, ...]:
     measured = "not measured" if row.measured is None else f"{100 * row.measured:.2f}"
-    return (
-        row.repo_id,
-        row.network,
-        f"{row.dataset} {row.split}",
-        row.recipe or row.role,
-        f"{100 * row.reported:.2f}",
-        measured,
-        _DOUBTFUL if row.source_doubts else "",
-    )
+    scores, doubt = (f"{100 * row.reported:.2f}", measured), "source in doubt" if row.source_doubts else ""
+    return (row.repo_id, row.network, f"{row.dataset} {row.split}", row.recipe or row.role, *scores, doubt)

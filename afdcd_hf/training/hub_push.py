@@ -17,10 +17,8 @@ from ..hub.card_facts import CardFacts, TrainingFacts
 from ..hub.facts_file import FACTS_NAME, read_facts, write_facts
 from ..hub.folder_facts import network_facts
 from ..hub.hub_errors import plain_hub_errors
-from ..hub.model_card import write_card
-from ..hub.published import is_generated
+from ..hub.model_card import CARD_NAME, is_handwritten, write_card
 from ..hub.push import PushPlan, make_repository, plan_push, send
-from ..hub.push_files import CARD_NAME
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -131,7 +129,7 @@ class HubPush:
             return
         folder = Path(self.args.output_dir)
         path, known = folder / CARD_NAME, (folder / FACTS_NAME).is_file()
-        if path.is_file() and not (known and is_generated(path.read_text(encoding="utf-8", errors="replace"))):
+        if path.is_file() and (not known or is_handwritten(path)):
             return
         facts = read_facts(folder) if known else self._card_facts(folder)
         given = {"license": license, "model_name": model_name, "base_model": finetuned_from}

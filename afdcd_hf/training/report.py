@@ -158,7 +158,6 @@ def _training_facts(
         time_split=speed.split,
         peak_memory_mb=speed.peak_memory_mb,
         peak_memory_of="GPU" if args.device.type == "cuda" else "process",
-        energy_joules={} if resumed else energy,
         hardware=machine_name(),
         versions=library_versions(),
     )

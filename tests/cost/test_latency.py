@@ -156,7 +156,7 @@ def test_a_row_per_size_counts_as_the_counters_do_and_holds_what_a_card_needs():
     for row in rows:
         assert 0 < row.median_seconds <= row.p95_seconds and row.images_per_second > 0 and row.peak_memory_mb > 0
         assert f"{torch.get_num_threads()} thread" in row.device and torch.__version__ in row.versions
-        card = LatencyRow(**{name: getattr(row, name) for name in LatencyRow._fields})
+        card = LatencyRow(**{name: getattr(row, name) for name in LatencyRow.__dataclass_fields__})
         assert card.setting == "fp32" and len(card.date) == 10
 
 

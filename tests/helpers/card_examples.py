@@ -35,7 +35,7 @@ FULL = CardFacts(
     reported=ReportedResults(0.7643, "Fan et al. 2023, Table 2"),
     comparison=[
         ComparisonRow("teacher", 39_640_000, 300_000_000_000, 0.69),
-        ("student alone", 4_120_345, 18_430_000_000, 0.58),
+        ComparisonRow("student alone", 4_120_345, 18_430_000_000, 0.58),
         ComparisonRow("CWD"),
     ],
     training=TrainingFacts(

@@ -1,4 +1,4 @@
-"""The six released networks computed from their tensors by hand: plain functions on released names, no modules.
+"""The released networks computed from their tensors by hand: plain functions on released names, no modules.
 
 Written from the description in method.md, not from our networks, so that converted networks can be held against it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet101": (3, 4, 23, 3)}
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 # MobileNetV2's blocks 1..17 at output stride 8: stride and dilation of the depthwise convolution. Stages that lose
 # their stride dilate instead, their first block one step behind.
 STRIDES = {2: 2, 4: 2}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 
 import numpy as np
 import pytest
@@ -20,13 +21,17 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 
 from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.cli import main
-from afdcd_hf.hub.conversion import checkpoints, convert_backbone, convert_checkpoint, read_class_names, read_tensors
+from afdcd_hf.hub.conversion import checkpoints
+from afdcd_hf.hub.conversion.backbones import convert_backbone
+from afdcd_hf.hub.conversion.checkpoints import convert_checkpoint, released_model
+from afdcd_hf.hub.conversion.reading import read_class_names, read_tensors
 from afdcd_hf.hub.facts_file import read_facts
 from afdcd_hf.hub.released_networks import RELEASED_NETWORKS
 from afdcd_hf.hub.zoo import CHECKPOINTS
 
 SMALL = "pspnet_mobilenetv2"
-KINDS = [pytest.param(name, marks=pytest.mark.slow if "101" in name else ()) for name in RELEASED_NETWORKS]
+LARGE = {"deeplabv3_resnet101", "pspnet_resnet101", "pspnet_resnet50"}
+KINDS = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in RELEASED_NETWORKS]
 # The depthwise block of the released MobileNetV2 is flat, torchvision's nested.
 FLAT = {
     **{f"1.conv.{nested}": f"1.conv.{flat}" for nested, flat in (("0.0", 0), ("0.1", 1), ("1", 3), ("2", 4))},
@@ -38,11 +43,17 @@ FLAT = {
 }
 
 
+def released_shapes(network, num_labels=19, tensors=None):
+    """Shape by released name of every tensor."""
+    model, names = released_model(network, [str(index) for index in range(num_labels)], tensors or {})
+    return {released: model.state_dict()[ours].shape for released, ours in names.items()}
+
+
 def released_file(network, num_labels=19, seed=0):
     """Tensors of a released network under its names, with random values that keep activations in range."""
     random = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, shape in checkpoints.expected_shapes(network, num_labels).items():
+    for name, shape in released_shapes(network, num_labels).items():
         if name.endswith("num_batches_tracked"):
             tensors[name] = torch.tensor(3)
         elif len(shape) == 4:
@@ -134,10 +145,47 @@ def test_a_converted_network_computes_what_the_released_one_does(tmp_path, netwo
     assert_equal_to(Released(tensors, network)(pixel_values), outputs_of(tmp_path / "out", pixel_values), 1e-5)
 
 
-@pytest.mark.parametrize("network", RELEASED_NETWORKS)
-def test_every_released_name_and_shape_is_known(network, shared_dir):
-    layout = json.loads((shared_dir / "golden/official_layouts.json").read_text())[network]
-    assert {name: list(shape) for name, shape in checkpoints.expected_shapes(network, 19).items()} == layout
+def test_cirkd_v2s_network_with_wide_heads_gives_its_authors_outputs(tmp_path, shared_dir):
+    public = shared_dir / "golden/public"
+    if not (public / "cirkd_v2_networks.safetensors").is_file():
+        pytest.skip("golden/public is not here")
+    tensor_of = runpy.run_path(str(public / "weights_of.py"))["tensor_of"]
+    wide = {"head.block.4.weight": torch.empty(5, 512, 1, 1, device="meta"), "auxlayer.": torch.empty(0)}
+    tensors = {name: tensor_of(name, shape) for name, shape in released_shapes("deeplabv3_resnet18", 5, wide).items()}
+    torch.save(tensors, tmp_path / "released.pth")
+    folder = convert_checkpoint(tmp_path / "released.pth", "deeplabv3_resnet18", tmp_path / "out")
+    golden = load_file(public / "cirkd_v2_networks.safetensors")
+    found = outputs_of(folder, golden["pixel_values"])
+    for ours, theirs in (("logits", "logits"), ("aux", "aux_logits")):
+        expected = golden[f"deeplabv3_resnet18/{theirs}"]
+        assert (found[ours] - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "left_out", [("num_batches_tracked",), ("auxlayer.",), ("auxlayer.", "num_batches_tracked")], ids=" ".join
+)
+def test_files_without_counters_or_without_an_auxiliary_head_are_converted(tmp_path, left_out):
+    tensors = {
+        name: value
+        for name, value in released_file("pspnet_resnet18", 3).items()
+        if not any(part in name for part in left_out)
+    }
+    torch.save(tensors, tmp_path / "released.pth")
+    folder = convert_checkpoint(tmp_path / "released.pth", "pspnet_resnet18", tmp_path / "out")
+    config = AutoConfig.from_pretrained(folder)
+    assert config.auxiliary_head == ("auxlayer." not in left_out) and config.num_labels == 3
+    assert_equal_to(
+        Released(tensors, "pspnet_resnet18")(images(1, 3, 41, 57)), outputs_of(folder, images(1, 3, 41, 57)), 1e-5
+    )
+    counters = [value for name, value in load_file(folder / "model.safetensors").items() if name.endswith("tracked")]
+    assert counters and all(value == (0 if "num_batches_tracked" in left_out else 3) for value in counters)
+
+
+def test_every_released_name_and_shape_is_known(shared_dir):
+    layouts = json.loads((shared_dir / "golden/official_layouts.json").read_text())
+    assert layouts.keys() <= RELEASED_NETWORKS.keys() and len(layouts) == 6
+    for network, layout in layouts.items():
+        assert {name: list(shape) for name, shape in released_shapes(network).items()} == layout
 
 
 # The folder
@@ -239,8 +287,8 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
     [
         (b"", "is empty; download it again"),
         (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "is a web page, not a checkpoint"),
-        (b"no checkpoint at all", "no checkpoint"),
-        (bytes(range(256)) * 8, "no checkpoint"),
+        (b"no checkpoint at all", "not a checkpoint"),
+        (bytes(range(256)) * 8, "not a checkpoint"),
     ],
 )
 def test_files_that_are_no_checkpoints_are_named(tmp_path, content, message):
@@ -265,8 +313,13 @@ def test_a_file_cut_short_is_named(tmp_path, ending):
     [
         ([1, 2], "holds a list, not a state dict"),
         ({}, "holds an empty dictionary, not a state dict"),
-        ({"epoch": 1}, r"\['epoch'\] are no tensors, and there is none under state_dict"),
+        ({"epoch": 1}, r"\['epoch'\] are not tensors, and none is under state_dict"),
         ({"model": {"a": torch.ones(1)}, "student": {"a": torch.ones(1)}}, "several state dicts \\(model, student\\)"),
+        (
+            {"a": torch.ones(2), "b": torch.eye(3).to_sparse()},
+            "1 tensors are sparse, quantized or complex, e.g. b; save",
+        ),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "1 tensors are sparse, quantized or complex"),
     ],
 )
 def test_data_without_one_state_dict_is_refused(tmp_path, content, message):
@@ -284,10 +337,12 @@ def test_unknown_missing_misshapen_and_broken_tensors_are_listed_together(refuse
     del tensors["head.block.1.running_var"]
     tensors["head.block.0.weight"] = torch.ones(128, 640, 1, 1)
     tensors["head.psp.conv1.1.bias"] = torch.full((80,), float("nan"))
+    tensors["head.psp.conv2.1.bias"] = torch.ones(80, dtype=torch.int32)
     message = refused(tensors)
     assert "1 unknown tensors (head.extra.weight 2x3)" in message
     assert "1 missing tensors (head.block.1.running_var 128)" in message
     assert "1 misshapen tensors (head.block.0.weight 128x640x1x1 instead of 128x640x3x3)" in message
+    assert "1 wrongly typed tensors (head.psp.conv2.1.bias torch.int32 instead of torch.float32)" in message
     assert "1 not finite tensors (head.psp.conv1.1.bias)" in message
 
 
@@ -298,7 +353,7 @@ def test_another_network_is_recognised(refused, small_file):
 
 def test_a_file_without_a_head_is_sent_to_backbone_only(refused, small_file):
     backbone = {name: value for name, value in small_file[1].items() if name.startswith("pretrained.")}
-    assert "convert a backbone's ImageNet weights with --backbone-only" in refused(backbone)
+    assert "convert a backbone's ImageNet weights with --backbone_only" in refused(backbone)
 
 
 def test_another_number_of_classes_names_the_datasets_that_have_it(refused, small_file):
@@ -312,12 +367,15 @@ def test_another_number_of_classes_names_the_datasets_that_have_it(refused, smal
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"network": "pspnet_resnet50"}, "Unknown released network 'pspnet_resnet50'.*Known: deeplabv3_resnet18"),
+        (
+            {"network": "pspnet_resnet52"},
+            "Unknown released network 'pspnet_resnet52'. Close: .*Known: deeplabv3_resnet18",
+        ),
         ({"dataset": "citiscapes"}, "did you mean 'cityscapes'"),
         ({"classes": ["a"]}, "not both"),
         ({"dataset": None, "classes": ["a", "b", "a"]}, "Class names occur twice: a"),
         ({"published": "afdcd/pspnet-r18-voc"}, "is a pspnet_resnet18 for voc, not a pspnet_mobilenetv2"),
-        ({"published": "afdcd/pspnet-r18-vok"}, "No published checkpoint .*Did you mean 'afdcd/pspnet-r18-voc'"),
+        ({"published": "afdcd/pspnet-r18-vok"}, "No published checkpoint .*Close: afdcd/pspnet-r18-voc"),
     ],
 )
 def test_wrong_choices_are_refused_before_the_file_is_read(tmp_path, options, message):
@@ -391,7 +449,7 @@ def test_torchvisions_mobilenet_becomes_timms_with_its_classifier(tmp_path):
 
 def test_a_backbone_with_tensors_amiss_is_refused(tmp_path, small_file):
     path, tensors = small_file
-    with pytest.raises(ValueError, match="26 unknown tensors .*leave --backbone-only out|It is a whole network"):
+    with pytest.raises(ValueError, match="26 unknown tensors .*leave --backbone_only out|It is a whole network"):
         convert_backbone(path, "mobilenetv2", tmp_path / "x.safetensors")
     backbone = {name: value for name, value in tensors.items() if name.startswith("pretrained.")}
     backbone.pop("pretrained.net.features.3.conv.0.weight")
@@ -407,8 +465,8 @@ def test_a_backbone_file_is_not_replaced_and_needs_its_ending(tmp_path):
         convert_backbone(tmp_path / "x.pth", "resnet18", tmp_path / "there.safetensors")
     with pytest.raises(ValueError, match="one file: give --output something.safetensors"):
         convert_backbone(tmp_path / "x.pth", "resnet18", tmp_path / "folder")
-    with pytest.raises(ValueError, match="Unknown network 'resnet50'.*resnet101"):
-        convert_backbone(tmp_path / "x.pth", "resnet50", tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="Unknown network 'resnet51'. Close: .*resnet101"):
+        convert_backbone(tmp_path / "x.pth", "resnet51", tmp_path / "x.safetensors")
 
 
 # Names and command line

@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import paths
 import pytest
 import torch
+import yaml
 from hub_client import no_waiting, serving
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 from tiny import same, segmenter, weights
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
@@ -31,6 +33,7 @@ SOURCE = {
     "backbone_afdcd.py",
     "configuration_afdcd.py",
     "heads.py",
+    "image_modes_afdcd.py",
     "image_processing_afdcd.py",
     "modeling_afdcd.py",
 }
@@ -62,7 +65,9 @@ def saved(folder: Path, seed: int = 0, **options) -> Path:
 def with_card(folder: Path) -> CardFacts:
     """Results, facts, card and its picture, as a training writes them."""
     measured = MeasuredResults(0.5, protocol=PROTOCOL, command="afdcd evaluate --model run --dataset scenes")
-    facts = CardFacts("run", "FCN", dataset=DatasetFacts("scenes"), measured=measured, pictures=[Picture("a.png", "A")])
+    facts = CardFacts(
+        "run", "FCN", dataset=DatasetFacts("scenes", split="val"), measured=measured, pictures=[Picture("a.png", "A")]
+    )
     (folder / "a.png").write_bytes(b"picture")
     (folder / "results.json").write_text(json.dumps({"mean_iou": 0.5, "protocol": PROTOCOL}))
     write_facts(folder, facts)
@@ -178,6 +183,15 @@ def test_card_facts_and_results_are_published_under_the_repositorys_name(hub, fo
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_scores_on_a_dataset_of_the_hub_are_published_in_its_own_format_too(hub, folder):
+    facts = with_card(folder)
+    write_facts(folder, replace(facts, dataset=replace(facts.dataset, hub_id="street/scenes")))
+    push_folder(folder, REPO)
+    (entry,) = parse_eval_result_entries(yaml.safe_load(pushed(hub)[".eval_results/street_scenes.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("street/scenes", "semantic-segmentation", 50.0)
+    assert entry.source_url == f"https://huggingface.co/{REPO}" and "split val" in entry.notes
+
+
 def test_a_card_written_by_hand_is_published_to_the_byte(hub, folder):
     with_card(folder)
     (folder / "README.md").write_bytes(b"# Mine\r\n")
@@ -210,7 +224,7 @@ def test_a_card_written_by_hand_on_the_hub_stays(hub, folder, tmp_path):
     edit_on_hub("---\nlicense: mit\n---\n# Mine\n")
     for revision in (None, "new-branch"):
         plan = push_folder(saved(folder, seed=1), REPO, revision=revision)
-        assert any("stays as it is; --overwrite-card" in note for note in plan.notes)
+        assert any("stays as it is; --overwrite_card" in note for note in plan.notes)
         assert pushed(hub, revision or "main")["README.md"].decode().endswith("# Mine\n")
     assert pushed(hub)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     push_folder(folder, REPO, overwrite_card=True)
@@ -332,46 +346,108 @@ def test_a_push_that_is_killed_half_way_leaves_nothing_and_the_second_try_is_who
 # Folders that are refused
 
 
-def truncate(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
+def weights_file(change):
+    """Change the tensors of the weights."""
+
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return damage
 
 
-def add_projector(folder: Path) -> None:
-    tensors = {**load_file(folder / "model.safetensors"), "projector.0.weight": torch.zeros(2)}
-    save_file(tensors, folder / "model.safetensors")
+def replaced(name: str, content: bytes | str | None):
+    """Another content for a file; None removes it."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return damage
 
 
-def lose_a_tensor(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["head.classifier.bias"]
-    save_file(tensors, folder / "model.safetensors")
+def edited(name: str, **values):
+    """Other values in a JSON file."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **values}))
+
+    return damage
 
 
-def remove(name: str):
-    def change(folder: Path) -> None:
-        (folder / name).unlink()
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
-    return change
+
+def index_of(content):
+    """An index of parts instead of the weights."""
+
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+    return damage
+
+
+BIAS, WEIGHT = "head.classifier.bias", "head.classifier.weight"
 
 
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (truncate, ValueError, "model.safetensors is damaged or cut short"),
-        (add_projector, ValueError, r"not of this network: 1, e.g. projector.0.weight"),
-        (lose_a_tensor, ValueError, r"missing: 1, e.g. head.classifier.bias"),
-        (remove("model.safetensors"), FileNotFoundError, "has no model.safetensors"),
-        (remove("config.json"), FileNotFoundError, "has weights but no config.json"),
-        (remove("heads.py"), FileNotFoundError, "lacks heads.py.*save_pretrained"),
-        (remove("image_processing_afdcd.py"), FileNotFoundError, "lacks image_processing_afdcd.py"),
+        (replaced("model.safetensors", b"\0" * 90), ValueError, "model.safetensors is damaged, cut short or not a"),
+        (replaced("model.safetensors", b""), ValueError, "model.safetensors is damaged, cut short"),
+        (replaced("model.safetensors", "<!DOCTYPE html>"), ValueError, "model.safetensors is a web page"),
+        (replaced("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"), ValueError, "pointer of Git"),
+        (weights_file(lambda t: t.update(projector=torch.zeros(2))), ValueError, r"1 unknown tensors \(projector 2\)"),
+        (weights_file(lambda t: t.pop(BIAS)), ValueError, r"1 missing tensors \(head.classifier.bias 4\)"),
+        (weights_file(lambda t: t.update({BIAS: torch.zeros(5)})), ValueError, "head.classifier.bias 5 instead of 4"),
+        (weights_file(lambda t: t.update({BIAS: t[BIAS].long()})), ValueError, "1 wrongly typed .*bias torch.int64"),
+        (weights_file(lambda t: t[WEIGHT].fill_(float("nan"))), ValueError, r"1 not finite tensors \(head.class"),
+        (replaced("model.safetensors", None), FileNotFoundError, "has no model.safetensors;"),
+        (only_a_pickle, FileNotFoundError, r"has no model.safetensors \(pytorch_model.bin is not read: load"),
+        (index_of({"weight_map": ["a"]}), ValueError, "index.json has no object of file names as weight_map"),
+        (index_of({"weight_map": {"a": 3}}), ValueError, "index.json has no object of file names as weight_map"),
+        (index_of([]), ValueError, "index.json .*must hold an object"),
+        (index_of({"weight_map": {"a": "../run/config.json"}}), FileNotFoundError, "which the folder lacks"),
+        (replaced("config.json", None), FileNotFoundError, "has weights but no config.json"),
+        (replaced("config.json", "[]"), ValueError, "config.json .*must hold an object"),
+        (edited("config.json", id2label=dict.fromkeys("0123")), ValueError, "the label None, which is not text"),
+        (edited("config.json", id2label=dict.fromkeys("0123", 7)), ValueError, "the label 7, which is not text"),
+        (edited("config.json", id2label=3), ValueError, "config.json does not describe a model"),
+        (edited("config.json", backbone=3), ValueError, "config.json does not describe a model"),
+        (edited("config.json", auto_map="x"), ValueError, "auto_map in .*config.json is not an object of class names"),
+        (edited("preprocessor_config.json", auto_map={"a": 3}), ValueError, "auto_map in .*is not an object"),
+        (replaced("heads.py", None), FileNotFoundError, "lacks heads.py.*save_pretrained"),
+        (replaced("image_processing_afdcd.py", None), FileNotFoundError, "lacks image_processing_afdcd.py"),
+        (replaced("results.json", "[]"), ValueError, "results.json .*must hold an object"),
+        (replaced("results.json", '{"mean_iou": 0.5, "protocol": {"split": 3}}'), ValueError, "lacks dataset, split"),
+        (replaced("card_facts.json", "3"), ValueError, "card_facts.json .*must hold an object"),
+        (replaced("README.md", "HF_TOKEN=hf_aAbBcCdDeEfFgGhH"), ValueError, "README.md holds what looks like"),
     ],
-)
+)  # fmt: skip
 def test_a_folder_that_would_not_load_is_refused_before_the_hub_is_asked(hub, folder, damage, error, message):
     damage(folder)
     with pytest.raises(error, match=message):
         push_folder(folder, REPO)
     assert not hub.requests
+
+
+def test_no_link_out_of_the_folder_is_followed(hub, folder, tmp_path, monkeypatch):
+    (tmp_path / "secret.txt").write_text("password")
+    (folder / "recipe.yaml").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(ValueError, match="recipe.yaml is a link to .*secret.txt, and a push follows no link out"):
+        push_folder(folder, REPO)
+    assert not hub.requests
+    (folder / "recipe.yaml").unlink()
+    blob = tmp_path / "cache" / "blobs" / "0a1b"  # as the Hub's cache keeps a snapshot
+    blob.parent.mkdir(parents=True)
+    (folder / "model.safetensors").rename(blob)
+    (folder / "model.safetensors").symlink_to(blob)
+    push_folder(folder, REPO)
+    assert pushed(hub)["model.safetensors"] == blob.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "street/", "street/ti ny", "../etc", "street/-tiny"])
@@ -383,4 +459,4 @@ def test_a_name_that_the_hub_would_not_take_is_refused(hub, folder, name):
 
 def test_a_missing_folder_is_named(hub, tmp_path, capsys):
     assert main(["push", str(tmp_path / "nowhere"), REPO]) == 2
-    assert "nowhere is no folder" in capsys.readouterr().err
+    assert "nowhere is not a folder" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor
 from afdcd_hf.cli import main
 from afdcd_hf.data.fingerprint import fingerprint
 from afdcd_hf.data.loading import load_benchmark, load_split
-from afdcd_hf.hub import card_latency
+from afdcd_hf.hub import card_update
 from afdcd_hf.hub.card_facts import ReportedResults
 from afdcd_hf.hub.claim import read_claim
 from afdcd_hf.hub.facts_file import FACTS_NAME, read_facts, write_facts
@@ -170,7 +170,7 @@ def test_a_folder_that_claims_nothing_cannot_be_checked(model, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["nowhere"], "no folder, and no id on the Hub"),
+        (["nowhere"], "neither a local folder nor a Hub id"),
         (["MODEL"], "give data_dir"),
         (["MODEL", "--data-dir", "DATA", "--tolerance", "-1"], "fraction from 0 to 1"),
         (["MODEL", "--data-dir", "DATA", "--revision", "v1"], "is for repositories on the Hub"),
@@ -244,7 +244,7 @@ def test_what_is_added_stays_when_the_card_is_rendered_again(model, tmp_path):
 
 
 def test_measured_speed_gets_on_the_card_and_is_replaced_by_the_next_measurement(model, monkeypatch):
-    monkeypatch.setattr(card_latency, "profile_model", partial(card_latency.profile_model, warmup=1, repeats=3))
+    monkeypatch.setattr(card_update, "profile_model", partial(card_update.profile_model, warmup=1, repeats=3))
     options = ["--latency", "--device", "cpu", "--size", "32", "64", "--size", "64", "64"]
     assert status("card", model, *options) == 0 and status("card", model, *options[:6]) == 0
     first, second = read_facts(model).latency
@@ -272,10 +272,10 @@ def test_a_handwritten_card_stays_and_the_new_one_lies_beside_it(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--license", "Apache 2"], "no identifier of the Hub"),
-        (["--license", "other"], "needs license_name"),
+        (["--license", "Apache 2"], "not an identifier of the Hub"),
+        (["--license", "other"], "go with license"),
         (["--repo-id", "small"], "USER/NAME"),
-        (["--base-model", "/tmp/weights"], "no id on the Hub"),
+        (["--base-model", "/tmp/weights"], "not an id on the Hub"),
         (["--reported", "7643", "paper"], "percentage from 0 to 100"),
         (["--picture", "nowhere.png", "Nothing"], "nowhere.png does not exist"),
         (["--results", "nowhere.json"], "nowhere.json does not exist"),

@@ -91,7 +91,7 @@ def test_files_behind_a_link_that_is_given_twice_are_said_to_be_in_doubt():
 
 
 def test_an_unknown_checkpoint_lists_the_known_ones():
-    with pytest.raises(ValueError, match="Did you mean 'afdcd/pspnet-r18-voc'.*afdcd/deeplabv3-r101-camvid"):
+    with pytest.raises(ValueError, match="Close: afdcd/pspnet-r18-voc.*afdcd/deeplabv3-r101-camvid"):
         get_checkpoint("afdcd/psp-r18-voc")
 
 
@@ -99,7 +99,7 @@ def test_released_networks_make_configurations_with_any_classes():
     config = get_released_network("pspnet_resnet101").config(("road", "sky"))
     assert isinstance(config, AfDcdConfig) and config.num_labels == 2 and config.label2id == {"road": 0, "sky": 1}
     assert (config.backbone, config.head, config.auxiliary_head) == ("resnet101s", "pspnet", True)
-    with pytest.raises(ValueError, match="Unknown released network 'psp_resnet18'. Did you mean 'pspnet_resnet18'"):
+    with pytest.raises(ValueError, match="Unknown released network 'psp_resnet18'. Close: pspnet_resnet18"):
         get_released_network("psp_resnet18")
 
 

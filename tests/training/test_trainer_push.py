@@ -17,7 +17,7 @@ from afdcd_hf.hub.model_card import MARKER
 REPO = "street/student"
 STUDENT = {
     "config.json", "model.safetensors", "preprocessor_config.json", "backbone_afdcd.py", "configuration_afdcd.py",
-    "heads.py", "image_processing_afdcd.py", "modeling_afdcd.py",
+    "heads.py", "image_modes_afdcd.py", "image_processing_afdcd.py", "modeling_afdcd.py",
 }  # fmt: skip
 PUSHING = {"push_to_hub": True, "hub_model_id": REPO}
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
@@ -129,7 +129,12 @@ def test_a_push_that_fails_does_not_end_the_training_and_is_told(hub, tmp_path, 
 def test_a_network_without_a_configuration_is_pushed_too(hub, tmp_path):
     trainer = supervised(tmp_path / "run", WithoutConfig(), **PUSHING)
     trainer.push_to_hub()
-    assert pushed(hub).keys() == {"model.safetensors", "preprocessor_config.json", "image_processing_afdcd.py"}
+    assert pushed(hub).keys() == {
+        "model.safetensors",
+        "preprocessor_config.json",
+        "image_modes_afdcd.py",
+        "image_processing_afdcd.py",
+    }
 
 
 class WithoutConfig(nn.Module):

@@ -3,59 +3,65 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 _BACKBONE = "backbone.net."
-# Modules of our networks -> modules of the released ones; the first pattern that fits a whole name decides.
-_RESNET = (
-    (r"conv1\.0", "conv1"),
-    (r"conv1\.1", "bn1"),
-    (r"conv1\.3", "conv2"),
-    (r"conv1\.4", "bn2"),
-    (r"conv1\.6", "conv3"),
-    (r"bn1", "bn3"),
-    (r"(layer\d\.\d+\..+)", r"\1"),
-    (r"fc", "fc"),
-)
-_DEEPLABV3 = (
-    (r"head\.features\.0\.branches\.0\.(\d)", r"head.aspp.b0.\1"),
-    (r"head\.features\.0\.branches\.4\.conv\.0", "head.aspp.b4.gap.1"),
-    (r"head\.features\.0\.branches\.4\.conv\.1", "head.aspp.b4.gap.2"),
-    (r"head\.features\.0\.branches\.(\d)\.(\d)", r"head.aspp.b\1.block.\2"),
-    (r"head\.features\.0\.project\.0\.(\d)", r"head.aspp.project.\1"),
-    (r"head\.features\.1\.(\d)", r"head.block.\1"),
-    (r"head\.classifier", "head.block.4"),
-)
-_PSPNET = (
-    *((rf"head\.features\.0\.branches\.{i}\.conv\.(\d)", rf"head.psp.conv{i + 1}.\1") for i in range(4)),
-    (r"head\.features\.1\.(\d)", r"head.block.\1"),
-    (r"head\.classifier", "head.classifier"),
-)
-_AUXILIARY = (
-    (r"auxiliary_head\.features\.0\.(\d)", r"auxlayer.block.\1"),
-    (r"auxiliary_head\.classifier", "auxlayer.block.4"),
-)
-_HEADS = {"deeplabv3": _DEEPLABV3 + _AUXILIARY, "pspnet": _PSPNET + _AUXILIARY}
+# Modules of our models -> modules of the released ones; the first pattern that fits a whole name decides.
+_RESNET = {
+    r"conv1\.0": "conv1",
+    r"conv1\.1": "bn1",
+    r"conv1\.3": "conv2",
+    r"conv1\.4": "bn2",
+    r"conv1\.6": "conv3",
+    r"bn1": "bn3",
+    r"(layer\d\.\d+\..+)": r"\1",
+    r"fc": "fc",
+}
+_AUXILIARY = {
+    r"auxiliary_head\.features\.0\.(\d)": r"auxlayer.block.\1",
+    r"auxiliary_head\.classifier": "auxlayer.block.4",
+}
+_DEEPLABV3 = {
+    r"head\.features\.0\.branches\.0\.(\d)": r"head.aspp.b0.\1",
+    r"head\.features\.0\.branches\.4\.conv\.0": "head.aspp.b4.gap.1",
+    r"head\.features\.0\.branches\.4\.conv\.1": "head.aspp.b4.gap.2",
+    r"head\.features\.0\.branches\.(\d)\.(\d)": r"head.aspp.b\1.block.\2",
+    r"head\.features\.0\.project\.0\.(\d)": r"head.aspp.project.\1",
+    r"head\.features\.1\.(\d)": r"head.block.\1",
+    r"head\.classifier": "head.block.4",
+}
+_PSPNET = {
+    **{rf"head\.features\.0\.branches\.{i}\.conv\.(\d)": rf"head.psp.conv{i + 1}.\1" for i in range(4)},
+    r"head\.features\.1\.(\d)": r"head.block.\1",
+    r"head\.classifier": "head.classifier",
+}
+_HEADS = {"deeplabv3": _DEEPLABV3 | _AUXILIARY, "pspnet": _PSPNET | _AUXILIARY}
 
 # Blocks in each of timm's stages of MobileNetV2; the released files count them through.
 _MOBILENETV2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 _MOBILENETV2_FIRST = {"conv_dw": 0, "bn1": 1, "conv_pw": 3, "bn2": 4}  # the first block does not widen
 _MOBILENETV2_OTHER = {"conv_pw": 0, "bn1": 1, "conv_dw": 3, "bn2": 4, "conv_pwl": 6, "bn3": 7}
-_MOBILENETV2_ENDS = {
+_MOBILENETV2 = {
     "conv_stem": "features.0.0",
     "bn1": "features.0.1",
     "conv_head": "features.18.0",  # from here on: the ImageNet classifier only
     "bn2": "features.18.1",
     "classifier": "classifier.1",
+    **{
+        rf"blocks\.{stage}\.{block}\.{layer}": f"features.{1 + sum(_MOBILENETV2_BLOCKS[:stage]) + block}.conv.{number}"
+        for stage, count in enumerate(_MOBILENETV2_BLOCKS)
+        for block in range(count)
+        for layer, number in (_MOBILENETV2_OTHER if stage else _MOBILENETV2_FIRST).items()
+    },
 }
 
 
 def released_names(ours: Iterable[str], network: str) -> dict[str, str]:
-    """Name in the released file -> name in our network.
+    """Name in the released file -> name in our model.
 
     Args:
-        ours: Names of `AfDcdForSemanticSegmentation.state_dict()`.
-        network: Kind of network, a key of `RELEASED_NETWORKS`.
+        ours: names of `AfDcdForSemanticSegmentation.state_dict()`.
+        network: kind of network, a key of `RELEASED_NETWORKS`.
     """
     head, backbone = network.split("_")
     # The released MobileNetV2 wraps its layers once more.
@@ -65,43 +71,26 @@ def released_names(ours: Iterable[str], network: str) -> dict[str, str]:
         if name.startswith(_BACKBONE):
             names[prefix + released_backbone_name(name.removeprefix(_BACKBONE), backbone)] = name
         else:
-            names[_of_tensor(name, lambda module: _replaced(module, _HEADS[head]))] = name
+            names[_renamed(name, _HEADS[head])] = name
     return names
 
 
 def released_backbone_name(ours: str, backbone: str) -> str:
-    """Name of a tensor of timm's network, classifier included, in the released backbone without a prefix.
+    """Name of a tensor of timm's model, classifier included, in the released backbone without a prefix.
 
     Args:
         ours: timm's name.
-        backbone: "resnet18", "resnet101" or "mobilenetv2".
+        backbone: "resnet18", "resnet50", "resnet101" or "mobilenetv2".
 
     Raises:
-        ValueError: The backbone has no such tensor.
+        ValueError: the backbone has no such tensor.
     """
-    if backbone == "mobilenetv2":
-        return _of_tensor(ours, _mobilenetv2_module)
-    return _of_tensor(ours, lambda module: _replaced(module, _RESNET))
+    return _renamed(ours, _MOBILENETV2 if backbone == "mobilenetv2" else _RESNET)
 
 
-def _of_tensor(name: str, renamed: Callable[[str], str]) -> str:
+def _renamed(name: str, patterns: dict[str, str]) -> str:
     module, _, tensor = name.rpartition(".")
-    return f"{renamed(module)}.{tensor}"
-
-
-def _replaced(module: str, patterns: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in patterns:
+    for pattern, replacement in patterns.items():
         if match := re.fullmatch(pattern, module):
-            return match.expand(replacement)
+            return f"{match.expand(replacement)}.{tensor}"
     raise ValueError(f"The released networks have no counterpart of the module {module!r}.")
-
-
-def _mobilenetv2_module(module: str) -> str:
-    if module in _MOBILENETV2_ENDS:
-        return _MOBILENETV2_ENDS[module]
-    match = re.fullmatch(r"blocks\.(\d)\.(\d)\.(\w+)", module)
-    layers = _MOBILENETV2_FIRST if match and match[1] == "0" else _MOBILENETV2_OTHER
-    if not match or match[3] not in layers:
-        raise ValueError(f"The released networks have no counterpart of the module {module!r}.")
-    block = 1 + sum(_MOBILENETV2_BLOCKS[: int(match[1])]) + int(match[2])
-    return f"features.{block}.conv.{layers[match[3]]}"
