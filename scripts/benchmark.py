@@ -48,7 +48,7 @@ GRADIENT_TOLERANCES = {"fp32": 1e-3, "bf16": 1e-1}
 
 def contrast_cases(args: argparse.Namespace) -> Iterator[dict]:
     """The three shapes; then the first again with maps so alike that every pair weighs something."""
-    backends = ["triton"] if args.device.type == "cuda" else ["torch", *(["compiled"] if args.compiled else [])]
+    backends = ["triton" if args.device.type == "cuda" else "native"]
     shapes = SMALL_CONTRASTS if args.small else CONTRASTS
     cases = [(name, shape, 1.0) for name, shape in shapes.items()]
     cases.append((f"{cases[0][0]}, flat softmax", cases[0][1], 1e-3))
@@ -161,7 +161,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=list(DTYPES), help="of maps and step (default: fp32; on a GPU bf16 steps)")
     parser.add_argument("--batch", type=int, help="images (default: 2; on a GPU 16)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each way, beside the warm-up")
-    parser.add_argument("--compiled", action="store_true", help="the contrast's compiled backend, too (a minute more)")
     parser.add_argument("--small", action="store_true", help="small shapes, which say nothing about speed")
     parser.add_argument("--output", type=Path, help="JSON file, with the table beside it as .md")
     args = parser.parse_args()

@@ -5,27 +5,40 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import check_choice, check_divides, check_positive, check_whole
+from .contrast_native import contrast_native, native_unavailable
 from .contrast_reference import NEGATIVES, NORMS, contrast_reference
-from .contrast_torch import contrast_compiled, contrast_torch
-from .contrast_triton import contrast_triton, triton_available
+from .contrast_torch import contrast_torch
+from .contrast_triton import contrast_triton, triton_unavailable
 from .precision import at_least_float32, without_autocast
 
 logger = logging.getLogger(__name__)
 
-# A backend takes two checked, cropped maps and the keywords of `contrast_reference`, and returns the scalar.
-# Triton itself is imported when the backend of that name first runs.
-BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "reference": contrast_reference,
-    "torch": contrast_torch,
-    "compiled": contrast_compiled,
-    "triton": contrast_triton,
+
+class Backend(NamedTuple):
+    """One way to compute the value and, at once, the gradient.
+
+    Args:
+        run: takes student, teacher, the gradient to fill or None, and the keywords of `contrast_reference`.
+        unavailable: the reason why it cannot run for a student and a teacher map, or None.
+    """
+
+    run: Callable[..., Tensor]
+    unavailable: Callable[[Tensor, Tensor], str | None]
+
+
+BACKENDS = {
+    "torch": Backend(contrast_torch, lambda student, teacher: None),
+    "native": Backend(contrast_native, native_unavailable),
+    "triton": Backend(contrast_triton, triton_unavailable),
 }
-CONVERTS_ITSELF = ("triton",)  # reads half precision, computes in float32: a float32 copy of the maps is not needed
+AUTOMATIC = {"cpu": "native", "cuda": "triton"}  # elsewhere, and where these cannot run: "torch"
+HALVES = ("triton",)  # reads half precision and computes in float32: a float32 copy of the maps is not needed
 
 
 def omni_contrast(
@@ -53,9 +66,9 @@ def omni_contrast(
         distance: "l1" as in the released code, or "l2", the Euclidean norm, which the paper's ablation found best.
         negatives: "other_groups", the teacher's vectors of other groups at all positions of the patch as in the
             released code; or "all", every other vector of the patch as in the paper's figure.
-        backend: "reference", the readable definition; "torch", blocked, on any device; "compiled", the same through
-            `torch.compile`, faster once it has compiled for 20 to 60 s; "triton", fused kernels for a CUDA GPU; or
-            "auto", "triton" where that can run, else "torch". All but the reference have no second derivative.
+        backend: "reference", the readable definition; "torch", the same in portions, on any device; "native", a C
+            kernel for CPUs, compiled at first use; "triton", fused kernels for a CUDA GPU; or "auto", "native" or
+            "triton" where they can run, else "torch". All but the reference have no second derivative.
 
     Returns:
         The InfoNCE loss summed over the B·H·W·M anchors and divided by B·H·W, H and W after cropping; at least 0, and
@@ -131,7 +144,7 @@ def check_contrast_settings(
     check_positive("temperature", temperature)
     check_choice("distance", distance, NORMS)
     check_choice("negatives", negatives, NEGATIVES)
-    check_choice("backend", backend, ["auto", *BACKENDS])
+    check_choice("backend", backend, ["auto", "reference", *BACKENDS])
     if channel_groups == 1 and (negatives == "other_groups" or patch_size == 1):
         raise ValueError(
             f"patch_size={patch_size} and channel_groups=1 with negatives={negatives!r} leave an anchor no negatives, "
@@ -143,12 +156,76 @@ def _contrast(student: Tensor, teacher: Tensor, settings: dict, backend: str) ->
     check_contrast_settings(**settings, backend=backend)
     _check_maps(student, teacher, settings["patch_size"], settings["channel_groups"])
     student, teacher = (_crop(maps, settings["patch_size"]) for maps in (student, teacher.detach()))
+    if backend == "reference":
+        with without_autocast(student):
+            student, teacher = at_least_float32(student), at_least_float32(teacher)
+            return contrast_reference(student, teacher.to(student.dtype), **settings)
+    with_gradient = torch.is_grad_enabled() and student.requires_grad
+    return _with_gradient(student, teacher, *settings.values(), backend, with_gradient)[0]
+
+
+# An operator of its own, so that torch.compile takes it as one node: nothing to trace, no break of the graph.
+@torch.library.custom_op("afdcd::contrast", mutates_args=())
+def _with_gradient(
+    student: Tensor,
+    teacher: Tensor,
+    patch_size: int,
+    channel_groups: int,
+    temperature: float,
+    distance: str,
+    negatives: str,
+    backend: str,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its derivative by the student: a map, or empty if not wanted; both at least float32."""
     name = _automatic(student, teacher) if backend == "auto" else backend
     with without_autocast(student):
-        if name not in CONVERTS_ITSELF:
+        if name not in HALVES:
             student = at_least_float32(student)
             teacher = at_least_float32(teacher).to(student.dtype)
-        return BACKENDS[name](student, teacher, **settings)
+        reason = BACKENDS[name].unavailable(student, teacher)
+        if reason is not None:
+            raise ValueError(f"backend={name!r} cannot run: {reason}; use backend='torch'.")
+        gradient = _empty_gradient(student) if with_gradient else None
+        loss = BACKENDS[name].run(
+            student,
+            teacher,
+            gradient,
+            patch_size=patch_size,
+            channel_groups=channel_groups,
+            temperature=temperature,
+            distance=distance,
+            negatives=negatives,
+        )
+    return loss, loss.new_empty(0) if gradient is None else gradient
+
+
+@_with_gradient.register_fake
+def _(student: Tensor, teacher: Tensor, *options) -> tuple[Tensor, Tensor]:  # shapes alone, for tracing
+    loss = at_least_float32(student.new_empty(()))
+    return loss, _empty_gradient(student) if options[-1] else loss.new_empty(0)
+
+
+def _empty_gradient(student: Tensor) -> Tensor:
+    return torch.empty_like(student, dtype=torch.promote_types(student.dtype, torch.float32))
+
+
+def _keep_gradient(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
+
+
+def _scale_gradient(ctx, grad_loss: Tensor | None, grad_gradient: Tensor | None) -> tuple:
+    if grad_gradient is not None:
+        raise RuntimeError(
+            "this backend of the contrast has no second derivative; use backend='reference' with create_graph=True."
+        )
+    (gradient,) = ctx.saved_tensors
+    return (None if grad_loss is None else (gradient * grad_loss).to(ctx.dtype), *[None] * 8)
+
+
+_with_gradient.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 
 
 def _check_maps(student: Tensor, teacher: Tensor, patch_size: int, channel_groups: int) -> None:
@@ -172,17 +249,13 @@ def _crop(feature_map: Tensor, patch_size: int) -> Tensor:
 
 
 def _automatic(student: Tensor, teacher: Tensor) -> str:
-    chosen, reason = "torch", None
-    if student.device.type == "cuda":
-        reasons = [triton_available(maps.device, maps.dtype) for maps in (student, teacher)]
-        reason = next(filter(None, reasons), None)
-        chosen = "torch" if reason else "triton"
-    if not torch.compiler.is_compiling():  # a log call would break the compiled graph
-        _log_choice(chosen, str(student.device), reason)
+    preferred = AUTOMATIC.get(student.device.type, "torch")
+    reason = BACKENDS[preferred].unavailable(student, teacher)
+    chosen = "torch" if reason else preferred
+    _log_choice(chosen, str(student.device), f"; {preferred} cannot run: {reason}" if reason else "")
     return chosen
 
 
 @cache  # once per choice, device and process, not once per step
-def _log_choice(name: str, device: str, reason: str | None) -> None:
-    because = f"; triton cannot run: {reason}" if reason else ""
+def _log_choice(name: str, device: str, because: str) -> None:
     logger.info("contrast backend on %s: %s (chosen by backend='auto'%s)", device, name, because)

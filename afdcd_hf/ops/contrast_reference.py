@@ -62,7 +62,7 @@ def contrast_reference(
 
     total = anchors.new_zeros(())
     for some_anchors, some_candidates in zip(anchors.split(portion), candidates.split(portion), strict=True):
-        similarity = -_distances(some_anchors, some_candidates, distance) / temperature  # (portion, V, V)
+        similarity = -distances(some_anchors, some_candidates, distance) / temperature  # (portion, V, V)
         positive = similarity.diagonal(dim1=1, dim2=2)  # (portion, V)
         denominator = similarity.masked_fill(excluded, -torch.inf).logsumexp(dim=2)  # (portion, V)
         total = total + (denominator - positive).sum()
@@ -80,11 +80,13 @@ def patch_vectors(feature_map: Tensor, patch_size: int, channel_groups: int) -> 
     Returns:
         `(patches, N²·M, C/M)`; the vector of position (i, j) and group k has index (i·N + j)·M + k.
     """
-    batch, channels, height, width = feature_map.shape
-    size, groups = patch_size, channel_groups
-    cut = feature_map.reshape(batch, groups, channels // groups, height // size, size, width // size, size)
-    cut = cut.permute(0, 3, 5, 4, 6, 1, 2)  # (B, H/N, W/N, i, j, k, C/M)
-    return cut.reshape(-1, size * size * groups, channels // groups)
+    return patch_grid(feature_map, patch_size, channel_groups).flatten(0, 2).flatten(1, 3)
+
+
+def patch_grid(feature_map: Tensor, patch_size: int, channel_groups: int) -> Tensor:
+    """View a map `(B, C, H, W)` of any strides as `(B, H/N, W/N, N, N, M, C/M)`."""
+    cut = feature_map.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size)).unflatten(1, (channel_groups, -1))
+    return cut.permute(0, 3, 5, 4, 6, 1, 2)
 
 
 def excluded_pairs(patch_size: int, channel_groups: int, negatives: str, device: torch.device) -> Tensor:
@@ -97,6 +99,7 @@ def excluded_pairs(patch_size: int, channel_groups: int, negatives: str, device:
     return (group[:, None] == group[None, :]) & other_vector
 
 
-def _distances(anchors: Tensor, candidates: Tensor, distance: str) -> Tensor:
+def distances(anchors: Tensor, candidates: Tensor, distance: str) -> Tensor:
+    """`(patches, A, V)` of `(patches, A, C/M)` and `(patches, V, C/M)`, "l1" or "l2"."""
     # the matrix-product shortcut for the Euclidean norm loses digits where vectors are close: exactly the positives
     return torch.cdist(anchors, candidates, p=NORMS[distance], compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,6 +1,6 @@
 """The contrastive terms against loops over vectors, hand calculations and the released code's numbers.
 
-Every test runs with each backend that needs no GPU and no compiler.
+Every test runs with each backend for CPUs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from afdcd_hf.ops import channel_contrast, contrast, contrast_reference, omni_contrast, spatial_contrast
+from afdcd_hf.ops.contrast_native import native_unavailable
 
 GOLDEN = paths.GOLDEN / "losses.safetensors"
 
@@ -26,10 +27,18 @@ MODES = {
 }
 
 
-@pytest.fixture(autouse=True, params=["reference", "torch"])
+@pytest.fixture(autouse=True, params=["reference", "torch", "native"])
 def backend(request, monkeypatch):
     """What backend="auto", the default, stands for."""
-    monkeypatch.setattr(contrast, "_automatic", lambda student, teacher: request.param)
+    reason = native_unavailable(torch.zeros(1), torch.zeros(1)) if request.param == "native" else None
+    if reason is not None:
+        pytest.skip(reason)
+    compute = contrast._contrast
+
+    def chosen(student, teacher, settings, backend):
+        return compute(student, teacher, settings, request.param if backend == "auto" else backend)
+
+    monkeypatch.setattr(contrast, "_contrast", chosen)
     return request.param
 
 
@@ -229,12 +238,12 @@ def test_the_reference_may_take_patches_in_portions(monkeypatch):
 def test_another_backend_receives_the_checked_and_cropped_maps(monkeypatch):
     received = {}
 
-    def fake(student, teacher, **settings):
+    def fake(student, teacher, gradient, **settings):
         received.update(settings, shape=tuple(student.shape), dtype=teacher.dtype)
         received["autocast"] = torch.is_autocast_enabled("cpu")
         return student.sum() * 0
 
-    monkeypatch.setitem(contrast.BACKENDS, "fake", fake)
+    monkeypatch.setitem(contrast.BACKENDS, "fake", contrast.Backend(fake, lambda student, teacher: None))
     student, teacher = random_maps((2, 6, 5, 5))
     with torch.autocast("cpu", torch.bfloat16):
         channel_contrast(student.bfloat16(), teacher.bfloat16(), channel_groups=2, backend="fake")
@@ -266,7 +275,7 @@ def test_another_backend_receives_the_checked_and_cropped_maps(monkeypatch):
         ({"temperature": "7e-2"}, "temperature='7e-2' is text, not a number"),
         ({"distance": "cosine"}, "unknown distance='cosine'; use one of 'l1', 'l2'"),
         ({"negatives": "none"}, "unknown negatives='none'; use one of 'other_groups', 'all'"),
-        ({"backend": "cuda"}, "unknown backend='cuda'; use one of 'auto', 'reference', 'torch', 'compiled', 'triton'"),
+        ({"backend": "cuda"}, "unknown backend='cuda'; use one of 'auto', 'reference', 'torch', 'native', 'triton'"),
         ({"channel_groups": 1}, "leave an anchor no negatives"),
         ({"channel_groups": 1, "patch_size": 1, "negatives": "all"}, "leave an anchor no negatives"),
         ({"patch_size": 8}, r"\(1, 30, 4, 4\) hold no patch of 8x8"),

@@ -17,8 +17,7 @@ import paths
 import pytest
 import torch
 
-from afdcd_hf.ops.contrast_reference import contrast_reference
-from afdcd_hf.ops.contrast_triton import contrast_triton, triton_available
+from afdcd_hf.ops import contrast_triton, omni_contrast
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 without_interpreter = pytest.mark.skipif(INTERPRETED, reason="not for Triton's interpreter")
@@ -55,16 +54,23 @@ def random_maps(shape=(1, 6, 2, 4), device="cpu", dtype=torch.float32, seed=0):
     return student, torch.randn(shape, generator=generator).to(device, dtype)
 
 
-def value_and_gradient(function, student, teacher, upstream=1.0, **settings):
+def value_and_gradient(student, teacher, backend="triton", upstream=1.0, **settings):
     student = student.detach().requires_grad_()
-    value = function(student, teacher, **settings)
+    value = omni_contrast(student, teacher, backend=backend, **settings)
     (upstream * value).backward()
     return value.detach(), student.grad
 
 
-def assert_gradients_agree(actual, expected):
-    """1e-4 of each number, or 1e-5 of the largest where terms cancel."""
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+def assert_equal(actual, expected, rtol=1e-4):
+    """The value within 1e-5; each number of the gradient within 1e-4, or 1e-5 of the largest where terms cancel."""
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual[1], expected[1], rtol=rtol, atol=1e-5 * expected[1].abs().max().item())
+
+
+def assert_equals_reference(*maps, **settings):
+    actual = value_and_gradient(*maps, **settings)
+    assert actual[0].shape == () and actual[0].dtype == torch.float32
+    assert_equal(actual, value_and_gradient(*maps, **settings, backend="reference"))
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2"])
@@ -73,41 +79,29 @@ def test_value_and_gradient_equal_the_reference(case, distance, device):
     shape, patch_size, groups, negatives = CASES[case]
     settings = {"patch_size": patch_size, "channel_groups": groups, "negatives": negatives}
     settings |= {"temperature": 0.5, "distance": distance, "upstream": -2.5}
-    maps = random_maps(shape, device)
-    actual, expected = (
-        value_and_gradient(function, *maps, **settings) for function in (contrast_triton, contrast_reference)
-    )
-    assert actual[0].shape == () and actual[0].dtype == torch.float32
-    torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-6)
-    assert_gradients_agree(actual[1], expected[1])
+    assert_equals_reference(*random_maps(shape, device), **settings)
 
 
 def test_a_group_wider_than_a_tile_leaves_no_row_without_a_maximum(device):
     # 81 positions in each of two groups: whole tiles hold nothing but excluded pairs
     settings = {**OMNI, "patch_size": 9, "channel_groups": 2}
-    maps = random_maps((1, 2, 9, 9), device)
-    actual, expected = (
-        value_and_gradient(function, *maps, **settings) for function in (contrast_triton, contrast_reference)
-    )
-    torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=0)
-    assert_gradients_agree(actual[1], expected[1])
+    assert_equals_reference(*random_maps((1, 2, 9, 9), device), **settings)
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
 def test_halves_are_computed_in_float32(dtype, rounding, device):
     student, teacher = random_maps(device=device, dtype=dtype)
-    value, gradient = value_and_gradient(contrast_triton, student, teacher, upstream=64.0, **OMNI)
-    expected = value_and_gradient(contrast_reference, student.float(), teacher.float(), upstream=64.0, **OMNI)
+    value, gradient = value_and_gradient(student, teacher, upstream=64.0, **OMNI)
+    expected = value_and_gradient(student.float(), teacher.float(), "reference", upstream=64.0, **OMNI)
     assert value.dtype == torch.float32 and gradient.dtype == dtype
-    torch.testing.assert_close(value, expected[0], rtol=1e-5, atol=0)
-    torch.testing.assert_close(gradient.float(), expected[1], rtol=rounding + 1e-4, atol=1e-5)
+    assert_equal((value, gradient.float()), expected, rtol=rounding + 1e-4)
 
 
 def test_the_maps_may_differ_in_dtype(device):
     student, teacher = random_maps(device=device)
     teacher = teacher.bfloat16()
-    expected = contrast_reference(student, teacher.float(), **OMNI)
-    torch.testing.assert_close(contrast_triton(student, teacher, **OMNI), expected, rtol=1e-5, atol=0)
+    expected = value_and_gradient(student, teacher.float(), "reference", **OMNI)
+    assert_equal(value_and_gradient(student, teacher, **OMNI), expected)
 
 
 def strided(kind, tensor):
@@ -127,40 +121,22 @@ def strided(kind, tensor):
 )
 def test_strides_do_not_matter(kinds, device):
     student, teacher = (tensor.detach() for tensor in random_maps((2, 6, 2, 4), device))
-    expected = value_and_gradient(contrast_reference, student, teacher, **OMNI)
+    expected = value_and_gradient(student, teacher, "reference", **OMNI)
     maps = [strided(kind, tensor) for kind, tensor in zip(kinds, (student, teacher), strict=True)]
     assert not any(tensor.is_contiguous() for tensor in maps)
-    value, gradient = value_and_gradient(contrast_triton, *maps, **OMNI)
-    torch.testing.assert_close(value, expected[0], rtol=1e-5, atol=0)
-    assert_gradients_agree(gradient, expected[1])
+    assert_equal(value_and_gradient(*maps, **OMNI), expected)
 
 
-def test_without_autograd_the_value_is_the_same_and_no_gradient_is_formed(device):
+def test_without_autograd_the_value_is_the_same(device):
     student, teacher = random_maps(device=device)
-    expected = contrast_triton(student, teacher, **OMNI)
-    assert expected.requires_grad
-    with torch.no_grad():
-        unrecorded = contrast_triton(student, teacher, **OMNI)
-    frozen = contrast_triton(student.detach(), teacher, **OMNI)
-    assert not unrecorded.requires_grad and not frozen.requires_grad
-    assert torch.equal(unrecorded, expected) and torch.equal(frozen, expected)
-
-
-def test_the_graph_can_be_used_twice_and_the_teacher_gets_no_gradient(device):
-    student, teacher = random_maps(device=device)
-    teacher.requires_grad_()
-    loss = contrast_triton(student, teacher, **OMNI)
-    (3 * loss).backward(retain_graph=True)
-    once = student.grad.clone()
-    loss.backward()
-    torch.testing.assert_close(student.grad, once * 4 / 3)
-    assert teacher.grad is None
+    frozen = omni_contrast(student.detach(), teacher, backend="triton", **OMNI)
+    assert not frozen.requires_grad and torch.equal(frozen, value_and_gradient(student, teacher, **OMNI)[0])
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2"])
 def test_equal_vectors_count_the_negatives_and_give_a_zero_gradient(distance, device):
     ones = torch.ones(1, 6, 2, 2, device=device)
-    value, gradient = value_and_gradient(contrast_triton, ones, ones, **{**OMNI, "distance": distance})
+    value, gradient = value_and_gradient(ones, ones, **{**OMNI, "distance": distance})
     torch.testing.assert_close(value, 3 * torch.tensor(1.0 + 8, device=device).log())
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
@@ -168,68 +144,55 @@ def test_equal_vectors_count_the_negatives_and_give_a_zero_gradient(distance, de
 @pytest.mark.parametrize("distance", ["l1", "l2"])
 def test_numbers_that_both_maps_share_have_the_sign_zero(distance, device):
     student, teacher = (tensor.detach().relu() for tensor in random_maps(device=device))  # half of the numbers are 0
-    settings = {**OMNI, "distance": distance}
-    expected = value_and_gradient(contrast_reference, student, teacher, **settings)
-    actual = value_and_gradient(contrast_triton, student, teacher, **settings)
-    assert_gradients_agree(actual[1], expected[1])
+    assert_equals_reference(student, teacher, **{**OMNI, "distance": distance})
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2"])
 def test_large_distances_do_not_overflow(distance, device):
     student, teacher = (1e3 * tensor.detach() for tensor in random_maps(device=device))
     settings = {**OMNI, "temperature": 0.07, "distance": distance}
-    value, gradient = value_and_gradient(contrast_triton, student, teacher, **settings)
-    expected = value_and_gradient(contrast_reference, student.double(), teacher.double(), **settings)
-    torch.testing.assert_close(value.double(), expected[0], rtol=1e-6, atol=0)
+    value, gradient = value_and_gradient(student, teacher, **settings)
     # the weights are 0 or 1 here, so that the rounding of similarities around 1e4 does not show
-    torch.testing.assert_close(gradient.double(), expected[1], rtol=1e-5, atol=1e-6)
+    expected = value_and_gradient(student.double(), teacher.double(), "reference", **settings)
+    assert_equal((value.double(), gradient.double()), expected)
 
 
 def test_equal_inputs_give_equal_bits(device):
     maps = random_maps((1, 10, 4, 4), device)
     settings = {**OMNI, "patch_size": 4, "channel_groups": 5}
-    runs = [value_and_gradient(contrast_triton, *maps, **settings) for _ in range(2)]
+    runs = [value_and_gradient(*maps, **settings) for _ in range(2)]
     assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
 
 
 def test_every_tile_gives_equal_bits(device, monkeypatch):
-    from afdcd_hf.ops import triton_launches
-
     maps = random_maps((1, 5 * 65, 4, 4), device) if device == "cuda" else random_maps((1, 10, 4, 4), device)
     settings = {**OMNI, "patch_size": 4, "channel_groups": 5}
-    every_choice, runs = triton_launches.tile_choices, []
+    every_choice, runs = contrast_triton.tile_choices, []
     for index in range(3):
-        triton_launches._tuned.cache_clear()
+        contrast_triton._tuned.cache_clear()
         one_choice = lambda *sizes, index=index: every_choice(*sizes)[index:][:1] or every_choice(*sizes)[:1]  # noqa: E731
-        monkeypatch.setattr(triton_launches, "tile_choices", one_choice)
-        runs.append(value_and_gradient(contrast_triton, *maps, **settings))
-    triton_launches._tuned.cache_clear()
+        monkeypatch.setattr(contrast_triton, "tile_choices", one_choice)
+        runs.append(value_and_gradient(*maps, **settings))
+    contrast_triton._tuned.cache_clear()
     for value, gradient in runs[1:]:
         assert torch.equal(value, runs[0][0]) and torch.equal(gradient, runs[0][1])
 
 
 def test_portions_of_patches_and_of_anchors_do_not_change_the_value(device, monkeypatch):
-    from afdcd_hf.ops import triton_launches
-
     cases = {
         # limit: (maps, settings, anchors and patches of a portion)
         3 * 16 * 16: (random_maps((2, 6, 2, 4), device), OMNI, (16, 3)),
         1: (random_maps((1, 9, 4, 4), device), {**OMNI, "patch_size": 4, "channel_groups": 9}, (128, 1)),  # V = 144
     }
     for limit, (maps, settings, portion) in cases.items():
-        expected = value_and_gradient(contrast_reference, *maps, **settings)
-        monkeypatch.setattr(triton_launches, "PORTION_NUMBERS", limit)
-        cut = triton_launches.plan_cut(maps[0].shape, settings["patch_size"], settings["channel_groups"])
+        monkeypatch.setattr(contrast_triton, "PORTION_NUMBERS", limit)
+        cut = contrast_triton.plan_cut(maps[0].shape, settings["patch_size"], settings["channel_groups"])
         assert (cut.anchors, cut.portion) == portion
-        value, gradient = value_and_gradient(contrast_triton, *maps, **settings)
-        torch.testing.assert_close(value, expected[0], rtol=1e-5, atol=0)
-        assert_gradients_agree(gradient, expected[1])
+        assert_equals_reference(*maps, **settings)
 
 
 @without_interpreter
 def test_the_buffers_of_any_size_are_bounded():
-    from afdcd_hf.ops.triton_launches import MOST_PATCHES, PORTION_NUMBERS, plan_cut
-
     for shape, patch_size, groups in [
         ((16, 2048, 44, 44), 4, 16),
         ((16, 2048, 44, 44), 4, 1),
@@ -237,30 +200,32 @@ def test_the_buffers_of_any_size_are_bounded():
         ((1, 8, 512, 512), 1, 8),
         ((1, 2048, 64, 64), 64, 16),
     ]:
-        cut = plan_cut(torch.Size(shape), patch_size, groups)
-        assert cut.portion * cut.padded_vectors * max(cut.anchors, cut.padded_channels) <= PORTION_NUMBERS
-        assert cut.portion <= MOST_PATCHES and cut.anchors % min(cut.padded_vectors, 128) == 0
+        cut = contrast_triton.plan_cut(torch.Size(shape), patch_size, groups)
+        assert (
+            cut.portion * cut.padded_vectors * max(cut.anchors, cut.padded_channels) <= contrast_triton.PORTION_NUMBERS
+        )
+        assert cut.portion <= contrast_triton.MOST_PATCHES and cut.anchors % min(cut.padded_vectors, 128) == 0
         assert cut.positions == shape[0] * shape[2] * shape[3]
 
 
-def test_float64_is_refused_with_a_reason():
-    assert "torch.float64" in triton_available("cpu", torch.float64)
-    student, teacher = random_maps(dtype=torch.float64)
-    with pytest.raises(ValueError, match="cannot run: its arithmetic is float32.*use backend='torch'"):
-        contrast_triton(student, teacher, **OMNI)
+@pytest.mark.parametrize("index", [0, 1])
+def test_float64_is_refused_with_a_reason(index):
+    maps = [tensor.detach() for tensor in random_maps()]
+    maps[index] = maps[index].double()
+    with pytest.raises(ValueError, match="cannot run: its arithmetic is float32.*torch.float64.*use backend='torch'"):
+        omni_contrast(*maps, **OMNI, backend="triton")
 
 
 @without_interpreter
 def test_a_cpu_is_refused_with_a_reason():
     with pytest.raises(ValueError, match="cannot run: the maps are on the device 'cpu', and Triton needs a CUDA GPU"):
-        contrast_triton(*random_maps(), **OMNI)
+        omni_contrast(*random_maps(), **OMNI, backend="triton")
 
 
 def test_a_missing_triton_is_a_reason_and_no_import_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert triton_available("cuda") == "Triton is not installed; pip install triton"
-    with pytest.raises(ValueError, match="cannot run: Triton is not installed"):
-        contrast_triton(*random_maps(), **OMNI)
+    with pytest.raises(ValueError, match="cannot run: Triton is not installed; pip install triton"):
+        omni_contrast(*random_maps(), **OMNI, backend="triton")
 
 
 @without_interpreter
@@ -311,12 +276,12 @@ def test_memory_is_bounded_and_the_speed_is_printed(shape, capsys):
     settings = {**OMNI, "patch_size": 4, "channel_groups": 16, "temperature": 0.07}
     student, teacher = random_maps(shape, "cuda")
     one_map = student.numel() * 4
-    value_and_gradient(contrast_triton, student, teacher, **settings)  # compiles and tunes
+    value_and_gradient(student, teacher, **settings)  # compiles and tunes
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before, started = torch.cuda.memory_allocated(), time.perf_counter()
     for _ in range(5):
-        value_and_gradient(contrast_triton, student, teacher, **settings)
+        value_and_gradient(student, teacher, **settings)
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - started) / 5
     extra = torch.cuda.max_memory_allocated() - before

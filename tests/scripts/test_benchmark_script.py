@@ -23,7 +23,6 @@ ARGS = argparse.Namespace(
     step_dtype="fp32",
     compile_step=False,
     repeats=2,
-    compiled=False,
     small=True,
 )
 

@@ -1,0 +1,157 @@
+"""The contrastive terms on a CPU by `contrast_kernel.c`, compiled by the system's C compiler at first use.
+
+The library is kept in the user's cache (`$XDG_CACHE_HOME/afdcd_hf`, else `~/.cache/afdcd_hf`), under a name made of
+source, compiler, flags and machine, and written whole: processes that compile at once replace it by the same. Where
+the cache cannot be written, each process compiles for itself. `$CC` chooses the compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..atomic_io import written_whole
+
+SOURCE = Path(__file__).with_name("contrast_kernel.c")
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+# By what PyTorch found in the processor. Unlike -march=native, they mean the same on all machines that share a cache.
+INSTRUCTIONS = {
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
+CHUNKS = 4  # for each thread, as a thread may have to share its core
+
+logger = logging.getLogger(__name__)
+
+
+class Task(ctypes.Structure):
+    """The struct of the same name in the C file."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("student", "teacher", "gradient", "losses")),
+        *((name, ctypes.c_int64 * 4) for name in ("student_strides", "teacher_strides", "gradient_strides")),
+        *((name, ctypes.c_int64) for name in ("patch_size", "groups", "channels", "rows", "columns")),
+        *((name, ctypes.c_int64) for name in ("squared", "other_groups")),
+        *((name, ctypes.c_double) for name in ("temperature", "scale")),
+    ]
+
+
+def native_unavailable(student: Tensor, teacher: Tensor) -> str | None:
+    """None if `contrast_native` can run for these maps, else the reason in words."""
+    if student.device.type != "cpu":
+        return f"the maps are on the device {student.device.type!r}, and the C kernel runs on a CPU"
+    library = _library(student.dtype == torch.float64)
+    return library if isinstance(library, str) else None
+
+
+def contrast_native(
+    student: Tensor,
+    teacher: Tensor,
+    gradient: Tensor | None,
+    *,
+    patch_size: int,
+    channel_groups: int,
+    temperature: float,
+    distance: str,
+    negatives: str,
+) -> Tensor:
+    """Return what `contrast_reference` returns, and fill the student's gradient.
+
+    Patches are spread over as many threads as PyTorch may use; their number changes no bit of the results. Each needs
+    about three times the numbers of a patch.
+
+    Args:
+        student: as in `contrast_reference`, like all others but
+        gradient: None, or a map like `student` that receives the derivative of the loss.
+    """
+    batch, channels, height, width = student.shape
+    rows, columns = height // patch_size, width // patch_size
+    positions, losses = batch * height * width, torch.empty(batch * rows * columns, dtype=torch.float64)
+    maps = student, teacher, student if gradient is None else gradient
+    task = Task(
+        student.data_ptr(),
+        teacher.data_ptr(),
+        None if gradient is None else gradient.data_ptr(),
+        losses.data_ptr(),
+        *(each.stride() for each in maps),
+        *(patch_size, channel_groups, channels // channel_groups, rows, columns),
+        *(distance == "l2", negatives == "other_groups"),
+        *(temperature, 1 / (temperature * positions)),
+    )
+    library = _library(student.dtype == torch.float64)
+    assert isinstance(library, ctypes.CDLL)  # native_unavailable has been asked
+    _run(library.afdcd_contrast, task, len(losses))
+    return (losses.sum() / positions).to(student.dtype)
+
+
+def _run(function: Callable[..., int], task: Task, patches: int) -> None:
+    threads = torch.get_num_threads()
+    chunk = -(-patches // (CHUNKS * threads)) if threads > 1 else patches
+
+    def some(first: int) -> int:  # ctypes lets other threads run meanwhile
+        return function(ctypes.byref(task), ctypes.c_int64(first), ctypes.c_int64(min(first + chunk, patches)))
+
+    if chunk == patches:
+        failed = some(0)
+    else:
+        with ThreadPoolExecutor(threads, "afdcd-contrast") as pool:
+            failed = any(list(pool.map(some, range(0, patches, chunk))))
+    if failed:
+        raise MemoryError("no memory for one patch of the contrast: use a smaller patch_size.")
+
+
+@cache
+def _library(double: bool) -> ctypes.CDLL | str:
+    """The compiled kernel, or the reason why there is none."""
+    command = shlex.split(os.environ.get("CC", "")) or [*filter(shutil.which, ("cc", "gcc", "clang"))][:1]
+    if not command:
+        return "no C compiler (cc, gcc or clang) was found"
+    instructions = INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ())
+    try:
+        content = _compiled([*command, *FLAGS, *instructions, *(["-DDOUBLE"] if double else [])])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "contrast.so"
+            path.write_bytes(content)
+            return ctypes.CDLL(str(path))  # stays loaded when the file is gone
+    except subprocess.CalledProcessError as error:
+        return f"{shlex.join(error.cmd)} failed: {' '.join(error.stderr.split())[:500]}"
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        return f"the C kernel could not be compiled or loaded: {error}"
+
+
+def _compiled(command: list[str]) -> bytes:
+    """The library that a command makes of the source; kept behind its own checksum, as a torn one kills a process."""
+    facts = "\n".join([SOURCE.read_text(), *command, platform.machine(), sys.platform])
+    name = f"contrast-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "afdcd_hf" / name
+    if kept.is_file():
+        checksum, library = kept.read_bytes()[:32], kept.read_bytes()[32:]
+        if checksum == hashlib.sha256(library).digest():
+            return library
+        logger.info("%s is damaged: compiling the contrast again", kept)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*command, str(SOURCE), "-o", f"{folder}/contrast.so", "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=300)
+        ctypes.CDLL(f"{folder}/contrast.so")  # only what can be loaded is kept
+        library = Path(folder, "contrast.so").read_bytes()
+    try:
+        with written_whole(kept) as part:
+            part.write_bytes(hashlib.sha256(library).digest() + library)
+    except OSError as error:
+        logger.info("the compiled contrast is not kept for other processes: %s", error)
+    return library

@@ -1,0 +1,257 @@
+"""The backends for CPUs: equal to the reference, no similarity kept, rules of autograd and of torch.compile."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from afdcd_hf.ops import channel_contrast, contrast, contrast_torch, omni_contrast, spatial_contrast
+from afdcd_hf.ops.contrast_native import native_unavailable
+
+NATIVE_RUNS = native_unavailable(torch.zeros(1), torch.zeros(1)) is None
+# Largest difference from the reference, as a share of the largest number. float32: a distance of 100 carries an error
+# of 1e-5, a similarity (τ = 0.07) one of 1e-4, and so does the reference; see the comparison with float64 below.
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
+
+CASES = {
+    # name: function, options, shape
+    "other groups": (omni_contrast, {"patch_size": 2, "channel_groups": 3}, (2, 15, 4, 6)),
+    "all": (omni_contrast, {"patch_size": 3, "channel_groups": 2, "negatives": "all"}, (2, 10, 7, 9)),
+    "one channel in a group": (omni_contrast, {"patch_size": 2, "channel_groups": 7}, (1, 7, 6, 2)),
+    "more vectors than one panel, an odd rest": (omni_contrast, {"channel_groups": 5}, (1, 15, 4, 8)),
+    "defaults": (omni_contrast, {}, (1, 48, 8, 12)),
+    "spatial": (spatial_contrast, {"patch_size": 3}, (3, 5, 7, 6)),
+    "spatial, more channels than one sum": (spatial_contrast, {"patch_size": 2}, (1, 130 + 128, 2, 4)),
+    "channel": (channel_contrast, {"channel_groups": 5}, (2, 85, 3, 5)),
+}
+SMALL = {"patch_size": 2, "channel_groups": 3}
+
+
+@pytest.fixture(params=["torch", "native"])
+def backend(request):
+    if request.param == "native" and not NATIVE_RUNS:
+        pytest.skip("needs a C compiler")
+    return request.param
+
+
+def maps_of(shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, *shape, generator=generator, dtype=dtype)
+    return student.clone().requires_grad_(), teacher
+
+
+def value_and_gradient(function, student, teacher, **options):
+    student = student.detach().requires_grad_()
+    loss = function(student, teacher, **options)
+    (gradient,) = torch.autograd.grad(3 * loss, student)
+    return loss.detach(), gradient
+
+
+def assert_equals_reference(function, maps, tolerance, backend, **options):
+    expected = value_and_gradient(function, *maps, **options, backend="reference")
+    actual = value_and_gradient(function, *maps, **options, backend=backend)
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize("temperature", [0.07, 2.0])  # peaked: few pairs weigh anything; flat: all do
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_equal_the_reference(case, dtype, distance, temperature, backend):
+    function, options, shape = CASES[case]
+    options = {**options, "distance": distance, "temperature": temperature}
+    assert_equals_reference(function, maps_of(shape, dtype), TOLERANCE[dtype], backend, **options)
+
+
+@pytest.mark.parametrize("patches", [1, 2, 5])
+@pytest.mark.parametrize("case", ["other groups", "all", "channel"])
+def test_portions_of_any_size_give_the_same(case, patches, monkeypatch):
+    sizes, distances = [], contrast_torch.distances
+
+    def seen(*arguments):
+        sizes.append(distances(*arguments))
+        return sizes[-1]
+
+    function, options, shape = CASES[case]
+    pairs = {"other groups": 12, "all": 18, "channel": 5}[case] ** 2
+    monkeypatch.setattr(contrast_torch, "CPU_NUMBERS", patches * pairs)
+    monkeypatch.setattr(contrast_torch, "distances", seen)
+    assert_equals_reference(function, maps_of(shape, torch.float64), 1e-11, "torch", **options)
+    assert len(sizes) > 1 and max(size.numel() for size in sizes) <= patches * pairs
+
+
+@pytest.mark.parametrize("kind", ["normal", "rectified", "close to the teacher", "far from zero"])
+def test_float32_is_as_near_to_float64_as_the_reference_is(kind, backend):
+    student, teacher = (maps.detach() for maps in maps_of((1, 512, 8, 8)))
+    if kind == "rectified":
+        student, teacher = student.relu(), teacher.relu()
+    elif kind == "close to the teacher":
+        student = teacher + 1e-3 * student
+    elif kind == "far from zero":
+        student, teacher = student + 10, teacher + 10
+    # a temperature of 0.5 with 32 channels: distances differ by a few times that, so that many pairs weigh something
+    options = {"temperature": 0.5 if kind != "close to the teacher" else 5.0}
+    _, exact = value_and_gradient(omni_contrast, student.double(), teacher.double(), **options, backend="reference")
+    errors = {}
+    for each in ("reference", backend):
+        _, gradient = value_and_gradient(omni_contrast, student, teacher, **options, backend=each)
+        errors[each] = ((gradient.double() - exact).norm() / exact.norm()).item()
+    assert errors[backend] < 4 * errors["reference"] + 1e-7, errors
+
+
+@pytest.mark.parametrize("layout", ["channels last", "transposed", "strided", "expanded"])
+def test_maps_of_any_strides_are_read_where_they_lie(layout, backend):
+    change = {
+        "channels last": lambda maps: maps.to(memory_format=torch.channels_last),
+        "transposed": lambda maps: maps.transpose(2, 3),
+        "strided": lambda maps: maps[:, ::2, :, 1::2],
+        "expanded": lambda maps: maps[:1].expand(2, -1, -1, -1),
+    }[layout]
+    maps = [change(each.detach()) for each in maps_of((2, 12, 8, 8))]
+    assert_equals_reference(omni_contrast, maps, 1e-5, backend, **SMALL)
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+def test_equal_vectors_pull_nowhere(distance, backend):
+    student, teacher = maps_of((1, 12, 4, 4))
+    student = torch.cat([teacher[:, :6], student[:, 6:].detach()], 1)  # two groups at distance 0, the others not
+    options = {"patch_size": 2, "channel_groups": 4, "distance": distance, "temperature": 5.0}
+    assert_equals_reference(omni_contrast, (student, teacher), 1e-5, backend, **options)
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+@pytest.mark.parametrize("negatives", ["other_groups", "all"])
+def test_nan_and_infinities_go_where_they_go_in_the_reference(negatives, distance, backend):
+    options = {"patch_size": 4, "channel_groups": 6, "negatives": negatives, "distance": distance}
+    spoilt = itertools.product([(0,), (1,), (0, 1)], [torch.nan, torch.inf, -torch.inf], [0.07, 5.0])
+    for which, value, options["temperature"] in spoilt:
+        maps = [each.detach().clone() for each in maps_of((2, 60, 4, 8))]
+        for index in which:
+            maps[index][0, 7, 1, 2] = value
+        expected = value_and_gradient(omni_contrast, *maps, **options, backend="reference")
+        actual = value_and_gradient(omni_contrast, *maps, **options, backend=backend)
+        assert not expected[0].isfinite() and expected[1].isfinite().any()
+        torch.testing.assert_close(actual, expected, rtol=2e-3, atol=1e-4, equal_nan=True)
+
+
+def kept_for_backward(function):
+    """Tensors saved for the backward pass while `function` runs."""
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function()
+    return kept
+
+
+def test_no_similarity_is_kept_for_the_backward_pass(backend):
+    student, teacher = maps_of((1, 16, 8, 8))  # the maps have 1024 numbers, the matrix of the 4 patches 4·256²
+    kept = kept_for_backward(lambda: omni_contrast(student, teacher, backend=backend))
+    assert sum(tensor.numel() for tensor in kept) <= student.numel()
+    kept = kept_for_backward(lambda: omni_contrast(student, teacher, backend="reference"))
+    assert sum(tensor.numel() for tensor in kept) > 4 * 256**2  # the hook sees such things
+
+
+def test_without_a_gradient_none_is_formed(backend, monkeypatch):
+    seen = []
+    run = contrast.BACKENDS[backend].run
+
+    def recorded(student, teacher, gradient, **settings):
+        seen.append(gradient)
+        return run(student, teacher, gradient, **settings)
+
+    monkeypatch.setitem(contrast.BACKENDS, backend, contrast.BACKENDS[backend]._replace(run=recorded))
+    student, teacher = maps_of((1, 12, 4, 4))
+    with torch.no_grad():
+        without = omni_contrast(student, teacher, **SMALL, backend=backend)
+    detached = omni_contrast(student.detach(), teacher.requires_grad_(), **SMALL, backend=backend)
+    assert not without.requires_grad and not detached.requires_grad and seen == [None, None]
+    assert torch.equal(without, omni_contrast(student, teacher, **SMALL, backend=backend))
+    assert torch.equal(without, detached) and seen[2].shape == student.shape
+
+
+def test_backward_twice_through_a_retained_graph_adds_up(backend):
+    student, teacher = maps_of((1, 12, 4, 4))
+    loss = omni_contrast(student, teacher, **SMALL, backend=backend)
+    loss.backward(retain_graph=True)
+    once = student.grad.clone()
+    loss.backward()
+    assert torch.equal(student.grad, 2 * once)
+
+
+def test_a_second_derivative_is_refused_and_the_reference_named(backend):
+    student, teacher = maps_of((1, 12, 4, 4))
+    loss = omni_contrast(student, teacher, **SMALL, backend=backend)
+    (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative; use backend='reference'"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_the_operator_keeps_the_rules_of_pytorch(with_gradient, dtype, backend):
+    student, teacher = (maps.detach().to(dtype) for maps in maps_of((1, 12, 4, 4)))
+    student.requires_grad_(with_gradient)
+    arguments = (student, teacher, 2, 3, 0.5, "l1", "other_groups", backend, with_gradient)
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(contrast._with_gradient, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_compiled_model_holds_the_contrast_without_a_break(backend):
+    student, teacher = maps_of((1, 12, 5, 4))
+
+    def loss(student, teacher):
+        with torch.autocast("cpu", torch.bfloat16):
+            return 2 * omni_contrast(torch.tanh(student), teacher, **SMALL, temperature=0.5, backend=backend)
+
+    expected = value_and_gradient(loss, student, teacher)
+    actual = value_and_gradient(torch.compile(loss, backend="aot_eager", fullgraph=True), student, teacher)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(("device", "preferred"), [("cpu", "native"), ("cuda", "triton")])
+def test_auto_takes_the_fastest_that_runs_or_says_why_not(device, preferred, monkeypatch, caplog):
+    class Somewhere:
+        dtype = torch.float32
+
+    Somewhere.device = torch.device(device)
+    contrast._log_choice.cache_clear()
+    with caplog.at_level(logging.INFO, logger="afdcd_hf.ops.contrast"):
+        for reason, expected in ((None, preferred), ("it is Tuesday", "torch"), ("it is Tuesday", "torch")):
+            faked = contrast.BACKENDS[preferred]._replace(unavailable=lambda student, teacher, reason=reason: reason)
+            monkeypatch.setitem(contrast.BACKENDS, preferred, faked)
+            assert contrast._automatic(Somewhere, Somewhere) == expected
+    assert [record.getMessage() for record in caplog.records] == [  # each once
+        f"contrast backend on {device}: {preferred} (chosen by backend='auto')",
+        f"contrast backend on {device}: torch (chosen by backend='auto'; {preferred} cannot run: it is Tuesday)",
+    ]
+    contrast._log_choice.cache_clear()
+
+
+def test_a_backend_that_cannot_run_says_why_and_names_one_that_can(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    student, teacher = maps_of((1, 6, 4, 4))
+    with pytest.raises(ValueError, match="backend='triton' cannot run: .*; use backend='torch'"):
+        spatial_contrast(student, teacher, patch_size=2, backend="triton")
+    elsewhere = torch.zeros(1, 6, 4, 4, device="meta")
+    assert (
+        native_unavailable(elsewhere, elsewhere) == "the maps are on the device 'meta', and the C kernel runs on a CPU"
+    )
+
+
+def test_importing_the_functions_needs_no_triton_and_compiles_nothing(tmp_path):
+    code = "import sys; sys.modules['triton'] = None; import afdcd_hf.ops; assert sys.modules['triton'] is None"
+    environment = {"PYTHONPATH": ":".join(sys.path), "XDG_CACHE_HOME": str(tmp_path), "CC": "false"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
+    assert not list(tmp_path.iterdir())
