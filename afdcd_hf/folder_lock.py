@@ -21,8 +21,8 @@ def held_alone(folder: str | Path, option: str = "--output_dir") -> Iterator[int
 
     Holding it once more inside the block, in the same process, is allowed. Forked children (data workers) do not hold
     it; a command started with the file descriptor in `pass_fds` does, also when it outlives this process. The lock file
-    is removed at the end, and the folder too if nothing else is in it. Where the file system or the operating system
-    has no such locks, nothing is held.
+    is removed at the end, and the folder too if it was made here and stayed empty. Where the file system or the
+    operating system has no such locks, nothing is held.
 
     Args:
         folder: the folder to write to.
@@ -38,6 +38,7 @@ def held_alone(folder: str | Path, option: str = "--output_dir") -> Iterator[int
     if folder in _HELD:
         yield _HELD[folder]
         return
+    was_there = folder.exists()
     descriptor = _locked_file(folder, option)
     if descriptor is None:
         yield None
@@ -49,7 +50,8 @@ def held_alone(folder: str | Path, option: str = "--output_dir") -> Iterator[int
         _HELD.pop(folder, None)
         with suppress(OSError):  # the folder may be gone, or hold what was written
             (folder / LOCK_NAME).unlink()
-            folder.rmdir()
+            if not was_there:
+                folder.rmdir()
         os.close(descriptor)
 
 

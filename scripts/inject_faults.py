@@ -41,7 +41,7 @@ import afdcd_hf.training.runs  # noqa: E402, F401  (imported once, here, for all
 from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor  # noqa: E402
 from afdcd_hf.cli import main as afdcd  # noqa: E402
 from afdcd_hf.data.loading import class_names  # noqa: E402
-from afdcd_hf.training.whole_checkpoints import last_whole_checkpoint  # noqa: E402
+from afdcd_hf.training.checkpoints import last_whole_checkpoint  # noqa: E402
 
 STEPS, SAVE_STEPS = 20, 3
 TIMEOUT = 120

@@ -129,9 +129,7 @@ def test_the_class_names_of_a_wrapped_teacher_are_compared(tmp_path):
 
 @pytest.mark.parametrize("network", [Plain(), Dictionary()])
 def test_an_unwrapped_network_is_refused_with_the_way_out(tmp_path, network):
-    with pytest.raises(
-        ValueError, match=r"cannot be called as network\(pixel_values=\.\.\.\).*as_segmenter\(network\)"
-    ):
+    with pytest.raises(ValueError, match=r"cannot be called as model\(pixel_values=\.\.\.\).*as_segmenter\(model\)"):
         distilling(tmp_path, teacher=network, teacher_layer="body")
 
 

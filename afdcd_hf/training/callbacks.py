@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerState
 
 from ..data.samples import TrainingSamples
+from .checkpoints import MARKER_NAME, STATE_NAME, checkpoint_folder, mark_complete
+from .resuming import check_same_run, facts_of
+from .saving import save_tensors
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from .trainer import SegmentationTrainer
 
 
 class EpochCallback(TrainerCallback):
@@ -26,21 +34,78 @@ class EpochCallback(TrainerCallback):
         self.samples.set_epoch(int(state.epoch or 0))
 
 
-def report_first_terms(terms: dict[str, float]) -> None:
-    """Log every weighted loss term of the first batch, and warn of one that drowns or is drowned by the task loss.
+class CheckpointCallback(TrainerCallback):
+    """Adds to transformers' checkpoints what our runs need to continue exactly, and marks them as complete.
 
-    The published weights belong to sums over ResNet-101's maps at one crop size: with another teacher or crop they are
-    easily off by orders of magnitude, and nothing else would show it.
+    Attributes:
+        unfinished: the checkpoint that is being written.
+        saved_step: of the last one that was completed.
+        resumed_step: with which this training began; 0 for a new one.
     """
-    logger.info("Weighted loss terms of the first batch: %s", ", ".join(f"{k} {v:.4g}" for k, v in terms.items()))
-    task = terms.get("task", 0.0)
-    if not task > 0:
-        return
-    for name, value in terms.items():
-        if name not in ("task", "auxiliary") and not 0.01 <= abs(value) / task <= 20:
-            logger.warning(
-                "The weighted loss term %r is %.4g on the first batch, %.3g times the task loss (%.4g): it will %s. "
-                "Change its weight; a loss that has the option reduction='mean' has weights that carry over to other "
-                "teachers and crops.",
-                name, value, value / task, task, "drown the labels" if abs(value) > task else "hardly count",
-            )  # fmt: skip
+
+    def __init__(self, trainer: SegmentationTrainer):
+        self.trainer = trainer
+        self.unfinished: Path | None = None
+        self.saved_step: int | None = None
+        self.resumed_step = 0
+
+    def begin(self, checkpoint: Path | None) -> None:
+        """Take back what each process alone knew, from a checkpoint that this run can continue."""
+        trainer, rank = self.trainer, self.trainer.args.process_index
+        self.unfinished, self.saved_step, self.resumed_step = None, None, 0
+        if checkpoint is None:
+            return
+        check_same_run(checkpoint, self._facts(), trainer.args, trainer.is_deepspeed_enabled)
+        self.resumed_step = TrainerState.load_from_json(str(checkpoint / STATE_NAME)).global_step
+        path = _of_process(checkpoint, rank)
+        if not path.is_file():  # plain transformers, or fewer processes
+            return
+        state = load_file(path)
+        if len(list(checkpoint.glob("process_*"))) == trainer.args.world_size:  # or this would be a part of the sums
+            terms = {name: each.to(trainer.args.device) for name, each in state.items() if name.startswith("terms.")}
+            trainer.terms.load({name.removeprefix("terms."): each for name, each in terms.items()})
+        for index, generator in enumerate(trainer.generators):
+            generator.set_state(state[f"generator.{index}"])
+        if trainer.budget is not None:
+            trainer.budget.begin(state["seconds"].item())
+
+    def write(self, folder: Path) -> None:
+        """Begin a checkpoint: weights beside the student's, and the state of each process, which has to call this."""
+        trainer, args = self.trainer, self.trainer.args
+        folder.mkdir(parents=True, exist_ok=True)
+        self.unfinished = folder
+        if args.should_save:
+            (folder / MARKER_NAME).unlink(missing_ok=True)
+        if args.save_only_model:
+            return
+        for name, tensors in trainer.weights_to_resume().items():
+            if args.should_save and tensors:
+                save_tensors(tensors, folder / name)
+        state = {f"terms.{name}": total for name, total in trainer.terms.state().items()}
+        state |= {f"generator.{index}": each.get_state() for index, each in enumerate(trainer.generators)}
+        if trainer.budget is not None:
+            state["seconds"] = torch.tensor(trainer.budget.used, dtype=torch.float64)
+        save_tensors(state, _of_process(folder, args.process_index))
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """The best checkpoint is found again where the whole output folder has been moved."""
+        if state.best_global_step:
+            best = checkpoint_folder(args.output_dir, state.best_global_step)
+            if best.is_dir():
+                state.best_model_checkpoint = str(best)
+
+    def on_save(self, args, state, control, **kwargs):
+        """transformers has written its files, too; on every process."""
+        if self.unfinished is not None:
+            self.trainer.accelerator.wait_for_everyone()
+            if args.should_save:
+                mark_complete(self.unfinished, {**self._facts(), "step": state.global_step})
+            self.unfinished, self.saved_step = None, state.global_step
+
+    def _facts(self) -> dict:
+        samples = self.trainer.train_dataset
+        return facts_of(self.trainer.args, len(samples) if hasattr(samples, "__len__") else None)
+
+
+def _of_process(folder: Path, rank: int) -> Path:
+    return folder / f"process_{rank}.safetensors"

@@ -1,218 +1,263 @@
-"""What a checkpoint holds, and how it is written whole."""
+"""Which checkpoints are complete, and which one to resume from.
+
+transformers writes a checkpoint's files straight into `checkpoint-N`; when all are there, `checkpoint.json` is added,
+with size and CRC-32 of every other file. A checkpoint whose marker does not hold is skipped.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
 import shutil
-from collections.abc import Callable
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.trainer_callback import ExportableState
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..atomic_io import written_whole
-from .data_workers import prepare_workers
-from .interruption import Interruption, InterruptionCallback
-from .resuming import Resuming, checkpoint_to_resume
-from .whole_checkpoints import (
-    SAVING,
-    checkpoints_of,
-    files_written_whole,
-    install,
-    remove_oldest,
-    write_manifest,
-)
+from ..structured_files import read_json
 
-STATE_NAME = "trainer_state.json"
+logger = logging.getLogger(__name__)
+
+MARKER_NAME, STATE_NAME = "checkpoint.json", "trainer_state.json"
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save and safetensors have their own for a full disk
+_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+_PART = "_saving-model-"
 
 
-class Checkpoints(Resuming):
-    """Saving and loading of a trainer; mixed into `SegmentationTrainer` in front of `transformers.Trainer`.
+def checkpoint_folder(output: str | Path, step: int) -> Path:
+    """Where the state after an optimizer step is saved."""
+    return Path(output) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
-    A checkpoint holds the student as `from_pretrained` reads it, and all that a resumed run needs to end with the same
-    weights to the bit: the loss's weights, optimizer, schedule, scaler, state of the run and, for every process, the
-    states of the random generators and what has been summed up for the next line of the log.
+
+def mark_complete(folder: Path, facts: dict[str, Any]) -> None:
+    """Bring every file of a checkpoint to the disk, then describe them, and the run, in the marker."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER_NAME)
+    for path in paths:
+        _to_disk(path)
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": _crc32(path)} for path in paths
+    }
+    with written_whole(folder / MARKER_NAME) as part:
+        part.write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
+        _to_disk(part)
+    _to_disk(folder)
+    _to_disk(folder.parent)
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """The facts of a checkpoint's marker, with (bytes, CRC-32) of each file in `files`; None where there is none.
+
+    Raises:
+        ValueError: the file is not a marker.
     """
+    if not (folder / MARKER_NAME).is_file():
+        return None
+    try:
+        marker = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
+        marker["files"] = {name: (int(file["bytes"]), int(file["crc32"])) for name, file in marker["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{MARKER_NAME} is damaged ({error!r})") from error
+    return marker
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As in transformers, from a checkpoint that is known to be whole; stopped by a signal, it saves one first.
 
-        Args:
-            resume_from_checkpoint: a checkpoint's folder; True or "last" for the last whole one in `output_dir`.
-            args: as for `transformers.Trainer.train`.
-            kwargs: likewise.
+def fault_of(folder: Path) -> str | None:
+    """Why a checkpoint is not complete, by its marker; None if it is."""
+    try:
+        marker = read_marker(folder)
+        if marker is None:
+            return f"it has no {MARKER_NAME}: plain transformers wrote it, or its writing was cut short"
+        if _CHECKPOINT.fullmatch(folder.name) and folder.name != checkpoint_folder("", marker["step"]).name:
+            return f"it holds step {marker['step']}, so its folder was renamed"
+        for name, (size, checksum) in marker["files"].items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if (found := (folder / name).stat().st_size) != size:
+                return f"{name} has {found} bytes instead of {size}"
+            if _crc32(folder / name) != checksum:
+                return f"{name} is damaged (its checksum is wrong)"
+    except KeyError:
+        return f"{MARKER_NAME} does not say which step it belongs to"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
-        Raises:
-            TrainingInterrupted: After SIGTERM or SIGINT (Ctrl-C), with a checkpoint saved.
-            FileNotFoundError: If there is no whole checkpoint to resume from.
-            ValueError: If the named one is not whole, or does not fit the networks.
-            OSError: If a checkpoint cannot be written; the ones before it stay whole.
-        """
-        resume = checkpoint_to_resume(self.args, resume_from_checkpoint)
-        self._interruption = Interruption(self.args)
-        callback = InterruptionCallback(self._interruption, lambda: self._save_checkpoint(self.model_wrapped, None))
-        self.add_callback(callback)
+
+def checkpoints_of(folder: str | Path) -> list[Path]:
+    """The folders `checkpoint-N` of a run, newest step first."""
+    if not Path(folder).is_dir():
+        return []
+    return sorted((path for path in Path(folder).iterdir() if _step(path) >= 0 and path.is_dir()), key=_step)[::-1]
+
+
+def last_whole_checkpoint(folder: str | Path) -> Path:
+    """The newest complete checkpoint of a run; each newer one that is not is named in a warning.
+
+    Where there is none, one that has all its files but not its marker will do: an older one has been removed when the
+    run was killed just before it could write the marker.
+
+    Args:
+        folder: output folder of the run.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    checkpoints = checkpoints_of(folder)
+    for checkpoint in checkpoints:
+        fault = fault_of(checkpoint)
+        if fault is None:
+            return checkpoint
+        logger.warning("skipping %s: %s.", checkpoint, fault)
+    for checkpoint in checkpoints:
+        if not (checkpoint / MARKER_NAME).exists() and _state_is_whole(checkpoint):
+            logger.warning("no checkpoint is marked as complete; %s has its last file and is used.", checkpoint)
+            return checkpoint
+    if checkpoints:
+        names = ", ".join(path.name for path in checkpoints)
+        raise FileNotFoundError(
+            f"No checkpoint in {folder} is complete ({names}); the warnings above say why. To use one without "
+            f"{MARKER_NAME} all the same, name it: --resume_from_checkpoint {checkpoints[0]}."
+        )
+    raise FileNotFoundError(
+        f"There is no checkpoint in {folder} to resume from. If that run was stopped before its first one, start it "
+        "again with another output_dir, or remove that folder."
+    )
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Refuse a checkpoint, named by the user, that is not complete; one without a marker is taken with a warning.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the checkpoint is not complete; the newest complete one beside it is named.
+    """
+    if not checkpoint.is_dir():
+        known = ", ".join(path.name for path in checkpoints_of(checkpoint.parent)) or "no checkpoint"
+        raise FileNotFoundError(f"There is no checkpoint {checkpoint}; {checkpoint.parent} has {known}.")
+    fault = fault_of(checkpoint)
+    if fault is None:
+        return
+    if not (checkpoint / MARKER_NAME).is_file():
+        logger.warning("%s cannot be checked: %s.", checkpoint, fault)
+        return
+    others = (path for path in checkpoints_of(checkpoint.parent) if path != checkpoint and fault_of(path) is None)
+    whole = next(others, None)
+    hint = f"{whole} is complete: resume from that." if whole else "No other checkpoint beside it is complete."
+    raise ValueError(f"{checkpoint} is not complete: {fault}. {hint}")
+
+
+def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> str | None:
+    """The folder to resume from, verified; leftovers of a killed run in the output folder are removed.
+
+    The main process looks, and tells the others.
+
+    Args:
+        args: of the run.
+        wanted: a checkpoint's folder; True or "last" for the last complete one in `args.output_dir`; None for none.
+
+    Raises:
+        FileNotFoundError: there is no complete checkpoint, or no such folder.
+        ValueError: the named checkpoint is not complete.
+    """
+    found: list[Any] = [None, None]
+    if args.process_index == 0:
         try:
-            with self._interruption.listening():
-                return super().train(resume, *args, **kwargs)
-        finally:
-            self.remove_callback(callback)
-
-    def get_train_dataloader(self):
-        """As in transformers; starting data workers neither draws from the global generator nor lets signals end them.
-
-        A worker that is started again in a resumed run would otherwise shift all that is drawn afterwards.
-        """
-        return prepare_workers(super().get_train_dataloader(), self.args)
-
-    def _extra_state(self) -> dict[str, dict[str, Tensor]]:
-        """Further tensors to resume with: file name -> their names and values. Nothing by default."""
-        return {}
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write `checkpoint-N` under another name, and rename it when it is whole on the disk."""
-        if self.hp_search_backend is None and trial is None:
-            self.store_flos()
-        target = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        part = target.with_name(SAVING + target.name)
-        parts = [lambda: _make_empty(part) if self.args.should_save else None]
-        parts += [lambda: self.save_model(str(part), _internal_call=True)]
-        if not self.args.save_only_model:
-            parts += [
-                lambda: self._save_optimizer_and_scheduler(str(part)),
-                lambda: self._save_scaler(str(part)),
-                lambda: self._save_rng_state(str(part)),
-            ]
-        parts += [lambda: self._finish_checkpoint(part, target) if self.args.should_save else None]
-        try:
-            for write in parts:
-                self._together(write, target)
-        except BaseException:
-            if self.args.should_save:
-                shutil.rmtree(part, ignore_errors=True)
-            raise
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(target))
-
-    def _together(self, write: Callable[[], None], target: Path) -> None:
-        """Write a part of a checkpoint; where one process fails all do, so that none waits for it for ever."""
-        error = None
-        try:
-            write()
-        except Exception as caught:
-            error = caught
-        messages = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
-        if isinstance(error, WRITE_ERRORS):
-            raise OSError(_why_not_written(target, error)) from error
-        if error is not None:
-            raise error
-        if failed := [message for message in messages if message is not None]:
-            raise OSError(f"{target} could not be written by another process: {failed[0]}")
-
-    def _finish_checkpoint(self, part: Path, target: Path) -> None:
-        """The run's state, the manifest, the name; then older checkpoints go."""
-        best = self.state.best_global_step and target.with_name(f"checkpoint-{self.state.best_global_step}")
-        if best and (best == target or best.is_dir()):
-            self.state.best_model_checkpoint = str(best)
-        callbacks = [*self.callback_handler.callbacks, self.control]
-        for callback in (callback for callback in callbacks if isinstance(callback, ExportableState)):
-            name, stored = type(callback).__name__, self.state.stateful_callbacks
-            if isinstance(stored[name], list):
-                stored[name].append(callback.state())
-            else:
-                stored[name] = callback.state()
-        self.state.save_to_json(str(part / STATE_NAME))
-        write_manifest(part, self._facts())
-        install(part, target)
-        remove_oldest(target.parent, self.args.save_total_limit, keep={target, best or target})
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the student alone, in the form that `from_pretrained` reads, with its image processor and settings.
-
-        Unlike transformers' own method it writes no pickled `training_args.bin`: the settings go to a JSON file.
-        """
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        try:
-            with files_written_whole(folder) as part:
-                self._write_student(part, self._student_weights(state_dict))
-        except SafetensorError as error:
-            raise OSError(f"the student could not be written to {folder}: {error}") from error
-
-    def _write_student(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
-        student = self.evaluated_student
-        if isinstance(student, PreTrainedModel):
-            student.save_pretrained(folder, state_dict=weights)
-        else:
-            weights = weights if weights is not None else student.state_dict()
-            save_file(_contiguous(weights), folder / "model.safetensors")
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-        (folder / "training_args.json").write_text(json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")
-
-    def _student_weights(self, state_dict: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-        return state_dict
-
-    def save_state(self) -> None:
-        """As in transformers, but the file is there whole or not at all."""
-        if self.args.should_save:
-            with written_whole(Path(self.args.output_dir) / STATE_NAME) as part:
-                self.state.save_to_json(str(part))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        for name, tensors in self._extra_state().items():
-            if self.args.should_save and tensors:
-                save_file(_contiguous(tensors), Path(output_dir) / name)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Called on every process."""
-        super()._save_rng_state(output_dir)
-        save_file(self._log_sums(), Path(output_dir) / f"log_sums_{self.args.process_index}.safetensors")
-        if (generator := self._generator()) is not None:
-            path = Path(output_dir) / f"mask_generator_{self.args.process_index}.safetensors"
-            save_file({"state": generator.get_state()}, path)
-
-    def _log_sums(self) -> dict[str, Tensor]:
-        """What has been summed up since the last line of the log, in float64."""
-        sums = {f"term.{name}": torch.as_tensor(total) for name, total in self._term_sums.items()}
-        counts = {"terms": self._term_count, "step": self._globalstep_last_logged, **self.timer.look().as_counts()}
-        sums |= {"loss": self._tr_loss, **{name: torch.tensor(count) for name, count in counts.items()}}
-        return {name: tensor.detach().cpu().double() for name, tensor in sums.items()}
-
-    def _finalize_training(self, *args, **kwargs):
-        """An interrupted training has no end: no best model is loaded, and no checkpoint removed."""
-        if self._interruption.stopped:
-            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-            self._finish_current_push()
-            self.is_in_train = False
-            self._interruption.raise_stopped(self.state.global_step)
-        return super()._finalize_training(*args, **kwargs)
+            found[0] = _checkpoint_to_resume(Path(args.output_dir), wanted)
+        except (OSError, ValueError) as error:
+            found[1] = error
+    if args.world_size > 1:
+        broadcast_object_list(found, from_process=0)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
 
 
-def _make_empty(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+def _checkpoint_to_resume(output: Path, wanted: str | bool | None) -> str | None:
+    _tidy(output)
+    if wanted is None or wanted is False:
+        return None
+    if wanted is True or wanted in ("last", "true", "True"):
+        return str(last_whole_checkpoint(output))
+    check_whole(Path(wanted))
+    beside = checkpoints_of(Path(wanted).parent)
+    newer = [path.name for path in beside if _step(path) > _step(Path(wanted)) and fault_of(path) is None]
+    if newer:
+        logger.warning("%s is not the newest checkpoint of its run: there are %s too.", wanted, ", ".join(newer))
+    return str(wanted)
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+def _tidy(output: Path) -> None:
+    """Remove what a killed run had not finished; put right the dates by which transformers removes the oldest."""
+    for path in output.glob(f"{_PART}*"):
+        logger.info("Removing %s, left by a run that was killed.", path)
+        shutil.rmtree(path)
+    for path in checkpoints_of(output):
+        if path.stat().st_mtime > time.time():
+            os.utime(path)
 
 
-def _why_not_written(target: Path, error: Exception) -> str:
+@contextmanager
+def files_written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files move to `folder` at the end, each at once; none does if anything goes wrong."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=_PART, dir=folder))
+    try:
+        yield part
+        for path in sorted(path for path in part.rglob("*") if path.is_file()):
+            target = folder / path.relative_to(part)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def why_not_written(target: Path, error: Exception) -> str:
     """One line with the path, the cause, and how much room there is."""
     cause = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), type(error).__name__)
     existing = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free / 2**20
-    kept = [path for path in checkpoints_of(target.parent) if path != target]
-    kept_text = f" The checkpoints before it are kept, the newest is {kept[0]}." if kept else ""
-    return f"{target} could not be written: {cause} ({free:.1f} MiB are free there).{kept_text}"
+    return f"{target} could not be written: {cause} ({free:.1f} MiB are free there)."
+
+
+def _state_is_whole(checkpoint: Path) -> bool:
+    """transformers writes this file last."""
+    try:
+        state = TrainerState.load_from_json(str(checkpoint / STATE_NAME))
+    except (OSError, ValueError, TypeError):
+        return False
+    return state.global_step == _step(checkpoint)
+
+
+def _step(checkpoint: Path) -> int:
+    match = _CHECKPOINT.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def _crc32(path: Path) -> int:
+    """CRC-32 of a file: finds accidental damage, at about 2 GiB/s (SHA-256 took 0.7 GiB/s where it was measured)."""
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _to_disk(path: Path) -> None:
+    # Some file systems cannot do this for a folder; a file whose bytes do not reach the disk is an error.
+    with suppress(OSError) if path.is_dir() else nullcontext():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -16,6 +16,8 @@ from ..losses.task import TaskLoss
 from ..model_utils import evaluating
 from .training_args import DistillationTrainingArguments, check_pairs
 
+_STUDENT = "student."
+
 
 class DistillationModel(nn.Module):
     """Student and distillation loss, wrapped once so that both are synchronised, stepped and resumed together.
@@ -46,11 +48,19 @@ class DistillationModel(nn.Module):
         self._taps = [LayerTap(student, layer) for layer in layer_names(student_layer)]
         # torch's name for what DDP shall not send around at every step: these are large and equal on all processes
         self._ddp_params_and_buffers_to_ignore = queue_names(self)
+        # transformers' name for what a saved model does not hold: `model.safetensors` is the student
+        self._keys_to_ignore_on_save = [name for name in self.state_dict() if not name.startswith(_STUDENT)]
+        self.register_load_state_dict_pre_hook(_accept_students_names)
 
     @property
     def config(self):
         """The student's configuration, which the Trainer reads."""
         return getattr(self.student, "config", None)
+
+    def tie_weights(self) -> None:
+        """The student's; transformers calls this when it has loaded a saved student."""
+        if hasattr(self.student, "tie_weights"):
+            self.student.tie_weights()
 
     def gradient_checkpointing_enable(self, **options) -> None:
         """The student's; loss and teacher keep little. The Trainer calls this for `gradient_checkpointing=True`."""
@@ -88,11 +98,18 @@ class DistillationModel(nn.Module):
         }
 
 
+def _accept_students_names(module: nn.Module, state_dict: dict[str, Tensor], *_) -> None:
+    """Let the weights of a saved student be loaded into the module that trains it, as `load_best_model_at_end` does."""
+    if state_dict and not any(name.startswith((_STUDENT, "loss.")) for name in state_dict):
+        for name in list(state_dict):
+            state_dict[_STUDENT + name] = state_dict.pop(name)
+
+
 @torch.no_grad()
 def observe(model: nn.Module, pixel_values: Tensor, layers: Sequence[str]) -> Activations:
-    """Run a network in eval mode on one batch and return what a loss would see of it; its mode is restored.
+    """Run a model in eval mode on one batch and return what a loss would see of it; its mode is restored.
 
-    Used before training, to learn the channel counts and to fail early on a wrong network or layer.
+    Used before training, to learn the channel counts and to fail early on a wrong model or layer.
     """
     _check_call(model)
     taps: list[LayerTap] = []
@@ -111,7 +128,7 @@ def observe(model: nn.Module, pixel_values: Tensor, layers: Sequence[str]) -> Ac
 def prepare_distillation(
     student: nn.Module, teacher: nn.Module, args: DistillationTrainingArguments, batch: dict[str, Tensor]
 ) -> tuple[DistillationModel, tuple[str, ...]]:
-    """Build the module to train, after showing one batch to both networks and to the loss.
+    """Build the module to train, after showing one batch to both models and to the loss.
 
     Whatever cannot work (a layer that is not there, other classes, maps that do not fit the loss) is found here, before
     the first step.
@@ -122,8 +139,7 @@ def prepare_distillation(
     needs_map = needs_feature_map(args.loss, args.loss_kwargs)
     layers = _layers_to_distil(student, teacher, args) if needs_map else ((), ())
     seen = [
-        observe(network, batch["pixel_values"], names)
-        for network, names in zip((student, teacher), layers, strict=True)
+        observe(model, batch["pixel_values"], names) for model, names in zip((student, teacher), layers, strict=True)
     ]
     _check_classes(student, teacher, *seen)
     channels = [[each.feature_map.shape[1] for each in activations.of_each_layer()] or None for activations in seen]
@@ -149,26 +165,26 @@ def _check_call(model: nn.Module) -> None:
         inspect.signature(model.forward).bind(pixel_values=None)
     except TypeError as error:
         raise ValueError(
-            f"{type(model).__name__} cannot be called as network(pixel_values=...): {error}. Wrap the network: "
-            "afdcd_hf.as_segmenter(network)."
+            f"{type(model).__name__} cannot be called as model(pixel_values=...): {error}. Wrap it: "
+            "afdcd_hf.as_segmenter(model)."
         ) from error
 
 
 def _check_layout(layer: str, feature_map: Tensor, pixel_values: Tensor) -> None:
-    """Refuse a map whose second and third sizes look like the picture's height and width, where its last two do not.
+    """Refuse a map whose second and third sizes look like the image's height and width, where its last two do not.
 
-    Channels last cannot be told for sure: where both readings have the picture's shape, the map is taken as it is.
+    Channels last cannot be told for sure: where both readings have the image's shape, the map is taken as it is.
     """
     height, width = pixel_values.shape[-2:]
 
-    def like_the_picture(rows: int, columns: int) -> bool:
+    def like_the_image(rows: int, columns: int) -> bool:
         return rows <= height and columns <= width and abs(columns - rows * width / height) <= 1
 
     sizes = tuple(feature_map.shape)
-    if like_the_picture(*sizes[2:]) or ":nhwc" in layer or not like_the_picture(*sizes[1:3]):
+    if like_the_image(*sizes[2:]) or ":nhwc" in layer or not like_the_image(*sizes[1:3]):
         return
     raise ValueError(
-        f"Layer {layer!r} gives a map of shape {sizes} for a picture of {height}x{width}, which looks like channels "
+        f"Layer {layer!r} gives a map of shape {sizes} for an image of {height}x{width}, which looks like channels "
         f"last: write '{layer}:nhwc'."
     )
 
@@ -180,7 +196,7 @@ def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, ta
             f"The student has {counts[0]} classes and the teacher {counts[1]}. Give the student the teacher's "
             "num_labels, or take a teacher trained on these classes."
         )
-    names = [_class_names(network) for network in (student, teacher)]
+    names = [_class_names(model) for model in (student, teacher)]
     if all(names) and names[0] != names[1]:
         index = next(i for i, pair in enumerate(zip(*names, strict=True)) if pair[0] != pair[1])
         raise ValueError(
@@ -189,8 +205,8 @@ def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, ta
         )
 
 
-def _class_names(network: nn.Module) -> list[str] | None:
+def _class_names(model: nn.Module) -> list[str] | None:
     """Names in the configuration; None where there are none but transformers' placeholders LABEL_0, LABEL_1, ..."""
-    id2label = getattr(getattr(network, "config", None), "id2label", None) or {}
+    id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
     names = [id2label[index] for index in sorted(id2label)]
     return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names

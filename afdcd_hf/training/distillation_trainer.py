@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from transformers import set_seed
 
 from ..data.samples import collate_samples
 from ..features import Activations, LayerTap, run_tapped, run_to_maps
 from .distillation import prepare_distillation
-from .early_stop import stops_early
-from .folding import running_teacher
+from .distributed import check_clipping, search_for_idle_loss_weights, synchronise_batch_norm, whole_tensors
 from .precision import compile_like_student
 from .randomness import rank_generator
-from .scale_out import check_clipping, search_for_idle_loss_weights, synchronise_batch_norm, whole_tensors
+from .resuming import load_fitting
+from .teacher import running_teacher, stops_early
 from .trainer import SegmentationTrainer
 from .training_args import DistillationTrainingArguments
 
@@ -37,14 +38,20 @@ class DistillationTrainer(SegmentationTrainer):
         args: settings; `student_layer` and `teacher_layer` name the maps to distil, one or as many pairs as you like.
         train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`. One sample is looked at
             here, to check that layers exist and shapes fit before anything is trained.
-        kwargs: as for `SegmentationTrainer`.
+        options: as for `SegmentationTrainer`.
 
     Raises:
         ValueError: unknown layers, class counts that differ, or maps that the loss cannot compare.
     """
 
     def __init__(
-        self, model: nn.Module, teacher: nn.Module, args: DistillationTrainingArguments, *, train_dataset=None, **kwargs
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        args: DistillationTrainingArguments,
+        *,
+        train_dataset: Any = None,
+        **options: Any,
     ):
         search_for_idle_loss_weights(args)
         set_seed(args.seed)  # the loss's weights are drawn here, before the Trainer sets the seed
@@ -52,40 +59,63 @@ class DistillationTrainer(SegmentationTrainer):
         batch = _first_batch(train_dataset)
         composite, teacher_layers = prepare_distillation(model, teacher, args, batch)
         composite.loss = synchronise_batch_norm(composite.loss, args)
-        super().__init__(composite, args, train_dataset=train_dataset, **kwargs)
+        super().__init__(composite, args, train_dataset=train_dataset, **options)
         check_clipping(self.is_deepspeed_enabled, args.loss_max_grad_norm)
         self.teacher = teacher.to(args.device).eval()
-        options = {"fold": args.fold_teacher_batch_norm, "channels_last": args.channels_last}
-        running = running_teacher(self.teacher, batch["pixel_values"], teacher_layers, **options)
+        faster = {"fold": args.fold_teacher_batch_norm, "channels_last": args.channels_last}
+        running = running_teacher(self.teacher, batch["pixel_values"], teacher_layers, **faster)
         self._teacher_taps = [LayerTap(running, layer) for layer in teacher_layers]
         self._teacher_stops_early = not self.loss_module.reads_teacher_logits and stops_early(
             running, batch["pixel_values"], self._teacher_taps, self.accelerator
         )
         # After the tap is in place. Not accelerate's prepare_model: it would leave the caller's teacher changed.
         self._run_teacher = compile_like_student(running, self.accelerator)
-        self._forward_part = self._time_losses(composite.task_loss, composite.loss)
+        self._forward_part = self._time_losses()
         self.loss_module.generator = rank_generator(args.seed, args.process_index, args.device)
 
     @property
     def student(self) -> nn.Module:
-        """The network that is trained, evaluated and saved, without any wrapper."""
-        return super().student.student
+        """The model that is trained, evaluated and saved, without any wrapper."""
+        return self.trained_module.student
 
     @property
     def loss_module(self) -> nn.Module:
         """The distillation loss with its weights (align, projector)."""
-        return super().student.loss
+        return self.trained_module.loss
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs=False, num_items_in_batch=None):
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The one of the loss's random masks, which differs from process to process."""
+        return [self.loss_module.generator]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ):
         """Task and distillation loss of one batch; all terms go to the log, as means over all steps."""
-        teacher = None
+        pixel_values, teacher = self._images(inputs), None
         if self.args.distils_at(self.state.global_step, self.share_done):
-            with self.timer("teacher"):
-                teacher = self._teach(inputs["pixel_values"])
-        with self.timer(self._forward_part):
-            outputs = model(pixel_values=inputs["pixel_values"], labels=inputs["labels"], teacher=teacher)
+            teacher = self._teach(pixel_values)
+            self.timer.lap("teacher")
+        outputs = model(pixel_values=pixel_values, labels=inputs["labels"], teacher=teacher)
+        self.timer.lap(self._forward_part)
         self._record(outputs["terms"], inputs.get("names"))
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _time_losses(self) -> str:
+        """Time the losses inside the module that is trained; what the rest of its pass is in the log.
+
+        A module that is compiled as a whole cannot be looked into.
+        """
+        if self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+            return "forward"
+        for loss in (self.trained_module.task_loss, self.loss_module):
+            loss.register_forward_pre_hook(lambda *_: self.timer.lap("student"))
+            loss.register_forward_hook(lambda *_: self.timer.lap("loss"))
+        return "student"
 
     @torch.no_grad()  # not inference_mode: its tensors cannot take part in the projector's backward pass
     def _teach(self, pixel_values: Tensor) -> Activations:
@@ -113,23 +143,21 @@ class DistillationTrainer(SegmentationTrainer):
         prefix = "student."
         return {name.removeprefix(prefix): t for name, t in state_dict.items() if name.startswith(prefix)}
 
-    def _extra_state(self) -> dict[str, dict[str, Tensor]]:
-        return {**super()._extra_state(), LOSS_WEIGHTS_NAME: whole_tensors(self.loss_module.state_dict())}
+    def weights_to_resume(self) -> dict[str, dict[str, Tensor]]:
+        """With the weights of the loss."""
+        return {**super().weights_to_resume(), LOSS_WEIGHTS_NAME: whole_tensors(self.loss_module.state_dict())}
 
-    def _load_extra_state(self, folder: str | Path) -> None:
-        super()._load_extra_state(folder)
-        path = Path(folder) / LOSS_WEIGHTS_NAME
-        if not self.loss_module.state_dict() or self.is_fsdp_enabled:  # FSDP's own files hold them too
+    def _load_beside_student(self, folder: Path) -> None:
+        super()._load_beside_student(folder)
+        path = folder / LOSS_WEIGHTS_NAME
+        if not self.loss_module.state_dict():
             return
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: the weights of the distillation loss cannot be resumed. Resume from a checkpoint "
                 "that DistillationTrainer wrote with save_only_model=False, or start a new run from that student."
             )
-        self.loss_module.load_state_dict(load_file(path))
-
-    def _generator(self) -> torch.Generator | None:
-        return self.loss_module.generator
+        load_fitting(self.loss_module, path, "distillation loss")
 
 
 def _first_batch(train_dataset) -> dict[str, Tensor]:

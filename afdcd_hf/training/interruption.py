@@ -10,7 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
+
+from .checkpoints import checkpoint_folder
 
 SECONDS_OF_ONE_CTRL_C = 2.0
 
@@ -30,31 +34,30 @@ class TrainingInterrupted(KeyboardInterrupt):
         self.exit_status = 128 + signal_number
 
 
-class Interruption:
+class Interruption(TrainerCallback):
     """Listens for SIGTERM (how clusters announce that a machine is taken back) and SIGINT (Ctrl-C).
 
     The first signal asks for a stop; a second SIGINT ends the process at once, as if nobody had listened. Where several
-    processes train, any of them may be asked: all agree on the step after which they stop.
+    processes train, any of them may be asked: all agree on the step after which they stop. transformers' own
+    enable_jit_checkpoint does not do: it writes no marker, waits for 3 s, and knows neither Ctrl-C nor other processes.
 
-    Attributes:
-        stopped: the number of the signal that all processes have agreed to stop at; 0 before that.
+    Args:
+        args: of the training.
+        save: saves a checkpoint at once.
     """
 
-    def __init__(self, args: TrainingArguments):
-        self._args = args
+    def __init__(self, args: TrainingArguments, save: Callable[[], None]):
+        self._args, self._save = args, save
         self._process = os.getpid()
-        self._asked = 0
-        self._asked_at = 0.0
+        self._asked, self._asked_at = 0, 0.0
         self._previous: dict[int, object] = {}
-        self._pending: tuple[torch.Tensor, object] | None = None
-        self.stopped = 0
+        self._pending: tuple[torch.Tensor, torch.distributed.Work] | None = None
+        self._stopped = 0  # the number of the signal that all processes have agreed to stop at
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Signals are caught within; Python allows that in the main thread only, elsewhere this does nothing."""
-        # transformers' own enable_jit_checkpoint has its handler of SIGTERM.
-        jit = getattr(self._args, "enable_jit_checkpoint", False)
-        numbers = (signal.SIGINT,) if jit else (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT,) if self._args.enable_jit_checkpoint else (signal.SIGINT, signal.SIGTERM)
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
@@ -62,29 +65,61 @@ class Interruption:
         finally:
             self._restore()
 
-    def agreed(self) -> bool:
-        """Whether all processes stop now. Every process has to call this after every step.
+    @contextmanager
+    def saving_amid(self, model: nn.Module) -> Iterator[None]:
+        """While `model` is evaluated, a signal has the finished step saved before the next batch: there may be no
+        time for the rest. Several processes, which wait for each other, finish the evaluation first."""
+        saved = False
 
-        With several processes the answer is that of the step before: waiting for this step's would make the CPU wait
-        for the GPU.
+        def save_once(*_) -> None:
+            nonlocal saved
+            if self._asked and not saved:
+                saved = True
+                self._save()
+
+        handle = model.register_forward_pre_hook(save_once) if self._args.world_size == 1 else None
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Called by the Trainer after every optimizer step, before it logs, evaluates and saves."""
+        if self._agreed():
+            if control.should_evaluate:
+                self._save()  # the process may not be given the time that the evaluation takes
+            control.should_training_stop = control.should_save = True
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """A signal came during an evaluation."""
+        if self._agreed():
+            control.should_training_stop = control.should_save = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """Where the Trainer comes to when it has stopped and saved."""
+        if self._stopped:
+            folder = str(checkpoint_folder(self._args.output_dir, state.global_step))
+            raise TrainingInterrupted(self._stopped, state.global_step, folder)
+
+    def _agreed(self) -> bool:
+        """Whether all processes stop now.
+
+        With several processes the answer is that of the last call: waiting for this one's would make the CPU wait for
+        the GPU.
         """
         if self._args.world_size == 1:
-            self.stopped = self._asked
-            return bool(self.stopped)
+            self._stopped = self._asked
+            return bool(self._stopped)
         if self._pending is not None:
             asked, work = self._pending
             work.wait()
-            self.stopped = int(asked.item())
-        if not self.stopped:
+            self._stopped = int(asked.item())
+        if not self._stopped:
             asked = torch.tensor(self._asked, device=self._args.device)
             maximum = torch.distributed.ReduceOp.MAX
             self._pending = asked, torch.distributed.all_reduce(asked, op=maximum, async_op=True)
-        return bool(self.stopped)
-
-    def raise_stopped(self, step: int) -> None:
-        """End a training that has stopped after `step` and saved itself."""
-        checkpoint = os.path.join(self._args.output_dir, f"checkpoint-{step}")
-        raise TrainingInterrupted(self.stopped, step, checkpoint)
+        return bool(self._stopped)
 
     def _on_signal(self, number: int, frame) -> None:
         if os.getpid() != self._process:  # a data worker, forked with this handler: the main process decides
@@ -111,22 +146,43 @@ class Interruption:
         self._previous = {}
 
 
-class InterruptionCallback(TrainerCallback):
-    """Stops the training after the step at which all processes have agreed to, with a checkpoint saved.
+def prepare_workers(loader: DataLoader, seed: int) -> DataLoader:
+    """Give a loader a random generator of its own, and workers that leave signals to the main process.
 
-    Args:
-        interruption: knows of signals.
-        save: saves a checkpoint at once.
+    Starting workers draws a seed. Drawn from torch's global generator it would shift dropout and whatever else is drawn
+    later, unless workers are started in a resumed run exactly when they were in the first one; persistent ones are not.
+    """
+    generator, start = torch.Generator().manual_seed(seed), _WorkerStart(loader.worker_init_fn)
+    # accelerate iterates over a loader within its own, and makes another one of the outer's settings to skip batches.
+    for part in {loader, getattr(loader, "base_dataloader", loader)}:
+        part.generator = generator
+        if part.num_workers:
+            part.worker_init_fn = start
+    return loader
+
+
+class _WorkerStart:
+    """What a data worker does first; can be pickled if `then` can.
+
+    Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM often all of a job. A worker that ended by it
+    would take the run with it before that has saved itself. SIGTERM from the main process still ends a worker: that is
+    how Python clears its children away.
     """
 
-    def __init__(self, interruption: Interruption, save: Callable[[], None]):
-        self.interruption = interruption
-        self.save = save
+    def __init__(self, then: Callable[[int], None] | None):
+        self.then = then
 
-    def on_step_end(self, args, state, control, **kwargs):
-        """Called by the Trainer after every optimizer step, before it logs, evaluates and saves."""
-        if not self.interruption.agreed():
-            return
-        control.should_training_stop = control.should_save = True
-        if control.should_evaluate:
-            self.save()  # the process may not be given the time that the evaluation takes
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+        if self.then is not None:
+            self.then(worker)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Who sent a signal only `sigwaitinfo` tells."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,4 +1,4 @@
-"""How networks run in a training: in which precision, compiled or not, with or without kept activations."""
+"""How models run in a training: in which precision, compiled or not, with or without kept activations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def own_forward(model: nn.Module) -> Iterator[None]:
     """Take off the autocast that accelerate has put around `model.forward`, and put it back afterwards.
 
-    accelerate replaces `forward` of the network that the optimizer trains. That is the student itself in a supervised
+    accelerate replaces `forward` of the model that the optimizer trains. That is the student itself in a supervised
     training, but the module around it in a distillation: without this, the same evaluation would run in bfloat16 here
     and in float32 there.
     """
@@ -53,7 +53,7 @@ def warn_of_missing_half_precision(args) -> None:
 
 
 def compile_like_student(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The network compiled with the settings that accelerate compiles the student with; as it is without any."""
+    """The model compiled with the settings that accelerate compiles the student with; as it is without any."""
     plugin = accelerator.state.dynamo_plugin
     if plugin.backend == DynamoBackend.NO:
         return model

@@ -15,7 +15,7 @@ from ..data.checks import check_classes
 from ..data.samples import TrainingSamples
 from ..evaluation.segmenter import EvaluationSamples
 from .disk_space import check_room, check_writable, in_steps
-from .scale_out import images_per_step
+from .distributed import images_per_step
 from .teacher_score import Rows, evaluated_rows, evenly_spread, ignore_index_of, report_teacher
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +28,9 @@ from ..hub.model_card import write_card
 from ..models.loading import load_model
 from .arguments import DataArguments, plain_value
 from .distillation_trainer import DistillationTrainer
+from .distributed import images_per_step
 from .progress import shows_bars
-from .scale_out import images_per_step
-from .speed import Speed
+from .timing import Speed
 from .trainer import SegmentationTrainer
 from .training_args import DistillationTrainingArguments
 
@@ -56,7 +55,6 @@ def write_report(
     teacher_name: str | None,
     origin: Origin,
     seconds: float,
-    energy: Mapping[str, float],
 ) -> CardFacts | None:
     """Score the saved folder (not the network in memory) and write results, curves, facts and card into it.
 
@@ -70,7 +68,6 @@ def write_report(
         teacher_name: folder or Hub id of the teacher.
         origin: the weights that the network started from.
         seconds: wall-clock time of the training.
-        energy: joules used during that, by part.
     """
     folder = Path(trainer.args.output_dir)
     model = load_model(str(folder)).to(trainer.args.device)
@@ -94,7 +91,7 @@ def write_report(
         macs_size=tuple(data.crop_size),
         dataset=_dataset_facts(trainer, data),
         measured=measured_results(results, name),
-        training=_training_facts(trainer, data, recipe_name, seconds, energy),
+        training=_training_facts(trainer, data, recipe_name, seconds),
         teacher=public_name(teacher_name) if teacher_name else None,
         teacher_architecture=_teacher_architecture(trainer),
         base_model=origin.base_model,
@@ -137,7 +134,6 @@ def _training_facts(
     data: DataArguments,
     recipe_name: str | Path | None,
     seconds: float,
-    energy: Mapping[str, float],
 ) -> TrainingFacts:
     args, speed = trainer.args, trainer.speed or Speed()
     settings = {

@@ -1,183 +1,136 @@
-"""How a run goes on from a checkpoint as if it had never stopped."""
+"""Whether a run can continue from a checkpoint, and loading weights that have to fit."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from .scale_out import images_per_step
-from .speed import Speed
-from .whole_checkpoints import check_whole, checkpoints_of, fault_of, last_whole_checkpoint, read_manifest, tidy
+from .checkpoints import read_marker
+from .distributed import images_per_step
 
 logger = logging.getLogger(__name__)
 
-
-class Resuming:
-    """Reads what `Checkpoints` has written; mixed into trainers with it."""
-
-    def _load_extra_state(self, folder: str | Path) -> None:
-        """Take back what `_extra_state` gave."""
-
-    def _generator(self) -> torch.Generator | None:
-        """The loss's own random generator, one for each process; None if it draws from torch's global one."""
-        return None
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the student, strictly, and what `_extra_state` gave."""
-        folder = Path(resume_from_checkpoint)
-        self._check_same_run(folder)
-        super()._load_from_checkpoint(resume_from_checkpoint, model=model if self.is_fsdp_enabled else self.student)
-        self._load_extra_state(folder)
-
-    def _load_best_model(self) -> None:
-        # Only the student: what the loss had learned by then is of no use any more.
-        best = Path(self.state.best_model_checkpoint)
-        check_whole(best)
-        super()._load_from_checkpoint(str(best), model=self.model if self.is_fsdp_enabled else self.student)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """transformers loads without being strict, and calls this with the names that did not match."""
-        tied = getattr(self.student, "all_tied_weights_keys", None) or ()
-        left_out = {*tied, *(getattr(self.student, "_keys_to_ignore_on_save", None) or ())}
-        missing = [name for name in load_result.missing_keys if name not in left_out]
-        if missing or load_result.unexpected_keys:
-            raise ValueError(
-                "The checkpoint's weights do not fit this student. "
-                f"Missing: {_few(missing)}; unexpected: {_few(load_result.unexpected_keys)}. "
-                "Resume with the network that the run was started with."
-            )
-        if tied:
-            self.student.tie_weights()
-
-    def _init_training_state(self, *args, **kwargs):
-        """As in transformers; a best checkpoint is found again where the whole output folder has been moved."""
-        progress = super()._init_training_state(*args, **kwargs)
-        if self.state.best_global_step:
-            best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
-            if best.is_dir():
-                self.state.best_model_checkpoint = str(best)
-        return progress
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called on every process, right before the first step of a resumed run."""
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None:
-            return
-        rank = self.args.process_index
-        manifest, sums = read_manifest(Path(checkpoint)), Path(checkpoint) / f"log_sums_{rank}.safetensors"
-        # Of another number of processes these would be part of the sums only, and each process must have some.
-        if manifest is not None and manifest["processes"] == self.args.world_size and sums.is_file():
-            self._restore_log_sums(load_file(sums))
-        if (generator := self._generator()) is None:
-            return
-        path = Path(checkpoint) / f"mask_generator_{rank}.safetensors"
-        if path.is_file():
-            generator.set_state(load_file(path)["state"])
-        else:
-            logger.warning("%s is missing: the loss's random masks start afresh.", path)
-
-    def _restore_log_sums(self, sums: dict[str, Tensor]) -> None:
-        device = self.args.device
-        terms = {name.removeprefix("term."): total for name, total in sums.items() if name.startswith("term.")}
-        self._term_sums = {name: total.float().to(device) for name, total in terms.items()}
-        self._term_count = int(sums["terms"])
-        self._globalstep_last_logged = int(sums["step"])
-        self._tr_loss += sums["loss"].float().to(device)
-        self.timer.go_on_from(Speed.of_counts({name: number.item() for name, number in sums.items()}))
-        # train_loss is a mean over the steps of this call; what came before it will be added with the next line.
-        self._total_loss_scalar -= sums["loss"].item()
-
-    def _check_same_run(self, folder: Path) -> None:
-        """Say what will make the continuation differ, and refuse what cannot be continued."""
-        manifest = read_manifest(folder)
-        resumable = manifest["resumable"] if manifest is not None else (folder / "scheduler.pt").is_file()
-        if not resumable and not self.is_deepspeed_enabled:
-            raise ValueError(
-                f"{folder} holds the student only (save_only_model), without optimizer and schedule: it cannot be "
-                "resumed. Start a new run from that student, on the command line with --model."
-            )
-        now = self._facts()
-        effects = {
-            "processes": "dropout and random masks differ from the uninterrupted run's",
-            "images_per_step": "the order of the images and the meaning of the steps change",
-            "training_samples": "the order of the images changes; is this the same dataset?",
-            "seed": "the order and augmentation of the images change",
-        }
-        for name, effect in effects.items():
-            if manifest is not None and manifest.get(name) != now[name]:
-                what = name.replace("_", " ")
-                logger.warning("%s: %s were %s, now %s: %s.", folder, what, manifest.get(name), now[name], effect)
-
-    def _number_of_samples(self) -> int | None:
-        return len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
-
-    def _facts(self) -> dict[str, Any]:
-        """What a resumed run is held against."""
-        return {
-            "format": 1,
-            "step": self.state.global_step,
-            "resumable": not self.args.save_only_model,
-            "processes": self.args.world_size,
-            "images_per_step": images_per_step(self.args),
-            "training_samples": self._number_of_samples(),
-            "seed": self.args.seed,
-            "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate)},
-        }
+# What a checkpoint holds, or the restored optimizer and schedule would override.
+_FIXED = ("loss", "optim", "optim_args", "learning_rate", "weight_decay", "decay_all", "lr_scheduler_type")
+# What takes effect at once when it is changed, so that the run does not end as the uninterrupted one would.
+_FREE = ("loss_kwargs", "student_layer", "teacher_layer", "lr_scheduler_kwargs", "warmup_steps", "max_steps")
+_EFFECTS = {
+    "processes": "dropout and random masks differ from the uninterrupted run's",
+    "images_per_step": "the order of the images and the meaning of the steps change",
+    "training_samples": "the order of the images changes; is this the same dataset?",
+    "seed": "the order and augmentation of the images change",
+    "versions": "results may differ in their last digits",
+}
 
 
-def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> str | None:
-    """The folder to resume from, verified; leftovers of a killed run in the output folder are cleared away.
+def facts_of(args: TrainingArguments, training_samples: int | None) -> dict[str, Any]:
+    """What a checkpoint's marker says of its run, for a resumed run to be compared with."""
+    settings = {name: getattr(args, name) for name in (*_FIXED, *_FREE) if hasattr(args, name)}
+    return {
+        "format": 2,
+        "resumable": not args.save_only_model,
+        "processes": args.world_size,
+        "images_per_step": images_per_step(args),
+        "training_samples": training_samples,
+        "seed": args.seed,
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate)},
+        "timed": getattr(args, "max_seconds", None) is not None,
+        "settings": {name: getattr(value, "value", value) for name, value in settings.items()},
+    }
 
-    The main process looks, and tells the others.
+
+def check_same_run(folder: Path, now: Mapping[str, Any], args: TrainingArguments, deepspeed: bool) -> None:
+    """Say what will make the continuation differ, and refuse what cannot be continued.
 
     Args:
-        args: of the run.
-        wanted: a checkpoint's folder; True or "last" for the last whole one in `args.output_dir`; None for none.
+        folder: the checkpoint.
+        now: the facts of the run that is to continue there.
+        args: of that run.
+        deepspeed: whether DeepSpeed keeps the optimizer's state.
 
     Raises:
-        FileNotFoundError: If there is no whole checkpoint, or no such folder.
-        ValueError: If the named checkpoint is not whole.
+        ValueError: the checkpoint holds the student alone, or was written with settings that must stay.
     """
-    found: list[Any] = [None, None]
-    if args.process_index == 0:
-        try:
-            found[0] = _checkpoint_to_resume(Path(args.output_dir), wanted)
-        except (OSError, ValueError) as error:
-            found[1] = error
-    if args.world_size > 1:
-        broadcast_object_list(found, from_process=0)
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
+    marker = read_marker(folder)
+    resumable = marker.get("resumable") if marker is not None else (folder / "scheduler.pt").is_file()
+    if not resumable and not deepspeed:
+        raise ValueError(
+            f"{folder} holds the student only (save_only_model), without optimizer and schedule: it cannot be "
+            "resumed. Start a new run from that student, on the command line with --model."
+        )
+    if marker is None:
+        return
+    if marker.get("timed", now["timed"]) != now["timed"]:
+        way, other = ("with", "none") if marker["timed"] else ("without", f"{args.max_seconds:g}")
+        raise ValueError(
+            f"{folder} was written {way} max_seconds, and this run has {other}: their schedules differ. Resume it "
+            f"{way} max_seconds."
+        )
+    before, after = marker.get("settings") or {}, now["settings"]
+    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    if fixed := [name for name in _FIXED if before and name in changed]:
+        named = ", ".join(f"{name} {before.get(name)!r} (now {after.get(name)!r})" for name in fixed)
+        raise ValueError(
+            f"{folder} was written with {named}, which its saved state brings along: resume with the same, or start a "
+            "new run from that student (--model)."
+        )
+    for name in (name for name in _FREE if before and name in changed):
+        logger.warning("%s: %s was %s, now %s: the run changes there.", folder, name, before.get(name), after.get(name))
+    for name, effect in _EFFECTS.items():
+        if marker.get(name) != now[name]:
+            what = name.replace("_", " ")
+            logger.warning("%s: %s were %s, now %s: %s.", folder, what, marker.get(name), now[name], effect)
 
 
-def _checkpoint_to_resume(output: Path, wanted: str | bool | None) -> str | None:
-    tidy(output)
-    if wanted is None or wanted is False:
-        return None
-    if wanted is True or wanted in ("last", "true", "True"):
-        return str(last_whole_checkpoint(output))
-    check_whole(Path(wanted))
-    beside = checkpoints_of(Path(wanted).parent)
-    newer = [path.name for path in beside if _step(path) > _step(Path(wanted)) and fault_of(path) is None]
-    if newer:
-        logger.warning("%s is not the newest checkpoint of its run: there are %s too.", wanted, ", ".join(newer))
-    return str(wanted)
+def load_fitting(module: nn.Module, path: Path, what: str) -> None:
+    """Load a module's weights, which must fit in names and shapes.
+
+    Args:
+        module: to load into.
+        path: a safetensors file.
+        what: the module is, for the error.
+
+    Raises:
+        ValueError: weights that are missing, unexpected or of another shape are named; or the file is damaged.
+    """
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}. Resume from an earlier checkpoint.") from error
+    expected = module.state_dict()
+    tied = set(getattr(module, "all_tied_weights_keys", None) or ())
+    left_out = tied | set(getattr(module, "_keys_to_ignore_on_save", None) or ())
+    missing = [name for name in expected if name not in tensors and name not in left_out]
+    unexpected = [name for name in tensors if name not in expected]
+    shapes = [
+        f"{name} {_shape(tensor)} instead of {_shape(expected[name])}"
+        for name, tensor in tensors.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"The checkpoint's weights do not fit this {what}. Missing: {_few(missing)}; unexpected: "
+            f"{_few(unexpected)}; of another shape: {_few(shapes)}. Resume with the {what} that the run was started "
+            "with."
+        )
+    module.load_state_dict(tensors, strict=False)
+    if tied:
+        module.tie_weights()
 
 
-def _step(checkpoint: Path) -> int:
-    number = checkpoint.name.removeprefix("checkpoint-")
-    return int(number) if number.isdigit() else -1
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _few(names: list[str]) -> str:
+def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

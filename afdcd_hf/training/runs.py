@@ -30,14 +30,13 @@ from .arguments import (
     parse_arguments,
     training_part,
 )
+from .checkpoints import checkpoint_to_resume
 from .disk_space import check_writable
 from .distillation_trainer import DistillationTrainer
-from .energy import EnergyMeter, energy_of_all
 from .preflight import preflight
 from .preprocessing import check_same_input, new_processor
 from .recipe_file import write_recipe
 from .report import Origin, write_report
-from .resuming import checkpoint_to_resume
 from .trainer import SegmentationTrainer
 from .training_args import SegmentationTrainingArguments
 
@@ -192,11 +191,9 @@ def _run(
 ) -> FinishedRun:
     if trainer.args.preflight:
         preflight(trainer, data.classes())
-    meter = EnergyMeter(trainer.args.device, with_processors=trainer.accelerator.is_local_main_process).start()
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     seconds = time.perf_counter() - start
-    energy = energy_of_all(meter.stop(), trainer.accelerator)
     trainer.save_model(_internal_call=True)  # or it would be pushed before its report is there
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()
@@ -207,7 +204,6 @@ def _run(
         teacher_name=teacher_name,
         origin=origin,
         seconds=seconds,
-        energy=energy,
     )
     if trainer.is_world_process_zero():
         write_recipe(Path(trainer.args.output_dir), given)

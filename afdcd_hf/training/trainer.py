@@ -2,91 +2,287 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from ..data.samples import TrainingSamples, collate_samples
 from ..evaluation.segmenter import evaluate_segmenter
+from ..folder_lock import held_alone
 from ..losses.task import TaskLoss
-from .callbacks import EpochCallback, report_first_terms
-from .checkpoints import Checkpoints
-from .ema import WeightAveraging
-from .guards import Guards
-from .hub_push import HubPush
-from .pace import Pace
+from .callbacks import CheckpointCallback, EpochCallback
+from .checkpoints import check_whole, checkpoint_folder, checkpoint_to_resume
+from .distributed import (
+    check_sharding,
+    choose_unused_parameter_search,
+    images_per_step,
+    of_whole_batches,
+    synchronise_batch_norm,
+    whole_tensors,
+)
+from .ema import AveragedWeights, AveragingCallback
+from .guard import Guard, check_finite_weights
+from .hub_push import prepare_repository, publish, publish_checkpoint, write_own_card
+from .interruption import Interruption, TrainingInterrupted, prepare_workers
 from .precision import (
     enable_gradient_checkpointing,
     evaluation_settings,
     own_forward,
     warn_of_missing_half_precision,
 )
-from .progress import shows_bars, use_own_progress
+from .progress import shows_bars, use_lines_without_terminal
 from .randomness import RankSeedCallback
-from .scale_out import (
-    ShardedStudent,
-    choose_unused_parameter_search,
-    images_per_step,
-    of_whole_batches,
-    synchronise_batch_norm,
-)
-from .timing import Timing
+from .resuming import load_fitting
+from .saving import save_student
+from .terms import TermMeans, report_first_terms
+from .time_budget import TimeBudget
+from .timing import Speed, StepTimer, TimingCallback, across_ranks
 from .training_args import SegmentationTrainingArguments
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
-class SegmentationTrainer(Pace, Timing, Guards, ShardedStudent, WeightAveraging, HubPush, Checkpoints, Trainer):
-    """`transformers.Trainer` for segmenters: loss terms in the log, evaluation in constant memory.
+    from huggingface_hub import CommitInfo, HfApi
+
+    from ..hub.push import PushPlan
+
+RAW_STUDENT_NAME = "raw_student.safetensors"
+_UNUSED = {
+    "compute_metrics": "evaluations count class pairs as they go; use evaluate_segmenter for other figures",
+    "compute_loss_func": "the loss is the arguments' task_weight, aux_weight and loss; override compute_loss instead",
+    "preprocess_logits_for_metrics": "evaluations keep no logits",
+    "model_init": "the model is given as it is",
+}
+
+
+class SegmentationTrainer(Trainer):
+    """`transformers.Trainer` for segmenters: loss terms in the log, evaluation in constant memory, exact resumption.
+
+    A checkpoint holds the student as `from_pretrained` reads it, and all that a resumed run needs to end with the same
+    weights to the bit. What else happens in a training is done by callbacks: see `guard`, `interruption`, `timing`,
+    `time_budget`, `ema` and `callbacks`.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
         args: settings.
         train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`.
-        eval_dataset: raw dataset with PIL images in `image` and `label`; it is scored by `evaluate_segmenter`.
+        eval_dataset: raw dataset with PIL images in `image` and `label`, or several by name; scored by
+            `evaluate_segmenter`.
         processing_class: image processor of the model, saved beside it and used for evaluation.
-        kwargs: as for `transformers.Trainer`.
+        data_collator: makes a batch of samples.
+        callbacks: as for `transformers.Trainer`.
+        optimizers: likewise, an optimizer and a schedule.
+        optimizer_cls_and_kwargs: likewise.
+        unused: other arguments of `transformers.Trainer`, which have no effect here and are refused.
+
+    Attributes:
+        timer: measures the steps.
+        terms: means of the loss terms since the last line of the log.
+        average: the averaged weights; None without `ema_decay`.
+        speed: of the last training, also of its parts before a resumption; None before its end.
 
     Raises:
-        ValueError: fewer training samples than one batch takes.
+        ValueError: an argument that has no effect here, or fewer training samples than one batch takes.
     """
 
-    def __init__(self, model: nn.Module, args: SegmentationTrainingArguments, *, train_dataset=None, **kwargs):
+    def __init__(
+        self,
+        model: nn.Module,
+        args: SegmentationTrainingArguments,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Sequence[Mapping[str, Any]] | dict[str, Sequence[Mapping[str, Any]]] | None = None,
+        processing_class: Any = None,
+        data_collator: Callable[[list], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        **unused: Any,
+    ):
+        _refuse_unused(unused, args)
         _check_number_of_samples(train_dataset, args)
         model = synchronise_batch_norm(model, args)
-        choose_unused_parameter_search(args, getattr(model, "student", model))
-        kwargs.setdefault("data_collator", collate_samples)
+        student = getattr(model, "student", model)
+        choose_unused_parameter_search(args, student)
         if args.channels_last:
-            getattr(model, "student", model).to(memory_format=torch.channels_last)
-        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+            student.to(memory_format=torch.channels_last)
+        self.hub_client: HfApi | None = None
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=data_collator or collate_samples,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
+        if args.channels_last and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("channels_last has no effect on weights that FSDP or DeepSpeed divide: leave it out.")
         # Our loss is a mean over pixels; the Trainer has to divide it by the number of accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.task_loss = TaskLoss.for_model(model, args.task_weight, args.aux_weight)
-        use_own_progress(self)
-        self.add_callback(RankSeedCallback())
-        if isinstance(train_dataset, TrainingSamples):
-            self.add_callback(EpochCallback(train_dataset))
-        self._term_sums: dict[str, Tensor] = {}
-        self._term_count = 0.0  # in optimizer steps
+        self.timer, self.terms = StepTimer(args.device), TermMeans()
+        self.speed: Speed | None = None
+        self.average: AveragedWeights | None = None
+        self.interruption: Interruption | None = None
         self._terms_reported = False
+        self._whole_student: nn.Module | None = None
+        if self.is_fsdp_enabled:  # every process keeps a whole copy, for what is evaluated and saved
+            check_sharding(self.accelerator.state.fsdp_plugin)
+            self._whole_student = copy.deepcopy(self.student).eval().requires_grad_(False)
         warn_of_missing_half_precision(args)
-        if args.channels_last and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError("channels_last has no effect on weights that FSDP or DeepSpeed divide: leave it out.")
-        self._start_average()
-        self._keep_whole_student()
+        self._add_callbacks()
         enable_gradient_checkpointing(self.student, args)
+
+    def _add_callbacks(self) -> None:
+        """In the order in which they have to run."""
+        args = self.args
+        use_lines_without_terminal(self)
+        self.add_callback(RankSeedCallback())
+        if isinstance(self.train_dataset, TrainingSamples):
+            self.add_callback(EpochCallback(self.train_dataset))
+        self.add_callback(TimingCallback(self.timer))
+        self.budget = None if args.max_seconds is None else TimeBudget(args.max_seconds, self.timer)
+        if self.budget is not None:
+            self.add_callback(self.budget)
+        if args.ema_decay is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("ema_decay needs whole weights on every process, unlike under FSDP and DeepSpeed.")
+            self.average = AveragedWeights(self.student, args.ema_decay)
+            self.add_callback(AveragingCallback(self.average, lambda: self.student))
+        self.guard = Guard(self)
+        self.add_callback(self.guard)
+        self.checkpoints = CheckpointCallback(self)
+        self.add_callback(self.checkpoints)
+
+    # The model
+
+    @property
+    def trained_module(self) -> nn.Module:
+        """What the optimizer trains, without any wrapper."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
     def student(self) -> nn.Module:
-        """The network that is trained, without any wrapper."""
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        """The model that is trained, without any wrapper."""
+        return self.trained_module
 
-    def _get_train_sampler(self, train_dataset=None):
-        """As in transformers; with `dataloader_drop_last`, an epoch is of whole optimizer steps only."""
-        return of_whole_batches(super()._get_train_sampler(train_dataset), self.args)
+    @property
+    def evaluated_student(self) -> nn.Module:
+        """What is evaluated and saved: the student, with `ema_decay` its average, or FSDP's whole copy."""
+        if self._whole_student is not None:
+            return self._whole_student
+        return self.student if self.average is None else self.average.model
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Random generators, beside the global ones, that a step draws from."""
+        return []
+
+    @property
+    def share_done(self) -> float:
+        """Of the training, 0 to 1: of its steps or, with `max_seconds`, of its time; 0 before there is one."""
+        if self.budget is not None:
+            return self.budget.share_used
+        return self.state.global_step / self.state.max_steps if self.state.max_steps else 0.0
+
+    # A training
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ):
+        """As in transformers, from a checkpoint that is known to be complete; a fault or a signal saves one first.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder; True or "last" for the last complete one in `output_dir`.
+            trial: as in transformers.
+            ignore_keys_for_eval: likewise.
+
+        Raises:
+            TrainingInterrupted: after SIGTERM or SIGINT (Ctrl-C), with a checkpoint saved.
+            NonFiniteLossError: the loss, its gradients or the weights are not finite.
+            FileExistsError: another process writes to the output folder.
+            FileNotFoundError: there is no complete checkpoint to resume from.
+            ValueError: the named one is not complete, or does not fit this run.
+            OSError: a checkpoint cannot be written (the ones before it stay), or an image cannot be read.
+        """
+        with held_alone(self.args.output_dir) if self.args.process_index == 0 else nullcontext():
+            checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
+            self._begin(None if checkpoint is None else Path(checkpoint))
+            self.interruption = Interruption(self.args, self.save_now)
+            self.add_callback(self.interruption)
+            try:
+                with self.interruption.listening():
+                    output = super().train(checkpoint, trial, ignore_keys_for_eval)
+            except TrainingInterrupted:  # a training that was interrupted has no end, but its bar and pushes have
+                self.callback_handler.on_train_end(self.args, self.state, self.control)
+                self._finish_current_push()
+                raise
+            except Exception as error:
+                stopped = self.guard.stopped(error)
+                if stopped is error:
+                    raise
+                raise stopped from error
+            finally:
+                self.is_in_train = False
+                self.remove_callback(self.interruption)
+                self.interruption = None
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            check_whole(Path(self.state.best_model_checkpoint))
+            if self.average is not None:  # what has been loaded is an average
+                self.average.restart(self.student)
+        return output
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        """Start the log, the clock and the rest afresh, or take them back from a checkpoint."""
+        self.timer.reset()
+        self.terms.load({})
+        self.guard.begin()
+        self.speed = None
+        if self.budget is not None:
+            self.budget.begin(0.0)
+        if self.args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.args.device)
+        self.checkpoints.begin(checkpoint)
+
+    def set_initial_training_values(self, args: SegmentationTrainingArguments, dataloader: Any):
+        """As in transformers; a finished run has no more epochs, and one of a given time as many as it takes."""
+        epochs, *others, max_steps = super().set_initial_training_values(args, dataloader)
+        if self.budget is not None:
+            finished, epochs = self.budget.used >= self.budget.seconds, sys.maxsize
+        else:
+            finished = self.checkpoints.resumed_step >= max_steps
+        return (0 if finished else epochs, *others, max_steps)
+
+    def get_train_dataloader(self):
+        """As in transformers, with data workers that do not disturb a run.
+
+        With `dataloader_drop_last`, an epoch is of whole optimizer steps only.
+        """
+        if self.train_dataset is None:
+            return super().get_train_dataloader()
+        loader = self._get_dataloader(
+            dataset=self.train_dataset,
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=lambda dataset: of_whole_batches(self._get_train_sampler(dataset), self.args),
+            is_training=True,
+        )
+        return prepare_workers(loader, self.args.seed)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All weights decay, as in the released code; with `decay_all=False` transformers' choice."""
@@ -94,35 +290,80 @@ class SegmentationTrainer(Pace, Timing, Guards, ShardedStudent, WeightAveraging,
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
-    def train(self, *args, **kwargs):
-        """As in transformers; the log starts afresh, without the terms that an earlier training left unlogged."""
-        self._term_sums, self._term_count = {}, 0
-        return super().train(*args, **kwargs)
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """As in transformers; with `max_seconds`, a schedule that follows the clock."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.budget is not None:
+            self.budget.pace(scheduler, num_training_steps)
+        return scheduler
 
-    def _prepare_inputs(self, inputs):
-        inputs = super()._prepare_inputs(inputs)
-        if self.args.channels_last:
-            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
-        return inputs
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device):
+        """As in transformers, which calls it once an optimizer step; this is the time spent waiting for data."""
+        self.timer.start()
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.timer.count(sum(len(batch["pixel_values"]) for batch in batches))
+        return batches, items
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ):
         """Task loss of one batch; its terms go to the log."""
-        with self.timer("student"):
-            outputs = model(pixel_values=inputs["pixel_values"])
-        with self.timer("loss"):
-            terms = self.task_loss(outputs, inputs["labels"])
+        pixel_values = self._images(inputs)
+        outputs = model(pixel_values=pixel_values)
+        self.timer.lap("student")
+        terms = self.task_loss(outputs, inputs["labels"])
+        self.timer.lap("loss")
         self._record({name: term.detach() for name, term in terms.items()}, inputs.get("names"))
         loss = torch.stack(list(terms.values())).sum()
         return (loss, outputs) if return_outputs else loss
 
+    def _images(self, inputs: dict[str, Any]) -> Tensor:
+        """The batch's images as the model wants them."""
+        pixel_values = inputs["pixel_values"]
+        if self.args.channels_last:
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        self.timer.lap("data")
+        return pixel_values
+
+    def _record(self, terms: dict[str, Tensor], names: Sequence[str] | None) -> None:
+        self.guard.watch(terms, names)
+        if not self._terms_reported:
+            self._terms_reported = True
+            if self.is_world_process_zero():
+                report_first_terms({name: term.item() for name, term in terms.items()})
+        # An epoch's last step may accumulate fewer batches: each step counts as much as another, as in the loss.
+        self.terms.add(terms, 1 / getattr(self, "current_gradient_accumulation_steps", 1))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None):
+        """As in transformers, which calls it before every optimizer step."""
+        self.guard.norm = super()._get_grad_norm(model, grad_norm)
+        return self.guard.norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add every loss term, averaged over ranks and over the steps since the last line, as `loss_<name>`."""
-        if "loss" in logs and self._term_count:
-            sums = torch.stack(list(self._term_sums.values())) / self._term_count
-            means = self.accelerator.reduce(sums, "mean").tolist()
-            logs = {**logs, **{f"loss_{name}": mean for name, mean in zip(self._term_sums, means, strict=True)}}
-            self._term_sums, self._term_count = {}, 0
+        """Add every loss term, averaged over ranks and over the steps since the last line, as `loss_<name>`.
+
+        Their sum is the loss. Also `images_per_second`, `time_<part>` (seconds a step) and `peak_memory_mb`; a summary
+        at the end.
+        """
+        if "loss" in logs and (means := self.terms.take(self.accelerator)):
+            logs |= {"loss": sum(means.values()), **{f"loss_{name}": mean for name, mean in means.items()}}
+            logs |= self._measured().as_log()
+        elif "train_runtime" in logs:
+            self.speed = Speed.of_history(self.state.log_history) + self._measured()
+            logs |= self.speed.as_summary()
+            if self.budget is not None:  # transformers derives it from the planned number of steps
+                images = (self.state.global_step - self.checkpoints.resumed_step) * images_per_step(self.args)
+                logs["train_samples_per_second"] = round(images / logs["train_runtime"], 3)
         super().log(logs, start_time)
+
+    def _measured(self) -> Speed:
+        return across_ranks(self.timer.take(), self.args.device, self.accelerator)
+
+    # Evaluation
 
     def evaluate(
         self,
@@ -140,11 +381,14 @@ class SegmentationTrainer(Pace, Timing, Guards, ShardedStudent, WeightAveraging,
         if self.processing_class is None:
             raise ValueError("Evaluation needs the image processor: give the Trainer processing_class=processor.")
         self._align_buffers()
-        self._gather_student()
+        student = self.evaluated_student
+        if self._whole_student is not None:
+            self._whole_student.load_state_dict(whole_tensors(self.student.state_dict()))
         start = time.perf_counter()
-        with self.timer("evaluation"), own_forward(self.evaluated_student):
+        saving = nullcontext() if self.interruption is None else self.interruption.saving_amid(student)
+        with own_forward(student), saving:
             scores = evaluate_segmenter(
-                self.evaluated_student,
+                student,
                 dataset,
                 processor=self.processing_class,
                 num_labels=self._num_labels(),
@@ -173,21 +417,142 @@ class SegmentationTrainer(Pace, Timing, Guards, ShardedStudent, WeightAveraging,
             for buffer in (*self.student.buffers(), *averaged):
                 buffer.copy_(broadcast(buffer.clone(), from_process=0))
 
-    def _record(self, terms: dict[str, Tensor], names: Sequence[str] | None) -> None:
-        self._watch(terms, names)
-        if not self._terms_reported:
-            self._terms_reported = True
-            if self.is_world_process_zero():
-                report_first_terms({name: term.item() for name, term in terms.items()})
-        # An epoch's last step may accumulate fewer batches: each step counts as much as another, as in the loss.
-        share = 1 / getattr(self, "current_gradient_accumulation_steps", 1)
-        for name, term in terms.items():
-            self._term_sums[name] = self._term_sums.get(name, 0.0) + share * term
-        self._term_count += share
+    # Saving and loading
+
+    def save_now(self) -> None:
+        """Save a checkpoint of the last finished step, outside of transformers' own schedule."""
+        self._save_checkpoint(self.model, None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the student alone; into a checkpoint, also what the rest of the training needs. On every process."""
+        folder, step = Path(output_dir or self.args.output_dir), self.state.global_step
+        student = self.evaluated_student
+        if self.args.check_finite:
+            check_finite_weights(student, step)
+        checkpoint = self.is_in_train and folder.name == checkpoint_folder("", step).name
+        if checkpoint:
+            self.checkpoints.write(folder)
+        if self.args.should_save:
+            parts = (student, self._student_weights(state_dict), self.processing_class, self.args)
+            save_student(folder, *parts, rescue=not checkpoint and step > 0)
+
+    def weights_to_resume(self) -> dict[str, dict[str, Tensor]]:
+        """Further weights of a checkpoint: file name -> their names and values. On every process."""
+        if self.average is None:
+            return {}
+        return {RAW_STUDENT_NAME: {name: tensor.clone() for name, tensor in self.student.state_dict().items()}}
+
+    def _student_weights(self, state_dict: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        """Those among the weights that FSDP or DeepSpeed has gathered."""
+        return state_dict
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the student, which has to fit, and what a resumed training needs beside it."""
+        folder = Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled:  # its own files hold the weights of the loss too
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_fitting(self.student, folder / "model.safetensors", "student")
+            self._load_beside_student(folder)
+
+    def _load_beside_student(self, folder: Path) -> None:
+        """Called when `model.safetensors`, with `ema_decay` the average, has just been loaded into the student."""
+        path = folder / RAW_STUDENT_NAME
+        if path.is_file() and self.average is None:
+            raise ValueError(
+                f"{folder} was written with ema_decay, and this run has none: resume it with the same ema_decay."
+            )
+        if self.average is not None:
+            if not path.is_file():
+                raise ValueError(
+                    f"{folder} has no {RAW_STUDENT_NAME}: it was written without ema_decay, or with save_only_model. "
+                    "Resume it without ema_decay, or start a new run from that student."
+                )
+            self.average.restart(self.student)
+            load_fitting(self.student, path, "student")
+
+    # The Hub
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository of `hub_model_id` before anything is trained; see `prepare_repository`."""
+        prepare_repository(self, token, private)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> CommitInfo | Future[PushPlan] | None:
+        """Save the student, and publish it with its card.
+
+        Args:
+            commit_message: of the commit.
+            blocking: wait until it is there.
+            token: of the Hub; by default `hub_token` of the arguments.
+            revision: branch; by default `hub_revision` of the arguments.
+            private: of a repository that is made here; by default `hub_private_repo` of the arguments.
+            card: as for `create_model_card`.
+
+        Returns:
+            The commit; without `blocking` a future of what was pushed; None on all but the main process.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**card)
+        self._finish_current_push()
+        return publish(self, commit_message, blocking, token, revision)
+
+    def create_model_card(
+        self,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        **others: Any,
+    ) -> None:
+        """Write our card into the output folder, never over one that somebody wrote by hand; transformers' is not used.
+
+        After `afdcd train` and `distill` its facts are those of the run's report; otherwise what the trainer knows.
+
+        Args:
+            license: identifier of the weights' licence on the Hub.
+            tags: tags beside the package's own.
+            model_name: title of the card.
+            finetuned_from: Hub id of the weights that the model started from.
+            others: further arguments of transformers' method; they have no place on our card.
+
+        Raises:
+            ValueError: one of `others` is given.
+        """
+        if unused := sorted(name for name, value in others.items() if value is not None):
+            raise ValueError(f"our card has no place for {', '.join(unused)}; write README.md by hand instead.")
+        write_own_card(self, tags, license=license, model_name=model_name, base_model=finetuned_from)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        publish_checkpoint(self, checkpoint_folder)
 
 
-def _check_number_of_samples(train_dataset, args: SegmentationTrainingArguments) -> None:
-    """The Trainer would only warn, and save a network that was never trained."""
+def _refuse_unused(given: Mapping[str, Any], args: SegmentationTrainingArguments) -> None:
+    """Arguments of `transformers.Trainer` that would be taken and dropped."""
+    for name, value in given.items():
+        if name not in _UNUSED:
+            raise TypeError(f"{name!r} is not an argument of this trainer.")
+        if value is not None:
+            raise ValueError(f"{name} has no effect in this trainer: {_UNUSED[name]}.")
+    if args.label_smoothing_factor:
+        raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} has no effect: leave it out.")
+
+
+def _check_number_of_samples(train_dataset: Any, args: SegmentationTrainingArguments) -> None:
+    """The Trainer would only warn, and save a model that was never trained."""
     batch = images_per_step(args)
     if args.dataloader_drop_last and hasattr(train_dataset, "__len__") and len(train_dataset) < batch:
         raise ValueError(

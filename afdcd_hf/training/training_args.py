@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from ..features import layer_names
 from ..losses import validate_loss_spec
 from ..recipes import parse_json_object
-from .scale_out import DEFAULT_BATCH_SIZE, device_batch_size, use_one_gpu_per_process
+from .distributed import DEFAULT_BATCH_SIZE, device_batch_size, use_one_gpu_per_process
 
 
 @dataclass

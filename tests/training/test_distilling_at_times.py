@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from afdcd_hf.training.arguments import DISTILL_ARGUMENTS, parse_arguments, training_part
-from afdcd_hf.training.scale_out import search_for_idle_loss_weights
+from afdcd_hf.training.distributed import search_for_idle_loss_weights
 
 
 class Watch(TrainerCallback):

@@ -1,135 +1,336 @@
-"""Two processes that share the batch train what one process with the whole batch trains."""
+"""What must not change with the number of processes and accumulation steps, and what several GPUs need."""
 
 from __future__ import annotations
 
-import json
+import logging
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import paths
 import pytest
+import timm
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file, save_file
+from timm.layers import SyncBatchNormAct
 from tiny import (
     distilling,
     largest_difference,
     logged,
     loss_options,
-    pictures,
-    run_two_processes,
+    run_processes,
     same,
     samples,
     segmenter,
+    settings,
+    supervised,
     weights,
     without_batch_effects,
 )
+from torch import nn
 
+from afdcd_hf import AfDcdForSemanticSegmentation, SegmentationTrainingArguments
 from afdcd_hf.cli.process_group import leave_process_group
+from afdcd_hf.training import distributed
+from afdcd_hf.training.distributed import (
+    check_clipping,
+    device_batch_size,
+    synchronise_batch_norm,
+    use_one_gpu_per_process,
+)
 
-# Ten samples make two batches of four an epoch, so that the third step lies in the second one: shuffling and
-# augmentation have to agree over ranks there too. With scale 1 every sample has as many unlabelled pixels, and the
-# mean of the two ranks' mean losses is the mean over the whole batch.
-OPTIONS = {"max_steps": 3, "total_batch_size": 4, "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps"}
-OPTIONS |= {"save_steps": 2, "loss_kwargs": loss_options(mask="center")}
-AT_TIMES = {"distill_every": 2}  # the first and the third step
-
-
-def distil(folder: Path, student: torch.nn.Module, resume: str | None = None, **options) -> tuple[dict, dict]:
-    """Train; the weights of student and loss, and what the log says."""
-    options = {**OPTIONS, **options}
-    trainer = distilling(folder, student, train_dataset=samples(10, scales=[1.0]), eval_dataset=pictures(3), **options)
-    trainer.train(resume_from_checkpoint=resume)
-    names = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast", "eval_mean_iou")
-    log = {name: logged(trainer, name) for name in names}
-    return weights(trainer.model), {**log, "per_device": trainer.args.per_device_train_batch_size}
+TERMS = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast")
+CONFIGURATIONS = sorted((paths.ROOT / "scripts" / "accelerate").glob("*.yaml"))
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
-    """What two processes left: weights and log of each rank."""
-    folder = tmp_path_factory.mktemp("two")
-    (folder / "output.txt").write_text(run_two_processes(__file__, folder))
-    return folder
+# --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def log_of(folder: Path, name: str) -> dict:
-    return json.loads((folder / f"{name}.json").read_text())
+@pytest.mark.parametrize("processes, accumulation", [(1, 1), (1, 2), (2, 1), (2, 4), (4, 4), (16, 1)])
+def test_processes_times_accumulation_times_images_is_the_total_batch(processes, accumulation):
+    images = device_batch_size(16, None, processes, accumulation)
+    assert images * processes * accumulation == 16
+    assert device_batch_size(16, images, processes, accumulation) == images
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("run, per_device", [("frozen", 2), ("accumulated", 1)])
-def test_two_processes_train_student_and_loss_weights_as_one_does(two, tmp_path, run, per_device):
-    student = without_batch_effects(segmenter())
-    before = weights(student)
-    expected, log = distil(tmp_path, student)
-    seen, log_of_two = load_file(two / f"{run}-0.safetensors"), log_of(two, f"{run}-0")
-    assert log["per_device"] == 4 and log_of_two["per_device"] == per_device
-    assert largest_difference(seen, expected) < 1e-6  # measured: 1.2e-7, from float32 sums in another order
-    moved = {name.removeprefix("student."): seen[name] for name in seen if name.startswith("student.")}
-    assert largest_difference(moved, before) > 0.05  # measured: 0.14; so they did train
-    assert sum(name.startswith("loss.") for name in seen) == 6
-    for name in ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"):
-        assert log_of_two[name] == pytest.approx(log[name], rel=1e-5)
-    assert log_of_two["eval_mean_iou"] == pytest.approx(log["eval_mean_iou"], abs=1e-3)  # a pixel may tip over
+def test_without_a_total_a_process_takes_what_was_asked_for_or_sixteen_images():
+    assert device_batch_size(None, None, 4, 2) == 16
+    assert device_batch_size(None, 3, 4, 2) == 3
 
 
-@pytest.mark.slow
-def test_two_processes_agree_with_one_where_only_some_steps_have_the_teacher(two, tmp_path):
-    expected, log = distil(tmp_path, without_batch_effects(segmenter()), **AT_TIMES)
-    seen, log_of_two = load_file(two / "at-times-0.safetensors"), log_of(two, "at-times-0")
-    assert largest_difference(seen, expected) < 1e-6
-    assert len(log["loss"]) == 3 and len(log["loss_kd"]) == 2
-    assert log_of_two["loss_kd"] == pytest.approx(log["loss_kd"], rel=1e-5)
+def test_a_total_that_does_not_divide_is_answered_with_numbers_that_would():
+    with pytest.raises(ValueError) as error:
+        device_batch_size(12, None, 4, 2)
+    message = str(error.value)
+    assert "total_batch_size=12" in message and "multiple of 8" in message
+    assert "accumulation steps that work with 4 process(es): 1, 3;" in message
+    assert "processes that work with 2 accumulation step(s): 1, 2, 3, 6." in message
+    with pytest.raises(ValueError, match=r"multiple of 5\. processes that work with 1 .*: 1, 2, 4, 8, 16\.$"):
+        device_batch_size(16, None, 5, 1)  # no accumulation helps
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("run", ["frozen", "accumulated", "usual", "resumed", "at-times"])
-def test_weights_and_scores_are_equal_on_both_ranks(two, run):
-    first, second = (load_file(two / f"{run}-{rank}.safetensors") for rank in (0, 1))
-    assert same(first, second)  # batch norm's statistics too: an evaluation made them equal
-    assert log_of(two, f"{run}-0") == log_of(two, f"{run}-1")
+def test_a_batch_per_process_that_contradicts_the_total_is_an_error_that_names_the_accumulation_it_takes(tmp_path):
+    with pytest.raises(ValueError, match=r"makes 8 image\(s\).*=4 was given.*gradient_accumulation_steps=4\.$"):
+        device_batch_size(16, 4, 1, 2)
+    with pytest.raises(ValueError, match=r"=5 was given\. Give only one of the two\.$"):
+        device_batch_size(16, 5, 1, 1)
+    options = settings(tmp_path, total_batch_size=8)
+    assert SegmentationTrainingArguments(**options).per_device_train_batch_size == 8
+    assert SegmentationTrainingArguments(**options, per_device_train_batch_size=8).train_batch_size == 8
+    with pytest.raises(ValueError, match="per_device_train_batch_size=16 was given"):  # the default, but asked for
+        SegmentationTrainingArguments(**options, per_device_train_batch_size=16)
 
 
-@pytest.mark.slow
-def test_a_training_resumed_on_two_processes_ends_as_the_uninterrupted_one(two):
-    usual, resumed = (load_file(two / f"{run}-0.safetensors") for run in ("usual", "resumed"))
-    assert same(usual, resumed)
+def test_two_accumulated_batches_of_eight_train_student_and_loss_weights_as_one_batch_of_sixteen(tmp_path):
+    states, logs = [], []
+    for accumulation in (1, 2):
+        trainer = distilling(
+            tmp_path,
+            without_batch_effects(segmenter()),
+            train_dataset=samples(21, scales=[1.0]),  # every sample has as many unlabelled pixels
+            loss_kwargs=loss_options(mask="center"),
+            max_steps=4,
+            total_batch_size=16,
+            gradient_accumulation_steps=accumulation,
+        )
+        before = weights(trainer.model)
+        trainer.train()
+        assert trainer.args.per_device_train_batch_size == 16 // accumulation
+        states.append(weights(trainer.model))
+        logs.append([logged(trainer, name) for name in TERMS])
+    for part, moved in (("student.", 0.05), (".align.", 1e-3), (".projector.", 1e-4)):
+        first, second, start = ({k: v for k, v in state.items() if part in k} for state in (*states, before))
+        assert largest_difference(first, second) < 1e-6  # measured: 6e-8; float32 sums in another order
+        assert largest_difference(first, start) > moved
+    for whole, shared in zip(*logs, strict=True):
+        assert len(whole) == 4 and shared == pytest.approx(whole, rel=1e-5)
 
 
-@pytest.mark.slow
-def test_only_one_checkpoint_is_written_and_it_holds_what_the_ranks_agreed_on(two):
-    checkpoint = two / "usual" / "checkpoint-3"
-    student = load_file(checkpoint / "model.safetensors")
-    seen = load_file(two / "usual-1.safetensors")
-    assert same(student, {name.removeprefix("student."): seen[name] for name in seen if name.startswith("student.")})
-    assert (checkpoint / "distillation.safetensors").is_file()
+def test_every_step_is_of_whole_batches_however_they_are_shared_out(tmp_path):
+    """Ten samples make two steps of four an epoch, and each epoch leaves out the same two of them."""
+    orders = []
+    for accumulation in (1, 2, 4):
+        batch = {"total_batch_size": 4, "gradient_accumulation_steps": accumulation}
+        loader = supervised(tmp_path, train_dataset=samples(10), **batch).get_train_dataloader()
+        assert len(loader) == 2 * accumulation
+        epochs = []
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            epochs.append([name for batch in loader for name in batch["names"]])
+        assert all(len(set(names)) == 8 for names in epochs) and epochs[0] != epochs[1]
+        orders.append(epochs)
+    assert orders[0] == orders[1] == orders[2]
+    options = {"total_batch_size": 4, "gradient_accumulation_steps": 4, "dataloader_drop_last": False}
+    assert len(supervised(tmp_path, train_dataset=samples(10), **options).get_train_dataloader()) == 10
 
 
-@pytest.mark.slow
-def test_ddp_has_nothing_to_complain_about(two):
-    # but in the run in which it has to look: its first step has no idle weights, and DDP says so
-    with_every_weight, at_times = (two / "output.txt").read_text().split("[at-times]", maxsplit=1)
-    assert "unused parameters" not in with_every_weight
-    assert "your model has flow control" in at_times
+def test_fewer_samples_than_one_step_takes_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="training set has 8 samples, but a batch takes 16"):
+        supervised(tmp_path, total_batch_size=16, gradient_accumulation_steps=4)
 
 
-def _distil_on_this_rank(folder: Path) -> None:
-    from accelerate import PartialState
+def test_with_unequal_numbers_of_labelled_pixels_the_loss_is_the_mean_of_the_batches_means(tmp_path):
+    """As over the GPUs of the released code; not the mean over all pixels, which one large batch takes."""
+    dataset = [dict(sample) for sample in (samples(4, scales=[1.0], flip=0.0)[index] for index in range(4))]
+    for sample in dataset[2:]:
+        sample["labels"] = sample["labels"].clone()
+        sample["labels"][4:] = 255  # most of the picture
+    options = {"max_steps": 1, "train_sampling_strategy": "sequential", "train_dataset": dataset}
+    seen = {}
+    for accumulation in (1, 2):
+        batch = {"total_batch_size": 4, "gradient_accumulation_steps": accumulation}
+        trainer = supervised(tmp_path, without_batch_effects(segmenter()), **batch, **options)
+        trainer.train()
+        seen[accumulation] = logged(trainer, "loss")[0]
+    network = without_batch_effects(segmenter())
+    pixels = torch.stack([sample["pixel_values"] for sample in dataset])
+    labels = torch.stack([sample["labels"] for sample in dataset])
+    logits = nn.functional.interpolate(
+        network(pixel_values=pixels).logits, (32, 48), mode="bilinear", align_corners=True
+    )
+    each = nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="none")
+    means = [each[part].sum().item() / (labels[part] != 255).sum().item() for part in (slice(0, 2), slice(2, 4))]
+    over_all_pixels = each.sum().item() / (labels != 255).sum().item()
+    assert seen[2] == pytest.approx(sum(means) / 2, rel=1e-4)
+    assert seen[1] == pytest.approx(over_all_pixels, rel=1e-4)
+    assert abs(seen[1] - seen[2]) > 0.01 * seen[1]
 
-    rank = PartialState(cpu=True).process_index
-    for run, student, resume, options in (
-        ("frozen", without_batch_effects(segmenter()), None, {}),
-        ("accumulated", without_batch_effects(segmenter()), None, {"gradient_accumulation_steps": 2}),
-        ("usual", segmenter(), None, {}),
-        ("resumed", segmenter(5), str(folder / "usual" / "checkpoint-2"), {}),
-        ("at-times", without_batch_effects(segmenter()), None, AT_TIMES),
-    ):
-        print(f"[{run}]", flush=True)
-        trained, log = distil(folder / run, student, resume, **options)
-        save_file(trained, folder / f"{run}-{rank}.safetensors")
-        (folder / f"{run}-{rank}.json").write_text(json.dumps(log))
+
+# --- synchronised batch norm -----------------------------------------------------------------------------------------
 
 
-if __name__ == "__main__":  # one of the two processes
-    torch.set_num_threads(1)
-    _distil_on_this_rank(Path(sys.argv[1]))
+def running_on(device: str, processes: int, wanted: bool | None = None) -> SimpleNamespace:
+    """The arguments of a run that this machine cannot make."""
+    return SimpleNamespace(device=torch.device(device), world_size=processes, sync_batch_norm=wanted)
+
+
+def synchronised(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm)]
+
+
+@pytest.mark.parametrize(
+    "device, processes, wanted, expected",
+    [
+        ("cuda", 2, None, True),
+        ("cuda", 2, True, True),
+        ("cuda", 2, False, False),
+        ("cuda", 1, None, False),
+        ("cuda", 1, True, False),  # there is nobody to share statistics with
+        ("cpu", 2, None, False),
+        ("cpu", 2, False, False),
+    ],
+)
+def test_batch_norm_is_synchronised_where_several_gpus_train(device, processes, wanted, expected):
+    network = synchronise_batch_norm(segmenter(), running_on(device, processes, wanted))
+    assert bool(synchronised(network)) == expected
+
+
+def test_synchronised_batch_norm_on_the_cpu_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="sync_batch_norm=True needs GPUs.* run on cpu.* Leave it out"):
+        supervised(tmp_path, sync_batch_norm=True)
+    with pytest.raises(ValueError, match="sync_batch_norm=True needs GPUs"):
+        distilling(tmp_path, sync_batch_norm=True)
+
+
+EFFICIENTNET = {"backbone": "efficientnet_lite0", "backbone_kwargs": {}}
+
+
+@pytest.mark.parametrize("options", [{}, EFFICIENTNET], ids=["resnet18", "efficientnet_lite0"])
+def test_synchronising_changes_neither_outputs_nor_names_and_saved_weights_load_into_the_plain_network(
+    options, tmp_path
+):
+    network = segmenter(**options).eval()
+    picture = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before, expected = weights(network), network(pixel_values=picture).logits
+    plain = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    network = synchronise_batch_norm(network, running_on("cuda", 2))
+    assert len(synchronised(network)) == plain > 3
+    assert torch.equal(network(pixel_values=picture).logits, expected)
+    assert same(weights(network), before)
+    network.save_pretrained(tmp_path)
+    loaded = AfDcdForSemanticSegmentation.from_pretrained(tmp_path)
+    assert not synchronised(loaded) and torch.equal(loaded(pixel_values=picture).logits, expected)
+
+
+def test_activations_inside_timms_batch_norm_survive_which_torchs_own_conversion_drops():
+    picture = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    network = timm.create_model("efficientnet_lite0", features_only=True).eval()
+    expected = network(picture)[-1]
+    converted = synchronise_batch_norm(network, running_on("cuda", 2))
+    combined = [module for module in converted.modules() if isinstance(module, SyncBatchNormAct)]
+    assert combined and any(not isinstance(module.act, nn.Identity) for module in combined)
+    assert torch.equal(converted(picture)[-1], expected)
+    again = synchronise_batch_norm(converted, running_on("cuda", 2))  # once is enough
+    assert again is converted and torch.equal(again(picture)[-1], expected)
+
+
+def test_a_distillation_with_synchronised_student_trains_to_the_bit_as_the_plain_one_in_one_process(
+    tmp_path, monkeypatch
+):
+    plain = distilling(tmp_path)
+    plain.train()
+    monkeypatch.setattr(distributed, "_shares_statistics", lambda args: True)
+    trainer = distilling(tmp_path)
+    assert synchronised(trainer.student) and not synchronised(trainer.teacher)
+    trainer.train()
+    assert same(weights(trainer.model), weights(plain.model))
+    assert [logged(trainer, name) for name in TERMS] == [logged(plain, name) for name in TERMS]
+
+
+# --- what DDP has to know --------------------------------------------------------------------------------------------
+
+EVERY_LOSS = {
+    "kd": ("kd", {"kd": {"weight": 1.0}}, {}),
+    "af_dcd": ("af_dcd", {"af_dcd": loss_options()["af_dcd"]}, {}),
+    "feature term only": ("af_dcd", {"af_dcd": loss_options(contrast_weight=0.0)["af_dcd"]}, {}),
+    "contrast term only": ("af_dcd", {"af_dcd": loss_options(feature_weight=0.0)["af_dcd"]}, {}),
+    "auxiliary head of weight 0": ("kd+af_dcd", loss_options(), {"aux_weight": 0.0, "auxiliary_head": True}),
+}
+
+
+@pytest.mark.parametrize("case", EVERY_LOSS)
+def test_every_weight_of_our_networks_and_losses_takes_part_so_ddp_need_not_search(case, tmp_path):
+    loss, options, others = EVERY_LOSS[case]
+    student = segmenter(auxiliary_head=others.pop("auxiliary_head", False)) if others else segmenter()
+    trainer = distilling(tmp_path, student, loss=loss, loss_kwargs=options, **others)
+    assert trainer.args.ddp_find_unused_parameters is False
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model.train(), batch).backward()
+    assert [name for name, parameter in trainer.model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2_050", "efficientnet_lite0", "mobilenetv3_small_050"])
+def test_every_weight_of_a_backbone_takes_part(backbone):
+    network = segmenter(backbone=backbone, backbone_kwargs={})
+    network(pixel_values=torch.rand(2, 3, 64, 64)).logits.sum().backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+class Wrapped(nn.Module):
+    """Somebody else's network; a part of it is never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.unused = segmenter(), nn.Linear(2, 2)
+        self.config = self.inner.config
+
+    def forward(self, pixel_values):
+        return self.inner(pixel_values=pixel_values)
+
+
+def test_other_networks_are_searched_for_unused_weights_and_the_users_choice_counts(tmp_path):
+    layer = {"student_layer": "inner.backbone[-1]", "save_strategy": "no"}
+    assert distilling(tmp_path, Wrapped(), **layer).args.ddp_find_unused_parameters is True
+    assert distilling(tmp_path, ddp_find_unused_parameters=True).args.ddp_find_unused_parameters is True
+    assert supervised(tmp_path).args.ddp_find_unused_parameters is False
+
+
+def test_a_process_that_sees_several_gpus_uses_one_and_says_how_to_use_all(caplog):
+    args = SimpleNamespace(n_gpu=4)
+    with caplog.at_level(logging.WARNING, logger="afdcd_hf"):
+        use_one_gpu_per_process(args)
+    assert args._n_gpu == 1 and "torchrun --nproc_per_node 4" in caplog.text
+
+
+def test_deepspeed_is_refused_while_the_losses_weights_are_to_be_clipped():
+    check_clipping(deepspeed=False, loss_max_grad_norm=15.0)
+    check_clipping(deepspeed=True, loss_max_grad_norm=0.0)
+    with pytest.raises(ValueError, match="--loss_max_grad_norm 0"):
+        check_clipping(deepspeed=True, loss_max_grad_norm=15.0)
+
+
+# --- configurations and real GPUs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_accelerate_reads_the_configuration(path):
+    assert load_config_from_file(str(path)).num_processes >= 2
+
+
+def test_every_configuration_is_described_in_the_docs():
+    text = (paths.DOCS / "scaling_out.md").read_text()
+    assert len(CONFIGURATIONS) == 5
+    assert {path.name for path in CONFIGURATIONS} <= set(re.findall(r"[a-z0-9_]+\.yaml", text))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_with_synchronised_batch_norm_train_what_one_trains(tmp_path):
+    run_processes(__file__, tmp_path, processes=2, gpus=True)
+    run_processes(__file__, tmp_path, processes=1, gpus=True)
+    one, two = (load_file(tmp_path / f"{count}.safetensors") for count in (1, 2))
+    assert largest_difference(one, two) < 1e-3
+
+
+if __name__ == "__main__":  # one of the processes on GPUs
+    folder = Path(sys.argv[1])
+    dataset = samples(8, scales=[1.0])
+    options = {"use_cpu": False, "max_steps": 3, "total_batch_size": 4, "loss_kwargs": loss_options(mask="center")}
+    trainer = distilling(folder, segmenter(), train_dataset=dataset, **options)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        trained = {name: tensor.cpu() for name, tensor in weights(trainer.model).items()}
+        save_file(trained, folder / f"{trainer.args.world_size}.safetensors")
     leave_process_group()

@@ -11,8 +11,8 @@ from tiny import distilling, logged, loss_options, same, segmenter, supervised, 
 from transformers import TrainerCallback
 
 from afdcd_hf.cli import main
+from afdcd_hf.training.checkpoints import fault_of
 from afdcd_hf.training.interruption import Interruption, TrainingInterrupted
-from afdcd_hf.training.whole_checkpoints import fault_of
 
 
 class SignalAt(TrainerCallback):
@@ -96,6 +96,30 @@ def test_where_an_evaluation_is_due_the_checkpoint_is_saved_before_it_too(tmp_pa
     assert (tmp_path / "checkpoint-1").is_dir()
 
 
+def test_a_signal_amid_an_evaluation_saves_at_once_and_the_evaluation_is_finished(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
+    whole = distilling(tmp_path / "whole", **options)
+    whole.train()
+    trainer, seen = distilling(tmp_path / "run", **options), []
+
+    def signal_once(*_):
+        if trainer.student.training:
+            return
+        if not seen:
+            os.kill(os.getpid(), signal.SIGTERM)
+        seen.append(fault_of(tmp_path / "run" / "checkpoint-2") is None)
+
+    handle = trainer.student.head.register_forward_pre_hook(signal_once)
+    with pytest.raises(TrainingInterrupted, match="after step 2"):
+        trainer.train()
+    handle.remove()
+    assert seen == [False, True, True]  # of three images
+    resumed = distilling(tmp_path / "run", **options)
+    resumed.train("last")
+    assert logged(resumed, "eval_mean_iou") == logged(whole, "eval_mean_iou")
+    assert same(weights(resumed.model), weights(whole.model))
+
+
 @pytest.fixture
 def ctrl_c_works():
     """Also where the tests are a shell's background job, which is started with Ctrl-C ignored."""
@@ -129,7 +153,7 @@ def test_a_training_can_run_in_another_thread_where_no_signals_are_caught(tmp_pa
 def test_torchruns_copy_of_a_ctrl_c_is_not_taken_for_a_second_one(tmp_path, monkeypatch):
     args = supervised(tmp_path).args
     monkeypatch.setattr(type(args), "world_size", 2)
-    interruption = Interruption(args)
+    interruption = Interruption(args, save=lambda: None)
     with interruption.listening():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

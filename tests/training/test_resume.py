@@ -37,7 +37,7 @@ MOMENTS = (
     "on_step_end",
     "on_evaluate",
 )
-SAVING = ("save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "_facts")
+SAVING = ("save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "_facts", "_save_checkpoint")
 
 
 class KilledAt(TrainerCallback):
@@ -60,7 +60,8 @@ def make(folder: Path, seed: int = 0, killed: tuple[int, str] | None = None, **o
     options.setdefault("train_dataset", samples(10))
     trainer = distilling(folder, segmenter(seed), **options)
     if moment in SAVING:
-        usual = getattr(trainer, moment)
+        place = trainer.checkpoints if moment == "_facts" else trainer
+        usual = getattr(place, moment)
 
         def deadly(*args, **kwargs):
             result = usual(*args, **kwargs)  # the files of this part are there
@@ -68,7 +69,7 @@ def make(folder: Path, seed: int = 0, killed: tuple[int, str] | None = None, **o
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
-        setattr(trainer, moment, deadly)
+        setattr(place, moment, deadly)
     return trainer
 
 
@@ -87,7 +88,7 @@ def outcome(trainer) -> dict:
 def train(folder: Path, killed: tuple[int, str] | None, options: dict) -> None:
     """In a process of its own: start, or go on from the last whole checkpoint; what came out goes to a file."""
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as without the server
-    there = folder.is_dir() and any(folder.glob("checkpoint-*"))
+    there = any(folder.glob("checkpoint-*/trainer_state.json"))  # the last file of a checkpoint
     trainer = make(folder, seed=5 if there else 0, killed=killed, **options)
     trainer.train(resume_from_checkpoint="last" if there else None)
     (folder / "outcome.json").write_text(json.dumps(outcome(trainer)))
@@ -173,7 +174,7 @@ def test_after_a_torn_checkpoint_the_one_before_leads_to_the_same_end(tmp_path, 
         file.truncate(100)
     resumed = make(tmp_path, seed=5)
     resumed.train(resume_from_checkpoint=True)
-    assert "checkpoint-8 is passed over: optimizer.pt has 100 bytes instead of" in caplog.text
+    assert "checkpoint-8: optimizer.pt has 100 bytes instead of" in caplog.text
     assert outcome(resumed) == outcome(whole)
 
 

@@ -27,7 +27,7 @@ from tiny import (
 
 from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.cli.process_group import leave_process_group
-from afdcd_hf.training.scale_out import _check_sharding, whole_tensors
+from afdcd_hf.training.distributed import check_sharding, whole_tensors
 
 LOGGED = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast", "eval_mean_iou")
 OPTIONS = {"max_steps": 3, "total_batch_size": 4, "save_strategy": "steps", "save_steps": 2}
@@ -78,11 +78,11 @@ def test_a_sharded_training_resumes_to_the_bit(sharded):
 
 
 def test_settings_that_would_save_no_student_are_refused():
-    _check_sharding(SimpleNamespace(fsdp_version=2, state_dict_type="StateDictType.FULL_STATE_DICT"))
+    check_sharding(SimpleNamespace(fsdp_version=2, state_dict_type="StateDictType.FULL_STATE_DICT"))
     with pytest.raises(ValueError, match="fsdp_state_dict_type: FULL_STATE_DICT"):
-        _check_sharding(SimpleNamespace(fsdp_version=2, state_dict_type="StateDictType.SHARDED_STATE_DICT"))
+        check_sharding(SimpleNamespace(fsdp_version=2, state_dict_type="StateDictType.SHARDED_STATE_DICT"))
     with pytest.raises(ValueError, match="fsdp_version: 2"):
-        _check_sharding(SimpleNamespace(fsdp_version=1, state_dict_type="StateDictType.FULL_STATE_DICT"))
+        check_sharding(SimpleNamespace(fsdp_version=1, state_dict_type="StateDictType.FULL_STATE_DICT"))
 
 
 def _part(tensors: dict, prefix: str) -> dict:

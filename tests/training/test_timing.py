@@ -11,121 +11,53 @@ from dataclasses import replace
 import paths
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny import distilling, logged, loss_options, samples, segmenter, supervised, without_batch_effects
 
 from afdcd_hf.charts.curves import _loss_terms
-from afdcd_hf.training.speed import Speed, peak_memory_mb
-from afdcd_hf.training.timing import StepTimer
+from afdcd_hf.training.timing import Speed, StepTimer, peak_memory_mb
 
-PARTS_AND_FORWARD = ("data", "teacher", "student", "loss", "forward", "backward", "optimizer")
 PARTS = {"data", "teacher", "student", "loss", "backward", "optimizer"}
 
 
-class HandClock:
-    """Marks are what the test says the time is."""
-
-    def __init__(self):
-        self.time = 0.0
-
-    def now(self):
-        return self.time
-
-    def seconds(self, begin, end):
-        return end - begin
-
-    def is_past(self, mark):
-        return True
-
-    def wait_for(self, mark):
-        pass
+def times_of(line: dict) -> dict:
+    return {name.removeprefix("time_"): value for name, value in line.items() if name.startswith("time_")}
 
 
 @pytest.fixture
-def timer():
+def timer(monkeypatch):
+    """A timer whose clock goes on when `timer.spend` says so."""
+    now = [100.0]
+    monkeypatch.setattr("afdcd_hf.training.timing.time.perf_counter", lambda: now[0])
     timer = StepTimer(torch.device("cpu"))
-    timer._clock = HandClock()
-    timer.reset()
+    timer.spend = lambda seconds: now.__setitem__(0, now[0] + seconds)
     return timer
 
 
-def spend(timer: StepTimer, seconds: float) -> None:
-    timer._clock.time += seconds
-
-
-def test_a_part_inside_another_takes_its_time_away_and_the_rest_is_the_optimizers(timer):
-    timer.begin_step()
-    spend(timer, 1)
-    with timer("backward"):
-        spend(timer, 2)
-        with timer("student"):
-            spend(timer, 4)
-            with timer("loss"):
-                spend(timer, 8)
-            spend(timer, 16)
-        spend(timer, 32)
-    spend(timer, 64)
-    timer.count(3)
+def test_each_lap_belongs_to_its_part_and_what_lies_between_steps_to_none(timer):
+    timer.spend(5)
+    timer.lap("loss")  # before the first step
+    for seconds in (1, 10):
+        timer.start()
+        timer.count(3)
+        for factor, part in ((1, "data"), (2, "student"), (4, "loss"), (8, "student"), (16, "optimizer")):
+            timer.spend(factor * seconds)
+            timer.lap(part)
+        timer.stop()
+        timer.spend(1000)  # an evaluation
+        timer.lap("loss")
     speed = timer.take()
-    assert {part: value for part, value in speed.seconds.items() if value} == {
-        "optimizer": 65, "backward": 34, "student": 20, "loss": 8,
-    }  # fmt: skip
-    assert (speed.steps, speed.images, speed.total_seconds, speed.images_per_second) == (1, 3, 127, 3 / 127)
+    assert speed.split == {"data": 5.5, "student": 55, "loss": 22, "optimizer": 88}
+    assert (speed.steps, speed.images, speed.total_seconds, speed.images_per_second) == (2, 6, 341, 6 / 341)
+    assert timer.take() == Speed(0, 0, dict.fromkeys(speed.seconds, 0.0))
 
 
-def test_evaluation_and_saving_are_no_part_of_the_steps(timer):
-    timer.begin_step()
-    spend(timer, 1)
-    with timer("evaluation"):
-        spend(timer, 100)
-    with timer("saving"):
-        spend(timer, 100)
-    timer.begin_step()
-    spend(timer, 2)
-    speed = timer.take()
-    assert (speed.steps, speed.total_seconds, speed.split) == (2, 3, {"optimizer": 1.5})
-
-
-def test_nothing_is_measured_outside_of_steps_nor_twice(timer):
-    with timer("evaluation"):
-        spend(timer, 5)
-    timer.begin_step()
-    spend(timer, 1)
-    assert timer.take().total_seconds == 1
-    assert timer.take().total_seconds == 0
-    timer.reset()
-    spend(timer, 7)
-    assert timer.take().total_seconds == 0
-
-
-def test_an_exception_in_a_part_leaves_the_timer_in_order(timer):
-    timer.begin_step()
-    with pytest.raises(KeyError), timer("backward"):
-        timer.enter("student")  # as a forward hook whose counterpart never runs
-        raise KeyError
-    timer.begin_step()
-    spend(timer, 2)
-    assert timer.take().split == {"optimizer": 1.0}
-
-
-def test_an_unknown_part_is_refused(timer):
-    with pytest.raises(ValueError, match=r"no part 'teachr' .* teacher, student"):
-        timer("teachr")
-
-
-def test_the_timer_costs_next_to_nothing():
-    timer = StepTimer(torch.device("cpu"))
-    best = 1.0
-    for _ in range(5):
-        start = time.perf_counter()
-        for _ in range(200):
-            timer.begin_step()
-            for part in PARTS:
-                with timer(part):
-                    pass
-        timer.take()
-        best = min(best, (time.perf_counter() - start) / 200)
-    assert best < 1e-3  # measured: 3e-5 s a step
+def test_a_step_that_was_broken_off_does_not_reach_into_the_next(timer):
+    timer.start()
+    timer.spend(7)  # then an exception
+    timer.start()
+    timer.spend(2)
+    timer.lap("data")
+    assert timer.take().seconds["data"] == 2
 
 
 def test_every_line_of_a_distillation_splits_the_step_and_the_parts_add_up(tmp_path):
@@ -134,7 +66,7 @@ def test_every_line_of_a_distillation_splits_the_step_and_the_parts_add_up(tmp_p
     lines = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(lines) == 2
     for line in lines:
-        times = {name.removeprefix("time_"): value for name, value in line.items() if name.startswith("time_")}
+        times = times_of(line)
         assert times.keys() == PARTS and all(type(value) is float and value > 0 for value in times.values())
         assert line["images_per_second"] * sum(times.values()) == pytest.approx(4, rel=1e-3)  # the batch
         assert 10 < line["peak_memory_mb"] < 1e5
@@ -142,22 +74,16 @@ def test_every_line_of_a_distillation_splits_the_step_and_the_parts_add_up(tmp_p
     assert 0.5 * steps_alone < metrics["train_seconds_in_steps"] < 1.05 * steps_alone
     assert metrics["train_images_per_second"] == pytest.approx(16 / metrics["train_seconds_in_steps"], rel=0.01)
     assert trainer.speed.steps == 4 and trainer.speed.images == pytest.approx(16, rel=1e-3)
-
-
-def test_times_and_memory_are_no_loss_terms_in_the_curves(tmp_path):
-    trainer = distilling(tmp_path)
-    trainer.train()
     terms = _loss_terms({"run": trainer.state.log_history})
-    assert terms == ["loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"]
+    assert terms == ["loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"]  # in the curves
 
 
 def test_a_supervised_training_has_no_teachers_time(tmp_path):
     trainer = supervised(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     trainer.train()
     line = trainer.state.log_history[-2]
-    times = {name.removeprefix("time_"): value for name, value in line.items() if name.startswith("time_")}
-    assert times.keys() == PARTS - {"teacher"}
-    assert line["images_per_second"] * sum(times.values()) == pytest.approx(4, rel=1e-3)
+    assert times_of(line).keys() == PARTS - {"teacher"}
+    assert line["images_per_second"] * sum(times_of(line).values()) == pytest.approx(4, rel=1e-3)
 
 
 def test_slow_data_is_told_from_a_slow_teacher(tmp_path):
@@ -177,13 +103,12 @@ def test_slow_data_is_told_from_a_slow_teacher(tmp_path):
 
 
 def test_a_compiled_student_is_not_looked_into(tmp_path):
-    trainer = distilling(tmp_path)
-    assert trainer._forward_part == "student" and trainer.loss_module._forward_hooks
+    assert distilling(tmp_path).loss_module._forward_hooks
     compiled = distilling(tmp_path, torch_compile=True, torch_compile_backend="eager")
-    assert compiled._forward_part == "forward" and not compiled.loss_module._forward_hooks
+    assert not compiled.loss_module._forward_hooks
     compiled.train()
-    assert {"time_teacher", "time_forward", "time_backward"} <= compiled.state.log_history[0].keys()
-    assert not {"time_student", "time_loss"} & compiled.state.log_history[0].keys()
+    times = times_of(compiled.state.log_history[0]).keys()
+    assert {"teacher", "forward", "backward"} <= times and not {"student", "loss"} & times
 
 
 def test_a_resumed_run_speaks_for_the_steps_before_it_and_its_own_times_are_sane(tmp_path):
@@ -195,35 +120,9 @@ def test_a_resumed_run_speaks_for_the_steps_before_it_and_its_own_times_are_sane
     state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
     lines = [line for line in trainer.state.log_history if "images_per_second" in line]
     assert [line["step"] for line in lines] == [2, 4] and lines[0] == state["log_history"][0]
-    assert all(line["images_per_second"] * _step_time(line) == pytest.approx(4, rel=1e-3) for line in lines)
-    assert metrics["train_seconds_in_steps"] >= 0.99 * (2 * _step_time(lines[0]) + 2 * _step_time(lines[1]))
-    assert trainer.speed.steps == 5
-    # the third step came after a line of the log and before the checkpoint: what it took is in the next line
-    third = Speed.of_counts(
-        {n: v.item() for n, v in load_file(tmp_path / "checkpoint-3/log_sums_0.safetensors").items()}
-    )
-    assert (third.steps, third.images) == (1, 4) and third.total_seconds > 0
-    assert 2 * _step_time(lines[1]) > third.total_seconds
-
-
-def test_a_timer_goes_on_from_what_another_had_measured(timer):
-    timer.begin_step()
-    timer.count(4)
-    spend(timer, 1)
-    with timer("saving"):
-        counts = timer.look().as_counts()
-    assert timer.look() == timer.take() == Speed(1, 4, {**dict.fromkeys(PARTS_AND_FORWARD, 0.0), "optimizer": 1.0})
-    timer.reset()
-    timer.begin_step()
-    spend(timer, 3)
-    timer.go_on_from(Speed.of_counts(counts))
-    speed = timer.take()
-    assert (speed.steps, speed.images, speed.total_seconds) == (2, 4, 4.0)
-    assert Speed.of_counts({"loss": 1.0}) == Speed()
-
-
-def _step_time(line: dict) -> float:
-    return sum(value for name, value in line.items() if name.startswith("time_"))
+    assert all(line["images_per_second"] * sum(times_of(line).values()) == pytest.approx(4, rel=1e-3) for line in lines)
+    logged_seconds = 2 * sum(sum(times_of(line).values()) for line in lines)
+    assert logged_seconds < metrics["train_seconds_in_steps"] and trainer.speed.steps == 5
 
 
 def test_the_speed_of_a_history_weighs_lines_by_their_steps():
@@ -245,8 +144,8 @@ def test_the_speed_of_a_history_weighs_lines_by_their_steps():
     assert (replace(speed, peak_memory_mb=None) + Speed()).peak_memory_mb is None
 
 
-def test_peak_memory_is_in_mebibytes(tmp_path):
-    script = "import torch, sys; from afdcd_hf.training.speed import peak_memory_mb as peak; cpu = torch.device('cpu');"
+def test_peak_memory_is_in_mebibytes():
+    script = "import torch; from afdcd_hf.training.timing import peak_memory_mb as peak; cpu = torch.device('cpu')\n"
     script += "before = peak(cpu); block = torch.ones(100, 2**20); print(peak(cpu) - before)"  # 400 MiB
     grown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True,
                            cwd=paths.ROOT)  # fmt: skip
@@ -278,3 +177,13 @@ def test_terms_are_logged_alike_however_a_batch_is_accumulated(tmp_path, count):
     for whole, parts in zip(*runs, strict=True):
         assert [parts[name] for name in names] == pytest.approx([whole[name] for name in names], rel=1e-4)
         assert sum(parts[name] for name in names[1:]) == pytest.approx(parts["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("disabled", [True, False], ids=["disable_tqdm", "log file"])
+def test_without_a_terminal_every_log_entry_is_one_plain_line_with_its_step(tmp_path, capsys, disabled):
+    distilling(tmp_path, disable_tqdm=disabled, eval_strategy="steps", eval_steps=2).train()
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split("[")[0] for line in lines] == ["step 1/2 ", "step 2/2 ", "step 2/2 ", "step 2/2 "]
+    assert "loss_kd" in lines[0] and "eval_mean_iou" in lines[2] and "train_images_per_second" in lines[3]
+    assert "\r" not in out + err

@@ -42,7 +42,7 @@ class GradientSpy(TrainerCallback):
 
 def test_training_on_labels_alone_lowers_the_loss(tmp_path):
     student = without_batch_effects(segmenter())
-    trainer = supervised(tmp_path, student, max_steps=6, train_dataset=same_batch_every_step())
+    trainer = supervised(tmp_path, student, max_steps=6, learning_rate=1.0, train_dataset=same_batch_every_step())
     before = weights(student)
     trainer.train()
     losses = logged(trainer, "loss_task")
@@ -117,18 +117,20 @@ def test_a_second_training_does_not_log_what_was_left_of_the_first(tmp_path):
 def test_the_terms_of_the_first_batch_are_reported_once_and_balanced_ones_raise_no_warning(tmp_path, caplog):
     caplog.set_level(logging.INFO, "afdcd_hf")
     distilling(tmp_path, max_steps=2).train()
-    (line,) = [record for record in caplog.records if record.name == "afdcd_hf.training.callbacks"]
+    (line,) = [record for record in caplog.records if record.name == "afdcd_hf.training.terms"]
     assert line.levelno == logging.INFO
     assert all(f"{term} " in line.getMessage() for term in ("task", "kd", "feature", "contrast"))
 
 
-@pytest.mark.parametrize(("weight", "words"), [(1e4, "drown the labels"), (1e-6, "hardly count")], ids=["huge", "tiny"])
+@pytest.mark.parametrize(
+    ("weight", "words"), [(1e4, "dominates"), (1e-6, "is negligible next to")], ids=["huge", "tiny"]
+)
 def test_a_term_out_of_all_proportion_to_the_task_is_warned_of(tmp_path, caplog, weight, words):
     distilling(tmp_path, max_steps=1, loss_kwargs=loss_options(feature_weight=weight)).train()
     (warning,) = [
         record.getMessage()
         for record in caplog.records
-        if record.levelno == logging.WARNING and record.name == "afdcd_hf.training.callbacks"
+        if record.levelno == logging.WARNING and record.name == "afdcd_hf.training.terms"
     ]
     assert "'feature'" in warning and words in warning and "reduction='mean'" in warning
 

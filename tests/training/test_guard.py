@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from afdcd_hf.cli.process_group import leave_process_group
 from afdcd_hf.data.samples import collate_samples
-from afdcd_hf.training.guards import NonFiniteGradientError, NonFiniteLossError, plain_message
+from afdcd_hf.training.guard import NonFiniteGradientError, NonFiniteLossError, plain_message
 
 RUN = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 100}
 DISTIL = {"loss_kwargs": loss_options(mask="random"), "ema_decay": 0.9}
@@ -151,13 +151,16 @@ def test_gradients_that_are_not_finite_stop_the_run_before_the_optimizer_uses_th
 
 
 def test_infinite_gradients_are_left_to_a_gradient_scaler(tmp_path):
-    trainer = supervised(tmp_path, Diverging(segmenter(), step=1), train_dataset=Healthy(), max_steps=2)
-    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
-    trainer._watched = [((), {"task": torch.tensor(1.0)})]
-    assert trainer._not_finite(torch.tensor(math.inf)) is None
-    trainer._watched = [((), {"task": torch.tensor(math.inf)})]
+    trainer = supervised(tmp_path)
     trainer.create_optimizer_and_scheduler(2)
-    assert isinstance(trainer._not_finite(torch.tensor(math.inf)), NonFiniteLossError)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    guard = trainer.guard
+    guard.norm = torch.tensor(math.inf)
+    guard.watch({"task": torch.tensor(1.0)}, None)
+    guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+    guard.watch({"task": torch.tensor(math.inf)}, None)
+    with pytest.raises(NonFiniteLossError):
+        guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
 
 
 def test_without_the_check_the_run_goes_on(tmp_path):
@@ -235,16 +238,43 @@ def test_a_disk_that_is_full_does_not_hide_why_the_run_stopped(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_resume(tmp_path):
+def test_two_processes_stop_together_at_a_nan_and_resume(tmp_path):
     output = run_two_processes(__file__, tmp_path, timeout=150)
-    for run in ("nan", "torn"):
-        messages = {(tmp_path / f"{run}-{rank}.txt").read_text() for rank in (0, 1)}
-        assert len(messages) == 1, output[-3000:]
-        (message,) = messages
-        assert message.startswith("process 1: ") and "checkpoint-" in message
-        assert ("bands_" in message) == (run == "nan") and ("b.png" in message) == (run == "torn")
-        first, second = (load_file(tmp_path / f"{name}-model.safetensors") for name in (run, "whole"))
-        assert same(first, second)
+    messages = {(tmp_path / f"nan-{rank}.txt").read_text() for rank in (0, 1)}
+    assert len(messages) == 1, output[-3000:]
+    (message,) = messages
+    assert message.startswith("process 1: step ") and "checkpoint-" in message and "bands_" in message
+    first, second = (load_file(tmp_path / f"{name}-model.safetensors") for name in ("nan", "whole"))
+    assert same(first, second)
+
+
+def test_where_one_process_of_several_fails_alone_the_last_checkpoint_is_named(tmp_path, monkeypatch):
+    torn = Spoilt("bands_5", epoch=1, error=OSError("b.png is damaged"))
+    trainer = in_order(supervised, tmp_path, torn, save_steps=2)
+    monkeypatch.setattr(type(trainer.guard), "_alone", lambda self: False)
+    with pytest.raises(OSError, match=r"^b.png is damaged\. After fixing the cause, resume from .*checkpoint-2\.$"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("place", ["step", "evaluation"])
+def test_where_memory_runs_out_the_finished_step_is_saved(tmp_path, monkeypatch, place):
+    trainer = in_order(supervised, tmp_path, Healthy(), eval_strategy="steps", eval_steps=3)
+    calls, compute_loss = [], trainer.compute_loss
+
+    def out_of_memory(*args, **options):
+        calls.append(1)
+        if place == "evaluation" or len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return compute_loss(*args, **options)
+
+    monkeypatch.setattr(trainer, "compute_loss" if place == "step" else "evaluate", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match=r"20.00 GiB\. The state after step 3 is saved in .*checkpoint-3"):
+        trainer.train()
+    whole = in_order(supervised, tmp_path / "whole", Healthy(), save_steps=3)
+    whole.train()
+    states = [load_file(folder / "checkpoint-3" / "model.safetensors") for folder in (tmp_path, tmp_path / "whole")]
+    assert same(*states)
 
 
 def _train_on_this_rank(folder: Path) -> None:
@@ -264,15 +294,13 @@ def _train_on_this_rank(folder: Path) -> None:
             save_file(weights(trainer.model), folder / f"{run}-model.safetensors")
 
     finish("whole", Healthy())
-    for run, error in (("nan", None), ("torn", OSError("b.png: the image cannot be read"))):
-        # Rank 1 takes the second pair of each four.
-        trainer = make(run, Spoilt("bands_6", epoch=1, error=error))
-        try:
-            trainer.train()
-        except (NonFiniteLossError, OSError) as stopped:
-            (folder / f"{run}-{rank}.txt").write_text(str(stopped))
-        step = trainer.state.global_step
-        finish(run, Healthy(first_epoch=step // 2), str(folder / run / f"checkpoint-{step}"))
+    trainer = make("nan", Spoilt("bands_6", epoch=1))  # rank 1 takes the second pair of each four
+    try:
+        trainer.train()
+    except NonFiniteLossError as stopped:
+        (folder / f"nan-{rank}.txt").write_text(str(stopped))
+    step = trainer.state.global_step
+    finish("nan", Healthy(first_epoch=step // 2), str(folder / "nan" / f"checkpoint-{step}"))
 
 
 if __name__ == "__main__":  # one of the two processes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import TYPE_CHECKING
 
@@ -110,7 +109,7 @@ def synchronise_batch_norm(module: nn.Module, args: TrainingArguments) -> nn.Mod
 
     By default this is done where several processes train on GPUs. The layers are replaced in place, by timm's function:
     torch's own loses the activation in timm's combined layers. Names of weights stay, so that what is saved loads into
-    the plain network.
+    the plain model.
 
     Returns:
         The module (another one only if it is itself a batch norm).
@@ -141,33 +140,8 @@ def check_clipping(deepspeed: bool, loss_max_grad_norm: float) -> None:
         )
 
 
-class ShardedStudent:
-    """What FSDP changes in a trainer; mixed into `SegmentationTrainer` in front of its saving and loading.
-
-    A student whose weights lie in shards on several processes cannot be run by itself, nor copied to a file. So every
-    process keeps a whole copy, which takes its weights from the shards before each evaluation; a saved student has the
-    copy's class and configuration. Our students are small beside their activations.
-    """
-
-    _whole_student: nn.Module | None = None
-
-    @property
-    def evaluated_student(self) -> nn.Module:
-        """The network that is evaluated and saved."""
-        return super().evaluated_student if self._whole_student is None else self._whole_student
-
-    def _keep_whole_student(self) -> None:
-        if self.is_fsdp_enabled:
-            _check_sharding(self.accelerator.state.fsdp_plugin)
-            self._whole_student = copy.deepcopy(self.student).eval().requires_grad_(False)
-
-    def _gather_student(self) -> None:
-        """Called on every process."""
-        if self._whole_student is not None:
-            self._whole_student.load_state_dict(whole_tensors(self.student.state_dict()))
-
-
-def _check_sharding(plugin: FullyShardedDataParallelPlugin) -> None:
+def check_sharding(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Refuse settings of FSDP with which no student would be saved that `from_pretrained` loads."""
     if plugin.fsdp_version != 2:
         raise ValueError("FSDP version 1 is not supported: set fsdp_version: 2 (scripts/accelerate/fsdp2.yaml).")
     if "FULL_STATE_DICT" not in str(plugin.state_dict_type):
@@ -187,9 +161,9 @@ def _is_synchronised(module: nn.Module) -> bool:
 
 
 def choose_unused_parameter_search(args: TrainingArguments, student: nn.Module) -> None:
-    """Spare our own networks the search for unused parameters at every step, unless the user has chosen.
+    """Spare our own models the search for unused parameters at every step, unless the user has chosen.
 
-    All their weights, and those of our losses, take part in every step. Of another network nobody knows, and without
+    All their weights, and those of our losses, take part in every step. Of another model nobody knows, and without
     the search DDP stops where one does not.
     """
     if args.ddp_find_unused_parameters is None:

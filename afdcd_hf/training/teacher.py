@@ -1,19 +1,21 @@
-"""The teacher as it runs in a training: a copy with batch norm folded into convolutions, laid out channels last."""
+"""The teacher as it runs in a training: folded, laid out channels last, and no further than its maps are needed."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..features import Activations, LayerTap, run_tapped
+from ..features import Activations, LayerTap, run_tapped, run_to_maps
 from ..model_utils import evaluating
+from .distillation import observe
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ TOLERANCE = 1e-4
 def running_teacher(
     teacher: nn.Module, pixel_values: Tensor, layers: Sequence[str], *, fold: bool, channels_last: bool
 ) -> nn.Module:
-    """The network that runs in the teacher's place: itself, or a copy that computes the same and is faster.
+    """The model that runs in the teacher's place: itself, or a copy that computes the same and is faster.
 
     The teacher is left as it is. The copy shares all weights that are the same in both, so that only folded and
     re-ordered ones take memory; changes made to the teacher later do not reach it. Hooks on the teacher's layers fire
@@ -33,9 +35,10 @@ def running_teacher(
 
     Args:
         teacher: on its device.
-        pixel_values: `(B, 3, H, W)`, any batch; both networks run on it and are compared.
+        pixel_values: `(B, 3, H, W)`, any batch; both models run on it and are compared.
         layers: the layers that are distilled.
-        fold: put each batch norm that follows a convolution into the convolution's weights.
+        fold: put each batch norm that follows a convolution into the convolution's weights. (torch.fx, with which
+            torch and timm fuse, cannot trace models of transformers.)
         channels_last: lay out the weights of convolutions channels last.
 
     Raises:
@@ -43,33 +46,66 @@ def running_teacher(
     """
     if not fold and not channels_last:
         return teacher
-    pixel_values = pixel_values.to(next(teacher.parameters()).device)
     running = _copied(teacher, own_kernels=channels_last)
     if fold:
         _fold(running, pixel_values, {layer.partition("[")[0].partition(":")[0] for layer in layers})
     if channels_last:
         running.to(memory_format=torch.channels_last)
-    _check_same(teacher, running, pixel_values, layers)
+    expected, actual = (_tensors(observe(model, pixel_values, layers)) for model in (teacher, running))
+    for name, before, after in zip(("logits", *layers), expected, actual, strict=True):
+        difference, largest = (before - after).abs().max().item(), before.abs().max().item()
+        if not difference <= TOLERANCE * largest:
+            raise ValueError(
+                f"With folded batch norm or channels last, the teacher's {name} would change by up to {difference:.2g} "
+                f"(largest value {largest:.2g}; at most {TOLERANCE:.0e} of it is rounding): leave out "
+                "fold_teacher_batch_norm and, if that is not enough, channels_last."
+            )
     return running
 
 
-def _copied(network: nn.Module, *, own_kernels: bool) -> nn.Module:
+def stops_early(teacher: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap], accelerator: Accelerator) -> bool:
+    """Whether the teacher's pass can end at its last tapped layer, which leaves out its head.
+
+    Not where it is compiled, and not where a later module changes a map in place: the maps of both ways are compared on
+    the given images, and have to be equal to the bit.
+
+    Args:
+        teacher: on its device.
+        pixel_values: `(B, 3, H, W)`, any batch.
+        taps: on the teacher's layers; none where the losses compare no maps.
+        accelerator: of the training.
+    """
+    if not taps or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        return False
+    pixel_values = pixel_values.to(next(teacher.parameters()).device)
+    with evaluating(teacher), torch.no_grad():
+        early = [each.clone() for each in _tensors(run_to_maps(teacher, pixel_values, taps))]
+        whole = _tensors(run_tapped(teacher, pixel_values, taps)[1])[1:]
+    return all(map(torch.equal, early, whole))
+
+
+def _tensors(activations: Activations) -> list[Tensor]:
+    logits = [] if activations.logits is None else [activations.logits]
+    return logits + [each.feature_map for each in activations.of_each_layer()]
+
+
+def _copied(model: nn.Module, *, own_kernels: bool) -> nn.Module:
     """Modules are copied, tensors shared, but for `(C', C, h, w)` weights where those will be changed in place."""
-    tensors = [*network.parameters(), *network.buffers()]
+    tensors = [*model.parameters(), *model.buffers()]
     shared = [tensor for tensor in tensors if not (own_kernels and tensor.ndim == 4)]
     # a hook may be the method of an object that collects what it sees: its owner reads that very object
-    hooks = [hook for module in network.modules() for hook in (*module._forward_hooks.values(),
+    hooks = [hook for module in model.modules() for hook in (*module._forward_hooks.values(),
              *module._forward_pre_hooks.values())]  # fmt: skip
     owners = [hook.__self__ for hook in hooks if hasattr(hook, "__self__")]
-    return copy.deepcopy(network, {id(each): each for each in (*shared, *owners)})
+    return copy.deepcopy(model, {id(each): each for each in (*shared, *owners)})
 
 
-def _fold(network: nn.Module, pixel_values: Tensor, tapped: set[str]) -> None:
-    names = {module: name for name, module in network.named_modules()}
-    pairs = [pair for pair in _pairs(network, pixel_values) if names[pair[0]] not in tapped]
+def _fold(model: nn.Module, pixel_values: Tensor, tapped: set[str]) -> None:
+    names = {module: name for name, module in model.named_modules()}
+    pairs = [pair for pair in _pairs(model, pixel_values) if names[pair[0]] not in tapped]
     if not pairs:
         raise ValueError(
-            f"fold_teacher_batch_norm found no batch norm right behind a convolution in {type(network).__name__}: "
+            f"fold_teacher_batch_norm found no batch norm right behind a convolution in {type(model).__name__}: "
             "leave it out."
         )
     for convolution, norm in pairs:
@@ -78,21 +114,25 @@ def _fold(network: nn.Module, pixel_values: Tensor, tapped: set[str]) -> None:
     logger.info("Folded %d of the teacher's %d batch-norm layers into their convolutions.", len(pairs), found)
 
 
-def _pairs(network: nn.Module, pixel_values: Tensor) -> list[tuple[nn.Conv2d, nn.Module]]:
+def _pairs(model: nn.Module, pixel_values: Tensor) -> list[tuple[nn.Conv2d, nn.Module]]:
     """Convolutions whose output a batch norm takes as it is, both running once in a forward pass.
 
     What else may take that output is not seen here; it would show in the comparison at the end.
     """
     runs: dict[nn.Module, list[tuple[Tensor, int]]] = {}
-    kinds = (nn.Conv2d, *NORMS)
 
     def record(module: nn.Module, args: tuple, output: Tensor) -> None:
         seen = output if type(module) is nn.Conv2d else next(iter(args), output)
         runs.setdefault(module, []).append((seen, seen._version))  # a version counts changes in place
 
     # exact types: what another kind of convolution does to its weights is not known
-    with _hooked([module for module in network.modules() if type(module) in kinds], record):
-        _run(network, pixel_values)
+    watched = [module for module in model.modules() if type(module) in (nn.Conv2d, *NORMS)]
+    handles = [module.register_forward_hook(record) for module in watched]
+    try:
+        observe(model, pixel_values, ())
+    finally:
+        for handle in handles:
+            handle.remove()
     once = {module: seen[0] for module, seen in runs.items() if len(seen) == 1}
     written = {id(seen[0]): (module, seen[1]) for module, seen in once.items() if type(module) is nn.Conv2d}
     pairs = []
@@ -116,46 +156,3 @@ def _put_into(convolution: nn.Conv2d, norm: nn.Module) -> None:
 
 def _unchanged(features: Tensor) -> Tensor:
     return features
-
-
-def _check_same(teacher: nn.Module, running: nn.Module, pixel_values: Tensor, layers: Sequence[str]) -> None:
-    expected, actual = (_seen(network, pixel_values, layers) for network in (teacher, running))
-    compared = zip(("logits", *layers), _tensors(expected), _tensors(actual), strict=True)
-    for name, before, after in compared:
-        difference, largest = (before - after).abs().max().item(), before.abs().max().item()
-        if not difference <= TOLERANCE * largest:
-            raise ValueError(
-                f"With folded batch norm or channels last, the teacher's {name} would change by up to {difference:.2g} "
-                f"(largest value {largest:.2g}; at most {TOLERANCE:.0e} of it is rounding): leave out "
-                "fold_teacher_batch_norm and, if that is not enough, channels_last."
-            )
-
-
-def _seen(network: nn.Module, pixel_values: Tensor, layers: Sequence[str]) -> Activations:
-    taps: list[LayerTap] = []
-    try:
-        taps.extend(LayerTap(network, layer) for layer in layers)
-        with evaluating(network), torch.no_grad():
-            return run_tapped(network, pixel_values, taps)[1]
-    finally:
-        for tap in taps:
-            tap.remove()
-
-
-def _tensors(activations: Activations) -> list[Tensor]:
-    return [activations.logits, *(each.feature_map for each in activations.of_each_layer())]
-
-
-def _run(network: nn.Module, pixel_values: Tensor) -> None:
-    with evaluating(network), torch.no_grad():
-        network(pixel_values=pixel_values)
-
-
-@contextmanager
-def _hooked(modules: Sequence[nn.Module], hook) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

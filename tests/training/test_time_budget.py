@@ -23,19 +23,18 @@ class ToldTimer(StepTimer):
         super().reset()
         self.begun = 0
 
-    def begin_step(self):
-        super().begin_step()
+    def start(self):
+        super().start()
         self.begun += 1
 
-    @property
-    def seconds_in_steps(self):
-        return sum(self.durations[min(step, len(self.durations) - 1)] for step in range(self.begun))
+    def lap(self, part):
+        super().lap(part)
+        self.seconds_in_steps = sum(self.durations[min(step, len(self.durations) - 1)] for step in range(self.begun))
 
 
 def steps_last(trainer, *durations: float):
     """Let the trainer's clock say that its steps take so long."""
-    trainer.timer = ToldTimer(trainer.args.device)
-    trainer.timer.durations = durations
+    trainer.timer.__class__, trainer.timer.durations = ToldTimer, durations
     return trainer
 
 
@@ -155,21 +154,20 @@ def test_a_schedule_that_looks_at_scores_is_refused(tmp_path):
         supervised(tmp_path, max_seconds=3.0, **scored).train()
 
 
-def test_the_clock_of_the_steps_stands_still_during_evaluations_and_saving(monkeypatch):
+def test_the_clock_of_the_steps_stands_still_between_them(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("afdcd_hf.training.timing.time.perf_counter", lambda: now[0])
     timer = StepTimer(torch.device("cpu"))
-    now[0] += 5.0
-    assert timer.seconds_in_steps == 0.0  # no step has begun
-    timer.begin_step()
-    for part, seconds in (("data", 1.0), ("evaluation", 7.0), ("student", 2.0), ("saving", 9.0)):
-        with timer(part):
+    for _ in range(2):
+        timer.start()
+        for part, seconds in (("data", 1.0), ("student", 2.0)):
             now[0] += seconds
-    timer.take()  # a line of the log takes nothing away
-    now[0] += 0.5
-    timer.begin_step()
-    now[0] += 0.25
-    assert timer.seconds_in_steps == pytest.approx(3.75)
+            timer.lap(part)
+        timer.stop()
+        now[0] += 7.0  # an evaluation
+        timer.lap("loss")  # which computes losses, too
+        timer.take()  # a line of the log takes nothing away
+    assert timer.seconds_in_steps == 6.0
     timer.reset()
     assert timer.seconds_in_steps == 0.0
 
