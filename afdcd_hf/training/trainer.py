@@ -15,12 +15,13 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from ..atomic_io import written_whole
 from ..data.samples import TrainingSamples, collate_samples
 from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import held_alone
 from ..losses.task import TaskLoss
 from .callbacks import CheckpointCallback, EpochCallback
-from .checkpoints import check_whole, checkpoint_folder, checkpoint_to_resume
+from .checkpoints import STATE_NAME, check_whole, checkpoint_folder, checkpoint_to_resume
 from .distributed import (
     check_sharding,
     choose_unused_parameter_search,
@@ -423,6 +424,12 @@ class SegmentationTrainer(Trainer):
         """Save a checkpoint of the last finished step, outside of transformers' own schedule."""
         self._save_checkpoint(self.model, None)
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def save_state(self) -> None:
+        """As in transformers, but the file is there whole or not at all."""
+        if self.args.should_save:
+            with written_whole(Path(self.args.output_dir) / STATE_NAME) as part:
+                self.state.save_to_json(str(part))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the student alone; into a checkpoint, also what the rest of the training needs. On every process."""

@@ -117,9 +117,7 @@ def test_a_push_that_fails_does_not_end_the_training_and_is_told(hub, tmp_path, 
     trainer.train()
     assert trainer.state.global_step == 3 and (tmp_path / "run" / "checkpoint-3").is_dir()
     assert "A push in the background failed, the training goes on: http" in caplog.text
-    with pytest.raises(
-        ConnectionError, match="The network is saved in .*`afdcd push .*run street/student` tries again"
-    ):
+    with pytest.raises(ConnectionError, match="The model is saved in .*`afdcd push .*run street/student` tries again"):
         trainer.push_to_hub()
     hub.break_uploads = 0
     trainer.push_to_hub()
