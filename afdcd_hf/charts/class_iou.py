@@ -1,150 +1,149 @@
-"""IoU by class: the results of one or more networks as grouped bars."""
+"""IoU by class: the results of one or more models as grouped bars."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .class_table import Panel, Results, arrange, percent_table
-from .figures import FAINT, INK, SERIES_COLORS, STYLE, add_legend, new_figure, save_figure, shorten
+from .figures import FAINT, INK, SERIES_COLORS, add_legend, save_figure, shorten, styled_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Results = Mapping[str, Mapping[str, float | None]]
+ORDERS = ("classes", "gain")
+MOST_RESULTS, MOST_ROWS, NAME_LENGTH = 5, 40, 26
+BAR, ROW_GAP = 0.2, 0.13  # inches; the bars' y coordinates are inches too
 GAIN_COLOR, LOSS_COLOR = "#00674B", "#A33B00"  # darker sisters of the series' green and vermilion, for text
-NAME_LENGTH, MOST_RESULTS, MOST_EXTREMES = 26, 5, 15
-# Lengths in inches; the bars' y coordinates are inches too
-BAR, ROW_GAP = 0.2, 0.13
-PANEL_HEIGHTS, EXTREMES_HEIGHT = (12.0, 14.0), 10.0  # the highest of one panel, and of two beside each other
-BARS_WIDTH, CHARACTER, GAIN_WIDTH, AROUND = 3.4, 0.105, 0.6, 0.5
 
 
 def plot_class_iou(results: Results, path: str | Path, *, title: str | None = None, order: str = "classes") -> Path:
-    """Draws each class's IoU in one or more results as bars with their numbers; the mean is the first row.
+    """Draw each class's IoU in one or more results as bars with their numbers; the mean is the first row.
 
-    Two results get a column with the gain of the second over the first, in points. Many classes go into two panels.
-    Where these would not do either (more than 51 classes of two results), the classes with the largest gains and losses
-    of the last result over the first are drawn (of a single result the highest and the lowest), and the panels'
-    headings say how many there are.
+    Two results get a column with the gain of the second over the first, in points. Of more than 40 classes, the 20 with
+    the largest gains and the 20 with the largest losses of the last result over the first are drawn (of a single
+    result the highest and the lowest), and the heading says so.
 
     Args:
-        results: Name of each result, such as "Af-DCD", to its `per_category_iou`: class to fraction 0-1, None or NaN
+        results: name of each result, such as "Af-DCD", to its `per_category_iou`: class to fraction 0-1, None or NaN
             where the class is not in the data. The mean is over the other classes.
-        path: File to write; its suffix picks the format. Missing folders are made.
-        title: Line above the bars.
+        path: file to write; its suffix picks the format.
+        title: line above the bars; name the data here.
         order: "classes" (that of the first result) or "gain" (largest first, for two or more results).
 
-    Returns:
-        The path written.
-
     Raises:
-        ValueError: If there is no result or more than five, if their classes differ, a value is no fraction, a result
-            has no value at all, or the order is unknown or needs a second result.
+        ValueError: no result or more than five, classes that differ, a value that is not a fraction, a result without
+            any value, or an order that is unknown or needs a second result.
     """
     return save_figure(_class_iou_figure(results, title, order), path)
 
 
 def _class_iou_figure(results: Results, title: str | None = None, order: str = "classes") -> Figure:
-    import matplotlib
-
-    table = percent_table(results, MOST_RESULTS)
-    panels = _panels(table, order)
-    limit = 10 * math.ceil(max(np.nanmax(table.values), 1) / 10)
-    with matplotlib.rc_context(STYLE):
-        figure = _empty_figure(panels, has_title=title is not None)
-        for axes, panel in zip(figure.axes, panels, strict=True):
-            _frame(axes, panel, limit)
-            _draw_bars(axes, panel, list(results))
-            if len(results) == 2:
-                _write_gains(axes, panel)
-        _stress_mean(figure.axes[0], len(results))
-        if title is not None:
-            figure.suptitle(title)
-        _result_legend(figure, list(results), table.means)
-    return figure
-
-
-def _panels(table: Panel, order: str) -> list[Panel]:
-    row = _row_height(table.values.shape[1])
-    most_extremes = min(MOST_EXTREMES, int(EXTREMES_HEIGHT / row))
-    return arrange(table, order, [int(height / row) for height in PANEL_HEIGHTS], most_extremes)
-
-
-def _row_height(n_results: int) -> float:
-    return BAR * n_results + ROW_GAP
-
-
-def _empty_figure(panels: list[Panel], has_title: bool) -> Figure:
-    """An axes for each panel, all as high as the longest needs: bars are equally thick everywhere."""
-    longest = max(len(shorten(name, NAME_LENGTH)) for panel in panels for name in panel.names)
-    n_results = panels[0].values.shape[1]
-    width = BARS_WIDTH + CHARACTER * longest + GAIN_WIDTH * (n_results == 2) + AROUND
-    height = _row_height(n_results) * max(len(panel.names) for panel in panels)
-    below = 0.75 + 0.25 * math.ceil(n_results / 2)
-    figure = new_figure(max(7.0, width * len(panels)), height + below + 0.4 * has_title + 0.4, layout="constrained")
-    for axes in figure.subplots(1, len(panels), squeeze=False)[0]:
-        axes.set_ylim(height, 0)
+    names, values = _percent(results)
+    means = np.nanmean(values, axis=0)
+    rows, heading = _shown_rows(names, values, order)
+    names, values = ["mean", *(names[row] for row in rows)], np.vstack([means, values[rows]])
+    row_height = BAR * len(results) + ROW_GAP
+    height = row_height * len(names)
+    with styled_figure(max(7.0, 6.0 + 0.105 * NAME_LENGTH), height + 1.6) as figure:
+        axes = figure.add_subplot()
+        _draw_bars(axes, values, list(results), row_height)
+        middles = row_height * (np.arange(len(names)) + 0.5)
+        axes.set_yticks(middles, [shorten(name, NAME_LENGTH) for name in names])
+        axes.get_yticklabels()[0].set_fontweight("bold")
+        axes.axhspan(0, row_height, color="#F0F0F0", zorder=0)
+        axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
+        limit = 10 * math.ceil(max(np.nanmax(values), 1) / 10)
+        axes.set(ylim=(height, 0), xlim=(0, 1.16 * limit), xticks=range(0, limit + 1, 20 if limit > 50 else 10))
+        axes.set_xlabel("IoU (%)")
+        axes.set_title("\n".join(filter(None, (title, heading))), pad=20)
+        if len(results) == 2:
+            _write_gains(axes, middles, values[:, 1] - values[:, 0])
+        _result_legend(figure, list(results), means)
     return figure
 
 
-def _frame(axes: Axes, panel: Panel, limit: int) -> None:
-    axes.set_yticks(_middles(panel), [shorten(name, NAME_LENGTH) for name in panel.names])
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, limit * 1.16)  # the number beside the longest bar needs the room
-    axes.set_xticks(range(0, limit + 1, 20 if limit > 50 else 10))
-    axes.set_xlabel("IoU (%)")
-    axes.set_title(panel.heading, pad=20)
-    axes.spines["left"].set_bounds(_row_height(panel.values.shape[1]) * len(panel.names), 0)
+def _percent(results: Results) -> tuple[list[str], np.ndarray]:
+    """Class names of the first result, and `(K, R)` percent with NaN where a class is not in the data."""
+    if not 1 <= len(results) <= MOST_RESULTS:
+        raise ValueError(f"{len(results)} results were passed; one to {MOST_RESULTS} fit in one chart.")
+    (first, names), *others = ((name, list(classes)) for name, classes in results.items())
+    for other, theirs in others:
+        if difference := sorted(set(names) ^ set(theirs)):
+            more = f" and {len(difference) - 10} more" if len(difference) > 10 else ""
+            raise ValueError(
+                f"The classes of {first!r} and {other!r} differ: only one of them has {difference[:10]}{more}. "
+                "Compare results on the same dataset."
+            )
+    for result, classes in results.items():
+        given = {name: value for name, value in classes.items() if value is not None and not math.isnan(value)}
+        if not given:
+            raise ValueError(f"{result!r} has no IoU of any class; evaluate it on data with labels.")
+        for name, value in given.items():
+            if not 0 <= value <= 1:
+                raise ValueError(
+                    f"{result!r} gives {name!r} an IoU of {value}; pass fractions from 0 to 1, not percent."
+                )
+    columns = [[classes[name] for name in names] for classes in results.values()]
+    return names, 100 * np.array(columns, dtype=float).T  # None becomes NaN
 
 
-def _middles(panel: Panel) -> list[float]:
-    return [_row_height(panel.values.shape[1]) * (index + 0.5) for index in range(len(panel.names))]
+def _shown_rows(names: list[str], values: np.ndarray, order: str) -> tuple[list[int], str]:
+    """The classes to draw, from top to bottom, and what the heading says of the choice."""
+    if order not in ORDERS:
+        raise ValueError(f"order={order!r} is unknown; known are {', '.join(ORDERS)}.")
+    if order == "gain" and values.shape[1] < 2:
+        raise ValueError("order='gain' compares the last result with the first; pass a second one or order='classes'.")
+    single = values.shape[1] == 1
+    ranked = values[:, 0] if single else values[:, -1] - values[:, 0]
+    falling = [int(row) for row in np.argsort(-ranked, kind="stable")]  # NaN comes last
+    if len(names) > MOST_ROWS:
+        known, half = [row for row in falling if not math.isnan(ranked[row])], MOST_ROWS // 2
+        if len(known) > MOST_ROWS:
+            what = ("highest", "lowest") if single else ("largest gains", "largest losses")
+            heading = f"{half} {what[0]} and {half} {what[1]} of {len(names)} classes"
+            return known[:half] + known[-half:], heading
+        return known, f"{len(known)} of {len(names)} classes are in the data"
+    return (falling if order == "gain" else list(range(len(names)))), ""
 
 
-def _stress_mean(axes: Axes, n_results: int) -> None:
-    axes.axhspan(0, _row_height(n_results), color="#F0F0F0", zorder=0)
-    axes.get_yticklabels()[0].set_fontweight("bold")
-
-
-def _draw_bars(axes: Axes, panel: Panel, results: list[str]) -> None:
-    is_absent = np.isnan(panel.values).all(axis=1)
-    for column, (name, color) in enumerate(zip(results, SERIES_COLORS)):  # noqa: B905
-        values = panel.values[:, column]
-        middles = [middle + BAR * (column - (len(results) - 1) / 2) for middle in _middles(panel)]
-        bars = axes.barh(middles, np.nan_to_num(values), height=BAR * 0.88, color=color, label=name)
-        texts = ["n/a" if math.isnan(value) else f"{value:.1f}" for value in values]
+def _draw_bars(axes: Axes, values: np.ndarray, results: list[str], row_height: float) -> None:
+    is_absent = np.isnan(values).all(axis=1)
+    middles = row_height * (np.arange(len(values)) + 0.5)
+    for column, name in enumerate(results):
+        shift = BAR * (column - (len(results) - 1) / 2)
+        bars = axes.barh(
+            middles + shift, np.nan_to_num(values[:, column]), 0.88 * BAR, color=SERIES_COLORS[column], label=name
+        )
+        texts = ["n/a" if math.isnan(value) else f"{value:.1f}" for value in values[:, column]]
         texts = ["" if absent else text for text, absent in zip(texts, is_absent, strict=True)]
         axes.bar_label(bars, texts, padding=3, fontsize=10.5)
-    for index in np.flatnonzero(is_absent):
-        where = {"xy": (0, _middles(panel)[index]), "xytext": (3, 0), "textcoords": "offset points"}
-        axes.annotate("not in the data", **where, va="center", fontsize=10.5, color=FAINT)
+    for row in np.flatnonzero(is_absent):
+        axes.annotate(
+            "not in the data", (0, middles[row]), (3, 0), textcoords="offset points", va="center", fontsize=10.5,
+            color=FAINT,
+        )  # fmt: skip
 
 
-def _write_gains(axes: Axes, panel: Panel) -> None:
+def _write_gains(axes: Axes, middles: np.ndarray, gains: np.ndarray) -> None:
     beside = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
     axes.text(1.13, -0.16, "gain", color=FAINT, **beside)
-    for middle, gain in zip(_middles(panel), panel.gain, strict=True):
+    for middle, gain in zip(middles, gains, strict=True):
         if not math.isnan(gain):
-            text, color = _signed(gain)
-            axes.text(1.13, middle, text, color=color, fontweight="bold", **beside)
-
-
-def _signed(gain: float) -> tuple[str, str]:
-    """The gain in points with its sign, and its colour; what rounds to nothing has neither."""
-    text = f"{gain:+.1f}"
-    if float(text) == 0:
-        return "0.0", INK
-    return text.replace("-", "\N{MINUS SIGN}"), GAIN_COLOR if gain > 0 else LOSS_COLOR
+            text = f"{gain:+.1f}".replace("-", "\N{MINUS SIGN}")
+            is_zero = float(f"{gain:.1f}") == 0
+            color = INK if is_zero else GAIN_COLOR if gain > 0 else LOSS_COLOR
+            axes.text(1.13, middle, "0.0" if is_zero else text, color=color, fontweight="bold", **beside)
 
 
 def _result_legend(figure: Figure, results: list[str], means: np.ndarray) -> None:
     from matplotlib.patches import Patch
 
     texts = [f"{name} (mean {mean:.1f} %)" for name, mean in zip(results, means, strict=True)]
-    handles = [Patch(color=color, label=text) for text, color in zip(texts, SERIES_COLORS)]  # noqa: B905
-    add_legend(figure, handles, handlelength=1.3, handleheight=1.0)
+    add_legend(figure, [Patch(color=SERIES_COLORS[index], label=text) for index, text in enumerate(texts)])

@@ -14,7 +14,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from ..charts.overlay import draw_overlay
+from ..charts.label_maps import draw_overlay
 from .segmenters import Segmentation, Segmenter
 
 Pair = tuple[Segmenter, Segmentation]

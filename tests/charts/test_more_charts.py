@@ -85,7 +85,7 @@ def test_the_legend_names_each_result_with_its_mean_over_the_classes_in_the_data
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "student alone (mean 55.0 %)", "Af-DCD (mean 57.7 %)"
     ]  # fmt: skip
-    assert figure.get_suptitle() == "CamVid val"
+    assert figure.axes[0].get_title() == "CamVid val"
 
 
 def test_order_gain_starts_with_the_largest_gain_and_ends_with_what_has_none():
@@ -106,32 +106,32 @@ def test_one_or_three_results_have_no_gain_column_and_a_class_one_result_lacks_r
     assert "gain" not in texts(axes) and texts(axes).count("n/a") == 2
 
 
-def test_fifty_classes_stand_in_two_panels_in_their_order_with_bars_of_one_scale():
-    left, right = _class_iou_figure({"a": many(50), "b": many(50, 0.1)}).axes
-    assert rows(left) + rows(right) == ["mean", *(name[:26] for name in many(50))]
-    assert left.get_xlim() == right.get_xlim() and left.get_ylim() == right.get_ylim()
+def test_forty_classes_are_all_drawn_in_their_order():
+    (axes,) = _class_iou_figure({"a": many(40), "b": many(40, 0.1)}).axes
+    assert rows(axes) == ["mean", *many(40)] and axes.get_title() == ""
 
 
 def test_of_150_classes_the_largest_gains_and_losses_are_drawn_and_counted():
     before = many(150)
-    gains = {name: (index - 49) / 1000 for index, name in enumerate(before)}  # 49 losses, one zero, 100 gains
-    left, right = _class_iou_figure({"a": before, "b": {n: before[n] + gains[n] for n in before}}).axes
-    ordered = list(before)
-    assert (left.get_title(), right.get_title()) == ("Largest gains: 15 of 100", "Largest losses: 15 of 49")
-    assert rows(left) == ["mean", *ordered[:134:-1]] and rows(right) == ordered[:15]
+    gains = {name: (index - 49) / 1000 for index, name in enumerate(before)}
+    (axes,) = _class_iou_figure({"a": before, "b": {n: before[n] + gains[n] for n in before}}, title="val").axes
+    ordered = list(before)[::-1]
+    assert axes.get_title() == "val\n20 largest gains and 20 largest losses of 150 classes"
+    assert rows(axes) == ["mean", *ordered[:20], *ordered[-20:]]
 
 
 def test_of_171_classes_of_one_result_the_highest_and_lowest_are_drawn():
     values = many(171)
-    ordered = sorted(values, key=values.get)
-    left, right = _class_iou_figure({"a": values}).axes
-    assert (left.get_title(), right.get_title()) == ("Highest 15 of 171", "Lowest 15 of 171")
-    assert rows(left) == ["mean", *ordered[:155:-1]] and rows(right) == ordered[:15]
+    ordered = sorted(values, key=values.get, reverse=True)
+    (axes,) = _class_iou_figure({"a": values}).axes
+    assert axes.get_title() == "20 highest and 20 lowest of 171 classes"
+    assert rows(axes) == ["mean", *ordered[:20], *ordered[-20:]]
 
 
-def test_a_selection_without_losses_says_so():
-    _, right = _class_iou_figure({"a": many(150), "b": many(150, 0.1)}).axes
-    assert right.get_title() == "Largest losses: 0 of 0" and rows(right) == []
+def test_of_many_classes_those_in_the_data_are_drawn():
+    values = {**dict.fromkeys(many(150)), "road": 0.9, "car": 0.5}
+    (axes,) = _class_iou_figure({"a": values}).axes
+    assert axes.get_title() == "2 of 152 classes are in the data" and rows(axes) == ["mean", "road", "car"]
 
 
 @pytest.mark.parametrize(("count", "n_results"), [(11, 2), (19, 5), (50, 2), (150, 2), (171, 1)])
@@ -204,16 +204,15 @@ def test_small_shares_stay_visible_beside_a_full_diagonal():
 
 
 def listed(figure) -> list[str]:
-    return texts(figure.axes[1])[1:]  # the first is the heading
+    return figure.get_supxlabel().split("\n")[1:]
 
 
 def test_many_classes_have_no_numbers_but_a_list_of_the_largest_confusions():
     matrix = np.eye(150, dtype=np.int64) * 1000
     matrix[3, 7], matrix[149, 0], matrix[5, 6] = 3000, 250, 10
-    names = [f"class{index}" for index in range(150)]
-    figure = _confusion_figure(matrix, names)
+    figure = _confusion_figure(matrix, [f"class{index}" for index in range(150)])
     assert listed(figure) == [
-        "75 %", "class3 (3) → class7 (7)", "20 %", "class149 (149) → class0 (0)", "1.0 %", "class5 (5) → class6 (6)"
+        "75 %  class3 (3) → class7 (7)", "20 %  class149 (149) → class0 (0)", "1.0 %  class5 (5) → class6 (6)"
     ]  # fmt: skip
     assert texts(figure.axes[0]) == [] and "class number" in figure.axes[0].get_ylabel()
 
@@ -223,7 +222,7 @@ def test_between_twenty_and_forty_classes_names_and_list_are_shown():
     matrix[0, 1] = 3
     names = [f"class{index}" for index in range(21)]
     figure = _confusion_figure(matrix, names)
-    assert rows(figure.axes[0]) == names and listed(figure) == ["75 %", "class0 → class1"]
+    assert rows(figure.axes[0]) == names and listed(figure) == ["75 %  class0 → class1"]
 
 
 @pytest.mark.parametrize("count", [2, 20, 21, 171])
@@ -290,5 +289,5 @@ def test_a_folder_without_a_history_is_named(tmp_path):
 @pytest.mark.parametrize("text", ['{"log_history": [', "[]", "{}", '{"log_history": null}'])
 def test_a_file_that_is_no_trainers_state_is_named(text, tmp_path):
     (tmp_path / "trainer_state.json").write_text(text)
-    with pytest.raises(ValueError, match="trainer_state.json (is not readable|holds no list)"):
+    with pytest.raises(ValueError, match="trainer_state.json"):
         load_history(tmp_path)

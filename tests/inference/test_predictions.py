@@ -13,7 +13,7 @@ from tiny import segmenter
 
 from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.charts.generated_palette import distinct_palette, oklab
-from afdcd_hf.charts.overlay import draw_overlay
+from afdcd_hf.charts.label_maps import draw_overlay
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.inference import predictions
 from afdcd_hf.inference.images import open_rgb
