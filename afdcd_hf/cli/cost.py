@@ -50,18 +50,17 @@ def _profile(args: argparse.Namespace) -> None:
     if args.json and args.json.exists() and not args.overwrite:
         raise FileExistsError(f"{args.json} exists; give another --json, or --overwrite.")
     from ..cost import ProfileSettings, profile_rows, write_profile
-    from ..cost.latency import SIZES
-    from ..cost.table import HEADER, describe, format_row
+    from ..cost.latency import HEADER, SIZES
 
     hide_loading_bars()
     names = ("batch_size", "precision", "channels_last", "compile", "warmup", "repeats", "max_seconds")
     settings = ProfileSettings(**{name: getattr(args, name) for name in names}, memory=not args.no_memory)
     sizes = [tuple(size) for size in args.size] if args.size else SIZES
     rows = []
-    for row in profile_rows(args.model, sizes, settings, args.device):
+    for row in profile_rows(args.model, sizes, settings=settings, device=args.device):
         if not rows:
-            print(f"{describe(row)}\n{HEADER}")
-        print(format_row(row), flush=True)  # large inputs take their time on a CPU
+            print(f"{row.describe()}\n{HEADER}")
+        print(row.format(), flush=True)  # large inputs take their time on a CPU
         rows.append(row)
         if args.json:  # after each row, so that none is lost if a larger input does not fit
             write_profile(args.json, args.model, rows)

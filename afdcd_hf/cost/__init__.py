@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates, and measured time and memory.
+"""What a model costs: parameters, multiply-accumulates, and measured time and memory.
 
 Everything is loaded on first use.
 """
@@ -11,7 +11,6 @@ from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .counting import count_macs, count_macs_at, count_parameters
-    from .latency import ProfileRow, ProfileSettings, profile_model, profile_rows
-    from .table import format_profile, write_profile
+    from .latency import ProfileRow, ProfileSettings, profile_model, profile_rows, write_profile
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

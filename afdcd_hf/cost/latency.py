@@ -1,28 +1,35 @@
-"""Measures what a network costs on the device at hand: `profile_model`."""
+"""Measures what a model costs on the device at hand: `profile_model`."""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..atomic_io import written_whole
 from ..inference.segment import PRECISIONS
 from ..model_utils import device_of, dtype_of
 from .counting import count_macs_at, count_parameters
-from .failures import explained
 from .machine import convolves_in_tf32, device_name, load_average, versions
 from .memory import MIB, peak_allocated, weight_bytes
-from .timing import Timing, time_calls
 
 SIZES = ((512, 512), (512, 1024), (1024, 2048))
+FEWEST_PASSES = 3  # of a measurement that its time limit cuts short
+HEADER = (
+    f"{'input':>11}{'batch':>7}{'GMACs':>9}{'median ms':>11}{'p95 ms':>10}{'images/s':>10}{'peak MiB':>10}{'passes':>8}"
+)
 
 
 @dataclass(frozen=True)
@@ -30,17 +37,17 @@ class ProfileSettings:
     """How to measure.
 
     Attributes:
-        batch_size: Images in a forward pass.
-        precision: As in inference: "fp32" (the type of the weights), or "bf16" or "fp16" (autocast).
-        channels_last: Lay weights and images out with the channels last.
-        compile: Compile the network with `torch.compile`, anew for each size.
-        warmup: Passes before those that count.
-        repeats: Passes that count.
-        max_seconds: Time limit for each size, after which fewer passes have to do; at least three count.
-        memory: Measure peak memory, in one more pass.
+        batch_size: images in a forward pass.
+        precision: as in inference: "fp32" (the type of the weights), or "bf16" or "fp16" (autocast).
+        channels_last: lay out weights and images with the channels last.
+        compile: compile the model with `torch.compile`, anew for each size.
+        warmup: passes before those that count.
+        repeats: passes that count.
+        max_seconds: time limit for the passes of each size that count, after which fewer have to do; at least three.
+        memory: measure peak memory, in one more pass.
 
     Raises:
-        ValueError: If a number is not positive or the precision is unknown.
+        ValueError: a number is not positive or the precision is unknown.
     """
 
     batch_size: int = 1
@@ -65,22 +72,22 @@ class ProfileSettings:
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """The cost of a network at one size of input.
+    """The cost of a model at one size of input.
 
     Attributes:
-        num_parameters: Every number that the network stores, as `count_parameters` counts.
-        macs: Multiply-accumulates of one image, as `count_macs` counts.
-        height, width, batch_size: Of the input.
-        device: The GPU, or the processor and its number of threads.
-        setting: Precision and what else was asked for, such as "fp32, channels last".
-        median_seconds, p95_seconds: Of the forward pass of a batch.
-        images_per_second: Images of all passes that count, by the time these took.
+        num_parameters: every number that the model stores, as `count_parameters` counts.
+        macs: multiply-accumulates of one image, as `count_macs` counts.
+        height, width, batch_size: of the input.
+        device: the GPU, or the processor and its number of threads.
+        setting: precision and what else was asked for, such as "fp32, channels last".
+        median_seconds, p95_seconds: of the forward pass of a batch.
+        images_per_second: images of all passes that count, by the time these took.
         peak_memory_mb: MiB that weights, input, maps and workspaces take at most, by PyTorch's allocator; not Python,
             libraries, or what the allocator keeps in reserve. None where it was not measured.
-        warmup, repeats: Passes before those that count, and passes that count.
-        load_average: Programs that wanted a core during the minute before; None where it is not known.
-        versions: Of torch, and of CUDA, cuDNN and driver on a GPU.
-        date: Day of the measurement, as 2026-01-31.
+        warmup, repeats: passes before those that count, and passes that count.
+        load_average: programs that wanted a core during the minute before; None where it is not known.
+        versions: of torch, and of CUDA, cuDNN and driver on a GPU.
+        date: day of the measurement, as 2026-01-31.
     """
 
     num_parameters: int
@@ -100,51 +107,74 @@ class ProfileRow:
     versions: str
     date: str
 
+    def describe(self) -> str:
+        """What the row was measured on, and how."""
+        return (
+            f"{self.num_parameters / 1e6:.2f} M parameters; {self.device}; {self.setting}; {self.versions}; measured "
+            f"{self.date}"
+        )
+
+    def format(self) -> str:
+        """One line under `HEADER`; "-" stands for not measured."""
+        memory = "-" if self.peak_memory_mb is None else f"{self.peak_memory_mb:.0f}"
+        return (
+            f"{f'{self.height}x{self.width}':>11}{self.batch_size:>7}{self.macs / 1e9:>9.2f}"
+            f"{1000 * self.median_seconds:>11.1f}{1000 * self.p95_seconds:>10.1f}{self.images_per_second:>10.2f}"
+            f"{memory:>10}{self.repeats:>8}"
+        )
+
 
 def profile_model(
     model: nn.Module | str | Path,
     sizes: Sequence[tuple[int, int]] = SIZES,
     *,
+    settings: ProfileSettings | None = None,
     device: str | torch.device | None = None,
-    **settings,
 ) -> list[ProfileRow]:
-    """Measures time and memory of a network's forward pass, and counts its parameters and multiply-accumulates.
+    """Measure time and memory of a model's forward pass, and count its parameters and multiply-accumulates.
 
-    The network runs in evaluation mode, without gradients, on noise that lies on the device already. Its logits have
-    its own resolution: reading pictures, preprocessing and stretching the logits are not in.
+    The model runs in evaluation mode, without gradients, on noise that lies on the device already. Its logits have
+    their own resolution: reading images, preprocessing and stretching the logits are not included.
 
     Args:
-        model: A network that is called as `model(pixel_values=images)`; or the folder or Hub id of a saved one.
+        model: called as `model(pixel_values=images)`; or the folder or Hub id of a saved one.
         sizes: `(height, width)` of the inputs, in pixels.
-        device: Where to run. By default where the network is; a saved one on a GPU where there is one.
-        **settings: As in `ProfileSettings`.
+        settings: how to measure.
+        device: where to run. By default where the model is; a saved one on a GPU where there is one.
 
     Returns:
-        A row per size. The network that was given stays as it was and where it was: a copy is measured.
+        A row per size. The model that was given stays as and where it was: a copy is measured.
 
     Raises:
-        ValueError: If a size, a setting or the device cannot be, the network cannot take such an input, it does not
-            fit into memory, or cannot be compiled.
-        OSError: If there is no such folder or repository.
+        ValueError: a size, a setting or the device cannot be, the model cannot take such an input, it does not fit
+            into memory, or cannot be compiled.
+        OSError: there is no such folder or repository.
     """
-    return list(profile_rows(model, sizes, ProfileSettings(**settings), device))
+    return list(profile_rows(model, sizes, settings=settings, device=device))
 
 
 def profile_rows(
     model: nn.Module | str | Path,
     sizes: Sequence[tuple[int, int]] = SIZES,
+    *,
     settings: ProfileSettings | None = None,
     device: str | torch.device | None = None,
 ) -> Iterator[ProfileRow]:
-    """As `profile_model`, a row as soon as it is measured."""
+    """As `profile_model`, with each row as soon as it is measured."""
     settings = settings or ProfileSettings()
     sizes = [_checked_size(size) for size in sizes]
     if not sizes:
         raise ValueError("sizes is empty: give at least one (height, width).")
-    device = _checked_device(device)  # before a network is loaded
-    network = _measured_network(model, device, settings)
-    for size in sizes:
-        yield _profile_row(network, size, settings)
+    where = _checked_device(device)  # before a model is loaded
+    network = _measured_model(model, where, settings)
+    return (_profile_row(network, size, settings) for size in sizes)
+
+
+def write_profile(path: str | Path, model: str, rows: Sequence[ProfileRow]) -> None:
+    """Write rows as JSON: `{"model": ..., "rows": [...]}` with the fields of `ProfileRow`, replacing the file."""
+    with written_whole(Path(path)) as part:
+        found = {"model": model, "rows": [asdict(row) for row in rows]}
+        part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -169,100 +199,125 @@ def _checked_device(device: str | torch.device | None) -> torch.device | None:
     return torch.device(device)
 
 
-def _measured_network(
-    model: nn.Module | str | Path, device: torch.device | None, settings: ProfileSettings
-) -> nn.Module:
+def _measured_model(model: nn.Module | str | Path, device: torch.device | None, settings: ProfileSettings) -> nn.Module:
     if isinstance(model, nn.Module):
-        network = copy.deepcopy(model)
+        measured = copy.deepcopy(model)
         device = device or device_of(model)
     else:
         from ..models.loading import load_model
 
-        network = load_model(str(model))
+        measured = load_model(str(model))
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if PRECISIONS[settings.precision] is not None and dtype_of(network) == torch.float64:
-        raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; cast the network.")
-    return network.to(device, memory_format=_memory_format(settings)).eval()
+    if PRECISIONS[settings.precision] is not None and dtype_of(measured) == torch.float64:
+        raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; cast the model.")
+    layout = torch.channels_last if settings.channels_last else torch.preserve_format
+    return measured.to(device, memory_format=layout).eval()
 
 
-def _memory_format(settings: ProfileSettings) -> torch.memory_format:
-    return torch.channels_last if settings.channels_last else torch.preserve_format
-
-
-def _profile_row(network: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> ProfileRow:
-    device, load = device_of(network), load_average()
-    with torch.no_grad(), explained(size, settings.batch_size, settings.compile):
-        [macs] = count_macs_at(network, [size])
-        timing, peak = _measure(network, size, settings)
+def _profile_row(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> ProfileRow:
+    device, load = device_of(model), load_average()
+    with torch.no_grad(), _explained(size, settings):
+        [macs] = count_macs_at(model, [size])
+        seconds, peak = _measure(model, size, settings)
     return ProfileRow(
-        num_parameters=count_parameters(network),
+        num_parameters=count_parameters(model),
         macs=macs,
         height=size[0],
         width=size[1],
         batch_size=settings.batch_size,
         device=device_name(device),
-        setting=_setting(network, settings),
-        **_statistics(timing, settings.batch_size),
-        peak_memory_mb=None if peak is None else (weight_bytes(network) + peak) / MIB,
+        setting=_setting(model, settings),
+        median_seconds=float(np.median(seconds)),
+        p95_seconds=float(np.percentile(seconds, 95)),
+        images_per_second=settings.batch_size * len(seconds) / sum(seconds),
+        peak_memory_mb=None if peak is None else (weight_bytes(model) + peak) / MIB,
+        warmup=settings.warmup,
+        repeats=len(seconds),
         load_average=load,
         versions=versions(device),
         date=date.today().isoformat(),
     )
 
 
-def _measure(network: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> tuple[Timing, int | None]:
-    """Times of the passes, and bytes that one takes at most beside the weights."""
-    device = device_of(network)
-    run = _runner(network, settings)
-    images = _noise(network, size, settings)
-    limits = {name: getattr(settings, name) for name in ("warmup", "repeats", "max_seconds")}
-    timing = time_calls(partial(run, images), device, **limits)
+def _measure(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> tuple[list[float], int | None]:
+    """Seconds of each pass that counts, and bytes that one takes at most beside the weights."""
+    device, run = device_of(model), _runner(model, settings)
+    images = _noise(model, size, settings)
+    for _ in range(settings.warmup):
+        run(images)
+    seconds: list[float] = []
+    while len(seconds) < settings.repeats and (len(seconds) < FEWEST_PASSES or sum(seconds) < settings.max_seconds):
+        seconds.append(_seconds(partial(run, images), device))
     del images
     # this pass makes its input itself, so that the allocator sees it come
-    peak = peak_allocated(lambda: run(_noise(network, size, settings)), device) if settings.memory else None
-    return timing, peak
+    peak = peak_allocated(lambda: run(_noise(model, size, settings)), device) if settings.memory else None
+    return seconds, peak
 
 
-def _noise(network: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> Tensor:
-    """Images as the network takes them; zeros would be cheaper to multiply on a GPU, which then clocks higher."""
-    device, shape = device_of(network), (settings.batch_size, 3, *size)
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Of one call, with everything the device still has to do waited for before and after it."""
+    _wait_for(device)
+    start = perf_counter()
+    call()
+    _wait_for(device)
+    return perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _noise(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> Tensor:
+    """Images as the model takes them; zeros would be cheaper to multiply on a GPU, which then clocks higher."""
+    device, shape = device_of(model), (settings.batch_size, 3, *size)
     generator = torch.Generator(device).manual_seed(0)
-    images = torch.randn(shape, device=device, dtype=dtype_of(network), generator=generator)
+    images = torch.randn(shape, device=device, dtype=dtype_of(model), generator=generator)
     return images.contiguous(memory_format=torch.channels_last) if settings.channels_last else images
 
 
-def _runner(network: nn.Module, settings: ProfileSettings) -> Callable[[Tensor], object]:
-    """What runs the network on a batch."""
-    device_type, autocast = device_of(network).type, PRECISIONS[settings.precision]
+def _runner(model: nn.Module, settings: ProfileSettings) -> Callable[[Tensor], Any]:
+    device_type, autocast = device_of(model).type, PRECISIONS[settings.precision]
     if settings.compile:
         torch.compiler.reset()  # else later sizes get the graph for any size, or none after the eighth
-        network = torch.compile(network, dynamic=False)
+        model = torch.compile(model, dynamic=False)
 
-    def run(images: Tensor) -> object:
+    def run(images: Tensor) -> Any:
         with torch.autocast(device_type, dtype=autocast, enabled=autocast is not None):
-            return network(pixel_values=images)
+            return model(pixel_values=images)
 
     return run
 
 
-def _setting(network: nn.Module, settings: ProfileSettings) -> str:
-    dtype = dtype_of(network)
+def _setting(model: nn.Module, settings: ProfileSettings) -> str:
+    dtype = dtype_of(model)
     if settings.precision != "fp32":
         words = [f"{settings.precision} autocast"]
     else:
         words = ["fp32" if dtype == torch.float32 else str(dtype).removeprefix("torch.")]
-        words += ["TF32 convolutions"] if convolves_in_tf32(device_of(network), dtype) else []
+        words += ["TF32 convolutions"] if convolves_in_tf32(device_of(model), dtype) else []
     words += ["channels last"] if settings.channels_last else []
     words += ["compiled"] if settings.compile else []
     return ", ".join(words)
 
 
-def _statistics(timing: Timing, batch_size: int) -> dict[str, float]:
-    seconds = np.array(timing.seconds)
-    return {
-        "median_seconds": float(np.median(seconds)),
-        "p95_seconds": float(np.percentile(seconds, 95)),
-        "images_per_second": batch_size * len(seconds) / float(seconds.sum()),
-        "warmup": timing.warmup,
-        "repeats": len(seconds),
-    }
+@contextmanager
+def _explained(size: tuple[int, int], settings: ProfileSettings) -> Iterator[None]:
+    """Turn what memory, the model's own limits or a compiler say into a ValueError that names the input."""
+    shown = f"{settings.batch_size} x 3 x {size[0]} x {size[1]}"
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"Input of {shown} does not fit into the GPU's memory; take fewer or smaller images."
+        ) from error
+    except ValueError as error:  # the model's own check
+        raise ValueError(f"The model cannot take an input of {shown}: {error}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise ValueError(f"Input of {shown} does not fit into memory; take fewer or smaller images.") from error
+        tried = "torch.compile, or the pass after it, failed" if settings.compile else "The forward pass failed"
+        advice = "measure without compiling, or another size" if settings.compile else "take another size"
+        # the first line that says something; the rest of PyTorch's messages are stack frames of C++
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise ValueError(f"{tried} on an input of {shown}; {advice}. {type(error).__name__}: {reason}") from error

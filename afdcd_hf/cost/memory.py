@@ -30,21 +30,17 @@ def peak_allocated(run: Callable[[], Any], device: torch.device) -> int | None:
     PyTorch's profiler, which notes every tensor and workspace that is taken and given back.
 
     Args:
-        run: What to measure; its input has to be made inside to be counted.
-        device: Where it works: "cpu" or "cuda".
+        run: what to measure; its input has to be made inside to be counted.
+        device: where it works: "cpu" or "cuda".
     """
     if device.type == "cuda":
-        return _peak_on_gpu(run, device)
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     return _peak_on_cpu(run) if device.type == "cpu" else None
-
-
-def _peak_on_gpu(run: Callable[[], Any], device: torch.device) -> int:
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _peak_on_cpu(run: Callable[[], Any]) -> int:

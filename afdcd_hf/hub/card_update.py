@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..cost import profile_model
+from ..cost import ProfileSettings, profile_model
 from .card_facts import CardFacts, LatencyRow, Picture
 from .facts_file import write_facts
 from .folder_facts import COST_SIZES, check_repo_id, folder_facts, with_repo_id, with_results
@@ -83,7 +83,8 @@ def measure_latency(
         precision: "fp32", "bf16" or "fp16".
     """
     names = [field.name for field in dataclasses.fields(LatencyRow)]
-    rows = profile_model(folder, sizes or COST_SIZES, device=device, precision=precision)
+    settings = ProfileSettings(precision=precision)
+    rows = profile_model(folder, sizes or COST_SIZES, settings=settings, device=device)
     return [LatencyRow(**{name: getattr(row, name) for name in names}) for row in rows]
 
 

@@ -119,6 +119,17 @@ def test_a_size_that_is_no_pair_of_positive_numbers_is_refused(size):
         count_macs(SmallNet(), size)
 
 
+def test_fused_attention_counts_as_its_two_matrix_products():
+    class Attention(nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            tokens = pixel_values.flatten(2).mT[:, None]  # (1, 1, pixels, channels)
+            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+    by_hand = 2 * (6 * 10) ** 2 * 8  # queries times keys, weights times values
+    assert count_macs(Attention(), (6, 10), channels=8) == by_hand
+    assert count_macs(Attention().to("meta"), (6, 10), channels=8) == by_hand
+
+
 # Real networks against a count of our own
 
 

@@ -13,13 +13,19 @@ from tiny import segmenter
 from torch import nn
 
 from afdcd_hf.cli import main
-from afdcd_hf.cost import count_macs, count_parameters, format_profile, profile_model, profile_rows, timing
+from afdcd_hf.cost import ProfileSettings, count_macs, count_parameters, latency, profile_model, profile_rows
 from afdcd_hf.cost.memory import peak_allocated, weight_bytes
-from afdcd_hf.cost.timing import time_calls
 from afdcd_hf.hub.card_facts import LatencyRow
 
 CPU = torch.device("cpu")
-QUICK = {"warmup": 1, "repeats": 3}
+
+
+def profile(model, sizes, device=None, **options):
+    """Three passes after one that does not count."""
+    settings = ProfileSettings(**{"warmup": 1, "repeats": 3, **options})
+    return profile_model(model, sizes, settings=settings, device=device)
+
+
 MIB = 2**20
 
 
@@ -51,60 +57,48 @@ class Recorder(Scale):
         return super().forward(pixel_values)
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that only moves where a test moves it."""
+class Clock:
+    """Moves where a pass moves it; a copied model goes on with the same one."""
 
-    class Clock:
-        now = 0.0
+    def __init__(self, seconds) -> None:
+        self.left, self.now = list(seconds), 0.0
 
-    monkeypatch.setattr(timing, "perf_counter", lambda: Clock.now)
-    return Clock
+    def __deepcopy__(self, memo):
+        return self
 
 
-def calls_of(clock, durations):
-    """A function whose calls take these times, the last one for good."""
-    left = list(durations)
+class Slow(Recorder):
+    """A model whose passes take the given times, the last one for good."""
 
-    def run():
-        clock.now += left.pop(0) if len(left) > 1 else left[0]
+    def __init__(self, monkeypatch, *seconds: float) -> None:
+        super().__init__()
+        self.clock = Clock(seconds)
+        monkeypatch.setattr(latency, "perf_counter", lambda: self.clock.now)
 
-    return run
+    def forward(self, pixel_values):
+        if pixel_values.device.type != "meta":
+            left = self.clock.left
+            self.clock.now += left.pop(0) if len(left) > 1 else left[0]
+        return super().forward(pixel_values)
 
 
 # Times
 
 
-def test_only_calls_after_the_warm_up_count(clock):
-    run = calls_of(clock, [9.0, 5.0, 1.0, 2.0, 3.0, 4.0])
-    assert time_calls(run, CPU, warmup=2, repeats=4, max_seconds=1000) == ([1.0, 2.0, 3.0, 4.0], 2)
+def test_only_passes_after_the_warm_up_count(monkeypatch):
+    [row] = profile(Slow(monkeypatch, 9.0, 5.0, 1.0, 2.0, 3.0, 4.0), [(4, 6)], warmup=2, repeats=4, memory=False)
+    assert (row.median_seconds, row.warmup, row.repeats) == (2.5, 2, 4)
 
 
-def test_a_time_limit_ends_warming_up_and_measuring_but_three_calls_always_count(clock):
-    found = time_calls(calls_of(clock, [1.0]), CPU, warmup=10, repeats=40, max_seconds=8)
-    assert found == ([1.0] * 8, 1 + 2)  # a quarter of 8 seconds, after the first call
-    found = time_calls(calls_of(clock, [100.0]), CPU, warmup=10, repeats=40, max_seconds=8)
-    assert found == ([100.0] * 3, 1 + 1)
-    assert len(time_calls(calls_of(clock, [100.0]), CPU, warmup=1, repeats=2, max_seconds=8).seconds) == 2
+@pytest.mark.parametrize(("seconds", "repeats", "counted"), [(1.0, 40, 8), (100.0, 40, 3), (100.0, 2, 2)])
+def test_a_time_limit_ends_measuring_but_three_passes_always_count(monkeypatch, seconds, repeats, counted):
+    [row] = profile(Slow(monkeypatch, seconds), [(4, 6)], repeats=repeats, max_seconds=8, memory=False)
+    assert row.repeats == counted
 
 
-def test_the_first_call_may_take_long_without_shortening_the_rest(clock):
-    found = time_calls(calls_of(clock, [500.0, 1.0]), CPU, warmup=3, repeats=5, max_seconds=20)
-    assert found == ([1.0] * 5, 3)
-
-
-def test_a_row_has_median_95th_percentile_and_images_of_all_passes_by_their_time(clock):
-    model = Recorder()
-    seconds = [7.0, *[0.1] * 18, 0.2, 1.0]  # the warm-up, then twenty
-
-    def forward(_, inputs):
-        if inputs[0].device.type != "meta":
-            clock.now += seconds.pop(0)
-
-    model.register_forward_pre_hook(
-        lambda module, args, kwargs: forward(module, [kwargs["pixel_values"]]), with_kwargs=True
-    )
-    [row] = profile_model(model, [(4, 6)], warmup=1, repeats=20, batch_size=5, memory=False)
+def test_a_row_has_median_95th_percentile_and_images_of_all_passes_by_their_time(monkeypatch):
+    model = Slow(monkeypatch, 7.0, *[0.1] * 18, 0.2, 1.0)  # the warm-up, then twenty
+    [row] = profile(model, [(4, 6)], repeats=20, batch_size=5, memory=False)
     assert row.median_seconds == pytest.approx(0.1)
     assert row.p95_seconds == pytest.approx(0.2 + 0.05 * 0.8)  # 19 gaps: 0.95 of them is 18.05
     assert row.images_per_second == pytest.approx(5 * 20 / 3.0)
@@ -138,9 +132,9 @@ def test_weights_count_once_and_buffers_too():
 
 
 def test_the_peak_of_a_row_has_weights_input_and_maps():
-    [row] = profile_model(Recorder(), [(256, 512)], **QUICK)
+    [row] = profile(Recorder(), [(256, 512)])
     assert row.peak_memory_mb == pytest.approx(2 * 3 * 256 * 512 * 4 / MIB + 12 / MIB, rel=1e-3)
-    [double] = profile_model(Recorder(), [(256, 512)], batch_size=2, **QUICK)
+    [double] = profile(Recorder(), [(256, 512)], batch_size=2)
     assert double.peak_memory_mb == pytest.approx(2 * row.peak_memory_mb, rel=1e-3)
 
 
@@ -149,7 +143,7 @@ def test_the_peak_of_a_row_has_weights_input_and_maps():
 
 def test_a_row_per_size_counts_as_the_counters_do_and_holds_what_a_card_needs():
     model = segmenter()
-    rows = profile_model(model, [(32, 48), (64, 64)], batch_size=2, **QUICK)
+    rows = profile(model, [(32, 48), (64, 64)], batch_size=2)
     assert [(row.height, row.width, row.batch_size) for row in rows] == [(32, 48, 2), (64, 64, 2)]
     assert [row.macs for row in rows] == [count_macs(model, (32, 48)), count_macs(model, (64, 64))]
     assert {row.num_parameters for row in rows} == {count_parameters(model)}
@@ -161,9 +155,9 @@ def test_a_row_per_size_counts_as_the_counters_do_and_holds_what_a_card_needs():
 
 
 def test_the_network_runs_as_asked_for_without_gradients_in_evaluation_mode():
-    profile_model(Recorder(), [(8, 12)], batch_size=3, memory=False, **QUICK)
+    profile(Recorder(), [(8, 12)], batch_size=3, memory=False)
     assert set(Recorder.calls) == {((3, 3, 8, 12), False, False, False, False)} and len(Recorder.calls) == 4
-    [row] = profile_model(Recorder(), [(8, 12)], channels_last=True, precision="bf16", memory=False, **QUICK)
+    [row] = profile(Recorder(), [(8, 12)], channels_last=True, precision="bf16", memory=False)
     assert set(Recorder.calls) == {((1, 3, 8, 12), True, torch.bfloat16, False, False)}
     assert row.setting == "bf16 autocast, channels last"
 
@@ -172,7 +166,7 @@ def test_the_network_that_was_given_stays_as_it_was():
     model = segmenter().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    profile_model(model, [(32, 32)], channels_last=True, **QUICK)
+    profile(model, [(32, 32)], channels_last=True)
     assert model.training and all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert model.state_dict().keys() == before.keys() and torch.equal(torch.get_rng_state(), random_state)
     kernels = [tensor for tensor in model.parameters() if tensor.dim() == 4]
@@ -180,7 +174,7 @@ def test_the_network_that_was_given_stays_as_it_was():
 
 
 def test_half_precision_weights_are_named_and_get_input_of_their_type():
-    [row] = profile_model(Recorder().to(torch.bfloat16), [(8, 8)], memory=False, **QUICK)
+    [row] = profile(Recorder().to(torch.bfloat16), [(8, 8)], memory=False)
     assert row.setting == "bfloat16"
 
 
@@ -200,7 +194,7 @@ def test_a_network_is_compiled_anew_for_each_size_with_that_very_size(monkeypatc
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     sizes = [(4, 4 + step) for step in range(10)]  # more than torch.compile keeps graphs of
-    rows = profile_model(Scale(), sizes, compile=True, memory=False, **QUICK)
+    rows = profile(Scale(), sizes, compile=True, memory=False)
     assert {row.setting for row in rows} == {"fp32, compiled"}
     assert compiled == [[(1, 3, *size)] for size in sizes]
 
@@ -211,13 +205,13 @@ def test_what_cannot_be_compiled_is_said_with_what_to_do(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     with pytest.raises(ValueError, match="torch.compile, .* failed on an input of 1 x 3 x 8 x 8; measure without"):
-        profile_model(Scale(), [(8, 8)], compile=True, **QUICK)
+        profile(Scale(), [(8, 8)], compile=True)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_memory_is_the_allocators_and_the_device_is_named():
-    [row] = profile_model(segmenter(), [(64, 64)], device="cuda", **QUICK)
+    [row] = profile(segmenter(), [(64, 64)], device="cuda")
     assert row.device == torch.cuda.get_device_name() and "CUDA" in row.versions
     assert row.peak_memory_mb > weight_bytes(segmenter()) / MIB
 
@@ -242,13 +236,13 @@ def test_on_a_gpu_memory_is_the_allocators_and_the_device_is_named():
 def test_what_cannot_be_measured_is_refused_before_anything_runs(options, message):
     model = Recorder()
     with pytest.raises(ValueError, match=message):
-        profile_model(model, **{"sizes": [(8, 8)], **options})
+        profile(model, **{"sizes": [(8, 8)], **options})
     assert not Recorder.calls
 
 
 def test_autocast_of_float64_weights_is_refused():
     with pytest.raises(ValueError, match="float64"):
-        profile_model(Recorder().double(), [(8, 8)], precision="bf16")
+        profile(Recorder().double(), [(8, 8)], precision="bf16")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +261,7 @@ def test_a_failing_pass_names_the_input_and_what_to_do(error, message):
     model = Recorder()
     model.register_forward_pre_hook(fail)
     with pytest.raises(ValueError, match=message):
-        profile_model(model, [(8, 16)], **QUICK)
+        profile(model, [(8, 16)])
 
 
 # Command
@@ -297,16 +291,14 @@ def test_the_command_prints_a_row_per_size_and_writes_them(saved, tmp_path, caps
 def test_json_holds_every_field_of_a_row_and_the_table_says_where_nothing_was_measured(saved, tmp_path, capsys):
     assert quick_command(saved, "--size", 32, 32, "--no-memory", "--json", tmp_path / "p.json") == 0
     [found] = json.loads((tmp_path / "p.json").read_text())["rows"]
-    [row] = profile_model(saved, [(32, 32)], device="cpu", memory=False, **QUICK)
+    [row] = profile(saved, [(32, 32)], device="cpu", memory=False)
     assert list(found) == [field.name for field in fields(row)]
     same = ("num_parameters", "macs", "device", "setting", "versions", "repeats", "peak_memory_mb")
     assert {name: found[name] for name in same} == {name: asdict(row)[name] for name in same}
-    assert format_profile([row]).splitlines()[-1].split()[-2:] == ["-", "3"]
+    assert row.format().split()[-2:] == ["-", "3"]
 
 
 def test_rows_measured_before_a_failure_are_kept(saved, tmp_path, capsys, monkeypatch):
-    from afdcd_hf.cost import latency
-
     measure = latency._measure
 
     def failing(network, size, settings):
@@ -334,8 +326,6 @@ def test_a_file_that_is_there_is_only_replaced_on_request(saved, tmp_path, capsy
 
 @pytest.mark.parametrize(("load", "note"), [(100000.0, True), (0.0, False), (None, False)])
 def test_a_busy_machine_is_said_to_be_busy(saved, capsys, monkeypatch, load, note):
-    from afdcd_hf.cost import latency
-
     monkeypatch.setattr(latency, "load_average", lambda: load)
     assert quick_command(saved, "--size", 32, 32) == 0
     assert ("times are too long" in capsys.readouterr().out) is note
