@@ -12,7 +12,7 @@ from accelerate import PartialState
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
-from ..inference.onnx_segmenter import OnnxSegmenter, load_segmenter
+from ..inference.onnx_segmenter import load_segmenter, settings_for
 from ..inference.settings import WHOLE_IMAGE, InferenceSettings
 from ..inference.submission import submission_writer, zip_predictions
 from .results import check_writable, dataset_context, save_results
@@ -67,8 +67,7 @@ def evaluate_saved(
     network.to(device or state.device)
     if benchmark is not None:
         check_classes(network, benchmark.classes, benchmark.name)
-    if isinstance(network, OnnxSegmenter):
-        settings = network.settings_for(settings)
+    settings = settings_for(network, settings)
     writer = submission_writer(save_predictions, benchmark, overwrite=overwrite) if save_predictions else None
     if writer and state.is_main_process:
         writer.prepare()

@@ -1,4 +1,4 @@
-"""A network as an ONNX graph that carries its classes and image processor, checked against PyTorch."""
+"""A model as an ONNX graph that carries its classes and image processor, checked against PyTorch."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..atomic_io import written_whole
+from ..atomic_io import check_can_write, written_whole
 from ..inference.onnx_segmenter import METADATA_KEY, OnnxSegmenter, check_packages
 from ..model_utils import align_corners_of
 from ..models.modeling_afdcd import upsample_logits
 from .parity import ParityRow, check_parity
 from .pooling import PoolingByProducts
 
-# batch, height, width: sides that strides divide and sides that they do not, wide and high, one picture and several
+# batch, height, width: sides that strides divide and sides that they do not, wide and high, one image and several
 PARITY_SHAPES = ((1, 128, 128), (2, 97, 129), (1, 360, 480), (3, 130, 66), (1, 256, 512))
 
 
 class Graph(nn.Module):
-    """What is exported: the network, then perhaps stretching to the input's size and the choice of the best class."""
+    """What is exported: the model, then perhaps stretching to the input's size and the choice of the best class."""
 
     def __init__(self, model: nn.Module, upsample: bool, argmax: bool):
         super().__init__()
@@ -59,7 +59,7 @@ def export_onnx(
     opset: int | None = None,
     overwrite: bool = False,
 ) -> list[ParityRow]:
-    """Write a network as one `.onnx` file, and hold it against PyTorch in onnxruntime before it gets its name.
+    """Write a model as one `.onnx` file, and hold it against PyTorch in onnxruntime before it gets its name.
 
     The graph's input is `pixel_values`, `(batch, 3, height, width)` float32 as the image processor gives them; its
     output is `logits`, `(batch, K, h, w)` float32, or `labels`, `(batch, h, w)` uint8 (int32 beyond 256 classes).
@@ -72,7 +72,7 @@ def export_onnx(
         upsample: stretch logits to the input's size within the graph.
         argmax: give class ids instead of scores.
         size: height and width that the graph is fixed to; None for a graph that takes every size. The number of
-            pictures is free either way.
+            images is free either way.
         opset: version of ONNX's operators; None for the exporter's own choice.
         overwrite: replace an existing file.
 
@@ -80,7 +80,7 @@ def export_onnx(
         The parity found: a row per input size tried.
 
     Raises:
-        ValueError: another file name, a size or opset that cannot be, a network that cannot be traced (for every size),
+        ValueError: another file name, a size or opset that cannot be, a model that cannot be traced (for every size),
             or one whose graph does not compute the same.
         FileExistsError: the file exists, and `overwrite` is off.
     """
@@ -91,23 +91,27 @@ def export_onnx(
     graph = Graph(copy.deepcopy(model).cpu().float().eval(), upsample, argmax)
     facts = _facts(model, processor, upsample, argmax, size)
     with written_whole(output) as part:
-        _save(_trace(graph, size, opset), facts, part)
+        proto = _trace(graph, size, opset)
+        _name_axes(proto.graph, facts)
+        attach_facts(proto, facts)
+        part.write_bytes(proto.SerializeToString())
         shapes = PARITY_SHAPES if size is None else [(batch, *size) for batch in (1, 2, 3)]
         return check_parity(graph.scores, OnnxSegmenter(part).run, processor, shapes, labels=argmax)
 
 
 def check_output(output: str | Path, overwrite: bool = False) -> Path:
-    """Look before a long export whether its file may be written.
+    """Look before a long export whether its file can be written.
 
     Raises:
         ValueError: it is not named `.onnx`.
-        FileExistsError: it exists and `overwrite` is off.
+        OSError: it exists and `overwrite` is off, or nothing can be written there.
     """
     output = Path(output)
     if output.suffix != ".onnx":
         raise ValueError(f"An ONNX graph is one file: give --output a name that ends in .onnx, not {str(output)!r}.")
     if output.exists() and (not overwrite or output.is_dir()):
         raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
+    check_can_write(output)
     return output
 
 
@@ -177,16 +181,8 @@ def _quiet() -> Iterator[None]:
 
 def _refusal(error: Exception, size: tuple[int, int] | None) -> str:
     reason = " ".join(str(error.__cause__ or error).split())[:300]
-    hint = "" if size else " Some networks can only be exported for one size: try --size HEIGHT WIDTH."
-    return f"torch cannot export this network to ONNX.{hint} It says: {reason}"
-
-
-def _save(proto, facts: dict[str, Any], path: Path) -> None:
-    import onnx
-
-    _name_axes(proto.graph, facts)
-    attach_facts(proto, facts)
-    onnx.save(proto, path)
+    hint = "" if size else " Some models can only be exported for one size: try --size HEIGHT WIDTH."
+    return f"torch cannot export this model to ONNX.{hint} It says: {reason}"
 
 
 def _name_axes(graph, facts: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ backbone = timm.create_model("local-dir:FOLDER", pretrained=True, features_only=
 maps = backbone(images)  # list of (B, C, h, w), the last at stride {stride}
 ```
 
-Pictures of pixels from 0 to 1 are normalised with mean {mean} and standard deviation {std}{order}.
+Images of pixels from 0 to 1 are normalised with mean {mean} and standard deviation {std}{order}.
 {lacking}"""
 
 
@@ -56,12 +57,12 @@ def export_timm_backbone(model: AfDcdForSemanticSegmentation, processor, output:
         last map and the classifier): with features alone they are not needed.
 
     Raises:
-        ValueError: a network of another kind, or a backbone that timm does not give back equal.
+        ValueError: a model of another kind, or a backbone that timm does not give back equal.
         FileExistsError: the folder exists.
     """
     output = Path(output)
     if not isinstance(model, AfDcdForSemanticSegmentation):
-        raise ValueError(f"Only networks with a timm backbone can be exported for timm, not {type(model).__name__}.")
+        raise ValueError(f"Only models with a timm backbone can be exported for timm, not {type(model).__name__}.")
     if output.exists():
         raise FileExistsError(f"{output} exists; give another --output.")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -77,12 +78,18 @@ def export_timm_backbone(model: AfDcdForSemanticSegmentation, processor, output:
 
 def _write(model: AfDcdForSemanticSegmentation, processor, folder: Path) -> list[str]:
     """Everything into the folder, and the check; what the plain model has beyond the backbone."""
-    stride = _stride_argument(model)
+    with torch.device("meta"):
+        own = timm.create_model(model.config.backbone, features_only=True, **model.config.backbone_kwargs)
+    natural = own.feature_info.reduction()[-1] == model.config.output_stride
+    stride = {} if natural else {"output_stride": model.config.output_stride}
     options = dict(model.config.backbone_kwargs)
     out_indices = options.pop("out_indices", None)
     plain = timm.create_model(model.config.backbone, num_classes=0, **options, **stride)
     weights, lacking = _plain_weights(model.backbone.net, plain)
-    save_file(weights, folder / "model.safetensors")
+    try:
+        save_file(weights, folder / "model.safetensors")
+    except SafetensorError as error:  # which is no OSError, even on a full disk
+        raise OSError(f"{folder.parent} cannot be written: {error}") from error
     _write_config(plain, folder / "config.json", {**options, **stride}, processor, whole=not lacking)
     features = {} if out_indices is None else {"out_indices": tuple(out_indices)}
     _check(model, folder, features)
@@ -90,17 +97,9 @@ def _write(model: AfDcdForSemanticSegmentation, processor, folder: Path) -> list
     return lacking
 
 
-def _stride_argument(model: AfDcdForSemanticSegmentation) -> dict[str, int]:
-    """`output_stride` as an argument of timm's, unless the network has that stride by nature."""
-    stride = model.config.output_stride
-    with torch.device("meta"):
-        own = timm.create_model(model.config.backbone, features_only=True, **model.config.backbone_kwargs)
-    return {} if own.feature_info.reduction()[-1] == stride else {"output_stride": stride}
-
-
 def _plain_weights(net: nn.Module, plain: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
     """The backbone's tensors under the plain model's names, and the names for which there are none."""
-    # feature networks put the model under `model.`, or write `stages.0` as `stages_0`
+    # feature models put the model under `model.`, or write `stages.0` as `stages_0`
     ours = {name.removeprefix("model.").replace(".", "_"): tensor for name, tensor in net.state_dict().items()}
     wanted = plain.state_dict()
     named = {name: ours.pop(name.replace(".", "_")) for name in wanted if name.replace(".", "_") in ours}
@@ -142,9 +141,9 @@ def _check(model: AfDcdForSemanticSegmentation, folder: Path, features: dict[str
         raise ValueError(f"timm does not take the exported backbone back: {' '.join(str(error).split())}") from error
     backbone = copy.deepcopy(model.backbone.net).cpu().eval()
     size = loaded.pretrained_cfg["input_size"][-2:]
-    picture = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(next(backbone.parameters()).dtype)
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(next(backbone.parameters()).dtype)
     with torch.no_grad():
-        pairs = list(zip(loaded.to(picture.dtype)(picture), backbone(picture), strict=True))
+        pairs = list(zip(loaded.to(image.dtype)(image), backbone(image), strict=True))
     if not all(torch.equal(given, wanted) for given, wanted in pairs):
         raise ValueError(f"timm's {model.config.backbone!r}, loaded from the exported folder, gives other maps.")
 

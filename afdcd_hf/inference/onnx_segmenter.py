@@ -100,6 +100,11 @@ def load_onnx(path: str | Path, threads: int | None = None) -> tuple[OnnxSegment
         return segmenter, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
+def settings_for(model: nn.Module, settings: InferenceSettings) -> InferenceSettings:
+    """The settings; for a graph of fixed size with windows of that size, unless they have some already."""
+    return model.settings_for(settings) if isinstance(model, OnnxSegmenter) else settings
+
+
 def load_segmenter(name_or_path: str) -> tuple[nn.Module, Any]:
     """A model and its image processor, from a folder, a Hub id or an `.onnx` file of `afdcd export`."""
     if Path(name_or_path).suffix == ".onnx":

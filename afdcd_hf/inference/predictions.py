@@ -19,7 +19,7 @@ from ..charts.generated_palette import distinct_palette
 from ..charts.label_maps import draw_overlay
 from ..data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from .images import find_images, open_rgb, save_png
-from .onnx_segmenter import load_segmenter
+from .onnx_segmenter import load_segmenter, settings_for
 from .segment import Predictor, Sample, as_array, make_sample
 from .settings import WHOLE_IMAGE, InferenceSettings
 
@@ -100,6 +100,7 @@ def predict_images(
     _check_legend(output / LEGEND, legend := _legend(names, colors), overwrite)
     network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     of_image = {one.image: one for one in plan}
+    settings = settings_for(network, settings)
     for path, image, label_map in segment_files(Predictor(network, settings), processor, list(of_image), progress):
         if legend:  # only once there is a prediction to explain
             with written_whole(output / LEGEND) as part:

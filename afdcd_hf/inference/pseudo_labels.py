@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..atomic_io import check_can_write, written_whole
 from .images import find_images, save_png
-from .onnx_segmenter import load_segmenter
+from .onnx_segmenter import OnnxSegmenter, load_segmenter, settings_for
 from .predictions import segment_files
 from .segment import IGNORED, Predictor
 from .settings import WHOLE_IMAGE, InferenceSettings
@@ -68,7 +68,10 @@ def write_pseudo_labels(
     classes = [network.config.id2label[index] for index in range(network.config.num_labels)]
     if len(classes) > IGNORED:
         raise ValueError(f"The model has {len(classes)} classes; with 255 as the ignored label, 255 are possible.")
+    if isinstance(network, OnnxSegmenter) and network.facts["output"] == "labels":
+        raise ValueError(f"{model} gives classes without scores, hence no confidence: export it without --argmax.")
     network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    settings = settings_for(network, settings)
     predictor = Predictor(network, settings, least_confidence=confidence)
     rows, labelled, pixels = [], 0, 0
     try:

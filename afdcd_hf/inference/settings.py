@@ -12,23 +12,6 @@ import torch
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def _scales(values: Any) -> tuple[float, ...]:
-    scales = tuple(values) if isinstance(values, (tuple, list)) else (values,)
-    numbers = all(isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0 for scale in scales)
-    if not scales or not numbers:
-        raise ValueError(f"scales={values!r}: expected one or more positive factors, such as (0.75, 1.0, 1.25).")
-    return tuple(float(scale) for scale in scales)
-
-
-def _height_and_width(name: str, value: Any) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    sides = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"{name}={value!r}: expected (height, width), two positive whole numbers of pixels.")
-    return sides
-
-
 @dataclass(frozen=True)
 class InferenceSettings:
     """How label maps are made of images. The default: the whole image, once, at its own scale.
@@ -55,25 +38,37 @@ class InferenceSettings:
         # Lists come from JSON and the command line; tuples keep the settings hashable and equal to others.
         object.__setattr__(self, "scales", _scales(self.scales))
         object.__setattr__(self, "window", _height_and_width("window", self.window))
-        object.__setattr__(self, "stride", self._checked_stride())
+        stride = _height_and_width("stride", self.stride)
+        if stride and self.window is None:
+            raise ValueError(f"stride={stride} without a window: give the window's height and width as well.")
+        if self.window and stride is None:
+            stride = tuple(max(1, round(2 * side / 3)) for side in self.window)
+        if stride and any(step > side for step, side in zip(stride, self.window, strict=True)):
+            raise ValueError(f"stride={stride} exceeds window={self.window}: pixels between windows would be left out.")
+        object.__setattr__(self, "stride", stride)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r} is unknown; expected one of {', '.join(PRECISIONS)}.")
-
-    def _checked_stride(self) -> tuple[int, int] | None:
-        stride = _height_and_width("stride", self.stride)
-        if self.window is None:
-            if stride is not None:
-                raise ValueError(f"stride={stride} without a window: give the window's height and width as well.")
-            return None
-        if stride is None:
-            return tuple(max(1, round(2 * side / 3)) for side in self.window)
-        if any(step > side for step, side in zip(stride, self.window, strict=True)):
-            raise ValueError(f"stride={stride} exceeds window={self.window}: pixels between windows would be left out.")
-        return stride
 
     def describe(self) -> dict[str, Any]:
         """Entries of a protocol, fit for JSON; `InferenceSettings(**entries)` gives the settings back."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def _scales(values: Any) -> tuple[float, ...]:
+    scales = tuple(values) if isinstance(values, (tuple, list)) else (values,)
+    numbers = all(isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0 for scale in scales)
+    if not scales or not numbers:
+        raise ValueError(f"scales={values!r}: expected one or more positive factors, such as (0.75, 1.0, 1.25).")
+    return tuple(float(scale) for scale in scales)
+
+
+def _height_and_width(name: str, value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    sides = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"{name}={value!r}: expected (height, width), two positive whole numbers of pixels.")
+    return sides
 
 
 WHOLE_IMAGE = InferenceSettings()

@@ -18,15 +18,16 @@ from torch.nn import functional as F
 
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter, segment_image
 from afdcd_hf.cli import main
-from afdcd_hf.export import comparison
 from afdcd_hf.export import onnx as onnx_export
-from afdcd_hf.export.comparison import RuntimeRow, compare_runtimes, format_runtimes, take_turns
+from afdcd_hf.export import runtimes
 from afdcd_hf.export.onnx import PARITY_SHAPES, export_onnx
 from afdcd_hf.export.parity import TOLERANCE, check_parity
 from afdcd_hf.export.pooling import PoolingByProducts, cell_means
-from afdcd_hf.export.quantisation import CalibrationPictures, calibration_indices, quantise_onnx
+from afdcd_hf.export.quantisation import calibration_inputs, quantise_onnx
+from afdcd_hf.export.runtimes import RuntimeRow, compare_runtimes, format_runtimes, take_turns
 from afdcd_hf.export.timm_backbone import export_timm_backbone
 from afdcd_hf.inference.onnx_segmenter import OnnxSegmenter, load_onnx
+from afdcd_hf.inference.pseudo_labels import write_pseudo_labels
 
 BGR = {"do_flip_channels": True, "do_rescale": False, "image_mean": [104.0, 117.0, 123.0], "image_std": [1, 1, 1]}
 needs_onnx = pytest.mark.skipif(
@@ -67,9 +68,6 @@ def fixed_labels(tmp_path_factory):
     return model, processor, path, rows
 
 
-# Pooling
-
-
 @pytest.mark.parametrize("cells", [1, 2, 3, 6, (2, 5), (None, 3), (4, None)])
 @pytest.mark.parametrize("size", [(6, 6), (7, 11), (3, 2), (1, 13)])
 def test_pooling_by_products_is_adaptive_average_pooling(cells, size):
@@ -83,9 +81,6 @@ def test_inside_the_mode_layers_of_any_network_pool_by_products(monkeypatch):
     monkeypatch.setattr(torch._C._nn, "adaptive_avg_pool2d", None)  # what the usual way ends in
     with PoolingByProducts():
         torch.testing.assert_close(nn.AdaptiveAvgPool2d(3)(maps), expected)
-
-
-# Parity
 
 
 @needs_onnx
@@ -109,16 +104,6 @@ def test_the_parity_is_reported_for_each_size(exported):
     assert all(row.holds and row.largest_score > 0 for row in rows)
 
 
-@needs_onnx
-def test_the_axes_have_names(exported):
-    import onnx
-
-    graph = onnx.load(exported[2]).graph
-    axes = [[dim.dim_param or dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in graph.input]
-    axes += [[dim.dim_param or dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in graph.output]
-    assert axes == [["batch", 3, "height", "width"], ["batch", 4, "map_height", "map_width"]]
-
-
 def scores_of(images):
     return torch.cat([images, -images], dim=1)
 
@@ -129,7 +114,7 @@ def test_a_graph_that_differs_is_refused_with_the_table(error):
         return scores_of(torch.from_numpy(images)).numpy() + np.float32(10 * error if images.shape[-1] == 20 else 0)
 
     processor = AfDcdImageProcessor()
-    with pytest.raises(ValueError, match=r"(?s)differs from the network.*1x16x20.*--size"):
+    with pytest.raises(ValueError, match=r"(?s)differs from the model.*1x16x20.*--size"):
         check_parity(scores_of, graph, processor, [(1, 16, 16), (1, 16, 20)])
     assert check_parity(scores_of, graph, processor, [(1, 16, 16)])[0].difference == 0
 
@@ -150,7 +135,7 @@ def test_label_maps_may_differ_only_where_two_classes_are_as_good():
 
 
 def test_a_graph_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"the graph gives \(1, 6, 4, 4\), the network \(1, 6, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"the graph gives \(1, 6, 4, 4\), the model \(1, 6, 8, 8\)"):
         check_parity(scores_of, lambda a: np.zeros((1, 6, 4, 4)), AfDcdImageProcessor(), [(1, 8, 8)])
 
 
@@ -175,9 +160,6 @@ def test_exporting_leaves_the_network_in_its_modes(fixed_labels):
     model = fixed_labels[0]  # the fixture put the head, and nothing else, in training mode
     assert model.head.training and not model.backbone.training
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-# As a segmenter
 
 
 @needs_onnx
@@ -212,6 +194,13 @@ def test_a_label_graph_gives_the_networks_label_maps(fixed_labels):
 
 
 @needs_onnx
+def test_a_label_graph_makes_no_pseudo_labels_since_it_has_no_scores(fixed_labels, tmp_path):
+    pictures(1)[0]["image"].save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="gives classes without scores, hence no confidence"):
+        write_pseudo_labels(fixed_labels[2], [tmp_path / "x.png"], tmp_path / "out", progress=False)
+
+
+@needs_onnx
 def test_a_fixed_graph_takes_any_number_of_pictures_of_its_size_only(fixed_labels):
     graph = OnnxSegmenter(fixed_labels[2])
     assert graph.run(np.zeros((5, 3, 48, 64), np.float32)).shape == (5, 48, 64)
@@ -241,9 +230,6 @@ def test_without_onnx_the_message_says_what_to_install(monkeypatch, tmp_path):
         export_onnx(nn.Identity(), None, tmp_path / "model.onnx")
 
 
-# int8
-
-
 @needs_onnx
 def test_the_int8_graph_computes_in_integers_and_nearly_the_same(exported, tmp_path):
     import onnx
@@ -267,24 +253,21 @@ def test_the_int8_graph_computes_in_integers_and_nearly_the_same(exported, tmp_p
     assert 0 < (found - expected).abs().max() < 0.2 * expected.abs().max()
 
 
-def test_calibration_pictures_are_spread_over_the_dataset():
-    assert calibration_indices(100, 4) == [0, 25, 50, 75]
-    assert calibration_indices(3, 32) == [0, 1, 2]
-    for available, samples in ((0, 4), (5, 0)):
-        with pytest.raises(ValueError, match="a picture or more"):
-            calibration_indices(available, samples)
+@needs_onnx
+@pytest.mark.parametrize(("number", "samples"), [(0, 4), (5, 0)])
+def test_calibration_needs_an_image(exported, tmp_path, number, samples):
+    with pytest.raises(ValueError, match=f"an image or more: {samples} of {number}"):
+        quantise_onnx(exported[2], tmp_path / "int8.onnx", pictures(number), exported[1], samples=samples)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_of_fixed_size_is_calibrated_on_the_centres_of_pictures():
     processor = AfDcdImageProcessor(do_normalize=False, do_rescale=False)
-    centre = CalibrationPictures(pictures(1), [0], processor, (8, 12)).get_next()["pixel_values"]
+    (centre,) = calibration_inputs(pictures(1), [0], processor, (8, 12), [])
     whole = np.asarray(pictures(1)[0]["image"]).transpose(2, 0, 1)
-    assert np.array_equal(centre[0], whole[:, 20:28, 26:38])
+    assert np.array_equal(centre["pixel_values"][0], whole[:, 20:28, 26:38])
     with pytest.raises(ValueError, match="bands_0 has 48x64 pixels, less than the 64x64"):
-        CalibrationPictures(pictures(1), [0], processor, (64, 64)).get_next()
-
-
-# Size, latency, mean IoU
+        next(calibration_inputs(pictures(1), [0], processor, (64, 64), []))
 
 
 @needs_onnx
@@ -319,23 +302,19 @@ def test_runtimes_take_turns_and_the_first_turns_are_not_counted(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(comparison, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(comparison, "process_time", lambda: clock[0] / 2)
+    monkeypatch.setattr(runtimes, "perf_counter", lambda: clock[0])
     found = take_turns({"a": runner("a", 1), "b": runner("b", 2)}, repeats=3, warmup=2)
     assert order == ["a", "b"] * 5
-    assert found == {"a": ([1, 1, 1], [0.5] * 3), "b": ([2, 2, 2], [1] * 3)}
+    assert found == {"a": [1, 1, 1], "b": [2, 2, 2]}
     with pytest.raises(ValueError, match="repeats=0"):
         take_turns({}, 0)
 
 
 def test_the_table_says_what_was_not_measured():
-    rows = [RuntimeRow("PyTorch", 17.7, 0.1, 0.2, 0.09), RuntimeRow("ONNX", 18.5, 0.05, 0.06, 0.05, 0.45, -0.0123)]
+    rows = [RuntimeRow("PyTorch", 17.7, 0.1, 0.2), RuntimeRow("ONNX", 18.5, 0.05, 0.06, 0.45, -0.0123)]
     lines = format_runtimes(rows).splitlines()
-    assert lines[1].split() == ["PyTorch", "17.70", "100.0", "200.0", "90.0", "not", "measured"]
-    assert lines[2].split() == ["ONNX", "18.50", "50.0", "60.0", "50.0", "45.00", "-1.23"]
-
-
-# timm
+    assert lines[1].split() == ["PyTorch", "17.70", "100.0", "200.0", "not", "measured"]
+    assert lines[2].split() == ["ONNX", "18.50", "50.0", "60.0", "45.00", "-1.23"]
 
 
 @pytest.mark.parametrize(
@@ -395,9 +374,6 @@ def test_a_backbone_that_timm_gives_back_otherwise_is_not_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# The command
-
-
 @needs_onnx
 def test_the_command_writes_graph_int8_and_report(tmp_path, capsys):
     saved_model(tmp_path / "model", "camvid")
@@ -413,9 +389,20 @@ def test_the_command_writes_graph_int8_and_report(tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "m_export.json").read_text())
     assert [row["runtime"] for row in report["runtimes"]] == ["PyTorch", "ONNX", "ONNX int8"]
     assert report["runtimes"][0]["mean_iou"] == report["runtimes"][1]["mean_iou"]
-    assert report["calibration"]["pictures"] == ["train/a.png", "train/b.png"]
+    assert report["calibration"]["images"] == ["train/a.png", "train/b.png"]
     assert report["evaluated_on"] == {"dataset": "camvid", "split": "val", "num_images": 2}
     assert "onnxruntime" in report["versions"]
+    # The two other commands take the graphs: slid over the images, as they are fixed to one size
+    data = ["--dataset", "camvid", "--data-dir", str(tmp_path / "data"), "--device", "cpu"]
+    for name, expected in (("m", report["runtimes"][1]), ("m_int8", report["runtimes"][2])):
+        results = tmp_path / f"{name}.json"
+        graph = ["--model", str(tmp_path / "out" / f"{name}.onnx")]
+        assert main(["evaluate", *graph, *data, "--output", str(results)]) == 0
+        scores = json.loads(results.read_text())
+        assert scores["mean_iou"] == expected["mean_iou"] and scores["protocol"]["window"] == [32, 48]
+        images, out = str(tmp_path / "data" / "val"), str(tmp_path / f"{name}_out")
+        assert main(["predict", images, *graph, "--output", out, "--device", "cpu"]) == 0
+        assert len(list((tmp_path / f"{name}_out" / "ids").iterdir())) == 2
     before = (tmp_path / "out" / "m.onnx").read_bytes()
     assert "m.onnx exists" in answer(capsys, *(str(word) for word in words))
     assert (tmp_path / "out" / "m.onnx").read_bytes() == before
@@ -425,8 +412,8 @@ def test_the_command_writes_graph_int8_and_report(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--int8"], "--int8 needs pictures: give --calibration-dataset"),
-        (["--evaluate-split", "val"], "--evaluate-split needs pictures"),
+        (["--int8"], "--int8 needs images: give --calibration-dataset"),
+        (["--evaluate-split", "val"], "--evaluate-split needs images"),
         (["--calibration-dataset", "camvid"], "is for --int8 or --evaluate-split"),
         (["--data-dir", "d"], "--data-dir needs --calibration-dataset"),
         (["--max-samples", "3"], "--max-samples limits --evaluate-split"),

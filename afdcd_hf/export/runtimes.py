@@ -1,0 +1,125 @@
+"""PyTorch, the ONNX graph and its int8 version side by side: size, latency, mean IoU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..evaluation.segmenter import evaluate_segmenter
+from ..inference.onnx_segmenter import OnnxSegmenter
+from ..inference.segment import make_sample
+from ..inference.settings import WHOLE_IMAGE
+from ..model_utils import evaluating
+
+
+@dataclass(frozen=True)
+class RuntimeRow:
+    """One way to run a model.
+
+    Attributes:
+        runtime: what runs it.
+        megabytes: 10^6 bytes of the file; for PyTorch of the weights.
+        latency_median: seconds for one image.
+        latency_p95: 95th percentile of the same.
+        mean_iou: 0 to 1 on the evaluation dataset; None where there was none.
+        mean_iou_change: against PyTorch's.
+    """
+
+    runtime: str
+    megabytes: float
+    latency_median: float
+    latency_p95: float
+    mean_iou: float | None = None
+    mean_iou_change: float | None = None
+
+
+def compare_runtimes(
+    model: nn.Module,
+    graphs: Mapping[str, str | Path],
+    processor: Any,
+    dataset: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    size: tuple[int, int] = (512, 512),
+    repeats: int = 30,
+) -> list[RuntimeRow]:
+    """Measure a model and graphs exported from it on the CPU.
+
+    Latency is that of the forward pass of one image, on as many threads as torch uses, the same for all. They take
+    turns, so that whatever else the machine does meets all alike; the first three turns are not counted. Mean IoU is
+    `evaluate_segmenter`'s. A graph of fixed size is slid over the images, and so is PyTorch then.
+
+    Args:
+        model: the model that the graphs were exported from.
+        graphs: name of the row -> `.onnx` file.
+        processor: image processor of the model.
+        dataset: labelled images, for mean IoU; without it none is measured.
+        size: height and width of the image timed, where there is neither a dataset, whose first image is taken, nor a
+            fixed size.
+        repeats: turns counted.
+
+    Raises:
+        ValueError: a graph that gives label maps smaller than the image, which cannot be scored.
+    """
+    segmenters = {name: OnnxSegmenter(path) for name, path in graphs.items()}
+    model = model.cpu()
+    fixed = next((one.facts["size"] for one in segmenters.values() if one.facts["size"]), None)
+    inputs = torch.zeros(1, 3, *(fixed or size))
+    if dataset is not None and fixed is None:
+        inputs = make_sample(processor, dataset[0]["image"]).pixel_values[None].float()
+    runners: dict[str, Callable[[], Any]] = {"PyTorch": lambda: model(pixel_values=inputs)}
+    runners |= {name: lambda one=one: one.run(inputs.numpy()) for name, one in segmenters.items()}
+    with evaluating(model), torch.no_grad():
+        latencies = take_turns(runners, repeats)
+    megabytes = {"PyTorch": sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 1e6}
+    megabytes |= {name: one.path.stat().st_size / 1e6 for name, one in segmenters.items()}
+    scores: dict[str, float] = {}
+    if dataset is not None:
+        settings = WHOLE_IMAGE
+        for one in segmenters.values():
+            settings = one.settings_for(settings)
+        for name, one in {"PyTorch": model, **segmenters}.items():
+            scores[name] = evaluate_segmenter(one, dataset, processor=processor, settings=settings)["mean_iou"]
+    return [
+        RuntimeRow(
+            name,
+            megabytes[name],
+            float(np.median(seconds)),
+            float(np.percentile(seconds, 95)),
+            scores.get(name),
+            scores[name] - scores["PyTorch"] if scores else None,
+        )
+        for name, seconds in latencies.items()
+    ]
+
+
+def take_turns(runners: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
+    """Call each runner in turn, again and again; the seconds of each one's calls, without the first `warmup` turns."""
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: at least one turn must be counted.")
+    found: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(warmup + repeats):
+        for name, run in runners.items():
+            start = perf_counter()
+            run()
+            found[name].append(perf_counter() - start)
+    return {name: seconds[warmup:] for name, seconds in found.items()}
+
+
+def format_runtimes(rows: Sequence[RuntimeRow]) -> str:
+    """A table with a line per runtime."""
+    lines = [f"{'runtime':<12}{'MB':>8}{'median ms':>12}{'p95 ms':>10}{'mIoU %':>14}{'change':>9}"]
+    for row in rows:
+        score, change = "not measured", ""
+        if row.mean_iou is not None:
+            score = f"{100 * row.mean_iou:.2f}"
+            change = f"{round(100 * row.mean_iou_change, 2) + 0.0:+.2f}" if row is not rows[0] else ""
+        times = f"{1000 * row.latency_median:>12.1f}{1000 * row.latency_p95:>10.1f}"
+        lines.append(f"{row.runtime:<12}{row.megabytes:>8.2f}{times}{score:>14}{change:>9}".rstrip())
+    return "\n".join(lines)
