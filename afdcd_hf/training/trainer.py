@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 from ..atomic_io import written_whole
@@ -341,8 +342,9 @@ class SegmentationTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None):
         """As in transformers, which calls it before every optimizer step."""
-        self.guard.norm = super()._get_grad_norm(model, grad_norm)
-        return self.guard.norm
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.guard.norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add every loss term, averaged over ranks and over the steps since the last line, as `loss_<name>`.

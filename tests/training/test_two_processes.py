@@ -28,7 +28,14 @@ from afdcd_hf.cli.process_group import leave_process_group
 # Ten samples make two batches of four an epoch, so that the third step lies in the second one: shuffling and
 # augmentation have to agree over ranks there too. With scale 1 every sample has as many unlabelled pixels, and the
 # mean of the two ranks' mean losses is the mean over the whole batch.
-OPTIONS = {"max_steps": 3, "total_batch_size": 4, "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps"}
+OPTIONS = {
+    "max_steps": 3,
+    "total_batch_size": 4,
+    "learning_rate": 0.1,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "save_strategy": "steps",
+}
 OPTIONS |= {"save_steps": 2, "loss_kwargs": loss_options(mask="center")}
 AT_TIMES = {"distill_every": 2}  # the first and the third step
 
