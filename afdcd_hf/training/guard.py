@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..losses.queues import queue_names
+from ..worker_errors import plain_message
 from .checkpoints import WRITE_ERRORS, checkpoint_folder, checkpoints_of, why_not_written
 from .terms import TermMeans
 
@@ -221,20 +221,6 @@ def check_finite_weights(module: nn.Module, step: int) -> None:
             f"step {step}: {len(broken)} of {len(named)} weights of the student are not finite, {broken[0]} for one: "
             "they are not saved."
         )
-
-
-def plain_message(error: Exception) -> str:
-    """An error's message, without the traceback that a data worker of torch's puts around it."""
-    text = str(error)
-    if not text.startswith("Caught "):
-        return _ended(text or type(error).__name__)
-    found = re.findall(rf"^(?:[\w.<>]+\.)?{re.escape(type(error).__name__)}: ", text, flags=re.MULTILINE)
-    return _ended(text.rsplit(f"\n{found[-1]}", 1)[-1] if found else text)
-
-
-def _ended(text: str) -> str:
-    text = " ".join(text.split())
-    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from afdcd_hf.cli.process_group import leave_process_group
 from afdcd_hf.data.samples import collate_samples
-from afdcd_hf.training.guard import NonFiniteGradientError, NonFiniteLossError, plain_message
+from afdcd_hf.training.guard import NonFiniteGradientError, NonFiniteLossError
+from afdcd_hf.worker_errors import plain_message
 
 RUN = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 100}
 DISTIL = {"loss_kwargs": loss_options(mask="random"), "ema_decay": 0.9}
