@@ -1,12 +1,18 @@
-"""Reading JSON files that someone may have edited, cut short or replaced."""
+"""Reading JSON and YAML files that someone may have edited, cut short or replaced."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 T = TypeVar("T")
+
+# Far beyond any recipe; a file of a few lines can otherwise stand for thousands of millions of values.
+_MOST_BYTES, _MOST_VALUES, _DEEPEST = 2**20, 10_000, 20
 
 
 def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:
@@ -32,3 +38,102 @@ def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:
             f"{path} ({what}) must hold {names.get(kind, kind.__name__)}, but holds {type(value).__name__}."
         )
     return value
+
+
+def read_yaml(path: str | Path) -> dict[Any, Any]:
+    """Read a YAML file of `key: value` lines; see `parse_yaml` for what its words mean.
+
+    Raises:
+        OSError: a file that is missing or cannot be read.
+        ValueError: not valid YAML, a key that stands twice, too large, or no `key: value` lines.
+    """
+    path = Path(path)
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{path} is larger than {_MOST_BYTES >> 20} MiB: this is no recipe.")
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}.")
+    return content
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that a YAML text stands for, with plain words read as in YAML 1.2.
+
+    Only `true` and `false` are truth values (`no` and `off` are words), `2e-6` is a number, a date is text, and `010`,
+    which is 8 to some readers and 10 to others, is an error.
+
+    Raises:
+        ValueError: not valid YAML, a key that stands twice, or more or deeper values than any recipe has.
+    """
+    try:
+        _check_extent(text)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}{error.problem or error.context}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict = {}
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """As ever, but a key may stand only once."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen and key.tag != _MERGE:
+                problem = f"the key {key.value!r} stands twice; remove one of the two lines"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(name)
+        return node
+
+
+def _refuse_leading_zero(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> None:
+    problem = f"{node.value} can mean an octal or a decimal number; write it without leading zeros, or in quotes"
+    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_LEADING_ZERO, _MERGE = "tag:afdcd,leading-zero", "tag:yaml.org,2002:merge"
+for _tag, _pattern, _first in (
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    (_MERGE, r"<<", "<"),
+    (_LEADING_ZERO, r"[-+]?0[0-9_]+", "-+0"),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("tag:yaml.org,2002:float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("tag:yaml.org,2002:float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.add_constructor(_LEADING_ZERO, _refuse_leading_zero)
+
+
+def _check_extent(text: str) -> None:
+    """Count values and depth without building them: an alias counts as what it repeats."""
+    anchored: dict[str, int] = {}
+    sizes, anchors = [0], []  # values within each collection that is still open; names of these
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
+            sizes.append(1)
+            anchors.append(event.anchor)
+        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            size, anchor = sizes.pop(), anchors.pop()
+            sizes[-1] += size
+            if anchor is not None:
+                anchored[anchor] = size
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor in anchors:
+                raise ValueError(f"line {event.start_mark.line + 1}: *{event.anchor} stands within what it repeats.")
+            sizes[-1] += anchored.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[-1] += 1
+        if len(sizes) > _DEEPEST or sum(sizes) > _MOST_VALUES:
+            raise ValueError(
+                f"more than {_MOST_VALUES:,} values (aliases counted as what they repeat) or {_DEEPEST} levels of "
+                "nesting: this is no recipe."
+            )

@@ -18,7 +18,7 @@ from torch.distributed.utils import _to_kwargs
 from afdcd_hf import Activations, as_segmenter, capture
 from afdcd_hf.losses import build_loss
 from afdcd_hf.recipes import load_recipe
-from afdcd_hf.training.arguments import DISTILL_ARGUMENTS, parse_arguments
+from afdcd_hf.training.arguments import parse_arguments
 from afdcd_hf.training.distillation import observe
 
 GUIDE = paths.DOCS / "any_teacher.md"
@@ -248,12 +248,12 @@ def test_layers_are_named_in_a_recipe_or_on_the_command_line(tmp_path):
     pairs = [["backbone[-2]", "backbone[-1]"], ["segformer.stages.1", "segformer[0]"]]
     argv = ["--student_layer", *pairs[0], "--teacher_layer", *pairs[1]]
     for given in ((recipe, []), ({"loss": "kd"}, argv), ({"loss": "kd", "student_layer": "x"}, argv)):
-        args = parse_arguments(DISTILL_ARGUMENTS, *given)[-1]
+        args = parse_arguments(*given, distils=True)[-1]
         assert [args.student_layer, args.teacher_layer] == pairs
-    args = parse_arguments(DISTILL_ARGUMENTS, {"loss": "kd", "student_layer": "x"}, ["--teacher_layer", "y"])[-1]
+    args = parse_arguments({"loss": "kd", "student_layer": "x"}, ["--teacher_layer", "y"], distils=True)[-1]
     assert (args.student_layer, args.teacher_layer) == ("x", "y")
     with pytest.raises(ValueError, match="student_layer names 1 .* teacher_layer 2"):
-        parse_arguments(DISTILL_ARGUMENTS, recipe, ["--student_layer", "x"])
+        parse_arguments(recipe, ["--student_layer", "x"], distils=True)
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])

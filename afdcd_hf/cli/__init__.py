@@ -5,43 +5,108 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 
-from . import cards, charts, checkpoints, compare, cost, data, demo, evaluation, export, hub, training
+from .. import __version__
+from ..redaction import without_tokens
+from ..suggestions import close_names
+from . import cards, charts, compare, cost, data, demo, evaluation, export, hub, training
+from .command import Command
 from .messages import quieten
 from .process_group import leave_process_group
 
+_FILES = (training, compare, evaluation, data, charts, demo, hub, cards, export, cost)
+_EXIT_CODES = """exit status:
+  0    done
+  1    `afdcd verify`: the card's number does not hold
+  2    a mistake in the command or its files, or a failure; one line says which
+  130  interrupted (Ctrl-C); 143: stopped by SIGTERM. Trainings save first.
+AFDCD_TRACEBACK=1 in the environment shows where an error comes from."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a mistake of the user's gives one line on standard error and exit status 2."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    args, rest = _parser().parse_known_args(argv)
-    quieten()
+    """Run one command; the exit status is 2, with one line on standard error, where anything goes wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name, hint = "afdcd", ""
     try:
-        if rest and not args.takes_recipe_options:
-            raise ValueError(f"unknown arguments {' '.join(rest)}; --help lists the known ones.")
-        args.run(args, rest) if args.takes_recipe_options else args.run(args)
+        parser, commands = _parser()
+        if not words or words[0].startswith("-"):
+            return _answer(parser, words)
+        command, words = _command(commands, words)
+        name, hint = command.prog, command.get_default("on_interruption") or ""
+        quieten()
+        if command.get_default("takes_recipe_options"):
+            args, rest = command.parse_known_args(command.normalised(words))
+            status = args.run(args, rest)
+        else:
+            command.check_names(command.normalised(words))
+            args = command.parse_args(command.normalised(words))
+            status = args.run(args)
         leave_process_group()
-        return 0
+        return status or 0
     except KeyboardInterrupt as interruption:  # TrainingInterrupted among them: a signal that was answered by saving
-        hint = f"; {args.goes_on}" if args.goes_on else ""
-        print(f"\nafdcd {args.command}: {str(interruption) or 'interrupted'}{hint}", file=sys.stderr)
+        said = f"{str(interruption) or 'interrupted'}{hint and '; '}{hint}"
+        print(f"\n{name}: {without_tokens(said)}", file=sys.stderr)
         return getattr(interruption, "exit_status", 130)
     except BrokenPipeError:  # `afdcd datasets voc | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain on leaving
         return 141
-    except (ValueError, OSError) as error:  # OSError: files missing, present, unreadable, or a disk that is full
+    except Exception as error:
         if os.environ.get("AFDCD_TRACEBACK"):
             raise
-        print(f"afdcd {args.command}: {error}", file=sys.stderr)
-        print("(set AFDCD_TRACEBACK=1 to see where this comes from)", file=sys.stderr)
+        print(f"{name}: {_in_words(error)}", file=sys.stderr)
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="afdcd", description="Small, accurate semantic segmenters by distillation.")
-    parser.set_defaults(takes_recipe_options=False, goes_on="")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (training, compare, evaluation, data, charts, demo, checkpoints, hub, cards, export, cost):
-        group.add_commands(commands)
-    return parser
+def _parser() -> tuple[Command, argparse._SubParsersAction]:
+    text = "small, accurate semantic segmenters by distillation"
+    parser = Command("afdcd", text, "COMMAND [options]", "afdcd quickstart")
+    parser.epilog = f"{parser.epilog}\n\n{_EXIT_CODES}"
+    parser.add_argument("--version", action="version", version=f"afdcd {__version__}")
+    parser.add_argument("--print_completion", choices=("bash", "zsh", "tcsh"), help="print tab completion for a shell")
+    commands = parser.add_subparsers(
+        title="commands (afdcd COMMAND --help)", dest="command", metavar="COMMAND", prog="afdcd", parser_class=Command
+    )
+    for file in _FILES:
+        file.add_commands(commands)
+    return parser, commands
+
+
+def _answer(parser: Command, words: Sequence[str]) -> int:
+    """What concerns no command."""
+    args = parser.parse_args(parser.normalised(words))
+    if args.print_completion:
+        import shtab
+
+        print(shtab.complete(parser, args.print_completion))
+    else:
+        parser.print_help()
+    return 0
+
+
+def _command(commands: argparse._SubParsersAction, words: Sequence[str]) -> tuple[Command, Sequence[str]]:
+    """The parser of the command that the first words name, and the words that follow."""
+    known, what = commands.choices, "command"
+    if words[0] == "chart" and len(words) > 1 and not words[1].startswith("-"):
+        known, words, what = known["chart"].get_default("kinds").choices, words[1:], "kind of chart"
+    if words[0] not in known:
+        hint = close_names(words[0], known) or f" There are {', '.join(known)}."
+        raise ValueError(f"unknown {what} {words[0]!r}.{hint}")
+    return known[words[0]], words[1:]
+
+
+def _in_words(error: Exception) -> str:
+    """An error as a line; of one that nobody foresaw also its type and a file with the traceback."""
+    text = without_tokens(str(error))
+    if isinstance(error, (ValueError, OSError)):
+        return text
+    lines = traceback.format_exception(error)
+    line = f"{type(error).__name__}: {' '.join(text.split())}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="afdcd-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(without_tokens("".join(lines)))
+    except OSError:  # no room even for this
+        return line
+    return f"{line} (traceback: {file.name})"

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from .options import hide_loading_bars
+from .command import add, add_command, flag, hide_loading_bars, whole
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the command of this file."""
-    text = "train several methods on the same budget and seeds, and put scores and cost in a table"
-    command = commands.add_parser(
-        "compare",
-        help=text,
-        description=f"{text}. Further options (--data_dir D, --teacher T, --total_batch_size 8 ...) replace keys of "
-        "the plan for all runs. A second call with the same --output continues where the first was stopped.",
+    text = (
+        "train several methods on the same budget and seeds, and put scores and cost in a table; further options "
+        "(--data_dir D, --teacher T, --total_batch_size 8 ...) replace keys of the plan for all runs. A second call "
+        "with the same --output_dir continues where the first was stopped"
     )
-    command.add_argument("--config", metavar="PLAN", help="a plan of the package (--list) or a YAML file")
-    command.add_argument("--output", help="folder for runs, table and charts (default runs/compare_PLAN)")
-    command.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
-    command.add_argument("--methods", nargs="+", help="only these of the plan's")
-    command.add_argument("--list", action="store_true", help="list the plans of the package")
-    command.add_argument(
-        "--merge", metavar="FOLDER", nargs="+", help="train nothing: one report of what several machines have finished"
-    )
-    command.add_argument("--dry-run", action="store_true", help="check the plan and its data, and list the runs")
-    command.set_defaults(run=_compare, takes_recipe_options=True, goes_on="a second call goes on")
+    command = add_command(
+        commands, "compare", text, "--config PLAN [options]", example="afdcd compare --config scenes --seeds 0 1",
+        old={"--output": "--output_dir"},
+    )  # fmt: skip
+    add(command, "--config", metavar="PLAN", help="a plan of the package (--list) or a YAML file")
+    add(command, "--output_dir", help="folder for runs, table and charts (default runs/compare_PLAN)")
+    add(command, "--seeds", type=whole(0, 2**32 - 1), nargs="+", help="instead of the plan's")
+    add(command, "--methods", nargs="+", help="only these of the plan's")
+    add(command, "--merge", metavar="DIR", nargs="+", help="train nothing: one report of several machines' runs")
+    flag(command, "--list", "list the plans of the package")
+    flag(command, "--dry_run", "check the plan and its data, and list the runs")
+    command.set_defaults(run=_compare, takes_recipe_options=True, on_interruption="a second call continues")
 
 
 def _compare(args: argparse.Namespace, rest: list[str]) -> None:
@@ -43,15 +43,13 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _run(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
-    from pathlib import Path
-
     from ..compare.comparison import check_plan, find_data, merge_comparisons, run_comparison
     from ..compare.plan import load_plan
     from ..compare.table import TABLE_NAME
 
     hide_loading_bars()
     plan = load_plan(args.config, overrides).narrowed(args.methods, args.seeds)
-    output = Path(args.output or f"runs/compare_{Path(args.config).stem}{'_merged' if args.merge else ''}")
+    output = Path(args.output_dir or f"runs/compare_{Path(args.config).stem}{'_merged' if args.merge else ''}")
     if args.dry_run:
         check_plan(plan, output)
         find_data(plan)
@@ -70,21 +68,11 @@ def _run(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
         raise ValueError(f"{len(outcome.failed)} of the runs failed; a second call tries them again.\n{failed}")
 
 
-def _overrides(words: Sequence[str]) -> dict[str, Any]:
+def _overrides(words: list[str]) -> dict[str, Any]:
     """`--data_dir D --crop_size 192 256` as recipe keys; several values are a list."""
-    from ..training.arguments import read_value
+    from ..training.arguments import read_value, words_by_option
 
-    found: dict[str, list[Any]] = {}
-    for word in words:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--"):
-            key = name if "." in name else name.replace("-", "_")
-            found[key] = [read_value(key, value)] if equals else []
-        elif not found:
-            raise ValueError(f"{word!r} belongs to no option; --help lists the known ones.")
-        else:
-            key = list(found)[-1]
-            found[key].append(read_value(key, word))
+    found = {key: [read_value(key, word) for word in given] for key, given in words_by_option(words).items()}
     if empty := [key for key, values in found.items() if not values]:
         raise ValueError(f"--{empty[0]} needs a value.")
     return {key: values[0] if len(values) == 1 else values for key, values in found.items()}

@@ -4,59 +4,69 @@ from __future__ import annotations
 
 import argparse
 
-from .options import add_inference_options, hide_loading_bars, inference_settings
+from .command import (
+    Command,
+    add,
+    add_command,
+    add_inference_options,
+    flag,
+    hide_loading_bars,
+    inference_settings,
+    number,
+    whole,
+)  # fmt: skip
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file."""
-    command = commands.add_parser("evaluate", help="score a saved model on a labelled dataset")
-    command.add_argument("--model", required=True, help="folder, Hub id or .onnx file")
+    command = add_command(
+        commands, "evaluate", "score a saved model on a labelled dataset", "--model MODEL --dataset NAME [options]",
+        example="afdcd evaluate --model runs/mine --dataset camvid --data_dir data/camvid --output results.json",
+    )  # fmt: skip
+    add(command, "--model", required=True, help="folder, Hub id or .onnx file")
     _add_dataset_options(command)
-    command.add_argument("--batch-size", type=int, default=1)
-    command.add_argument("--num-workers", type=int, default=0, help="processes that decode images")
-    command.add_argument("--absent-as-zero", action="store_true", help="a class absent from truth and prediction is 0")
-    command.add_argument(
-        "--boundary-ratio",
-        type=float,
-        help="also score boundaries: Boundary IoU in bands of this share of the image diagonal (Cityscapes: 0.005)",
-    )
+    add(command, "--batch_size", type=whole(1, 10**6), default=1, help="images in a forward pass")
+    add(command, "--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
+    flag(command, "--absent_as_zero", "a class absent from truth and prediction counts as 0")
+    ratio = "also score boundaries: Boundary IoU in bands of this share of the image diagonal (Cityscapes: 0.005)"
+    add(command, "--boundary_ratio", type=number(0, 1), help=ratio)
     add_inference_options(command)
-    command.add_argument("--output", help="results.json to write; the confusion matrix goes beside it")
-    command.add_argument("--save-predictions", metavar="DIR", help="label maps as PNG; for Cityscapes with a zip")
-    command.add_argument("--overwrite", action="store_true", help="replace files of an earlier evaluation")
+    add(command, "--output", metavar="FILE", help="results.json to write; the confusion matrix goes beside it")
+    add(command, "--save_predictions", metavar="DIR", help="label maps as PNG; for Cityscapes with a zip")
+    flag(command, "--overwrite", "replace files of an earlier evaluation")
     command.set_defaults(run=_evaluate)
 
-    command = commands.add_parser("predict", help="segment images")
-    command.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR")
-    command.add_argument("--model", required=True, help="folder, Hub id or .onnx file")
-    command.add_argument("--output", required=True, help="folder for class ids, colours and overlays")
-    command.add_argument(
-        "--dataset", help="benchmark whose colours to use; by default the one with the model's classes"
-    )
-    command.add_argument("--as-labels", action="store_true", help="write a data set of pseudo-labels to train on")
-    command.add_argument(
-        "--confidence", type=float, help="with --as-labels: ignore pixels of lower probability (default 0.9)"
-    )
+    command = add_command(
+        commands, "predict", "segment images", "IMAGE_OR_DIR [...] --model MODEL --output_dir DIR [options]",
+        example="afdcd predict street.jpg --model runs/mine --output_dir out", old={"--output": "--output_dir"},
+    )  # fmt: skip
+    command.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="images, or folders of them")
+    add(command, "--model", required=True, help="folder, Hub id or .onnx file")
+    add(command, "--output_dir", required=True, help="folder for class ids, colours and overlays")
+    add(command, "--dataset", help="benchmark whose colours to use; by default the one with the model's classes")
     add_inference_options(command)
-    command.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
+    flag(command, "--as_labels", "write a data set of pseudo-labels to train on")
+    confidence = "with --as_labels: ignore pixels of lower probability (default 0.9)"
+    add(command, "--confidence", type=float, help=confidence)
+    flag(command, "--overwrite", "replace files of an earlier run")
     command.set_defaults(run=_predict)
 
 
-def _add_dataset_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dataset", required=True, help="benchmark (`afdcd datasets`), or folder or Hub id")
-    command.add_argument("--data-dir", help="folder of the benchmark's files")
-    command.add_argument("--split", default="val")
-    command.add_argument("--list-file", help="list of images (and labels) to score instead of the whole split")
-    command.add_argument("--max-samples", type=int, help="score only the first so many images")
-    command.add_argument("--image-column", help="of a dataset that is no benchmark (default image)")
-    command.add_argument("--label-column", help="likewise (default label)")
-    command.add_argument("--label-map", metavar="JSON", help="value in its labels -> class id, e.g. '{\"0\": 255}'")
-    command.add_argument(
-        "--labels-as", metavar="BENCHMARK", help="its labels hold the values of this benchmark's files"
-    )
+def _add_dataset_options(command: Command) -> None:
+    group = command.add_argument_group("images and labels")
+    add(group, "--dataset", required=True, help="benchmark (`afdcd datasets`), or folder or Hub id")
+    add(group, "--data_dir", help="folder of the benchmark's files")
+    add(group, "--split", default="val", help="of the dataset")
+    add(group, "--list_file", help="list of images (and labels) to score instead of the whole split")
+    add(group, "--max_samples", type=whole(), help="score only the first so many images")
+    add(group, "--image_column", help="of a dataset that is not a benchmark (default image)")
+    add(group, "--label_column", help="its labels (default label)")
+    add(group, "--label_map", metavar="JSON", help="value in its labels -> class id, e.g. '{\"0\": 255}'")
+    add(group, "--labels_as", metavar="BENCHMARK", help="its labels hold the values of this benchmark's files")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    settings = inference_settings(args)
     from ..evaluation.command import evaluate_saved
     from ..recipes import parse_json_object
 
@@ -68,7 +78,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     evaluate_saved(
         args.model,
         {"name": args.dataset, "split": args.split, **choice},
-        settings=inference_settings(args),
+        settings=settings,
         device=args.device,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
@@ -89,19 +99,19 @@ def _predict(args: argparse.Namespace) -> None:
     from ..inference.predictions import predict_images
 
     if args.confidence is not None:
-        raise ValueError("--confidence is for --as-labels: add it, or leave it out.")
+        raise ValueError("--confidence is for --as_labels: add it, or leave it out.")
     done = predict_images(
-        args.model, args.inputs, args.output, dataset=args.dataset, overwrite=args.overwrite, **options
+        args.model, args.inputs, args.output_dir, dataset=args.dataset, overwrite=args.overwrite, **options
     )
-    print(f"{len(done)} images segmented in {args.output}")
+    print(f"{len(done)} images segmented in {args.output_dir}")
 
 
 def _write_labels(args: argparse.Namespace, options: dict) -> None:
     from ..inference.pseudo_labels import write_pseudo_labels
 
     if args.overwrite or args.dataset:
-        raise ValueError("--as-labels writes a new folder, without colours: leave out --overwrite and --dataset.")
+        raise ValueError("--as_labels writes a new folder, without colours: leave out --overwrite and --dataset.")
     options |= {} if args.confidence is None else {"confidence": args.confidence}
-    number, labelled = write_pseudo_labels(args.model, args.inputs, args.output, **options)
-    print(f"{number} images with {labelled:.1%} of their pixels labelled in {args.output}; train on them with")
-    print(f"  --dataset {args.output} --class_names <the list in {args.output}/classes.json>")
+    number, labelled = write_pseudo_labels(args.model, args.inputs, args.output_dir, **options)
+    print(f"{number} images with {labelled:.1%} of their pixels labelled in {args.output_dir}; train on them with")
+    print(f"  --dataset {args.output_dir} --class_names <the list in {args.output_dir}/classes.json>")

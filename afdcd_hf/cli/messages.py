@@ -8,6 +8,8 @@ import re
 import sys
 from contextlib import nullcontext
 
+from ..redaction import without_tokens
+
 _SURPLUS = re.compile(r"Unexpected keys \((?P<keys>[^)]*)\) found while loading pretrained weights")
 # What classifiers of timm have behind the feature maps: a backbone does without.
 _CLASSIFIER = {"bn2", "classifier", "conv_head", "fc", "head", "norm_head"}
@@ -46,4 +48,4 @@ class Plain(logging.Formatter):
         """The lines of one message."""
         source = "" if record.name.split(".")[0] == "afdcd_hf" else f"{record.name} "
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        return source + level + super().format(record)
+        return without_tokens(source + level + super().format(record))

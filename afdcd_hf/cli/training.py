@@ -3,52 +3,127 @@
 from __future__ import annotations
 
 import argparse
+import json
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import Field, fields
 from typing import TYPE_CHECKING
 
-from .options import hide_loading_bars
+from .command import add, add_command, flag, hide_loading_bars, whole
 
 if TYPE_CHECKING:
     from ..training.runs import FinishedRun
 
-_TRAINING_HELP = (
-    "Every argument can stand in the recipe or on the command line, which wins: --max_steps 100, "
-    "--af_dcd.feature_weight 1e-5. --config RECIPE --help lists them all."
-)
+# what `--help` shows; `--help_all` has the rest
+_OFTEN = (
+    "model", "backbone", "pretrained_backbone", "output_stride", "head", "teacher", "dataset", "data_dir",
+    "class_names", "label_map", "crop_size", "max_train_samples", "output_dir", "resume_from_checkpoint",
+    "max_steps", "total_batch_size", "learning_rate", "eval_strategy", "eval_steps", "save_steps", "seed",
+    "use_cpu", "bf16", "loss",
+)  # fmt: skip
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file."""
-    for name, run, text in (
-        ("train", _train, "train a network on the labels alone (teachers, baselines)"),
-        ("distill", _distill, "train a student with a teacher's help"),
+    for name, run, text, teacher in (
+        ("train", _train, "train a model on the labels alone (teachers, baselines)", ""),
+        ("distill", _distill, "train a student with a teacher's help", " --teacher runs/teacher"),
     ):
-        command = commands.add_parser(name, help=text, description=f"{text}. {_TRAINING_HELP}", add_help=False)
-        command.add_argument("--config", metavar="RECIPE", help="name of a recipe (`afdcd recipes`) or a YAML file")
-        goes_on = "--resume_from_checkpoint last goes on from the last checkpoint"
-        command.set_defaults(run=run, takes_recipe_options=True, goes_on=goes_on)
+        more = (
+            "Every option can stand in the recipe or on the command line, which wins: --max_steps 100, "
+            "--af_dcd.feature_weight 1e-5"
+        )
+        example = f"afdcd {name} --config quickstart{teacher} --output_dir runs/mine"
+        command = add_command(
+            commands, name, f"{text}; {more}", "--config RECIPE [--OPTION VALUE ...]", example=example, add_help=False
+        )
+        add(command, "--config", metavar="RECIPE", help="name of a recipe (`afdcd recipes`) or a YAML file")
+        command.add_argument("-h", "--help", action="store_true", help="show the options used most")
+        flag(command, "--help_all", "show all options, transformers' own included")
+        on_interruption = "--resume_from_checkpoint last continues from the last checkpoint"
+        command.set_defaults(run=run, takes_recipe_options=True, on_interruption=on_interruption, parser=command)
 
-    command = commands.add_parser("quickstart", help="teacher, student alone and distilled student on generated scenes")
-    command.add_argument("--output", default="runs/quickstart", help="folder to write (default %(default)s)")
-    command.add_argument("--seed", type=int, default=0)
-    command.set_defaults(run=_quickstart)
+    text = "train a teacher, a student alone and a distilled student on generated scenes; takes minutes on a CPU"
+    old = {"--output": "--output_dir"}
+    command = add_command(commands, "quickstart", text, "[options]", example="afdcd quickstart", old=old)
+    add(command, "--output_dir", default="runs/quickstart", help="folder for the three runs")
+    add(command, "--seed", type=whole(0, 2**32 - 1), default=0, help="of initialisation, order and augmentation")
+    command.set_defaults(run=_quickstart, on_interruption="a second call continues")
 
-    command = commands.add_parser("recipes", help="list the recipes, or print one")
-    command.add_argument("name", nargs="?")
+    command = add_command(
+        commands, "recipes", "list the recipes, or print one", "[NAME]", example="afdcd recipes quickstart"
+    )
+    command.add_argument("name", nargs="?", help="recipe to print")
+    flag(command, "--json", "print names, or the recipe's values, as JSON")
     command.set_defaults(run=_recipes)
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> None:
-    from ..training.runs import train
+    if not _helped(args, distils=False):
+        _check_early(args.config, rest, distils=False)
+        from ..training.runs import train
 
-    hide_loading_bars()
-    _announce(train(args.config, rest))
+        hide_loading_bars()
+        _announce(train(args.config, rest))
 
 
 def _distill(args: argparse.Namespace, rest: list[str]) -> None:
-    from ..training.runs import distill
+    if not _helped(args, distils=True):
+        _check_early(args.config, rest, distils=True)
+        from ..training.runs import distill
 
-    hide_loading_bars()
-    _announce(distill(args.config, rest))
+        hide_loading_bars()
+        _announce(distill(args.config, rest))
+
+
+def _check_early(config: str | None, rest: Sequence[str], *, distils: bool) -> None:
+    """Mistakes in recipe and options, as far as they can be seen before torch is imported."""
+    from ..recipes import load_recipe
+    from ..training.arguments import merge_arguments, training_part
+
+    recipe = load_recipe(config) if config else {}
+    merge_arguments(recipe if distils else training_part(recipe), rest, distils=distils)
+
+
+def _helped(args: argparse.Namespace, *, distils: bool) -> bool:
+    if not (args.help or args.help_all):
+        return False
+    from ..training.options import (
+        DataArguments,
+        DistillationOptions,
+        ModelArguments,
+        SegmentationOptions,
+        TeacherArguments,
+    )
+
+    kinds = [ModelArguments, DataArguments, SegmentationOptions]
+    kinds += [TeacherArguments, DistillationOptions] if distils else []
+    print(args.parser.format_help())
+    for kind in kinds:
+        print(_described(kind, (one for one in fields(kind) if args.help_all or one.name in _OFTEN)))
+    if args.help_all:
+        from transformers import TrainingArguments
+
+        from ..training.training_args import WITHOUT_EFFECT
+
+        ours = {one.name for one in fields(SegmentationOptions)} | set(WITHOUT_EFFECT)
+        print(_described(TrainingArguments, (one for one in fields(TrainingArguments) if one.name not in ours)))
+    return True
+
+
+def _described(kind: type, options: Iterable[Field]) -> str:
+    """One entry per option, under the first line of the dataclass's docstring."""
+    lines = [(kind.__doc__ or "").strip().splitlines()[0].rstrip(".") + ":"]
+    for one in options:
+        default = one.default_factory() if callable(one.default_factory) else one.default
+        shown = (
+            ""
+            if default is None
+            else f" (default {' '.join(map(str, default)) if isinstance(default, list) else default})"
+        )
+        text = f"{one.metadata.get('help', '')}{shown}"
+        lines += textwrap.wrap(text, 110, initial_indent=f"  --{one.name:<27} ", subsequent_indent=" " * 32)
+    return "\n".join(lines) + "\n"
 
 
 def _announce(run: FinishedRun) -> None:
@@ -64,10 +139,13 @@ def _quickstart(args: argparse.Namespace) -> None:
     from ..training.quickstart import quickstart
 
     hide_loading_bars()
-    quickstart(args.output, args.seed)
+    quickstart(args.output_dir, args.seed)
 
 
 def _recipes(args: argparse.Namespace) -> None:
-    from ..recipes import list_recipes, recipe_path
+    from ..recipes import list_recipes, load_recipe, recipe_path
 
-    print(recipe_path(args.name).read_text() if args.name else "\n".join(list_recipes()))
+    if args.json:
+        print(json.dumps(load_recipe(args.name) if args.name else list_recipes(), indent=2))
+    else:
+        print(recipe_path(args.name).read_text() if args.name else "\n".join(list_recipes()))

@@ -20,7 +20,7 @@ from ..data.loading import load_split
 from ..evaluation.results import machine_name
 from ..folder_lock import held_alone
 from ..hub.card_facts import HUB_ID
-from ..recipes import read_mapping
+from ..structured_files import parse_yaml, read_yaml
 from ..training.arguments import DataArguments
 from .plan import ALONE, Budget, Method, Plan, folder_name
 from .process import afdcd_command, last_lines, run_logged
@@ -98,7 +98,7 @@ def _check_teacher(teacher: str | None) -> None:
         raise ValueError("The plan has methods with a teacher, but neither 'teacher' nor 'teacher_recipe'.")
     if not Path(teacher).is_dir() and not HUB_ID.fullmatch(teacher):
         raise FileNotFoundError(f"teacher={teacher!r} is neither a local folder nor a Hub id (owner/name).")
-    AutoConfig.from_pretrained(teacher)
+    AutoConfig.from_pretrained(teacher, trust_remote_code=False)
 
 
 def teacher_folder(output: str | Path) -> str:
@@ -262,7 +262,7 @@ def _resumable(run: Path, recipe: Path, text: str) -> bool:
         return False
     if not recipe.is_file():
         raise ValueError(f"{run} holds files that no comparison has written. Move them, or give another --output.")
-    before, now = read_mapping(recipe), yaml.safe_load(text)
+    before, now = read_yaml(recipe), parse_yaml(text)
     for settings in (before, now):
         settings.pop("output_dir", None)  # the same folder, perhaps called from elsewhere
     if before != now:

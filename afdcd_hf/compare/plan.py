@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..recipes import comparison_path, load_recipe, read_mapping
+from ..recipes import comparison_path, load_recipe
+from ..structured_files import read_yaml
 from ..suggestions import close_names
 
 ALONE = "alone"
@@ -143,7 +144,7 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
     """
     path = comparison_path(name_or_path)
     overrides = dict(overrides or {})
-    return _plan(str(path), {**read_mapping(path), **overrides}, overrides)
+    return _plan(str(path), {**read_yaml(path), **overrides}, overrides)
 
 
 def _plan(source: str, raw: dict[str, Any], overrides: Mapping[str, Any]) -> Plan:

@@ -15,7 +15,7 @@ from ..charts.history import load_history
 from ..evaluation.results import library_versions, machine_name
 from ..hub.facts_file import read_facts
 from ..structured_files import read_json
-from ..training.arguments import DISTILL_ARGUMENTS, TRAIN_ARGUMENTS, parse_arguments, training_part
+from ..training.arguments import parse_arguments, training_part
 from .plan import ALONE, Budget, Method, Plan, folder_name
 
 RESULT_NAME, RUN_FOLDER, TEACHER_PLACE = "result.json", "run", "teacher"
@@ -66,9 +66,8 @@ class Run:
     def arguments(self) -> list[Any]:
         """The recipe as argument dataclasses; ValueError where it has an unknown key or an invalid value."""
         recipe = {**self.settings, **_CHECKED_ON_CPU, "output_dir": "unused"}
-        types = DISTILL_ARGUMENTS if self.command == "distill" else TRAIN_ARGUMENTS
         try:
-            return parse_arguments(types, recipe, [])
+            return parse_arguments(recipe, distils=self.command == "distill")
         except ValueError as error:
             raise ValueError(f"{self.kind} of {self.method!r}: {error}") from error
 

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor
 from transformers.utils.hub import cached_file
 
 from ..cost import count_parameters
 from ..hub.folder_facts import describe
 from ..inference.predictions import class_legend
 from ..inference.segment import segment_image
-from ..models.loading import load_model
+from ..models.loading import load_model, load_processor
 
 _LONG = 2.0  # seconds that nobody wants to wait twice
 
@@ -98,7 +97,7 @@ def load_segmenters(models: Mapping[str, str | Path], device: str | torch.device
 def _load(title: str, model: str, device: str | torch.device) -> Segmenter:
     try:
         network = load_model(model).to(device).eval()
-        processor = AutoImageProcessor.from_pretrained(model)
+        processor = load_processor(model)
     except OSError as error:  # where there is no network, the message would not say which model
         where = model if Path(model).is_dir() else f"There is no folder {model}, and as a model of the Hub it"
         raise OSError(f"{where} cannot be loaded: {error}") from error

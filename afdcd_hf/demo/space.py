@@ -119,7 +119,7 @@ def _places(models: Mapping[str, str | Path]) -> SpaceModels:
 
 def _check_on_hub(model: str) -> None:
     try:
-        AutoConfig.from_pretrained(model)
+        AutoConfig.from_pretrained(model, trust_remote_code=False)
     except OSError as error:
         raise OSError(f"{model} is no folder, and no model of the Hub that can be looked at: {error}") from error
 

@@ -61,16 +61,16 @@ def export_saved_onnx(
         OSError: If a file exists or cannot be written; before anything is computed.
     """
     check_packages()
-    needs_data = [f"--{name}" for name, given in (("int8", int8), ("evaluate-split", evaluate_split)) if given]
+    needs_data = [f"--{name}" for name, given in (("int8", int8), ("evaluate_split", evaluate_split)) if given]
     refusals = {
-        f"{'/'.join(needs_data)} needs images: give --calibration-dataset (and --data-dir).": needs_data
+        f"{'/'.join(needs_data)} needs images: give --calibration_dataset (and --data_dir).": needs_data
         and not dataset,
-        f"--calibration-dataset {dataset} is for --int8 or --evaluate-split: give one of them.": dataset
+        f"--calibration_dataset {dataset} is for --int8 or --evaluate_split: give one of them.": dataset
         and not needs_data,
-        "--data-dir needs --calibration-dataset, the name of what lies there.": data_dir and not dataset,
-        "--calibration-split is for --int8: add it.": calibration_split and not int8,
-        "--calibration-samples is for --int8: add it.": calibration_samples is not None and not int8,
-        "--max-samples limits --evaluate-split: give the split.": max_samples is not None and not evaluate_split,
+        "--data_dir needs --calibration_dataset, the name of what lies there.": data_dir and not dataset,
+        "--calibration_split is for --int8: add it.": calibration_split and not int8,
+        "--calibration_samples is for --int8: add it.": calibration_samples is not None and not int8,
+        "--max_samples limits --evaluate_split: give the split.": max_samples is not None and not evaluate_split,
         "With --argmax, label maps can only be scored at the image's size: add --upsample.": evaluate_split
         and argmax
         and not upsample,

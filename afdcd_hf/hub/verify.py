@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoImageProcessor
 
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
@@ -16,7 +15,7 @@ from ..data.fingerprint import fingerprint, is_generated
 from ..data.loading import load_split
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
-from ..models.loading import load_model
+from ..models.loading import load_model, load_processor
 from .card_facts import HUB_ID
 from .claim import Claim, read_claim
 from .hub_errors import plain_hub_errors
@@ -88,7 +87,7 @@ def verify(
     images = load_split(**choice)
     check_weights(folder)
     network = load_model(str(folder)).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    processor = load_processor(folder)
     if choice["name"] in BENCHMARKS:
         check_classes(network, BENCHMARKS[choice["name"]].classes, choice["name"])
     scores = evaluate_segmenter(

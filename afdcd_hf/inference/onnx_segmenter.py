@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, PreTrainedConfig
 
-from ..models.loading import load_model
+from ..models.loading import load_model, load_processor
 from ..models.modeling_afdcd import AfDcdOutput
 from .settings import InferenceSettings
 
@@ -109,7 +109,7 @@ def load_segmenter(name_or_path: str) -> tuple[nn.Module, Any]:
     """A model and its image processor, from a folder, a Hub id or an `.onnx` file of `afdcd export`."""
     if Path(name_or_path).suffix == ".onnx":
         return load_onnx(name_or_path)
-    return load_model(name_or_path), AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
+    return load_model(name_or_path), load_processor(name_or_path)
 
 
 def _open(path: Path, threads: int):

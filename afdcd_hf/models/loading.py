@@ -1,23 +1,59 @@
-"""Loading a saved segmenter for training or scoring."""
+"""Loading a saved segmenter and its image processor, for training or scoring."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 
-def load_model(name_or_path: str) -> nn.Module:
-    """Load any segmenter that transformers' Auto class knows, in float32.
+def load_model(name_or_path: str | Path) -> nn.Module:
+    """Load any segmenter that transformers' Auto class knows, in float32; code in its folder is never run.
 
     Raises:
-        ValueError: the file lacks weights of the network: they would have been drawn at random.
-        OSError: there is no such folder or repository, or a file is missing in it.
+        ValueError: weights are missing, damaged or of other shapes, or the model needs code of its own.
+        OSError: neither a local folder nor a Hub id, or a file is missing in it.
     """
-    model, info = AutoModelForSemanticSegmentation.from_pretrained(
-        name_or_path, dtype=torch.float32, output_loading_info=True
-    )
+
+    def load(name: str) -> tuple[nn.Module, dict[str, Any]]:
+        return AutoModelForSemanticSegmentation.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+
+    model, info = _loaded(load, name_or_path, "a segmenter")
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
-        raise ValueError(f"{name_or_path!r} lacks {len(names)} of the network's weights, e.g. {names[:3]}.")
+        raise ValueError(f"{str(name_or_path)!r} lacks {len(names)} of the model's weights, e.g. {names[:3]}.")
     return model
+
+
+def load_processor(name_or_path: str | Path) -> Any:
+    """Load a model's image processor; code in its folder is never run. Errors as for `load_model`."""
+
+    def load(name: str) -> Any:
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+
+    return _loaded(load, name_or_path, "an image processor")
+
+
+def _loaded(load: Callable[[str], Any], name_or_path: str | Path, what: str) -> Any:
+    name = os.path.expanduser(name_or_path)
+    try:
+        return load(name)
+    except Exception as error:
+        problem = " ".join(str(error).split())
+        if "trust_remote_code" in problem:
+            raise ValueError(
+                f"{name!r} brings code of its own (auto_map in its config.json), which is not run here. If you trust "
+                "its authors, load it in Python with trust_remote_code=True."
+            ) from error
+        if isinstance(error, OSError) and not os.path.isdir(name):
+            raise OSError(f"{name!r} is neither a local folder nor a Hub id that can be loaded: {problem}") from error
+        if isinstance(error, (OSError, ValueError, MemoryError, torch.OutOfMemoryError)):
+            raise
+        raise ValueError(f"{name!r} cannot be loaded as {what}: {type(error).__name__}: {problem}") from error

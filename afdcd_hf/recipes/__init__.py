@@ -6,12 +6,12 @@ Keys of a loss's options carry its name in front: `af_dcd.feature_weight`. `comp
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..structured_files import read_yaml
+from ..suggestions import close_names
 
 _FOLDER = Path(__file__).parent
 _COMPARISONS = _FOLDER / "comparisons"
@@ -46,16 +46,17 @@ def comparison_path(name_or_path: str | Path) -> Path:
 
 
 def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
-    path = Path(name_or_path)
-    if path.is_file():
+    path = Path(name_or_path).expanduser()
+    if path.is_file():  # a folder or a pipe is not
         return path
     bundled = folder / f"{name_or_path}.yaml"
     if bundled.is_file():
         return bundled
     known = sorted(one.stem for one in folder.glob("*.yaml"))
-    close = difflib.get_close_matches(str(name_or_path), known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise FileNotFoundError(f"No {what} {str(name_or_path)!r}.{hint} Known {what}s: {', '.join(known)}.")
+    raise FileNotFoundError(
+        f"No {what} {str(name_or_path)!r}: neither a file nor a known name.{close_names(str(name_or_path), known)} "
+        f"Known {what}s: {', '.join(known)}."
+    )
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
@@ -66,34 +67,9 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: see `recipe_path`.
-        ValueError: not valid YAML, or not a flat mapping.
+        ValueError: not valid YAML, a key that stands twice, or not a flat mapping.
     """
-    return {str(key): value for key, value in read_mapping(recipe_path(name_or_path)).items()}
-
-
-def read_mapping(path: Path) -> dict[Any, Any]:
-    """Read a YAML file of `key: value` lines, numbers as people write them; ValueError where it is none."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}.")
-    return as_numbers(content)
-
-
-def as_numbers(value: Any) -> Any:
-    """YAML 1.1 reads 2e-6 (without a dot) as text; everybody who writes it means a number. At every depth."""
-    if isinstance(value, dict):
-        return {key: as_numbers(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [as_numbers(one) for one in value]
-    if isinstance(value, str) and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return {str(key): value for key, value in read_yaml(recipe_path(name_or_path)).items()}
 
 
 def parse_json_object(name: str, text: str) -> dict:
@@ -104,7 +80,7 @@ def parse_json_object(name: str, text: str) -> dict:
     """
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{name}={text!r} is not valid JSON ({error}); write e.g. '{{\"key\": 1}}'.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{name}={text!r} must be a JSON object such as '{{\"key\": 1}}'.")

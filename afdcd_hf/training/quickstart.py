@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..charts import load_history, plot_training_curves
 from ..hub.card_facts import CardFacts, ComparisonRow, Picture
-from ..hub.facts_file import write_facts
+from ..hub.facts_file import FACTS_NAME, read_facts, write_facts
 from ..hub.model_card import write_card
 from ..inference.side_by_side import draw_predictions
 from .runs import distill, train
@@ -21,29 +21,29 @@ TEACHER_RECIPE, STUDENT_RECIPE = "quickstart_teacher", "quickstart"
 TITLES = {"teacher": "teacher", "student-alone": "student alone", "distilled": "distilled (Af-DCD)"}
 
 
-def quickstart(output: str | Path, seed: int = 0) -> Path:
-    """Train the three networks, print the table, and write card, pictures and curves into the distilled one's folder.
+def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
+    """Train the three models, print the table, and write card, pictures and curves into the distilled one's folder.
+
+    A second call with the same folder continues where the first was stopped, and trains nothing that is finished.
 
     Args:
-        output: folder for the three runs; where it is not empty, `output`-2, -3, ... is taken.
+        output_dir: folder for the three runs.
         seed: of initialisation, order, augmentation and masks. The scenes are always the same.
 
     Returns:
         The distilled student's folder.
+
+    Raises:
+        FileExistsError: the folder holds other files than those of a quickstart with this seed.
     """
     start = time.perf_counter()
-    folder = _fresh_folder(Path(output))
+    folder = Path(output_dir)
+    _check_folder(folder, seed)
     runs = {name: folder / name for name in TITLES}
-    seed_option = ["--seed", str(seed)]
-    _announce(1, "teacher", runs["teacher"])
-    teacher = train(TEACHER_RECIPE, ["--output_dir", str(runs["teacher"]), *seed_option])
-    _announce(2, "student alone", runs["student-alone"])
-    alone = train(STUDENT_RECIPE, ["--output_dir", str(runs["student-alone"]), *seed_option])
-    _announce(3, "student with Af-DCD", runs["distilled"])
-    options = ["--output_dir", str(runs["distilled"]), "--teacher", str(runs["teacher"]), *seed_option]
-    distilled = distill(STUDENT_RECIPE, options)
-
-    cards = dict(zip(TITLES, (teacher.card, alone.card, distilled.card), strict=True))
+    cards: dict[str, CardFacts] = {}
+    for number, (name, title) in enumerate(TITLES.items(), 1):
+        print(f"\n[{number}/3] {title} -> {runs[name]}", flush=True)
+        cards[name] = _finished(runs[name]) or _trained(name, folder, seed)
     rows = {name: _row(TITLES[name], card) for name, card in cards.items()}
     best = runs["distilled"]
     plot_training_curves(
@@ -53,10 +53,10 @@ def quickstart(output: str | Path, seed: int = 0) -> Path:
     notes = {row.model: f"mIoU {100 * row.mean_iou:.1f} %" for row in rows.values()}
     draw_predictions(models, best / "predictions.png", dataset="scenes", notes=notes)
     pictures = [
-        Picture("predictions.png", "Scenes that none of the networks was trained on."),
+        Picture("predictions.png", "Scenes that none of the models was trained on."),
         Picture("training_curves.png", "Mean IoU and loss terms of the three runs."),
     ]
-    facts = replace(distilled.card, comparison=list(rows.values()), pictures=pictures)
+    facts = replace(cards["distilled"], comparison=list(rows.values()), pictures=pictures)
     write_facts(best, facts)
     write_card(best, facts)
     print("\n" + format_table(rows))
@@ -76,16 +76,34 @@ def format_table(rows: dict[str, ComparisonRow]) -> str:
     return "\n".join(lines)
 
 
-def _fresh_folder(wanted: Path) -> Path:
-    folder, number = wanted, 1
-    while folder.exists() and any(folder.iterdir()):
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
+def _check_folder(folder: Path, seed: int) -> None:
+    """Only what an earlier call with this seed has left may be there."""
+    others = [path for path in folder.iterdir() if path.name not in TITLES] if folder.is_dir() else []
+    if others:
+        raise FileExistsError(f"{folder} holds other files, such as {others[0].name}; give another --output_dir.")
+    for card in filter(None, (_finished(folder / name) for name in TITLES)):
+        if card.training is None or card.training.seed != seed:
+            raise FileExistsError(
+                f"{folder} holds a quickstart with another seed than {seed}; give that seed, or another --output_dir."
+            )
 
 
-def _announce(number: int, what: str, path: Path) -> None:
-    print(f"\n[{number}/3] {what} -> {path}", flush=True)
+def _finished(folder: Path) -> CardFacts | None:
+    """The facts of a run that went to its end; they are written last."""
+    return read_facts(folder) if (folder / FACTS_NAME).is_file() else None
+
+
+def _trained(name: str, folder: Path, seed: int) -> CardFacts:
+    """Train one of the three, or continue from its last checkpoint."""
+    argv = ["--output_dir", str(folder / name), "--seed", str(seed)]
+    if any((folder / name).glob("checkpoint-*")):
+        argv += ["--resume_from_checkpoint", "last"]
+    if name == "distilled":
+        run = distill(STUDENT_RECIPE, [*argv, "--teacher", str(folder / "teacher")])
+    else:
+        run = train(TEACHER_RECIPE if name == "teacher" else STUDENT_RECIPE, argv)
+    assert run.card is not None  # it is, on the main process, and a quickstart is one process
+    return run.card
 
 
 def _row(title: str, card: CardFacts) -> ComparisonRow:

@@ -11,6 +11,8 @@ import yaml
 from ..atomic_io import written_whole
 from ..hub.folder_facts import public_name
 from ..hub.push_files import RECIPE_NAME
+from ..redaction import without_tokens
+from .option_values import plain_value
 
 # Of this one run, of this machine, or secret.
 _LEFT_OUT = {"output_dir", "resume_from_checkpoint", "data_dir", "run_name", "hub_token", "local_rank", "logging_dir"}
@@ -21,11 +23,11 @@ _MAY_BE_PATHS = {"teacher", "model", "pretrained_backbone", "dataset", "train_li
 def write_recipe(folder: Path, given: Mapping[str, Any]) -> Path:
     """Write what a recipe and a command line set as one recipe.
 
-    `--data_dir`, and the folders of networks on this machine, have to be given again: local paths stay private.
+    `--data_dir`, and the folders of models on this machine, have to be given again: local paths stay private.
 
     Args:
         folder: of the run.
-        given: argument name to value, see `given_arguments`.
+        given: argument name to value, of `merge_arguments`.
 
     Returns:
         The file.
@@ -38,9 +40,10 @@ def write_recipe(folder: Path, given: Mapping[str, Any]) -> Path:
     )
     path = folder / RECIPE_NAME
     with written_whole(path) as part:
-        part.write_text(head + yaml.safe_dump(lines, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        text = yaml.safe_dump(lines, sort_keys=False, allow_unicode=True)
+        part.write_text(head + without_tokens(text), encoding="utf-8")
     return path
 
 
 def _public(key: str, value: Any) -> Any:
-    return public_name(value) if key in _MAY_BE_PATHS and value is not None else value
+    return public_name(value) if key in _MAY_BE_PATHS and isinstance(value, str) else plain_value(value)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
-
-from transformers import AutoImageProcessor
 
 from ..charts import plot_training_curves
 from ..cost import count_macs_at
 from ..data.fingerprint import fingerprint, is_generated
 from ..evaluation.results import dataset_context, library_versions, machine_name, save_results
 from ..evaluation.segmenter import evaluate_segmenter
-from ..hub.card_facts import CardFacts, DatasetFacts, Picture, TrainingFacts
+from ..hub.card_facts import CardFacts, DatasetFacts, TrainingFacts
 from ..hub.facts_file import write_facts
 from ..hub.folder_facts import (
     CURVES_NAME,
@@ -24,15 +23,16 @@ from ..hub.folder_facts import (
     network_facts,
     public_name,
 )
-from ..hub.model_card import write_card
-from ..models.loading import load_model
-from .arguments import DataArguments, plain_value
+from ..hub.model_card import render_card, write_card
+from ..models.loading import load_model, load_processor
 from .distillation_trainer import DistillationTrainer
 from .distributed import images_per_step
+from .option_values import plain_value
+from .options import DataArguments
 from .progress import shows_bars
 from .timing import Speed
 from .trainer import SegmentationTrainer
-from .training_args import DistillationTrainingArguments
+from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
 _HYPERPARAMETERS = (
     "loss", "loss_kwargs", "student_layer", "teacher_layer", "loss_max_grad_norm", "task_weight", "aux_weight",
@@ -41,32 +41,68 @@ _HYPERPARAMETERS = (
 
 
 class Origin(NamedTuple):
-    """The weights that a network started from: an id on the Hub, or words."""
+    """The weights that a model started from: an id on the Hub, or words."""
 
     base_model: str | None
     words: str | None = None
 
 
-def write_report(
+def prepare_facts(
     trainer: SegmentationTrainer,
     data: DataArguments,
     *,
     recipe_name: str | Path | None,
     teacher_name: str | None,
     origin: Origin,
-    seconds: float,
 ) -> CardFacts | None:
-    """Score the saved folder (not the network in memory) and write results, curves, facts and card into it.
+    """All that a card says before anything is trained or scored, tried by rendering it; None off the main process.
 
-    Runs on all ranks, which share the evaluation; only the main process writes, and returns the card's facts. Names of
-    recipe and teacher may be paths: what is written has their last part only.
+    Names of recipe and teacher may be paths: what is written has their last part only.
+
+    Args:
+        trainer: the trainer, before the training.
+        data: images and labels.
+        recipe_name: name or file of the recipe.
+        teacher_name: folder or Hub id of the teacher.
+        origin: the weights that the model started from.
+
+    Raises:
+        ValueError: something that the card could not say, such as the MACs of a model that refuses the crop's size.
+    """
+    if not trainer.is_world_process_zero():
+        return None
+    crop = (data.crop_size[0], data.crop_size[1])
+    try:
+        facts = CardFacts(
+            model_name=Path(trainer.args.output_dir).resolve().name,  # paths are left out of what is to be shared
+            **network_facts(trainer.student),
+            macs=count_macs_at(trainer.student, [crop])[0],
+            macs_size=crop,
+            dataset=_dataset_facts(trainer, data),
+            training=_training_facts(trainer.args, data, recipe_name),
+            teacher=public_name(teacher_name) if teacher_name else None,
+            teacher_architecture=_teacher_architecture(trainer),
+            base_model=origin.base_model,
+            started_from=origin.words,
+            citations=trainer.loss_module.citations if isinstance(trainer, DistillationTrainer) else [],
+        )
+        render_card(facts)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"The model card of this run could not be written: {error}") from error
+    return facts
+
+
+def write_report(
+    trainer: SegmentationTrainer, data: DataArguments, facts: CardFacts | None, seconds: float
+) -> CardFacts | None:
+    """Score the saved folder (not the model in memory) and write results, curves, facts and card into it.
+
+    Runs on all ranks, which share the evaluation; only the main process writes, and returns the card's facts.
 
     Args:
         trainer: the trainer, after the training.
         data: images and labels.
-        recipe_name: name or file of the recipe.
-        teacher_name: folder or Hub id of the teacher.
-        origin: the weights that the network started from.
+        facts: of `prepare_facts`.
         seconds: wall-clock time of the training.
     """
     folder = Path(trainer.args.output_dir)
@@ -74,41 +110,27 @@ def write_report(
     scores = evaluate_segmenter(
         model,
         trainer.eval_dataset,
-        processor=AutoImageProcessor.from_pretrained(folder),
+        processor=load_processor(str(folder)),
         batch_size=trainer.args.per_device_eval_batch_size,
         num_workers=trainer.args.dataloader_num_workers,
         progress=shows_bars(trainer.args),
     )
-    if not trainer.is_world_process_zero():
+    if facts is None:
         return None
-    context = dataset_context(**data.choice("eval"))
-    name = folder.resolve().name  # paths are left out of what is to be shared
-    results = save_results(folder / RESULTS_NAME, scores, model=name, **context)
-    facts = CardFacts(
-        model_name=name,
-        **network_facts(model),
-        macs=count_macs_at(model, [tuple(data.crop_size)])[0],
-        macs_size=tuple(data.crop_size),
-        dataset=_dataset_facts(trainer, data),
-        measured=measured_results(results, name),
-        training=_training_facts(trainer, data, recipe_name, seconds),
-        teacher=public_name(teacher_name) if teacher_name else None,
-        teacher_architecture=_teacher_architecture(trainer),
-        base_model=origin.base_model,
-        started_from=origin.words,
-        pictures=_pictures(trainer, folder, name),
-        citations=trainer.loss_module.citations if isinstance(trainer, DistillationTrainer) else [],
+    results = save_results(
+        folder / RESULTS_NAME, scores, model=facts.model_name, **dataset_context(**data.choice("eval"))
+    )
+    if any("loss" in entry for entry in trainer.state.log_history):
+        plot_training_curves({facts.model_name: trainer.state.log_history}, folder / CURVES_NAME)
+    facts = replace(
+        facts,
+        measured=measured_results(results, facts.model_name),
+        training=_with_speed(facts.training or TrainingFacts(), trainer, seconds),
+        pictures=known_pictures(folder),  # images of the data set are not drawn: most may not be published again
     )
     write_facts(folder, facts)
     write_card(folder, facts)
     return facts
-
-
-def _pictures(trainer: SegmentationTrainer, folder: Path, name: str) -> list[Picture]:
-    """Draws the curves. Images of the data set are not drawn: most may not be published again."""
-    if any("loss" in entry for entry in trainer.state.log_history):
-        plot_training_curves({name: trainer.state.log_history}, folder / CURVES_NAME)
-    return known_pictures(folder)
 
 
 def _dataset_facts(trainer: SegmentationTrainer, data: DataArguments) -> DatasetFacts:
@@ -130,30 +152,35 @@ def _teacher_architecture(trainer: SegmentationTrainer) -> str | None:
 
 
 def _training_facts(
-    trainer: SegmentationTrainer,
-    data: DataArguments,
-    recipe_name: str | Path | None,
-    seconds: float,
+    args: SegmentationTrainingArguments, data: DataArguments, recipe_name: str | Path | None
 ) -> TrainingFacts:
-    args, speed = trainer.args, trainer.speed or Speed()
     settings = {
         name: plain_value(getattr(args, name)) for name in _HYPERPARAMETERS if getattr(args, name, None) is not None
     }
     if isinstance(args, DistillationTrainingArguments) and args.distils_at_times:
         settings |= {"distill_every": args.distill_every, "distill_until": args.distill_until}
     settings |= {"total batch": images_per_step(args), "crop": f"{data.crop_size[0]}x{data.crop_size[1]}"}
-    resumed = bool(args.resume_from_checkpoint)  # then only its last part was clocked
     return TrainingFacts(
         recipe=public_name(recipe_name) if recipe_name else None,
         hyperparameters=settings,
         seed=args.seed,
+        peak_memory_of="GPU" if args.device.type == "cuda" else "process",
+        hardware=machine_name(),
+        versions=library_versions(),
+    )
+
+
+def _with_speed(facts: TrainingFacts, trainer: SegmentationTrainer, seconds: float) -> TrainingFacts:
+    speed = trainer.speed or Speed()
+    resumed = bool(trainer.args.resume_from_checkpoint)  # then only its last part was clocked
+    settings = {**facts.hyperparameters, "total batch": images_per_step(trainer.args)}  # auto_find_batch_size
+    return replace(
+        facts,
+        hyperparameters=settings,
         iterations=trainer.state.global_step,
         seconds=None if resumed else seconds,
         seconds_in_steps=speed.total_seconds if speed.steps else None,
         images_per_second=speed.images_per_second,
         time_split=speed.split,
         peak_memory_mb=speed.peak_memory_mb,
-        peak_memory_of="GPU" if args.device.type == "cuda" else "process",
-        hardware=machine_name(),
-        versions=library_versions(),
     )

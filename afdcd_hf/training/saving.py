@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
+from ..redaction import without_tokens
 from .checkpoints import WRITE_ERRORS, files_written_whole, why_not_written
 
 
@@ -35,7 +36,7 @@ def write_student(
     if processor is not None:
         processor.save_pretrained(folder)
     settings = folder / "training_args.json"
-    settings.write_text(json.dumps(args.to_dict(), indent=2, default=str) + "\n")
+    settings.write_text(without_tokens(json.dumps(args.to_dict(), indent=2, default=str)) + "\n")
     for path in folder.glob("*.safetensors"):  # safetensors lets nobody but the owner read them
         path.chmod(settings.stat().st_mode)
 

@@ -147,7 +147,7 @@ def test_pictures_are_segmented_in_the_benchmarks_colours(cityscapes, tmp_path, 
     palette = np.array(BENCHMARKS["cityscapes"].palette)
     assert label_map.shape == (32, 64) and np.array_equal(np.asarray(Image.open(color[0])), palette[label_map])
     assert "exists" in answer(capsys, "predict", str(pictures), *where)
-    assert "--confidence is for --as-labels" in answer(capsys, "predict", str(pictures), *where, "--confidence", "0.5")
+    assert "--confidence is for --as_labels" in answer(capsys, "predict", str(pictures), *where, "--confidence", "0.5")
     where[3] = str(tmp_path / "labels")
     assert "leave out --overwrite" in answer(capsys, "predict", str(pictures), *where, "--as-labels", "--overwrite")
     assert main(["predict", str(pictures), *where, "--as-labels", "--confidence", "0"]) == 0

@@ -21,6 +21,7 @@ PLAN = {
     "seeds": [0, 1],
     "budgets": [{"iterations": 30}, {"seconds": 60}],
     "tuning": {"seed": 100, "iterations": 10},
+    "warmup_steps": 5,
 }
 
 
@@ -211,7 +212,7 @@ def test_candidates_without_a_tuning_seed_are_refused(plan_file):
     [
         ({"methods": {"x": {"loss": "kd", "kd.wait": 1}}}, "run of 'x': unknown option kd.wait"),
         ({"methods": {"x": {"loss": "cdw"}}}, "run of 'x': unknown loss 'cdw'"),
-        ({"learning_rat": 1}, "run of 'alone': 'learning_rat' is no argument.*learning_rate"),
+        ({"learning_rat": 1}, "run of 'alone': Unknown argument .learning_rat.*learning_rate"),
         ({"methods": {"a b": {}, "a-b": {}}}, "'a b' and 'a-b' would lie in the same folder"),
     ],
 )
@@ -229,5 +230,7 @@ def test_a_teacher_that_is_not_there_is_found_before_the_first_training(plan_fil
 
 
 def test_an_unknown_plan_lists_the_known_ones():
-    with pytest.raises(FileNotFoundError, match="No comparison 'scene'. Did you mean 'scenes'"):
+    with pytest.raises(
+        FileNotFoundError, match="No comparison 'scene': neither a file nor a known name. Close: scenes"
+    ):
         load_plan("scene")

@@ -280,7 +280,7 @@ def quick_command(saved, *more):
 
 def test_the_command_prints_a_row_per_size_and_writes_them(saved, tmp_path, capsys):
     out = tmp_path / "deep" / "profile.json"
-    assert quick_command(saved, "--size", 32, 48, "--size", 64, 64, "--batch-size", 2, "--json", out) == 0
+    assert quick_command(saved, "--size", 32, 48, "--size", 64, 64, "--batch-size", 2, "--output", out) == 0
     printed = capsys.readouterr().out
     assert "32x48" in printed and "64x64" in printed and "thread" in printed and "1 MAC = 2 FLOPs" in printed
     found = json.loads(out.read_text())
@@ -289,7 +289,7 @@ def test_the_command_prints_a_row_per_size_and_writes_them(saved, tmp_path, caps
 
 
 def test_json_holds_every_field_of_a_row_and_the_table_says_where_nothing_was_measured(saved, tmp_path, capsys):
-    assert quick_command(saved, "--size", 32, 32, "--no-memory", "--json", tmp_path / "p.json") == 0
+    assert quick_command(saved, "--size", 32, 32, "--no-memory", "--output", tmp_path / "p.json") == 0
     [found] = json.loads((tmp_path / "p.json").read_text())["rows"]
     [row] = profile(saved, [(32, 32)], device="cpu", memory=False)
     assert list(found) == [field.name for field in fields(row)]
@@ -308,7 +308,7 @@ def test_rows_measured_before_a_failure_are_kept(saved, tmp_path, capsys, monkey
 
     monkeypatch.setattr(latency, "_measure", failing)
     out = tmp_path / "profile.json"
-    assert quick_command(saved, "--size", 32, 32, "--size", 64, 64, "--json", out) == 2
+    assert quick_command(saved, "--size", 32, 32, "--size", 64, 64, "--output", out) == 2
     captured = capsys.readouterr()
     assert "32x32" in captured.out and "does not fit" in captured.err
     assert [row["height"] for row in json.loads(out.read_text())["rows"]] == [32]
@@ -317,9 +317,9 @@ def test_rows_measured_before_a_failure_are_kept(saved, tmp_path, capsys, monkey
 def test_a_file_that_is_there_is_only_replaced_on_request(saved, tmp_path, capsys):
     out = tmp_path / "profile.json"
     out.write_text("mine")
-    assert quick_command(saved, "--size", 32, 32, "--json", out) == 2
+    assert quick_command(saved, "--size", 32, 32, "--output", out) == 2
     assert out.read_text() == "mine" and "--overwrite" in capsys.readouterr().err
-    assert quick_command(saved, "--size", 32, 32, "--json", out, "--overwrite") == 0
+    assert quick_command(saved, "--size", 32, 32, "--output", out, "--overwrite") == 0
     assert "rows" in json.loads(out.read_text())
     assert quick_command(saved, "--overwrite") == 2
 

@@ -275,9 +275,9 @@ def test_without_gradio_the_command_says_what_to_install(model, capsys, monkeypa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--overwrite"], "--overwrite would do nothing without --write-space"),
-        (["--title", "T"], "--title would do nothing without --write-space"),
-        (["--write-space", "s", "--port", "1", "--share"], "--port and --share would do nothing with --write-space"),
+        (["--overwrite"], "--overwrite would do nothing without --write_space"),
+        (["--title", "T"], "--title would do nothing without --write_space"),
+        (["--write-space", "s", "--port", "1", "--share"], "--port and --share would do nothing with --write_space"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(model, options, message, capsys):

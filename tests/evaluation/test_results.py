@@ -6,9 +6,9 @@ import json
 import shlex
 
 import pytest
+from afdcd_hf.cli.options import inference_settings
 
 from afdcd_hf.cli import _parser
-from afdcd_hf.cli.options import inference_settings
 from afdcd_hf.evaluation.results import check_writable, dataset_context, evaluate_command
 
 DEFAULTS = {"model": "runs/m", "dataset": "scenes", "split": "val", "scales": [1.0], "flip": False, "window": None,

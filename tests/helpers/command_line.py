@@ -17,7 +17,7 @@ def answer(capsys, *argv: str) -> str:
     status = main(list(argv))
     lines = capsys.readouterr().err.splitlines()
     assert status == 2 and not any(line.startswith("Traceback") for line in lines)
-    (mine,) = [line for line in lines if line.startswith(f"afdcd {argv[0]}: ")]
+    (mine,) = [line for line in lines if line.startswith(f"afdcd {argv[0]}")]
     return mine
 
 

@@ -20,7 +20,7 @@ from tiny import (
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from afdcd_hf.training.arguments import DISTILL_ARGUMENTS, parse_arguments, training_part
+from afdcd_hf.training.arguments import parse_arguments, training_part
 from afdcd_hf.training.distributed import search_for_idle_loss_weights
 
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_is_refused(tmp_path, options, message):
 
 def test_a_recipe_takes_both_and_the_students_baseline_leaves_them_out():
     recipe = {"loss": "kd", "distill_every": 2, "distill_until": 0.5, "use_cpu": True, "output_dir": "unused"}
-    args = parse_arguments(DISTILL_ARGUMENTS, recipe, ["--distill_every", "4"])[-1]
+    args = parse_arguments(recipe, ["--distill_every", "4"], distils=True)[-1]
     assert (args.distill_every, args.distill_until) == (4, 0.5)
     assert not {"distill_every", "distill_until"} & set(training_part(recipe))
 

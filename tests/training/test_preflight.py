@@ -23,7 +23,7 @@ CLASSES = ["a", "b", "c", "d"]
 
 
 def look(rows, **options) -> str:
-    return check_images("training", rows, AfDcdImageProcessor(), 4, **options)
+    return check_images("training", rows, AfDcdImageProcessor(), CLASSES, **options)
 
 
 def with_label(label: np.ndarray | None, index: int = 0) -> dict:
@@ -79,10 +79,10 @@ def test_the_images_looked_at_are_spread_over_all():
 def test_a_label_that_does_not_fit_names_the_image_and_how_many_are_alike(label, words):
     rows = [with_label(label), *pictures(2)]
     with pytest.raises(ValueError, match=words) as caught:
-        look(rows, needs_labels=True)
+        look(rows, trains=True)
     assert "looked at are like this" not in str(caught.value)
     with pytest.raises(ValueError, match=rf"{words}.*\(2 of the 4 training images looked at are like this\.\)"):
-        look([*rows, with_label(label, 1)], needs_labels=True)
+        look([*rows, with_label(label, 1)], trains=True)
 
 
 def test_labels_that_are_ignored_everywhere_are_an_error():
@@ -190,11 +190,11 @@ def test_a_run_is_the_same_with_and_without_the_checks(tmp_path):
 
 def test_the_plan_is_told_and_what_is_odd_about_it(tmp_path, caplog):
     caplog.set_level(logging.INFO, "afdcd_hf")
-    options = {"save_strategy": "steps", "save_steps": 5000, "warmup_steps": 3000, "max_steps": 2000}
+    options = {"save_strategy": "steps", "save_steps": 5000, "max_steps": 2000}
     preflight(supervised(tmp_path, train_dataset=samples(8), **options), CLASSES)
     text = "\n".join(record.getMessage() for record in caplog.records)
     assert "2000 steps of 4 images: 1000.0 passes over 8 training images" in text
-    assert "still rising" in text and "nothing is saved before the end" in text and "A checkpoint takes" in text
+    assert "nothing is saved before the end" in text and "A checkpoint takes" in text
 
 
 @pytest.mark.parametrize("command", ["train", "distill"])
@@ -209,6 +209,7 @@ def test_commands_run_the_checks_unless_told_not_to(tmp_path, monkeypatch, comma
     monkeypatch.setattr(runs, "load_model", lambda name: segmenter(1, num_labels=2))
     monkeypatch.setattr(runs, "build_model", lambda *_: (segmenter(num_labels=2), AfDcdImageProcessor()))
     monkeypatch.setattr(runs, "_processor_of", lambda name: None)
+    monkeypatch.setattr(runs, "prepare_facts", lambda *_, **__: None)
     two = [{**row, "label": Image.fromarray(np.zeros((32, 48), np.uint8))} for row in pictures(4)]
     monkeypatch.setattr(runs, "load_split", lambda **_: two)
     argv = ["--output_dir", str(tmp_path / "run"), "--class_names", *names, "--dataset", "x", "--use_cpu", "true"]
@@ -217,6 +218,49 @@ def test_commands_run_the_checks_unless_told_not_to(tmp_path, monkeypatch, comma
     with pytest.raises(StopRun):
         getattr(runs, command)(None, argv)
     assert [list(given) for given in called] == ([] if preflight_option else [list(names)])
+
+
+def halves(first: int, second: int) -> dict:
+    label = np.full((32, 48), first)
+    label[:, 24:] = second
+    return with_label(label)
+
+
+def test_labels_that_cannot_mean_what_they_seem_to_are_questioned(caplog):
+    with pytest.raises(ValueError, match=r"single class and 255, .* class 1 \(b\), .* never occurs.*255\": 1"):
+        look([halves(0, 255)], trains=True)
+    assert not caplog.records
+    look([halves(0, 0)], trains=True)
+    assert "hold class 0 alone" in caplog.text
+    caplog.clear()
+    look([halves(0, 1), halves(2, 255)], trains=True)
+    assert "class 3 (d) never occurs, while 255 does" in caplog.text and "label_map" in caplog.text
+    caplog.clear()
+    look([halves(0, 1), halves(2, 3)], trains=True)
+    look([halves(0, 1), halves(2, 2)], trains=True)  # nothing is ignored
+    check_images("evaluation", [halves(0, 255)], AfDcdImageProcessor(), CLASSES)  # nothing is learned from these
+    assert not caplog.records
+
+
+def test_the_ignored_label_must_not_be_a_class(tmp_path):
+    trainer = supervised(tmp_path, segmenter(semantic_loss_ignore_index=1))
+    with pytest.raises(ValueError, match="semantic_loss_ignore_index=1 is the id of class 'b', which would never be"):
+        preflight(trainer, CLASSES)
+
+
+def test_a_student_that_refuses_an_evaluation_image_is_found_before_the_first_step(tmp_path):
+    class Picky(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = segmenter()
+            self.config = self.inner.config
+
+        def forward(self, pixel_values, labels=None):
+            raise RuntimeError("The size of tensor a (3)\nmust match that of tensor b (4)")
+
+    trainer = supervised(tmp_path, Picky())
+    with pytest.raises(ValueError, match=r"image of 32x48 pixels \(height x width\): The size .*another back"):
+        preflight(trainer, CLASSES)
 
 
 class StopRun(Exception):

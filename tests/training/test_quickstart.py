@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from afdcd_hf.hub.model_card import render_card
 from afdcd_hf.hub.verify import verify
 from afdcd_hf.inference.side_by_side import draw_predictions
 from afdcd_hf.training import quickstart
+from afdcd_hf.training.runs import FinishedRun
 
 SHORT = ["--max_steps", "2", "--total_batch_size", "2", "--warmup_steps", "0", "--logging_steps", "1"]
 
@@ -84,13 +86,35 @@ def test_student_alone_and_distilled_start_from_the_same_weights_and_budget(fini
     assert alone["seed"] == 3
 
 
-def test_an_earlier_quickstart_is_not_written_over(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
-    assert quickstart._fresh_folder(tmp_path / "out") == tmp_path / "out-2"
-    assert quickstart._fresh_folder(tmp_path / "other") == tmp_path / "other"
+def test_a_second_call_trains_only_what_is_not_finished_and_continues_what_was_stopped(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    shutil.copytree(finished[0], folder)
+    shutil.rmtree(folder / "distilled")
+    (folder / "distilled" / "checkpoint-1").mkdir(parents=True)
+    called = []
+
+    def distill(recipe, argv):
+        called.append(argv)
+        shutil.rmtree(folder / "distilled")
+        shutil.copytree(finished[0] / "distilled", folder / "distilled")
+        return FinishedRun(folder / "distilled", read_facts(folder / "distilled"))
+
+    monkeypatch.setattr(quickstart, "distill", distill)
+    monkeypatch.setattr(quickstart, "train", None)
+    for _ in range(2):  # the second time everything is finished
+        assert quickstart.quickstart(folder, seed=3) == folder / "distilled"
+    ((*_, resume, last, teacher, where),) = called
+    assert [resume, last, teacher, where] == ["--resume_from_checkpoint", "last", "--teacher", str(folder / "teacher")]
+    with pytest.raises(FileExistsError, match="quickstart with another seed than 4"):
+        quickstart.quickstart(folder, seed=4)
+
+
+def test_other_files_are_not_written_over(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds other files, such as mine.txt; give another --output_dir"):
+        quickstart.quickstart(tmp_path)
 
 
 def test_a_picture_of_an_image_that_is_not_there_is_refused(finished, tmp_path):
-    with pytest.raises(ValueError, match="val split has 5 images; there is no number 9"):
+    with pytest.raises(ValueError, match="val split has 5 images; index 9 is out of range"):
         draw_predictions({}, tmp_path / "x.png", dataset="scenes", indices=[0, 9])

@@ -1,0 +1,181 @@
+"""What the parsers of all commands share: option spelling, checked values, help, and errors as exceptions."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..suggestions import close_names
+
+if TYPE_CHECKING:
+    from ..inference.settings import InferenceSettings
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu)(:\d+)?")
+
+
+class Command(argparse.ArgumentParser):
+    """The parser of one command. Options are spelled with underscores; dashes are accepted too.
+
+    Args:
+        prog: `afdcd` and the command's name.
+        text: what it does.
+        usage: what follows the name.
+        example: a whole command line.
+        old: option names of earlier versions, as keys to those of today.
+    """
+
+    def __init__(
+        self, prog: str, text: str, usage: str, example: str = "", old: Mapping[str, str] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            prog=prog,
+            usage=f"{prog} {usage}",
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example:\n  {example}" if example else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **kwargs,
+        )
+        self.old = dict(old or {})
+
+    def error(self, message: str) -> NoReturn:
+        """Raise, where argparse would print the usage and exit."""
+        raise ValueError(f"{message}; see {self.prog} --help.")
+
+    def normalised(self, argv: Sequence[str]) -> list[str]:
+        """The words with every option's name as the parser knows it."""
+        words = []
+        for word in argv:
+            if word.startswith("--") and len(word) > 2:
+                name, equals, value = word.partition("=")
+                name = "--" + name[2:].replace("-", "_")
+                word = self.old.get(name, name) + equals + value
+            words.append(word)
+        return words
+
+    def check_names(self, words: Sequence[str]) -> None:
+        """Raise ValueError for an option that does not exist, naming the closest."""
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        for name in (word.partition("=")[0] for word in words if word.startswith("--") and len(word) > 2):
+            if name not in known:
+                raise ValueError(f"unknown option {name}.{close_names(name, known)} See {self.prog} --help.")
+
+
+def add_command(commands: argparse._SubParsersAction, name: str, text: str, usage: str, **kwargs: Any) -> Command:
+    """Add a command; the list of commands shows its text up to the semicolon."""
+    short = textwrap.fill(text.split(";")[0], 78)
+    return commands.add_parser(name, help=short, text=textwrap.fill(text, 100), usage=usage, **kwargs)
+
+
+def add(group: argparse._ActionsContainer, *names: str, help: str, **kwargs: Any) -> None:
+    """Add an argument whose help says its default, where there is one worth saying."""
+    default = kwargs.get("default")
+    if default not in (None, False, []) and default is not argparse.SUPPRESS:
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        help = f"{help} (default {shown})".replace("%", "%%") if "%" in shown else f"{help} (default {shown})"
+    group.add_argument(*names, help=help, **kwargs)
+
+
+def flag(group: argparse._ActionsContainer, name: str, help: str) -> None:
+    """Add a switch."""
+    group.add_argument(name, action="store_true", help=help)
+
+
+def whole(at_least: int = 1, at_most: int = 10**9) -> Callable[[str], int]:
+    """A type of option: a whole number within bounds."""
+
+    def read(text: str) -> int:
+        value = int(text) if re.fullmatch(r"[-+]?\d{1,18}", text) else None
+        if value is None or not at_least <= value <= at_most:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {at_least} to {at_most}")
+        return value
+
+    return read
+
+
+def number(above: float = 0, at_most: float = math.inf) -> Callable[[str], float]:
+    """A type of option: a finite number within bounds."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and above < value <= at_most):
+            bound = f" and at most {at_most:g}" if at_most < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number above {above:g}{bound}")
+        return value
+
+    return read
+
+
+def device(text: str) -> str:
+    """A type of option: where a model runs; whether the machine has it is known once torch is there."""
+    if not _DEVICE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device such as cpu, cuda or cuda:1")
+    return text
+
+
+def add_size(group: argparse._ActionsContainer, name: str, help: str, **kwargs: Any) -> None:
+    """Add an option of a height and a width in pixels."""
+    group.add_argument(name, type=whole(1, 65536), nargs=2, metavar=("H", "W"), help=help, **kwargs)
+
+
+def add_device(group: argparse._ActionsContainer) -> None:
+    """Add `--device`."""
+    add(group, "--device", type=device, help="cpu, cuda, cuda:1, ...; by default a GPU where there is one")
+
+
+def add_inference_options(command: argparse.ArgumentParser) -> None:
+    """How a model is applied to an image: `inference_settings` reads them."""
+    group = command.add_argument_group("inference")
+    scales = number(0, 100)
+    add(group, "--scales", type=scales, nargs="+", default=[1.0], help="sizes to average over, e.g. 0.75 1 1.25")
+    flag(group, "--flip", "average with the mirrored image")
+    add_size(group, "--window", "slide a window over the image")
+    add_size(group, "--stride", "its steps (default: 2/3 of the window)")
+    add(group, "--precision", default="fp32", choices=PRECISIONS, help="of the forward passes")
+    add_device(group)
+
+
+def inference_settings(args: argparse.Namespace) -> InferenceSettings:
+    """The settings that `add_inference_options` asked for; the device is tried."""
+    from ..inference.settings import InferenceSettings
+
+    check_device(args.device)
+    window, stride = (tuple(size) if size else None for size in (args.window, args.stride))
+    return InferenceSettings(tuple(args.scales), args.flip, window, stride, args.precision)
+
+
+def check_device(name: str | None) -> None:
+    """Raise ValueError where this machine, or this build of torch, has no such device."""
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def titled(words: list[str]) -> dict[str, str]:
+    """`TITLE=FOLDER` or `FOLDER`, whose own name is the title then."""
+    pairs = [word.split("=", 1) if "=" in word else (Path(word).name, word) for word in words]
+    by_title = dict(pairs)
+    if len(by_title) < len(pairs):
+        raise ValueError(f"two of {', '.join(words)} have the same title; write TITLE=FOLDER.")
+    return by_title
+
+
+def hide_loading_bars() -> None:
+    """No bars for reading and writing weights, which takes no time; training and evaluation keep theirs."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()  # downloads from the Hub keep theirs

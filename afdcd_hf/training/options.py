@@ -1,0 +1,177 @@
+"""Every option of `afdcd train` and `afdcd distill` that is ours or often used; a new one takes one line here.
+
+Nothing heavy is imported, so that help and mistakes are answered at once. `training_args` joins them with
+transformers' own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .option_values import check_options, option
+
+DEFAULT_STEPS = 40_000
+_PAPER_SCALES = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]
+
+
+@dataclass
+class ModelArguments:
+    """The model to train."""
+
+    model: str | None = option(
+        None, "Folder or Hub id of a saved model to start from, instead of a new one.", path=True
+    )
+    backbone: str = option("resnet18", "timm name of the backbone.")
+    backbone_kwargs: dict | None = option(None, "Arguments of timm.create_model (JSON).")
+    pretrained_backbone: bool | str = option(True, "ImageNet weights: true, false, or a .safetensors file.", path=True)
+    output_stride: int = option(8, "Input pixels per pixel of the last map: 8, 16 or 32.")
+    head: str = option("deeplabv3", "Decode head, such as deeplabv3, pspnet or fcn; an unknown one lists all.")
+    head_channels: int | None = option(None, "Width of the head; by default the paper's.", at_least=1)
+    atrous_rates: list[int] | None = option(None, "DeepLabV3's dilations.", at_least=1)
+    auxiliary_head: bool = option(False, "Add an auxiliary head on the last but one map.")
+    preprocessing: str | None = option(
+        None, "timm (as its weights) or released (BGR); default: the teacher's, else timm."
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass
+class TeacherArguments:
+    """The model to learn from."""
+
+    teacher: str | None = option(None, "Folder or Hub id of the trained teacher.", path=True)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass
+class DataArguments:
+    """Images, labels and augmentation."""
+
+    dataset: str = option("scenes", "Benchmark name, or a folder or Hub id of a dataset.", path=True)
+    data_dir: str | None = option(None, "Folder of the benchmark's files.", path=True)
+    train_split: str = option("train", "Split to train on.")
+    eval_split: str = option("val", "Split to evaluate on.")
+    train_list: str | None = option(None, "List of a benchmark's images to train on, not the whole split.", path=True)
+    eval_list: str | None = option(None, "The same for evaluation.", path=True)
+    class_names: list[str] | None = option(None, "Class names in order, for a dataset that is not a benchmark.")
+    image_column: str | None = option(None, "Column of the images of such a dataset; by default image.")
+    label_column: str | None = option(None, "Column of its labels; by default label.")
+    label_map: dict | None = option(None, "Value in its labels -> class id, 255 = ignored (JSON); others stay.")
+    labels_as: str | None = option(None, "Its labels hold the values of this benchmark's files.")
+    crop_size: list[int] = option([512, 512], "Height and width of the crop.", length=2, at_least=1)
+    scales: list[float] = option(_PAPER_SCALES, "Random scales.", above=0, at_most=100)
+    flip_probability: float = option(0.5, "Probability of a horizontal flip.", at_least=0, at_most=1)
+    color_jitter: list[float] | None = option(
+        None, "Random brightness, contrast, saturation, hue: four strengths.", length=4, at_least=0
+    )
+    blur_probability: float = option(0.0, "Probability of a Gaussian blur.", at_least=0, at_most=1)
+    max_rotation: float = option(0.0, "Random rotation by up to so many degrees.", at_least=0, at_most=180)
+    max_train_samples: int | None = option(None, "Use only the first so many images.", at_least=1)
+    max_eval_samples: int | None = option(None, "The same for evaluation.", at_least=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not self.scales:
+            raise ValueError("scales=[] must hold one number or more, e.g. [1.0] for the images' own size.")
+
+    def classes(self) -> list[str]:
+        """Class names in the order of their ids."""
+        from ..data.loading import class_names
+
+        return class_names(self.dataset, self.class_names, self.labels_as)
+
+    def choice(self, part: Literal["train", "eval"]) -> dict[str, Any]:
+        """The images and labels to train or to evaluate on: what `load_split` takes."""
+        names = ("data_dir", "image_column", "label_column", "label_map", "labels_as")
+        given = {name: getattr(self, name) for name in names}
+        own = {"list_file": f"{part}_list", "max_samples": f"max_{part}_samples"}
+        given |= {name: getattr(self, field_name) for name, field_name in own.items()}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return {"name": self.dataset, "split": getattr(self, f"{part}_split"), **chosen}
+
+
+@dataclass
+class SegmentationOptions:
+    """The training."""
+
+    output_dir: str | None = option(None, "Folder for the run; must be new or empty.", path=True)
+    resume_from_checkpoint: str | None = option(
+        None, "last, or a checkpoint's folder: continue bit-for-bit.", path=True
+    )
+    max_steps: int = option(DEFAULT_STEPS, "Optimizer steps, unless num_train_epochs is given.", at_least=-1)
+    num_train_epochs: float | None = option(None, "Passes over the training images, instead of max_steps.", above=0)
+    max_seconds: float | None = option(
+        None,
+        "Train for so many seconds of steps: learning rate and distill_until follow the clock, and max_steps is only "
+        "what the schedule is written for. Evaluations and saving do not count.",
+        above=0,
+    )
+    total_batch_size: int | None = option(
+        None, "Images per optimizer step over all processes and accumulation steps.", at_least=1, at_most=10**6
+    )
+    per_device_train_batch_size: int | None = option(
+        None, "Images per process and step; 16, or what total_batch_size makes it.", at_least=1, at_most=10**6
+    )
+    per_device_eval_batch_size: int = option(1, "Images per process in evaluations.", at_least=1, at_most=10**6)
+    gradient_accumulation_steps: int = option(1, "Batches whose gradients make one optimizer step.", at_least=1)
+    optim: str = option("sgd", "Optimizer, by transformers' names.")
+    optim_args: str | None = option(None, "Further arguments of the optimizer; for sgd the default is momentum=0.9.")
+    learning_rate: float = option(0.02, "Initial learning rate.", at_least=0)
+    lr_scheduler_type: str = option("polynomial", "Schedule, by transformers' names.")
+    lr_scheduler_kwargs: dict | None = option(None, "Its arguments (JSON); for polynomial, power 0.9 and lr_end 0.")
+    warmup_steps: float = option(0, "Steps in which the learning rate rises; below 1: share of the run.", at_least=0)
+    weight_decay: float = option(1e-4, "Weight decay.", at_least=0)
+    decay_all: bool = option(True, "Weight decay on biases and normalisation too, as in the released code.")
+    max_grad_norm: float = option(0.0, "Clip all gradients to this norm; 0 does not clip.", at_least=0)
+    task_weight: float = option(1.0, "Weight of the cross entropy on the labels.", at_least=0)
+    aux_weight: float = option(0.4, "Weight of the auxiliary head's cross entropy.", at_least=0)
+    ema_decay: float | None = option(
+        None, "Evaluate and save an exponential moving average of the weights, e.g. 0.999.", above=0, below=1
+    )
+    eval_strategy: str = option("no", "When to evaluate during training: no, steps or epoch.")
+    eval_steps: float | None = option(None, "Steps between evaluations; below 1: share of the run.", above=0)
+    save_strategy: str = option("steps", "When to save checkpoints: no, steps, epoch or best.")
+    save_steps: float = option(500, "Steps between checkpoints; below 1: share of the run.", above=0)
+    save_total_limit: int | None = option(None, "Keep only so many checkpoints.", at_least=1)
+    load_best_model_at_end: bool = option(False, "End with the best checkpoint's weights, not the last ones.")
+    metric_for_best_model: str | None = option("mean_iou", "Which is best: mean_iou, mean_accuracy, overall_accuracy.")
+    greater_is_better: bool | None = option(True, "Whether that metric is to be high.")
+    logging_steps: float = option(50, "Steps between two log lines.", above=0)
+    logging_nan_inf_filter: bool = option(False, "Hide NaN and infinite losses from the log.")
+    report_to: str | list[str] | None = option("none", "Where to log: tensorboard, wandb, trackio, ...")
+    seed: int = option(42, "Of initialisation, order, augmentation and masks.", at_least=0, below=2**32)
+    use_cpu: bool = option(False, "Train on the CPU although there is a GPU.")
+    bf16: bool = option(False, "Mixed precision in bfloat16.")
+    fp16: bool = option(False, "Mixed precision in float16, on GPUs.")
+    torch_compile: bool = option(False, "Compile the models.")
+    channels_last: bool = option(False, "Lay out images and models channels last: often faster, equal up to rounding.")
+    sync_batch_norm: bool | None = option(None, "Batch norm over the images of all GPUs; the default on several.")
+    dataloader_num_workers: int = option(0, "Processes that read images.", at_least=0, at_most=1024)
+    dataloader_drop_last: bool = option(True, "Drop the last incomplete batch: batch norm suffers from small ones.")
+    remove_unused_columns: bool = option(False, "Must stay false: we read other columns.")
+    check_finite: bool = option(True, "Stop where loss or gradients are not finite, with the last good state saved.")
+    preflight: bool = option(True, "Look at images, labels, models and disk before the first step.")
+    push_to_hub: bool = option(False, "Push the finished run to the Hub; hub_model_id names the repository.")
+
+
+@dataclass
+class DistillationOptions:
+    """The distillation."""
+
+    loss: str = option("af_dcd", "Distillation loss, or several joined by '+', e.g. 'kd+af_dcd'.")
+    loss_kwargs: dict | None = option(None, "Options per loss (JSON); usually written as af_dcd.feature_weight.")
+    student_layer: str | list[str] | None = option(
+        None, "Module path of the student's map, or of several; by default the last backbone map."
+    )
+    teacher_layer: str | list[str] | None = option(None, "The same for the teacher: as many, in the same order.")
+    fold_teacher_batch_norm: bool = option(False, "Fold the teacher's batch norm into its convolutions: faster.")
+    distill_every: int = option(1, "Run the teacher at every n-th optimizer step only.", at_least=1)
+    distill_until: float = option(
+        1.0, "Share of the training after which the student learns from the labels alone.", above=0, at_most=1
+    )
+    loss_max_grad_norm: float = option(15.0, "Clip the gradients of the loss's own weights; 0 does not.", at_least=0)

@@ -1,0 +1,153 @@
+"""The frame of every command: spelling, mistakes, help, secrets, exit status, completion."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import answer
+
+from afdcd_hf import __version__
+from afdcd_hf.cli import _FILES, _parser, main
+from afdcd_hf.cli.command import Command
+
+TOKEN = "hf_" + "a1B2c3D4e5" * 3
+
+
+def commands() -> dict[str, Command]:
+    return _parser()[1].choices
+
+
+MISTAKES = {
+    "a mistyped command": (["trian"], "afdcd: unknown command 'trian'. Close: train"),
+    "a mistyped kind of chart": (["chart", "curvs"], "afdcd: unknown kind of chart 'curvs'. Close: curves"),
+    "a mistyped option": (["evaluate", "--modle", "x"], "afdcd evaluate: unknown option --modle. Close: --model"),
+    "a mistyped option of a training": (["train", "--cofig", "x"], "Unknown argument 'cofig'. Close: config"),
+    "a missing option": (["evaluate", "--model", "m"], "the following arguments are required: --dataset"),
+    "scales": (["evaluate", "--model", "m", "--dataset", "d", "--scales", "1e6"], "'1e6' must be a number above 0"),
+    "a device": (["evaluate", "--model", "m", "--dataset", "d", "--device", "gpu"], "'gpu' is not a device such as"),
+    "a size": (["profile", "m", "--size", "0", "8"], "'0' must be a whole number from 1 to 65536"),
+    "a batch": (["profile", "m", "--batch_size", "1000000000000"], "must be a whole number from 1 to 1000000"),
+    "a choice": (["profile", "m", "--precision", "fp8"], "invalid choice: 'fp8'"),
+    "a value of a training": (["train", "--max_steps", "many"], "max_steps='many' must be a whole number"),
+    "a stray word": (["distill", "oops"], "'oops' does not belong to an option"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gives_one_line_and_status_2(capsys, mistake):
+    argv, words = MISTAKES[mistake]
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_options_are_spelled_alike_everywhere_and_folders_are_output_dir():
+    options = {name: set(parser._option_string_actions) for name, parser in commands().items()}
+    every = set().union(*options.values())
+    assert not [name for name in every if "-" in name.removeprefix("-").removeprefix("-")]
+    for name in ("quickstart", "compare", "predict", "convert"):
+        assert "--output_dir" in options[name] and "--output" not in options[name]
+    assert {name for name in options if "--json" in options[name]} >= {
+        "list",
+        "datasets",
+        "recipes",
+        "profile",
+        "verify",
+    }
+
+
+def test_dashes_and_earlier_spellings_are_understood():
+    predict = commands()["predict"]
+    words = ["a.png", "--model=m", "--output", "out", "--as-labels", "--window", "16", "16"]
+    assert vars(predict.parse_args(predict.normalised(words))) | {"run": None} == vars(
+        predict.parse_args(["a.png", "--model", "m", "--output_dir", "out", "--as_labels", "--window", "16", "16"])
+    ) | {"run": None}
+    assert predict.normalised(["--", "-x-y", "--a-b=c-d"]) == ["--", "-x-y", "--a_b=c-d"]
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_every_command_has_an_example_that_parses_and_names_its_defaults(name):
+    parser = commands()[name]
+    example = parser.epilog.splitlines()[1].split()
+    assert example[:2] == ["afdcd", name]
+    words = parser.normalised(example[2:])
+    if name == "chart":
+        parser, words = parser.get_default("kinds").choices[words[0]], words[1:]
+    if not parser.get_default("takes_recipe_options"):
+        parser.check_names(words)
+        parser.parse_args(words)
+    text = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        if action.default not in (None, False, [], "==SUPPRESS==") and action.option_strings:
+            shown = action.default if not isinstance(action.default, list) else " ".join(map(str, action.default))
+            assert f"(default {shown})" in text, action.option_strings
+
+
+def test_help_and_version_and_exit_statuses(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in commands()) and "exit status:" in text and len(_FILES) == 10
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"afdcd {__version__}\n"
+
+
+def test_tab_completion_is_printed_for_a_shell(capsys):
+    assert main(["--print_completion", "bash"]) == 0
+    assert "--boundary_ratio" in capsys.readouterr().out
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_with_its_type_and_a_file_with_the_traceback(monkeypatch, capsys):
+    def fail(*_):
+        raise KeyError(f"step of {TOKEN}\nand more")
+
+    monkeypatch.setattr("afdcd_hf.recipes.list_recipes", fail)
+    assert main(["recipes"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("afdcd recipes: KeyError: ") and TOKEN not in line and "hf_***" in line
+    path = Path(line.split("(traceback: ")[1].rstrip(")"))
+    text = path.read_text()
+    path.unlink()
+    assert "Traceback" in text and "in fail" in text and TOKEN not in text
+    monkeypatch.setenv("AFDCD_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        main(["recipes"])
+
+
+def test_tokens_are_never_repeated(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text(f"hub_token {TOKEN}\n")
+    for argv in (["train", TOKEN], ["train", f"--{TOKEN}", "x"], ["train", "--config", str(tmp_path / "r.yaml")]):
+        assert main(argv) == 2
+        assert TOKEN not in capsys.readouterr().err
+
+
+def test_tables_are_printed_as_json_on_request(capsys):
+    assert main(["datasets", "--json"]) == 0
+    assert {"voc", "camvid"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
+    assert main(["recipes", "--json"]) == 0
+    assert "quickstart" in json.loads(capsys.readouterr().out)
+    assert main(["recipes", "quickstart", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["max_steps"] == 300
+
+
+LIGHT = (["--help"], ["recipes"], ["train", "--help"], ["distill", "--max_steps", "x"], ["evaluate", "--modle", "x"])
+
+
+def test_help_and_mistakes_import_nothing_heavy():
+    code = (
+        "import sys\nfrom afdcd_hf.cli import main\n"
+        f"for argv in {LIGHT!r}:\n    try: main(argv)\n    except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("False False False") and "distill" in done.stdout
+
+
+def test_a_model_that_is_not_there_is_named(capsys):
+    line = answer(capsys, "evaluate", "--model", "no/such-model", "--dataset", "scenes", "--device", "cpu")
+    assert "'no/such-model' is neither a local folder nor a Hub id" in line
