@@ -19,7 +19,7 @@
 
 #ifdef DOUBLE
 typedef double real;
-typedef int64_t whole;
+typedef uint64_t whole;
 enum { MANTISSA = 52, BIAS = 1023, DEGREE = 13 };
 #define ROUNDING 0x1.8p52
 #define LN2_HIGH 0x1.62e42fee00000p-1
@@ -29,7 +29,7 @@ enum { MANTISSA = 52, BIAS = 1023, DEGREE = 13 };
 #define WITHOUT_SIGN INT64_MAX
 #else
 typedef float real;
-typedef int32_t whole;
+typedef uint32_t whole;
 enum { MANTISSA = 23, BIAS = 127, DEGREE = 7 };
 #define ROUNDING 0x1.8p23f
 #define LN2_HIGH 0x1.62e4p-1f
