@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.data import RandomScaleCropFlip, TrainingSamples, collate_samples, get_benchmark, load_benchmark
+from afdcd_hf.data.benchmarks import find_files
 from afdcd_hf.data.transforms import PAPER_SCALES
 from afdcd_hf.evaluation.results import machine_name
 
@@ -178,7 +179,7 @@ def benchmark(name: str, root: Path, count: int, batch_size: int, rounds: int) -
     """Lines of the table: one a way."""
     crop, row = CROPS[name], get_benchmark(name)
     processor = AfDcdImageProcessor()
-    files = FileRows(row.find_files(row, root, "train", None))
+    files = FileRows(find_files(row, root, "train"))
     transform = RandomScaleCropFlip(processor, crop)
     samples = TrainingSamples(load_benchmark(name, "train", root), transform, num_labels=row.num_labels)
     count = min(count, len(files))

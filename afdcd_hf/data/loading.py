@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .benchmarks import BENCHMARKS, Benchmark, SplitFiles, get_benchmark
+from .benchmarks import BENCHMARKS, Benchmark, SplitFiles, find_files, get_benchmark
 from .checks import check_labels, check_same_size
-from .decoding import DecodedRows
+from .columns import decoded_rows, file_columns
 from .scenes import scene_columns
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def load_benchmark(
     data_dir: str | Path | None = None,
     *,
     list_file: str | Path | None = None,
-    legacy_182: bool = False,
-    **options: Any,
+    size: tuple[int, int] | None = None,
+    num_images: int | None = None,
+    seed: int | None = None,
 ) -> Dataset:
     """One split of a benchmark.
 
@@ -47,29 +48,31 @@ def load_benchmark(
         split: One of the benchmark's splits.
         data_dir: Folder with the benchmark's files; not for `scenes`, which is generated.
         list_file: Text file with the images to take (and perhaps their labels), instead of all of the split.
-        legacy_182: `coco_stuff` only: all 182 ids instead of the 171 that are annotated, as the benchmark
-            `coco_stuff_182`.
-        **options: `scenes` only: `size` (height, width), default (96, 192); `num_images`, default that of the table;
-            `seed`, default 0. Splits and seeds never share a scene.
+        size: `scenes` only: height and width, by default (96, 192).
+        num_images: `scenes` only: by default the number of the table.
+        seed: `scenes` only: by default 0. Splits and seeds never share a scene.
 
     Raises:
-        ValueError: If the name, the split or an option is unknown, `data_dir` is missing or not wanted, or there is no
-            image in the split.
+        ValueError: If the name or the split is unknown, an option is missing, not wanted or out of range, or there is
+            no image in the split.
         FileNotFoundError: If folders or files are missing, or an image or a label has no counterpart.
     """
-    benchmark = get_benchmark(_with_all_ids(name) if legacy_182 else name)
-    _check_split(benchmark, split)
-    accepted = ("size", "num_images", "seed") if name == "scenes" else ()
-    unknown = sorted(set(options) - set(accepted))
-    if unknown:
-        raise ValueError(f"Unknown options {unknown} for {name}; accepted are: {', '.join(accepted) or 'none'}.")
-    if benchmark.find_files is not None:
+    benchmark = get_benchmark(name)
+    if split not in benchmark.split_sizes:
+        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(benchmark.split_sizes)}.")
+    of_files = {"data_dir": data_dir, "list_file": list_file}
+    of_scenes = {"size": size, "num_images": num_images, "seed": seed}
+    unwanted = of_scenes if benchmark.files else of_files
+    given = [f"{option}={str(value)!r}" for option, value in unwanted.items() if value is not None]
+    if given:
+        source = "is read from files" if benchmark.files else "is generated and reads no files"
+        raise ValueError(f"{name} {source}: leave out {' and '.join(given)}.")
+    if benchmark.files:
         return _from_files(benchmark, split, _existing(benchmark, data_dir), list_file)
-    if data_dir is not None or list_file is not None:
-        given = f"data_dir={str(data_dir)!r}" if data_dir is not None else f"list_file={str(list_file)!r}"
-        raise ValueError(f"scenes is generated and reads no files: leave out {given}.")
-    options.setdefault("num_images", benchmark.split_sizes[split])
-    return _as_dataset(scene_columns(split, tuple(benchmark.split_sizes), **options), {})
+    options = {"num_images": benchmark.split_sizes[split]} | {
+        option: value for option, value in of_scenes.items() if value is not None
+    }
+    return decoded_rows(scene_columns(split, tuple(benchmark.split_sizes), **options), {})
 
 
 def load_split(
@@ -79,7 +82,12 @@ def load_split(
     max_samples: int | None = None,
     *,
     list_file: str | Path | None = None,
-    **mapping: Any,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_map: Mapping[Any, Any] | None = None,
+    labels_as: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
 ) -> Dataset:
     """One split of a benchmark or of any other dataset, with the rows of `load_benchmark`.
 
@@ -89,8 +97,8 @@ def load_split(
         data_dir: Folder of a benchmark's files; of another dataset, the folder inside it.
         max_samples: Keep only the first so many.
         list_file: As in `load_benchmark`; benchmarks only.
-        **mapping: What `load_other` needs to know of a dataset that is no benchmark: `image_column`, `label_column`,
-            `label_map`, `labels_as`, `config`, `revision`.
+        image_column: As `label_column`, `label_map`, `labels_as`, `config` and `revision`: what `load_other` needs to
+            know of a dataset that is no benchmark.
 
     Raises:
         ValueError: If the dataset, the split or a column is unknown, the split is empty, or an option is not for this
@@ -99,16 +107,25 @@ def load_split(
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"A number of samples must be 1 or more, got {max_samples}.")
+    options = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "label_map": label_map,
+        "labels_as": labels_as,
+        "config": config,
+        "revision": revision,
+    }
+    given = {option: value for option, value in options.items() if value is not None}
     if name in BENCHMARKS:
-        if mapping:
-            raise ValueError(f"{', '.join(sorted(mapping))} cannot be given for the benchmark {name}, which knows it.")
+        if given:
+            raise ValueError(f"{', '.join(sorted(given))} cannot be given for the benchmark {name}, which knows it.")
         dataset = load_benchmark(name, split, data_dir, list_file=list_file)
     else:
         from .other_datasets import load_other
 
         if list_file is not None:
             raise ValueError(f"list_file={str(list_file)!r} is only for benchmarks ({', '.join(sorted(BENCHMARKS))}).")
-        dataset = load_other(name, split, data_dir, **mapping)
+        dataset = load_other(name, split, data_dir, **given)
     return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
 
@@ -167,7 +184,7 @@ def check_layout(name: str, data_dir: str | Path | None, *, decode: bool = True)
         FileNotFoundError: If `data_dir` is no folder.
     """
     benchmark = get_benchmark(name)
-    if benchmark.find_files is None:
+    if benchmark.files is None:
         return [SplitCheck(split, size, size, size) for split, size in benchmark.split_sizes.items()]
     root = _existing(benchmark, data_dir)
     return [_check_files(benchmark, root, split, decode) for split in benchmark.split_sizes]
@@ -176,7 +193,7 @@ def check_layout(name: str, data_dir: str | Path | None, *, decode: bool = True)
 def _check_files(benchmark: Benchmark, root: Path, split: str, decode: bool) -> SplitCheck:
     expected = benchmark.split_sizes[split]
     try:
-        files = _find(benchmark, root, split)
+        files = find_files(benchmark, root, split)
         if decode:
             _check_first_pair(benchmark, root, files)
     except (OSError, ValueError) as error:
@@ -185,23 +202,11 @@ def _check_files(benchmark: Benchmark, root: Path, split: str, decode: bool) -> 
 
 
 def _check_first_pair(benchmark: Benchmark, root: Path, files: SplitFiles) -> None:
-    row = _as_dataset(_columns(root, files, slice(1)), files.label_map)[0]
-    if row["label"] is None:
-        return
-    label = np.asarray(row["label"])
-    check_same_size(row["image"], label, row["name"])
-    check_labels(label, benchmark.num_labels, benchmark.ignore_index, row["name"])
-
-
-def _with_all_ids(name: str) -> str:
-    if name not in ("coco_stuff", "coco_stuff_182"):
-        raise ValueError(f"legacy_182 is only for coco_stuff, not for {name}.")
-    return "coco_stuff_182"
-
-
-def _check_split(benchmark: Benchmark, split: str) -> None:
-    if split not in benchmark.split_sizes:
-        raise ValueError(f"{benchmark.name} has no split {split!r}; it has {', '.join(benchmark.split_sizes)}.")
+    row = decoded_rows(file_columns(root, files, slice(1)), files.label_map)[0]
+    if row["label"] is not None:
+        label = np.asarray(row["label"])
+        check_same_size(row["image"], label, row["name"])
+        check_labels(label, benchmark.num_labels, benchmark.ignore_index, row["name"])
 
 
 def _existing(benchmark: Benchmark, data_dir: str | Path | None) -> Path:
@@ -213,33 +218,9 @@ def _existing(benchmark: Benchmark, data_dir: str | Path | None) -> Path:
     return root
 
 
-def _find(benchmark: Benchmark, root: Path, split: str, list_file: str | Path | None = None) -> SplitFiles:
-    files = benchmark.find_files(benchmark, root, split, None if list_file is None else Path(list_file))
-    if not files.images:
-        raise ValueError(f"The {split} split of {benchmark.name} in {list_file or root} is empty.")
-    return files
-
-
 def _from_files(benchmark: Benchmark, split: str, root: Path, list_file: str | Path | None) -> Dataset:
-    files = _find(benchmark, root, split, list_file)
+    files = find_files(benchmark, root, split, list_file)
     found, published = len(files.images), benchmark.split_sizes[split]
     if found != published and list_file is None:
         logger.warning("%s %s has %d images, published are %d: %s", benchmark.name, split, found, published, root)
-    return _as_dataset(_columns(root, files), files.label_map)
-
-
-def _columns(root: Path, files: SplitFiles, part: slice = slice(None)) -> dict[str, list[str | None]]:
-    images, labels = files.images[part], files.labels[part]
-    return {
-        "image": [str(image) for image in images],
-        "label": [None if label is None else str(label) for label in labels],
-        "name": [image.relative_to(root).as_posix() for image in images],
-    }
-
-
-def _as_dataset(columns: dict[str, list[Any]], label_map: Mapping[int, int]) -> Dataset:
-    from datasets import Dataset, Features, Image, Value
-
-    undecoded = Image(decode=False)
-    features = Features({"image": undecoded, "label": undecoded, "name": Value("string")})
-    return Dataset.from_dict(columns, features=features).with_transform(DecodedRows.with_map(label_map))
+    return decoded_rows(file_columns(root, files), files.label_map)

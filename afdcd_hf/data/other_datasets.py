@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -10,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .benchmarks import BENCHMARKS, get_benchmark
-from .columns import standard_columns, told_apart
+from ..suggestions import close_names
+from .benchmarks import BENCHMARKS, Benchmark, Layout, find_files, get_benchmark
+from .columns import decoded_rows, file_columns, standard_columns, told_apart
 from .decoding import DecodedRows
 
 if TYPE_CHECKING:
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_VALIDATION = ("val", "validation", "valid")  # names of one split
+_PAIRS = Layout(  # images and labels in folders of their own, of the same file stems
+    images=("images/{split}", "{split}/images"),
+    labels=tuple(form.format(kind) for kind in ("labels", "masks") for form in ("{}/{{split}}", "{{split}}/{}")),
+    split_names={name: (name, *_VALIDATION) for name in _VALIDATION},
+)
+_LAYOUT = "images/<split>/ and labels/<split>/ (or masks/<split>/, or the split outside), PNG labels of the same stems"
 
 
 def load_other(
@@ -37,10 +44,12 @@ def load_other(
     """One split of any dataset of images and labels, with the rows of `load_benchmark`.
 
     Args:
-        name: A folder of Parquet files, of images with a metadata file, or written by `save_to_disk`; a Parquet file;
-            or an id on the Hub. What is downloaded from there is announced in the log, and kept in `datasets`' cache.
-        split: Name of the split; outside folders of `save_to_disk` also a part of it, as "train[:80%]". A Parquet file
-            and a single saved dataset are the split "train" unless they say otherwise.
+        name: A folder of Parquet files, of images with a metadata file, with `images/<split>` and `labels/<split>` (or
+            `masks`) of the same file stems, or written by `save_to_disk`; a Parquet file; or an id on the Hub. What is
+            downloaded from there is announced in the log, and kept in `datasets`' cache.
+        split: Name of the split ("val" finds "validation", and the other way round); outside folders of `save_to_disk`
+            also a part of it, as "train[:80%]". A Parquet file and a single saved dataset are the split "train" unless
+            they say otherwise.
         data_dir: Folder inside the dataset, as in `datasets.load_dataset`.
         image_column: Column with the images.
         label_column: Column with the labels, images of class ids; null where there is no label.
@@ -51,19 +60,41 @@ def load_other(
 
     Raises:
         ValueError: If the dataset cannot be found or read, the split or a column is not there, a column holds no
-            pictures, the split is empty, or the labels' map is given twice or is not valid.
+            images, the split is empty, or the labels' map is given twice or is not valid.
+        FileNotFoundError: If an image or a label in folders of their own has no counterpart.
     """
     if label_map is not None and labels_as is not None:
         raise ValueError(f"labels_as={labels_as!r} brings its own map; leave out label_map.")
-    transform = DecodedRows.with_map(get_benchmark(labels_as).label_map if labels_as else label_map or {})
+    mapping = get_benchmark(labels_as).label_map if labels_as else label_map or {}
+    transform = DecodedRows.with_map(mapping)
     if image_column == label_column:
         raise ValueError(f"image_column and label_column are both {image_column!r}; they must be two columns.")
     options = {"data_dir": str(data_dir) if data_dir else None, "name": config, "revision": revision}
-    dataset = _load(name, split, {key: value for key, value in options.items() if value is not None})
+    given = {key: value for key, value in options.items() if value is not None}
+    pairs = _pairs(Path(name).expanduser(), split)
+    if pairs is not None:
+        _refuse(given, f"{name!r}, a folder of images and labels")
+        return decoded_rows(pairs, mapping)
+    dataset = _load(name, split, given)
     if len(dataset) == 0:
         raise ValueError(f"The split {split!r} of {name!r} is empty.")
     dataset = standard_columns(dataset, name, split, {image_column: "image", label_column: "label"})
     return (told_apart(dataset, name) if transform.label_map else dataset).with_transform(transform)
+
+
+def _pairs(root: Path, split: str) -> dict[str, list[str | None]] | None:
+    """The columns of a folder of images and labels, or None where it is no such folder."""
+    splits = dict.fromkeys(("train", "val", "test"), 0)
+    parts = [
+        [root / path for one in (*splits, split) for path in _PAIRS.paths(folders, one)]
+        for folders in (_PAIRS.images, _PAIRS.labels)
+    ]
+    described = any(root.glob("metadata.*")) or any(root.glob("*/metadata.*"))
+    if described or not all(any(path.is_dir() for path in paths) for paths in parts):
+        return None
+    facts = dict.fromkeys(("licence", "homepage", "citation"), "")
+    row = Benchmark(str(root), (), (), splits, layout=_LAYOUT, files=_PAIRS, **facts)
+    return file_columns(root, find_files(row, root, split))
 
 
 def _load(name: str, split: str, options: dict[str, str]) -> Dataset:
@@ -99,7 +130,7 @@ def _saved(path: Path, split: str) -> Dataset:
         raise ValueError(f"{str(path)!r} is empty or damaged; save it again ({_one_line(error)}).") from error
     if isinstance(found, datasets.Dataset):
         found = {str(found.split or "train"): found}
-    _check_split(str(path), split, found, exact=True)
+    split = _known_split(str(path), split, found, parts=False)
     return found[split].with_format(None)
 
 
@@ -110,7 +141,7 @@ def _from_hub(name: str, split: str, options: dict[str, str]) -> Dataset:
     if not (kept / name.replace("/", "___")).is_dir():  # else an unreachable Hub is no problem
         _check_on_hub(name, options.get("revision"))
     builder = _builder(name, options)
-    _check_split(name, split, _splits_of(builder))
+    _known_split(name, split, _splits_of(builder))
     if not os.path.isdir(builder.cache_dir):
         size = f" ({builder.info.download_size / 2**20:,.0f} MiB)" if builder.info.download_size else ""
         logger.warning("Downloading %s%s from the Hugging Face Hub; it is kept in %s", name, size, kept)
@@ -142,7 +173,7 @@ def _builder(name: str, options: dict[str, str]) -> DatasetBuilder:
 def _build(builder: DatasetBuilder, name: str, split: str) -> Dataset:
     from datasets.exceptions import DatasetsError
 
-    _check_split(name, split, _splits_of(builder))
+    split = _known_split(name, split, _splits_of(builder))
     try:
         builder.download_and_prepare()
     except (DatasetsError, OSError, ValueError) as error:
@@ -157,25 +188,30 @@ def _splits_of(builder: DatasetBuilder) -> list[str]:
     return [str(split) for split in builder.info.splits or builder.config.data_files or ()]
 
 
-def _check_split(name: str, split: str, known: Iterable[str], exact: bool = False) -> None:
-    known = list(known)
-    asked = [split] if exact else [part.partition("[")[0].strip() for part in split.split("+")]
-    unknown = [part for part in asked if known and part not in known]
-    if unknown:
-        raise ValueError(f"{name!r} has no split {unknown[0]!r}; it has {', '.join(known)}.")
+def _known_split(name: str, split: str, known: Iterable[str], parts: bool = True) -> str:
+    """The split as the dataset calls it; with `parts`, also of sums and slices such as "train[:80%]+val"."""
+    known, asked = list(known), split.split("+") if parts else [split]
+    result = []
+    for part in asked:
+        base, bracket, rest = part.strip().partition("[") if parts else (part, "", "")
+        names = (base, *_VALIDATION) if base in _VALIDATION else (base,)
+        own = next((own for own in names if own in known or not known), None)
+        if own is None:
+            raise ValueError(f"{name!r} has no split {base!r}; it has {', '.join(known)}.")
+        result.append(f"{own}{bracket}{rest}")
+    return "+".join(result)
 
 
 def _unknown(name: str, reason: str) -> ValueError:
     known = ", ".join(sorted(BENCHMARKS))
-    close = difflib.get_close_matches(name, BENCHMARKS, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = close_names(name, BENCHMARKS)
     return ValueError(f"{name!r} is no benchmark ({known}), no folder and no .parquet file here, and {reason}.{hint}")
 
 
 def _unreadable(name: str, error: BaseException) -> ValueError:
     return ValueError(
         f"{name!r} cannot be read: {_one_line(error)}. Expected are Parquet files, images with a metadata.jsonl or "
-        "metadata.csv (columns image_file_name and label_file_name), or what save_to_disk wrote."
+        f"metadata.csv (columns image_file_name and label_file_name), {_LAYOUT}, or what save_to_disk wrote."
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from .checks import check_labels
+from .columns import with_decoding
 from .image_files import SampleError
 
 
@@ -28,8 +29,8 @@ class TrainingSamples(Dataset):
     prefetch before a resumed run restores it, which would make the continuation differ.
 
     Args:
-        dataset: A `datasets.Dataset`, or anything indexable, whose rows have PIL `image` and `label`, and perhaps a
-            `name`.
+        dataset: A `datasets.Dataset` with image columns `image` and `label`, or anything indexable whose rows have such
+            PIL images, and perhaps a `name`.
         transform: Called as `transform(image, label, rng)`, such as `RandomScaleCropFlip`.
         num_labels: Number of classes K.
         seed: Non-negative seed of the augmentation.
@@ -57,7 +58,7 @@ class TrainingSamples(Dataset):
         columns = getattr(dataset, "column_names", None)
         if columns is not None and not {"image", "label"} <= set(columns):
             raise ValueError(f"The dataset has columns {list(columns)}; 'image' and 'label' are needed: rename them.")
-        self.dataset = dataset
+        self.dataset = with_decoding(dataset)
         self.transform = transform
         self.num_labels = num_labels
         self.seed = seed

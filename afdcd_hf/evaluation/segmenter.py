@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data.checks import check_labels, check_same_size
+from ..data.columns import with_decoding
 from ..inference.predictions import one_ahead
 from ..inference.segment import Predictor, Sample, as_array, make_sample
 from ..inference.settings import WHOLE_IMAGE, InferenceSettings
@@ -43,7 +44,7 @@ class EvaluationSamples(Dataset):
     def __init__(
         self, dataset: Sequence[Mapping[str, Any]], processor: Any, num_labels: int, ignore_index: int = 255
     ) -> None:
-        self.dataset = dataset
+        self.dataset = with_decoding(dataset)
         self.processor = processor
         self.num_labels = num_labels
         self.ignore_index = ignore_index

@@ -3,13 +3,12 @@ from __future__ import annotations
 import io
 import os
 import struct
-import zlib
 
 import numpy as np
 import pytest
 from miniatures import camvid_folder
 from PIL import Image
-from stored_pictures import ids, png, stored
+from stored_pictures import grey_png, ids, png, stored
 
 from afdcd_hf.data.checks import check_labels
 from afdcd_hf.data.decoding import DecodedRows
@@ -34,19 +33,6 @@ def test_labels_of_every_integer_mode_hold_the_ids_of_their_files():
     large = decoded(png(np.uint16([[0, 7, 300]])))
     assert large.mode == "I" and ids(large) == [[0, 7, 300]]
     assert ids(decoded(buffer.getvalue())) == [[0, 7, 70000]]
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def grey_png(values, bits, colour_type=0, palette=b"", interlace=0):
-    """Packed as the PNG specification says; Pillow writes no such files."""
-    packed = [np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel()).tobytes() for row in values]
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour_type, 0, 0, interlace)
-    pixels = zlib.compress(b"".join(b"\0" + row for row in packed))
-    chunks = [(b"IHDR", header), *([(b"PLTE", palette)] if palette else []), (b"IDAT", pixels), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+from dataclasses import replace
 
 import datasets
 import numpy as np
 import paths
 import pytest
-from miniatures import camvid_folder, coco_stuff_folder
+from miniatures import camvid_folder
 from PIL import Image
 from stored_pictures import as_arrays, ids, raw_dataset
 from torch.utils.data import DataLoader
@@ -26,18 +28,13 @@ def _private_cache(tmp_path_factory, monkeypatch):
 # Rows
 
 
-def without_labels(monkeypatch, tmp_path):
+def without_labels(monkeypatch, root):
     """A camvid whose split is published without labels."""
-    from dataclasses import replace
-
     camvid = get_benchmark("camvid")
-
-    def find_files(*asked):
-        files = camvid.find_files(*asked)
-        return replace(files, labels=(None,) * len(files.images))
-
-    monkeypatch.setitem(BENCHMARKS, "camvid", replace(camvid, find_files=find_files))
-    return camvid_folder(tmp_path)
+    unlabelled = replace(camvid, files=replace(camvid.files, unlabelled=("train",)))
+    monkeypatch.setitem(BENCHMARKS, "camvid", unlabelled)
+    shutil.rmtree(camvid_folder(root) / "trainannot")
+    return root
 
 
 def test_rows_of_a_split_without_labels_have_none(tmp_path, monkeypatch):
@@ -79,15 +76,7 @@ def test_list_files_choose_the_images_whatever_the_published_number(tmp_path, ca
     assert not caplog.records  # "published are 367" would be said of the whole split only
 
 
-def test_an_empty_split_is_an_error(tmp_path, monkeypatch):
-    from dataclasses import replace
-
-    from afdcd_hf.data.benchmarks import SplitFiles
-
-    empty = replace(get_benchmark("camvid"), find_files=lambda *asked: SplitFiles((), ()))
-    monkeypatch.setitem(BENCHMARKS, "camvid", empty)
-    with pytest.raises(ValueError, match="The train split of camvid in .* is empty"):
-        load_benchmark("camvid", "train", tmp_path)
+def test_an_empty_split_is_an_error(tmp_path):
     datasets.DatasetDict({"train": raw_dataset(), "test": raw_dataset(labels=())}).save_to_disk(tmp_path / "empty")
     with pytest.raises(ValueError, match="empty' is empty or damaged; save it again"):
         load_split(str(tmp_path / "empty"), "test")
@@ -96,29 +85,12 @@ def test_an_empty_split_is_an_error(tmp_path, monkeypatch):
         load_split(str(tmp_path / "mine.parquet"), "train")
 
 
-def test_a_missing_split_lists_those_that_are_there(tmp_path):
-    camvid_folder(tmp_path)
-    with pytest.raises(FileNotFoundError, match="Splits found there: train"):
-        load_split("camvid", "val", tmp_path)
-
-
-def test_legacy_182_is_the_row_of_all_ids_of_coco_stuff_only(tmp_path):
-    with pytest.raises(ValueError, match="legacy_182 is only for coco_stuff, not for camvid"):
-        load_benchmark("camvid", "train", tmp_path, legacy_182=True)
-    label = np.uint8([[0, 11, 91, 181, 255]])  # 11 is never annotated: ignored, or a class of its own
-    coco_stuff_folder(tmp_path, labels=[label])
-    assert ids(load_benchmark("coco_stuff", "train", tmp_path)[0]["label"]) == [[0, 255, 80, 170, 255]]
-    assert ids(load_benchmark("coco_stuff", "train", tmp_path, legacy_182=True)[0]["label"]) == label.tolist()
-
-
 def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
     camvid_folder(tmp_path)
     with pytest.raises(ValueError, match="label_column, label_map cannot be given for the benchmark camvid"):
         load_split("camvid", "train", tmp_path, label_map={}, label_column="label")
     with pytest.raises(ValueError, match=r"list_file='x\.txt' is only for benchmarks"):
         load_split("mine", "train", list_file="x.txt")
-    with pytest.raises(ValueError, match=r"leave out list_file='x\.txt'"):
-        load_benchmark("scenes", list_file="x.txt")
     raw_dataset().save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="data_dir and config cannot be given for .* written by save_to_disk"):
         load_split(str(tmp_path / "saved"), "train", "sub", config="small")

@@ -7,11 +7,10 @@ import pickle
 import datasets
 import numpy as np
 import pytest
-from miniatures import ade20k_folder, camvid_folder, cityscapes_folder, coco_stuff_folder, voc_folder
+from miniatures import camvid_folder
 from PIL import Image
 from stored_pictures import ADE20K_MAP, as_arrays, ids, png, raw_dataset, stored
 
-from afdcd_hf.data.benchmarks import get_benchmark
 from afdcd_hf.data.loading import class_names, load_benchmark, load_split
 
 
@@ -42,7 +41,7 @@ def test_a_parquet_folder_with_splits_columns_of_other_names_and_raw_values(tmp_
         load_split(str(tmp_path), "val", **choice)
     with pytest.raises(ValueError, match=r"no column 'image'; it has photo, annotation, label\. .*with image_column\."):
         load_split(str(tmp_path), "train")
-    with pytest.raises(ValueError, match=r"labels of .* must be pictures, but column 'label' holds Value\('int64'\)"):
+    with pytest.raises(ValueError, match=r"labels of .* must be images, but column 'label' holds Value\('int64'\)"):
         load_split(str(tmp_path), "train", image_column="photo")
 
 
@@ -79,6 +78,39 @@ def test_a_folder_of_images_with_a_metadata_file(tmp_path):
     assert dataset["name"][:] == ["x/a.png", "y/a.png"] and ids(dataset[1]["label"]) == [[255, 4]]
 
 
+@pytest.mark.parametrize("form", ["images/{}", "{}/images"])
+@pytest.mark.parametrize("kind", ["labels", "masks"])
+def test_images_and_labels_in_folders_of_their_own_are_paired_by_file_name(tmp_path, form, kind):
+    for split, count in (("train", 3), ("validation", 2)):
+        for folder, mode in (("images", "RGB"), (kind, "L")):
+            place = tmp_path / form.format(split).replace("images", folder)
+            place.mkdir(parents=True)
+            for index in range(count):
+                Image.new(mode, (2, 1), 1 if mode == "L" else (index, 0, 0)).save(place / f"{index}.png")
+    dataset = load_split(str(tmp_path), "train", label_map={1: 7})
+    assert ids(dataset[2]["label"]) == [[7, 7]] and np.asarray(dataset[2]["image"])[0, 0].tolist() == [2, 0, 0]
+    assert dataset["name"][2] == f"{form.format('train')}/2.png"
+    assert len(load_split(str(tmp_path), "val")) == len(load_split(str(tmp_path), "validation")) == 2
+    with pytest.raises(FileNotFoundError, match="has no folder .* needed for .*'s split test.*found there: train, val"):
+        load_split(str(tmp_path), "test")
+    with pytest.raises(ValueError, match="revision cannot be given for .*, a folder of images and labels"):
+        load_split(str(tmp_path), "train", revision="v1")
+    (place / "0.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 in .* without label \(0\.png\)"):
+        load_split(str(tmp_path), "val")
+
+
+def test_val_finds_validation_and_the_other_way_round(tmp_path):
+    for split in ("train", "validation"):
+        raw_dataset().to_parquet(tmp_path / "parquet" / f"{split}-00000-of-00001.parquet")
+    datasets.DatasetDict({"train": raw_dataset(), "val": raw_dataset(labels=((9, 9),))}).save_to_disk(
+        tmp_path / "saved"
+    )
+    assert len(load_split(str(tmp_path / "parquet"), "val[:50%]")) == 1
+    assert len(load_split(str(tmp_path / "parquet"), "train+val")) == 4
+    assert len(load_split(str(tmp_path / "saved"), "validation")) == 1
+
+
 def test_a_folder_of_classes_is_no_segmentation_dataset(tmp_path):
     for label in ("cat", "dog"):
         (tmp_path / "train" / label).mkdir(parents=True)
@@ -96,22 +128,6 @@ def test_labels_as_takes_map_and_classes_of_a_benchmark(tmp_path):
     assert class_names("copy", labels_as="camvid")[3] == "road"
     with pytest.raises(ValueError, match="Unknown benchmark 'camvit'"):
         load_split(str(tmp_path / "copy"), "train", labels_as="camvit")
-
-
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [
-        ("camvid", camvid_folder),
-        ("cityscapes", cityscapes_folder),
-        ("voc", voc_folder),
-        ("ade20k", ade20k_folder),
-        ("coco_stuff", coco_stuff_folder),
-        ("coco_stuff_182", coco_stuff_folder),
-    ],
-)
-def test_labels_as_means_the_map_of_the_published_files(name, folder, tmp_path):
-    row = get_benchmark(name)
-    assert row.label_map == row.find_files(row, folder(tmp_path), "train", None).label_map
 
 
 def test_labels_partly_without_paths_and_partly_without_content_are_refused(tmp_path):

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stored_pictures import png
+from stored_pictures import grey_png, png
 from tiny import segmenter
 from torch.utils.data import DataLoader
 
@@ -138,6 +139,16 @@ def test_errors_of_the_transform_name_the_image_too():
         TrainingSamples(rows(name="street.png"), refuse, num_labels=2)[0]
 
 
+def test_a_dataset_that_decodes_by_itself_is_read_as_ours_are():
+    labels = [{"bytes": grey_png(np.uint8([[0, 1], [2, 3]]), 2), "path": None}] * 2
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    rows = {"image": [{"bytes": png(np.zeros((2, 2, 3), np.uint8)), "path": None}] * 2, "label": labels}
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    assert np.asarray(dataset[0]["label"]).tolist() == [[0, 85], [170, 255]]  # Pillow's
+    samples = TrainingSamples(dataset, RandomScaleCropFlip(AfDcdImageProcessor(), (2, 2), (1.0,), 0.0), num_labels=4)
+    assert samples[1]["labels"].tolist() == [[0, 1], [2, 3]]
+
+
 class Broken:
     """Rows of which reading, or checking, the label fails."""
 
@@ -190,8 +201,6 @@ def test_a_label_that_is_no_map_of_ids_is_refused(label):
 
 
 def test_bad_settings_are_refused():
-    import datasets
-
     with pytest.raises(ValueError, match="num_labels=0"):
         TrainingSamples(rows(), draw, num_labels=0)
     with pytest.raises(ValueError, match="seed=-1"):

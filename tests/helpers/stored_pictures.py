@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import datasets
 import numpy as np
@@ -16,6 +18,19 @@ def png(array, mode=None) -> bytes:
     picture = Image.fromarray(np.asarray(array))
     (picture if mode is None else picture.convert(mode)).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def grey_png(values, bits, colour_type=0, palette=b"", interlace=0):
+    """Packed as the PNG specification says; Pillow writes no such files."""
+    packed = [np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel()).tobytes() for row in values]
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour_type, 0, 0, interlace)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in packed))
+    chunks = [(b"IHDR", header), *([(b"PLTE", palette)] if palette else []), (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
 def stored(content, path=None) -> dict:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import first
-
 logger = logging.getLogger(__name__)
+
+
+def plain(name: str) -> str:
+    """A name in one Unicode form: "ü" may be one character or two, and differ between a list and a disk."""
+    return unicodedata.normalize("NFC", name)
+
+
+def first(names: Iterable[str], limit: int = 3) -> str:
+    """The first few names, for a message; "none" if there is none."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") if names else "none"
 
 
 @dataclass(frozen=True)
@@ -32,30 +43,31 @@ class ListFile:
         """Whether there are two columns."""
         return len(self.rows[0]) == 2
 
-    def check(self, found: Sequence[Path | None], problem: str, column: int = 0) -> None:
-        """Raise FileNotFoundError, with counts, names and line numbers, if something `found` for a row is None."""
-        missing = [
-            f"{row[column]} (line {line})"
-            for row, line, path in zip(self.rows, self.lines, found, strict=True)
-            if path is None
-        ]
+    def checked(self, found: Sequence[Path | None], problem: str, column: int = 0) -> tuple[Path, ...]:
+        """What was `found` for each row; images that are listed more than once are a warning.
+
+        Raises:
+            FileNotFoundError: If something is None, with counts, names and line numbers.
+        """
+        rows = zip(self.rows, self.lines, found, strict=True)
+        missing = [f"{row[column]} (line {line})" for row, line, path in rows if path is None]
         if missing:
             files = ("images", "labels")[column]
             raise FileNotFoundError(
                 f"{len(missing)} of the {len(self.rows)} {files} listed in {self.path} {problem}: {first(missing)}."
             )
+        paths = tuple(path for path in found if path is not None)
+        repeated = len(paths) - len(set(paths))
+        if repeated and column == 0:  # training may want that, an evaluation hardly
+            logger.warning("%s lists %d of its %d images more than once", self.path, repeated, len(paths))
+        return paths
 
-    def warn_of_repetitions(self, images: Sequence[Path]) -> None:
-        """Log a warning if an image is listed more than once: training may want that, an evaluation hardly."""
-        repeated = len(images) - len(set(images))
-        if repeated:
-            logger.warning("%s lists %d of its %d images more than once", self.path, repeated, len(images))
 
+def read_list(path: str | Path, root: Path) -> ListFile:
+    """Reads a list; blank lines and lines that begin with # say nothing.
 
-def read_list(path: Path, root: Path) -> ListFile:
-    """Read a list; blank lines and lines that begin with # say nothing.
-
-    Columns are separated by tabs, or by blanks in lines without tab: paths with blanks need a tab after them.
+    Columns are separated by tabs, or by blanks in lines without tab: paths with blanks need a tab after them. Lists
+    made on Windows are read: UTF-16 with a byte order mark, backslashes, drives.
 
     Args:
         path: The list; if it is relative and not there, it is looked for in `root`.
@@ -63,24 +75,44 @@ def read_list(path: Path, root: Path) -> ListFile:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it lists nothing, or a line has more than two columns or another number than the first line.
+        ValueError: If it is not text in UTF-8 or UTF-16, lists nothing, or a line has more than two columns or another
+            number than the first line.
     """
     path = Path(path).expanduser()
-    places = [place for place in (path, root / path) if place.is_file()]
-    if not places:
+    place = next((place for place in (path, root / path) if place.is_file()), None)
+    if place is None:
         raise FileNotFoundError(f"The list {path} is not there, nor in {root}; without a list, a split is read whole.")
-    lines = places[0].read_text(encoding="utf-8-sig").splitlines()
-    rows = {number: _columns(line) for number, line in enumerate(lines, 1) if not line.lstrip().startswith("#")}
+    rows = {number: _columns(line) for number, line in enumerate(_text(place).splitlines(), 1)}
     rows = {number: columns for number, columns in rows.items() if columns}
     if not rows:
-        raise ValueError(f"{places[0]} lists no image.")
-    _check_columns(places[0], rows)
-    return ListFile(places[0], tuple(rows), tuple(rows.values()))
+        raise ValueError(f"{place} lists no image.")
+    _check_columns(place, rows)
+    return ListFile(place, tuple(rows), tuple(rows.values()))
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The list {path} is not text in UTF-8 ({error}); save it in UTF-8.") from error
+    if "\0" in text:
+        raise ValueError(f"The list {path} is not text in UTF-8 (it holds zero bytes); save it in UTF-8.")
+    return plain(text)
 
 
 def _columns(line: str) -> tuple[str, ...]:
-    parts = line.split("\t") if "\t" in line else line.split()
-    return tuple(part.strip() for part in parts if part.strip())
+    if line.lstrip().startswith("#"):
+        return ()
+    parts = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
+    return tuple(_with_slashes(part) for part in parts if part)
+
+
+def _with_slashes(entry: str) -> str:
+    """C:\\data\\a.png becomes /data/a.png, a path of another machine."""
+    entry = entry.replace("\\", "/")
+    return entry[2:] if entry[1:3] == ":/" else entry
 
 
 def _check_columns(path: Path, rows: dict[int, tuple[str, ...]]) -> None:
@@ -105,9 +137,9 @@ class ListedFiles:
         bases: Folders to which the paths may be relative, in this order.
     """
 
-    def __init__(self, bases: Sequence[Path]):
+    def __init__(self, bases: Sequence[Path]) -> None:
         self._bases = [str(base) for base in dict.fromkeys(bases)]
-        self._names: dict[str, frozenset[str]] = {}
+        self._names: dict[str, dict[str, str]] = {}
 
     def __call__(self, entry: str) -> Path | None:
         """The file, or None.
@@ -123,12 +155,22 @@ class ListedFiles:
             raise ValueError(f"{entry}: listed paths must lie under data_dir, without '..'.")
         for dropped in range(len(parts) if entry.startswith("/") else min(len(parts), 1)):
             for base in self._bases:
-                folder = os.path.join(base, *parts[dropped:-1])
-                if parts[-1] in self._names_in(folder):
-                    return Path(folder, parts[-1])
+                path = self._below(base, parts[dropped:])
+                if path is not None:
+                    return Path(path)
         return None
 
-    def _names_in(self, folder: str) -> frozenset[str]:
+    def _below(self, path: str, parts: Sequence[str]) -> str | None:
+        """The path with these parts below it, as they are spelled on the disk."""
+        for part in parts:
+            name = self._names_in(path).get(part)
+            if name is None:
+                return None
+            path = os.path.join(path, name)
+        return path
+
+    def _names_in(self, folder: str) -> dict[str, str]:
         if folder not in self._names:
-            self._names[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
+            names = os.listdir(folder) if os.path.isdir(folder) else ()
+            self._names[folder] = {plain(name): name for name in names}
         return self._names[folder]
