@@ -112,7 +112,7 @@ class Plan:
             if budget.as_long_as and budget.as_long_as not in wanted:
                 raise ValueError(f"A budget of the plan is the time of {budget.as_long_as!r}; keep that method.")
         kept = [method for method in self.methods if method.name in wanted]
-        return replace(self, methods=kept, seeds=self.seeds if seeds is None else _seeds("--seeds", list(seeds)))
+        return replace(self, methods=kept, seeds=self.seeds if seeds is None else _seeds(list(seeds)))
 
     def described(self) -> str:
         """What would be trained, in a few lines."""
@@ -127,7 +127,7 @@ class Plan:
 
 
 def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Plan:
-    """Reads a plan.
+    """Read a plan.
 
     Args:
         name_or_path: A plan of the package (`afdcd compare --list`) or a YAML file. Its keys are `recipe` (what the
@@ -144,117 +144,115 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
     """
     path = comparison_path(name_or_path)
     overrides = dict(overrides or {})
-    return _plan(str(path), {**read_yaml(path), **overrides}, overrides)
+    raw = {**read_yaml(path), **overrides}
+    try:
+        return _plan(raw, overrides)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _plan(source: str, raw: dict[str, Any], overrides: Mapping[str, Any]) -> Plan:
+def _need(holds: Any, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _plan(raw: dict[str, Any], overrides: Mapping[str, Any]) -> Plan:
     own = {key: raw.pop(key) for key in _OWN_KEYS if key in raw}
-    if missing := [key for key in ("methods", "seeds", "budgets") if not own.get(key)]:
-        raise ValueError(f"{source} has no {' and no '.join(missing)}; a comparison needs methods, seeds and budgets.")
-    if fixed := [key for key in _FIXED if key in raw]:
-        raise ValueError(f"{source}: {fixed[0]} is set by the comparison for each run; leave it out.")
+    missing = [key for key in ("methods", "seeds", "budgets") if not own.get(key)]
+    _need(not missing, f"it has no {' and no '.join(missing)}; a comparison needs methods, seeds and budgets.")
+    _refuse_fixed(raw, "the plan")
     recipe = load_recipe(own["recipe"]) if own.get("recipe") else {}
     shared = {key: value for key, value in {**recipe, **raw}.items() if key not in _FIXED}
-    methods = [
-        _method(source, name, settings) for name, settings in _mapping(source, "methods", own["methods"]).items()
-    ]
-    if any(method.candidates for method in methods) and "tuning" not in own:
-        raise ValueError(f"{source}: methods have 'tune', but there is no 'tuning: {{seed: ..., iterations: ...}}'.")
-    counts = {key: _whole(source, key, own[key]) for key in ("evaluations", "processes") if key in own}
-    budgets = _budgets(source, own["budgets"], methods)
-    if recipe.get("max_steps") is None and any(budget.seconds for budget in budgets):
-        raise ValueError(f"{source}: a budget in seconds needs a recipe with max_steps, the steps of its schedule.")
+    methods = [_method(str(name), settings) for name, settings in _mapping("methods", own["methods"]).items()]
+    given = own["budgets"] if isinstance(own["budgets"], list) else [own["budgets"]]
+    budgets = [_budget(one, [method.name for method in methods]) for one in given]
+    steps = recipe.get("max_steps")
+    timed = any(budget.seconds for budget in budgets)
+    _need(steps or not timed, "a budget in seconds needs a recipe with max_steps, the steps of its schedule.")
+    tuned = any(method.candidates for method in methods)
+    _need(not tuned or "tuning" in own, "methods have 'tune', but there is no 'tuning: {seed: ..., iterations: ...}'.")
+    counts = {key: _whole(key, own[key]) for key in ("evaluations", "processes") if key in own}
     return Plan(
         shared=shared,
         methods=methods,
-        seeds=_seeds(source, own["seeds"]),
+        seeds=_seeds(own["seeds"]),
         budgets=budgets,
-        steps=recipe.get("max_steps"),
-        tuning=_tuning(source, own["tuning"]) if "tuning" in own else None,
-        teacher=_teacher(source, own.get("teacher_recipe"), shared, overrides),
+        tuning=_tuning(own["tuning"]) if "tuning" in own else None,
+        # A trained teacher named on the command line takes the place of the one to train.
+        teacher=None if "teacher" in overrides else _teacher(own.get("teacher_recipe"), shared),
+        steps=steps,
         **counts,
     )
 
 
-def _method(source: str, name: str, settings: Any) -> Method:
-    settings = _mapping(source, f"method {name!r}", settings or {})
+def _method(name: str, given: Any) -> Method:
+    settings = _mapping(f"method {name!r}", given or {})
     candidates = settings.pop("tune", [])
-    if not isinstance(candidates, list) or not all(isinstance(one, dict) and one for one in candidates):
-        raise ValueError(f"{source}: 'tune' of {name!r} must be a list of settings, e.g. [{{kd.weight: 1}}, ...].")
-    if fixed := [key for one in (settings, *candidates) for key in one if key in _FIXED]:
-        raise ValueError(f"{source}: method {name!r} must not set {fixed[0]}; the comparison does.")
-    if name == ALONE and any(key == "loss" or "." in key for one in (settings, *candidates) for key in one):
-        raise ValueError(
-            f"{source}: {ALONE!r} is the student without a teacher; give a method with a loss another name."
-        )
-    return Method(str(name), settings, tuple(candidates))
+    listed = isinstance(candidates, list) and all(isinstance(one, dict) and one for one in candidates)
+    _need(listed, f"'tune' of {name!r} must be a list of settings, e.g. [{{kd.weight: 1}}, ...].")
+    for one in (settings, *candidates):
+        _refuse_fixed(one, f"method {name!r}")
+        with_loss = any(key == "loss" or "." in key for key in one)
+        alone = f"{ALONE!r} is the student without a teacher; give a method with a loss another name."
+        _need(name != ALONE or not with_loss, alone)
+    return Method(name, settings, tuple(candidates))
 
 
-def _seeds(source: str, seeds: Any) -> list[int]:
-    if not isinstance(seeds, list) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ValueError(f"{source}: seeds={seeds!r} must be a list of whole numbers, e.g. [0, 1, 2].")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"{source}: seeds={seeds!r} names one twice.")
+def _refuse_fixed(settings: Mapping[str, Any], what: str) -> None:
+    for key in settings:
+        _need(key not in _FIXED, f"{what} must not set {key}; the comparison does, for each run.")
+
+
+def _seeds(seeds: Any) -> list[int]:
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    _need(whole, f"seeds={seeds!r} must be a list of whole numbers, e.g. [0, 1, 2].")
+    _need(len(set(seeds)) == len(seeds), f"seeds={seeds!r} names one twice.")
     return seeds
 
 
-def _budgets(source: str, budgets: Any, methods: Sequence[Method]) -> list[Budget]:
-    given = budgets if isinstance(budgets, list) else [budgets]
-    return [_budget(source, one, [method.name for method in methods]) for one in given]
-
-
-def _budget(source: str, given: Any, methods: Sequence[str]) -> Budget:
-    if not isinstance(given, dict) or set(given) not in _BUDGET_KEYS:
-        raise ValueError(
-            f"{source}: a budget is {{iterations: N}}, {{seconds: S}} or {{iterations: N, as_long_as: METHOD}}, not "
-            f"{given!r}."
-        )
+def _budget(given: Any, methods: Sequence[str]) -> Budget:
+    forms = "{iterations: N}, {seconds: S} or {iterations: N, as_long_as: METHOD}"
+    _need(isinstance(given, dict) and set(given) in _BUDGET_KEYS, f"a budget is {forms}, not {given!r}.")
     if "iterations" in given:
         reference = given.get("as_long_as")
-        if reference is not None and reference not in methods:
-            raise ValueError(f"{source}: as_long_as={reference!r} is not a method; there are {', '.join(methods)}.")
-        return Budget(iterations=_whole(source, "iterations", given["iterations"]), as_long_as=reference)
+        known = reference is None or reference in methods
+        _need(known, f"as_long_as={reference!r} is not a method; there are {', '.join(methods)}.")
+        return Budget(iterations=_whole("iterations", given["iterations"]), as_long_as=reference)
     seconds = given["seconds"]
-    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds <= 0:
-        raise ValueError(f"{source}: seconds={seconds!r} must be a number above 0.")
+    possible = isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0
+    _need(possible, f"seconds={seconds!r} must be a number above 0.")
     return Budget(seconds=float(seconds))
 
 
-def _tuning(source: str, given: Any) -> dict[str, Any]:
-    tuning = _mapping(source, "tuning", given)
-    if not {"seed", "iterations"} <= set(tuning):
-        raise ValueError(f"{source}: tuning={given!r} needs a seed and a number of iterations.")
-    _seeds(source, [tuning["seed"]])
-    _whole(source, "tuning.iterations", tuning["iterations"])
+def _tuning(given: Any) -> dict[str, Any]:
+    tuning = _mapping("tuning", given)
+    _need({"seed", "iterations"} <= set(tuning), f"tuning={given!r} needs a seed and a number of iterations.")
+    _seeds([tuning["seed"]])
+    _whole("tuning.iterations", tuning["iterations"])
     return tuning
 
 
-def _teacher(source: str, given: Any, shared: Mapping, overrides: Mapping[str, Any]) -> dict[str, Any] | None:
+def _teacher(given: Any, shared: Mapping[str, Any]) -> dict[str, Any] | None:
     """The recipe of the teacher; where the files lie and what runs on is the same as for the student."""
     if given is None:
         return None
-    if "teacher" in overrides:  # a trained one was named on the command line
-        return None
-    settings = {"recipe": given} if isinstance(given, str) else _mapping(source, "teacher_recipe", given)
-    if "recipe" not in settings:
-        raise ValueError(f"{source}: teacher_recipe={given!r} must name a recipe.")
+    settings = {"recipe": given} if isinstance(given, str) else _mapping("teacher_recipe", given)
+    _need("recipe" in settings, f"teacher_recipe={given!r} must name a recipe.")
     recipe = load_recipe(settings.pop("recipe"))
     of_both = {key: shared[key] for key in ("data_dir", "use_cpu") if key in shared}
     return {**recipe, **of_both, **settings}
 
 
-def _mapping(source: str, name: str, given: Any) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise ValueError(f"{source}: {name} must hold 'key: value' lines, not {given!r}.")
+def _mapping(name: str, given: Any) -> dict[str, Any]:
+    _need(isinstance(given, dict), f"{name} must hold 'key: value' lines, not {given!r}.")
     return dict(given)
+
+
+def _whole(name: str, given: Any) -> int:
+    _need(type(given) is int and given >= 1, f"{name}={given!r} must be a whole number, 1 or more.")
+    return given
 
 
 def folder_name(name: str) -> str:
     """A method's name as a folder's: "feature only" is `feature-only`."""
     return "".join(letter if letter.isalnum() or letter in "._+" else "-" for letter in name)
-
-
-def _whole(source: str, name: str, given: Any) -> int:
-    if type(given) is not int or given < 1:
-        raise ValueError(f"{source}: {name}={given!r} must be a whole number, 1 or more.")
-    return given

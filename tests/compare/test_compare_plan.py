@@ -173,7 +173,7 @@ def _any_teacher(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": {}}, "has no methods"),
+        ({"methods": {}}, "it has no methods"),
         ({"seeds": None, "budgets": None}, "no seeds and no budgets"),
         ({"seeds": [0, 0]}, "names one twice"),
         ({"seeds": ["a"]}, "list of whole numbers"),
@@ -185,7 +185,7 @@ def _any_teacher(folder):
         ({"budgets": {"iterations": 0}}, "iterations=0 must be a whole number, 1 or more"),
         ({"budgets": {"seconds": -1}}, "above 0"),
         ({"recipe": None, "budgets": {"seconds": 1}}, "needs a recipe with max_steps"),
-        ({"max_steps": 10}, "max_steps is set by the comparison"),
+        ({"max_steps": 10}, "the plan must not set max_steps"),
         ({"methods": {"kd": {"loss": "kd", "seed": 3}}}, "'kd' must not set seed"),
         ({"methods": {"alone": {"loss": "kd"}}}, "'alone' is the student without a teacher"),
         ({"methods": {"kd": {"loss": "kd", "tune": {"kd.weight": 1}}}}, "must be a list of settings"),
