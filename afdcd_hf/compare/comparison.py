@@ -25,6 +25,7 @@ from ..training.arguments import DataArguments
 from .plan import ALONE, Budget, Method, Plan, folder_name
 from .process import afdcd_command, last_lines, run_logged
 from .runs import (
+    RESULT_NAME,
     RUN_FOLDER,
     TEACHER_PLACE,
     Run,
@@ -294,12 +295,12 @@ def _check_same(run: Run, folder: Path, result: RunResult) -> None:
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     key = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
-    return f"it has {key}={before.get(key)!r}, the plan {now.get(key)!r}"
+    return f"{key}={before.get(key)!r} instead of {now.get(key)!r}"
 
 
-# Keys that may differ between machines: where files lie, and what a run is computed with. The limit is measured.
-_OF_MACHINE = {
-    "data_dir", "teacher", "max_seconds", "use_cpu", "bf16", "fp16", "tf32", "torch_compile",
+# May differ between merged folders: the seed, where files lie, what a run is computed with, a measured limit.
+_MAY_DIFFER = {
+    "seed", "data_dir", "teacher", "max_seconds", "use_cpu", "bf16", "fp16", "tf32", "torch_compile",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "dataloader_num_workers",
 }  # fmt: skip
@@ -321,40 +322,26 @@ def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | P
     Raises:
         ValueError: A folder without results, a setting that differs, or two results of one training.
     """
-    merged: dict[tuple, tuple[RunResult, str]] = {}
+    merged: dict[tuple, RunResult] = {}
+    settings: dict[tuple, dict[str, Any]] = {}
     for folder in map(Path, folders):
-        found = [read_result(path.parent) for path in sorted(folder.glob("*/*/*/result.json"))]
-        ours = [one for one in found if one and one.kind == "run" and _is_of(plan, one)]
+        found = [read_result(path.parent) for path in sorted(folder.glob(f"*/*/*/{RESULT_NAME}"))]
+        ours = [one for one in found if one and (one.budget, one.method) in _rows(plan)]
         if not ours:
             raise ValueError(f"{folder} holds no finished run of this plan; --merge takes folders of afdcd compare.")
         for result in ours:
-            for other, where in merged.values():
-                _check_mergeable(result, str(folder), other, where)
-            merged.setdefault((result.budget, result.method, result.seed, result.machine), (result, str(folder)))
-    results = [result for result, _ in merged.values()]
+            row = (result.budget, result.method)
+            own = {key: value for key, value in json.loads(result.fingerprint).items() if key not in _MAY_DIFFER}
+            if own != (known := settings.setdefault(row, own)):
+                what = f"{result.method!r} ({result.budget}) with other settings than a folder before"
+                raise ValueError(f"{folder} trained {what}: {_difference(own, known)}.")
+            earlier = merged.setdefault((*row, result.seed, result.machine), result)
+            if earlier.mean_iou != result.mean_iou:
+                raise ValueError(f"{folder} and a folder before hold {row}, seed {result.seed}; give only one of them.")
     with held_alone(output, "--output"):
-        write_report(plan, Path(output), results, {})
-    return results
+        write_report(plan, Path(output), list(merged.values()), {})
+    return list(merged.values())
 
 
-def _is_of(plan: Plan, result: RunResult) -> bool:
-    budgets, methods = {one.name for one in plan.budgets}, {one.name for one in plan.methods}
-    return result.budget in budgets and result.method in methods
-
-
-def _check_mergeable(result: RunResult, folder: str, other: RunResult, where: str) -> None:
-    if (result.budget, result.method) != (other.budget, other.method):
-        return
-    first, second = (
-        {key: value for key, value in json.loads(one.fingerprint).items() if key not in {*_OF_MACHINE, "seed"}}
-        for one in (result, other)
-    )
-    what = f"{result.method!r} ({result.budget})"
-    if first != second:
-        raise ValueError(
-            f"{folder} and {where} trained {what} with other settings: {_difference(first, second)}".replace(
-                "the plan", "the other"
-            )
-        )
-    if (result.seed, result.machine) == (other.seed, other.machine) and result.mean_iou != other.mean_iou:
-        raise ValueError(f"{folder} and {where} both hold {what}, seed {result.seed}, of one machine; give only one.")
+def _rows(plan: Plan) -> set[tuple[str | None, str]]:
+    return {(budget.name, method.name) for budget in plan.budgets for method in plan.methods}
