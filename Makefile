@@ -18,7 +18,7 @@ help:  ## show this list
 
 install: .venv/installed  ## create .venv and install the package with its tests
 
-quickstart: .venv/installed  ## teacher, student alone and distilled student on generated scenes (5 to 7 minutes on 2 cores)
+quickstart: .venv/installed  ## teacher, student alone and distilled student on generated scenes (about 2 minutes on 2 idle cores)
 	$(BIN)/afdcd quickstart
 
 test: .venv/installed  ## run the whole test suite (offline, CPU)

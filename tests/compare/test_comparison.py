@@ -26,6 +26,7 @@ from afdcd_hf.hub.facts_file import write_facts
 
 PLAN = {
     "recipe": "quickstart",
+    "warmup_steps": 2,
     "teacher_recipe": "quickstart_teacher",
     "methods": {"alone": None, "kd": {"loss": "kd", "tune": [{"kd.weight": 0.5}, {"kd.weight": 2.0}]}},
     "seeds": [0, 1],
