@@ -122,7 +122,7 @@ def _recipe(plan: Plan, method: Method, teacher: str | None, chosen: Mapping[str
     if method.name == ALONE:
         return {**training_part(shared), **own}
     spec = own.get("loss", shared.get("loss", "af_dcd"))
-    names = {name.strip() for name in str(spec).split("+")}
+    names = {name.strip().rpartition(":")[2] for name in str(spec).split("+")}  # of my_file.py:MyLoss the class
     kept = {key: value for key, value in shared.items() if "." not in key or key.partition(".")[0] in names}
     return {**kept, "loss": spec, **({"teacher": teacher} if teacher else {}), **own}
 

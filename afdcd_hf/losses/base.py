@@ -63,6 +63,7 @@ class DistillationLoss(nn.Module):
         super().__init__()
         self.check_options(options)
         self._options = options
+        self.needs_feature_map = self.reads_map(options)
         for name, value in options.items():
             setattr(self, name, value)
 

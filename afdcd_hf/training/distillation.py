@@ -126,24 +126,41 @@ def observe(model: nn.Module, pixel_values: Tensor, layers: Sequence[str]) -> Ac
 
 
 def prepare_distillation(
-    student: nn.Module, teacher: nn.Module, args: DistillationTrainingArguments, batch: dict[str, Tensor]
+    student: nn.Module,
+    teacher: nn.Module,
+    args: DistillationTrainingArguments,
+    batch: dict[str, Tensor],
+    loss: DistillationLoss | None = None,
 ) -> tuple[DistillationModel, tuple[str, ...]]:
     """Build the module to train, after showing one batch to both models and to the loss.
 
     Whatever cannot work (a layer that is not there, other classes, maps that do not fit the loss) is found here, before
     the first step.
 
+    Args:
+        student: to be trained.
+        teacher: with the same classes.
+        args: settings; they name the loss, where none is given.
+        batch: `pixel_values` and `labels` of one sample or more.
+        loss: already built, for the channels of the maps to distil; `args.loss` is None then.
+
     Returns:
         The module, and the teacher's layers (none where the loss compares logits only).
     """
-    needs_map = needs_feature_map(args.loss, args.loss_kwargs)
+    if (loss is None) == (args.loss is None):
+        raise ValueError(
+            "Give the loss once: by name (loss=... in the arguments), or as an instance, DistillationTrainer(loss=...) "
+            f"with loss=None in the arguments. There it is {args.loss!r}, and the instance is {type(loss).__name__}."
+        )
+    needs_map = needs_feature_map(args.loss, args.loss_kwargs) if loss is None else loss.needs_feature_map
     layers = _layers_to_distil(student, teacher, args) if needs_map else ((), ())
     seen = [
         observe(model, batch["pixel_values"], names) for model, names in zip((student, teacher), layers, strict=True)
     ]
     _check_classes(student, teacher, *seen)
     channels = [[each.feature_map.shape[1] for each in activations.of_each_layer()] or None for activations in seen]
-    loss = build_loss(args.loss, args.loss_kwargs, *channels, num_classes=seen[0].logits.shape[1])
+    if loss is None:
+        loss = build_loss(args.loss, args.loss_kwargs, *channels, num_classes=seen[0].logits.shape[1])
     with torch.no_grad():
         loss(*seen, batch["labels"])
     task_loss = TaskLoss.for_model(student, args.task_weight, args.aux_weight)

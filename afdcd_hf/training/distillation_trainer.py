@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from ..data.samples import collate_samples
 from ..features import Activations, LayerTap, run_tapped, run_to_maps
+from ..losses.base import DistillationLoss
 from .distillation import prepare_distillation
 from .distributed import check_clipping, search_for_idle_loss_weights, synchronise_batch_norm, whole_tensors
 from .precision import compile_like_student
@@ -38,6 +39,8 @@ class DistillationTrainer(SegmentationTrainer):
         args: settings; `student_layer` and `teacher_layer` name the maps to distil, one or as many pairs as you like.
         train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`. One sample is looked at
             here, to check that layers exist and shapes fit before anything is trained.
+        loss: a loss already built, in place of one that the arguments name (`loss=None` there); it has been given the
+            channels of the maps to distil.
         options: as for `SegmentationTrainer`.
 
     Raises:
@@ -51,13 +54,14 @@ class DistillationTrainer(SegmentationTrainer):
         args: DistillationTrainingArguments,
         *,
         train_dataset: Any = None,
+        loss: DistillationLoss | None = None,
         **options: Any,
     ):
         search_for_idle_loss_weights(args)
         set_seed(args.seed)  # the loss's weights are drawn here, before the Trainer sets the seed
         model = synchronise_batch_norm(model, args)  # before hooks are registered: it replaces layers
         batch = _first_batch(train_dataset)
-        composite, teacher_layers = prepare_distillation(model, teacher, args, batch)
+        composite, teacher_layers = prepare_distillation(model, teacher, args, batch, loss)
         composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **options)
         check_clipping(self.is_deepspeed_enabled, args.loss_max_grad_norm)

@@ -163,7 +163,7 @@ class SegmentationOptions:
 class DistillationOptions:
     """The distillation."""
 
-    loss: str = option("af_dcd", "Distillation loss, or several joined by '+', e.g. 'kd+af_dcd'.")
+    loss: str | None = option("af_dcd", "Distillation loss, or several joined by '+', e.g. 'kd+af_dcd'.")
     loss_kwargs: dict | None = option(None, "Options per loss (JSON); usually written as af_dcd.feature_weight.")
     student_layer: str | list[str] | None = option(
         None, "Module path of the student's map, or of several; by default the last backbone map."

@@ -144,7 +144,8 @@ class DistillationTrainingArguments(DistillationOptions, SegmentationTrainingArg
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate_loss_spec(self.loss, self.loss_kwargs)
+        if self.loss is not None:
+            validate_loss_spec(self.loss, self.loss_kwargs)
         self.student_layer = _one_or_several("student_layer", self.student_layer)
         self.teacher_layer = _one_or_several("teacher_layer", self.teacher_layer)
         if self.student_layer is not None and self.teacher_layer is not None:

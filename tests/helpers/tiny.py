@@ -106,6 +106,8 @@ def distilling(
     """A distillation of a 32-channel map towards a 48-channel one; `options` as for `supervised`."""
     options, parts = _split(options)
     options = {"loss": "kd+af_dcd", "loss_kwargs": loss_options(), **options}
+    if "loss_instance" in options:
+        parts["loss"] = options.pop("loss_instance")
     args = DistillationTrainingArguments(**settings(folder, **options))
     return DistillationTrainer(student or segmenter(), teacher or segmenter(1, channels=48), args, **parts)
 
