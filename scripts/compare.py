@@ -1,6 +1,6 @@
 """Several distillation methods on the same budget and seeds: the same as `afdcd compare`.
 
-python scripts/compare.py --config scenes --output runs/compare_scenes
+python scripts/compare.py --config scenes --output_dir runs/compare_scenes
 """
 
 import sys

@@ -130,7 +130,7 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
         ComparisonStopped: By a signal; a second call continues.
     """
     output = Path(output)
-    with held_alone(output, "--output") as lock:
+    with held_alone(output) as lock:
         check_plan(plan, output)
         find_data(plan)
         return _Comparison(plan, output, show, lock).run()
@@ -262,14 +262,14 @@ def _resumable(run: Path, recipe: Path, text: str) -> bool:
     if not run.is_dir() or not any(run.iterdir()):
         return False
     if not recipe.is_file():
-        raise ValueError(f"{run} holds files that no comparison has written. Move them, or give another --output.")
+        raise ValueError(f"{run} holds files that no comparison has written. Move them, or give another --output_dir.")
     before, now = read_yaml(recipe), parse_yaml(text)
     for settings in (before, now):
         settings.pop("output_dir", None)  # the same folder, perhaps called from elsewhere
     if before != now:
         raise ValueError(
             f"{run} holds an unfinished training with other settings: {_difference(before, now)}. Give another "
-            f"--output, or move or delete {run.parent} to train it again."
+            f"--output_dir, or move or delete {run.parent} to train it again."
         )
     if any(run.glob("checkpoint-*")):
         return True
@@ -283,13 +283,13 @@ def _check_same(run: Run, folder: Path, result: RunResult) -> None:
     if result.fingerprint != run.fingerprint:
         difference = _difference(json.loads(result.fingerprint), json.loads(run.fingerprint))
         raise ValueError(
-            f"{folder} holds a finished training with other settings: {difference}. Give another --output, or delete "
-            "that folder to train it again."
+            f"{folder} holds a finished training with other settings: {difference}. Give another --output_dir, or "
+            "delete that folder to train it again."
         )
     if run.budget and run.budget.is_time and result.machine != machine_name():
         raise ValueError(
             f"{folder} was trained on {result.machine}, and this is {machine_name()}: seconds of two machines cannot "
-            "be compared. Give another --output, or continue on that machine."
+            "be compared. Give another --output_dir, or continue on that machine."
         )
 
 
@@ -338,7 +338,7 @@ def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | P
             earlier = merged.setdefault((*row, result.seed, result.machine), result)
             if earlier.mean_iou != result.mean_iou:
                 raise ValueError(f"{folder} and a folder before hold {row}, seed {result.seed}; give only one of them.")
-    with held_alone(output, "--output"):
+    with held_alone(output):
         write_report(plan, Path(output), list(merged.values()), {})
     return list(merged.values())
 
