@@ -1,11 +1,11 @@
-"""The networks of the page: loaded once, with what is shown of them; and what they make of a picture."""
+"""The models of the page, the images it is given, and what the models make of them."""
 
 from __future__ import annotations
 
-import json
+import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,77 +16,55 @@ from torch import nn
 from transformers.utils.hub import cached_file
 
 from ..cost import count_parameters
+from ..data.scenes import generate_scene
 from ..hub.folder_facts import describe
+from ..inference.images import open_rgb
 from ..inference.predictions import class_legend
 from ..inference.segment import segment_image
 from ..models.loading import load_model, load_processor
+from ..structured_files import read_json
 
-_LONG = 2.0  # seconds that nobody wants to wait twice
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """What a network made of a picture.
-
-    Attributes:
-        label_map: `(H, W)` class ids at the picture's size.
-        seconds: From the picture to the label map: preprocessing, network, stretching of its scores.
-        runs: The shortest of how many that is.
-    """
-
-    label_map: np.ndarray
-    seconds: float
-    runs: int = 1
-
-    def shares(self, num_labels: int) -> np.ndarray:
-        """Share of the pixels that each class has: `(num_labels,)` float64 that add up to 1."""
-        return np.bincount(self.label_map.ravel(), minlength=num_labels) / self.label_map.size
+LONGEST_SIDE = 1024  # what Cityscapes models see at half size; a small one takes about a second on a CPU
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """One network of the page.
+    """One model of the page.
 
     Attributes:
-        title: What the page calls it.
-        facts: A line about it, such as `DeepLabV3 on mobilenetv2_100, 3.2 M parameters`.
-        classes: Names of its K classes.
+        title: what the page calls it.
+        facts: a line about it, such as `DeepLabV3 on mobilenetv2_100, 3.2 M parameters`.
+        classes: names of its K classes.
         colors: `(K, 3)` uint8 RGB.
-        network: In evaluation mode, on the device where it is to run.
-        processor: Its image processor.
+        model: in evaluation mode, on the device where it is to run.
+        processor: its image processor.
     """
 
     title: str
     facts: str
     classes: tuple[str, ...]
     colors: np.ndarray
-    network: nn.Module
+    model: nn.Module
     processor: Any
 
-    def __call__(self, picture: Image.Image) -> Segmentation:
-        """Segment one RGB picture and take the time: the shorter of two, as the first network would pay for all that
-        a new size needs; of one where that is long already."""
-        first = self._segment(picture)
-        if first.seconds > _LONG:
-            return first
-        return replace(first, seconds=min(first.seconds, self._segment(picture).seconds), runs=2)
-
-    def _segment(self, picture: Image.Image) -> Segmentation:
+    def __call__(self, image: Image.Image) -> tuple[np.ndarray, float]:
+        """The label map `(H, W)` of an RGB image, and the seconds from the image to the map (preprocessing, model,
+        stretching of its scores)."""
         start = time.perf_counter()
-        label_map = segment_image(self.network, self.processor, picture)  # on the CPU: a GPU's work is complete
-        return Segmentation(label_map, time.perf_counter() - start)
+        label_map = segment_image(self.model, self.processor, image)  # on the CPU: a GPU's work is complete
+        return label_map, time.perf_counter() - start
 
 
 def load_segmenters(models: Mapping[str, str | Path], device: str | torch.device | None = None) -> list[Segmenter]:
-    """Load the networks of a page.
+    """Load the models of a page.
 
     Args:
-        models: Title -> folder or Hub id.
-        device: Where to run; by default a GPU where there is one.
+        models: title -> folder or Hub id.
+        device: where to run; by default a GPU where there is one.
 
     Raises:
-        ValueError: If there is no model, or weights are missing in its file.
-        OSError: If there is no such folder or repository.
+        ValueError: there is no model, or weights are missing in its file.
+        OSError: there is no such folder or repository.
     """
     if not models:
         raise ValueError("A demo needs at least one model: a folder or a Hub id.")
@@ -94,20 +72,12 @@ def load_segmenters(models: Mapping[str, str | Path], device: str | torch.device
     return [_load(title, str(model), device) for title, model in models.items()]
 
 
-def _load(title: str, model: str, device: str | torch.device) -> Segmenter:
-    try:
-        network = load_model(model).to(device).eval()
-        processor = load_processor(model)
-    except OSError as error:  # where there is no network, the message would not say which model
-        where = model if Path(model).is_dir() else f"There is no folder {model}, and as a model of the Hub it"
-        raise OSError(f"{where} cannot be loaded: {error}") from error
-    classes, colors = class_legend(network.config.id2label)
-    return Segmenter(title, _facts(network, model), tuple(classes), colors, network, processor)
-
-
-def _facts(network: nn.Module, model: str) -> str:
-    facts = [describe(network.config), f"{count_parameters(network) / 1e6:.2f} M parameters", *_measured(model)]
-    return ", ".join(facts)
+def _load(title: str, name: str, device: str | torch.device) -> Segmenter:
+    model = load_model(name).to(device).eval()
+    processor = load_processor(name)
+    classes, colors = class_legend(model.config.id2label)
+    facts = [describe(model.config), f"{count_parameters(model) / 1e6:.2f} M parameters", *_measured(name)]
+    return Segmenter(title, ", ".join(facts), tuple(classes), colors, model, processor)
 
 
 def _measured(model: str) -> list[str]:
@@ -121,9 +91,63 @@ def _measured(model: str) -> list[str]:
     )
     if path is None:
         return []
+    results = read_json(path, "results of `afdcd evaluate`")
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
         where = results["protocol"]
         return [f"mIoU {100 * results['mean_iou']:.1f} % on {where['dataset']} {where['split']}"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no results.json of `afdcd evaluate`: {error!r}. Move it away.") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a results.json of `afdcd evaluate`: {error!r}. Move it away.") from error
+
+
+def read_upload(path: str | Path, longest_side: int = LONGEST_SIDE) -> tuple[Image.Image, tuple[int, int]]:
+    """Read an image upright, as RGB with 8 bits, and shrink it where it is larger than wanted.
+
+    Args:
+        path: the file.
+        longest_side: pixels that neither side exceeds in what is returned.
+
+    Returns:
+        The image, and the (width, height) it had before it was shrunk.
+
+    Raises:
+        ValueError: not an image, damaged, or too large to open; the message names the file without its folder.
+    """
+    path = Path(path)
+    try:
+        image = open_rgb(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(str(error).replace(str(path), path.name)) from error
+    shrunk = image.copy()
+    shrunk.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return shrunk, image.size
+
+
+def example_images(given: Sequence[str | Path]) -> list[Path]:
+    """The given images, read once; three generated street scenes where there are none.
+
+    Raises:
+        FileNotFoundError: one does not exist.
+        ValueError: one is not an image.
+    """
+    paths = [Path(path).expanduser().resolve() for path in given]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no example image {path}.")
+        read_upload(path)
+    if not paths:
+        folder = Path(tempfile.mkdtemp(prefix="afdcd-demo-"))
+        for number, seed in enumerate((7, 21, 35), 1):
+            paths.append(folder / f"generated-street-{number}.png")
+            Image.fromarray(generate_scene(seed, (256, 512))[0]).save(paths[-1])
+    return paths
+
+
+def share_table(segmenters: Sequence[Segmenter], label_maps: Sequence[np.ndarray]) -> list[list[str]]:
+    """A row for each class that is seen: its name, and its share of the pixels for each model; the largest first."""
+    shares: dict[str, list[float]] = {}
+    for column, (segmenter, label_map) in enumerate(zip(segmenters, label_maps, strict=True)):
+        counts = np.bincount(label_map.ravel(), minlength=len(segmenter.classes))
+        for name, count in zip(segmenter.classes, counts, strict=True):
+            shares.setdefault(name, [0.0] * len(segmenters))[column] = count / label_map.size
+    rows = sorted(((name, values) for name, values in shares.items() if any(values)), key=lambda row: -sum(row[1]))
+    return [[name, *(f"{100 * value:.1f} %" if value else "–" for value in values)] for name, values in rows]

@@ -6,8 +6,8 @@ import json
 import platform
 import re
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
@@ -15,31 +15,15 @@ from huggingface_hub import SpaceCardData
 from transformers import AutoConfig
 
 from ..atomic_io import written_whole
-from .examples import example_pictures
-from .uploads import LONGEST_SIDE
+from .segmenters import LONGEST_SIDE, example_images
 
 _PACKAGE = Path(__file__).parents[1]
 _TEMPLATES = Path(__file__).with_name("space_files")
 _TESTED_GRADIO = "6.31.0"
-_LEFT_OUT = {"__pycache__"}
+_MODELS = "models"  # folder of the Space for models of this machine
 # What inference reads of a model's folder; checkpoints and optimizer states stay at home.
 _MODEL_FILES = ("config.json", "preprocessor_config.json", "results.json", "model*.safetensors", "model*.index.json")
 _NEEDED = ("config.json", "preprocessor_config.json", "model*.safetensors")
-
-
-@dataclass(frozen=True)
-class SpaceModels:
-    """Where the Space finds its networks.
-
-    Attributes:
-        places: Title -> Hub id, or folder in the Space.
-        copied: Folder on this machine -> folder in the Space.
-        hub_ids: Those that are loaded from the Hub.
-    """
-
-    places: dict[str, str]
-    copied: dict[Path, str]
-    hub_ids: list[str]
 
 
 def write_space(
@@ -53,15 +37,15 @@ def write_space(
 ) -> Path:
     """Write a Space: `app.py`, `README.md` with its settings, `requirements.txt`, examples, and this package's source.
 
-    Networks named by Hub id are loaded from there when the Space starts. A folder of this machine is copied into the
+    Models named by Hub id are loaded from there when the Space starts. A folder of this machine is copied into the
     Space, as far as inference needs it.
 
     Args:
         models: Title -> folder or Hub id.
         folder: Folder to write.
-        examples: Pictures to offer; generated street scenes if there is none.
+        examples: images to offer; generated street scenes if there is none.
         title: Of the Space on the Hub.
-        longest_side: Larger pictures are shrunk to this many pixels.
+        longest_side: larger images are shrunk to this many pixels.
         overwrite: Write into a folder that is not empty: files of the same names are replaced, others stay.
 
     Returns:
@@ -74,20 +58,25 @@ def write_space(
         OSError: If a model is neither a folder nor found on the Hub.
     """
     folder = Path(folder).expanduser()
-    _check_folder(folder, overwrite)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; a Space needs a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(f"{folder} is not empty: give another folder, or --overwrite to write into it.")
     if not models or longest_side < 1:
         raise ValueError(
             "A Space needs at least one model." if not models else f"longest_side={longest_side}: below 1."
         )
-    places = _places(models)
-    pictures = example_pictures(examples)
-    for source, target in _files(places, pictures):
+    places = {title: _place(title, model) for title, model in models.items()}
+    images = example_images(examples)
+    for source, target in _files(models, places, images):
         with written_whole(folder / target) as part:
             shutil.copyfile(source, part)
+    listed = "".join(f"    {json.dumps(title)}: {json.dumps(place)},\n" for title, place in places.items())
+    app = _template("app.py").replace("MODELS = {}", f"MODELS = {{\n{listed}}}")
     texts = {
         "README.md": _readme(places, title),
         "requirements.txt": _template("requirements.txt"),
-        "app.py": _app(places, longest_side),
+        "app.py": re.sub(r"^LONGEST_SIDE = \d+", f"LONGEST_SIDE = {longest_side}", app, flags=re.MULTILINE),
     }
     for name, text in texts.items():
         with written_whole(folder / name) as part:
@@ -95,68 +84,48 @@ def write_space(
     return folder
 
 
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; a Space needs a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(f"{folder} is not empty: give another folder, or --overwrite to write into it.")
-
-
-def _places(models: Mapping[str, str | Path]) -> SpaceModels:
-    places, copied, hub_ids = {}, {}, []
-    for title, model in models.items():
-        own = Path(model).expanduser()
-        if own.is_dir():
-            _check_model(own)
-            copied[own] = copied.get(own) or _free_name(title, set(copied.values()))
-            places[title] = copied[own]
-        else:
-            _check_on_hub(str(model))
-            places[title] = str(model)
-            hub_ids.append(str(model))
-    return SpaceModels(places, copied, hub_ids)
-
-
-def _check_on_hub(model: str) -> None:
-    try:
-        AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except OSError as error:
-        raise OSError(f"{model} is no folder, and no model of the Hub that can be looked at: {error}") from error
-
-
-def _check_model(folder: Path) -> None:
+def _place(title: str, model: str | Path) -> str:
+    """Where the Space finds a model: a folder of its own for one of this machine, else its Hub id."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        try:
+            AutoConfig.from_pretrained(str(model), trust_remote_code=False)
+        except OSError as error:
+            raise OSError(
+                f"{model} is neither a local folder nor a model of the Hub that can be read: {error}"
+            ) from error
+        return str(model)
     missing = [pattern for pattern in _NEEDED if not any(folder.glob(pattern))]
     if missing:
-        raise FileNotFoundError(f"{folder} is no saved model: it has no {' and no '.join(missing)}.")
-
-
-def _free_name(title: str, taken: set[str]) -> str:
+        raise FileNotFoundError(f"{folder} is not a saved model: it has no {' and no '.join(missing)}.")
     name = re.sub(r"[^a-z0-9._-]+", "-", title.lower()).strip("-.") or "model"
-    candidates = (f"models/{name}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, len(taken) + 3))))
-    return next(candidate for candidate in candidates if candidate not in taken)
+    # the path tells two folders with like titles apart
+    return f"{_MODELS}/{name}-{zlib.crc32(str(folder.resolve()).encode()):08x}"
 
 
-def _files(models: SpaceModels, pictures: Sequence[Path]) -> Iterator[tuple[Path, PurePosixPath]]:
+def _files(
+    models: Mapping[str, str | Path], places: Mapping[str, str], images: Sequence[Path]
+) -> Iterator[tuple[Path, PurePosixPath]]:
     """Every file to copy, and where it goes in the Space."""
     for path in sorted(_PACKAGE.rglob("*")):
         inside = path.relative_to(_PACKAGE)
-        if path.is_file() and _LEFT_OUT.isdisjoint(inside.parts) and not path.name.startswith("."):
+        if path.is_file() and "__pycache__" not in inside.parts and not path.name.startswith("."):
             yield path, PurePosixPath(_PACKAGE.name, inside)
-    for own, target in models.copied.items():
-        for path in sorted({path for pattern in _MODEL_FILES for path in own.glob(pattern)}):
-            yield path, PurePosixPath(target, path.name)
-    for number, path in enumerate(pictures, 1):  # numbered: their order is kept, and no two have the same name
+    for title, place in places.items():
+        if place.startswith(f"{_MODELS}/"):
+            folder = Path(models[title]).expanduser()
+            for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}):
+                yield path, PurePosixPath(place, path.name)
+    for number, path in enumerate(images, 1):  # numbered: their order is kept, and no two have the same name
         yield path, PurePosixPath("examples", f"{number:02}-{path.name}")
 
 
-def _app(models: SpaceModels, longest_side: int) -> str:
-    lines = "".join(f"    {json.dumps(title)}: {json.dumps(place)},\n" for title, place in models.places.items())
-    text = _template("app.py").replace("MODELS = {}", f"MODELS = {{\n{lines}}}")
-    return re.sub(r"^LONGEST_SIDE = \d+", f"LONGEST_SIDE = {longest_side}", text, flags=re.MULTILINE)
-
-
-def _readme(models: SpaceModels, title: str) -> str:
-    gradio = _gradio_version()
+def _readme(places: Mapping[str, str], title: str) -> str:
+    try:
+        gradio = version("gradio")
+    except PackageNotFoundError:
+        gradio = _TESTED_GRADIO
+    hub_ids = [place for place in places.values() if not place.startswith(f"{_MODELS}/")]
     settings = SpaceCardData(
         title=title,
         sdk="gradio",
@@ -164,24 +133,13 @@ def _readme(models: SpaceModels, title: str) -> str:
         python_version=".".join(platform.python_version_tuple()[:2]),
         app_file="app.py",
         license="apache-2.0",
-        models=models.hub_ids or None,
+        models=hub_ids or None,
         tags=["afdcd", "semantic-segmentation"],
     )
-    lines = [f"- {title}: {_described(place, models)}" for title, place in models.places.items()]
+    where = {place: f"[{place}](https://huggingface.co/{place})" for place in hub_ids}
+    lines = [f"- {title}: {where.get(place, f'`{place}` of this Space')}" for title, place in places.items()]
     text = _template("README.md").replace("{models}", "\n".join(lines)).replace("{gradio}", gradio)
     return f"---\n{settings.to_yaml()}\n---\n\n{text}"
-
-
-def _described(place: str, models: SpaceModels) -> str:
-    return f"[{place}](https://huggingface.co/{place})" if place in models.hub_ids else f"`{place}` of this Space"
-
-
-def _gradio_version() -> str:
-    """What the page was looked at with here; where there is no Gradio, what it was tested with."""
-    try:
-        return version("gradio")
-    except PackageNotFoundError:
-        return _TESTED_GRADIO
 
 
 def _template(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The page of this Space. Written by `afdcd demo --write-space`; the package is in the folder `afdcd_hf`."""
+"""The page of this Space. Written by `afdcd demo --write_space`; the package is in the folder `afdcd_hf`."""
 
 import logging
 from pathlib import Path
@@ -7,7 +7,7 @@ from afdcd_hf.demo import launch_demo
 
 # Title on the page: repository on the Hub, or folder of this Space
 MODELS = {}
-LONGEST_SIDE = 1024  # larger pictures are shrunk to this many pixels
+LONGEST_SIDE = 1024  # larger images are shrunk to this many pixels
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
