@@ -96,7 +96,7 @@ def test_pictures_of_other_modes_become_rgb(tmp_path, mode):
 def test_a_file_that_is_no_picture_gives_a_message_without_the_servers_folder(tmp_path, content):
     path = tmp_path / "holiday.jpg"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^holiday\.jpg: not an image.*Try a JPEG, PNG") as error:
+    with pytest.raises(ValueError, match=r"^holiday\.jpg cannot be read: not an image") as error:
         read_upload(path)
     assert str(tmp_path) not in str(error.value)
 
