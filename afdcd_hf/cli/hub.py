@@ -1,4 +1,4 @@
-"""`afdcd list`, `convert` and `push`: released checkpoints, and the Hub."""
+"""`afdcd list`, `convert`, `push` and `release`: released checkpoints, and the Hub."""
 
 from __future__ import annotations
 
@@ -42,9 +42,20 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     flag(command, "--overwrite_card", "replace a README.md on the Hub that was written by hand")
     command.set_defaults(run=_push)
 
+    text = (
+        "publish the zoo from released files; convert, evaluate where the data is there, compare with the reported "
+        "score, render the card, push, tag and collect. Exit status 1: a model failed"
+    )
+    command = add_command(
+        commands, "release", text, "--config YAML [--publish]", example="afdcd release --config releases.yaml"
+    )
+    add(command, "--config", required=True, metavar="YAML", help="what to publish; docs/publish.md has an example")
+    flag(command, "--publish", "do it, and do not only tell what would be done")
+    command.set_defaults(run=_release)
+
 
 def _list(args: argparse.Namespace) -> None:
-    from ..hub.zoo_table import select, to_json, to_table
+    from ..hub.zoo import select, to_json, to_table
 
     rows = select(args.dataset)
     print(to_json(rows) if args.json else to_table(rows))
@@ -83,7 +94,7 @@ def _convert_backbone(args: argparse.Namespace) -> str:
         if getattr(args, name):
             raise ValueError(f"--{name} has no place with --backbone_only: a backbone has no classes of a dataset.")
     if args.network is None:
-        raise ValueError("--network is needed: resnet18, resnet101 or mobilenetv2.")
+        raise ValueError("--network is needed: resnet18, resnet50, resnet101 or mobilenetv2.")
     file = convert_backbone(args.checkpoint, args.network, args.output_dir, overwrite=args.overwrite)
     return f"{file} is ready for --pretrained_backbone"
 
@@ -108,3 +119,13 @@ def _push(args: argparse.Namespace) -> None:
     for note in plan.notes:
         print(f"note: {note}")
     print(f"pushed: {plan.commit.commit_url}" if plan.commit else f"nothing was sent to {plan.repo_id} (dry run)")
+
+
+def _release(args: argparse.Namespace) -> None:
+    from ..hub.release import read_release_plan, release, to_markdown
+
+    hide_loading_bars()
+    found = release(read_release_plan(args.config), dry_run=not args.publish)
+    print(to_markdown(found) + ("" if args.publish else "\n\nNothing was done (dry run); --publish does it."))
+    if any(one.problem for one in found):
+        raise SystemExit(1)

@@ -16,20 +16,38 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from ..redaction import without_tokens
 
-Fraction = Annotated[float, "0-1"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_LICENSE_ID = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*")
-_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
+# Types with a rule: what a value has to fulfil, and that in words.
+Fraction = Annotated[float, (lambda value: 0 <= value <= 1, "a fraction from 0 to 1 (76.4 % is 0.764)")]
+HubId = Annotated[str, (HUB_ID.fullmatch, "an id on the Hub, USER/NAME")]
+LicenseId = Annotated[
+    str,
+    (
+        re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*").fullmatch,
+        f'one of {_LICENSES} such as apache-2.0, or "other" with license_name and license_link',
+    ),
+]
+WebAddress = Annotated[str, (re.compile(r"https?://\S+").fullmatch, "a web address, https://...")]
+InFolder = Annotated[
+    str,
+    (lambda path: not Path(path).is_absolute() and ".." not in Path(path).parts, "a path in the card's folder"),
+]
+# What a free-form value may be, and how it is kept.
+_FREE = (
+    (Mapping, Mapping[str, Any]), ((list, tuple), list[Any]), (str, str), (int, int), (float, float | None),
+)  # fmt: skip
+_EXPECTED = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", Any: "numbers, text, lists, mappings",
+    list: "a list", tuple: "a pair of numbers", Mapping: "an object whose keys differ as text, too",
+}  # fmt: skip
 
 
 class Facts:
-    """Base of the dataclasses below: every field must be what its annotation says.
+    """Base of the dataclasses below: raises a ValueError that names a field which is not what its annotation says.
 
-    What JSON makes of facts is accepted too: an object for facts, a list for a tuple. Keys become text (YAML reads the
-    class name `no` as a truth value), a NaN becomes None, and access tokens inside texts are masked.
-
-    Raises:
-        ValueError: naming the field, if a value has another type or JSON has no such value.
+    What JSON makes of facts is accepted: an object for facts, a list for a tuple. Keys become text (YAML reads
+    the class name `no` as a truth value), a NaN becomes None, and access tokens inside texts are masked.
     """
 
     def __post_init__(self) -> None:
@@ -38,50 +56,36 @@ class Facts:
 
 
 def _fitted(value: Any, kind: Any, where: str) -> Any:
-    """The value as the annotation `kind` says, or a ValueError."""
+    """The value as the annotation `kind` says."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        missing = value is None or (isinstance(value, float) and not math.isfinite(value))
         return None if missing else _fitted(value, inner[0], where)
     if origin is Annotated:
-        if not 0 <= (score := _fitted(value, inner[0], where)) <= 1:
-            raise ValueError(f"{where} is {score}; pass a fraction from 0 to 1 (76.4 % is 0.764).")
-        return score
-    if origin in (list, tuple) and isinstance(value, (list, tuple)):
-        items = [_fitted(item, inner[0], f"{where}[{index}]") for index, item in enumerate(value)]
-        if origin is list or len(items) == len(inner):
-            return origin(items)
-    elif origin is Mapping and isinstance(value, Mapping):
-        found = {str(key): _fitted(item, inner[1], f"{where}[{str(key)!r}]") for key, item in value.items()}
-        if len(found) == len(value):
-            return {without_tokens(key): item for key, item in found.items()}
-    elif kind is Any:
-        return _plain(value, where)
+        (fits, expected), value = inner[1], _fitted(value, inner[0], where)
+        if not fits(value):
+            raise ValueError(f"{where} is {value!r}; expected {expected}.")
+        return value
+    if origin in (list, tuple) and isinstance(value, (list, tuple)) and (origin is list or len(value) == len(inner)):
+        return origin(_fitted(item, inner[0], f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is Mapping and isinstance(value, Mapping) and len({str(key) for key in value}) == len(value):
+        return {without_tokens(str(key)): _fitted(item, inner[1], f"{where}[{key!r}]") for key, item in value.items()}
+    if kind is Any:
+        if value is None or isinstance(value, bool):
+            return value
+        for of, fitting in _FREE:
+            if isinstance(value, of):
+                return _fitted(value, fitting, where)
     elif dataclasses.is_dataclass(kind):
-        return value if isinstance(value, kind) else restored(value, kind, where)
+        return value if isinstance(value, kind) else restored(value, kind, where)  # type: ignore[arg-type]
     elif kind is str and isinstance(value, str):
         return without_tokens(value)
     elif kind is bool and isinstance(value, bool):
         return value
-    elif kind in (int, float) and not isinstance(value, bool):
-        if isinstance(value, numbers.Integral if kind is int else numbers.Real) and math.isfinite(value):
+    elif kind in (int, float) and isinstance(value, numbers.Integral if kind is int else numbers.Real):
+        if not isinstance(value, bool) and math.isfinite(value):
             return kind(value)
-    raise ValueError(f"{where} is {_shown(value)}; expected {_NAMES.get(kind) or _described(origin)}.")
-
-
-def _plain(value: Any, where: str) -> Any:
-    """A free-form value in what JSON has."""
-    if isinstance(value, Mapping):
-        return _fitted(value, Mapping[str, Any], where)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
-    if isinstance(value, str):
-        return without_tokens(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    raise ValueError(f"{where} is {_shown(value)}; pass numbers, text, lists and mappings only.")
+    raise ValueError(f"{where} is {_shown(value)}; expected {_EXPECTED[origin or kind]}.")
 
 
 def restored(value: Any, kind: type, where: str) -> Any:
@@ -95,10 +99,6 @@ def restored(value: Any, kind: type, where: str) -> Any:
         return kind(**value)
     except (ValueError, TypeError) as error:  # TypeError: a field that is required
         raise ValueError(f"{where}: {error}") from error
-
-
-def _described(origin: Any) -> str:
-    return {list: "a list", tuple: "a pair of numbers"}.get(origin, "an object whose keys differ as text, too")
 
 
 def _shown(value: Any) -> str:
@@ -120,11 +120,7 @@ class DatasetFacts(Facts):
     train_images: int | None = None
     train_fingerprint: str | None = None
     is_public: bool = True  # whether others know `name`, or it is somebody's folder
-    hub_id: str | None = None  # its repository on the Hub, for `.eval_results`
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_hub_id("hub_id", self.hub_id)
+    hub_id: HubId | None = None  # its repository on the Hub, for `.eval_results`
 
 
 @dataclass(frozen=True)
@@ -198,15 +194,8 @@ class LatencyRow(Facts):
 class Picture(Facts):
     """An image on the card; `path` is relative to the card's folder."""
 
-    path: str
+    path: InFolder
     caption: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if Path(self.path).is_absolute():
-            raise ValueError(f"The picture {self.path} has an absolute path; pass it relative to the card's folder.")
-        if ".." in Path(self.path).parts:
-            raise ValueError(f"The picture {self.path} is not in the card's folder; copy it there.")
 
 
 @dataclass(frozen=True)
@@ -229,12 +218,7 @@ class TrainingFacts(Facts):
 
 @dataclass(frozen=True)
 class CardFacts(Facts):
-    """Everything that a card says about one model.
-
-    Raises:
-        ValueError: a fact has another type or is out of range; MACs come without their input size, or measured results
-            without a dataset; a licence or Hub id is none.
-    """
+    """Everything that a card says about one model."""
 
     model_name: str  # the card's title
     architecture: str  # such as "DeepLabV3 on resnet18, output stride 8"
@@ -251,12 +235,12 @@ class CardFacts(Facts):
     training: TrainingFacts = field(default_factory=TrainingFacts)
     teacher: str | None = None  # Hub id, or the name of its folder without the path; None: not distilled
     teacher_architecture: str | None = None
-    base_model: str | None = None  # Hub id of the weights that it started from
+    base_model: HubId | None = None  # Hub id of the weights that it started from
     started_from: str | None = None  # these weights in words, where there is no id
     tags: list[str] = field(default_factory=list)  # beside the package's own
-    license: str | None = None  # of the weights, the Hub's identifier
+    license: LicenseId | None = None  # of the weights, the Hub's identifier
     license_name: str | None = None  # with `license_link`, where `license` is "other"
-    license_link: str | None = None
+    license_link: WebAddress | None = None
     notes: list[str] = field(default_factory=list)  # Markdown, a paragraph each
     pictures: list[Picture] = field(default_factory=list)
     citations: list[str] = field(default_factory=list)  # BibTeX, beside the one of Af-DCD
@@ -267,23 +251,6 @@ class CardFacts(Facts):
             raise ValueError("MACs were given without macs_size; pass the (height, width) they were counted at.")
         if self.measured is not None and self.dataset is None:
             raise ValueError("Measured results were given without dataset; say what they were measured on.")
-        _check_hub_id("base_model", self.base_model)
-        _check_license(self.license, self.license_name, self.license_link)
-
-
-def _check_hub_id(name: str, value: str | None) -> None:
-    if value is not None and not HUB_ID.fullmatch(value):
-        raise ValueError(f"{name}={value!r} is not an id on the Hub; expected USER/NAME.")
-
-
-def _check_license(license: str | None, name: str | None, link: str | None) -> None:
-    if license is not None and not _LICENSE_ID.fullmatch(license):
-        raise ValueError(
-            f"license={license!r} is not an identifier of the Hub such as apache-2.0 or cc-by-4.0 (see "
-            'https://huggingface.co/docs/hub/repositories-licenses); for other terms pass "other" with license_name '
-            "and license_link."
-        )
-    if (license == "other") != bool(name and link) or bool(name) != bool(link):
-        raise ValueError(f'license_name and license_link go with license="other", and it with both; got {license!r}.')
-    if link and not link.startswith(("https://", "http://")):
-        raise ValueError(f"license_link={link!r} is not a web address; expected https://...")
+        named = bool(self.license_name), bool(self.license_link)
+        if named != (self.license == "other", self.license == "other"):
+            raise ValueError(f'license_name and license_link go with "other" and it with both; got {self.license!r}.')

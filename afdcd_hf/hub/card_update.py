@@ -76,11 +76,7 @@ def measure_latency(
 ) -> list[LatencyRow]:
     """Measure the model's speed as `afdcd profile` does, one image at a time.
 
-    Args:
-        folder: folder of a saved model.
-        sizes: `(height, width)` of the inputs; by default those at which the card counts MACs.
-        device: such as "cuda"; by default a GPU where there is one.
-        precision: "fp32", "bf16" or "fp16".
+    `sizes` are `(height, width)`, by default those at which the card counts MACs; the rest is as in `profile_model`.
     """
     names = [field.name for field in dataclasses.fields(LatencyRow)]
     settings = ProfileSettings(precision=precision)

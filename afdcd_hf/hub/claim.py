@@ -16,23 +16,14 @@ _ROUNDING = 5.0001e-5  # metadata has percent with two decimals
 
 @dataclass(frozen=True)
 class Claim:
-    """A published score and how it was measured.
+    """A published score and how it was measured."""
 
-    Attributes:
-        mean_iou: fraction 0-1, as exact as it is known.
-        source: file that says it.
-        protocol: how it was measured, as in `results.json`.
-        per_category_iou: class name to IoU, empty where unknown.
-        fingerprint: of the images and labels; None where unknown.
-        doubts: where the folder contradicts itself.
-    """
-
-    mean_iou: float
-    source: str
-    protocol: Mapping[str, Any]
-    per_category_iou: Mapping[str, float | None] = field(default_factory=dict)
-    fingerprint: str | None = None
-    doubts: tuple[str, ...] = ()
+    mean_iou: float  # fraction 0-1, as exact as it is known
+    source: str  # file that says it
+    protocol: Mapping[str, Any]  # as in `results.json`
+    per_category_iou: Mapping[str, float | None] = field(default_factory=dict)  # empty where unknown
+    fingerprint: str | None = None  # of the images and labels
+    doubts: tuple[str, ...] = ()  # where the folder contradicts itself
 
 
 def read_claim(folder: Path) -> Claim:
@@ -58,17 +49,16 @@ def read_claim(folder: Path) -> Claim:
 
 
 def _beside_the_card(folder: Path) -> Claim | None:
-    if (folder / FACTS_NAME).is_file():
-        facts = read_facts(folder)
-        if facts.measured is not None and facts.dataset is not None:
-            protocol = {"dataset": facts.dataset.name, "split": facts.dataset.split, **facts.measured.protocol}
-            scores = facts.measured
-            return Claim(scores.mean_iou, FACTS_NAME, protocol, scores.per_category_iou, facts.dataset.fingerprint)
-    if (folder / RESULTS_NAME).is_file():
-        results = read_results(folder / RESULTS_NAME)
-        scores = measured_results(results, folder.name)
-        return Claim(scores.mean_iou, RESULTS_NAME, results["protocol"], scores.per_category_iou)
-    return None
+    facts = read_facts(folder) if (folder / FACTS_NAME).is_file() else None
+    if facts is not None and facts.measured is not None and facts.dataset is not None:
+        scores, dataset = facts.measured, facts.dataset
+        protocol = {"dataset": dataset.name, "split": dataset.split, **scores.protocol}
+        return Claim(scores.mean_iou, FACTS_NAME, protocol, scores.per_category_iou, dataset.fingerprint)
+    if not (folder / RESULTS_NAME).is_file():
+        return None
+    results = read_results(folder / RESULTS_NAME)
+    scores = measured_results(results, folder.name)
+    return Claim(scores.mean_iou, RESULTS_NAME, results["protocol"], scores.per_category_iou)
 
 
 def _of_card(path: Path, protocol: Mapping[str, Any] | None) -> Claim | None:
@@ -98,13 +88,9 @@ def _of_card(path: Path, protocol: Mapping[str, Any] | None) -> Claim | None:
 
 
 def _nothing_claimed(folder: Path) -> Exception:
-    reported = read_facts(folder).reported if (folder / FACTS_NAME).is_file() else None
-    if reported is not None:
-        return ValueError(
-            f"{folder} claims no measured number, only a reported one ({100 * reported.mean_iou:.2f} %, "
-            f"{reported.source}); measure it with `afdcd evaluate`."
-        )
     files = (CARD_NAME, FACTS_NAME, RESULTS_NAME)
-    if any((folder / name).is_file() for name in files):
-        return ValueError(f"{folder} claims no measured mean IoU, so there is nothing to verify.")
-    return FileNotFoundError(f"{folder} has none of {', '.join(files)}, so there is nothing to verify.")
+    if not any((folder / name).is_file() for name in files):
+        return FileNotFoundError(f"{folder} has none of {', '.join(files)}, so there is nothing to verify.")
+    reported = read_facts(folder).reported if (folder / FACTS_NAME).is_file() else None
+    only = f", only a reported one ({100 * reported.mean_iou:.2f} %, {reported.source})" if reported else ""
+    return ValueError(f"{folder} claims no measured mean IoU{only}; measure it with `afdcd evaluate`.")

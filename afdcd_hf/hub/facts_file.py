@@ -16,11 +16,7 @@ _NO_LONGER_KNOWN = ("energy_joules",)  # of `training`; files of older versions 
 
 
 def write_facts(folder: str | Path, facts: CardFacts) -> Path:
-    """Write the facts as `card_facts.json`, whole or not at all, and return its path.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-    """
+    """Write the facts as `card_facts.json`, whole or not at all, and return its path."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; save the model first and pass the folder it is in.")
@@ -36,10 +32,7 @@ def facts_json(facts: CardFacts) -> bytes:
 
 
 def read_facts(folder: str | Path) -> CardFacts:
-    """Read the facts that `write_facts` wrote.
-
-    Args:
-        folder: the model's folder, or the file itself.
+    """Read the facts in a model's folder, or in the file itself.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,7 @@ _PICTURES = {
 
 
 def folder_facts(folder: str | Path) -> CardFacts:
-    """What is known of a saved model: `card_facts.json`, else what configuration, weights and `results.json` tell.
-
-    Raises:
-        FileNotFoundError: there is no saved model in the folder.
-        ValueError: a file in it cannot be read or does not fit.
-    """
+    """What is known of a saved model: `card_facts.json`, else what configuration, weights and `results.json` tell."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a folder of a saved model: it has no config.json.")
@@ -53,33 +48,18 @@ def known_pictures(folder: Path) -> list[Picture]:
 
 def network_facts(model: nn.Module) -> dict[str, Any]:
     """Architecture, parameters and MACs, as arguments of `CardFacts`."""
-    return {
-        "architecture": describe(model.config),
-        "num_parameters": count_parameters(model),
-        "costs": count_costs(model),
-    }
-
-
-def count_costs(model: nn.Module, sizes: Sequence[tuple[int, int]] = COST_SIZES) -> list[CostRow]:
-    """MACs of one image at several sizes `(height, width)`."""
-    return [CostRow(*size, macs) for size, macs in zip(sizes, count_macs_at(model, sizes), strict=True)]
+    costs = [CostRow(*size, macs) for size, macs in zip(COST_SIZES, count_macs_at(model, COST_SIZES), strict=True)]
+    return {"architecture": describe(model.config), "num_parameters": count_parameters(model), "costs": costs}
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """The content of a `results.json`, with a number as `mean_iou` and a `protocol` of dataset and split.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: `afdcd evaluate` did not write it.
-    """
+    """The content of a `results.json`: at least `mean_iou` and a `protocol` of dataset and split, or a ValueError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; `afdcd evaluate --output` writes such a file.")
     results = read_json(path, "the results of an evaluation")
-    protocol, missing = results.get("protocol"), [name for name in ("mean_iou", "protocol") if name not in results]
-    if not missing and isinstance(protocol, dict):
-        missing = [name for name in ("dataset", "split") if not isinstance(protocol.get(name), str)]
-    elif not missing:
-        missing = ["an object as protocol"]
+    protocol = results.get("protocol") if isinstance(results.get("protocol"), dict) else {}
+    missing = [name for name in ("dataset", "split") if not isinstance(protocol.get(name), str)]
+    missing += ["mean_iou"] * ("mean_iou" not in results)
     if missing:
         raise ValueError(f"{path} is not a results.json of `afdcd evaluate`: it lacks {', '.join(missing)}.")
     return results
@@ -87,25 +67,19 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 def with_results(facts: CardFacts, path: str | Path) -> CardFacts:
     """The facts with the scores of a `results.json`, which replace older ones; errors as of `read_results`."""
-    results = read_results(path)
+    results, before = read_results(path), facts.dataset
     try:
         measured = measured_results(results, facts.repo_id or facts.model_name)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    protocol, before = results["protocol"], facts.dataset
-    dataset = dataset_facts(protocol["dataset"], split=protocol["split"], num_images=measured.num_images)
-    if before is not None and (before.name, before.split) == (dataset.name, dataset.split):
-        dataset = before
-    return replace(facts, measured=measured, dataset=dataset)
+    name, split = (results["protocol"][key] for key in ("dataset", "split"))
+    dataset = dataset_facts(name, split=split, num_images=measured.num_images)
+    same = before is not None and (before.name, before.split) == (dataset.name, dataset.split)
+    return replace(facts, measured=measured, dataset=before if same else dataset)
 
 
 def measured_results(results: Mapping[str, Any], model_name: str) -> MeasuredResults:
-    """The card's view of a `results.json`, with the model's public name where that may hold a path.
-
-    Args:
-        results: as read from the file.
-        model_name: name of the model, or its id on the Hub.
-    """
+    """The card's view of what is in a `results.json`, with the model's name or Hub id where that may hold a path."""
     protocol = public_protocol(results["protocol"], model_name)
     protocol.pop("versions", None)
     environment = {name: protocol.pop(name, None) for name in ("date", "machine")}

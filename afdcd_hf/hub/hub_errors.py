@@ -10,16 +10,9 @@ _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write ac
 
 @contextmanager
 def plain_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into errors of one line.
+    """Turn what huggingface_hub raises about a repository into an OSError of one line.
 
-    Args:
-        repo_id: repository that is talked about.
-        endpoint: address of the Hub.
-
-    Raises:
-        PermissionError: there is no token, or the Hub refuses it.
-        ConnectionError: the Hub cannot be reached, or the connection broke.
-        OSError: any other refusal.
+    A PermissionError where there is no token or the Hub refuses it, a ConnectionError where it cannot be reached.
     """
     from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 

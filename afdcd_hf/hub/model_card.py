@@ -22,7 +22,7 @@ from ..citations import AF_DCD
 from .card_facts import CardFacts
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
 logger = logging.getLogger(__name__)
 
@@ -53,41 +53,45 @@ def render_card(facts: CardFacts) -> str:
 
 def card_metadata(facts: CardFacts) -> ModelCardData:
     """The card's metadata. `model-index` appears only for results that we measured on the whole split, in percent."""
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
     more: dict[str, Any] = {"base_model_relation": "finetune"} if facts.base_model else {}
     named = {"teacher": facts.teacher, "license_name": facts.license_name, "license_link": facts.license_link}
     more |= {key: value for key, value in named.items() if value}
-    if facts.measured is not None and facts.measured.covers_split:
-        more |= {"model_name": facts.model_name, "metrics": ["mean_iou"], "eval_results": [_eval_result(facts)]}
+    dataset, measured = facts.dataset, facts.measured
+    if dataset is not None and measured is not None and measured.covers_split:
+        result = EvalResult(
+            task_type="image-segmentation",
+            task_name="Semantic Segmentation",
+            dataset_type=dataset.name,
+            dataset_name=dataset.pretty_name or dataset.name,
+            dataset_split=dataset.split,
+            metric_type="mean_iou",
+            metric_name="mIoU (%)",
+            metric_value=round(100 * measured.mean_iou, 2),
+        )
+        more |= {"model_name": facts.model_name, "metrics": ["mean_iou"], "eval_results": [result]}
     tags = [*TAGS, *(["knowledge-distillation"] if facts.teacher else []), *facts.tags]
     return ModelCardData(
         license=facts.license,
         library_name="transformers",
         pipeline_tag="image-segmentation",
         base_model=facts.base_model,
-        datasets=[facts.dataset.name] if facts.dataset and facts.dataset.is_public else None,
+        datasets=[dataset.name] if dataset and dataset.is_public else None,
         tags=list(dict.fromkeys(tags)),
         **more,
     )
 
 
 def write_card(folder: str | Path, facts: CardFacts) -> Path:
-    """Write the card as `README.md`, whole or not at all, and never over one that somebody wrote by hand.
+    """Write the card into a model's folder, whole or not at all, and never over one that somebody wrote by hand.
 
     Cards of ours carry a marker line and are replaced. A README without it stays as it is, to the byte; the card then
-    goes to `README.generated.md` beside it, and a warning names both.
-
-    Args:
-        folder: the model's folder.
-        facts: what is known of the model.
-
-    Returns:
-        The path written.
+    goes to `README.generated.md` beside it, and a warning names both. Returns the path written.
 
     Raises:
         FileNotFoundError: the folder or one of the card's images does not exist.
-        FileExistsError: `README.generated.md` would be needed, but somebody wrote that by hand, too.
+        FileExistsError: somebody wrote `README.generated.md` by hand, too.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -109,25 +113,6 @@ def write_card(folder: str | Path, facts: CardFacts) -> Path:
 def is_handwritten(path: Path) -> bool:
     """Whether there is a card without our marker line."""
     return path.exists() and MARKER not in path.read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def _eval_result(facts: CardFacts) -> EvalResult:
-    from huggingface_hub import EvalResult
-
-    assert facts.dataset is not None and facts.measured is not None  # the facts see to it
-    return EvalResult(
-        task_type="image-segmentation",
-        task_name="Semantic Segmentation",
-        dataset_type=facts.dataset.name,
-        dataset_name=facts.dataset.pretty_name or facts.dataset.name,
-        dataset_split=facts.dataset.split,
-        metric_type="mean_iou",
-        metric_name="mIoU (%)",
-        metric_value=round(100 * facts.measured.mean_iou, 2),
-    )
-
-
-# Text of facts in Markdown
 
 
 def _inline(value: Any) -> str:

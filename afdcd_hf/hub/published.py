@@ -24,17 +24,7 @@ def as_published(folder: Path, files: Sequence[PushFile], repo_id: str) -> tuple
 
     A card is rendered again where it is the one of the facts beside it; any other is published as it is. Scores of a
     dataset on the Hub are added as `.eval_results/*.yaml`.
-
-    Args:
-        folder: the model's folder.
-        files: what is to be published.
-        repo_id: where.
-
-    Returns:
-        The files to upload, and what the user should know.
-
-    Raises:
-        ValueError: a text holds an access token.
+    Returns the files to upload and what the user should know; a text with an access token is a ValueError.
     """
     contents = {file.name: file.content for file in files}
     notes = []

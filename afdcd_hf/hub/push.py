@@ -12,7 +12,7 @@ from .folder_facts import check_repo_id
 from .hub_errors import plain_hub_errors
 from .model_card import CARD_NAME, is_handwritten
 from .published import as_published
-from .push_files import PROCESSOR_NAME, PushFile, files_to_push, left_out
+from .push_files import PROCESSOR_NAME, PushFile, files_to_push
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -20,21 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push sends, or has sent.
-
-    Attributes:
-        repo_id: the repository.
-        files: what is uploaded.
-        left_out: names in the folder that are not.
-        notes: what the user should know.
-        commit: the commit; None where nothing was sent.
-    """
+    """What a push sends, or has sent."""
 
     repo_id: str
     files: Sequence[PushFile]
-    left_out: Sequence[str] = ()
-    notes: Sequence[str] = ()
-    commit: CommitInfo | None = None
+    left_out: Sequence[str] = ()  # names in the folder that are not uploaded
+    notes: Sequence[str] = ()  # what the user should know
+    commit: CommitInfo | None = None  # None where nothing was sent
 
     @property
     def size(self) -> int:
@@ -96,15 +88,9 @@ def push_folder(
 
 
 def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) -> PushPlan:
-    """What of the folder is pushed; looks at the folder only.
+    """What of the folder is pushed; looks at the folder only, with arguments and errors of `push_folder`.
 
-    Args:
-        folder: as for `push_folder`.
-        repo_id: `user/name`.
-        needs_config: whether `from_pretrained` must be able to load the folder.
-
-    Raises:
-        FileNotFoundError, ValueError: as `push_folder`.
+    `needs_config` says whether `from_pretrained` must be able to load it.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
@@ -112,7 +98,9 @@ def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) ->
     files, notes = as_published(folder, found, repo_id)
     if PROCESSOR_NAME not in {file.name for file in files}:
         notes.append(f"there is no {PROCESSOR_NAME}: pipelines will not know how to prepare images")
-    return PushPlan(repo_id, files, left_out(folder, found), notes)
+    names = {Path(file.name).parts[0] for file in found}
+    others = [f"{path.name}{'/' * path.is_dir()}" for path in sorted(folder.iterdir()) if path.name not in names]
+    return PushPlan(repo_id, files, others, notes)
 
 
 def send(
@@ -139,11 +127,7 @@ def send(
 
 
 def make_repository(api: HfApi, repo_id: str, private: bool | None) -> None:
-    """Make the repository where there is none.
-
-    Raises:
-        ValueError: it exists and is public, but a private one is wanted.
-    """
+    """Make the repository where there is none; a ValueError if it exists and is public, but a private one is wanted."""
     if _visibility(api, repo_id, private) is None:
         api.create_repo(repo_id, private=private, exist_ok=True)
 

@@ -23,15 +23,10 @@ _SHOWN_PICTURE = re.compile(
 
 @dataclass(frozen=True)
 class PushFile:
-    """A file to publish.
+    """A file to publish."""
 
-    Attributes:
-        name: its path in the repository.
-        content: the file that holds it, or the bytes themselves.
-    """
-
-    name: str
-    content: Path | bytes
+    name: str  # its path in the repository
+    content: Path | bytes  # the file that holds it, or the bytes themselves
 
     @property
     def size(self) -> int:
@@ -44,18 +39,10 @@ class PushFile:
 
 
 def files_to_push(folder: Path, *, needs_config: bool = True) -> list[PushFile]:
-    """The files of a saved model that are published.
+    """The files of a saved model that are published; arguments and errors as of `push.plan_push`.
 
     Weights, configurations, the source they name, card, the images it shows, results, facts and recipe. Checkpoints,
     optimizers, weights of the loss, logs and settings of the run are not, nor is anything unknown.
-
-    Args:
-        folder: what `save_pretrained`, a training or `afdcd convert` wrote.
-        needs_config: whether `from_pretrained` must be able to load it.
-
-    Raises:
-        FileNotFoundError: the folder, its weights, its configuration or source that it names is missing.
-        ValueError: a file is damaged or does not fit, or is a link out of the folder.
     """
     weights = check_weights(folder)
     if needs_config and not (folder / CONFIG_NAME).is_file():
@@ -69,13 +56,6 @@ def files_to_push(folder: Path, *, needs_config: bool = True) -> list[PushFile]:
             "the folder; put the file itself there, or remove the link."
         )
     return [PushFile(name, folder / name) for name in present]
-
-
-def left_out(folder: Path, files: list[PushFile]) -> list[str]:
-    """What else lies in the folder; folders end in a slash."""
-    pushed = {Path(file.name).parts[0] for file in files}
-    others = [path for path in sorted(folder.iterdir()) if path.name not in pushed]
-    return [f"{path.name}/" if path.is_dir() else path.name for path in others]
 
 
 def shown_pictures(folder: Path) -> list[str]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..models.configuration_afdcd import AfDcdConfig
 from ..suggestions import close_names
-
-if TYPE_CHECKING:
-    from ..models.configuration_afdcd import AfDcdConfig
 
 
 @dataclass(frozen=True)
@@ -24,15 +22,7 @@ class ReleasedNetwork:
     def config(
         self, classes: Sequence[str], *, head_channels: int | None = None, auxiliary_head: bool | None = None
     ) -> AfDcdConfig:
-        """The configuration of such a network.
-
-        Args:
-            classes: names in the order of their ids.
-            head_channels: width of the head, where it is not the usual one.
-            auxiliary_head: whether there is one; None: as usual.
-        """
-        from ..models.configuration_afdcd import AfDcdConfig
-
+        """The configuration of such a network for classes in the order of their ids; None: as it usually is."""
         return AfDcdConfig(
             backbone=self.backbone,
             backbone_kwargs=dict(self.backbone_kwargs),
@@ -58,11 +48,7 @@ RELEASED_NETWORKS: dict[str, ReleasedNetwork] = {
 
 
 def get_released_network(name: str) -> ReleasedNetwork:
-    """The kind of released network with this name.
-
-    Raises:
-        ValueError: there is none; the known ones are listed.
-    """
+    """The kind of released network with this name; a ValueError lists the known ones if there is none."""
     if name not in RELEASED_NETWORKS:
         known = f"Known: {', '.join(RELEASED_NETWORKS)}."
         raise ValueError(f"Unknown released network {name!r}.{close_names(name.lower(), RELEASED_NETWORKS)} {known}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TOLERANCE = 0.0005
 _FILES = ("README.md", "*.json", "*.safetensors")
 _DATA_OPTIONS = ("max_samples", "image_column", "label_column", "label_map", "labels_as")
+_SETTINGS = ("scales", "flip", "window", "stride", "precision")
 _OF_NO_ACCOUNT = ("model", "dataset", "split", "list_file", "date", "machine", "versions", "boundary_ratio")
 
 
@@ -69,8 +70,7 @@ def verify(
         data_dir: folder of the benchmark's files.
         tolerance: largest difference of mean IoU that counts as the same, a fraction: devices and libraries round
             differently.
-        dataset: where the dataset lies, if the card names a folder of its author's.
-        list_file: the list of images, if the card names one.
+        dataset, list_file: where the dataset or the list of images lies, if the card names its author's.
         revision: branch, tag or commit on the Hub.
         device: such as "cuda"; by default a GPU where there is one.
         num_workers: processes that decode images.
@@ -83,7 +83,7 @@ def verify(
         raise ValueError(f"A tolerance is a fraction from 0 to 1, got {tolerance}; 0.0005 is 0.05 % mIoU.")
     folder = _local_folder(model, revision)
     claim = read_claim(folder)
-    choice = _choice(claim.protocol, data_dir, dataset, list_file)
+    known, choice = claim.protocol, _choice(claim.protocol, data_dir, dataset, list_file)
     images = load_split(**choice)
     check_weights(folder)
     network = load_model(str(folder)).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -95,11 +95,10 @@ def verify(
         images,
         processor=processor,
         num_workers=num_workers,
-        absent_as_zero=claim.protocol.get("absent_classes") == "count as 0",
-        settings=_settings(claim.protocol),
+        absent_as_zero=known.get("absent_classes") == "count as 0",
+        settings=InferenceSettings(**{name: known[name] for name in _SETTINGS if known.get(name) is not None}),
     )
-    remarks = (*claim.doubts, *_data_remarks(claim, choice["name"], images))
-    remarks += tuple(_protocol_remarks(claim.protocol, scores["protocol"]))
+    remarks = tuple(_remarks(claim, choice["name"], images, scores["protocol"]))
     classes = _differing(claim.per_category_iou, scores["per_category_iou"], tolerance)
     return Verification(claim, scores["mean_iou"], tolerance, remarks, classes)
 
@@ -148,31 +147,17 @@ def _choice(
     return {"name": name, "split": protocol["split"], **known}
 
 
-def _settings(protocol: Mapping[str, Any]) -> InferenceSettings:
-    names = ("scales", "flip", "window", "stride", "precision")
-    return InferenceSettings(**{name: protocol[name] for name in names if protocol.get(name) is not None})
-
-
-def _data_remarks(claim: Claim, name: str, images: Dataset) -> list[str]:
+def _remarks(claim: Claim, name: str, images: Dataset, protocol: Mapping[str, Any]) -> Iterator[str]:
+    """What else is unlike the card: the data, or of the protocol its processor, model and settings."""
+    yield from claim.doubts
     if claim.fingerprint is None:
-        return ["the card has no fingerprint of its images, so that they may be others than these"]
-    mine = fingerprint(images, of_pixels=is_generated(name))
-    if mine == claim.fingerprint:
-        return []
-    return [f"these are not the images and labels of the card (fingerprint {mine}, there {claim.fingerprint})"]
-
-
-def _protocol_remarks(claimed: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
-    """What the card says of the protocol and this evaluation did otherwise: processor, model, settings."""
-
-    def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else value
-
-    return [
-        f"the card says {name} {value}, here it is {protocol[name]}"
-        for name, value in claimed.items()
-        if name in protocol and name not in _OF_NO_ACCOUNT and plain(value) != plain(protocol[name])
-    ]
+        yield "the card has no fingerprint of its images, so that they may be others than these"
+    elif (mine := fingerprint(images, of_pixels=is_generated(name))) != claim.fingerprint:
+        yield f"these are not the images and labels of the card (fingerprint {mine}, there {claim.fingerprint})"
+    for key, value in claim.protocol.items():
+        now = protocol.get(key, value)
+        if key not in _OF_NO_ACCOUNT and value != (list(now) if isinstance(now, tuple) else now):
+            yield f"the card says {key} {value}, here it is {now}"
 
 
 def _differing(

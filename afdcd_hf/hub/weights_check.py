@@ -19,13 +19,8 @@ _SHOWN = 6
 def check_weights(folder: Path) -> list[str]:
     """Refuse a folder whose weights are damaged, not finite, or not those that its configuration describes.
 
-    The latter only for models of this package.
-
-    Args:
-        folder: a folder for `from_pretrained`; it may lack a configuration.
-
-    Returns:
-        The names of its weight files, the index included.
+    The latter only for models of this package; a folder without a configuration is looked at, too. Returns the names of
+    its weight files, the index included.
 
     Raises:
         FileNotFoundError: there are no weights, or not all parts of them.
@@ -47,9 +42,6 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
         expected: tensors of the right shapes and types, which may be on the meta device.
         what: the file in words, to begin the message with.
         hint: what to do about it.
-
-    Raises:
-        ValueError: unknown, missing or misshapen tensors, or such as are not finite or of another type.
     """
     both = {name: (tensor, expected[name]) for name, tensor in found.items() if name in expected}
     troubles = {
@@ -73,11 +65,7 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
 
 
 def read_safetensors(path: Path) -> Iterable[tuple[str, Tensor]]:
-    """Names and tensors of a file.
-
-    Raises:
-        ValueError: it is no such file, or is damaged.
-    """
+    """Names and tensors of a file; a ValueError if it is another kind of file, or damaged."""
     try:
         return load_file(path).items()
     except (SafetensorError, ValueError, OSError) as error:

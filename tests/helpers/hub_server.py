@@ -29,6 +29,7 @@ class Repo:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
         content = "".join(f"{name}{hashlib.sha1(data).hexdigest()}" for name, data in sorted(files.items()))
@@ -39,7 +40,7 @@ class Repo:
 
     def sha_of(self, revision: str) -> str | None:
         """Of a branch or a commit; None where there is no such revision."""
-        return revision if revision in self.commits else self.branches.get(revision)
+        return revision if revision in self.commits else self.branches.get(revision) or self.tags.get(revision)
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
         return self.commits[self.sha_of(revision)]
@@ -65,6 +66,7 @@ class HubServer(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.lfs: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, int]] = []
+        self.collections: dict[str, list[str]] = {}  # slug -> names of its models
         self.break_uploads = self.refuse_uploads = 0
         self.half_arrived, self.hold = threading.Event(), threading.Event()
         self.hold.set()
@@ -182,6 +184,26 @@ class _Handler(BaseHTTPRequestHandler):
         repo.branches[branch] = repo.branches["main"]
         self._json({})
 
+    def _tag(self, user: str | None, name: str, revision: str) -> None:
+        repo, tag = self._repo(name, user, write=True), json.loads(self._body())["tag"]
+        if tag in repo.tags:
+            raise _Answer(409, message="Tag reference exists already")
+        repo.tags[tag], _ = self._files(repo, revision)
+        self._json({})
+
+    def _collection(self, user: str | None, slug: str | None = None) -> None:
+        """Make a collection, add to one, or show it."""
+        asked = json.loads(self._body()) if self.command == "POST" else {}
+        slug = slug or f"{asked['namespace']}/{asked['title'].lower().replace(' ', '-')}-0123"
+        if user != slug.split("/")[0]:
+            raise _Answer(403, message="You may not write to this collection")
+        there, items = slug in self.server.collections, self.server.collections.setdefault(slug, [])
+        if "item" in asked and asked["item"]["id"] not in items:
+            items.append(asked["item"]["id"])
+        shown = {"slug": slug, "title": slug, "owner": {"name": user}, "items": [], "position": 0, "upvotes": 0}
+        shown |= {"lastUpdated": "2026-01-02T03:04:05.000Z", "private": False, "theme": "blue"}
+        self._json(shown, 409 if there and "title" in asked else 200)
+
     def _validate(self, user: str | None) -> None:
         content = json.loads(self._body())["content"]
         if not content.startswith("---\n"):
@@ -292,6 +314,10 @@ _ROUTES = [
     ("POST", "/api/repos/create", _Handler._create),
     ("POST", "/api/validate-yaml", _Handler._validate),
     ("POST", rf"{_API}/branch/(?P<branch>[^/]+)", _Handler._branch),
+    ("POST", rf"{_API}/tag/{_REVISION}", _Handler._tag),
+    ("POST", "/api/collections", _Handler._collection),
+    ("POST", "/api/collections/(?P<slug>[^/]+/[^/]+)/items", _Handler._collection),
+    ("GET", "/api/collections/(?P<slug>[^/]+/[^/]+)", _Handler._collection),
     ("POST", rf"{_API}/preupload/{_REVISION}", _Handler._preupload),
     ("POST", rf"{_API}/commit/{_REVISION}", _Handler._commit),
     ("POST", rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler._lfs_batch),

@@ -250,7 +250,7 @@ def test_a_dry_run_shows_every_file_and_its_size_and_sends_nothing(hub, folder, 
     for name in NETWORK - {"README.md"}:
         assert f"{(folder / name).stat().st_size:,} bytes  {name}\n" in out
     assert (
-        "stays here: training_args.json" in out
+        "not uploaded: training_args.json" in out
         and "street/tiny is new and would be private" in out
         and "nothing was sent" in out
     )

@@ -272,10 +272,10 @@ def test_a_handwritten_card_stays_and_the_new_one_lies_beside_it(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--license", "Apache 2"], "not an identifier of the Hub"),
-        (["--license", "other"], "go with license"),
+        (["--license", "Apache 2"], "expected one of https"),
+        (["--license", "other"], 'go with "other"'),
         (["--repo-id", "small"], "USER/NAME"),
-        (["--base-model", "/tmp/weights"], "not an id on the Hub"),
+        (["--base-model", "/tmp/weights"], "expected an id on the Hub"),
         (["--reported", "7643", "paper"], "percentage from 0 to 100"),
         (["--picture", "nowhere.png", "Nothing"], "nowhere.png does not exist"),
         (["--results", "nowhere.json"], "nowhere.json does not exist"),

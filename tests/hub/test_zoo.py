@@ -11,8 +11,7 @@ import pytest
 from afdcd_hf.cli import main
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.hub.released_networks import RELEASED_NETWORKS, get_released_network
-from afdcd_hf.hub.zoo import CHECKPOINTS, get_checkpoint
-from afdcd_hf.hub.zoo_table import select, to_table
+from afdcd_hf.hub.zoo import CHECKPOINTS, get_checkpoint, select, to_table
 from afdcd_hf.models.configuration_afdcd import AfDcdConfig
 from afdcd_hf.recipes import load_recipe
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -68,19 +66,28 @@ def convert_checkpoint(
         FileNotFoundError: there is no such checkpoint.
         FileExistsError: the folder has files already.
     """
-    row = _published_row(published, network, dataset)
+    row = get_checkpoint(published) if published else None
+    if row is not None and (network, dataset) != (row.network, row.dataset):
+        raise ValueError(f"{published} is a {row.network} for {row.dataset}, not a {network} for {dataset}.")
     checkpoint, output = Path(checkpoint), Path(output)
     _check_choice(network, output, dataset, classes, overwrite)
     tensors = read_tensors(checkpoint)
     what = f"{checkpoint.name} as {network}"
     names = _class_names(tensors, network, dataset, classes, what)
     model = _filled_model(network, names, tensors, what)
-    with _whole_folder(output) as part:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".converting-") as part:
         model.save_pretrained(part)
         AfDcdImageProcessor(**RELEASED_INPUT, align_corners=model.config.align_corners).save_pretrained(part)
-        _check_written(part, model.state_dict())
+        written, meant = load_model(part).state_dict(), model.state_dict()  # as users will read it
+        if written.keys() != meant.keys() or not all(torch.equal(written[name], meant[name]) for name in meant):
+            raise ValueError(f"{part} reads back differently; is the disk in order?")
         facts = _facts(model, output.absolute().name, checkpoint, network, dataset, row)
         write_facts(part, facts)
+        output.mkdir(exist_ok=True)
+        # The weights last: without them no folder loads, old or new, halfway.
+        for file in sorted(Path(part).iterdir(), key=lambda file: file.suffix == ".safetensors"):
+            os.replace(file, output / file.name)
     write_card(output, facts)
     logger.info("%d tensors of %s are in %s", len(tensors), checkpoint, output)
     return output
@@ -89,13 +96,9 @@ def convert_checkpoint(
 def released_model(
     network: str, classes: Sequence[str], tensors: Mapping[str, Tensor]
 ) -> tuple[AfDcdForSemanticSegmentation, dict[str, str]]:
-    """A model without values (on the meta device) for a released file, and its names: released to ours.
+    """A model without values (on the meta device) for the tensors of a file, and its names: released to ours.
 
-    Args:
-        network: kind of network.
-        classes: names of its classes.
-        tensors: those of the file, which say how wide the head is and whether there is an auxiliary one; without any,
-            both are as usual.
+    They say how wide the head is and whether there is an auxiliary one; without any tensor, both are as usual.
     """
     (classifier,) = released_names(["head.classifier.weight"], network)
     width = tensors[classifier].shape[1] if classifier in tensors and tensors[classifier].ndim == 4 else None
@@ -109,7 +112,7 @@ def released_model(
 def fitting_values(
     tensors: Mapping[str, Tensor], names: Mapping[str, str], ours: Mapping[str, Tensor], what: str, hint: str = ""
 ) -> dict[str, Tensor]:
-    """The tensors of a file under our names and in our types, once each has been held against ours.
+    """The tensors of a file under our names and in our types, once each has been held against ours by `check_tensors`.
 
     Args:
         tensors: those of the file. Counters of batch normalisation that it lacks become 0, as in strict loading.
@@ -117,9 +120,6 @@ def fitting_values(
         ours: our tensors, which may be on the meta device.
         what: the file in words, to begin an error with.
         hint: what to do about it.
-
-    Raises:
-        ValueError: see `check_tensors`.
     """
     counters = [name for name in names if name.endswith("num_batches_tracked") and name not in tensors]
     tensors = {**tensors, **{name: torch.tensor(0) for name in counters}}
@@ -150,18 +150,6 @@ def _advice(tensors: Mapping[str, Tensor], network: str) -> str:
             continue
         return f"The file is a {other}: give --network {other}."
     return f"The released networks are {', '.join(RELEASED_NETWORKS)}."
-
-
-def _published_row(published: str | None, network: str, dataset: str | None) -> CheckpointRow | None:
-    if published is None:
-        return None
-    row = get_checkpoint(published)
-    if (network, dataset) != (row.network, row.dataset):
-        raise ValueError(
-            f"{published} is a {row.network} for {row.dataset}, not a {network} for {dataset}: give those, or leave "
-            "--published out."
-        )
-    return row
 
 
 def _check_choice(
@@ -223,26 +211,3 @@ def _facts(
         return row_facts(row, model, [origin, *source_notes(row)])
     data = dataset_facts(dataset) if dataset else None
     return CardFacts(model_name=name, **network_facts(model), dataset=data, notes=[origin])
-
-
-def _check_written(folder: Path, expected: Mapping[str, Tensor]) -> None:
-    """Read the folder as users will, and compare every tensor to the bit."""
-    written = load_model(str(folder)).state_dict()
-    differing = [name for name in expected if name not in written or not torch.equal(written[name], expected[name])]
-    if differing or written.keys() != expected.keys():
-        raise ValueError(f"{folder} reads back differently, e.g. {differing[:3]}; is the disk in order?")
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` to write to: its files move there at the end, or vanish if anything goes wrong."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=output.parent, prefix=".converting-"))
-    try:
-        yield part
-        output.mkdir(exist_ok=True)
-        # The weights last: without them no folder loads, old or new, halfway.
-        for file in sorted(part.iterdir(), key=lambda file: file.suffix == ".safetensors"):
-            os.replace(file, output / file.name)
-    finally:
-        shutil.rmtree(part)

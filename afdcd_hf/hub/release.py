@@ -1,0 +1,127 @@
+"""`afdcd release`: the zoo from released files to the Hub. Convert, evaluate, compare, card, push, tag, collect."""
+
+# No `from __future__ import annotations`: the checks need the fields' types themselves.
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..evaluation.command import evaluate_saved
+from ..structured_files import read_yaml
+from .card_facts import Facts, restored
+from .card_update import update_card
+from .conversion.checkpoints import convert_checkpoint
+from .facts_file import read_facts
+from .folder_facts import RESULTS_NAME
+from .hub_errors import plain_hub_errors
+from .push import push_folder
+from .zoo import CheckpointRow, get_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReleasePlan(Facts):
+    """The content of `releases.yaml`."""
+
+    checkpoints: Mapping[str, str]  # row of `afdcd list` to its released file
+    output_dir: str  # each model gets a folder in it
+    data: Mapping[str, str] = field(default_factory=dict)  # benchmark to its folder; others are not evaluated
+    owner: str | None = None  # account that publishes; None: the one that the rows name
+    private: bool = False
+    tag: str | None = "v1.0"
+    collection: str | None = None  # title; None: no collection
+    device: str | None = None  # for the evaluation; None: a GPU where there is one
+
+
+@dataclass
+class Released:
+    """What has become of one row; `problem` says what stopped it."""
+
+    row: CheckpointRow
+    repo_id: str
+    measured: float | None = None
+    done: str = ""
+    problem: str | None = None
+
+
+def read_release_plan(path: str | Path) -> ReleasePlan:
+    """Read `releases.yaml`; a ValueError names what in it is unknown or of another type."""
+    plan = restored(read_yaml(path), ReleasePlan, str(path))
+    for repo_id in plan.checkpoints:
+        get_checkpoint(repo_id)
+    return plan
+
+
+def release(plan: ReleasePlan, *, dry_run: bool = True) -> list[Released]:
+    """Publish every model of a plan. What is there already is not done again: folders, results, files on the Hub.
+
+    Args:
+        plan: what to publish.
+        dry_run: convert and evaluate nothing, send nothing, and tell what would be done.
+
+    Returns:
+        What has become of each; a failure stops its own row alone.
+    """
+    found = []
+    for name, checkpoint in plan.checkpoints.items():
+        row = get_checkpoint(name)
+        one = Released(row, f"{plan.owner}/{name.split('/')[1]}" if plan.owner else name)
+        found.append(one)
+        try:
+            _release(one, plan, Path(checkpoint), dry_run)
+        except (ValueError, OSError) as error:
+            one.problem = str(error)
+        logger.info("%s: %s", one.repo_id, one.problem or one.done)
+    return found
+
+
+def to_markdown(found: Sequence[Released]) -> str:
+    """A table of what was released: mIoU in percent, reported and measured."""
+    lines = ["| model | dataset | reported | measured | difference | state |", "|---|---|---:|---:|---:|---|"]
+    for one in found:
+        measured = "not measured" if one.measured is None else f"{100 * one.measured:.2f}"
+        difference = "" if one.measured is None else f"{100 * (one.measured - one.row.reported):+.2f}"
+        state = one.done if one.problem is None else f"failed: {' '.join(one.problem.split())}".replace("|", "\\|")
+        cells = (one.repo_id, f"{one.row.dataset} {one.row.split}", f"{100 * one.row.reported:.2f}", measured)
+        lines.append(f"| {' | '.join(cells)} | {difference} | {state} |")
+    return "\n".join(lines)
+
+
+def _release(one: Released, plan: ReleasePlan, checkpoint: Path, dry_run: bool) -> None:
+    row, folder = one.row, Path(plan.output_dir) / one.repo_id.split("/")[1]
+    results, data_dir = folder / RESULTS_NAME, plan.data.get(row.dataset)
+    is_converted, is_evaluated = (folder / "config.json").is_file(), results.is_file()
+    if dry_run:
+        if not is_converted and not checkpoint.is_file():
+            raise FileNotFoundError(f"{checkpoint} does not exist; give the released file of {row.repo_id}.")
+        steps = [f"convert {checkpoint}"] * (not is_converted)
+        steps += [f"evaluate on {data_dir}"] * (data_dir is not None and not is_evaluated)
+        one.done = ", ".join([*steps, f"push to {one.repo_id}"])
+        return
+    if not is_converted:
+        convert_checkpoint(checkpoint, row.network, folder, dataset=row.dataset, published=row.repo_id)
+    if data_dir is not None and not is_evaluated:
+        choice = {"name": row.dataset, "split": row.split, "data_dir": data_dir}
+        legacy = row.dataset == "coco_stuff_182"  # its 11 classes that are never annotated count as 0 in the paper
+        evaluate_saved(str(folder), choice, device=plan.device, absent_as_zero=legacy, output=results)
+    update_card(folder, repo_id=one.repo_id, results=results if results.is_file() else None)
+    scores = read_facts(folder).measured
+    one.measured = scores.mean_iou if scores else None
+    commit = push_folder(folder, one.repo_id, private=plan.private).commit
+    assert commit is not None  # it is only without one in a dry run
+    _tag_and_collect(one.repo_id, plan, commit.oid)
+    one.done = f"pushed: {commit.commit_url}"
+
+
+def _tag_and_collect(repo_id: str, plan: ReleasePlan, commit: str) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="afdcd_hf")
+    with plain_hub_errors(repo_id, api.endpoint):
+        if plan.tag:
+            api.create_tag(repo_id, tag=plan.tag, revision=commit, exist_ok=True)
+        if plan.collection:
+            owner = repo_id.split("/")[0]
+            slug = api.create_collection(plan.collection, namespace=owner, private=plan.private, exists_ok=True).slug
+            api.add_collection_item(slug, item_id=repo_id, item_type="model", exists_ok=True)
