@@ -4,11 +4,13 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .upload_afdcd import WithoutGenericCard
+
 OUTPUT_STRIDES = (8, 16, 32)
 
 
 @strict
-class AfDcdConfig(PreTrainedConfig):
+class AfDcdConfig(WithoutGenericCard, PreTrainedConfig):
     """A timm backbone, a decode head and, optionally, an auxiliary head.
 
     Teacher and student are the same class with two configurations. The defaults describe DeepLabV3 on ResNet-18.

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
 from .image_modes_afdcd import as_rgb
+from .upload_afdcd import WithoutGenericCard
 
 # The released networks' input: BGR 0..255, mean subtracted, not divided (mean and std in BGR order).
 RELEASED_INPUT = {
@@ -36,7 +37,7 @@ class AfDcdImageProcessorKwargs(ImagesKwargs, total=False):
     align_corners: bool
 
 
-class AfDcdImageProcessor(SegformerImageProcessor):
+class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
     """Rescale, mean/std, optional resize, optional channel flip.
 
     The defaults are those of timm's and torchvision's ImageNet weights: RGB, divided by 255, ImageNet mean and

@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 from .backbone_afdcd import Backbone
 from .configuration_afdcd import AfDcdConfig
 from .heads import HEADS, FCNHead
+from .upload_afdcd import WithoutGenericCard
 
 
 @dataclass
@@ -70,7 +71,7 @@ def segmentation_cross_entropy(
     return total / (labels != ignore_index).sum().clamp(min=1)
 
 
-class AfDcdPreTrainedModel(PreTrainedModel):
+class AfDcdPreTrainedModel(WithoutGenericCard, PreTrainedModel):
     """Loading, saving and weight initialisation."""
 
     config: AfDcdConfig

@@ -36,6 +36,7 @@ SOURCE = {
     "image_modes_afdcd.py",
     "image_processing_afdcd.py",
     "modeling_afdcd.py",
+    "upload_afdcd.py",
 }
 NETWORK = {"config.json", "model.safetensors", "preprocessor_config.json", *SOURCE}
 PROTOCOL = {
@@ -97,6 +98,17 @@ def test_a_pushed_network_comes_back_to_the_bit_into_an_empty_cache(hub, folder,
     assert len(hub.repos[REPO].commits) == 2  # the Hub's own first one, and ours: all files in one
     for name in NETWORK:
         assert pushed(hub)[name] == (folder / name).read_bytes(), name
+
+
+def test_push_to_hub_from_python_uploads_no_generic_card(hub):
+    model, processor = segmenter(0), AfDcdImageProcessor()
+    for part in (processor, model.config, model):
+        part.push_to_hub(REPO)
+        assert "README.md" not in pushed(hub)
+    assert same(weights(AutoModelForSemanticSegmentation.from_pretrained(REPO)), weights(model))
+    edit_on_hub("# Mine\n")
+    model.push_to_hub(REPO)
+    assert pushed(hub)["README.md"].decode().endswith("# Mine\n")
 
 
 def test_a_push_without_changes_makes_no_commit(hub, folder):

@@ -101,6 +101,7 @@ def test_the_folder_holds_safetensors_configuration_and_source_only(tiny_model, 
         "configuration_afdcd.py",
         "heads.py",
         "image_modes_afdcd.py",
+        "upload_afdcd.py",
         "image_processing_afdcd.py",
         "modeling_afdcd.py",
     }

@@ -17,7 +17,7 @@ from afdcd_hf.hub.model_card import MARKER
 REPO = "street/student"
 STUDENT = {
     "config.json", "model.safetensors", "preprocessor_config.json", "backbone_afdcd.py", "configuration_afdcd.py",
-    "heads.py", "image_modes_afdcd.py", "image_processing_afdcd.py", "modeling_afdcd.py",
+    "heads.py", "image_modes_afdcd.py", "image_processing_afdcd.py", "modeling_afdcd.py", "upload_afdcd.py",
 }  # fmt: skip
 PUSHING = {"push_to_hub": True, "hub_model_id": REPO}
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
@@ -131,6 +131,7 @@ def test_a_network_without_a_configuration_is_pushed_too(hub, tmp_path):
         "model.safetensors",
         "preprocessor_config.json",
         "image_modes_afdcd.py",
+        "upload_afdcd.py",
         "image_processing_afdcd.py",
     }
 
