@@ -244,7 +244,7 @@ def test_what_is_added_stays_when_the_card_is_rendered_again(model, tmp_path):
 
 
 def test_measured_speed_gets_on_the_card_and_is_replaced_by_the_next_measurement(model, monkeypatch):
-    monkeypatch.setattr(card_update, "profile_model", partial(card_update.profile_model, warmup=1, repeats=3))
+    monkeypatch.setattr(card_update, "ProfileSettings", partial(card_update.ProfileSettings, warmup=1, repeats=3))
     options = ["--latency", "--device", "cpu", "--size", "32", "64", "--size", "64", "64"]
     assert status("card", model, *options) == 0 and status("card", model, *options[:6]) == 0
     first, second = read_facts(model).latency

@@ -1,4 +1,4 @@
-"""The table of published checkpoints, held against the paper's facts, the recipes and the converter."""
+"""The table of published checkpoints and their cards, held against the paper, the recipes and the converter."""
 
 from __future__ import annotations
 
@@ -6,35 +6,34 @@ import dataclasses
 import json
 import re
 
+import paths
 import pytest
+from huggingface_hub import ModelCard
 
 from afdcd_hf.cli import main
+from afdcd_hf.cost import count_macs
 from afdcd_hf.data.benchmarks import BENCHMARKS
+from afdcd_hf.hub.folder_facts import network_facts
+from afdcd_hf.hub.model_card import render_card
 from afdcd_hf.hub.released_networks import RELEASED_NETWORKS, get_released_network
 from afdcd_hf.hub.zoo import CHECKPOINTS, get_checkpoint, select, to_table
-from afdcd_hf.models.configuration_afdcd import AfDcdConfig
+from afdcd_hf.hub.zoo_cards import write_zoo_cards, zoo_facts
 from afdcd_hf.recipes import load_recipe
 
 STUDENTS = [row for row in CHECKPOINTS.values() if row.role == "student"]
 TEACHERS = [row for row in CHECKPOINTS.values() if row.role == "teacher"]
 DATASETS = {
-    "Cityscapes": "cityscapes",
-    "ADE20K": "ade20k",
-    "COCO-Stuff-164K": "coco_stuff_182",
-    "Pascal VOC": "voc",
+    "Cityscapes": "cityscapes", "ADE20K": "ade20k", "COCO-Stuff-164K": "coco_stuff_182", "Pascal VOC": "voc",
     "CamVid": "camvid",
-}
+}  # fmt: skip
 NETWORKS = {
-    "DeepLabV3-MBV2": "deeplabv3_mobilenetv2",
-    "DeepLabV3-R18": "deeplabv3_resnet18",
-    "PSPNet-R18": "pspnet_resnet18",
-}
+    "DeepLabV3-MBV2": "deeplabv3_mobilenetv2", "DeepLabV3-R18": "deeplabv3_resnet18", "PSPNet-R18": "pspnet_resnet18",
+}  # fmt: skip
 
 
 def published_results(text):
     """(dataset, network) -> teacher, alone and Af-DCD in percent, from the table of published results."""
-    section = text.split("## Published results")[1].split("\n## ")[0]
-    for line in section.splitlines():
+    for line in text.split("## Published results")[1].split("\n## ")[0].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if cells[0] in DATASETS:
             scores = [float(re.match(r"[\d.]+", cell)[0]) for cell in (cells[2], cells[3], cells[-1])]
@@ -52,65 +51,50 @@ def test_the_students_and_their_scores_are_those_of_the_published_table(shared_d
     assert len(expected) == 8 and found == expected
 
 
-def test_every_student_has_a_teacher_for_the_same_data_and_every_teacher_a_student():
-    for row in STUDENTS:
-        teacher = CHECKPOINTS[row.teacher]
-        assert (teacher.dataset, teacher.split, teacher.network) == (row.dataset, row.split, "deeplabv3_resnet101")
+def test_every_student_has_a_teacher_for_the_same_data_and_a_recipe_for_that_pair():
     assert {row.teacher for row in STUDENTS} == {row.repo_id for row in TEACHERS} and len(TEACHERS) == 5
+    for row in STUDENTS:
+        teacher, network, recipe = CHECKPOINTS[row.teacher], RELEASED_NETWORKS[row.network], load_recipe(row.recipe)
+        assert (teacher.dataset, teacher.split, teacher.network) == (row.dataset, row.split, "deeplabv3_resnet101")
+        assert (recipe["dataset"], recipe["teacher"]) == (row.dataset, row.teacher)
+        assert (recipe["backbone"], recipe["head"]) == (network.backbone, network.head)
+        assert recipe.get("backbone_kwargs", {}) == network.backbone_kwargs
+        assert recipe.get("auxiliary_head", False) == network.auxiliary_head
+        assert recipe["preprocessing"] == "released"
 
 
-@pytest.mark.parametrize("row", STUDENTS, ids=lambda row: row.repo_id)
-def test_the_recipe_of_a_student_trains_that_network_from_that_teacher(row):
-    recipe, network = load_recipe(row.recipe), RELEASED_NETWORKS[row.network]
-    assert (recipe["dataset"], recipe["teacher"]) == (row.dataset, row.teacher)
-    assert (recipe["backbone"], recipe["head"]) == (network.backbone, network.head)
-    assert recipe.get("backbone_kwargs", {}) == network.backbone_kwargs
-    assert recipe.get("auxiliary_head", False) == network.auxiliary_head
-    assert recipe["preprocessing"] == "released"
-
-
-def test_ids_are_keys_that_name_network_and_data():
+def test_ids_name_network_and_data_and_links_given_twice_are_in_doubt():
     for key, row in CHECKPOINTS.items():
         assert key == row.repo_id and re.fullmatch(r"afdcd/(deeplabv3|pspnet)-(r18|r101|mbv2)-[a-z0-9-]+", key)
         assert row.dataset in BENCHMARKS and row.split in {"val", "test"} and 0 < row.reported < 1
         assert row.data_licence == BENCHMARKS[row.dataset].licence and row.weights_licence and row.paper
-    assert get_checkpoint("afdcd/pspnet-r18-voc").network == "pspnet_resnet18"
-
-
-def test_files_behind_a_link_that_is_given_twice_are_said_to_be_in_doubt():
     doubted = {
         row.repo_id: re.search(r"\((\w+)\.\.\.\)", row.source_doubts)[1] for row in STUDENTS if row.source_doubts
     }
     assert doubted == {
-        "afdcd/deeplabv3-mbv2-cityscapes": "1D1pREhq",
-        "afdcd/deeplabv3-r18-cityscapes": "1D1pREhq",
-        "afdcd/pspnet-r18-voc": "1PcU9SSA",
-        "afdcd/pspnet-r18-camvid": "1PcU9SSA",
-    }
+        "afdcd/deeplabv3-mbv2-cityscapes": "1D1pREhq", "afdcd/deeplabv3-r18-cityscapes": "1D1pREhq",
+        "afdcd/pspnet-r18-voc": "1PcU9SSA", "afdcd/pspnet-r18-camvid": "1PcU9SSA",
+    }  # fmt: skip
 
 
-def test_an_unknown_checkpoint_lists_the_known_ones():
+def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="Close: afdcd/pspnet-r18-voc.*afdcd/deeplabv3-r101-camvid"):
         get_checkpoint("afdcd/psp-r18-voc")
-
-
-def test_released_networks_make_configurations_with_any_classes():
-    config = get_released_network("pspnet_resnet101").config(("road", "sky"))
-    assert isinstance(config, AfDcdConfig) and config.num_labels == 2 and config.label2id == {"road": 0, "sky": 1}
-    assert (config.backbone, config.head, config.auxiliary_head) == ("resnet101s", "pspnet", True)
     with pytest.raises(ValueError, match="Unknown released network 'psp_resnet18'. Close: pspnet_resnet18"):
         get_released_network("psp_resnet18")
 
 
-def test_reported_and_measured_stand_in_columns_of_their_own():
+def test_released_networks_make_configurations_with_any_classes():
+    config = get_released_network("pspnet_resnet101").config(("road", "sky"))
+    assert config.num_labels == 2 and config.label2id == {"road": 0, "sky": 1}
+    assert (config.backbone, config.head, config.auxiliary_head) == ("resnet101s", "pspnet", True)
+
+
+def test_the_command_lists_all_or_those_of_a_dataset_scores_in_columns_of_their_own(capsys):
     row = dataclasses.replace(get_checkpoint("afdcd/deeplabv3-r18-voc"), measured=0.5)
     lines = to_table([row, get_checkpoint("afdcd/pspnet-r18-voc")]).splitlines()
-    start = [lines[0].index(heading) for heading in ("reported", "measured")]
-    assert [line[start[0] :].split("  ")[0] for line in lines[1:3]] == ["76.25", "76.14"]
-    assert [line[start[1] :].split("  ")[0] for line in lines[1:3]] == ["50.00", "not measured"]
-
-
-def test_the_command_lists_all_or_those_of_a_dataset(capsys):
+    for heading, expected in (("reported", ["76.25", "76.14"]), ("measured", ["50.00", "not measured"])):
+        assert [line[lines[0].index(heading) :].split("  ")[0] for line in lines[1:3]] == expected
     assert main(["list"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in CHECKPOINTS)
@@ -118,10 +102,57 @@ def test_the_command_lists_all_or_those_of_a_dataset(capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["repo_id"] for row in rows] == [row.repo_id for row in select("camvid")] and len(rows) == 3
     assert {row["role"] for row in rows} == {"student", "teacher"} and rows[0]["measured"] is None
-
-
-def test_the_command_refuses_datasets_without_checkpoints(capsys):
     assert main(["list", "--dataset", "scenes"]) == 2
     assert "No checkpoint is published for 'scenes'; there are some for cityscapes, ade20k" in capsys.readouterr().err
-    assert main(["list", "--dataset", "cityscape"]) == 2
-    assert "did you mean 'cityscapes'" in capsys.readouterr().err
+
+
+# Cards
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory) -> dict[str, str]:
+    """Name of the file to the card's text."""
+    return {path.name: path.read_text("utf-8") for path in write_zoo_cards(tmp_path_factory.mktemp("cards"))}
+
+
+def test_the_committed_cards_are_those_of_the_table(rendered):
+    committed = {path.name: path.read_text("utf-8") for path in (paths.ROOT / "model_cards").glob("*.md")}
+    assert committed.keys() == rendered.keys() == {f"{name.split('/')[1]}.md" for name in CHECKPOINTS}
+    stale = [name for name in rendered if rendered[name] != committed[name]]
+    assert not stale, "run scripts/render_cards.py"
+
+
+def test_on_every_card_reported_and_measured_stand_apart_and_what_was_not_measured_says_so(rendered):
+    for row in CHECKPOINTS.values():
+        text = rendered[f"{row.repo_id.split('/')[1]}.md"]
+        measured = "not measured" if row.measured is None else f"{100 * row.measured:.2f}"
+        assert f"| mIoU | {100 * row.reported:.2f} | {measured} |" in text
+        assert row.reported_in in text and row.data_licence in text and row.weights_licence in text
+        assert all(doubt in text for doubt in (row.source_doubts, row.remarks) if doubt)
+        data = ModelCard(text).data
+        assert (data.library_name, data.pipeline_tag) == ("transformers", "image-segmentation")
+        assert (data.eval_results is None) == (row.measured is None) and data.get("teacher") == row.teacher
+        assert ("knowledge-distillation" in data.tags) == (row.role == "student")
+
+
+def test_parameters_and_macs_are_those_of_the_model(tiny_model):
+    facts = zoo_facts(CHECKPOINTS["afdcd/deeplabv3-mbv2-cityscapes"])
+    assert [(row.height, row.width) for row in facts.costs] == [(512, 512), (512, 1024), (1024, 2048)]
+    assert facts.costs[1].macs == pytest.approx(2 * facts.costs[0].macs, rel=1e-3)
+    assert facts.architecture == "DeepLabV3 on mobilenetv2_100, output stride 8"
+    model = tiny_model()
+    assert network_facts(model)["costs"][0].macs == count_macs(model, (512, 512)) > 0
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_measured_row_gets_a_model_index():
+    row = dataclasses.replace(CHECKPOINTS["afdcd/deeplabv3-r18-voc"], measured=0.7601)
+    (result,) = ModelCard(render_card(zoo_facts(row))).data.eval_results
+    assert (result.metric_value, result.dataset_type, result.dataset_split) == (76.01, "voc", "val")
+
+
+def test_a_handwritten_card_of_the_same_name_stops_all_before_anything_is_written(tmp_path):
+    (tmp_path / "deeplabv3-r101-voc.md").write_text("mine")
+    with pytest.raises(FileExistsError, match="deeplabv3-r101-voc.md"):
+        write_zoo_cards(tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
