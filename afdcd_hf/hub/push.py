@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .folder_facts import check_repo_id
 from .hub_errors import plain_hub_errors
 from .model_card import CARD_NAME, is_handwritten
-from .published import as_published
-from .push_files import PROCESSOR_NAME, PushFile, files_to_push
+from .push_files import PROCESSOR_NAME, PushFile, as_published, files_to_push
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..evaluation.command import evaluate_saved
 from ..structured_files import read_yaml
-from .card_facts import Facts, restored
+from .card_facts import Facts, Fraction, restored
 from .card_update import update_card
 from .conversion.checkpoints import convert_checkpoint
 from .facts_file import read_facts
@@ -27,6 +27,7 @@ class ReleasePlan(Facts):
     checkpoints: Mapping[str, str]  # row of `afdcd list` to its released file
     output_dir: str  # each model gets a folder in it
     data: Mapping[str, str] = field(default_factory=dict)  # benchmark to its folder; others are not evaluated
+    tolerance: Fraction = 0.01  # largest difference between measured and reported mIoU with which a model is pushed
     owner: str | None = None  # account that publishes; None: the one that the rows name
     private: bool = False
     tag: str | None = "v1.0"
@@ -108,6 +109,8 @@ def _release(one: Released, plan: ReleasePlan, checkpoint: Path, dry_run: bool) 
     update_card(folder, repo_id=one.repo_id, results=results if results.is_file() else None)
     scores = read_facts(folder).measured
     one.measured = scores.mean_iou if scores else None
+    if one.measured is not None and abs(one.measured - row.reported) > plan.tolerance:
+        raise ValueError(f"not pushed: measured and reported mIoU differ by more than {100 * plan.tolerance:g} points")
     commit = push_folder(folder, one.repo_id, private=plan.private).commit
     assert commit is not None  # it is only without one in a dry run
     _tag_and_collect(one.repo_id, plan, commit.oid)

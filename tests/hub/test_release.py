@@ -61,6 +61,10 @@ def test_two_models_are_converted_evaluated_pushed_tagged_and_collected_once(tmp
         out = capsys.readouterr().out
         assert "convert" in rows_of(out)[0] and "evaluate on" in rows_of(out)[1] and "Nothing was done" in out
         assert not hub.requests and not (tmp_path / "out").exists()
+        assert status("--config", config(**options), "--publish") == 1
+        assert "| failed: not pushed: measured and reported mIoU differ by more than 1 p" in capsys.readouterr().out
+        assert list(hub.repos) == ["street/deeplabv3-mbv2-cityscapes"]
+        options["tolerance"] = 1.0  # weights made up for the test
         for _ in range(2):  # the second time nothing is left to do
             assert status("--config", config(**options), "--publish") == 0
             first, second = rows_of(capsys.readouterr().out)
