@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from ..atomic_io import written_whole
 from ..structured_files import read_json
@@ -17,12 +18,12 @@ _NO_LONGER_KNOWN = ("energy_joules",)  # of `training`; files of older versions 
 
 def write_facts(folder: str | Path, facts: CardFacts) -> Path:
     """Write the facts as `card_facts.json`, whole or not at all, and return its path."""
-    folder = Path(folder)
-    if not folder.is_dir():
+    path = Path(folder) / FACTS_NAME
+    if not path.parent.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; save the model first and pass the folder it is in.")
-    with written_whole(folder / FACTS_NAME) as part:
+    with written_whole(path) as part:
         part.write_bytes(facts_json(facts))
-    return folder / FACTS_NAME
+    return path
 
 
 def facts_json(facts: CardFacts) -> bytes:
@@ -42,7 +43,7 @@ def read_facts(folder: str | Path) -> CardFacts:
     path = path / FACTS_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a training writes {FACTS_NAME} beside its results.")
-    content = read_json(path, "the facts of a model card")
+    content: dict[str, Any] = read_json(path, "the facts of a model card")
     if content.pop("format", None) != _FORMAT:
         raise ValueError(f"{path} is not a file of facts of format {_FORMAT}; another version or program wrote it.")
     if isinstance(training := content.get("training"), dict):

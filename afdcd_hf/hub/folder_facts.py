@@ -62,16 +62,17 @@ def read_results(path: str | Path) -> dict[str, Any]:
     missing += ["mean_iou"] * ("mean_iou" not in results)
     if missing:
         raise ValueError(f"{path} is not a results.json of `afdcd evaluate`: it lacks {', '.join(missing)}.")
+    try:
+        measured_results(results, "")
+    except (ValueError, TypeError) as error:  # TypeError: values of the protocol that no command can be made of
+        raise ValueError(f"{path} is not a results.json of `afdcd evaluate`: {error}") from error
     return results
 
 
 def with_results(facts: CardFacts, path: str | Path) -> CardFacts:
     """The facts with the scores of a `results.json`, which replace older ones; errors as of `read_results`."""
     results, before = read_results(path), facts.dataset
-    try:
-        measured = measured_results(results, facts.repo_id or facts.model_name)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    measured = measured_results(results, facts.repo_id or facts.model_name)
     name, split = (results["protocol"][key] for key in ("dataset", "split"))
     dataset = dataset_facts(name, split=split, num_images=measured.num_images)
     same = before is not None and (before.name, before.split) == (dataset.name, dataset.split)

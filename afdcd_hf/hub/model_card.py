@@ -41,10 +41,17 @@ def render_card(facts: CardFacts) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_inline
     )
     environment.filters.update(
-        percent=_percent, amount=_amount, duration=_duration, or_unstated=_or_unstated, figure=_figure, fenced=_fenced,
-        paragraph=_paragraph, quoted=shlex.quote, raw=Markup,
+        percent=lambda score, missing="not measured": missing if score is None else f"{100 * score:.2f}",
+        amount=_amount,
+        figure=_figure,
+        duration=lambda seconds: "not measured" if seconds is None else str(timedelta(seconds=round(seconds))),
+        or_unstated=lambda fact: "not stated" if fact in (None, "") else fact,
+        paragraph=_paragraph,
+        fenced=_fenced,
         literal=lambda text: Markup(json.dumps(text, ensure_ascii=False)),
-    )  # fmt: skip
+        quoted=shlex.quote,
+        raw=Markup,
+    )
     others = [text.strip() for text in facts.citations if text.strip() != AF_DCD]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         facts=facts, metadata=card_metadata(facts).to_yaml(), marker=MARKER, citations=[AF_DCD, *others]
@@ -134,10 +141,6 @@ def _fenced(text: str, language: str) -> Markup:
     return Markup(f"{fence}{language}\n{text}\n{fence}")
 
 
-def _percent(fraction: float | None, missing: str = "not measured") -> str:
-    return missing if fraction is None else f"{100 * fraction:.2f}"
-
-
 def _amount(number: int | None) -> str:
     """A count with its unit: 950, 12.60 k, 11.70 M, 1234.57 G."""
     if number is None:
@@ -151,11 +154,3 @@ def _figure(number: float | None, unit: str = "") -> str:
     if number is None:
         return "not measured"
     return f"{number:.0f}{unit}" if number >= 100 else f"{number:.3g}{unit}"
-
-
-def _duration(seconds: float | None) -> str:
-    return "not measured" if seconds is None else str(timedelta(seconds=round(seconds)))
-
-
-def _or_unstated(value: Any) -> Any:
-    return "not stated" if value is None or value == "" else value

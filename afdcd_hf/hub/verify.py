@@ -83,7 +83,10 @@ def verify(
         raise ValueError(f"A tolerance is a fraction from 0 to 1, got {tolerance}; 0.0005 is 0.05 % mIoU.")
     folder = _local_folder(model, revision)
     claim = read_claim(folder)
-    known, choice = claim.protocol, _choice(claim.protocol, data_dir, dataset, list_file)
+    known, choice = (
+        claim.protocol,
+        _choice(claim.protocol, {"dataset": dataset, "data_dir": data_dir, "list_file": list_file}),
+    )
     images = load_split(**choice)
     check_weights(folder)
     network = load_model(str(folder)).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -130,20 +133,17 @@ def _local_folder(model: str | Path, revision: str | None) -> Path:
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=list(_FILES)))
 
 
-def _choice(
-    protocol: Mapping[str, Any], data_dir: str | Path | None, dataset: str | None, list_file: str | Path | None
-) -> dict[str, Any]:
-    """What `load_split` takes."""
-    name = dataset or protocol.get("dataset")
+def _choice(protocol: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `load_split` takes: as the card says, and where the data is `given` here."""
+    name = given["dataset"] or protocol.get("dataset")
     if not name or not protocol.get("split"):
         raise ValueError("The card does not say on which dataset and split its number was measured.")
-    if protocol.get("list_file") and list_file is None:
-        raise ValueError(
-            f"The number was measured on the images of a list named {protocol['list_file']!r}; pass yours as list_file "
-            "(--list_file)."
-        )
-    given = {option: protocol.get(option) for option in _DATA_OPTIONS} | {"data_dir": data_dir, "list_file": list_file}
-    known = {key: value for key, value in given.items() if value is not None}
+    if protocol.get("list_file") and given["list_file"] is None:
+        mine = f"The number was measured on the images of a list named {protocol['list_file']!r}"
+        raise ValueError(f"{mine}; pass yours as list_file (--list_file).")
+    options = {option: protocol.get(option) for option in _DATA_OPTIONS}
+    options |= {"data_dir": given["data_dir"], "list_file": given["list_file"]}
+    known = {key: value for key, value in options.items() if value is not None}
     return {"name": name, "split": protocol["split"], **known}
 
 

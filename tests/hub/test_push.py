@@ -436,6 +436,7 @@ BIAS, WEIGHT = "head.classifier.bias", "head.classifier.weight"
         (replaced("image_processing_afdcd.py", None), FileNotFoundError, "lacks image_processing_afdcd.py"),
         (replaced("results.json", "[]"), ValueError, "results.json .*must hold an object"),
         (replaced("results.json", '{"mean_iou": 0.5, "protocol": {"split": 3}}'), ValueError, "lacks dataset, split"),
+        (replaced("results.json", '{"mean_iou": 50, "protocol": {"dataset": "a", "split": "b"}}'), ValueError, "frac"),
         (replaced("card_facts.json", "3"), ValueError, "card_facts.json .*must hold an object"),
         (replaced("README.md", "HF_TOKEN=hf_aAbBcCdDeEfFgGhH"), ValueError, "README.md holds what looks like"),
     ],
