@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -91,26 +91,21 @@ def whole(at_least: int = 1, at_most: int = 10**9) -> Callable[[str], int]:
     """A type of option: a whole number within bounds."""
 
     def read(text: str) -> int:
-        value = int(text) if re.fullmatch(r"[-+]?\d{1,18}", text) else None
-        if value is None or not at_least <= value <= at_most:
+        if not re.fullmatch(r"[-+]?\d{1,18}", text) or not at_least <= int(text) <= at_most:
             raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {at_least} to {at_most}")
-        return value
+        return int(text)
 
     return read
 
 
-def number(above: float = 0, at_most: float = math.inf) -> Callable[[str], float]:
-    """A type of option: a finite number within bounds."""
+def number(at_most: float) -> Callable[[str], float]:
+    """A type of option: a number above 0 within a bound."""
 
     def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and above < value <= at_most):
-            bound = f" and at most {at_most:g}" if at_most < math.inf else ""
-            raise argparse.ArgumentTypeError(f"{text!r} must be a number above {above:g}{bound}")
-        return value
+        with suppress(ValueError):
+            if 0 < float(text) <= at_most:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0 and at most {at_most:g}")
 
     return read
 
@@ -135,7 +130,7 @@ def add_device(group: argparse._ActionsContainer) -> None:
 def add_inference_options(command: argparse.ArgumentParser) -> None:
     """How a model is applied to an image: `inference_settings` reads them."""
     group = command.add_argument_group("inference")
-    scales = number(0, 100)
+    scales = number(at_most=100)
     add(group, "--scales", type=scales, nargs="+", default=[1.0], help="sizes to average over, e.g. 0.75 1 1.25")
     flag(group, "--flip", "average with the mirrored image")
     add_size(group, "--window", "slide a window over the image")

@@ -49,7 +49,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     flag(command, "--compile", "with torch.compile")
     add(command, "--warmup", type=whole(0), default=10, help="passes before those that count")
     add(command, "--repeats", type=whole(1), default=40, help="passes that count")
-    add(command, "--max_seconds", type=number(), default=30.0, help="limit for a size; at least 3 passes count")
+    add(
+        command,
+        "--max_seconds",
+        type=number(at_most=1e6),
+        default=30.0,
+        help="limit for a size; at least 3 passes count",
+    )
     flag(command, "--no_memory", "leave peak memory out, which takes one more pass")
     flag(command, "--json", "print JSON instead of the table")
     add(command, "--output", type=Path, metavar="FILE", help="also write the rows to this JSON file")

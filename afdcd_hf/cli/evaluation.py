@@ -29,7 +29,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(command, "--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
     flag(command, "--absent_as_zero", "a class absent from truth and prediction counts as 0")
     ratio = "also score boundaries: Boundary IoU in bands of this share of the image diagonal (Cityscapes: 0.005)"
-    add(command, "--boundary_ratio", type=number(0, 1), help=ratio)
+    add(command, "--boundary_ratio", type=number(at_most=1), help=ratio)
     add_inference_options(command)
     add(command, "--output", metavar="FILE", help="results.json to write; the confusion matrix goes beside it")
     add(command, "--save_predictions", metavar="DIR", help="label maps as PNG; for Cityscapes with a zip")

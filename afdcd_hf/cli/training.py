@@ -7,12 +7,10 @@ import json
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, fields
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 from .command import add, add_command, flag, hide_loading_bars, whole
-
-if TYPE_CHECKING:
-    from ..training.runs import FinishedRun
 
 # what `--help` shows; `--help_all` has the rest
 _OFTEN = (
@@ -25,12 +23,12 @@ _OFTEN = (
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file."""
-    for name, run, text, teacher in (
-        ("train", _train, "train a model on the labels alone (teachers, baselines)", ""),
-        ("distill", _distill, "train a student with a teacher's help", " --teacher runs/teacher"),
+    for name, distils, text, teacher in (
+        ("train", False, "train a model on the labels alone (teachers, baselines)", ""),
+        ("distill", True, "train a student with a teacher's help", " --teacher runs/teacher"),
     ):
         more = (
-            "Every option can stand in the recipe or on the command line, which wins: --max_steps 100, "
+            "every option can stand in the recipe or on the command line, which wins: --max_steps 100, "
             "--af_dcd.feature_weight 1e-5"
         )
         example = f"afdcd {name} --config quickstart{teacher} --output_dir runs/mine"
@@ -41,7 +39,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         command.add_argument("-h", "--help", action="store_true", help="show the options used most")
         flag(command, "--help_all", "show all options, transformers' own included")
         on_interruption = "--resume_from_checkpoint last continues from the last checkpoint"
-        command.set_defaults(run=run, takes_recipe_options=True, on_interruption=on_interruption, parser=command)
+        command.set_defaults(
+            run=partial(_run, distils=distils),
+            takes_recipe_options=True,
+            on_interruption=on_interruption,
+            parser=command,
+        )
 
     text = "train a teacher, a student alone and a distilled student on generated scenes; takes minutes on a CPU"
     old = {"--output": "--output_dir"}
@@ -58,22 +61,20 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_recipes)
 
 
-def _train(args: argparse.Namespace, rest: list[str]) -> None:
-    if not _helped(args, distils=False):
-        _check_early(args.config, rest, distils=False)
-        from ..training.runs import train
+def _run(args: argparse.Namespace, rest: list[str], *, distils: bool) -> None:
+    if args.help or args.help_all:
+        _show_options(args, distils)
+        return
+    _check_early(args.config, rest, distils=distils)
+    from ..training.runs import distill, train
 
-        hide_loading_bars()
-        _announce(train(args.config, rest))
-
-
-def _distill(args: argparse.Namespace, rest: list[str]) -> None:
-    if not _helped(args, distils=True):
-        _check_early(args.config, rest, distils=True)
-        from ..training.runs import distill
-
-        hide_loading_bars()
-        _announce(distill(args.config, rest))
+    hide_loading_bars()
+    run = (distill if distils else train)(args.config, rest)
+    if run.card is not None:  # its facts are there on the main process only
+        measured, dataset = run.card.measured, run.card.dataset
+        where = f"{dataset.name} {dataset.split} ({measured.num_images} images)"
+        print(f"mIoU {100 * measured.mean_iou:.2f} % on {where}, from the saved weights")
+        print(f"saved in {run.folder}")
 
 
 def _check_early(config: str | None, rest: Sequence[str], *, distils: bool) -> None:
@@ -85,19 +86,11 @@ def _check_early(config: str | None, rest: Sequence[str], *, distils: bool) -> N
     merge_arguments(recipe if distils else training_part(recipe), rest, distils=distils)
 
 
-def _helped(args: argparse.Namespace, *, distils: bool) -> bool:
-    if not (args.help or args.help_all):
-        return False
-    from ..training.options import (
-        DataArguments,
-        DistillationOptions,
-        ModelArguments,
-        SegmentationOptions,
-        TeacherArguments,
-    )
+def _show_options(args: argparse.Namespace, distils: bool) -> None:
+    from ..training import options
 
-    kinds = [ModelArguments, DataArguments, SegmentationOptions]
-    kinds += [TeacherArguments, DistillationOptions] if distils else []
+    kinds: list[Any] = [options.ModelArguments, options.DataArguments, options.SegmentationOptions]
+    kinds += [options.TeacherArguments, options.DistillationOptions] if distils else []
     print(args.parser.format_help())
     for kind in kinds:
         print(_described(kind, (one for one in fields(kind) if args.help_all or one.name in _OFTEN)))
@@ -106,9 +99,8 @@ def _helped(args: argparse.Namespace, *, distils: bool) -> bool:
 
         from ..training.training_args import WITHOUT_EFFECT
 
-        ours = {one.name for one in fields(SegmentationOptions)} | set(WITHOUT_EFFECT)
+        ours = {one.name for one in fields(options.SegmentationOptions)} | set(WITHOUT_EFFECT)
         print(_described(TrainingArguments, (one for one in fields(TrainingArguments) if one.name not in ours)))
-    return True
 
 
 def _described(kind: type, options: Iterable[Field]) -> str:
@@ -116,23 +108,11 @@ def _described(kind: type, options: Iterable[Field]) -> str:
     lines = [(kind.__doc__ or "").strip().splitlines()[0].rstrip(".") + ":"]
     for one in options:
         default = one.default_factory() if callable(one.default_factory) else one.default
-        shown = (
-            ""
-            if default is None
-            else f" (default {' '.join(map(str, default)) if isinstance(default, list) else default})"
-        )
-        text = f"{one.metadata.get('help', '')}{shown}"
+        text = one.metadata.get("help", "")
+        if default is not None:
+            text += f" (default {' '.join(map(str, default)) if isinstance(default, list) else default})"
         lines += textwrap.wrap(text, 110, initial_indent=f"  --{one.name:<27} ", subsequent_indent=" " * 32)
     return "\n".join(lines) + "\n"
-
-
-def _announce(run: FinishedRun) -> None:
-    """Score and folder; the card's facts are there on the main process only."""
-    if run.card is not None:
-        measured, dataset = run.card.measured, run.card.dataset
-        where = f"{dataset.name} {dataset.split} ({measured.num_images} images)"
-        print(f"mIoU {100 * measured.mean_iou:.2f} % on {where}, from the saved weights")
-        print(f"saved in {run.folder}")
 
 
 def _quickstart(args: argparse.Namespace) -> None:

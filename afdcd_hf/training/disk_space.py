@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .trainer import SegmentationTrainer
+    from .training_args import SegmentationTrainingArguments
 
 # Tensors of a parameter's size that an optimizer keeps for it; by the start of transformers' name of the optimizer.
 _OPTIMIZER_STATES = {"sgd": 0, "rmsprop": 1, "lion": 1, "adafactor": 1, "adagrad": 1}
@@ -17,7 +23,7 @@ def check_writable(folder: Path) -> None:
     """Write a file into the folder and remove it: permission bits alone say too little (root, read-only mounts).
 
     Raises:
-        OSError: If that fails.
+        OSError: if that fails.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,19 +35,11 @@ def check_writable(folder: Path) -> None:
         raise OSError(f"output_dir={str(folder)!r} cannot be written: {reason}. Give another --output_dir.") from error
 
 
-def check_room(trainer, steps: int, steps_per_epoch: int) -> tuple[str, str | None]:
-    """Compare what the run's checkpoints will take with what is free.
-
-    Args:
-        trainer: of the run.
-        steps: optimizer steps of the whole run.
-        steps_per_epoch: of them, in one pass over the training images.
-
-    Returns:
-        A line for the log, and a warning where not all checkpoints will find room.
+def check_room(trainer: SegmentationTrainer, steps: int, steps_per_epoch: int) -> tuple[str, str | None]:
+    """A line on what the run's checkpoints take, and a warning where not all of them will find room.
 
     Raises:
-        OSError: If not even one of them does.
+        OSError: if not even one of them does.
     """
     folder = Path(trainer.args.output_dir)
     student, checkpoint = checkpoint_bytes(trainer)
@@ -54,16 +52,13 @@ def check_room(trainer, steps: int, steps_per_epoch: int) -> tuple[str, str | No
             f"{folder}: {_size(free)} are free, but one checkpoint takes {_size(checkpoint)}. Make room, or give an "
             "--output_dir on another disk."
         )
-    line = f"A checkpoint takes {_size(checkpoint)}; {_size(free)} are free in {folder}"
-    if needed <= free:
-        return line, None
-    return line, (
+    return f"A checkpoint takes {_size(checkpoint)}; {_size(free)} are free in {folder}", None if needed <= free else (
         f"All checkpoints of this run will take about {_size(needed)}, but {_size(free)} are free in {folder}: set "
         "save_total_limit or larger save_steps, or the run ends when the disk is full."
     )
 
 
-def checkpoint_bytes(trainer) -> tuple[int, int]:
+def checkpoint_bytes(trainer: SegmentationTrainer) -> tuple[int, int]:
     """Bytes of the saved student alone, and of a checkpoint with everything that resuming takes."""
     student = _bytes(trainer.evaluated_student.state_dict().values())
     if trainer.args.save_only_model:
@@ -73,20 +68,19 @@ def checkpoint_bytes(trainer) -> tuple[int, int]:
     if trainer.evaluated_student is not trainer.student:
         everything += student  # the averaged weights, beside the raw ones
     trained = _bytes(parameter for parameter in module.parameters() if parameter.requires_grad)
-    return student, everything + _optimizer_states(trainer.args) * trained
+    name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    states = next((count for start, count in _OPTIMIZER_STATES.items() if name.startswith(start)), 2)  # 2: Adam's
+    states += name == "sgd" and "momentum" in (trainer.args.optim_args or "")
+    return student, everything + states * trained
 
 
-def number_of_checkpoints(args, steps: int, steps_per_epoch: int) -> int:
+def number_of_checkpoints(args: SegmentationTrainingArguments, steps: int, steps_per_epoch: int) -> int:
     """How many a run of so many optimizer steps keeps at most at the same time."""
-    strategy = args.save_strategy.value
-    intervals = {
-        "no": math.inf,
-        "epoch": steps_per_epoch,
-        "steps": in_steps(args.save_steps, steps),
-        "best": steps_per_epoch if args.eval_strategy.value == "epoch" else in_steps(args.eval_steps or steps, steps),
-    }
-    count = math.ceil(steps / intervals[strategy]) if intervals[strategy] < math.inf else 0
-    limit = args.save_total_limit
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    by_epoch = strategy == "epoch" or (strategy == "best" and args.eval_strategy == "epoch")
+    interval = args.save_steps if strategy == "steps" else args.eval_steps or steps
+    every = steps_per_epoch if by_epoch else in_steps(interval, steps)
+    count, limit = 0 if strategy == "no" else math.ceil(steps / every), args.save_total_limit
     # The best one is kept in addition where the limit leaves room for the newest only.
     return min(count, max(limit, 2) if args.load_best_model_at_end else limit) if limit else count
 
@@ -96,13 +90,7 @@ def in_steps(interval: float, steps: int) -> int:
     return max(1, math.ceil(interval * steps) if interval < 1 else int(interval))
 
 
-def _optimizer_states(args) -> int:
-    name = str(getattr(args.optim, "value", args.optim))
-    states = next((count for start, count in _OPTIMIZER_STATES.items() if name.startswith(start)), 2)  # 2: Adam's
-    return states + (name == "sgd" and "momentum" in (args.optim_args or ""))
-
-
-def _bytes(tensors) -> int:
+def _bytes(tensors: Iterable[Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
 
 

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import Subset
 
 from ..data.checks import check_classes
 from ..data.samples import TrainingSamples
-from ..evaluation.segmenter import EvaluationSamples, evaluate_segmenter
+from ..evaluation.segmenter import EvaluationSamples
 from .disk_space import check_room, check_writable, in_steps
 from .distributed import images_per_step
-from .precision import evaluation_settings
-from .teacher_score import Rows, evaluated_rows, evenly_spread, ignore_index_of, report_teacher
+from .first_look import Rows, evaluated_rows, evenly_spread, ignore_index_of, report_teacher, try_student
 
 if TYPE_CHECKING:
     from .trainer import SegmentationTrainer
@@ -48,7 +46,7 @@ def preflight(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
     devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         _on_main_process(trainer, lambda: _look(trainer, class_names))
-        _try_student(trainer)
+        try_student(trainer)
         if getattr(trainer, "teacher", None) is not None:
             report_teacher(trainer)
     logger.info("Preflight checks took %.1f s; --preflight false skips them.", time.perf_counter() - start)
@@ -83,28 +81,6 @@ def _look(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
         _check_schedule(trainer, len(rows))
     for rows in evaluated_rows(trainer):
         logger.info(check_images("evaluation", rows, processor, class_names, ignored))
-
-
-def _try_student(trainer: SegmentationTrainer) -> None:
-    """Segment an evaluation image now, as the evaluation at the end of the run will."""
-    for rows in evaluated_rows(trainer):
-        size = rows[0]["image"].size[::-1]
-        try:
-            evaluate_segmenter(
-                trainer.student,
-                Subset(rows, list(range(min(len(rows), trainer.args.world_size)))),
-                processor=trainer.processing_class,
-                num_labels=trainer._num_labels(),
-                ignore_index=ignore_index_of(trainer),
-                settings=evaluation_settings(trainer.args),
-                progress=False,
-            )
-        except (RuntimeError, AssertionError, IndexError) as error:  # what layers raise for shapes, and out of memory
-            raise ValueError(
-                f"The student cannot segment an evaluation image of {size[0]}x{size[1]} pixels (height x width): "
-                f"{' '.join(str(error).split())}. Some backbones need sizes that are multiples of 32: use images of "
-                "such a size, or another backbone."
-            ) from error
 
 
 def check_images(
