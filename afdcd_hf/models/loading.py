@@ -22,13 +22,23 @@ def load_model(name_or_path: str | Path) -> nn.Module:
 
     def load(name: str) -> tuple[nn.Module, dict[str, Any]]:
         return AutoModelForSemanticSegmentation.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below
+            trust_remote_code=False,
         )
 
     model, info = _loaded(load, name_or_path, "a segmenter")
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
         raise ValueError(f"{str(name_or_path)!r} lacks {len(names)} of the model's weights, e.g. {names[:3]}.")
+    if info["mismatched_keys"]:
+        key, stored, expected = sorted(info["mismatched_keys"])[0]
+        raise ValueError(
+            f"{str(name_or_path)!r} has weights of other shapes than its config.json says, e.g. {key}: "
+            f"{tuple(stored)}, not {tuple(expected)}."
+        )
     return model
 
 

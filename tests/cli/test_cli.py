@@ -21,6 +21,7 @@ from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.recipes import list_recipes, load_recipe, recipe_path
 from afdcd_hf.training.arguments import parse_arguments
 from afdcd_hf.training.options import DataArguments, ModelArguments, TeacherArguments
+from afdcd_hf.training.recipe_file import write_recipe
 from afdcd_hf.training.training_args import WITHOUT_EFFECT, DistillationTrainingArguments
 
 RECIPE = {
@@ -199,6 +200,22 @@ def test_a_run_is_resumed_from_its_last_checkpoint(runs, tmp_path):
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3]
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_failure_after_the_training_is_one_line_with_the_weights_saved_and_no_token_is_written(
+    runs, tmp_path, capsys, monkeypatch
+):
+    def fail(*_):
+        raise KeyError("per_category_iou")
+
+    monkeypatch.setattr("afdcd_hf.training.runs.write_recipe", fail)
+    token, folder = "hf_" + "a1B2c3D4e5" * 3, tmp_path / "out"
+    options = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(folder), "--run_name", f"mine-{token}"]
+    line = answer(capsys, "train", *options)
+    assert f"RuntimeError: The training is finished and the model is saved in {folder}" in line
+    assert "KeyError: 'per_category_iou'" in line and (folder / "model.safetensors").is_file()
+    assert not [name for name, content in contents(folder).items() if token.encode() in content]
+    assert token not in write_recipe(folder, {"run_name": token, "data_dir": "/home/me"}).read_text()
 
 
 def test_there_must_be_a_checkpoint_to_resume_from(runs, tmp_path, capsys):

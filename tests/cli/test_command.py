@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import answer
+from command_line import answer, saved_model
 
 from afdcd_hf import __version__
 from afdcd_hf.cli import _FILES, _parser, main
@@ -151,3 +151,39 @@ def test_help_and_mistakes_import_nothing_heavy():
 def test_a_model_that_is_not_there_is_named(capsys):
     line = answer(capsys, "evaluate", "--model", "no/such-model", "--dataset", "scenes", "--device", "cpu")
     assert "'no/such-model' is neither a local folder nor a Hub id" in line
+
+
+def spoil_weights(content: bytes):
+    return lambda folder: (folder / "model.safetensors").write_bytes(content)
+
+
+def spoil_config(**changes):
+    def spoil(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return spoil
+
+
+EVIL = {
+    "model_type": "evil",
+    "auto_map": {"AutoConfig": "evil.Config", "AutoModelForSemanticSegmentation": "evil.Model"},
+}
+SPOILT = {
+    "truncated": (spoil_weights(b"\x80\x00\x00\x00\x00\x00\x00\x00{"), "cannot be loaded as a segmenter"),
+    "a web page": (spoil_weights(b"<!DOCTYPE html><html>not found</html>"), "cannot be loaded as a segmenter"),
+    "other shapes": (spoil_config(head_channels=4), "weights of other shapes than its config.json says"),
+    "code of its own": (spoil_config(**EVIL), "brings code of its own (auto_map in its config.json), which is not run"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_spoilt_model_folder_is_one_line_that_names_it(tmp_path, capsys, what):
+    folder = saved_model(tmp_path / "model", "scenes")
+    spoil, words = SPOILT[what]
+    spoil(folder)
+    line = answer(
+        capsys, "evaluate", "--model", str(folder), "--dataset", "scenes", "--max_samples", "1", "--device", "cpu"
+    )
+    assert words in line and str(folder) in line
