@@ -15,7 +15,7 @@ T = TypeVar("T")
 _MOST_BYTES, _MOST_VALUES, _DEEPEST = 2**20, 10_000, 20
 
 
-def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:
+def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:  # type: ignore[assignment]
     """Read a JSON file whose outermost value must be of one type.
 
     Args:
@@ -33,7 +33,7 @@ def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} ({what}) is not valid JSON: {error}. Restore the file or write it again.") from error
     if not isinstance(value, kind):
-        names = {dict: "an object", list: "an array"}
+        names: dict[type, str] = {dict: "an object", list: "an array"}
         raise ValueError(
             f"{path} ({what}) must hold {names.get(kind, kind.__name__)}, but holds {type(value).__name__}."
         )
@@ -81,7 +81,7 @@ def parse_yaml(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """As ever, but a key may stand only once."""
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
@@ -128,8 +128,8 @@ def _check_extent(text: str) -> None:
                 anchored[anchor] = size
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in anchors:
-                raise ValueError(f"line {event.start_mark.line + 1}: *{event.anchor} stands within what it repeats.")
-            sizes[-1] += anchored.get(event.anchor, 1)
+                raise ValueError(f"*{event.anchor} stands within what it repeats.")
+            sizes[-1] += anchored.get(event.anchor or "", 1)
         elif isinstance(event, yaml.ScalarEvent):
             sizes[-1] += 1
         if len(sizes) > _DEEPEST or sum(sizes) > _MOST_VALUES:
