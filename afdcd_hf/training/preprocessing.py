@@ -1,4 +1,4 @@
-"""Which image processor a new network gets: the pixels it is trained on, and will want ever after."""
+"""Which image processor a new model gets: the pixels it is trained on, and will want ever after."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "imag
 
 
 def new_processor(
-    model: AfDcdForSemanticSegmentation, preprocessing: str | None = None, teacher_processor=None
+    model: AfDcdForSemanticSegmentation, preprocessing: str | None = None, teacher_processor: Any = None
 ) -> AfDcdImageProcessor:
-    """The image processor of a new network.
+    """The image processor of a new model.
 
     Args:
-        model: the network.
+        model: the model.
         preprocessing: "timm" (what the backbone's ImageNet weights expect, by timm's table), "released" (the released
-            networks' input), or None: the teacher's where there is one, else "timm".
+            models' input), or None: the teacher's where there is one, else "timm".
         teacher_processor: image processor of the teacher, whose images the student will share.
     """
     if preprocessing is None and teacher_processor is not None:
@@ -32,7 +32,7 @@ def new_processor(
     return AfDcdImageProcessor(**settings, align_corners=model.config.align_corners)
 
 
-def input_settings(processor) -> dict[str, Any]:
+def input_settings(processor: Any) -> dict[str, Any]:
     """What a processor does to the pixel values, other than resizing."""
     given = {name: getattr(processor, name, None) for name in _SETTINGS}
     return {
@@ -40,8 +40,8 @@ def input_settings(processor) -> dict[str, Any]:
     }
 
 
-def check_same_input(student_processor, teacher_processor) -> None:
-    """Both networks see the same pixels, so both must have been made for input prepared in the same way.
+def check_same_input(student_processor: Any, teacher_processor: Any) -> None:
+    """Both models see the same pixels, so both must have been made for input prepared in the same way.
 
     Raises:
         ValueError: a setting differs; it is named with both values.
