@@ -86,7 +86,7 @@ def _answer(parser: Command, words: Sequence[str]) -> int:
     return 0
 
 
-def _command(commands: argparse._SubParsersAction, words: Sequence[str]) -> tuple[Command, Sequence[str]]:
+def _command(commands: argparse._SubParsersAction, words: list[str]) -> tuple[Command, list[str]]:
     """The parser of the command that the first words name, and the words that follow."""
     known, what = commands.choices, "command"
     if words[0] == "chart" and len(words) > 1 and not words[1].startswith("-"):

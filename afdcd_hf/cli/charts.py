@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..structured_files import read_json
 from .command import Command, add, add_command, flag, hide_loading_bars, titled, whole
@@ -92,10 +93,10 @@ def _predictions(args: argparse.Namespace) -> Path:
     )
 
 
-def _results(path: str | Path, key: str):
+def _results(path: str | Path, key: str) -> Any:
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
-    results = read_json(path, "results.json of `afdcd evaluate`")
+    results: dict[str, Any] = read_json(path, "results.json of `afdcd evaluate`")
     if key not in results:
         raise ValueError(f"{path} has no {key}: it is not a results.json of `afdcd evaluate`.")
     return results[key]

@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .command import (
     PRECISIONS,
@@ -76,7 +77,7 @@ def _profile(args: argparse.Namespace) -> None:
     names = ("batch_size", "precision", "channels_last", "compile", "warmup", "repeats", "max_seconds")
     settings = ProfileSettings(**{name: getattr(args, name) for name in names}, memory=not args.no_memory)
     sizes = [tuple(size) for size in args.size] if args.size else SIZES
-    rows = []
+    rows: list[Any] = []
     for row in profile_rows(args.model, sizes, settings=settings, device=args.device):
         if not args.json:
             print(row.format() if rows else f"{row.describe()}\n{HEADER}\n{row.format()}", flush=True)
@@ -91,7 +92,7 @@ def _profile(args: argparse.Namespace) -> None:
 def _closing(rows: list) -> str:
     notes = ["GMACs: thousand million multiply-accumulates of one image (1 MAC = 2 FLOPs)."]
     loads = [row.load_average for row in rows if row.load_average is not None]
-    if loads and loads[0] > _BUSY * os.cpu_count():  # the later ones are of our own making
+    if loads and loads[0] > _BUSY * (os.cpu_count() or 1):  # the later ones are of our own making
         notes.append(
             f"note: this machine was busy ({loads[0]:.1f} programs on {os.cpu_count()} cores): times are too long."
         )

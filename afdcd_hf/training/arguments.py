@@ -68,7 +68,8 @@ def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
     ours = [ModelArguments, TeacherArguments, DataArguments] if distils else [ModelArguments, DataArguments]
     kinds = [*ours, DistillationTrainingArguments if distils else SegmentationTrainingArguments]
     names = [{one.name for one in fields(kind) if one.init} for kind in kinds]
-    plain, losses = {}, {}
+    plain: dict[str, Any] = {}
+    losses: dict[str, dict[str, Any]] = {}
     for key, value in given.items():
         loss, dot, option = key.partition(".")
         if dot and loss not in LOSSES and loss not in str(given.get("loss")):  # there is also my_file.py:MyLoss

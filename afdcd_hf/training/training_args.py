@@ -56,7 +56,7 @@ WITHOUT_EFFECT = {
 
 
 @dataclass
-class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):
+class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # type: ignore[misc]
     """`transformers.TrainingArguments` with the paper's schedule as defaults, and what segmentation adds.
 
     Defaults that differ from transformers': SGD with momentum 0.9, learning rate 0.02, weight decay 1e-4 on all
@@ -81,7 +81,7 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):
             self.data_seed = self.seed
         wanted = self.per_device_train_batch_size
         self.per_device_train_batch_size = DEFAULT_BATCH_SIZE if wanted is None else wanted
-        super().__post_init__()  # type: ignore[misc]  (TrainingArguments has it)
+        super().__post_init__()
         self.per_device_train_batch_size = device_batch_size(
             self.total_batch_size, wanted, self.world_size, self.gradient_accumulation_steps
         )
@@ -139,7 +139,7 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):
 
 
 @dataclass
-class DistillationTrainingArguments(DistillationOptions, SegmentationTrainingArguments):
+class DistillationTrainingArguments(DistillationOptions, SegmentationTrainingArguments):  # type: ignore[misc]
     """What a distillation adds: the loss and its options, the layers to distil, clipping of the loss's own weights."""
 
     def __post_init__(self) -> None:

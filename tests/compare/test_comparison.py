@@ -32,7 +32,6 @@ PLAN = {
     "seeds": [0, 1],
     "budgets": [{"iterations": 40}, {"seconds": 6}],
     "tuning": {"seed": 100, "iterations": 10},
-    "warmup_steps": 5,
     "evaluations": 1,
 }
 
