@@ -13,6 +13,7 @@ from command_line import answer, saved_model
 from afdcd_hf import __version__
 from afdcd_hf.cli import _FILES, _parser, main
 from afdcd_hf.cli.command import Command
+from afdcd_hf.recipes import load_recipe
 
 TOKEN = "hf_" + "a1B2c3D4e5" * 3
 
@@ -131,7 +132,7 @@ def test_tables_are_printed_as_json_on_request(capsys):
     assert main(["recipes", "--json"]) == 0
     assert "quickstart" in json.loads(capsys.readouterr().out)
     assert main(["recipes", "quickstart", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["max_steps"] == 300
+    assert json.loads(capsys.readouterr().out) == load_recipe("quickstart")
 
 
 LIGHT = (["--help"], ["recipes"], ["train", "--help"], ["distill", "--max_steps", "x"], ["evaluate", "--modle", "x"])
