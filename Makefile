@@ -4,10 +4,10 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test benchmark check sanitize clean
+.PHONY: help install quickstart test benchmark gpu-check check sanitize clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 # The stamp is renewed when pyproject.toml changes, so that new dependencies are installed.
 .venv/installed: pyproject.toml
@@ -24,12 +24,16 @@ quickstart: .venv/installed  ## teacher, student alone and distilled student on 
 test: .venv/installed  ## run the whole test suite (offline, CPU)
 	$(BIN)/python -m pytest -q -n 2
 
-benchmark: .venv/installed  ## speed and memory of contrast, projector and training step (some 8 minutes on 2 quiet cores)
+benchmark: .venv/installed  ## speed and memory of contrast, training step and metric (some 8 minutes on 2 quiet cores)
 	$(BIN)/python scripts/benchmark.py --output runs/benchmark-$$(date +%Y%m%d-%H%M%S).json
 
 check: .venv/installed  ## lint and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Without .venv (a bare machine has PyTorch of its own) it runs in $(PYTHON).
+gpu-check:  ## everything that needs a GPU, in under 8 minutes; one JSON and one Markdown page in runs/
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) scripts/gpu_check.py --output runs/gpu-check-$$(date +%Y%m%d-%H%M%S).json
 
 # A sanitized library in a Python that is not needs the runtimes before everything else.
 sanitize: .venv/installed  ## the C kernel's tests under the address and undefined-behaviour sanitizers (gcc, some 3 minutes)

@@ -15,19 +15,21 @@ from torch import Tensor
 
 MEGABYTE = 2**20
 OURS, RELEASED = "ours", "released"
-MASK_RATIO, SEED = 0.75, 0
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Clock:
-    """Wall-clock seconds; on a GPU with everything that was started before it finished."""
+    """Seconds since some moment: a GPU's when all that was started has finished; on a CPU those that it has computed.
+
+    CPU time adds up over threads, and does not count what else the machine does.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
 
     def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def seconds(self, call: Callable[[], object]) -> float:
@@ -44,13 +46,11 @@ class PeakMemory:
     """
 
     def __init__(self, device: torch.device):
-        self.device = device
-        self.before = 0.0
+        self.device, self.before = device, 0.0
 
     def start(self) -> None:
         gc.collect()
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device) / MEGABYTE
             return
@@ -74,24 +74,21 @@ def compare(calls: dict[str, Callable[[], object]], repeats: int, device: torch.
 
     The calls take turns, and every second round in the other order. They have run before, so nothing is warm-up.
     """
-    clock, seconds = Clock(device), {name: [] for name in calls}
+    clock, memory = Clock(device), PeakMemory(device)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_number in range(repeats):
         for name in list(calls)[:: 1 if round_number % 2 else -1]:
             seconds[name].append(clock.seconds(calls[name]))
-    return {name: {**spread(seconds[name]), "memory_mib": _peak(call, device)} for name, call in calls.items()}
+    result = {name: spread(seconds[name]) for name in calls}
+    for name, call in calls.items():
+        memory.start()
+        call()
+        result[name]["memory_mib"] = memory.stop()
+    return result
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
     return {"seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds)}
-
-
-def _peak(call: Callable[[], object], device: torch.device) -> float:
-    memory, peaks = PeakMemory(device), []
-    for _ in range(2):
-        memory.start()
-        call()
-        peaks.append(memory.stop())
-    return max(peaks)
 
 
 def largest_difference(actual: list[Tensor], expected: list[Tensor]) -> float:
@@ -105,26 +102,21 @@ def check_equal(name: str, difference: float, tolerance: float) -> None:
         raise RuntimeError(f"{name}: the ways differ by {difference:.1e} (tolerance {tolerance}); nothing to compare.")
 
 
-def rates(device: torch.device) -> dict[str, float]:
-    """What this machine reached just now in float32: a matrix product of 2048, and a copy of 256 MiB."""
-    clock, size = Clock(device), 2048
-    first, second = torch.randn(2, size, size, device=device)
-    product = torch.empty_like(first)
-    source = torch.randn(64 * MEGABYTE, device=device)
-    target = torch.empty_like(source).zero_()
-    calls = {"gflop_per_s": lambda: torch.mm(first, second, out=product), "gbyte_per_s": lambda: target.copy_(source)}
-    work = {"gflop_per_s": 2 * size**3 / 1e9, "gbyte_per_s": 8 * source.numel() / 1e9}
-    return {name: work[name] / min(clock.seconds(call) for _ in range(6)) for name, call in calls.items()}
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+    """GFLOP a second that this machine reached just now in a product of two square matrices."""
+    first, second = torch.randn(2, size, size, device=device, dtype=dtype)
+    clock = Clock(device)
+    return 2 * size**3 / 1e9 / min(clock.seconds(lambda: torch.mm(first, second)) for _ in range(6))
 
 
 def commit() -> str:
     """Of the working tree, with a mark where files differ from it; "unknown" outside of git."""
-    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True).stdout
+
     try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True)
+        head = git("rev-parse", "--short", "HEAD").strip() or "unknown"
+        return head + (" with changes" if git("status", "--porcelain", "-uno").strip() else "")
     except FileNotFoundError:
         return "unknown"
-    if head.returncode:
-        return "unknown"
-    return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")

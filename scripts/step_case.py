@@ -11,35 +11,38 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from measuring import MASK_RATIO, OURS, RELEASED, SEED, Clock, PeakMemory, check_equal, spread
-from released_step import ReleasedStep
+from measuring import OURS, RELEASED, Clock, PeakMemory, check_equal, spread
+from released import ReleasedStep
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from afdcd_hf import AfDcdForSemanticSegmentation, DistillationTrainer, DistillationTrainingArguments
 from afdcd_hf.losses.masks import random_mask
+from afdcd_hf.losses.projectors import plain_projector
 from afdcd_hf.losses.random_source import RandomSource
 from afdcd_hf.training.randomness import rank_generator
 
-LEARNING_RATE = 0.02
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SEED, MASK_RATIO, LEARNING_RATE = 0, 0.75, 0.02
 # of a term, relative; the second step adds the optimizer's arithmetic and batch norm over few values
 STEP_TOLERANCES = {"fp32": 2e-3, "bf16": 1e-1}
 CAMVID = {"auxiliary": 0.4, "kd": 1.0, "feature": 8e-6, "contrast": 1e-2}  # weights of the paper's recipe
 CLASSES, CROP = 11, (360, 360)
+WARM_UP = 3  # steps: two are compared, and the third is the first with another projector
 
 
 class Turns(TrainerCallback):
     """Lets a released step take turns with the trainer's own: after it in one step, before it in the next.
 
-    Both begin with the same weights. The first step is for comparing, it and the second are warm-up.
+    Both begin with the same weights.
 
     Args:
-        released: runs one step and gives its terms.
+        released: run one step and give its terms: the first of them twice, then the last.
         clock: for both.
         device: where to read memory.
     """
 
-    def __init__(self, released: Callable[[], dict], clock: Clock, device: torch.device):
+    def __init__(self, released: list[Callable[[], dict]], clock: Clock, device: torch.device):
         self.released, self.clock, self.memory = released, clock, PeakMemory(device)
         self.seconds = {OURS: [], RELEASED: []}
         self.peaks = {OURS: [], RELEASED: []}
@@ -59,7 +62,7 @@ class Turns(TrainerCallback):
     def released_step(self) -> None:
         self.memory.start()
         start = self.clock.now()
-        terms = self.released()
+        terms = self.released[0 if len(self.terms) < 2 else -1]()
         self.add(RELEASED, self.clock.now() - start)
         self.terms.append(terms)
 
@@ -69,14 +72,23 @@ class Turns(TrainerCallback):
 
 
 def step_cases(args: argparse.Namespace) -> Iterator[dict]:
-    """DeepLabV3-R101 to DeepLabV3-R18 as the trainer runs it, CamVid's recipe."""
+    """DeepLabV3-R101 to DeepLabV3-R18 as the trainer runs it, CamVid's recipe: the paper's projector, then a cheap one.
+
+    The released computation has the paper's in both; to be compared, it takes two steps with the same one as ours.
+    """
+    for projector in ("plain", "depthwise"):
+        yield step_case(projector, args)
+
+
+def step_case(projector: str, args: argparse.Namespace) -> dict:
     torch.manual_seed(SEED)
     crop, backbone = ((72, 72), "resnet18") if args.small else (CROP, "resnet101")
     batch = {"pixel_values": torch.randn(args.batch, 3, *crop), "labels": torch.randint(CLASSES, (args.batch, *crop))}
-    student, teacher = network("resnet18", auxiliary_head=True), network(backbone)
+    student, teacher = model("resnet18", auxiliary_head=True), model(backbone)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = our_trainer(student, teacher, batch, folder, args)
-        turns = Turns(partial(released_twin(trainer, args), **on(args.device, batch)), Clock(args.device), args.device)
+        trainer = our_trainer(student, teacher, projector, batch, folder, args)
+        steps = [partial(twin, **on(args.device, batch)) for twin in released_twins(trainer, args)]
+        turns = Turns(steps, Clock(args.device), args.device)
         trainer.add_callback(turns)
         with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to the output
             trainer.train()
@@ -84,12 +96,14 @@ def step_cases(args: argparse.Namespace) -> Iterator[dict]:
     difference = max(
         difference_of_terms(*both) for both in zip(trainer.state.log_history[:2], turns.terms, strict=False)
     )
-    name = f"whole step, {backbone} to resnet18, ({args.batch}, 3, {crop[0]}, {crop[1]}), {precision_of(trainer)}"
+    sizes = f"({args.batch}, 3, {crop[0]}, {crop[1]}), {precision_of(trainer)}"
+    name = f"whole step, {backbone} to resnet18, {projector} projector, {sizes}"
     check_equal(name, difference, STEP_TOLERANCES[args.step_dtype])
-    measured = {way: {**spread(turns.seconds[way][2:]), "memory_mib": max(turns.peaks[way][2:])} for way in turns.peaks}
-    speed = trainer.speed
-    parts = {part: speed.seconds[part] / speed.steps for part in ("teacher", "student", "loss", "forward", "backward")}
-    yield {"case": name, "difference": difference, **measured, "parts_of_ours": parts}
+    measured = {
+        way: {**spread(turns.seconds[way][WARM_UP:]), "memory_mib": max(turns.peaks[way][WARM_UP:])}
+        for way in turns.peaks
+    }
+    return {"case": name, "difference": difference, **measured, "parts_of_ours": trainer.speed.split}
 
 
 def difference_of_terms(logged: dict[str, float], released: dict[str, Tensor]) -> float:
@@ -98,7 +112,7 @@ def difference_of_terms(logged: dict[str, float], released: dict[str, Tensor]) -
     return max(abs(logged[f"loss_{name}"] - term.item()) / max(term.item(), least) for name, term in released.items())
 
 
-def network(backbone: str, **options) -> AfDcdForSemanticSegmentation:
+def model(backbone: str, **options) -> AfDcdForSemanticSegmentation:
     """As the released ones; without dropout, whose draws would differ between the ways."""
     deep_stem = {"stem_type": "deep", "stem_width": 64}
     options = {"backbone_kwargs": deep_stem, "num_labels": CLASSES, **options}
@@ -110,16 +124,22 @@ def network(backbone: str, **options) -> AfDcdForSemanticSegmentation:
 
 
 def our_trainer(
-    student: nn.Module, teacher: nn.Module, batch: dict[str, Tensor], folder: str, args: argparse.Namespace
+    student: nn.Module,
+    teacher: nn.Module,
+    projector: str,
+    batch: dict[str, Tensor],
+    folder: str,
+    args: argparse.Namespace,
 ) -> DistillationTrainer:
     weights = {"feature_weight": CAMVID["feature"], "contrast_weight": CAMVID["contrast"], "pool_size": 1}
+    weights |= {"projector": projector}
     settings = DistillationTrainingArguments(
         output_dir=folder,
         loss="kd+af_dcd",
         loss_kwargs={"kd": {"weight": CAMVID["kd"]}, "af_dcd": weights},
         aux_weight=CAMVID["auxiliary"],
         per_device_train_batch_size=args.batch,
-        max_steps=2 + args.repeats,
+        max_steps=WARM_UP + args.repeats,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         lr_scheduler_kwargs={},
@@ -139,18 +159,19 @@ def our_trainer(
     return DistillationTrainer(student, teacher, settings, train_dataset=samples, data_collator=lambda _: dict(batch))
 
 
-def released_twin(trainer: DistillationTrainer, args: argparse.Namespace) -> ReleasedStep:
-    """The released step on copies of the trainer's networks, with masks from a generator of the same seed."""
+def released_twins(trainer: DistillationTrainer, args: argparse.Namespace) -> list[ReleasedStep]:
+    """The released step on copies of the trainer's models, with masks from a generator of the same seed; and one with
+    the paper's projector."""
     loss = next(module for module in trainer.loss_module.modules() if hasattr(module, "projector"))
-    source = RandomSource(rank_generator(SEED, 0, args.device))
-    parts = (trainer.student, trainer.teacher, loss.align, loss.projector)
-    copies = [copy.deepcopy(part).to(args.device, memory_format=torch.contiguous_format) for part in parts]
-    return ReleasedStep(
-        *copies,
-        draw_mask=lambda feature_map: random_mask(feature_map, MASK_RATIO, source),
-        weights=CAMVID,
-        learning_rate=LEARNING_RATE,
-    )
+    same = isinstance(loss.projector[0], nn.Conv2d) and loss.projector[0].groups == 1  # the paper's already
+    twins = []
+    for projector in [loss.projector] if same else [loss.projector, plain_projector(loss.align.out_channels)]:
+        source = RandomSource(rank_generator(SEED, 0, args.device))
+        parts = (trainer.student, trainer.teacher, loss.align, projector)
+        copies = [copy.deepcopy(part).to(args.device, memory_format=torch.contiguous_format) for part in parts]
+        draw = partial(random_mask, mask_ratio=MASK_RATIO, source=source)
+        twins.append(ReleasedStep(*copies, draw_mask=draw, weights=CAMVID, learning_rate=LEARNING_RATE))
+    return twins
 
 
 def on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
