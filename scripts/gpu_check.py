@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,7 @@ class Check:
     def __init__(self, device: torch.device, rehearse: bool) -> None:
         self.device, self.rehearse, self.started = device, rehearse, time.monotonic()
         self.parts: dict[str, dict] = {}
+        signal.signal(signal.SIGALRM, _out_of_time)
 
     @property
     def left(self) -> float:
@@ -52,11 +54,12 @@ class Check:
     def run(self, name: str, part: Callable[[Check], object]) -> None:
         start = time.monotonic()
         try:
-            if self.left < 5:
-                raise TimeoutError(f"no time left of {SECONDS} s")
+            signal.alarm(max(1, int(self.left)))
             outcome = {"ok": True, "result": part(self)}
         except Exception as error:  # a report of whatever went wrong is the purpose; nothing is hidden
             outcome = {"ok": False, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        finally:
+            signal.alarm(0)
         self.parts[name] = {**outcome, "seconds": round(time.monotonic() - start, 1)}
         print(f"{name}: {'ok' if outcome['ok'] else outcome['error']}", file=sys.stderr, flush=True)
 
@@ -74,6 +77,10 @@ class Check:
             printed = f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
             raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {printed}")
         return done.stdout
+
+
+def _out_of_time(*_: object) -> None:
+    raise TimeoutError(f"no time left of {SECONDS} s")
 
 
 def machine(check: Check) -> dict:
@@ -124,7 +131,7 @@ def benchmarks(*options: str, tf32: bool = False, compiled: bool | None = None) 
 
     def part(check: Check) -> dict:
         small = ["--small", "--device", "cpu"] if check.rehearse else []
-        args = benchmark.parsed([*options, "--repeats", "3", *small])
+        args = benchmark.parsed([*options, "--repeats", "1" if check.rehearse else "3", *small])
         args.compile_step = args.compile_step if compiled is None else compiled and check.device.type == "cuda"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         try:
@@ -141,6 +148,7 @@ def training(check: Check) -> dict:
     steps = 2 if check.rehearse else STEPS
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["scripts/train.py", "--config", "quickstart_teacher", "--bf16", "true", "--max_steps", str(steps)]
+        arguments += ["--warmup_steps", "0"]
         arguments += ["--output_dir", f"{folder}/run", "--eval_strategy", "no", "--save_strategy", "no"]
         arguments += ["--logging_steps", str(max(1, steps // 4))]
         if check.device.type == "cuda":

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import check_choice, check_divides, check_positive, check_whole
 from .contrast_native import contrast_native, native_unavailable
-from .contrast_reference import NEGATIVES, NORMS, contrast_reference
+from .contrast_reference import NEGATIVES, NORMS, Settings, contrast_reference
 from .contrast_torch import contrast_torch
 from .contrast_triton import contrast_triton, triton_unavailable
 from .precision import at_least_float32, without_autocast
@@ -24,11 +24,11 @@ class Backend(NamedTuple):
     """One way to compute the value and, at once, the gradient.
 
     Args:
-        run: takes student, teacher, the gradient to fill or None, and the keywords of `contrast_reference`.
+        run: takes student, teacher, the gradient to fill or None, and the settings.
         unavailable: the reason why it cannot run for a student and a teacher map, or None.
     """
 
-    run: Callable[..., Tensor]
+    run: Callable[[Tensor, Tensor, Tensor | None, Settings], Tensor]
     unavailable: Callable[[Tensor, Tensor], str | None]
 
 
@@ -79,13 +79,7 @@ def omni_contrast(
             channels; sizes that leave no negatives; an unknown name; a temperature that is not positive; a backend
             that cannot run here, with the reason.
     """
-    settings = {
-        "patch_size": patch_size,
-        "channel_groups": channel_groups,
-        "temperature": temperature,
-        "distance": distance,
-        "negatives": negatives,
-    }
+    settings = Settings(patch_size, channel_groups, temperature, distance, negatives)
     return _contrast(student, teacher, settings, backend)
 
 
@@ -102,14 +96,7 @@ def spatial_contrast(
 
     Arguments, result and errors as in `omni_contrast`; here the sum runs over B·H·W anchors, so it is their mean.
     """
-    settings = {
-        "patch_size": patch_size,
-        "channel_groups": 1,
-        "temperature": temperature,
-        "distance": distance,
-        "negatives": "all",
-    }
-    return _contrast(student, teacher, settings, backend)
+    return _contrast(student, teacher, Settings(patch_size, 1, temperature, distance, "all"), backend)
 
 
 def channel_contrast(
@@ -125,14 +112,7 @@ def channel_contrast(
 
     Arguments, result and errors as in `omni_contrast`; nothing is cropped.
     """
-    settings = {
-        "patch_size": 1,
-        "channel_groups": channel_groups,
-        "temperature": temperature,
-        "distance": distance,
-        "negatives": "all",
-    }
-    return _contrast(student, teacher, settings, backend)
+    return _contrast(student, teacher, Settings(1, channel_groups, temperature, distance, "all"), backend)
 
 
 def check_contrast_settings(
@@ -152,16 +132,17 @@ def check_contrast_settings(
         )
 
 
-def _contrast(student: Tensor, teacher: Tensor, settings: dict, backend: str) -> Tensor:
-    check_contrast_settings(**settings, backend=backend)
-    _check_maps(student, teacher, settings["patch_size"], settings["channel_groups"])
-    student, teacher = (_crop(maps, settings["patch_size"]) for maps in (student, teacher.detach()))
+def _contrast(student: Tensor, teacher: Tensor, settings: Settings, backend: str) -> Tensor:
+    check_contrast_settings(**settings._asdict(), backend=backend)
+    _check_maps(student, teacher, settings.patch_size, settings.channel_groups)
     if backend == "reference":
         with without_autocast(student):
-            student, teacher = at_least_float32(student), at_least_float32(teacher)
-            return contrast_reference(student, teacher.to(student.dtype), **settings)
+            student, teacher = (
+                _crop(at_least_float32(maps), settings.patch_size) for maps in (student, teacher.detach())
+            )
+            return contrast_reference(student, teacher.to(student.dtype), settings)
     with_gradient = torch.is_grad_enabled() and student.requires_grad
-    return _with_gradient(student, teacher, *settings.values(), backend, with_gradient)[0]
+    return _with_gradient(student, teacher.detach(), *settings, backend, with_gradient)[0]
 
 
 # An operator of its own, so that torch.compile takes it as one node: nothing to trace, no break of the graph.
@@ -186,22 +167,16 @@ def _with_gradient(
         reason = BACKENDS[name].unavailable(student, teacher)
         if reason is not None:
             raise ValueError(f"backend={name!r} cannot run: {reason}; use backend='torch'.")
-        gradient = _empty_gradient(student) if with_gradient else None
-        loss = BACKENDS[name].run(
-            student,
-            teacher,
-            gradient,
-            patch_size=patch_size,
-            channel_groups=channel_groups,
-            temperature=temperature,
-            distance=distance,
-            negatives=negatives,
-        )
+        # of the whole map, as the derivative of cropping would be two more copies
+        gradient = _empty_gradient(student).zero_() if with_gradient else None
+        target = None if gradient is None else _crop(gradient, patch_size)
+        settings = Settings(patch_size, channel_groups, float(temperature), distance, negatives)
+        loss = BACKENDS[name].run(_crop(student, patch_size), _crop(teacher, patch_size), target, settings)
     return loss, loss.new_empty(0) if gradient is None else gradient
 
 
 @_with_gradient.register_fake
-def _(student: Tensor, teacher: Tensor, *options) -> tuple[Tensor, Tensor]:  # shapes alone, for tracing
+def _(student: Tensor, teacher: Tensor, *options: Any) -> tuple[Tensor, Tensor]:  # shapes alone, for tracing
     loss = at_least_float32(student.new_empty(()))
     return loss, _empty_gradient(student) if options[-1] else loss.new_empty(0)
 
@@ -210,13 +185,13 @@ def _empty_gradient(student: Tensor) -> Tensor:
     return torch.empty_like(student, dtype=torch.promote_types(student.dtype, torch.float32))
 
 
-def _keep_gradient(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _keep_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1])
     ctx.dtype = inputs[0].dtype
 
 
-def _scale_gradient(ctx, grad_loss: Tensor | None, grad_gradient: Tensor | None) -> tuple:
+def _scale_gradient(ctx: Any, grad_loss: Tensor | None, grad_gradient: Tensor | None) -> tuple:
     if grad_gradient is not None:
         raise RuntimeError(
             "this backend of the contrast has no second derivative; use backend='reference' with create_graph=True."

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..atomic_io import written_whole
+from .contrast_reference import Settings
 
 SOURCE = Path(__file__).with_name("contrast_kernel.c")
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -53,32 +54,25 @@ class Task(ctypes.Structure):
 
 def native_unavailable(student: Tensor, teacher: Tensor) -> str | None:
     """None if `contrast_native` can run for these maps, else the reason in words."""
-    if student.device.type != "cpu":
-        return f"the maps are on the device {student.device.type!r}, and the C kernel runs on a CPU"
+    for device in (student.device.type, teacher.device.type):
+        if device != "cpu":
+            return f"a map is on the device {device!r}, and the C kernel runs on a CPU"
     library = _library(student.dtype == torch.float64)
     return library if isinstance(library, str) else None
 
 
-def contrast_native(
-    student: Tensor,
-    teacher: Tensor,
-    gradient: Tensor | None,
-    *,
-    patch_size: int,
-    channel_groups: int,
-    temperature: float,
-    distance: str,
-    negatives: str,
-) -> Tensor:
+def contrast_native(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
     """Return what `contrast_reference` returns, and fill the student's gradient.
 
     Patches are spread over as many threads as PyTorch may use; their number changes no bit of the results. Each needs
     about three times the numbers of a patch.
 
     Args:
-        student: as in `contrast_reference`, like all others but
+        student: as in `contrast_reference`, like teacher and settings.
         gradient: None, or a map like `student` that receives the derivative of the loss.
     """
+    patch_size, channel_groups, temperature, distance, negatives = settings
+    student, teacher = student.resolve_neg(), teacher.resolve_neg()  # what lies in memory is what they are
     batch, channels, height, width = student.shape
     rows, columns = height // patch_size, width // patch_size
     positions, losses = batch * height * width, torch.empty(batch * rows * columns, dtype=torch.float64)

@@ -19,6 +19,8 @@ The division by B·H·W, not by the number of anchors, is part of the meaning of
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -30,31 +32,37 @@ NEGATIVES = ("other_groups", "all")
 BUFFER_NUMBERS = 2**26
 
 
-def contrast_reference(
-    student: Tensor,
-    teacher: Tensor,
-    *,
-    patch_size: int,
-    channel_groups: int,
-    temperature: float,
-    distance: str,
-    negatives: str,
-) -> Tensor:
-    """The InfoNCE sum over all anchors, divided by B·H·W.
+class Settings(NamedTuple):
+    """What is compared with what.
 
     Args:
-        student: `(B, C, H, W)` float32 or float64; H and W multiples of `patch_size`, C of `channel_groups`.
-        teacher: like `student`.
-        patch_size: N.
-        channel_groups: M.
+        patch_size: N, divides H and W.
+        channel_groups: M, divides C.
         temperature: τ, above 0.
         distance: "l1" or "l2". At distance 0 the gradient of both is 0.
         negatives: "other_groups" or "all".
+    """
+
+    patch_size: int
+    channel_groups: int
+    temperature: float
+    distance: str
+    negatives: str
+
+
+def contrast_reference(student: Tensor, teacher: Tensor, settings: Settings) -> Tensor:
+    """The InfoNCE sum over all anchors, divided by B·H·W.
+
+    Args:
+        student: `(B, C, H, W)` float32 or float64.
+        teacher: like `student`.
+        settings: that fit them.
 
     Returns:
         A scalar of the maps' dtype.
     """
     batch, _, height, width = student.shape
+    patch_size, channel_groups, temperature, distance, negatives = settings
     anchors = patch_vectors(student, patch_size, channel_groups)  # (patches, V, C/M), V = N²·M
     candidates = patch_vectors(teacher, patch_size, channel_groups)  # (patches, V, C/M)
     excluded = excluded_pairs(patch_size, channel_groups, negatives, student.device)  # (V, V)

@@ -15,28 +15,19 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .contrast_reference import BUFFER_NUMBERS, NORMS, distances, excluded_pairs, patch_grid, patch_vectors
+from .contrast_reference import BUFFER_NUMBERS, NORMS, Settings, distances, excluded_pairs, patch_grid, patch_vectors
 
 CPU_NUMBERS = 2**18  # similarities of a portion: they stay in the cache. Elsewhere the buffer of cdist is the limit.
 
 
-def contrast_torch(
-    student: Tensor,
-    teacher: Tensor,
-    gradient: Tensor | None,
-    *,
-    patch_size: int,
-    channel_groups: int,
-    temperature: float,
-    distance: str,
-    negatives: str,
-) -> Tensor:
+def contrast_torch(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
     """Return what `contrast_reference` returns, and fill the student's gradient.
 
     Args:
-        student: as in `contrast_reference`, like all others but
+        student: as in `contrast_reference`, like teacher and settings.
         gradient: None, or a map like `student` that receives the derivative of the loss.
     """
+    patch_size, channel_groups, temperature, distance, negatives = settings
     excluded = excluded_pairs(patch_size, channel_groups, negatives, student.device)  # (V, V)
     positions = student.numel() // student.shape[1]  # B·H·W
     loss = student.new_zeros(())

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .contrast_reference import Settings
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Large enough to fill a GPU (256 patches at the defaults: 4096 tiles), small enough to stay near its cache. A patch
 # whose vectors alone are more numbers than this (64x64 positions of more than 4096 channels) is taken as it is.
@@ -45,24 +47,15 @@ def triton_unavailable(student: Tensor, teacher: Tensor) -> str | None:
     return None
 
 
-def contrast_triton(
-    student: Tensor,
-    teacher: Tensor,
-    gradient: Tensor | None,
-    *,
-    patch_size: int,
-    channel_groups: int,
-    temperature: float,
-    distance: str,
-    negatives: str,
-) -> Tensor:
+def contrast_triton(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
     """Return what `contrast_reference` returns, in float32, and fill the student's gradient.
 
     Args:
-        student: as in `contrast_reference`, like all others; but student and teacher may each be of float32, bfloat16
-            or float16, which is converted exactly.
+        student: as in `contrast_reference`, like teacher and settings; but each map may be of float32, bfloat16 or
+            float16, which is converted exactly.
         gradient: None, or a float32 map like `student` that receives the derivative of the loss.
     """
+    patch_size, channel_groups, temperature, distance, negatives = settings
     cut = plan_cut(student.shape, patch_size, channel_groups)
     group_size = patch_size**2 if negatives == "other_groups" else 0  # vectors that exclude each other
     # Triton launches on the current GPU, which need not be the tensor's

@@ -106,13 +106,14 @@ def test_float32_is_as_near_to_float64_as_the_reference_is(kind, backend):
     assert errors[backend] < 4 * errors["reference"] + 1e-7, errors
 
 
-@pytest.mark.parametrize("layout", ["channels last", "transposed", "strided", "expanded"])
+@pytest.mark.parametrize("layout", ["channels last", "transposed", "strided", "expanded", "negated"])
 def test_maps_of_any_strides_are_read_where_they_lie(layout, backend):
     change = {
         "channels last": lambda maps: maps.to(memory_format=torch.channels_last),
         "transposed": lambda maps: maps.transpose(2, 3),
         "strided": lambda maps: maps[:, ::2, :, 1::2],
         "expanded": lambda maps: maps[:1].expand(2, -1, -1, -1),
+        "negated": lambda maps: torch.view_as_complex(torch.stack([maps, maps], -1)).conj().imag,
     }[layout]
     maps = [change(each.detach()) for each in maps_of((2, 12, 8, 8))]
     assert_equals_reference(omni_contrast, maps, 1e-5, backend, **SMALL)
@@ -166,9 +167,9 @@ def test_without_a_gradient_none_is_formed(backend, monkeypatch):
     seen = []
     run = contrast.BACKENDS[backend].run
 
-    def recorded(student, teacher, gradient, **settings):
+    def recorded(student, teacher, gradient, settings):
         seen.append(gradient)
-        return run(student, teacher, gradient, **settings)
+        return run(student, teacher, gradient, settings)
 
     monkeypatch.setitem(contrast.BACKENDS, backend, contrast.BACKENDS[backend]._replace(run=recorded))
     student, teacher = maps_of((1, 12, 4, 4))
@@ -244,10 +245,8 @@ def test_a_backend_that_cannot_run_says_why_and_names_one_that_can(monkeypatch):
     student, teacher = maps_of((1, 6, 4, 4))
     with pytest.raises(ValueError, match="backend='triton' cannot run: .*; use backend='torch'"):
         spatial_contrast(student, teacher, patch_size=2, backend="triton")
-    elsewhere = torch.zeros(1, 6, 4, 4, device="meta")
-    assert (
-        native_unavailable(elsewhere, elsewhere) == "the maps are on the device 'meta', and the C kernel runs on a CPU"
-    )
+    for maps in itertools.permutations([student, torch.zeros(1, 6, 4, 4, device="meta")]):
+        assert native_unavailable(*maps) == "a map is on the device 'meta', and the C kernel runs on a CPU"
 
 
 def test_importing_the_functions_needs_no_triton_and_compiles_nothing(tmp_path):
