@@ -39,9 +39,14 @@ maps = backbone(images)  # list of (B, C, h, w), the last at stride {stride}
 
 Images of pixels from 0 to 1 are normalised with mean {mean} and standard deviation {std}{order}.
 {lacking}"""
+_LACKING = """
+The segmenter has no {names}: use features_only=True, as above; with num_classes=0 timm would leave them at random.
+"""
 
 
-def export_timm_backbone(model: AfDcdForSemanticSegmentation, processor, output: str | Path) -> tuple[Path, list[str]]:
+def export_timm_backbone(
+    model: AfDcdForSemanticSegmentation, processor: Any, output: str | Path
+) -> tuple[Path, list[str]]:
     """Write the backbone as `timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True)` loads it.
 
     Weights get the names of the plain timm model. Before the folder gets its name, it is loaded with timm, and its
@@ -58,7 +63,7 @@ def export_timm_backbone(model: AfDcdForSemanticSegmentation, processor, output:
 
     Raises:
         ValueError: a model of another kind, or a backbone that timm does not give back equal.
-        FileExistsError: the folder exists.
+        OSError: the folder exists, or cannot be written.
     """
     output = Path(output)
     if not isinstance(model, AfDcdForSemanticSegmentation):
@@ -71,29 +76,55 @@ def export_timm_backbone(model: AfDcdForSemanticSegmentation, processor, output:
         lacking = _write(model, processor, part)
         part.chmod(0o755)  # mkdtemp makes private folders
         part.rename(output)
+    except SafetensorError as error:  # which is no OSError, even on a full disk
+        raise OSError(f"{output} cannot be written: {error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return output, lacking
 
 
-def _write(model: AfDcdForSemanticSegmentation, processor, folder: Path) -> list[str]:
+def _write(model: AfDcdForSemanticSegmentation, processor: Any, folder: Path) -> list[str]:
     """Everything into the folder, and the check; what the plain model has beyond the backbone."""
-    with torch.device("meta"):
-        own = timm.create_model(model.config.backbone, features_only=True, **model.config.backbone_kwargs)
-    natural = own.feature_info.reduction()[-1] == model.config.output_stride
-    stride = {} if natural else {"output_stride": model.config.output_stride}
     options = dict(model.config.backbone_kwargs)
+    with torch.device("meta"):
+        own = timm.create_model(model.config.backbone, features_only=True, **options)
+    if own.feature_info.reduction()[-1] != model.config.output_stride:  # else it has that stride by nature
+        options["output_stride"] = model.config.output_stride
     out_indices = options.pop("out_indices", None)
-    plain = timm.create_model(model.config.backbone, num_classes=0, **options, **stride)
-    weights, lacking = _plain_weights(model.backbone.net, plain)
-    try:
-        save_file(weights, folder / "model.safetensors")
-    except SafetensorError as error:  # which is no OSError, even on a full disk
-        raise OSError(f"{folder.parent} cannot be written: {error}") from error
-    _write_config(plain, folder / "config.json", {**options, **stride}, processor, whole=not lacking)
     features = {} if out_indices is None else {"out_indices": tuple(out_indices)}
+    plain = timm.create_model(model.config.backbone, num_classes=0, **options)
+    weights, lacking = _plain_weights(model.backbone.net, plain)
+    save_file(weights, folder / "model.safetensors")
+    # Mean and deviation for pixels of 0 to 1, as timm counts them
+    largest = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+    given = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    mean, std = ([value / largest for value in values] for values in given)
+    # timm insists on every tensor where the numbers of classes agree, and with features alone it asks for 0. Another
+    # number makes it accept that layers behind the maps are lacking.
+    classes = 1000 if lacking else 0
+    config = {
+        "architecture": plain.pretrained_cfg["architecture"],
+        "num_classes": classes,
+        "num_features": plain.num_features,
+        "model_args": options,
+        "pretrained_cfg": {
+            **{name: plain.pretrained_cfg.get(name) for name in _KEPT},
+            **{"mean": mean, "std": std, "num_classes": classes},
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     _check(model, folder, features)
-    (folder / "README.md").write_text(_readme(model, processor, features, lacking))
+    readme = _README.format(
+        name=model.config.backbone,
+        classes=model.config.num_labels,
+        options="".join(f", {name}={value}" for name, value in features.items()),
+        stride=model.config.output_stride,
+        mean=[round(value, 6) for value in mean],
+        std=[round(value, 6) for value in std],
+        order=", channels in the order BGR" if getattr(processor, "do_flip_channels", False) else " (RGB)",
+        lacking=_LACKING.format(names=", ".join(lacking)) if lacking else "",
+    )
+    (folder / "README.md").write_text(readme)
     return lacking
 
 
@@ -105,32 +136,8 @@ def _plain_weights(net: nn.Module, plain: nn.Module) -> tuple[dict[str, Tensor],
     named = {name: ours.pop(name.replace(".", "_")) for name in wanted if name.replace(".", "_") in ours}
     if ours or any(named[name].shape != wanted[name].shape for name in named):
         raise ValueError(f"{len(ours)} tensors of the backbone have no place in timm's model, e.g. {list(ours)[:3]}.")
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}, sorted(
-        set(wanted) - set(named)
-    )
-
-
-def _write_config(plain: nn.Module, path: Path, arguments: dict[str, Any], processor, *, whole: bool) -> None:
-    mean, std = _normalisation(processor)
-    # timm insists on every tensor where the numbers of classes agree, and with features alone it asks for 0. Another
-    # number makes it accept that layers behind the maps are lacking.
-    classes = 0 if whole else 1000
-    kept = {name: plain.pretrained_cfg.get(name) for name in _KEPT}
-    config = {
-        "architecture": plain.pretrained_cfg["architecture"],
-        "num_classes": classes,
-        "num_features": plain.num_features,
-        "model_args": arguments,
-        "pretrained_cfg": {**kept, "mean": mean, "std": std, "num_classes": classes},
-    }
-    path.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _normalisation(processor) -> tuple[list[float], list[float]]:
-    """Mean and deviation for pixels of 0 to 1, as timm counts them."""
-    largest = 255 * (processor.rescale_factor if processor.do_rescale else 1)
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    return [value / largest for value in mean], [value / largest for value in std]
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
+    return weights, sorted(set(wanted) - set(named))
 
 
 def _check(model: AfDcdForSemanticSegmentation, folder: Path, features: dict[str, Any]) -> None:
@@ -146,19 +153,3 @@ def _check(model: AfDcdForSemanticSegmentation, folder: Path, features: dict[str
         pairs = list(zip(loaded.to(image.dtype)(image), backbone(image), strict=True))
     if not all(torch.equal(given, wanted) for given, wanted in pairs):
         raise ValueError(f"timm's {model.config.backbone!r}, loaded from the exported folder, gives other maps.")
-
-
-def _readme(model: AfDcdForSemanticSegmentation, processor, features: dict[str, Any], lacking: list[str]) -> str:
-    mean, std = _normalisation(processor)
-    advice = "use features_only=True, as above; with num_classes=0 timm would leave them at random"
-    missing = f"\nThe segmenter has no {', '.join(lacking)}: {advice}.\n"
-    return _README.format(
-        name=model.config.backbone,
-        classes=model.config.num_labels,
-        options="".join(f", {name}={value}" for name, value in features.items()),
-        stride=model.config.output_stride,
-        mean=[round(value, 6) for value in mean],
-        std=[round(value, 6) for value in std],
-        order=", channels in the order BGR" if getattr(processor, "do_flip_channels", False) else " (RGB)",
-        lacking=missing if lacking else "",
-    )

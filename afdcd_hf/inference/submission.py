@@ -26,7 +26,7 @@ class PredictionWriter:
         label_ids: Train id → value in the PNG; ids that are not listed stay.
         file_name: Name of an image → name of its PNG; by default the same, ending in `.png`.
         archive: The zip that will be made of the folder, if one will: `prepare` looks whether it may be written.
-        overwrite: Write into folders that hold files and replace those of the same name. Others stay, and
+        overwrite: Write into a folder that holds files and replace those of the same name. Others stay, and
             `zip_predictions` would take them along.
     """
 
@@ -38,7 +38,7 @@ class PredictionWriter:
         file_name: Callable[[str], str] | None = None,
         archive: str | Path | None = None,
         overwrite: bool = False,
-    ):
+    ) -> None:
         self.folder = Path(folder).expanduser()
         self.label_ids = dict(label_ids or {})
         self.file_name = file_name or png_name
@@ -55,10 +55,11 @@ class PredictionWriter:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise FileExistsError(f"{self.folder} is a file; predictions need a folder.")
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not self.overwrite:
-            raise FileExistsError(f"{self.folder} is not empty: give another folder for predictions, or --overwrite.")
-        if self.archive and self.archive.exists() and not self.overwrite:
-            raise FileExistsError(f"{self.archive} exists: give another folder for predictions, or --overwrite.")
+        full = self.folder if self.folder.is_dir() and any(self.folder.iterdir()) else None
+        existing = full or (self.archive if self.archive and self.archive.exists() else None)
+        if existing and not self.overwrite:
+            state = "is not empty" if existing is full else "exists"
+            raise FileExistsError(f"{existing} {state}: give another folder for predictions, or --overwrite.")
         check_can_write(self.folder / "a.png")
 
     def __call__(self, name: str, label_map: np.ndarray) -> None:
@@ -73,12 +74,6 @@ class PredictionWriter:
                 fit 16 bits.
             FileExistsError: If the file exists, unless `overwrite` is set.
         """
-        path = self.folder / self._file(name)
-        if path.exists() and not self.overwrite:
-            raise FileExistsError(f"{path} exists: give another folder for predictions, or --overwrite.")
-        save_png(with_label_ids(label_map, self.label_ids), path)
-
-    def _file(self, name: str) -> str:
         file = PurePosixPath(self.file_name(name))
         if file.is_absolute() or ".." in file.parts:
             raise ValueError(
@@ -87,7 +82,10 @@ class PredictionWriter:
         first = self._written.setdefault(str(file), name)
         if first != name:
             raise ValueError(f"The images {first!r} and {name!r} have the same file for their predictions: {file}.")
-        return str(file)
+        path = self.folder / file
+        if path.exists() and not self.overwrite:
+            raise FileExistsError(f"{path} exists: give another folder for predictions, or --overwrite.")
+        save_png(with_label_ids(label_map, self.label_ids), path)
 
 
 def with_label_ids(label_map: np.ndarray, label_ids: Mapping[int, int]) -> np.ndarray:
@@ -107,24 +105,14 @@ def submission_writer(
     wanted = benchmark.submission if benchmark else None
     if wanted is None:
         return PredictionWriter(folder, overwrite=overwrite)
-    return PredictionWriter(
-        folder,
-        label_ids=wanted.label_ids,
-        file_name=wanted.file_name,
-        archive=_archive_of(Path(folder).expanduser()),
-        overwrite=overwrite,
-    )
+    named = {"label_ids": wanted.label_ids, "file_name": wanted.file_name}
+    return PredictionWriter(folder, **named, archive=_archive_of(Path(folder).expanduser()), overwrite=overwrite)
 
 
-def zip_predictions(folder: str | Path, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
-    """Pack the PNGs of a folder as a test server wants them: paths below the folder, in order.
+def zip_predictions(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Pack the PNGs of a folder into `<folder>.zip`, as a test server wants them: paths below the folder, in order.
 
     The same PNGs give the same zip to the byte. They are stored as they are, being compressed already.
-
-    Args:
-        folder: What a `PredictionWriter` wrote to.
-        path: The zip; by default `<folder>.zip`, beside the folder.
-        overwrite: Replace a zip that exists.
 
     Returns:
         The zip's path.
@@ -134,9 +122,9 @@ def zip_predictions(folder: str | Path, path: str | Path | None = None, *, overw
         FileNotFoundError: If there are no PNGs.
     """
     folder = Path(folder).expanduser()
-    path = Path(path).expanduser() if path else _archive_of(folder)
+    path = _archive_of(folder)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: give another name for the zip, or overwrite=True.")
+        raise FileExistsError(f"{path} exists: move it away, or overwrite=True.")
     files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no PNG to pack.")

@@ -1,4 +1,4 @@
-"""Boundary IoU: overlap in a narrow band along the outlines, where IoU of large regions looks away."""
+"""Boundary IoU: overlap in a narrow band along the outlines, to which the IoU of large regions is blind."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from .counting import StreamingCounts, as_int64, bounded_ids, check_maps, check_
 class StreamingBoundaryIoU(StreamingCounts):
     """Boundary IoU of each class, in constant memory: two int64 counts a class.
 
-    The band of a region is made of its own pixels that lie at most `d` from a pixel outside it. Distance is the larger
-    of that in rows and that in columns, and the outside of the image is outside every region: this is what `d` erosions
-    by a 3x3 square leave over, as in the paper's code. With G and P the bands of a class in truth and prediction, its
-    Boundary IoU is |G and P| / |G or P|, where both are counted over *all* images seen.
+    The band of a region is made of its own pixels that lie at most `d` rows and columns from a pixel outside it; the
+    outside of the image is outside every region. This is what `d` erosions by a 3x3 square remove, as in the paper's
+    code. With G and P the bands of a class in truth and prediction, its Boundary IoU is |G and P| / |G or P|, counted
+    over *all* images seen. The paper scores objects; here a class of a label map is one region, wherever its parts lie.
+
+    Ignored pixels are one more region in both maps, and in no band: what a model says there has no influence, and the
+    outline of an ignored area is an outline of its neighbours, in truth and prediction alike.
 
     Source: B. Cheng, R. Girshick, P. Dollar, A. C. Berg, A. Kirillov: Boundary IoU: Improving object-centric image
-    segmentation evaluation. CVPR 2021, arXiv:2103.16562. The paper scores objects; here a class of a label map is one
-    region, wherever its parts lie.
-
-    Ignored pixels are in no band. They are taken to be one more region in both maps, so that what a network says there
-    has no influence, and the outline of an ignored area is an outline of its neighbours, in truth and prediction alike.
+    segmentation evaluation. CVPR 2021, arXiv:2103.16562.
 
     Args:
         num_labels: Number of classes K.
@@ -66,34 +65,23 @@ class StreamingBoundaryIoU(StreamingCounts):
         self.absent_as_zero = absent_as_zero
 
     def update(self, predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> None:
-        """Counts the bands of one label map, or of several of equal size.
+        """Counts the bands of one label map, or of several of equal size, `(..., H, W)`; see `StreamingMeanIoU.update`.
 
-        Args:
-            predictions: Class ids `(..., H, W)` of any integer dtype, 0..K-1 wherever the reference is not ignored.
-            references: True class ids of the same shape, 0..K-1 or `ignore_index`. They must not be padded: the edge
-                of a map is taken to be the edge of its image.
-
-        Raises:
-            ValueError: If the shapes differ or are not `(..., H, W)`, a dtype is not integer, or a counted value is
-                outside 0..K-1. Nothing is counted then.
+        Maps must not be padded: the edge of a map is taken to be the edge of its image.
         """
         check_maps(predictions, references)
         if len(predictions.shape) < 2:
             raise ValueError(
                 f"The maps have shape {tuple(predictions.shape)}; bands need rows and columns: (..., H, W)."
             )
-        regions = self._regions(predictions, references)
         width = band_width(references.shape[-2:], self.ratio)
+        regions = self._regions(predictions, references)
         predicted, truth = (ids.masked_fill(~boundary_band(ids, width), self.num_labels) for ids in regions)
         both = self._count(torch.where(predicted == truth, truth, self.num_labels))
         self._add(torch.stack([both, self._count(predicted) + self._count(truth) - both]))
 
     def merge(self, other: StreamingBoundaryIoU) -> StreamingBoundaryIoU:
-        """As `StreamingMeanIoU.merge`.
-
-        Raises:
-            ValueError: If the numbers of classes or the ratios differ.
-        """
+        """As `StreamingMeanIoU.merge`; the ratios must not differ either."""
         if other.ratio != self.ratio:
             raise ValueError(f"Bands of ratio {other.ratio} can't be merged with those of ratio {self.ratio}.")
         return super().merge(other)
@@ -133,17 +121,9 @@ def band_width(size: tuple[int, int], ratio: float) -> int:
 
 
 def boundary_band(regions: Tensor, width: int) -> Tensor:
-    """Which pixels have another region, or the outside of the image, within `width` rows and columns.
+    """Bool `(..., H, W)`: which pixels have another region, or the image's outside, within `width` rows and columns.
 
-    One pass serves all regions: around a pixel that is in no band, the largest and the smallest id are its own. The
-    time grows with the logarithm of the width, and not with the number of regions.
-
-    Args:
-        regions: Ids `(..., H, W)` of any integer dtype.
-        width: In pixels, at least 1.
-
-    Returns:
-        Bool `(..., H, W)`.
+    One pass serves all regions: around a pixel that is in no band, the largest and the smallest id are its own.
     """
     band = torch.ones_like(regions, dtype=torch.bool)
     side = 2 * width + 1
@@ -157,8 +137,7 @@ def boundary_band(regions: Tensor, width: int) -> Tensor:
 def _extreme_around(values: Tensor, side: int, pick: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The extreme over each square of `side` pixels that lies inside: `(..., H - side + 1, W - side + 1)`."""
     for dim in (-2, -1):
-        # Of a run of pixels, from runs half as long
-        reach = 1
+        reach = 1  # of a run of pixels, from runs half as long
         while reach < side:
             step = min(reach, side - reach)
             rest = values.shape[dim] - step

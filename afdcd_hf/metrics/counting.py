@@ -19,7 +19,7 @@ class StreamingCounts:
     Args:
         num_labels: Number of classes K.
         ignore_index: Reference value that is not counted.
-        id2label: Class names by index; see `class_names`.
+        id2label: Class names by index, as integers or, from JSON, strings.
         device: Where the counts live; by default where the first predictions are.
         shape: Of the counts.
 
@@ -52,11 +52,7 @@ class StreamingCounts:
         self._counts = torch.zeros(self._shape, dtype=torch.int64, device=self._device)
 
     def merge(self: Self, other: Self) -> Self:
-        """Adds what another metric counted, as if its updates had been made here.
-
-        Raises:
-            ValueError: If the numbers of classes differ.
-        """
+        """Adds what another metric, of as many classes, counted, as if its updates had been made here."""
         if other.num_labels != self.num_labels:
             raise ValueError(f"A metric of {other.num_labels} classes can't be merged into one of {self.num_labels}.")
         self._counts = self._counts + other._counts.to(self._counts.device)
@@ -102,31 +98,9 @@ def check_maps(predictions: Tensor | np.ndarray, references: Tensor | np.ndarray
             "must be equal. Resize the logits to the label's size before the argmax."
         )
     for name, values in (("predictions", predictions), ("references", references)):
-        if isinstance(values, Tensor):
-            integer = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
-        else:
-            integer = np.issubdtype(values.dtype, np.integer)
-        if not integer:
-            raise ValueError(
-                f"{name} have dtype {values.dtype}; integer class ids are expected (the argmax of logits)."
-            )
-
-
-def bounded_ids(values: Tensor | np.ndarray, low: int, high: int) -> Tensor:
-    """Class ids as a new int32 tensor, where all values below `low` or above `high` become these."""
-    if isinstance(values, Tensor):
-        narrow = values.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32)
-        values = values.to(torch.int32 if narrow else torch.int64)
-    else:
-        # A copy: torch warns about read-only arrays (those of PIL) and refuses negative strides (flipped ones).
-        narrow = values.dtype.itemsize < 4 or values.dtype == np.int32
-        values = torch.from_numpy(np.array(values, dtype=np.int32 if narrow else np.int64))
-    return values.clamp(low, high).to(torch.int32)
-
-
-def as_int64(values: Tensor | np.ndarray) -> Tensor:
-    """Integers of any type as they are; for messages, since it takes eight bytes a pixel."""
-    return values.to(torch.int64) if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.int64))
+        kind = str(values.dtype).removeprefix("torch.")
+        if not kind.startswith(("int", "uint")):
+            raise ValueError(f"{name} have dtype {kind}; integer class ids are expected (the argmax of logits).")
 
 
 def check_range(predicted: Tensor, truth: Tensor, num_labels: int, ignored: str, times: Tensor | None = None) -> None:
@@ -151,6 +125,23 @@ def check_range(predicted: Tensor, truth: Tensor, num_labels: int, ignored: str,
             )
 
 
+def bounded_ids(values: Tensor | np.ndarray, low: int, high: int) -> Tensor:
+    """Class ids as a new int32 tensor, where all values below `low` or above `high` become these."""
+    if isinstance(values, Tensor):
+        narrow = values.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32)
+        values = values.to(torch.int32 if narrow else torch.int64)
+    else:
+        # A copy: torch warns about read-only arrays (those of PIL) and refuses negative strides (flipped ones).
+        narrow = values.dtype.itemsize < 4 or values.dtype == np.int32
+        values = torch.from_numpy(np.array(values, dtype=np.int32 if narrow else np.int64))
+    return values.clamp(low, high).to(torch.int32)
+
+
+def as_int64(values: Tensor | np.ndarray) -> Tensor:
+    """Integers of any type as they are; for messages, since it takes eight bytes a pixel."""
+    return values.to(torch.int64) if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.int64))
+
+
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """`part / whole` in float64, NaN where `whole` is 0."""
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
@@ -163,7 +154,7 @@ def mean_of_defined(values: np.ndarray) -> float:
 
 
 def _class_names(num_labels: int, id2label: Mapping[Any, str]) -> list[str]:
-    names = {int(index): name for index, name in id2label.items()}  # JSON turns the keys into strings
+    names = {int(index): name for index, name in id2label.items()}
     outside = sorted(index for index in names if not 0 <= index < num_labels)
     if outside:
         raise ValueError(f"id2label names classes {outside[:5]}; num_labels={num_labels} allows 0..{num_labels - 1}.")

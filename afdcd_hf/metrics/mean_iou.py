@@ -25,8 +25,7 @@ class StreamingMeanIoU(StreamingCounts):
     Args:
         num_labels: Number of classes K.
         ignore_index: Reference value that is not counted; -100 (padding) never is.
-        id2label: Class names by index, used as keys of the result; a class without a name is keyed by its index. Names
-            that occur twice get their index appended.
+        id2label: Class names by index, used as keys of the result; see `StreamingCounts`.
         absent_as_zero: IoU of a class that is neither in the truth nor predicted: `False` (default) makes it NaN and
             leaves it out of the mean; `True` counts it as 0, as the released code's `score.py` does.
         device: Where the matrix lives; by default where the first predictions are.
@@ -78,15 +77,14 @@ class StreamingMeanIoU(StreamingCounts):
         table = sum(self._count(*(ids[start : start + step] for ids in flat)) for start in starts)
         counts, invalid = self._read(table)
         if invalid.item():  # the only value read back to the host, so valid input costs one synchronisation
-            self._check_range(as_int64(predictions), as_int64(references))
+            predicted, truth = (as_int64(ids).to(device) for ids in (predictions, references))
+            counted = (truth != self.ignore_index) & (truth != PADDING_LABEL)
+            marks = f"{self.ignore_index} (ignore_index) or {PADDING_LABEL}"
+            check_range(predicted[counted], truth[counted], self.num_labels, marks)
         self._add(counts)
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
         """`update` in the calling style of `evaluate`; also takes two lists of maps, whose sizes may vary.
-
-        Args:
-            predictions: One array or tensor, or a list with one map per image.
-            references: The true ids, in the same form.
 
         Raises:
             ValueError: As `update`, and if the two lists differ in length.
@@ -95,8 +93,8 @@ class StreamingMeanIoU(StreamingCounts):
             return self.update(predictions, references)
         if len(predictions) != len(references):
             raise ValueError(f"{len(predictions)} predictions but {len(references)} references.")
-        for predicted, truth in zip(predictions, references, strict=True):
-            self.update(*(ids if isinstance(ids, Tensor) else np.asarray(ids) for ids in (predicted, truth)))
+        for pair in zip(predictions, references, strict=True):
+            self.update(*(ids if isinstance(ids, Tensor) else np.asarray(ids) for ids in pair))
 
     def compute(self) -> dict[str, Any]:
         """Scores of everything counted so far; the counts stay.
@@ -152,12 +150,6 @@ class StreamingMeanIoU(StreamingCounts):
                 table[value - low] = 0
         counts = table[-low : self.num_labels - low, 1:-1].contiguous()
         return counts, table.sum() - counts.sum()
-
-    def _check_range(self, predicted: Tensor, truth: Tensor) -> None:
-        predicted, truth = predicted.to(self._device), truth.to(self._device)
-        counted = (truth != self.ignore_index) & (truth != PADDING_LABEL)
-        marks = f"{self.ignore_index} (ignore_index) or {PADDING_LABEL}"
-        check_range(predicted[counted], truth[counted], self.num_labels, marks)
 
 
 def _flat(values: Tensor | np.ndarray, device: torch.device) -> Tensor | np.ndarray:
