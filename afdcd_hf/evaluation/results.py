@@ -69,7 +69,7 @@ def evaluate_command(protocol: Mapping[str, Any]) -> str:
     words = ["afdcd", "evaluate"]
 
     def add(name: str, *values: Any) -> None:
-        words.extend([f"--{name.replace('_', '-')}", *map(str, values)])
+        words.extend([f"--{name}", *map(str, values)])
 
     for name in ("model", "dataset", "split"):
         add(name, protocol[name])

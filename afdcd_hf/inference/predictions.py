@@ -196,7 +196,9 @@ def check_outputs(files: Iterable[Path], images: Iterable[Path], output: Path, o
         if path.resolve() in given:
             raise ValueError(f"{path} is an image to segment and would be written over: give another output folder.")
         if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists: give another --output, or --overwrite to replace an earlier run's.")
+            raise FileExistsError(
+                f"{path} exists: give another --output_dir, or --overwrite to replace an earlier run's."
+            )
     check_can_write(output / LEGEND)
 
 
@@ -210,5 +212,5 @@ def _check_legend(path: Path, legend: str, overwrite: bool) -> None:
     if path.exists() and not overwrite and path.read_text(encoding="utf-8") != legend:
         raise FileExistsError(
             f"{path} lists other classes or colours: {path.parent} holds another model's predictions. Give another "
-            "--output, or --overwrite."
+            "--output_dir, or --overwrite."
         )

@@ -6,9 +6,9 @@ import json
 import shlex
 
 import pytest
-from afdcd_hf.cli.options import inference_settings
 
 from afdcd_hf.cli import _parser
+from afdcd_hf.cli.command import inference_settings
 from afdcd_hf.evaluation.results import check_writable, dataset_context, evaluate_command
 
 DEFAULTS = {"model": "runs/m", "dataset": "scenes", "split": "val", "scales": [1.0], "flip": False, "window": None,
@@ -16,14 +16,15 @@ DEFAULTS = {"model": "runs/m", "dataset": "scenes", "split": "val", "scales": [1
 
 
 def parsed(protocol):
-    program, *words = shlex.split(evaluate_command(protocol))
-    assert program == "afdcd"
-    return _parser().parse_args(words)
+    program, name, *words = shlex.split(evaluate_command(protocol))
+    assert (program, name) == ("afdcd", "evaluate")
+    command = _parser()[1].choices["evaluate"]
+    return command.parse_args(command.normalised(words))
 
 
 def test_the_command_of_a_plain_evaluation_is_short():
     assert evaluate_command(DEFAULTS) == "afdcd evaluate --model runs/m --dataset scenes --split val"
-    assert evaluate_command({**DEFAULTS, "dataset": "voc"}).endswith("--dataset voc --split val --data-dir FOLDER")
+    assert evaluate_command({**DEFAULTS, "dataset": "voc"}).endswith("--dataset voc --split val --data_dir FOLDER")
 
 
 def test_the_command_sets_everything_that_influences_the_number():
