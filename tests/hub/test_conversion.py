@@ -501,7 +501,7 @@ def test_the_command_takes_network_and_dataset_from_the_published_row(tmp_path, 
     ("options", "message"),
     [
         ([], "--network is needed, such as deeplabv3_resnet18"),
-        (["--backbone-only"], "--network is needed: resnet18, resnet101 or mobilenetv2"),
+        (["--backbone-only"], "--network is needed: resnet18, resnet50, resnet101 or mobilenetv2"),
         (["--backbone-only", "--network", "resnet18", "--dataset", "voc"], "--dataset has no place with"),
     ],
 )

@@ -468,8 +468,3 @@ def test_a_name_that_the_hub_would_not_take_is_refused(hub, folder, name):
     with pytest.raises(ValueError, match="name of a repository|Repo id"):
         push_folder(folder, name)
     assert not hub.requests
-
-
-def test_a_missing_folder_is_named(hub, tmp_path, capsys):
-    assert main(["push", str(tmp_path / "nowhere"), REPO]) == 2
-    assert "nowhere is not a folder" in capsys.readouterr().err

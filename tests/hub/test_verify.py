@@ -262,13 +262,6 @@ def test_another_licence_is_given_in_one_go_or_in_two_and_taken_back(model):
     assert read_facts(model).license_link is None
 
 
-def test_a_handwritten_card_stays_and_the_new_one_lies_beside_it(model):
-    (model / "README.md").write_text("My own words.\n")
-    assert status("card", model, "--title", "New") == 0
-    assert (model / "README.md").read_text() == "My own words.\n"
-    assert "# New\n" in (model / "README.generated.md").read_text("utf-8")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -118,7 +118,7 @@ def test_a_folder_without_some_weights_is_refused_rather_than_filled_at_random(t
     weights = load_file(tmp_path / "model.safetensors")
     del weights["head.classifier.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="lacks 1 of the network's weights, e.g. .*head.classifier.weight"):
+    with pytest.raises(ValueError, match="lacks 1 of the model's weights, e.g. .*head.classifier.weight"):
         load_model(str(tmp_path))
 
 
