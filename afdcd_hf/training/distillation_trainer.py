@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +13,13 @@ from ..data.samples import collate_samples
 from ..features import Activations, LayerTap, run_tapped, run_to_maps
 from ..losses.base import DistillationLoss
 from .distillation import prepare_distillation
-from .distributed import check_clipping, search_for_idle_loss_weights, synchronise_batch_norm, whole_tensors
+from .distributed import check_clipping, search_for_idle_loss_weights, synchronise_batch_norm
 from .precision import compile_like_student
 from .randomness import rank_generator
-from .resuming import load_fitting
+from .saving import LOSS_WEIGHTS_NAME
 from .teacher import running_teacher, stops_early
 from .trainer import SegmentationTrainer
 from .training_args import DistillationTrainingArguments
-
-LOSS_WEIGHTS_NAME = "distillation.safetensors"
 
 
 class DistillationTrainer(SegmentationTrainer):
@@ -141,27 +138,9 @@ class DistillationTrainer(SegmentationTrainer):
             nn.utils.clip_grad_norm_(weights, self.args.loss_max_grad_norm)
         return norm
 
-    def _student_weights(self, state_dict: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-        if state_dict is None:
-            return None
-        prefix = "student."
-        return {name.removeprefix(prefix): t for name, t in state_dict.items() if name.startswith(prefix)}
-
-    def weights_to_resume(self) -> dict[str, dict[str, Tensor]]:
-        """With the weights of the loss."""
-        return {**super().weights_to_resume(), LOSS_WEIGHTS_NAME: whole_tensors(self.loss_module.state_dict())}
-
-    def _load_beside_student(self, folder: Path) -> None:
-        super()._load_beside_student(folder)
-        path = folder / LOSS_WEIGHTS_NAME
-        if not self.loss_module.state_dict():
-            return
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing: the weights of the distillation loss cannot be resumed. Resume from a checkpoint "
-                "that DistillationTrainer wrote with save_only_model=False, or start a new run from that student."
-            )
-        load_fitting(self.loss_module, path, "distillation loss")
+    def modules_to_resume(self) -> dict[str, nn.Module]:
+        """With the loss, for its weights."""
+        return {**super().modules_to_resume(), LOSS_WEIGHTS_NAME: self.loss_module}
 
 
 def _first_batch(train_dataset) -> dict[str, Tensor]:

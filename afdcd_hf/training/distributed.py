@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import broadcast
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -78,6 +79,13 @@ def _divisors(number: int) -> list[int]:
 def images_per_step(args: TrainingArguments) -> int:
     """Images of one optimizer step, over all processes and accumulation steps."""
     return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+
+
+def align_buffers(world_size: int, *modules: nn.Module) -> None:
+    """Give all ranks rank 0's batch-norm statistics: DDP lets them drift, and rank 0's are what is saved."""
+    if world_size > 1:
+        for buffer in dict.fromkeys(buffer for module in modules for buffer in module.buffers()):
+            buffer.copy_(broadcast(buffer.clone(), from_process=0))
 
 
 def of_whole_batches(sampler: Sampler | None, args: TrainingArguments) -> Sampler | None:

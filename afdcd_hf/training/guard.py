@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,7 +133,18 @@ class Guard(TrainerCallback):
         if self._last_step is not None:
             self._last_step.keep()
 
-    def stopped(self, error: Exception) -> Exception:
+    @contextmanager
+    def telling_what_is_saved(self) -> Iterator[None]:
+        """What breaks off the training within ends with what is saved, as an error of the same kind."""
+        try:
+            yield
+        except Exception as error:
+            stopped = self._stopped(error)
+            if stopped is error:
+                raise
+            raise stopped from error
+
+    def _stopped(self, error: Exception) -> Exception:
         """What a training that broke off ends with: the error, and what is saved."""
         trainer = self.trainer
         if isinstance(error, WRITE_ERRORS) and (folder := trainer.checkpoints.unfinished) is not None:

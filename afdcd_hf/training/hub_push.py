@@ -1,8 +1,4 @@
-"""Publishing while training and afterwards: `push_to_hub=True`.
-
-Only what `afdcd push` would send leaves the machine: the student and its card. The loss's weights, the optimizer and
-the settings with their local paths stay, as does a card on the Hub that was written by hand.
-"""
+"""Publishing while training and afterwards: `push_to_hub=True`."""
 
 from __future__ import annotations
 
@@ -12,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
@@ -27,124 +24,175 @@ from ..hub.push import PushPlan, make_repository, plan_push, send
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
-    from .trainer import SegmentationTrainer
-
 logger = logging.getLogger(__name__)
 
 _PUBLISHES_ALL = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 
 
-def prepare_repository(trainer: SegmentationTrainer, token: str | None, private: bool | None) -> None:
-    """Make the repository of `hub_model_id`, by default named like the output folder.
+class HubTrainer(Trainer):
+    """`transformers.Trainer`, but only what `afdcd push` would send leaves the machine: the student and its card.
 
-    Raises:
-        ValueError: the strategy would publish whole checkpoints, or the repository is to be private and is public.
-        OSError: the Hub cannot be reached, or refuses.
+    The loss's weights, the optimizer and the settings with their local paths stay, as does a card on the Hub that was
+    written by hand.
     """
-    args = trainer.args
-    if args.hub_strategy in _PUBLISHES_ALL:
-        raise ValueError(
-            f"hub_strategy={args.hub_strategy.value!r} would publish optimizer and projector; use "
-            "'every_save' or 'end'."
+
+    _hub_client: HfApi | None = None
+
+    @property
+    def evaluated_student(self) -> nn.Module:
+        """The model that is evaluated, saved and published."""
+        raise NotImplementedError
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository of `hub_model_id`, by default named like the output folder, before anything is trained.
+
+        Raises:
+            ValueError: the strategy would publish whole checkpoints, or the repository is to be private and is public.
+            OSError: the Hub cannot be reached, or refuses.
+        """
+        if self.args.hub_strategy in _PUBLISHES_ALL:
+            raise ValueError(
+                f"hub_strategy={self.args.hub_strategy.value!r} would publish optimizer and projector; use "
+                "'every_save' or 'end'."
+            )
+        if not self.is_world_process_zero():
+            return
+        api, name = self._hub(token), self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        private = self.args.hub_private_repo if private is None else private
+        with plain_hub_errors(name, api.endpoint):
+            name = name if "/" in name else f"{api.whoami()['name']}/{name}"
+            make_repository(api, name, private)
+        self.hub_model_id, self.push_in_progress = name, None
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> CommitInfo | Future[PushPlan] | None:
+        """Save the student, and publish it with its card.
+
+        Args:
+            commit_message: of the commit.
+            blocking: wait until it is there.
+            token: of the Hub; by default `hub_token` of the arguments.
+            revision: branch; by default `hub_revision` of the arguments.
+            private: of a repository that is made here; by default `hub_private_repo` of the arguments.
+            card: as for `create_model_card`.
+
+        Returns:
+            The commit; without `blocking` a future of what was pushed; None on all but the main process.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**card)
+        self._finish_current_push()
+        folder, plan = self.args.output_dir, self._plan(self.args.output_dir)
+        api, options = self._hub(token), {"revision": revision or self.args.hub_revision, "message": commit_message}
+        for note in plan.notes:
+            logger.warning("%s", note)
+        if not blocking:
+            return _in_background(api, _in_memory(plan), **options)
+        try:
+            commit = send(plan, api, **options).commit
+        except OSError as error:
+            again = f"The model is saved in {folder}: `afdcd push {folder} {self.hub_model_id}` tries again."
+            raise type(error)(f"{error} {again}") from error
+        logger.info("pushed: %s", commit.commit_url)
+        return commit
+
+    def create_model_card(
+        self,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        **others: Any,
+    ) -> None:
+        """Write our card into the output folder, never over one that somebody wrote by hand; transformers' is not used.
+
+        After `afdcd train` and `distill` its facts are those of the run's report; otherwise what the trainer knows.
+
+        Args:
+            license: identifier of the weights' licence on the Hub.
+            tags: tags beside the package's own.
+            model_name: title of the card.
+            finetuned_from: Hub id of the weights that the model started from.
+            others: further arguments of transformers' method; they have no place on our card.
+
+        Raises:
+            ValueError: one of `others` is given.
+        """
+        if unused := sorted(name for name, value in others.items() if value is not None):
+            raise ValueError(f"our card has no place for {', '.join(unused)}; write {CARD_NAME} by hand instead.")
+        if not self.is_world_process_zero() or not isinstance(self.evaluated_student, PreTrainedModel):
+            return
+        folder = Path(self.args.output_dir)
+        path, known = folder / CARD_NAME, (folder / FACTS_NAME).is_file()
+        if path.is_file() and (not known or is_handwritten(path)):
+            return
+        facts = read_facts(folder) if known else self._card_facts(folder)
+        given = {"license": license, "model_name": model_name, "base_model": finetuned_from}
+        given = {name: value for name, value in given.items() if value is not None}
+        tags = [tags] if isinstance(tags, str) else tags or []
+        facts = replace(facts, **given, tags=list(dict.fromkeys([*facts.tags, *tags])))
+        write_facts(folder, facts)
+        write_card(folder, facts)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Publish a checkpoint's student in the background, unless the last one is still on its way."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        # In memory: the checkpoint may be removed before it has been sent.
+        plan, message = (
+            _in_memory(self._plan(checkpoint_folder)),
+            f"Training in progress, step {self.state.global_step}",
         )
-    if not trainer.is_world_process_zero():
-        return
-    api, name = _hub(trainer, token), args.hub_model_id or Path(args.output_dir).absolute().name
-    private = args.hub_private_repo if private is None else private
-    with plain_hub_errors(name, api.endpoint):
-        name = name if "/" in name else f"{api.whoami()['name']}/{name}"
-        make_repository(api, name, private)
-    trainer.hub_model_id, trainer.push_in_progress = name, None
+        job = _in_background(self._hub(), plan, revision=self.args.hub_revision, message=message)
+        if busy:
+            self.push_in_progress.jobs.append(job)
+        else:
+            self.push_in_progress = PushInProgress([job])
 
+    def _plan(self, folder: str) -> PushPlan:
+        has_config = isinstance(self.evaluated_student, PreTrainedModel)
+        return plan_push(folder, self.hub_model_id, needs_config=has_config)
 
-def publish(
-    trainer: SegmentationTrainer, message: str, blocking: bool, token: str | None, revision: str | None
-) -> CommitInfo | Future[PushPlan]:
-    """Publish the output folder, from the main process: the commit, or a future of what was pushed."""
-    folder, name = trainer.args.output_dir, trainer.hub_model_id
-    api, options = _hub(trainer, token), {"revision": revision or trainer.args.hub_revision, "message": message}
-    plan = _plan(trainer, folder)
-    for note in plan.notes:
-        logger.warning("%s", note)
-    if not blocking:
-        return _in_background(api, _in_memory(plan), **options)
-    try:
-        commit = send(plan, api, **options).commit
-    except OSError as error:
-        again = f"The model is saved in {folder}: `afdcd push {folder} {name}` tries again."
-        raise type(error)(f"{error} {again}") from error
-    logger.info("pushed: %s", commit.commit_url)
-    return commit
+    def _hub(self, token: str | None = None) -> HfApi:
+        """A client of the Hub; one for the whole run, so that pushes in the background go one after the other."""
+        from huggingface_hub import HfApi
 
+        if token is not None:
+            return HfApi(token=token, library_name="afdcd_hf")
+        if self._hub_client is None:
+            self._hub_client = HfApi(token=self.args.hub_token, library_name="afdcd_hf")
+        return self._hub_client
 
-def publish_checkpoint(trainer: SegmentationTrainer, folder: str) -> None:
-    """Publish a checkpoint's student in the background, unless the last one is still on its way."""
-    if not trainer.is_world_process_zero() or trainer.args.hub_strategy == HubStrategy.END:
-        return
-    busy = trainer.push_in_progress is not None and not trainer.push_in_progress.is_done()
-    if busy and not trainer.args.hub_always_push:
-        return
-    trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
-    # In memory: the checkpoint may be removed before it has been sent.
-    plan, message = _in_memory(_plan(trainer, folder)), f"Training in progress, step {trainer.state.global_step}"
-    job = _in_background(_hub(trainer), plan, revision=trainer.args.hub_revision, message=message)
-    if busy:
-        trainer.push_in_progress.jobs.append(job)
-    else:
-        trainer.push_in_progress = PushInProgress([job])
-
-
-def write_own_card(trainer: SegmentationTrainer, tags: str | list[str] | None, **given: str | None) -> None:
-    """Write our card into the output folder, never over one that somebody wrote by hand.
-
-    Args:
-        trainer: of the model.
-        tags: tags beside the package's own.
-        given: facts that replace the known ones, where they are not None.
-    """
-    if not trainer.is_world_process_zero() or not isinstance(trainer.student, PreTrainedModel):
-        return
-    folder = Path(trainer.args.output_dir)
-    path, known = folder / CARD_NAME, (folder / FACTS_NAME).is_file()
-    if path.is_file() and (not known or is_handwritten(path)):
-        return
-    facts = read_facts(folder) if known else _card_facts(trainer, folder)
-    tags = [tags] if isinstance(tags, str) else tags or []
-    chosen = {name: value for name, value in given.items() if value is not None}
-    facts = replace(facts, **chosen, tags=list(dict.fromkeys([*facts.tags, *tags])))
-    write_facts(folder, facts)
-    write_card(folder, facts)
-
-
-def _card_facts(trainer: SegmentationTrainer, folder: Path) -> CardFacts:
-    training = TrainingFacts(
-        seed=trainer.args.seed,
-        iterations=trainer.state.global_step,
-        hardware=machine_name(),
-        versions=library_versions(),
-    )
-    return CardFacts(model_name=folder.resolve().name, training=training, **network_facts(trainer.evaluated_student))
-
-
-def _plan(trainer: SegmentationTrainer, folder: str) -> PushPlan:
-    return plan_push(folder, trainer.hub_model_id, needs_config=isinstance(trainer.student, PreTrainedModel))
+    def _card_facts(self, folder: Path) -> CardFacts:
+        training = TrainingFacts(
+            seed=self.args.seed,
+            iterations=self.state.global_step,
+            hardware=machine_name(),
+            versions=library_versions(),
+        )
+        return CardFacts(model_name=folder.resolve().name, training=training, **network_facts(self.evaluated_student))
 
 
 def _in_background(api: HfApi, plan: PushPlan, **options: Any) -> Future[PushPlan]:
     job = api.run_as_future(send, plan, api, **options)
     job.add_done_callback(_report_failure)
     return job
-
-
-def _hub(trainer: SegmentationTrainer, token: str | None = None) -> HfApi:
-    """A client of the Hub; one for the whole run, so that pushes in the background go one after the other."""
-    from huggingface_hub import HfApi
-
-    if token is not None:
-        return HfApi(token=token, library_name="afdcd_hf")
-    if trainer.hub_client is None:
-        trainer.hub_client = HfApi(token=trainer.args.hub_token, library_name="afdcd_hf")
-    return trainer.hub_client
 
 
 def _in_memory(plan: PushPlan) -> PushPlan:

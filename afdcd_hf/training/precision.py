@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,6 @@ from accelerate.utils import DynamoBackend
 from torch import nn
 
 from ..inference.segment import InferenceSettings
-
-logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -44,12 +41,6 @@ def evaluation_settings(args) -> InferenceSettings:
     """
     precision = "bf16" if args.bf16_full_eval else "fp16" if args.fp16_full_eval else "fp32"
     return InferenceSettings(precision=precision)
-
-
-def warn_of_missing_half_precision(args) -> None:
-    """accelerate takes `fp16` for float32 on the CPU, and says nothing."""
-    if args.fp16 and args.device.type == "cpu":
-        logger.warning("fp16=True does nothing on the CPU: this training is in float32. bf16=True works there.")
 
 
 def compile_like_student(model: nn.Module, accelerator: Accelerator) -> nn.Module:

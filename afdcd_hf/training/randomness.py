@@ -1,10 +1,12 @@
-"""Random numbers that differ from rank to rank, and are the same whenever a rank starts from the same seed."""
+"""Random numbers that differ from rank to rank and epoch to epoch, and are the same whenever a run is repeated."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
+
+from ..data.samples import TrainingSamples
 
 _GENERATOR, _GLOBAL = 0, 1  # what a seed is for: no two uses share a stream
 
@@ -25,6 +27,21 @@ class RankSeedCallback(TrainerCallback):
         """Called by the Trainer once data loader, network and optimizer are there."""
         if args.world_size > 1 and state.global_step == 0:
             torch.manual_seed(_rank_seed(args.seed, args.process_index, _GLOBAL))
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the training samples which epoch it is, so that augmentation differs from epoch to epoch.
+
+    accelerate does this for iterable datasets and samplers only. Persistent data workers see it too: the number lies in
+    shared memory.
+    """
+
+    def __init__(self, samples: TrainingSamples):
+        self.samples = samples
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Called by the Trainer, also for the epoch in which a run is resumed."""
+        self.samples.set_epoch(int(state.epoch or 0))
 
 
 def _rank_seed(seed: int, rank: int, use: int) -> int:

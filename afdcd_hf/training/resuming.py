@@ -101,8 +101,15 @@ def load_fitting(module: nn.Module, path: Path, what: str) -> None:
         what: the module is, for the error.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: weights that are missing, unexpected or of another shape are named; or the file is damaged.
     """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the checkpoint was written without ema_decay or without this loss, or with "
+            "save_only_model. Resume with the settings that the run was started with, or start a new one from that "
+            "student (--model)."
+        )
     try:
         tensors = load_file(path)
     except SafetensorError as error:

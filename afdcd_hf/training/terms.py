@@ -13,14 +13,21 @@ logger = logging.getLogger(__name__)
 
 
 class TermMeans:
-    """Sums of the loss terms since the last line of the log. A term counts 0 in a step that does not have it."""
+    """Sums of the loss terms since the last line of the log. A term counts 0 in a step that does not have it.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0.0
+    Args:
+        report: log the terms of the first batch of all.
+    """
+
+    def __init__(self, *, report: bool = False) -> None:
+        self._report = report
+        self.load({})
 
     def add(self, terms: Mapping[str, Tensor], share: float) -> None:
         """Take in the detached terms of a batch that is so large a share of an optimizer step."""
+        if self._report:
+            self._report = False
+            report_first_terms({name: term.item() for name, term in terms.items()})
         for name, term in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + share * term
         self._steps += share

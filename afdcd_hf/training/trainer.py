@@ -8,22 +8,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
 from ..atomic_io import written_whole
 from ..data.samples import TrainingSamples, collate_samples
 from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import held_alone
 from ..losses.task import TaskLoss
-from .callbacks import CheckpointCallback, EpochCallback
-from .checkpoints import STATE_NAME, check_whole, checkpoint_folder, checkpoint_to_resume
+from .argument_checks import check_number_of_samples, refuse_unused, warn_of_missing_half_precision
+from .checkpoints import STATE_NAME, check_whole, checkpoint_to_resume
 from .distributed import (
+    align_buffers,
     check_sharding,
     choose_unused_parameter_search,
     images_per_step,
@@ -32,46 +33,29 @@ from .distributed import (
     whole_tensors,
 )
 from .ema import AveragedWeights, AveragingCallback
-from .guard import Guard, check_finite_weights
-from .hub_push import prepare_repository, publish, publish_checkpoint, write_own_card
+from .guard import Guard
+from .hub_push import HubTrainer
 from .interruption import Interruption, TrainingInterrupted, prepare_workers
 from .precision import (
     enable_gradient_checkpointing,
     evaluation_settings,
     own_forward,
-    warn_of_missing_half_precision,
 )
 from .progress import shows_bars, use_lines_without_terminal
-from .randomness import RankSeedCallback
-from .resuming import load_fitting
-from .saving import save_student
-from .terms import TermMeans, report_first_terms
+from .randomness import EpochCallback, RankSeedCallback
+from .saving import RAW_STUDENT_NAME, CheckpointCallback
+from .terms import TermMeans
 from .time_budget import TimeBudget
 from .timing import Speed, StepTimer, TimingCallback, across_ranks
 from .training_args import SegmentationTrainingArguments
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
-    from huggingface_hub import CommitInfo, HfApi
-
-    from ..hub.push import PushPlan
-
-RAW_STUDENT_NAME = "raw_student.safetensors"
-_UNUSED = {
-    "compute_metrics": "evaluations count class pairs as they go; use evaluate_segmenter for other figures",
-    "compute_loss_func": "the loss is the arguments' task_weight, aux_weight and loss; override compute_loss instead",
-    "preprocess_logits_for_metrics": "evaluations keep no logits",
-    "model_init": "the model is given as it is",
-}
-
-
-class SegmentationTrainer(Trainer):
+class SegmentationTrainer(HubTrainer):
     """`transformers.Trainer` for segmenters: loss terms in the log, evaluation in constant memory, exact resumption.
 
     A checkpoint holds the student as `from_pretrained` reads it, and all that a resumed run needs to end with the same
     weights to the bit. What else happens in a training is done by callbacks: see `guard`, `interruption`, `timing`,
-    `time_budget`, `ema` and `callbacks`.
+    `time_budget`, `ema`, `randomness` and `saving`.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
@@ -110,14 +94,13 @@ class SegmentationTrainer(Trainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         **unused: Any,
     ):
-        _refuse_unused(unused, args)
-        _check_number_of_samples(train_dataset, args)
+        refuse_unused(unused, args)
+        check_number_of_samples(train_dataset, args)
         model = synchronise_batch_norm(model, args)
         student = getattr(model, "student", model)
         choose_unused_parameter_search(args, student)
         if args.channels_last:
             student.to(memory_format=torch.channels_last)
-        self.hub_client: HfApi | None = None
         super().__init__(
             model=model,
             args=args,
@@ -134,11 +117,10 @@ class SegmentationTrainer(Trainer):
         # Our loss is a mean over pixels; the Trainer has to divide it by the number of accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.task_loss = TaskLoss.for_model(model, args.task_weight, args.aux_weight)
-        self.timer, self.terms = StepTimer(args.device), TermMeans()
+        self.timer, self.terms = StepTimer(args.device), TermMeans(report=self.is_world_process_zero())
         self.speed: Speed | None = None
         self.average: AveragedWeights | None = None
         self.interruption: Interruption | None = None
-        self._terms_reported = False
         self._whole_student: nn.Module | None = None
         if self.is_fsdp_enabled:  # every process keeps a whole copy, for what is evaluated and saved
             check_sharding(self.accelerator.state.fsdp_plugin)
@@ -202,17 +184,11 @@ class SegmentationTrainer(Trainer):
     # A training
 
     def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ):
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
         """As in transformers, from a checkpoint that is known to be complete; a fault or a signal saves one first.
 
-        Args:
-            resume_from_checkpoint: a checkpoint's folder; True or "last" for the last complete one in `output_dir`.
-            trial: as in transformers.
-            ignore_keys_for_eval: likewise.
+        `resume_from_checkpoint` is a checkpoint's folder, or True or "last" for the last complete one in `output_dir`.
 
         Raises:
             TrainingInterrupted: after SIGTERM or SIGINT (Ctrl-C), with a checkpoint saved.
@@ -228,17 +204,12 @@ class SegmentationTrainer(Trainer):
             self.interruption = Interruption(self.args, self.save_now)
             self.add_callback(self.interruption)
             try:
-                with self.interruption.listening():
+                with self.interruption.listening(), self.guard.telling_what_is_saved():
                     output = super().train(checkpoint, trial, ignore_keys_for_eval)
             except TrainingInterrupted:  # a training that was interrupted has no end, but its bar and pushes have
                 self.callback_handler.on_train_end(self.args, self.state, self.control)
                 self._finish_current_push()
                 raise
-            except Exception as error:
-                stopped = self.guard.stopped(error)
-                if stopped is error:
-                    raise
-                raise stopped from error
             finally:
                 self.is_in_train = False
                 self.remove_callback(self.interruption)
@@ -333,10 +304,6 @@ class SegmentationTrainer(Trainer):
 
     def _record(self, terms: dict[str, Tensor], names: Sequence[str] | None) -> None:
         self.guard.watch(terms, names)
-        if not self._terms_reported:
-            self._terms_reported = True
-            if self.is_world_process_zero():
-                report_first_terms({name: term.item() for name, term in terms.items()})
         # An epoch's last step may accumulate fewer batches: each step counts as much as another, as in the loss.
         self.terms.add(terms, 1 / getattr(self, "current_gradient_accumulation_steps", 1))
 
@@ -383,8 +350,8 @@ class SegmentationTrainer(Trainer):
             raise ValueError("There is nothing to evaluate on: give the Trainer an eval_dataset.")
         if self.processing_class is None:
             raise ValueError("Evaluation needs the image processor: give the Trainer processing_class=processor.")
-        self._align_buffers()
         student = self.evaluated_student
+        align_buffers(self.args.world_size, self.student, student)
         if self._whole_student is not None:
             self._whole_student.load_state_dict(whole_tensors(self.student.state_dict()))
         start = time.perf_counter()
@@ -413,13 +380,6 @@ class SegmentationTrainer(Trainer):
         config = getattr(self.student, "config", None)
         return getattr(config, "num_labels", None) or getattr(self.train_dataset, "num_labels", None)
 
-    def _align_buffers(self) -> None:
-        """Give all ranks rank 0's batch-norm statistics: DDP lets them drift, and rank 0's are what is saved."""
-        if self.args.world_size > 1:
-            averaged = [] if self.average is None else self.average.model.buffers()
-            for buffer in (*self.student.buffers(), *averaged):
-                buffer.copy_(broadcast(buffer.clone(), from_process=0))
-
     # Saving and loading
 
     def save_now(self) -> None:
@@ -433,138 +393,20 @@ class SegmentationTrainer(Trainer):
             with written_whole(Path(self.args.output_dir) / STATE_NAME) as part:
                 self.state.save_to_json(str(part))
 
+    def modules_to_resume(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds the weights of, beside the student that is scored: file name -> module."""
+        return {} if self.average is None else {RAW_STUDENT_NAME: self.student}
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the student alone; into a checkpoint, also what the rest of the training needs. On every process."""
-        folder, step = Path(output_dir or self.args.output_dir), self.state.global_step
-        student = self.evaluated_student
-        if self.args.check_finite:
-            check_finite_weights(student, step)
-        checkpoint = self.is_in_train and folder.name == checkpoint_folder("", step).name
-        if checkpoint:
-            self.checkpoints.write(folder)
-        if self.args.should_save:
-            parts = (student, self._student_weights(state_dict), self.processing_class, self.args)
-            save_student(folder, *parts, rescue=not checkpoint and step > 0)
-
-    def weights_to_resume(self) -> dict[str, dict[str, Tensor]]:
-        """Further weights of a checkpoint: file name -> their names and values. On every process."""
-        if self.average is None:
-            return {}
-        return {RAW_STUDENT_NAME: {name: tensor.clone() for name, tensor in self.student.state_dict().items()}}
-
-    def _student_weights(self, state_dict: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-        """Those among the weights that FSDP or DeepSpeed has gathered."""
-        return state_dict
+        """Write the student alone; into a checkpoint, also what the rest of the training needs."""
+        if state_dict is not None and self.trained_module is not self.student:
+            named = state_dict.items()
+            state_dict = {name.removeprefix("student."): t for name, t in named if name.startswith("student.")}
+        self.checkpoints.save(Path(output_dir or self.args.output_dir), state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the student, which has to fit, and what a resumed training needs beside it."""
-        folder = Path(resume_from_checkpoint)
-        if self.is_fsdp_enabled:  # its own files hold the weights of the loss too
+        """Load what `_save` has written."""
+        if self.is_fsdp_enabled:  # its own files hold all weights
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_fitting(self.student, folder / "model.safetensors", "student")
-            self._load_beside_student(folder)
-
-    def _load_beside_student(self, folder: Path) -> None:
-        """Called when `model.safetensors`, with `ema_decay` the average, has just been loaded into the student."""
-        path = folder / RAW_STUDENT_NAME
-        if path.is_file() and self.average is None:
-            raise ValueError(
-                f"{folder} was written with ema_decay, and this run has none: resume it with the same ema_decay."
-            )
-        if self.average is not None:
-            if not path.is_file():
-                raise ValueError(
-                    f"{folder} has no {RAW_STUDENT_NAME}: it was written without ema_decay, or with save_only_model. "
-                    "Resume it without ema_decay, or start a new run from that student."
-                )
-            self.average.restart(self.student)
-            load_fitting(self.student, path, "student")
-
-    # The Hub
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository of `hub_model_id` before anything is trained; see `prepare_repository`."""
-        prepare_repository(self, token, private)
-
-    def push_to_hub(
-        self,
-        commit_message: str = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **card: Any,
-    ) -> CommitInfo | Future[PushPlan] | None:
-        """Save the student, and publish it with its card.
-
-        Args:
-            commit_message: of the commit.
-            blocking: wait until it is there.
-            token: of the Hub; by default `hub_token` of the arguments.
-            revision: branch; by default `hub_revision` of the arguments.
-            private: of a repository that is made here; by default `hub_private_repo` of the arguments.
-            card: as for `create_model_card`.
-
-        Returns:
-            The commit; without `blocking` a future of what was pushed; None on all but the main process.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self.create_model_card(**card)
-        self._finish_current_push()
-        return publish(self, commit_message, blocking, token, revision)
-
-    def create_model_card(
-        self,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        **others: Any,
-    ) -> None:
-        """Write our card into the output folder, never over one that somebody wrote by hand; transformers' is not used.
-
-        After `afdcd train` and `distill` its facts are those of the run's report; otherwise what the trainer knows.
-
-        Args:
-            license: identifier of the weights' licence on the Hub.
-            tags: tags beside the package's own.
-            model_name: title of the card.
-            finetuned_from: Hub id of the weights that the model started from.
-            others: further arguments of transformers' method; they have no place on our card.
-
-        Raises:
-            ValueError: one of `others` is given.
-        """
-        if unused := sorted(name for name, value in others.items() if value is not None):
-            raise ValueError(f"our card has no place for {', '.join(unused)}; write README.md by hand instead.")
-        write_own_card(self, tags, license=license, model_name=model_name, base_model=finetuned_from)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        publish_checkpoint(self, checkpoint_folder)
-
-
-def _refuse_unused(given: Mapping[str, Any], args: SegmentationTrainingArguments) -> None:
-    """Arguments of `transformers.Trainer` that would be taken and dropped."""
-    for name, value in given.items():
-        if name not in _UNUSED:
-            raise TypeError(f"{name!r} is not an argument of this trainer.")
-        if value is not None:
-            raise ValueError(f"{name} has no effect in this trainer: {_UNUSED[name]}.")
-    if args.label_smoothing_factor:
-        raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} has no effect: leave it out.")
-
-
-def _check_number_of_samples(train_dataset: Any, args: SegmentationTrainingArguments) -> None:
-    """The Trainer would only warn, and save a model that was never trained."""
-    batch = images_per_step(args)
-    if args.dataloader_drop_last and hasattr(train_dataset, "__len__") and len(train_dataset) < batch:
-        raise ValueError(
-            f"The training set has {len(train_dataset)} samples, but a batch takes {batch}, and incomplete batches are "
-            "dropped: use a smaller batch, or dataloader_drop_last=False."
-        )
+            self.checkpoints.load(Path(resume_from_checkpoint))

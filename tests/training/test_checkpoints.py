@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import logged, same, supervised, weights
 
-from afdcd_hf.training import callbacks, checkpoints, saving
+from afdcd_hf.training import checkpoints, saving
 from afdcd_hf.training.checkpoints import (
     check_whole,
     checkpoint_to_resume,
@@ -171,7 +171,7 @@ def test_where_a_checkpoint_cannot_be_written_the_one_before_stays_and_the_error
     place, name = {
         "model": (saving, "write_student"),
         "optimizer": (trainer, "_save_optimizer_and_scheduler"),
-        "process": (callbacks, "save_tensors"),
+        "process": (saving, "save_tensors"),
         "marker": (checkpoints, "_to_disk"),
     }[when]
     monkeypatch.setattr(place, name, full(getattr(place, name), trainer, 2))
