@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..redaction import without_tokens
 from ..suggestions import close_names
+from ..worker_errors import plain_message
 from . import cards, charts, compare, cost, data, demo, evaluation, export, hub, training
 from .command import Command
 from .messages import quieten
@@ -99,7 +100,7 @@ def _command(commands: argparse._SubParsersAction, words: list[str]) -> tuple[Co
 
 def _in_words(error: Exception) -> str:
     """An error as a line; of one that nobody foresaw also its type and a file with the traceback."""
-    text = without_tokens(str(error))
+    text = without_tokens(plain_message(error) if str(error).startswith("Caught ") else str(error))
     if isinstance(error, (ValueError, OSError)):
         return text
     lines = traceback.format_exception(error)

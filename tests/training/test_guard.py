@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from afdcd_hf.cli.process_group import leave_process_group
 from afdcd_hf.data.samples import collate_samples
 from afdcd_hf.training.guard import NonFiniteGradientError, NonFiniteLossError
-from afdcd_hf.worker_errors import plain_message
 
 RUN = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 100}
 DISTIL = {"loss_kwargs": loss_options(mask="random"), "ema_decay": 0.9}
@@ -204,16 +203,6 @@ def test_of_an_error_in_a_data_worker_only_the_message_is_left(tmp_path):
         trainer.train()
     assert str(caught.value).startswith("b.png: the image (/d/b.png) cannot be read: 12 bytes are missing. The state")
     assert "Traceback" not in str(caught.value) and (tmp_path / "checkpoint-2").is_dir()
-
-
-def test_a_message_is_found_in_a_workers_traceback_whatever_came_before_it():
-    traceback = (
-        "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-        '  File "a.py", line 1, in f\nOSError: truncated\n\nThe above exception was the direct cause of the following '
-        'exception:\n\n  File "b.py", line 2, in g\nsome.module.OSError: b.png: damaged\n'
-    )
-    assert plain_message(OSError(traceback)) == "b.png: damaged."
-    assert plain_message(ValueError("plain")) == "plain."
 
 
 def test_an_evaluation_that_fails_leaves_the_step_before_it(tmp_path):
