@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ _EFFECTS = {
 def facts_of(args: TrainingArguments, training_samples: int | None) -> dict[str, Any]:
     """What a checkpoint's marker says of its run, for a resumed run to be compared with."""
     settings = {name: getattr(args, name) for name in (*_FIXED, *_FREE) if hasattr(args, name)}
-    return {
+    facts = {
         "format": 2,
         "resumable": not args.save_only_model,
         "processes": args.world_size,
@@ -47,6 +48,7 @@ def facts_of(args: TrainingArguments, training_samples: int | None) -> dict[str,
         "timed": getattr(args, "max_seconds", None) is not None,
         "settings": {name: getattr(value, "value", value) for name, value in settings.items()},
     }
+    return json.loads(json.dumps(facts, default=str))  # as it will be read
 
 
 def check_same_run(folder: Path, now: Mapping[str, Any], args: TrainingArguments, deepspeed: bool) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import secrets
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +32,8 @@ from .resuming import check_same_run, facts_of, load_fitting
 
 if TYPE_CHECKING:
     from .trainer import SegmentationTrainer
+
+logger = logging.getLogger(__name__)
 
 LOSS_WEIGHTS_NAME, RAW_STUDENT_NAME = "distillation.safetensors", "raw_student.safetensors"
 
@@ -81,13 +86,13 @@ def save_student(folder: Path, *student: Any, rescue: bool) -> None:
 def _rescued(folder: Path, *student: Any) -> str:
     places = (Path(tempfile.gettempdir()), Path.home())
     for place in places:
+        target = place / f"afdcd-{folder.resolve().name}-{secrets.token_hex(4)}"
         try:
-            target = Path(tempfile.mkdtemp(prefix=f"afdcd-{folder.name}-", dir=place))
             with files_written_whole(target) as part:
                 write_student(part, *student)
             return f"The trained student is saved in {target} instead: make room, and move it."
         except WRITE_ERRORS:
-            continue
+            shutil.rmtree(target, ignore_errors=True)
     return f"Nor could {' or '.join(map(str, places))} take it: make room before training again."
 
 
@@ -121,6 +126,7 @@ class CheckpointCallback(TrainerCallback):
         self.resumed_step = TrainerState.load_from_json(str(checkpoint / STATE_NAME)).global_step
         path = _of_process(checkpoint, rank)
         if not path.is_file():  # plain transformers, or fewer processes
+            logger.warning("%s is missing: random masks, and the next line of the log, start afresh.", path)
             return
         state = load_file(path)
         if len(list(checkpoint.glob("process_*"))) == trainer.args.world_size:  # or this would be a part of the sums
