@@ -130,7 +130,11 @@ class Guard(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         """The step is finished."""
         self._between_steps = True
-        if self._last_step is not None:
+        self.on_log(args, state, control)
+
+    def on_log(self, args, state, control, **kwargs):
+        """A line of the log has taken the means; a later fault must not bring them back."""
+        if self._last_step is not None and self._between_steps:
             self._last_step.keep()
 
     @contextmanager

@@ -150,5 +150,5 @@ def test_resuming_with_an_average_that_was_not_saved_is_an_error_and_so_is_dropp
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, 1.5, -0.1, float("nan")])
 def test_a_decay_outside_of_zero_to_one_is_refused(tmp_path, decay):
-    with pytest.raises(ValueError, match="ema_decay=.* must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="ema_decay=.* must be .*above 0, below 1"):
         SegmentationTrainingArguments(output_dir=str(tmp_path), use_cpu=True, ema_decay=decay)

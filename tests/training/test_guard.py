@@ -183,6 +183,7 @@ def test_an_unreadable_image_stops_the_run_and_once_replaced_it_resumes_exactly(
     resumed = in_order(supervised, tmp_path / "run", Healthy(first_epoch=step // 2))
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert same(weights(resumed.model), weights(whole.model))
+    assert logged(resumed, "loss") == logged(whole, "loss")
 
 
 class Torn(Dataset):

@@ -170,4 +170,4 @@ def test_the_command_ends_with_the_signals_status_and_says_how_to_go_on(monkeypa
     assert main(["train", "--config", "quickstart"]) == 143
     message = capsys.readouterr().err
     assert "afdcd train: stopped by SIGTERM after step 7; everything is saved in runs/x/checkpoint-7" in message
-    assert "--resume_from_checkpoint last goes on" in message
+    assert "--resume_from_checkpoint last continues" in message

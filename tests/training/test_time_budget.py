@@ -138,8 +138,8 @@ def test_the_real_clock_ends_a_training(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_seconds": 0.0}, "max_seconds=0.0 must be a number above 0"),
-        ({"max_seconds": float("nan")}, "max_seconds=nan must be a number above 0"),
+        ({"max_seconds": 0.0}, "max_seconds=0.0 must be above 0"),
+        ({"max_seconds": float("nan")}, "max_seconds=nan must be a finite number, above 0"),
         ({"max_seconds": 3.0, "max_steps": -1}, "max_seconds needs max_steps > 0, not -1"),
     ],
 )
