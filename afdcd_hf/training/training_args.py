@@ -47,7 +47,6 @@ WITHOUT_EFFECT = {
     "use_cache": _LANGUAGE,
     "use_liger_kernel": _LANGUAGE,
     "liger_kernel_config": _LANGUAGE,
-    "train_sampling_strategy": "images have no length to group them by",
     "length_column_name": "images have no length to group them by",
     "do_train": "`afdcd train` and `distill` always train, and evaluate at the end",
     "do_eval": "eval_strategy says whether to evaluate during training",
@@ -88,6 +87,11 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
         use_one_gpu_per_process(self)
         self._check_schedule()
         self._check_metric()
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} would have no effect: images have no length "
+                "to group them by. Give random or sequential."
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: images and labels are read from the raw columns.")
 

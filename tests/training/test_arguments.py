@@ -219,7 +219,7 @@ WITH_EFFECT = set(
     dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
     dataloader_in_order remove_unused_columns ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
     ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics
-    resume_from_checkpoint local_rank
+    resume_from_checkpoint local_rank train_sampling_strategy
     """.split()
 )
 
