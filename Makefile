@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test benchmark gpu-check check sanitize clean
+.PHONY: help install quickstart test test-upstream benchmark gpu-check check sanitize clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -23,6 +23,9 @@ quickstart: .venv/installed  ## teacher, student alone and distilled student on 
 
 test: .venv/installed  ## run the whole test suite (offline, CPU)
 	$(BIN)/python -m pytest -q -n 2
+
+test-upstream: .venv/installed  ## transformers' own model and image-processor tests on ours (fetches their source)
+	$(BIN)/python scripts/upstream_tests.py
 
 benchmark: .venv/installed  ## speed and memory of contrast, training step and metric (some 8 minutes on 2 quiet cores)
 	$(BIN)/python scripts/benchmark.py --output runs/benchmark-$$(date +%Y%m%d-%H%M%S).json

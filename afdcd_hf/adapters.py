@@ -1,4 +1,4 @@
-"""Networks of other libraries made callable as ours are: `network(pixel_values=...).logits`."""
+"""Models of other libraries made callable as ours are: `model(pixel_values=...).logits`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .models.modeling_afdcd import AfDcdOutput
 
 
 class WrappedSegmenter(nn.Module):
-    """What `as_segmenter` returns; the network itself is `module`, so its layers are named `module.<path>`."""
+    """What `as_segmenter` returns; the model itself is `module`, so its layers are named `module.<path>`."""
 
     main_input_name = "pixel_values"
 
@@ -23,7 +23,7 @@ class WrappedSegmenter(nn.Module):
         self._output = output
 
     def forward(self, pixel_values: Tensor) -> AfDcdOutput:
-        """Run the network on `(B, 3, H, W)`."""
+        """Run the model on `(B, 3, H, W)`."""
         outputs = self.module(pixel_values)
         logits = _logits(outputs, self._output, type(self.module).__name__)
         expected = None if self.config is None else self.config.num_labels
@@ -40,13 +40,13 @@ def as_segmenter(
     id2label: Mapping[int, str] | None = None,
     output: str | int | None = None,
 ) -> WrappedSegmenter:
-    """Wrap a network of segmentation_models_pytorch, torchvision or your own, as a teacher or as a student.
+    """Wrap a model of segmentation_models_pytorch, torchvision or your own, as a teacher or as a student.
 
     Args:
         module: takes images `(B, 3, H, W)`, normalised, as its one positional argument. Returns class scores
             `(B, K, h, w)` before any softmax: as a tensor, as an attribute or key "logits", or under the key "out"
             (torchvision; "aux" beside it is the auxiliary head's).
-        num_labels: K, to be checked against what the network gives.
+        num_labels: K, to be checked against what the model gives.
         id2label: class names by id; with them, other names of the teacher's classes are found before training.
         output: key or index of the scores in a mapping or tuple that has them elsewhere.
 
@@ -75,7 +75,7 @@ def as_segmenter(
     return WrappedSegmenter(module, config, output)
 
 
-def _logits(outputs: Any, key: str | int | None, network: str) -> Tensor:
+def _logits(outputs: Any, key: str | int | None, model: str) -> Tensor:
     logits = _pick(outputs, key)
     if not isinstance(logits, Tensor) or logits.ndim != 4:
         found = f"{type(outputs).__name__}"
@@ -87,7 +87,7 @@ def _logits(outputs: Any, key: str | int | None, network: str) -> Tensor:
             found += f" of shape {tuple(outputs.shape)}"
         chosen = "" if key is None else f" (output={key!r})"
         raise ValueError(
-            f"{network} returns a {found}, in which there are no (B, K, h, w) class scores{chosen}; name the key or "
+            f"{model} returns a {found}, in which there are no (B, K, h, w) class scores{chosen}; name the key or "
             "index with as_segmenter(..., output=...)."
         )
     return logits

@@ -1,4 +1,4 @@
-"""Feature maps captured from networks by module path, with forward hooks.
+"""Feature maps captured from models by module path, with forward hooks.
 
 A path is what `named_modules` prints, e.g. `head.features`. Where the module returns several maps, an index picks one:
 `backbone[-1]` is the last map of the backbone. Where the map lies channels last, as in Swin transformers, `:nhwc`
@@ -7,7 +7,6 @@ behind the path says so: `encoder.layers.3:nhwc`.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +14,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from .suggestions import close_names
+
 _PATH = re.compile(r"^(?P<path>[^\[\]:]*)(?:\[(?P<index>-?\d+)\])?(?P<last>:nhwc)?$")
 
 
 class Activations(NamedTuple):
-    """What a distillation loss sees of one network in one forward pass.
+    """What a distillation loss sees of one model in one forward pass.
 
     Attributes:
-        logits: `(B, K, h, w)` class scores at the network's own resolution; None of a teacher that was run no further
+        logits: `(B, K, h, w)` class scores at the model's own resolution; None of a teacher that was run no further
             than its maps (`run_to_maps`).
         feature_map: `(B, C, h', w')` map of the named layer, or None where no loss asks for one.
         further_maps: where several layers are named, the maps of the second, third, ...
@@ -42,11 +43,11 @@ class LayerTap:
     """A forward hook that keeps one layer's map while it is open, for one forward pass.
 
     The hook is registered once (torch.compile wants hooks to exist before it traces) and does nothing while closed, so
-    that a network used elsewhere keeps no map alive. The map is kept as it is, not copied: where the next module works
+    that a model used elsewhere keeps no map alive. The map is kept as it is, not copied: where the next module works
     in place (`ReLU(inplace=True)`), it is that module's output that is seen; name that module instead.
 
     Args:
-        model: network that owns the layer.
+        model: owns the layer.
         layer: module path, with an index where the module returns several maps, and `:nhwc` for channels last.
 
     Raises:
@@ -73,7 +74,7 @@ class LayerTap:
         return feature_map
 
     def remove(self) -> None:
-        """Take the hook off the network."""
+        """Take the hook off the model."""
         self._handle.remove()
         self._map = None
 
@@ -89,12 +90,11 @@ class LayerTap:
 
 
 def run_tapped(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap]) -> tuple[Any, Activations]:
-    """Run a network once: its outputs, and its logits with the maps of the tapped layers in their order."""
+    """Run a model once: its outputs, and its logits with the maps of the tapped layers in their order."""
     for tap in taps:
         tap.open()
     outputs = model(pixel_values=pixel_values)
-    maps = [tap.pop() for tap in taps]
-    return outputs, Activations(_logits(model, outputs), *maps[:1], further_maps=tuple(maps[1:]))
+    return outputs, _activations(_logits(model, outputs), taps)
 
 
 class _AllSeen(Exception):
@@ -102,9 +102,9 @@ class _AllSeen(Exception):
 
 
 def run_to_maps(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap]) -> Activations:
-    """Run a network until the last of its tapped layers has its map, and no further: there are no logits.
+    """Run a model until the last of its tapped layers has its map, and no further: there are no logits.
 
-    Not for compiled networks. A map that a later module changes in place is the unchanged one here.
+    Not for compiled models. A map that a later module changes in place is the unchanged one here.
     """
     missing = len(taps)
 
@@ -120,8 +120,7 @@ def run_to_maps(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap]
         model(pixel_values=pixel_values)
     except _AllSeen:
         pass
-    maps = [tap.pop() for tap in taps]
-    return Activations(None, *maps[:1], further_maps=tuple(maps[1:]))
+    return _activations(None, taps)
 
 
 def layer_names(layers: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -159,25 +158,30 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tenso
 
 
 def default_layer(model: nn.Module, role: str) -> str:
-    """The layer distilled where none is named: the last map of our own networks' backbone.
+    """The layer distilled where none is named: the last map of our own models' backbone.
 
     Raises:
-        ValueError: another kind of network; `role` ("student" or "teacher") says which layer must be named.
+        ValueError: another kind of model; `role` ("student" or "teacher") says which layer must be named.
     """
     if getattr(getattr(model, "config", None), "model_type", None) == "afdcd":
         return "backbone[-1]"
     modules = ", ".join(name for name, _ in model.named_children())
     raise ValueError(
         f"{role}_layer must name the map to distil, because the {role} is a {type(model).__name__} and not one of our "
-        f"networks. Give a path as model.named_modules() prints it; the top modules are: {modules}."
+        f"models. Give a path as model.named_modules() prints it; the top modules are: {modules}."
     )
+
+
+def _activations(logits: Tensor | None, taps: Sequence[LayerTap]) -> Activations:
+    maps = [tap.pop() for tap in taps]
+    return Activations(logits, maps[0] if maps else None, tuple(maps[1:]))
 
 
 def _logits(model: nn.Module, outputs: object) -> Tensor:
     logits = getattr(outputs, "logits", None)
     if not isinstance(logits, Tensor):
         raise ValueError(
-            f"{type(model).__name__} returns a {type(outputs).__name__} without .logits; wrap the network: "
+            f"{type(model).__name__} returns a {type(outputs).__name__} without .logits; wrap it: "
             "afdcd_hf.as_segmenter(network)."
         )
     return logits
@@ -188,7 +192,7 @@ def _parse(layer: str) -> tuple[str, int | None, bool]:
     match = _PATH.match(layer)
     if match is None:
         raise ValueError(
-            f"Layer {layer!r} is no module path; write 'a.b.c', or 'a.b.c[-1]' for one of several maps, and ':nhwc' "
+            f"Layer {layer!r} is not a module path; write 'a.b.c', or 'a.b.c[-1]' for one of several maps, and ':nhwc' "
             "behind it where the map is (B, h, w, C)."
         )
     index = match["index"]
@@ -199,12 +203,10 @@ def _find(model: nn.Module, path: str) -> nn.Module:
     modules = dict(model.named_modules())
     if path in modules:
         return modules[path]
-    close = difflib.get_close_matches(path, modules, n=5, cutoff=0.3)
-    hint = f" Closest: {', '.join(close)}." if close else ""
-    raise ValueError(f"{type(model).__name__} has no module {path!r}.{hint}")
+    raise ValueError(f"{type(model).__name__} has no module {path!r}.{close_names(path, modules)}")
 
 
-def _select(output: object, index: int | None, layer: str) -> Tensor:
+def _select(output: Any, index: int | None, layer: str) -> Tensor:
     several = hasattr(output, "to_tuple") or isinstance(output, (list, tuple))
     if several:
         maps = output.to_tuple() if hasattr(output, "to_tuple") else output
@@ -213,7 +215,7 @@ def _select(output: object, index: int | None, layer: str) -> Tensor:
                 raise ValueError(f"Layer {layer!r} returns {len(maps)} values; pick one, e.g. '{layer}[-1]'.")
             index = 0
         if not -len(maps) <= index < len(maps):
-            raise ValueError(f"Layer {layer!r} returns {len(maps)} values, so there is no number {index}.")
+            raise ValueError(f"Layer {layer!r} returns {len(maps)} values; index {index} is out of range.")
         output = maps[index]
     elif index is not None:
         raise ValueError(f"Layer {layer!r} returns a single value; leave the index out.")

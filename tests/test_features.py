@@ -93,7 +93,7 @@ def test_maps_come_out_of_the_model_outputs_of_a_transformers_network(segformer)
     ("layer", "message"),
     [
         ("segformer", "Layer 'segformer' returns 2 values; pick one, e.g. 'segformer[-1]'"),
-        ("segformer[2]", "Layer 'segformer[2]' returns 2 values, so there is no number 2"),
+        ("segformer[2]", "Layer 'segformer[2]' returns 2 values; index 2 is out of range"),
         ("segformer[1]", "Layer 'segformer[1]' gives tuple, but a (B, C, h, w) map is needed"),
     ],
 )
@@ -132,7 +132,7 @@ def test_gradients_flow_through_a_captured_map(images):
     ("path", "right"), [("decode_head.batch_nrm", "decode_head.batch_norm"), ("segfromer", "segformer")]
 )
 def test_an_unknown_path_lists_close_names(segformer, path, right):
-    with pytest.raises(ValueError, match=f"has no module '{path}'. Closest: .*{right}"), capture(segformer, [path]):
+    with pytest.raises(ValueError, match=f"has no module '{path}'. Close: .*{right}"), capture(segformer, [path]):
         pass
 
 
@@ -143,7 +143,7 @@ def test_an_unknown_path_like_no_other_is_refused_without_names():
 
 @pytest.mark.parametrize("layer", ["conv[", "conv[a]", "conv[1][2]", "conv[1].x", "conv]"])
 def test_a_malformed_path_is_refused_with_the_form_expected(layer):
-    with pytest.raises(ValueError, match=re.escape(f"Layer {layer!r} is no module path; write 'a.b.c'")):
+    with pytest.raises(ValueError, match=re.escape(f"Layer {layer!r} is not a module path; write 'a.b.c'")):
         LayerTap(Block(), layer)
 
 
@@ -151,8 +151,8 @@ def test_a_malformed_path_is_refused_with_the_form_expected(layer):
     ("wrap", "layer", "message"),
     [
         (lambda m: [m, m], "inner", "'inner' returns 2 values; pick one, e.g. 'inner[-1]'"),
-        (lambda m: [m, m], "inner[2]", "'inner[2]' returns 2 values, so there is no number 2"),
-        (lambda m: [m, m], "inner[-3]", "'inner[-3]' returns 2 values, so there is no number -3"),
+        (lambda m: [m, m], "inner[2]", "'inner[2]' returns 2 values; index 2 is out of range"),
+        (lambda m: [m, m], "inner[-3]", "'inner[-3]' returns 2 values; index -3 is out of range"),
         (lambda m: m, "inner[0]", "'inner[0]' returns a single value; leave the index out"),
         (lambda m: m.flatten(2).mT, "inner", "gives a tensor of shape (2, 64, 3), but a (B, C, h, w) map is needed"),
         (lambda m: None, "inner", "gives NoneType, but a (B, C, h, w) map is needed"),

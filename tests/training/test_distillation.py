@@ -104,11 +104,11 @@ MISTAKES = {
     ),
     "unknown student layer": (
         lambda: {"student_layer": "head.feature"},
-        r"AfDcdForSemanticSegmentation has no module 'head.feature'\. Closest: .*head\.features",
+        r"AfDcdForSemanticSegmentation has no module 'head.feature'\. Close: .*head\.features",
     ),
     "unknown teacher layer": (
         lambda: {"teacher": segformer(), "teacher_layer": "decode_head.batchnorm"},
-        r"SegformerForSemanticSegmentation has no module .* Closest: .*decode_head\.batch_norm",
+        r"SegformerForSemanticSegmentation has no module .* Close: .*decode_head\.batch_norm",
     ),
     "no layer for a foreign teacher": (
         lambda: {"teacher": segformer()},
@@ -123,7 +123,7 @@ MISTAKES = {
         r"gives a tensor of shape .* but a \(B, C, h, w\) map is needed",
     ),
     "several maps and no index": (lambda: {"student_layer": "backbone"}, r"returns 5 values; pick one"),
-    "an index that is not there": (lambda: {"student_layer": "backbone[9]"}, r"there is no number 9"),
+    "an index that is not there": (lambda: {"student_layer": "backbone[9]"}, r"index 9 is out of range"),
     "a crop too small for a patch": (
         lambda: {"loss_kwargs": loss_options(pool_size=4)},
         r"map is 4x6; after pooling by 4 that is 1x1, smaller than a patch of 4x4.*larger crop",
