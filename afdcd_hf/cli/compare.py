@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(command, "--methods", nargs="+", help="only these of the plan's")
     add(command, "--merge", metavar="DIR", nargs="+", help="train nothing: one report of several machines' runs")
     flag(command, "--list", "list the plans of the package")
+    flag(command, "--json", "print a row for each run as JSON instead of the table")
     flag(command, "--dry_run", "check the plan and its data, and list the runs")
     command.set_defaults(run=_compare, takes_recipe_options=True, on_interruption="a second call continues")
 
@@ -55,15 +58,18 @@ def _run(args: argparse.Namespace, overrides: dict[str, Any]) -> None:
         find_data(plan)
         print(plan.described())
         return
+    outcome = None
     if args.merge:
         merge_comparisons(plan, args.merge, output)
+    else:
+        outcome = run_comparison(plan, output, lambda line: print(line, file=sys.stderr, flush=True))
+    if args.json:
+        with (output / "results.csv").open(encoding="utf-8", newline="") as file:
+            print(json.dumps(list(csv.DictReader(file)), indent=2))
+    else:
         print((output / TABLE_NAME).read_text(encoding="utf-8"), end="")
-        print(f"\nTable, results.csv and charts are in {output}.")
-        return
-    outcome = run_comparison(plan, output, lambda line: print(line, file=sys.stderr, flush=True))
-    print((output / TABLE_NAME).read_text(encoding="utf-8"), end="")
-    print(f"\nTable, results.csv, charts and all runs are in {output}.")
-    if outcome.failed:
+        print(f"\nTable, results.csv, charts{'' if args.merge else ' and all runs'} are in {output}.")
+    if outcome is not None and outcome.failed:
         failed = "\n".join(f"{place}:\n{lines}" for place, lines in outcome.failed.items())
         raise ValueError(f"{len(outcome.failed)} of the runs failed; a second call tries them again.\n{failed}")
 

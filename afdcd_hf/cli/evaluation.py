@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import sys
+from contextlib import nullcontext, redirect_stdout
 
 from .command import (
     Command,
@@ -32,6 +36,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(command, "--boundary_ratio", type=number(at_most=1), help=ratio)
     add_inference_options(command)
     add(command, "--output", metavar="FILE", help="results.json to write; the confusion matrix goes beside it")
+    flag(command, "--json", "print the scores as JSON instead of a table")
     add(command, "--save_predictions", metavar="DIR", help="label maps as PNG; for Cityscapes with a zip")
     flag(command, "--overwrite", "replace files of an earlier evaluation")
     command.set_defaults(run=_evaluate)
@@ -75,19 +80,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     choice = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     if args.label_map is not None:
         choice["label_map"] = parse_json_object("label_map", args.label_map)
-    evaluate_saved(
-        args.model,
-        {"name": args.dataset, "split": args.split, **choice},
-        settings=settings,
-        device=args.device,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        absent_as_zero=args.absent_as_zero,
-        boundary_ratio=args.boundary_ratio,
-        output=args.output,
-        save_predictions=args.save_predictions,
-        overwrite=args.overwrite,
-    )
+    names = ("device", "batch_size", "num_workers", "absent_as_zero", "boundary_ratio", "output", "save_predictions")
+    given = {name: getattr(args, name) for name in (*names, "overwrite")}
+    with redirect_stdout(sys.stderr) if args.json else nullcontext():
+        scores = evaluate_saved(
+            args.model, {"name": args.dataset, "split": args.split, **choice}, settings=settings, **given
+        )
+    if args.json and os.environ.get("RANK", "0") == "0":
+        shown = {name: value for name, value in scores.items() if name != "confusion_matrix"}
+        plain = json.loads(json.dumps(shown, default=str), parse_constant=lambda _: None)  # NaN is not JSON
+        print(json.dumps(plain, indent=2))
 
 
 def _predict(args: argparse.Namespace) -> None:

@@ -63,6 +63,13 @@ def test_every_option_that_influences_the_number_is_in_the_protocol(cityscapes, 
     assert "boundary IoU %" in capsys.readouterr().out
 
 
+def test_scores_are_printed_as_json_on_request(cityscapes, capsys):
+    assert evaluate(cityscapes, "--json", "--max_samples", "1") == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["num_images"] == 1 and "confusion_matrix" not in scores
+    assert None in scores["per_category_iou"].values()  # a class that occurs nowhere
+
+
 def test_predictions_are_saved_as_the_test_server_wants_them(cityscapes, tmp_path):
     assert evaluate(cityscapes, "--save-predictions", tmp_path / "submission") == 0
     names = sorted(path.name for path in (tmp_path / "submission").rglob("*.png"))
