@@ -196,7 +196,9 @@ def collect(run: Run, folder: Path, wall_seconds: float) -> RunResult:
     """Read what a finished training has left in `folder/run`, and write it down as `folder/result.json`."""
     output = folder / RUN_FOLDER
     training = read_facts(output).training
-    scores = read_json(output / "results.json", "the scores of a run")
+    if training is None or not training.iterations or training.seconds_in_steps is None:
+        raise ValueError(f"{output} does not say how many steps its training had, and how long they took.")
+    scores: dict[str, Any] = read_json(output / "results.json", "the scores of a run")
     last = (training.seconds_in_steps, scores["mean_iou"])
     result = RunResult(
         kind=run.kind,
@@ -227,7 +229,7 @@ def read_result(folder: Path) -> RunResult | None:
     if not path.is_file():
         return None
     try:
-        raw = read_json(path, "the result of a run")
+        raw: dict[str, Any] = read_json(path, "the result of a run")
         return RunResult(**{**raw, "curve": [tuple(point) for point in raw["curve"]]})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read ({error}); delete {folder} to train that one again.") from error

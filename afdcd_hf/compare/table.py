@@ -72,7 +72,7 @@ def gains(runs: _Runs, method: str) -> list[float]:
 
 def _tables(plan: Plan, results: Sequence[RunResult]) -> list[tuple[str, str, _Runs]]:
     """Title, end of file names, and runs of each table."""
-    tables = []
+    tables: list[tuple[str, str, _Runs]] = []
     for budget in plan.budgets:
         of_budget = [result for result in results if result.kind == "run" and result.budget == budget.name]
         machines = list(dict.fromkeys(result.machine for result in of_budget))

@@ -131,15 +131,15 @@ def scene_columns(
         raise ValueError(f"num_images={num_images}, seed={seed}: at least one image and a seed >= 0 are needed.")
     # Every (seed, split) owns a range of 2^32 scene seeds, so that validation scenes can't have been trained on.
     block = seed * len(splits) + list(splits).index(split)
-    images, labels = _draw_scenes(block << 32, num_images, tuple(size))
+    scenes = _draw_scenes(block << 32, num_images, (size[0], size[1]))
     names = [f"scenes/{split}/{index:06d}" for index in range(num_images)]
-    return {"image": images, "label": labels, "name": names}
+    return {"image": [image for image, _ in scenes], "label": [label for _, label in scenes], "name": names}
 
 
 @lru_cache(maxsize=4)  # one process often loads the same split again
-def _draw_scenes(first_seed: int, count: int, size: tuple[int, int]) -> tuple[list[dict], list[dict]]:
-    scenes = [generate_scene(first_seed + index, size) for index in range(count)]
-    return [_encode(image) for image, _ in scenes], [_encode(label) for _, label in scenes]
+def _draw_scenes(first_seed: int, count: int, size: tuple[int, int]) -> list[tuple[Any, Any]]:
+    scenes = (generate_scene(first_seed + index, size) for index in range(count))
+    return [(_encode(image), _encode(label)) for image, label in scenes]
 
 
 def _encode(pixels: np.ndarray) -> dict[str, Any]:
