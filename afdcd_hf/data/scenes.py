@@ -131,7 +131,7 @@ def scene_columns(
         raise ValueError(f"num_images={num_images}, seed={seed}: at least one image and a seed >= 0 are needed.")
     # Every (seed, split) owns a range of 2^32 scene seeds, so that validation scenes can't have been trained on.
     block = seed * len(splits) + list(splits).index(split)
-    scenes = _draw_scenes(block << 32, num_images, (size[0], size[1]))
+    scenes = _draw_scenes(block << 32, num_images, _checked_size(size))
     names = [f"scenes/{split}/{index:06d}" for index in range(num_images)]
     return {"image": [image for image, _ in scenes], "label": [label for _, label in scenes], "name": names}
 
