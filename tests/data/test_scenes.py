@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from afdcd_hf.data.scene_canvas import CAR, POLE, ROAD, VOID, Canvas, Chance, Light, halve_label, void_borders
-from afdcd_hf.data.scenes import SCENE_CLASSES, SCENE_PALETTE, generate_scene
+from afdcd_hf.data.scenes import SCENE_CLASSES, SCENE_PALETTE, generate_scene, scene_columns
 
 # Share of the labelled pixels, averaged over scenes: (least, most). Rare classes must stay learnable.
 SHARES = {
@@ -133,6 +133,8 @@ def test_a_bad_seed_is_named(seed):
 def test_a_bad_size_is_named(size):
     with pytest.raises(ValueError, match=r"size=.*\(height, width\).*at least 32"):
         generate_scene(0, size)
+    with pytest.raises(ValueError, match=r"size=.*\(height, width\).*at least 32"):
+        scene_columns("val", ["train", "val"], 1, size)
 
 
 def test_a_scene_is_the_same_on_every_platform():
