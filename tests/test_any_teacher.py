@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny import distilling, logged, loss_options, same, segformer, segmenter, weights
 from torch import nn
 from torch.distributed.utils import _to_kwargs
+from transformers import SegformerForSemanticSegmentation
 
 from afdcd_hf import Activations, as_segmenter, capture
 from afdcd_hf.losses import build_loss
@@ -44,7 +45,7 @@ def test_the_examples_of_the_guide_run(number, tmp_path, monkeypatch):
 
 
 def test_the_guide_has_an_example_of_each_kind():
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 3
     assert sum("segmentation_models_pytorch" in example for example in EXAMPLES) == 1
 
 
@@ -156,6 +157,13 @@ def test_a_wrapped_student_trains_with_its_auxiliary_head_scores_and_is_saved(tm
     again = as_segmenter(Dictionary())
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert same(weights(again), weights(student))
+
+
+def test_a_segformer_student_learns_from_our_teacher_and_loads_as_what_it_is(tmp_path):
+    trainer = distilling(tmp_path, segformer(), student_layer="segformer.stages.1", optim="adamw_torch")
+    trainer.train()
+    trainer.save_model()
+    assert same(weights(SegformerForSemanticSegmentation.from_pretrained(tmp_path)), weights(trainer.student))
 
 
 # Several pairs of maps
