@@ -6,7 +6,7 @@ The Trainer, `afdcd evaluate` and the quickstart all come through here, so that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -126,7 +126,7 @@ def evaluate_segmenter(
     if ignore_index is None:
         ignore_index = getattr(config, "semantic_loss_ignore_index", 255)
     names = id2label or getattr(config, "id2label", None)
-    options = {"id2label": names, "absent_as_zero": absent_as_zero, "device": device_of(model)}
+    options: dict[str, Any] = {"id2label": names, "absent_as_zero": absent_as_zero, "device": device_of(model)}
     metrics: list[Any] = [StreamingMeanIoU(num_labels, ignore_index, **options)]
     if boundary_ratio is not None:
         metrics.append(StreamingBoundaryIoU(num_labels, ignore_index, boundary_ratio, **options))
@@ -184,7 +184,7 @@ def _score(
     """Count, and hand on, every prediction; how many had a label."""
     num_labelled, seconds = 0, predictor.seconds
 
-    def waited():
+    def waited() -> Generator[list[Sample], None, None]:
         with closing(one_ahead(iter(loader))) as batches:
             while True:
                 with seconds.of("waiting for images"):

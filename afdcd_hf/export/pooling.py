@@ -16,7 +16,7 @@ class PoolingByProducts(TorchFunctionMode):
     torch's exporter writes the cells of the example's size into the graph, which is silently wrong at other sizes.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace that one function, and leave all others alone."""
         if func is F.adaptive_avg_pool2d:
             return cell_means(*args, **(kwargs or {}))

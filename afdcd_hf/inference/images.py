@@ -50,7 +50,7 @@ def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict
 
 def _in_folder(folder: Path, skip: Sequence[Path]) -> list[tuple[Path, PurePath]]:
     skipped = {path.resolve() for path in skip}
-    found = []
+    found: list[tuple[Path, PurePath]] = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in inside.parts)

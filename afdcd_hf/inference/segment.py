@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, product
@@ -118,7 +118,7 @@ class Predictor:
         self.seconds = Seconds()
 
     @torch.no_grad()
-    def label_maps(self, batches: Iterable[Sequence[Sample]]) -> Iterator[tuple[Sample, Tensor]]:
+    def label_maps(self, batches: Iterable[Sequence[Sample]]) -> Generator[tuple[Sample, Tensor], None, None]:
         """Segment batches of images, image by image.
 
         The modes of the model's modules come back when the generator ends or is closed.
@@ -236,7 +236,7 @@ class Predictor:
 
 def predict_label_maps(
     model: nn.Module, batches: Iterable[Sequence[Sample]], settings: InferenceSettings = WHOLE_IMAGE
-) -> Iterator[tuple[Sample, Tensor]]:
+) -> Generator[tuple[Sample, Tensor], None, None]:
     """`Predictor(model, settings).label_maps(batches)`."""
     return Predictor(model, settings).label_maps(batches)
 

@@ -42,8 +42,9 @@ class InferenceSettings:
         if stride and self.window is None:
             raise ValueError(f"stride={stride} without a window: give the window's height and width as well.")
         if self.window and stride is None:
-            stride = tuple(max(1, round(2 * side / 3)) for side in self.window)
-        if stride and any(step > side for step, side in zip(stride, self.window, strict=True)):
+            height, width = (max(1, round(2 * side / 3)) for side in self.window)
+            stride = height, width
+        if stride and self.window and any(step > side for step, side in zip(stride, self.window, strict=True)):
             raise ValueError(f"stride={stride} exceeds window={self.window}: pixels between windows would be left out.")
         object.__setattr__(self, "stride", stride)
         if self.precision not in PRECISIONS:

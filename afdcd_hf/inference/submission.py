@@ -105,8 +105,13 @@ def submission_writer(
     wanted = benchmark.submission if benchmark else None
     if wanted is None:
         return PredictionWriter(folder, overwrite=overwrite)
-    named = {"label_ids": wanted.label_ids, "file_name": wanted.file_name}
-    return PredictionWriter(folder, **named, archive=_archive_of(Path(folder).expanduser()), overwrite=overwrite)
+    return PredictionWriter(
+        folder,
+        label_ids=wanted.label_ids,
+        file_name=wanted.file_name,
+        archive=_archive_of(Path(folder).expanduser()),
+        overwrite=overwrite,
+    )
 
 
 def zip_predictions(folder: str | Path, *, overwrite: bool = False) -> Path:

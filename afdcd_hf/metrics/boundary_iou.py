@@ -74,7 +74,7 @@ class StreamingBoundaryIoU(StreamingCounts):
             raise ValueError(
                 f"The maps have shape {tuple(predictions.shape)}; bands need rows and columns: (..., H, W)."
             )
-        width = band_width(references.shape[-2:], self.ratio)
+        width = band_width((references.shape[-2], references.shape[-1]), self.ratio)
         regions = self._regions(predictions, references)
         predicted, truth = (ids.masked_fill(~boundary_band(ids, width), self.num_labels) for ids in regions)
         both = self._count(torch.where(predicted == truth, truth, self.num_labels))

@@ -74,8 +74,8 @@ class StreamingMeanIoU(StreamingCounts):
         flat = _flat(predictions, device), _flat(references, device)
         step = _CHUNK if device.type == "cpu" else max(1, len(flat[0]))
         starts = range(0, len(flat[0]), step) or [0]
-        table = sum(self._count(*(ids[start : start + step] for ids in flat)) for start in starts)
-        counts, invalid = self._read(table)
+        tables = (self._count(*(ids[start : start + step] for ids in flat)) for start in starts)
+        counts, invalid = self._read(sum(tables, start=next(tables)))
         if invalid.item():  # the only value read back to the host, so valid input costs one synchronisation
             predicted, truth = (as_int64(ids).to(device) for ids in (predictions, references))
             counted = (truth != self.ignore_index) & (truth != PADDING_LABEL)

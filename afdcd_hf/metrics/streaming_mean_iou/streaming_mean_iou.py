@@ -205,11 +205,11 @@ def _scores(
     if reduce_labels:
         truth = np.where((truth == 0) | (truth == 255), 255, truth - 1)
     counted = (truth != ignore_index) & (raw != PADDING_LABEL)
-    truth, predicted, times = (torch.from_numpy(values[counted]) for values in (truth, predicted, times))
+    rows, columns, numbers = (torch.from_numpy(values[counted]) for values in (truth, predicted, times))
     marks = f"{ignore_index} (ignore_index) or {PADDING_LABEL}, after label_map and reduce_labels"
-    check_range(predicted, truth, num_labels, marks, times)
+    check_range(columns, rows, num_labels, marks, numbers)
     matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64)
-    matrix.index_put_((truth, predicted), times, accumulate=True)
+    matrix.index_put_((rows, columns), numbers, accumulate=True)
     scores = StreamingMeanIoU(num_labels, absent_as_zero=absent_as_zero).reduce(lambda _: matrix).compute()
     results = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
     for name in ("per_category_iou", "per_category_accuracy"):
