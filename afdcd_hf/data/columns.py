@@ -45,14 +45,12 @@ def with_decoding(dataset: Any) -> Any:
     """
     from datasets import Dataset, Image
 
-    columns = ("image", "label")
     if not isinstance(dataset, Dataset) or dataset.format["type"] is not None:
         return dataset
-    if not all(isinstance(dataset.features.get(column), Image) for column in columns):
-        return dataset
+    columns = [column for column in ("image", "label") if isinstance(dataset.features.get(column), Image)]
     for column in columns:
         dataset = dataset.cast_column(column, Image(decode=False))
-    return dataset.with_transform(DecodedRows())
+    return dataset.with_transform(DecodedRows()) if columns else dataset
 
 
 def standard_columns(dataset: Dataset, name: str, split: str, standard: Mapping[str, str]) -> Dataset:

@@ -88,6 +88,7 @@ def load_split(
     labels_as: str | None = None,
     config: str | None = None,
     revision: str | None = None,
+    labelled: bool = True,
 ) -> Dataset:
     """One split of a benchmark or of any other dataset, with the rows of `load_benchmark`.
 
@@ -99,6 +100,7 @@ def load_split(
         list_file: As in `load_benchmark`; benchmarks only.
         image_column: As `label_column`, `label_map`, `labels_as`, `config` and `revision`: what `load_other` needs to
             know of a dataset that is no benchmark.
+        labelled: Whether labels are wanted; without, rows have only `image` and `name`.
 
     Raises:
         ValueError: If the dataset, the split or a column is unknown, the split is empty, or an option is not for this
@@ -120,12 +122,13 @@ def load_split(
         if given:
             raise ValueError(f"{', '.join(sorted(given))} cannot be given for the benchmark {name}, which knows it.")
         dataset = load_benchmark(name, split, data_dir, list_file=list_file)
+        dataset = dataset if labelled else dataset.select_columns(["image", "name"])
     else:
         from .other_datasets import load_other
 
         if list_file is not None:
             raise ValueError(f"list_file={str(list_file)!r} is only for benchmarks ({', '.join(sorted(BENCHMARKS))}).")
-        dataset = load_other(name, split, data_dir, **given)
+        dataset = load_other(name, split, data_dir, labelled=labelled, **given)
     return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
 

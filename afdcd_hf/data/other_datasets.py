@@ -40,6 +40,7 @@ def load_other(
     labels_as: str | None = None,
     config: str | None = None,
     revision: str | None = None,
+    labelled: bool = True,
 ) -> Dataset:
     """One split of any dataset of images and labels, with the rows of `load_benchmark`.
 
@@ -57,6 +58,7 @@ def load_other(
         labels_as: Benchmark whose files hold the same values as these labels: its map is taken.
         config: Configuration of a Hub dataset that has several.
         revision: Branch, tag or commit of a Hub dataset.
+        labelled: Whether there is a column of labels; without, rows have only `image` and `name`.
 
     Raises:
         ValueError: If the dataset cannot be found or read, the split or a column is not there, a column holds no
@@ -74,12 +76,14 @@ def load_other(
     pairs = _pairs(Path(name).expanduser(), split)
     if pairs is not None:
         _refuse(given, f"{name!r}, a folder of images and labels")
-        return decoded_rows(pairs, mapping)
+        rows = decoded_rows(pairs, mapping)
+        return rows if labelled else rows.select_columns(["image", "name"])
     dataset = _load(name, split, given)
     if len(dataset) == 0:
         raise ValueError(f"The split {split!r} of {name!r} is empty.")
-    dataset = standard_columns(dataset, name, split, {image_column: "image", label_column: "label"})
-    return (told_apart(dataset, name) if transform.label_map else dataset).with_transform(transform)
+    standard = {image_column: "image"} | ({label_column: "label"} if labelled else {})
+    dataset = standard_columns(dataset, name, split, standard)
+    return (told_apart(dataset, name) if labelled and transform.label_map else dataset).with_transform(transform)
 
 
 def _pairs(root: Path, split: str) -> dict[str, list[str | None]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -35,9 +36,13 @@ class TrainingSamples(Dataset):
         num_labels: Number of classes K.
         seed: Non-negative seed of the augmentation.
         ignore_index: Label of pixels that are not trained on.
+        unlabelled: More images, with or without labels, whose labels are not used: all their pixels are ignored.
+        unlabelled_share: How much of each batch they are, above 0 and below 1, rounded down to whole images. They take
+            the places of labelled ones, so that an epoch shows the other share of these.
 
     Raises:
-        ValueError: If `num_labels` or `seed` is out of range, or the dataset has columns but not `image` and `label`;
+        ValueError: If `num_labels`, `seed` or `unlabelled_share` is out of range, or the dataset has columns but not
+            `image` and `label`;
             when indexed, if a label holds another value than 0..K-1 and `ignore_index` or does not fit its image.
         OSError: When indexed, if a file is damaged.
     """
@@ -50,7 +55,11 @@ class TrainingSamples(Dataset):
         num_labels: int,
         seed: int = 0,
         ignore_index: int = 255,
+        unlabelled: Any = None,
+        unlabelled_share: float = 0.5,
     ) -> None:
+        if not 0 < unlabelled_share < 1:
+            raise ValueError(f"unlabelled_share={unlabelled_share}: expected a share above 0 and below 1, such as 0.5.")
         if num_labels < 1:
             raise ValueError(f"num_labels={num_labels}: at least one class is needed.")
         if seed < 0:
@@ -59,6 +68,8 @@ class TrainingSamples(Dataset):
         if columns is not None and not {"image", "label"} <= set(columns):
             raise ValueError(f"The dataset has columns {list(columns)}; 'image' and 'label' are needed: rename them.")
         self.dataset = with_decoding(dataset)
+        self.unlabelled = with_decoding(unlabelled)
+        self.unlabelled_share = unlabelled_share
         self.transform = transform
         self.num_labels = num_labels
         self.seed = seed
@@ -79,9 +90,42 @@ class TrainingSamples(Dataset):
         row = self.dataset[index]
         name = row.get("name") or f"image {index}"
         check_labels(np.asarray(row["label"]), self.num_labels, self.ignore_index, name)
-        rng = np.random.default_rng([self.seed, int(self.epoch), index])
+        return self._augmented(row["image"], row["label"], np.random.default_rng(self._seeds(index)), name)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor | str]]:
+        """The samples of a batch, as a `DataLoader` asks for them."""
+        share = 0.0 if self.unlabelled is None else self.unlabelled_share
+        # spread evenly, so that the halves of a batch are batches of the same kind: for two processes, say
+        done = [math.floor(share * count + 1e-9) for count in range(len(indices) + 1)]
+        return [
+            self[index] if done[place] == done[place + 1] else self._unlabelled(index)
+            for place, index in enumerate(indices)
+        ]
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raises ValueError if batches of this size would hold no unlabelled image, though there are some."""
+        if self.unlabelled is not None and self.unlabelled_share * batch_size < 1:
+            raise ValueError(
+                f"unlabelled_share={self.unlabelled_share} of a batch of {batch_size} is less than one image: take "
+                "larger batches or a larger share."
+            )
+
+    def _unlabelled(self, index: int) -> dict[str, Tensor | str]:
+        """An unlabelled image in the place of sample `index`."""
+        rng = np.random.default_rng([*self._seeds(int(index)), 1])
+        chosen = int(rng.integers(len(self.unlabelled)))
+        row = self.unlabelled[chosen]
+        label = Image.fromarray(np.full((row["image"].height, row["image"].width), self.ignore_index, np.int32))
+        return self._augmented(row["image"], label, rng, row.get("name") or f"unlabelled image {chosen}")
+
+    def _seeds(self, index: int) -> list[int]:
+        return [self.seed, int(self.epoch), index]
+
+    def _augmented(
+        self, image: Image.Image, label: Image.Image, rng: np.random.Generator, name: str
+    ) -> dict[str, Tensor | str]:
         try:
-            sample = self.transform(row["image"], row["label"], rng)
+            sample = self.transform(image, label, rng)
         except ValueError as error:
             raise SampleError(f"{name}: {error}") from error
         return {"pixel_values": sample["pixel_values"], "labels": sample["labels"], "name": name}

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.samples import TrainingSamples
 from .distributed import images_per_step
 from .training_args import SegmentationTrainingArguments
 
@@ -33,6 +34,8 @@ def refuse_unused(given: Mapping[str, Any], args: SegmentationTrainingArguments)
 def check_number_of_samples(train_dataset: Any, args: SegmentationTrainingArguments) -> None:
     """The Trainer would only warn, and save a model that was never trained."""
     batch = images_per_step(args)
+    if isinstance(train_dataset, TrainingSamples):
+        train_dataset.check_batch(args.per_device_train_batch_size)
     if args.dataloader_drop_last and hasattr(train_dataset, "__len__") and len(train_dataset) < batch:
         raise ValueError(
             f"The training set has {len(train_dataset)} samples, but a batch takes {batch}, and incomplete batches are "

@@ -43,9 +43,23 @@ class TeacherArguments:
     """The model to learn from."""
 
     teacher: str | None = option(None, "Folder or Hub id of the trained teacher.", path=True)
+    unlabelled_dataset: str | None = option(None, "More images to distil on; any dataset, labels unused.", path=True)
+    unlabelled_dir: str | None = option(None, "Its data_dir; by default that of the dataset if it is one.", path=True)
+    unlabelled_split: str = option("train", "Its split.")
+    unlabelled_list: str | None = option(None, "List of a benchmark's images to take, not the whole split.", path=True)
+    unlabelled_share: float = option(0.5, "How much of each batch are unlabelled images.", above=0, below=1)
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    def unlabelled_choice(self, data: DataArguments) -> dict[str, Any] | None:
+        """The unlabelled images: what `load_split` takes, or None."""
+        if self.unlabelled_dataset is None:
+            return None
+        folder = self.unlabelled_dir or (data.data_dir if self.unlabelled_dataset == data.dataset else None)
+        choice = {"name": self.unlabelled_dataset, "split": self.unlabelled_split, "labelled": False}
+        given = {"data_dir": folder, "list_file": self.unlabelled_list}
+        return choice | {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass

@@ -78,6 +78,8 @@ def _look(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
     if isinstance(trainer.train_dataset, TrainingSamples):
         rows, train_ignored = trainer.train_dataset.dataset, trainer.train_dataset.ignore_index
         logger.info(check_images("training", rows, processor, class_names, train_ignored, trains=True))
+        if (more := trainer.train_dataset.unlabelled) is not None:
+            logger.info(check_images("unlabelled", more, processor, class_names, train_ignored))
         _check_schedule(trainer, len(rows))
     for rows in evaluated_rows(trainer):
         logger.info(check_images("evaluation", rows, processor, class_names, ignored))

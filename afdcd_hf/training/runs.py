@@ -27,7 +27,7 @@ from .arguments import build_arguments, merge_arguments, training_part
 from .checkpoints import checkpoint_to_resume
 from .disk_space import check_writable
 from .distillation_trainer import DistillationTrainer
-from .options import DataArguments, ModelArguments
+from .options import DataArguments, ModelArguments, TeacherArguments
 from .preflight import preflight
 from .preprocessing import check_same_input, new_processor
 from .recipe_file import write_recipe
@@ -86,7 +86,7 @@ def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finis
         student, processor = build_model(model_args, data.classes(), teacher_processor)
         if teacher_processor is not None:
             check_same_input(processor, teacher_processor)
-        parts = _datasets(data, args, processor)
+        parts = _datasets(data, args, processor, teacher_args)
         trainer = DistillationTrainer(student, teacher, args, processing_class=processor, **parts)
         origin = origin_of(model_args)
         return _run(trainer, data, given, origin, recipe_name=config, teacher_name=teacher_args.teacher)
@@ -133,8 +133,14 @@ def origin_of(args: ModelArguments) -> Origin:
     return Origin(None, f"ImageNet weights of {args.backbone} from the file {public_name(args.pretrained_backbone)}")
 
 
-def _datasets(data: DataArguments, args: SegmentationTrainingArguments, processor: Any) -> dict[str, Any]:
+def _datasets(
+    data: DataArguments,
+    args: SegmentationTrainingArguments,
+    processor: Any,
+    teacher_args: TeacherArguments | None = None,
+) -> dict[str, Any]:
     classes = data.classes()
+    unlabelled = None if teacher_args is None else teacher_args.unlabelled_choice(data)
     transform = RandomScaleCropFlip(
         processor,
         (data.crop_size[0], data.crop_size[1]),
@@ -146,7 +152,12 @@ def _datasets(data: DataArguments, args: SegmentationTrainingArguments, processo
     )
     return {
         "train_dataset": TrainingSamples(
-            load_split(**data.choice("train")), transform, num_labels=len(classes), seed=args.seed
+            load_split(**data.choice("train")),
+            transform,
+            num_labels=len(classes),
+            seed=args.seed,
+            unlabelled=None if unlabelled is None else load_split(**unlabelled),
+            unlabelled_share=0.5 if teacher_args is None else teacher_args.unlabelled_share,
         ),
         "eval_dataset": load_split(**data.choice("eval")),
     }

@@ -119,6 +119,20 @@ def test_a_folder_of_classes_is_no_segmentation_dataset(tmp_path):
         load_split(str(tmp_path), "train")
 
 
+def test_images_without_labels_are_loaded_from_every_kind_of_dataset(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (2, 1)).save(tmp_path / "photos" / f"{name}.jpg")
+    camvid = load_split("camvid", "train", camvid_folder(tmp_path / "camvid"), labelled=False)
+    raw_dataset().to_parquet(tmp_path / "mine.parquet")
+    for rows, count in (
+        (camvid, 3),
+        (load_split(str(tmp_path / "photos"), "train", labelled=False), 2),
+        (load_split(str(tmp_path / "mine.parquet"), "train", labelled=False), 2),
+    ):
+        assert len(rows) == count and set(rows[1]) == {"image", "name"} and rows[1]["image"].mode == "RGB"
+
+
 # Labels
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 from stored_pictures import grey_png, png
-from tiny import segmenter
+from tiny import loss_options, segmenter, settings
 from torch.utils.data import DataLoader
 
+from afdcd_hf import DistillationTrainer, DistillationTrainingArguments
 from afdcd_hf.data.checks import check_classes, check_labels
 from afdcd_hf.data.decoding import DecodedRows
 from afdcd_hf.data.samples import TrainingSamples, collate_samples
@@ -220,3 +221,63 @@ def test_another_number_of_classes_is_an_error_and_other_names_a_warning(caplog)
     check_classes(segmenter(num_labels=2), ["a", "b"])  # names that are placeholders
     check_classes(torch.nn.Conv2d(1, 1, 1), ["a", "b"])
     assert not caplog.records
+
+
+# Unlabelled images
+
+
+def grey_rows(first, count, **extra):
+    """Images whose colour tells them apart."""
+    return [{"image": Image.new("RGB", (6, 4), (first + index,) * 3), **extra} for index in range(count)]
+
+
+def colour_and_labels(image, label, rng):
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    return {"pixel_values": pixels + rng.random(), "labels": torch.from_numpy(np.array(label)).long()}
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, "LULULULU"), (0.75, "LUUULUUU"), (0.25, "LLLULLLU")])
+def test_each_batch_holds_the_share_of_unlabelled_images_with_all_pixels_ignored(share, expected):
+    labelled = grey_rows(0, 16, label=Image.new("L", (6, 4), 1))
+    more = {"unlabelled": grey_rows(100, 5, name="more.png"), "unlabelled_share": share}
+    samples = TrainingSamples(labelled, colour_and_labels, num_labels=2, seed=4, **more)
+    loaders = [DataLoader(samples, batch_size=size, collate_fn=collate_samples) for size in (8, 4)]
+    whole, halves = ([sample for batch in loader for sample in zip(*batch.values(), strict=True)] for loader in loaders)
+    kinds = ["U" if (labels == 255).all() else "L" if (labels == 1).all() else "?" for _, labels, _ in whole]
+    assert "".join(kinds) == 2 * expected
+    for index, (kind, (pixels, _, name)) in enumerate(zip(kinds, whole, strict=True)):
+        assert (pixels.max() >= 100 and name == "more.png") if kind == "U" else int(pixels.max()) == index
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(whole, halves, strict=True))
+    samples.set_epoch(1)
+    assert not torch.equal(samples.__getitems__(range(8))[7]["pixel_values"], whole[7][0])
+    assert (samples[3]["labels"] == 1).all()  # one by one, all are labelled
+
+
+def test_a_share_without_a_whole_image_in_a_batch_is_refused():
+    samples = TrainingSamples(rows(), draw, num_labels=2, unlabelled=grey_rows(0, 2), unlabelled_share=0.2)
+    samples.check_batch(5)
+    with pytest.raises(ValueError, match=r"unlabelled_share=0\.2 of a batch of 4 is less than one image"):
+        samples.check_batch(4)
+    for share in (0, 1, float("nan")):
+        with pytest.raises(ValueError, match="expected a share above 0 and below 1"):
+            TrainingSamples(rows(), draw, num_labels=2, unlabelled=grey_rows(0, 2), unlabelled_share=share)
+
+
+@pytest.mark.parametrize("loss", ["kd", "ifvd", "cirkd", "bpkd", "kd+af_dcd"])
+def test_unlabelled_images_are_distilled_and_not_trained_on(loss, tmp_path):
+    """Half of a batch unlabelled: the task loss is that of the other half, and the loss sees all images."""
+    labelled = grey_rows(0, 4, label=Image.new("L", (6, 4), 1))
+    transform = RandomScaleCropFlip(AfDcdImageProcessor(), (32, 48), (8.0,), 0.0)
+    samples = TrainingSamples(labelled, transform, num_labels=4, unlabelled=grey_rows(100, 5))
+    options = {**loss_options(), "af_dcd": {**loss_options()["af_dcd"], "mask": "center"}} if "af" in loss else None
+    args = DistillationTrainingArguments(**settings(tmp_path, loss=loss, loss_kwargs=options))
+    trainer = DistillationTrainer(segmenter(), segmenter(seed=1), args, train_dataset=samples)
+    batch = collate_samples(samples.__getitems__(range(4)))
+    pixels, labels = batch["pixel_values"], batch["labels"]
+    model = trainer.trained_module.eval()
+    whole = model(pixels, labels, trainer._teach(pixels))["terms"]
+    task = model(pixels[::2], labels[::2])["terms"]
+    assert all(torch.allclose(whole[name], value, rtol=1e-5) for name, value in task.items())
+    assert len(whole) > len(task) and all(torch.isfinite(value) for value in whole.values())
+    trainer.train()
+    assert trainer.state.global_step == 2
