@@ -71,7 +71,7 @@ def check_classes(model: Any, class_names: Sequence[str], data: str = "the datas
     """
     config = getattr(model, "config", None)
     num_labels = getattr(config, "num_labels", None)
-    if num_labels is None:
+    if config is None or num_labels is None:
         return
     if num_labels != len(class_names):
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -73,7 +73,7 @@ class DecodedRows:
         return rows
 
     def _label(self, stored: Stored | None, name: str | None) -> Image.Image | None:
-        if _is_missing(stored):
+        if not _is_there(stored):
             return None
         described = _described(stored, "label", name)
         label = _class_ids(_open(stored, described), described)
@@ -105,12 +105,14 @@ def _number(given: Any, what: str) -> int:
     return number
 
 
-def _is_missing(stored: Stored | None) -> bool:
-    return stored is None or (isinstance(stored, Mapping) and stored["bytes"] is None and stored["path"] is None)
+def _is_there(stored: Stored | None) -> TypeGuard[Stored]:
+    return isinstance(stored, bytes) or (
+        stored is not None and any(stored[key] is not None for key in ("bytes", "path"))
+    )
 
 
 def _rgb_image(stored: Stored | None, name: str | None) -> Image.Image:
-    if _is_missing(stored):
+    if not _is_there(stored):
         raise SampleError(f"{name or 'a row'} has no image; take that row out of the dataset.")
     described = _described(stored, "image", name)
     image = _open(stored, described)
@@ -156,8 +158,9 @@ def _label_image(values: np.ndarray) -> Image.Image:
 def _open(stored: Stored, described: str) -> Image.Image:
     if isinstance(stored, Image.Image):
         raise ValueError(f"{described} was decoded by `datasets`: cast its column to datasets.Image(decode=False).")
-    content = stored if isinstance(stored, bytes) else stored["bytes"]
-    return open_image(stored["path"] if content is None else content, described)
+    if isinstance(stored, bytes):
+        return open_image(stored, described)
+    return open_image(stored["path"] if stored["bytes"] is None else stored["bytes"], described)
 
 
 def _described(stored: Stored, role: str, name: str | None) -> str:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import ExifTags, Image, ImageOps
 
@@ -50,13 +51,13 @@ def open_image(source: str | Path | bytes, described: str) -> Image.Image:
         content = source if isinstance(source, bytes) else _read(Path(source))
         if content.startswith(_PNG_SIGNATURE):
             _check_png(content)
-        image = Image.open(io.BytesIO(content))
+        image: Image.Image = Image.open(io.BytesIO(content))
         image.load()
         kind, stored_as = image.format, _stored_as(image, content)
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
             image.format = kind
-        image.info |= stored_as
+        image.info.update(stored_as)
         return image
 
 
@@ -97,11 +98,12 @@ def _check_png(content: bytes) -> None:
     raise ValueError("it is truncated")
 
 
-def _stored_as(image: Image.Image, content: bytes) -> dict[str, int | bool]:
+def _stored_as(image: Image.Image, content: bytes) -> dict[str | tuple[int, int], Any]:
     if image.format == "PNG":
         return {"bits": content[24]}  # of the header: signature, a chunk's length and kind, width, height, bits
     if image.format == "TIFF":
-        return {"bits": image.tag_v2.get(258, (1,))[0], "altered": image.tag_v2.get(262) == 0}  # 0 is white
+        tags = getattr(image, "tag_v2", {})
+        return {"bits": tags.get(258, (1,))[0], "altered": tags.get(262) == 0}  # 0 is white
     if image.format == "PPM":  # a map of grey values is as it is where the largest value is that of its bytes
         kind, _, _, largest, *_ = content[:64].split() + 4 * [b""]
         return {"altered": kind == b"P4" or largest not in (b"255", b"65535")}

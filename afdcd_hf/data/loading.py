@@ -69,9 +69,8 @@ def load_benchmark(
         raise ValueError(f"{name} {source}: leave out {' and '.join(given)}.")
     if benchmark.files:
         return _from_files(benchmark, split, _existing(benchmark, data_dir), list_file)
-    options = {"num_images": benchmark.split_sizes[split]} | {
-        option: value for option, value in of_scenes.items() if value is not None
-    }
+    given_options: dict[str, Any] = {option: value for option, value in of_scenes.items() if value is not None}
+    options = {"num_images": benchmark.split_sizes[split], **given_options}
     return decoded_rows(scene_columns(split, tuple(benchmark.split_sizes), **options), {})
 
 
@@ -109,7 +108,7 @@ def load_split(
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"A number of samples must be 1 or more, got {max_samples}.")
-    options = {
+    options: dict[str, Any] = {
         "image_column": image_column,
         "label_column": label_column,
         "label_map": label_map,

@@ -96,8 +96,7 @@ def _pairs(root: Path, split: str) -> dict[str, list[str | None]] | None:
     described = any(root.glob("metadata.*")) or any(root.glob("*/metadata.*"))
     if described or not all(any(path.is_dir() for path in paths) for paths in parts):
         return None
-    facts = dict.fromkeys(("licence", "homepage", "citation"), "")
-    row = Benchmark(str(root), (), (), splits, layout=_LAYOUT, files=_PAIRS, **facts)
+    row = Benchmark(str(root), (), (), splits, "", "", "", _LAYOUT, _PAIRS)
     return file_columns(root, find_files(row, root, split))
 
 

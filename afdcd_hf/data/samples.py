@@ -137,6 +137,9 @@ def collate_samples(samples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, 
     Where every sample has a `name`, the batch has the list of them as `names`, for messages; no model sees it.
     In a worker of a `DataLoader` the batch is made in shared memory at once, not copied there afterwards.
     """
-    batch = default_collate([{key: value for key, value in sample.items() if key != "name"} for sample in samples])
-    names = [sample["name"] for sample in samples if "name" in sample]
-    return {**batch, "names": names} if len(names) == len(samples) else batch
+    batch: dict[str, Any] = default_collate(
+        [{key: value for key, value in sample.items() if key != "name"} for sample in samples]
+    )
+    if all("name" in sample for sample in samples):
+        batch["names"] = [sample["name"] for sample in samples]
+    return batch

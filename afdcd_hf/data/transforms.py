@@ -59,9 +59,9 @@ class RandomScaleCropFlip:
         blur_probability: float = 0.0,
         max_rotation: float = 0.0,
     ) -> None:
-        crop_size, scales = tuple(crop_size), tuple(scales)
+        scales = tuple(scales)
         if len(crop_size) != 2 or any(int(side) != side or side < 1 for side in crop_size):
-            raise ValueError(f"crop_size={crop_size}: expected (height, width), two positive whole numbers.")
+            raise ValueError(f"crop_size={tuple(crop_size)}: expected (height, width), two positive whole numbers.")
         if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
             raise ValueError(f"scales={scales}: expected at least one factor, all positive.")
         for name, value in (("flip_probability", flip_probability), ("blur_probability", blur_probability)):

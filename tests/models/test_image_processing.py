@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, pipeline
 
 from afdcd_hf import AfDcdImageProcessor, AfDcdOutput
 from afdcd_hf.inference.segment import segment_image
+from afdcd_hf.models.image_modes_afdcd import as_rgb
 
 RELEASED_MEAN = [104.00698793, 116.66876762, 122.67891434]  # blue, green, red
 RELEASED = dict(do_flip_channels=True, do_rescale=False, image_mean=RELEASED_MEAN, image_std=[1.0, 1.0, 1.0])
@@ -67,6 +68,21 @@ def test_a_tensor_gives_the_same_as_the_picture_it_came_from(picture):
     tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     for processor in (AfDcdImageProcessor(), AfDcdImageProcessor(**RELEASED)):
         assert torch.equal(pixel_values(processor, tensor), pixel_values(processor, picture))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "LA", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_three_channels_by_the_one_rule(picture, mode):
+    deep = Image.fromarray(np.asarray(picture)[..., 0].astype(np.uint16) * 257)
+    image = deep if mode == "I;16" else picture.convert(mode)
+    assert torch.equal(pixel_values(AfDcdImageProcessor(), image), pixel_values(AfDcdImageProcessor(), as_rgb(image)))
+
+
+def test_pixels_of_unknown_range_are_refused(picture):
+    with pytest.raises(ValueError, match="mode F: its pixels are floating-point numbers"):
+        AfDcdImageProcessor()(images=picture.convert("F"))
+    for array in (np.zeros((3, 4, 5), np.uint16), torch.zeros(3, 4, 5, dtype=torch.int32)):
+        with pytest.raises(ValueError, match="array of .*int.*; expected uint8"):
+            AfDcdImageProcessor()(images=array)
 
 
 @pytest.mark.parametrize("options", [{}, RELEASED])
@@ -143,7 +159,7 @@ def test_without_target_sizes_label_maps_keep_the_resolution_of_the_logits(outpu
 
 @pytest.mark.parametrize("sizes", [[(8, 8)], [(8, 8)] * 3])
 def test_a_wrong_number_of_target_sizes_is_refused_with_both_numbers(outputs, sizes):
-    with pytest.raises(ValueError, match=f"{len(sizes)} target_sizes were given for 2 pictures"):
+    with pytest.raises(ValueError, match=f"{len(sizes)} target_sizes were given for 2 images"):
         AfDcdImageProcessor().post_process_semantic_segmentation(outputs, target_sizes=sizes)
 
 

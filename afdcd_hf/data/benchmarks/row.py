@@ -141,7 +141,9 @@ def read_benchmark(path: Path) -> Benchmark:
     label_map = {value: 255 for value in facts.get("ignored", ())}
     label_map |= {value: index for index, value in enumerate(values) if value != index}
     kinds = {"published": label_map, "train ids": {}, "other ids": None}
-    files = {name: tuple(given) if isinstance(given, list) else given for name, given in facts["files"].items()}
+    files: dict[str, Any] = {
+        name: tuple(given) if isinstance(given, list) else given for name, given in facts["files"].items()
+    }
     endings = {ending: kinds[kind] for ending, kind in files.pop("label_endings", {"": "published"}).items()}
     files["split_names"] = {split: tuple(names) for split, names in files.get("split_names", {}).items()}
     layout = Layout(label_endings=endings, **files)
