@@ -55,6 +55,8 @@ class TeacherArguments:
     def unlabelled_choice(self, data: DataArguments) -> dict[str, Any] | None:
         """The unlabelled images: what `load_split` takes, or None."""
         if self.unlabelled_dataset is None:
+            if self.unlabelled_dir or self.unlabelled_list:
+                raise ValueError("unlabelled_dir and unlabelled_list need unlabelled_dataset: the dataset's name.")
             return None
         folder = self.unlabelled_dir or (data.data_dir if self.unlabelled_dataset == data.dataset else None)
         choice = {"name": self.unlabelled_dataset, "split": self.unlabelled_split, "labelled": False}

@@ -15,6 +15,7 @@ from afdcd_hf.data.decoding import DecodedRows
 from afdcd_hf.data.samples import TrainingSamples, collate_samples
 from afdcd_hf.data.transforms import RandomScaleCropFlip
 from afdcd_hf.models.image_processing_afdcd import AfDcdImageProcessor
+from afdcd_hf.training.options import DataArguments, TeacherArguments
 
 
 def rows(count=4, label_value=1, **extra):
@@ -251,6 +252,17 @@ def test_each_batch_holds_the_share_of_unlabelled_images_with_all_pixels_ignored
     samples.set_epoch(1)
     assert not torch.equal(samples.__getitems__(range(8))[7]["pixel_values"], whole[7][0])
     assert (samples[3]["labels"] == 1).all()  # one by one, all are labelled
+
+
+def test_the_unlabelled_dataset_is_found_where_the_dataset_is():
+    data = DataArguments(dataset="camvid", data_dir="/d/camvid")
+    assert TeacherArguments().unlabelled_choice(data) is None
+    choice = TeacherArguments(unlabelled_dataset="camvid", unlabelled_list="a.txt").unlabelled_choice(data)
+    same = {"name": "camvid", "split": "train", "data_dir": "/d/camvid", "labelled": False}
+    assert choice == {**same, "list_file": "a.txt"}
+    assert TeacherArguments(unlabelled_dataset="/d/photos").unlabelled_choice(data).get("data_dir") is None
+    with pytest.raises(ValueError, match="need unlabelled_dataset"):
+        TeacherArguments(unlabelled_list="a.txt").unlabelled_choice(data)
 
 
 def test_a_share_without_a_whole_image_in_a_batch_is_refused():
