@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -28,7 +30,7 @@ def gather_batch(tensor: Tensor) -> Tensor:
 
 class _GatherBatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         ctx.batch = tensor.shape[0]
         parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, tensor.contiguous())
@@ -36,7 +38,7 @@ class _GatherBatch(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may use the given one elsewhere
         dist.all_reduce(gradient)
         return gradient[dist.get_rank() * ctx.batch :][: ctx.batch]
