@@ -81,7 +81,8 @@ def test_two_models_are_converted_evaluated_pushed_tagged_and_collected_once(tmp
         assert (result.dataset_type, result.dataset_split) == ("camvid", "test")
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
+@pytest.mark.timeout(1800)
 def test_the_whole_zoo_is_published(tmp_path, config, capsys):
     files = {}
     for index, row in enumerate(CHECKPOINTS.values()):
