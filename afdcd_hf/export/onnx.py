@@ -50,7 +50,7 @@ class Graph(nn.Module):
 
 def export_onnx(
     model: nn.Module,
-    processor,
+    processor: Any,
     output: str | Path,
     *,
     upsample: bool = False,
@@ -115,13 +115,13 @@ def check_output(output: str | Path, overwrite: bool = False) -> Path:
     return output
 
 
-def attach_facts(proto, facts: dict[str, Any]) -> None:
+def attach_facts(proto: Any, facts: dict[str, Any]) -> None:
     """Write the description that `OnnxSegmenter` reads into a graph's metadata, in place of what is there."""
     del proto.metadata_props[:]
     proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
 
 
-def _facts(model: nn.Module, processor, upsample: bool, argmax: bool, size: Sequence[int] | None) -> dict[str, Any]:
+def _facts(model: Any, processor: Any, upsample: bool, argmax: bool, size: Sequence[int] | None) -> dict[str, Any]:
     described = json.loads(processor.to_json_string())
     described.pop("auto_map", None)  # names files that do not lie beside a graph
     return {
@@ -135,7 +135,7 @@ def _facts(model: nn.Module, processor, upsample: bool, argmax: bool, size: Sequ
     }
 
 
-def _trace(graph: Graph, size: tuple[int, int] | None, opset: int | None):
+def _trace(graph: Graph, size: tuple[int, int] | None, opset: int | None) -> Any:
     """The graph as an ONNX proto; batch size and, without `size`, height and width are left open."""
     # odd sides, and different ones, so that nothing about them is taken for a rule
     example = torch.randn(2, 3, *(size or (97, 129)))
@@ -185,7 +185,7 @@ def _refusal(error: Exception, size: tuple[int, int] | None) -> str:
     return f"torch cannot export this model to ONNX.{hint} It says: {reason}"
 
 
-def _name_axes(graph, facts: dict[str, Any]) -> None:
+def _name_axes(graph: Any, facts: dict[str, Any]) -> None:
     """Readable names for the open axes, in place of formulae in symbols of torch's."""
     sides = ("height", "width") if facts["upsample"] else ("map_height", "map_width")
     names = {graph.input[0].name: ("batch", None, "height", "width")}

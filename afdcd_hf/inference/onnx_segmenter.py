@@ -105,14 +105,14 @@ def settings_for(model: nn.Module, settings: InferenceSettings) -> InferenceSett
     return model.settings_for(settings) if isinstance(model, OnnxSegmenter) else settings
 
 
-def load_segmenter(name_or_path: str) -> tuple[nn.Module, Any]:
+def load_segmenter(name_or_path: str) -> tuple[Any, Any]:
     """A model and its image processor, from a folder, a Hub id or an `.onnx` file of `afdcd export`."""
     if Path(name_or_path).suffix == ".onnx":
         return load_onnx(name_or_path)
     return load_model(name_or_path), load_processor(name_or_path)
 
 
-def _open(path: Path, threads: int):
+def _open(path: Path, threads: int) -> Any:
     check_packages()
     import onnxruntime
 
@@ -129,7 +129,7 @@ def _open(path: Path, threads: int):
         raise ValueError(f"onnxruntime cannot read {path}: {error}") from error
 
 
-def _read_facts(session, path: Path) -> dict[str, Any]:
+def _read_facts(session: Any, path: Path) -> dict[str, Any]:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
         raise ValueError(f"{path} was not made by `afdcd export`: it does not say which classes and images it is for.")

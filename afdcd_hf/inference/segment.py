@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, product
@@ -57,7 +57,7 @@ def make_sample(processor: Any, image: Image.Image, name: str = "", label: Tenso
     return Sample(name, pixel_values, (image.height, image.width), label)
 
 
-class Seconds(Counter):
+class Seconds(defaultdict[str, float]):
     """Where the time went: part -> seconds."""
 
     @contextmanager
@@ -115,7 +115,7 @@ class Predictor:
         self.settings = settings
         self.least_confidence = least_confidence
         self.multiple = 1
-        self.seconds = Seconds()
+        self.seconds = Seconds(float)
 
     @torch.no_grad()
     def label_maps(self, batches: Iterable[Sequence[Sample]]) -> Generator[tuple[Sample, Tensor], None, None]:
@@ -158,7 +158,7 @@ class Predictor:
         for index in sorted(totals):
             yield group[index], self._timed(self._most_probable, totals.pop(index).div_(len(passes)))
 
-    def _timed(self, function, *args) -> Tensor:
+    def _timed(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         with self.seconds.of("label maps"):
             return function(*args)
 
@@ -230,7 +230,8 @@ class Predictor:
                 return self.model(pixel_values=inputs).logits
             inputs = F.pad(inputs, (0, right, 0, below))
             logits = self.model(pixel_values=inputs).logits
-        stretched = upsample_logits(logits.float(), inputs.shape[-2:], align_corners_of(self.model))
+        size = inputs.shape[-2], inputs.shape[-1]
+        stretched = upsample_logits(logits.float(), size, align_corners_of(self.model))
         return stretched[..., :height, :width]
 
 
