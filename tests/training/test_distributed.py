@@ -127,11 +127,6 @@ def test_every_step_is_of_whole_batches_however_they_are_shared_out(tmp_path):
     assert len(supervised(tmp_path, train_dataset=samples(10), **options).get_train_dataloader()) == 10
 
 
-def test_fewer_samples_than_one_step_takes_are_an_error(tmp_path):
-    with pytest.raises(ValueError, match="training set has 8 samples, but a batch takes 16"):
-        supervised(tmp_path, total_batch_size=16, gradient_accumulation_steps=4)
-
-
 def test_with_unequal_numbers_of_labelled_pixels_the_loss_is_the_mean_of_the_batches_means(tmp_path):
     """As over the GPUs of the released code; not the mean over all pixels, which one large batch takes."""
     dataset = [dict(sample) for sample in (samples(4, scales=[1.0], flip=0.0)[index] for index in range(4))]

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from tiny import (
     distilling,
-    largest_difference,
     logged,
     loss_options,
     pictures,
@@ -181,33 +180,6 @@ def test_the_learning_rate_falls_polynomially_with_every_step(tmp_path):
     trainer.train()
     expected = [0.02 * (1 - step / 6) ** 0.9 for step in range(6)]
     assert logged(trainer, "learning_rate") == pytest.approx(expected, rel=1e-6)
-
-
-def test_two_accumulated_batches_of_two_train_as_one_batch_of_four(tmp_path):
-    states = []
-    for accumulation in (1, 2):
-        trainer = distilling(
-            tmp_path,
-            without_batch_effects(segmenter()),
-            train_dataset=samples(scales=[1.0]),  # as many unlabelled pixels in every sample: means of means agree
-            loss_kwargs=loss_options(mask="center"),
-            max_steps=3,
-            total_batch_size=4,
-            gradient_accumulation_steps=accumulation,
-        )
-        trainer.train()
-        assert trainer.args.per_device_train_batch_size == 4 // accumulation
-        states.append(weights(trainer.model))
-    assert largest_difference(*states) < 1e-6  # measured: 3e-8; float32 sums in another order
-
-
-def test_the_total_batch_size_is_shared_by_the_accumulation_steps(tmp_path):
-    args = SegmentationTrainingArguments(**settings(tmp_path, total_batch_size=8, gradient_accumulation_steps=2))
-    assert args.per_device_train_batch_size == 4 and args.train_batch_size == 4
-    with pytest.raises(ValueError, match=r"total_batch_size=7 .* 1 process\(es\) with 2 .* multiple of 2"):
-        SegmentationTrainingArguments(**settings(tmp_path, total_batch_size=7, gradient_accumulation_steps=2))
-    with pytest.raises(ValueError, match="total_batch_size=0"):
-        SegmentationTrainingArguments(**settings(tmp_path, total_batch_size=0))
 
 
 @pytest.mark.parametrize("make", [supervised, distilling])
