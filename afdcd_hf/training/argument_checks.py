@@ -31,6 +31,14 @@ def refuse_unused(given: Mapping[str, Any], args: SegmentationTrainingArguments)
         raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} has no effect: leave it out.")
 
 
+def refuse_where_divided(args: SegmentationTrainingArguments, divided: bool) -> None:
+    """What needs whole weights on every process, where FSDP or DeepSpeed keep parts of them."""
+    if divided and args.channels_last:
+        raise ValueError("channels_last has no effect on weights that FSDP or DeepSpeed divide: leave it out.")
+    if divided and args.ema_decay is not None:
+        raise ValueError("ema_decay needs whole weights on every process, unlike under FSDP and DeepSpeed.")
+
+
 def check_number_of_samples(train_dataset: Any, args: SegmentationTrainingArguments) -> None:
     """The Trainer would only warn, and save a model that was never trained."""
     batch = images_per_step(args)

@@ -65,7 +65,7 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
     if not (folder / MARKER_NAME).is_file():
         return None
     try:
-        marker = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
+        marker: dict[str, Any] = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
         marker["files"] = {name: (int(file["bytes"]), int(file["crc32"])) for name, file in marker["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{MARKER_NAME} is damaged ({error!r})") from error
@@ -173,7 +173,7 @@ def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> 
     found: list[Any] = [None, None]
     if args.process_index == 0:
         try:
-            found[0] = _checkpoint_to_resume(Path(args.output_dir), wanted)
+            found[0] = _checkpoint_to_resume(Path(args.output_dir or "."), wanted)
         except (OSError, ValueError) as error:
             found[1] = error
     if args.world_size > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +63,11 @@ class DistillationModel(nn.Module):
         if hasattr(self.student, "tie_weights"):
             self.student.tie_weights()
 
-    def gradient_checkpointing_enable(self, **options) -> None:
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
         """The student's; loss and teacher keep little. The Trainer calls this for `gradient_checkpointing=True`."""
         self.student.gradient_checkpointing_enable(**options)
 
-    def activation_checkpointing_enable(self, **options) -> None:
+    def activation_checkpointing_enable(self, **options: Any) -> None:
         """The same under its newer name in transformers."""
         self.student.activation_checkpointing_enable(**options)
 
@@ -98,7 +99,7 @@ class DistillationModel(nn.Module):
         }
 
 
-def _accept_students_names(module: nn.Module, state_dict: dict[str, Tensor], *_) -> None:
+def _accept_students_names(module: nn.Module, state_dict: dict[str, Tensor], *_: Any) -> None:
     """Let the weights of a saved student be loaded into the module that trains it, as `load_best_model_at_end` does."""
     if state_dict and not any(name.startswith((_STUDENT, "loss.")) for name in state_dict):
         for name in list(state_dict):

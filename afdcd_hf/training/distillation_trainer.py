@@ -44,6 +44,8 @@ class DistillationTrainer(SegmentationTrainer):
         ValueError: unknown layers, class counts that differ, or maps that the loss cannot compare.
     """
 
+    args: DistillationTrainingArguments
+
     def __init__(
         self,
         model: nn.Module,
@@ -75,12 +77,12 @@ class DistillationTrainer(SegmentationTrainer):
         self.loss_module.generator = rank_generator(args.seed, args.process_index, args.device)
 
     @property
-    def student(self) -> nn.Module:
+    def student(self) -> Any:
         """The model that is trained, evaluated and saved, without any wrapper."""
         return self.trained_module.student
 
     @property
-    def loss_module(self) -> nn.Module:
+    def loss_module(self) -> Any:
         """The distillation loss with its weights (align, projector)."""
         return self.trained_module.loss
 
@@ -95,7 +97,7 @@ class DistillationTrainer(SegmentationTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ):
+    ) -> Any:
         """Task and distillation loss of one batch; all terms go to the log, as means over all steps."""
         pixel_values, teacher = self._images(inputs), None
         if self.args.distils_at(self.state.global_step, self.share_done):
@@ -125,7 +127,7 @@ class DistillationTrainer(SegmentationTrainer):
                 return run_to_maps(self._run_teacher, pixel_values, self._teacher_taps)
             return run_tapped(self._run_teacher, pixel_values, self._teacher_taps)[1]
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm=None):
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
         """Clip the loss's own weights to `loss_max_grad_norm`, as the released code does; the student's are free.
 
         The Trainer calls this once before every optimizer step, after its own clipping; the norm it reports is the one
@@ -143,7 +145,7 @@ class DistillationTrainer(SegmentationTrainer):
         return {**super().modules_to_resume(), LOSS_WEIGHTS_NAME: self.loss_module}
 
 
-def _first_batch(train_dataset) -> dict[str, Tensor]:
+def _first_batch(train_dataset: Any) -> dict[str, Any]:
     if train_dataset is None or len(train_dataset) == 0:
         raise ValueError("DistillationTrainer needs a train_dataset with at least one sample, to check shapes with.")
     return collate_samples([train_dataset[0]])

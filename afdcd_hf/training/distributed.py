@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import broadcast
@@ -112,7 +112,7 @@ def use_one_gpu_per_process(args: TrainingArguments) -> None:
         args._n_gpu = 1
 
 
-def synchronise_batch_norm(module: nn.Module, args: TrainingArguments) -> nn.Module:
+def synchronise_batch_norm(module: nn.Module, args: Any) -> nn.Module:
     """Have batch norm take its statistics over the images of all GPUs, not of each one by itself.
 
     By default this is done where several processes train on GPUs. The layers are replaced in place, by timm's function:
@@ -135,7 +135,7 @@ def synchronise_batch_norm(module: nn.Module, args: TrainingArguments) -> nn.Mod
     return convert_sync_batchnorm(module)
 
 
-def _shares_statistics(args: TrainingArguments) -> bool:
+def _shares_statistics(args: Any) -> bool:
     return args.sync_batch_norm is not False and args.device.type == "cuda" and args.world_size > 1
 
 

@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class Guard(TrainerCallback):
     """
 
     def __init__(self, trainer: SegmentationTrainer):
-        self.trainer = trainer
+        self.trainer: Any = trainer
         self.norm: Tensor | float | None = None  # of this step's gradients; the trainer sets it
         self.begin()
 
@@ -174,6 +174,7 @@ class Guard(TrainerCallback):
         if not together or not self._between_steps or isinstance(error, NonFiniteWeightsError):
             newest = next(iter(checkpoints_of(trainer.args.output_dir)), None)
             return f"After fixing the cause, resume from {newest}." if newest else "No checkpoint had been saved yet."
+        assert self._last_step is not None  # a training has begun
         self._last_step.restore()
         trainer.model.zero_grad()
         if trainer.checkpoints.saved_step != step:

@@ -36,6 +36,9 @@ class HubTrainer(Trainer):
     written by hand.
     """
 
+    args: Any
+    hub_model_id: Any
+    push_in_progress: Any
     _hub_client: HfApi | None = None
 
     @property
@@ -64,7 +67,7 @@ class HubTrainer(Trainer):
             make_repository(api, name, private)
         self.hub_model_id, self.push_in_progress = name, None
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  (a future, or nothing, may be returned)
         self,
         commit_message: str = "End of training",
         blocking: bool = True,
@@ -108,7 +111,7 @@ class HubTrainer(Trainer):
         logger.info("pushed: %s", commit.commit_url)
         return commit
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  (what has no place on our card comes last)
         self,
         license: str | None = None,
         tags: str | list[str] | None = None,
@@ -139,7 +142,7 @@ class HubTrainer(Trainer):
         if path.is_file() and (not known or is_handwritten(path)):
             return
         facts = read_facts(folder) if known else self._card_facts(folder)
-        given = {"license": license, "model_name": model_name, "base_model": finetuned_from}
+        given: dict[str, Any] = {"license": license, "model_name": model_name, "base_model": finetuned_from}
         given = {name: value for name, value in given.items() if value is not None}
         tags = [tags] if isinstance(tags, str) else tags or []
         facts = replace(facts, **given, tags=list(dict.fromkeys([*facts.tags, *tags])))

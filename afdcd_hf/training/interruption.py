@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,7 @@ class Interruption(TrainerCallback):
         self._args, self._save = args, save
         self._process = os.getpid()
         self._asked, self._asked_at = 0, 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
         self._pending: tuple[torch.Tensor, torch.distributed.Work] | None = None
         self._stopped = 0  # the number of the signal that all processes have agreed to stop at
 
@@ -71,7 +72,7 @@ class Interruption(TrainerCallback):
         time for the rest. Several processes, which wait for each other, finish the evaluation first."""
         saved = False
 
-        def save_once(*_) -> None:
+        def save_once(*_: Any) -> None:
             nonlocal saved
             if self._asked and not saved:
                 saved = True
@@ -121,7 +122,7 @@ class Interruption(TrainerCallback):
             self._pending = asked, torch.distributed.all_reduce(asked, op=maximum, async_op=True)
         return bool(self._stopped)
 
-    def _on_signal(self, number: int, frame) -> None:
+    def _on_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a data worker, forked with this handler: the main process decides
             return
         if not self._asked:

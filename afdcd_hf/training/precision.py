@@ -5,17 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 from torch import nn
+from transformers import TrainingArguments
 
 from ..inference.segment import InferenceSettings
 
 
 @contextmanager
-def own_forward(model: nn.Module) -> Iterator[None]:
+def own_forward(model: Any) -> Iterator[None]:
     """Take off the autocast that accelerate has put around `model.forward`, and put it back afterwards.
 
     accelerate replaces `forward` of the model that the optimizer trains. That is the student itself in a supervised
@@ -33,7 +35,7 @@ def own_forward(model: nn.Module) -> Iterator[None]:
         model.forward = wrapped
 
 
-def evaluation_settings(args) -> InferenceSettings:
+def evaluation_settings(args: TrainingArguments) -> InferenceSettings:
     """How evaluations during a training run: in float32, unless `bf16_full_eval` or `fp16_full_eval` asks for autocast.
 
     Mixed precision of the training (`bf16`, `fp16`) does not matter: the weights are float32, and a checkpoint's score
@@ -43,7 +45,7 @@ def evaluation_settings(args) -> InferenceSettings:
     return InferenceSettings(precision=precision)
 
 
-def compile_like_student(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+def compile_like_student(model: nn.Module, accelerator: Accelerator) -> Any:
     """The model compiled with the settings that accelerate compiles the student with; as it is without any."""
     plugin = accelerator.state.dynamo_plugin
     if plugin.backend == DynamoBackend.NO:
@@ -51,7 +53,7 @@ def compile_like_student(model: nn.Module, accelerator: Accelerator) -> nn.Modul
     return torch.compile(model, **plugin.to_kwargs())
 
 
-def enable_gradient_checkpointing(student: nn.Module, args) -> None:
+def enable_gradient_checkpointing(student: Any, args: TrainingArguments) -> None:
     """Do now what the Trainer does when training begins, so that a student that cannot is found out early.
 
     Raises:

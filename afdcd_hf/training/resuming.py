@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainingArguments
 
 from .checkpoints import read_marker
@@ -51,7 +51,7 @@ def facts_of(args: TrainingArguments, training_samples: int | None) -> dict[str,
     return json.loads(json.dumps(facts, default=str))  # as it will be read
 
 
-def check_same_run(folder: Path, now: Mapping[str, Any], args: TrainingArguments, deepspeed: bool) -> None:
+def check_same_run(folder: Path, now: Mapping[str, Any], args: Any, deepspeed: bool) -> None:
     """Say what will make the continuation differ, and refuse what cannot be continued.
 
     Args:
@@ -94,7 +94,7 @@ def check_same_run(folder: Path, now: Mapping[str, Any], args: TrainingArguments
             logger.warning("%s: %s were %s, now %s: %s.", folder, what, marker.get(name), now[name], effect)
 
 
-def load_fitting(module: nn.Module, path: Path, what: str) -> None:
+def load_fitting(module: Any, path: Path, what: str) -> None:
     """Load a module's weights, which must fit in names and shapes.
 
     Args:

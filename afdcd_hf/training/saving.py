@@ -111,7 +111,7 @@ class CheckpointCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: SegmentationTrainer):
-        self.trainer = trainer
+        self.trainer: Any = trainer
         self.unfinished: Path | None = None
         self.saved_step: int | None = None
         self.resumed_step = 0

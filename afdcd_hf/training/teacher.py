@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -86,7 +87,7 @@ def stops_early(teacher: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTa
 
 def _tensors(activations: Activations) -> list[Tensor]:
     logits = [] if activations.logits is None else [activations.logits]
-    return logits + [each.feature_map for each in activations.of_each_layer()]
+    return [*logits, *(each.feature_map for each in activations.of_each_layer() if each.feature_map is not None)]
 
 
 def _copied(model: nn.Module, *, own_kernels: bool) -> nn.Module:
@@ -135,7 +136,7 @@ def _pairs(model: nn.Module, pixel_values: Tensor) -> list[tuple[nn.Conv2d, nn.M
             handle.remove()
     once = {module: seen[0] for module, seen in runs.items() if len(seen) == 1}
     written = {id(seen[0]): (module, seen[1]) for module, seen in once.items() if type(module) is nn.Conv2d}
-    pairs = []
+    pairs: list[Any] = []
     for norm, (taken, version) in once.items():
         convolution, unchanged = written.get(id(taken), (None, None))
         if norm is not convolution and version == unchanged and norm.running_mean is not None:
@@ -143,7 +144,7 @@ def _pairs(model: nn.Module, pixel_values: Tensor) -> list[tuple[nn.Conv2d, nn.M
     return pairs
 
 
-def _put_into(convolution: nn.Conv2d, norm: nn.Module) -> None:
+def _put_into(convolution: nn.Conv2d, norm: Any) -> None:
     statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     exact = [value.double() if isinstance(value, Tensor) else value for value in statistics]
     bias = None if convolution.bias is None else convolution.bias.double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast
@@ -72,7 +73,7 @@ class TimeBudget(TrainerCallback):
                 f"{type(scheduler).__name__} is not: use an lr_scheduler_type such as polynomial, cosine or linear."
             )
 
-        def at_clock(multiplier: Callable[[float], float]) -> Callable[[int], float]:
+        def at_clock(multiplier: Callable[[Any], float]) -> Callable[[int], float]:
             return lambda step: multiplier(self.share_used * num_steps)
 
         scheduler.lr_lambdas = [at_clock(multiplier) for multiplier in scheduler.lr_lambdas]

@@ -89,12 +89,12 @@ class Speed:
         return {"train_seconds_in_steps": round(self.total_seconds, 3), **log} if log else {}
 
 
-def across_ranks(speed: Speed, device: torch.device, accelerator: Accelerator) -> Speed:
+def across_ranks(speed: Speed, accelerator: Accelerator) -> Speed:
     """The sum of all processes' images, the mean of their times and the highest of their peaks of memory.
 
     Every process has to call this.
     """
-    peak = peak_memory_mb(device)
+    peak = peak_memory_mb(accelerator.device)
     mine = [float(speed.images), math.nan if peak is None else peak, *(speed.seconds.get(part, 0.0) for part in PARTS)]
     ranks = accelerator.gather(torch.tensor([mine], device=accelerator.device)).cpu()
     peaks = [value for value in ranks[:, 1].tolist() if not math.isnan(value)]
@@ -117,8 +117,8 @@ def peak_memory_mb(device: torch.device) -> float | None:
         import resource
     except ImportError:  # Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (_MIB if sys.platform == "darwin" else 1024)  # in bytes on macOS, in KiB elsewhere
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (_MIB if sys.platform == "darwin" else 1024)  # in bytes on macOS, in KiB elsewhere
 
 
 class StepTimer:

@@ -21,7 +21,12 @@ from ..data.samples import TrainingSamples, collate_samples
 from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import held_alone
 from ..losses.task import TaskLoss
-from .argument_checks import check_number_of_samples, refuse_unused, warn_of_missing_half_precision
+from .argument_checks import (
+    check_number_of_samples,
+    refuse_unused,
+    refuse_where_divided,
+    warn_of_missing_half_precision,
+)
 from .checkpoints import STATE_NAME, check_whole, checkpoint_to_resume
 from .distributed import (
     align_buffers,
@@ -36,11 +41,7 @@ from .ema import AveragedWeights, AveragingCallback
 from .guard import Guard
 from .hub_push import HubTrainer
 from .interruption import Interruption, TrainingInterrupted, prepare_workers
-from .precision import (
-    enable_gradient_checkpointing,
-    evaluation_settings,
-    own_forward,
-)
+from .precision import enable_gradient_checkpointing, evaluation_settings, own_forward
 from .progress import shows_bars, use_lines_without_terminal
 from .randomness import EpochCallback, RankSeedCallback
 from .saving import RAW_STUDENT_NAME, CheckpointCallback
@@ -80,6 +81,8 @@ class SegmentationTrainer(HubTrainer):
         ValueError: an argument that has no effect here, or fewer training samples than one batch takes.
     """
 
+    args: SegmentationTrainingArguments
+
     def __init__(
         self,
         model: nn.Module,
@@ -90,7 +93,7 @@ class SegmentationTrainer(HubTrainer):
         processing_class: Any = None,
         data_collator: Callable[[list], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         **unused: Any,
     ):
@@ -112,8 +115,7 @@ class SegmentationTrainer(HubTrainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        if args.channels_last and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError("channels_last has no effect on weights that FSDP or DeepSpeed divide: leave it out.")
+        refuse_where_divided(args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         # Our loss is a mean over pixels; the Trainer has to divide it by the number of accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.task_loss = TaskLoss.for_model(model, args.task_weight, args.aux_weight)
@@ -141,16 +143,12 @@ class SegmentationTrainer(HubTrainer):
         if self.budget is not None:
             self.add_callback(self.budget)
         if args.ema_decay is not None:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ValueError("ema_decay needs whole weights on every process, unlike under FSDP and DeepSpeed.")
             self.average = AveragedWeights(self.student, args.ema_decay)
             self.add_callback(AveragingCallback(self.average, lambda: self.student))
         self.guard = Guard(self)
         self.add_callback(self.guard)
         self.checkpoints = CheckpointCallback(self)
         self.add_callback(self.checkpoints)
-
-    # The model
 
     @property
     def trained_module(self) -> nn.Module:
@@ -180,8 +178,6 @@ class SegmentationTrainer(HubTrainer):
         if self.budget is not None:
             return self.budget.share_used
         return self.state.global_step / self.state.max_steps if self.state.max_steps else 0.0
-
-    # A training
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
@@ -232,7 +228,7 @@ class SegmentationTrainer(HubTrainer):
             torch.cuda.reset_peak_memory_stats(self.args.device)
         self.checkpoints.begin(checkpoint)
 
-    def set_initial_training_values(self, args: SegmentationTrainingArguments, dataloader: Any):
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         """As in transformers; a finished run has no more epochs, and one of a given time as many as it takes."""
         epochs, *others, max_steps = super().set_initial_training_values(args, dataloader)
         if self.budget is not None:
@@ -241,7 +237,7 @@ class SegmentationTrainer(HubTrainer):
             finished = self.checkpoints.resumed_step >= max_steps
         return (0 if finished else epochs, *others, max_steps)
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> Any:
         """As in transformers, with data workers that do not disturb a run.
 
         With `dataloader_drop_last`, an epoch is of whole optimizer steps only.
@@ -263,14 +259,14 @@ class SegmentationTrainer(HubTrainer):
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """As in transformers; with `max_seconds`, a schedule that follows the clock."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if self.budget is not None:
             self.budget.pace(scheduler, num_training_steps)
         return scheduler
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device):
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """As in transformers, which calls it once an optimizer step; this is the time spent waiting for data."""
         self.timer.start()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -283,7 +279,7 @@ class SegmentationTrainer(HubTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ):
+    ) -> Any:
         """Task loss of one batch; its terms go to the log."""
         pixel_values = self._images(inputs)
         outputs = model(pixel_values=pixel_values)
@@ -307,7 +303,7 @@ class SegmentationTrainer(HubTrainer):
         # An epoch's last step may accumulate fewer batches: each step counts as much as another, as in the loss.
         self.terms.add(terms, 1 / getattr(self, "current_gradient_accumulation_steps", 1))
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None):
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
         """As in transformers, which calls it before every optimizer step."""
         norm = super()._get_grad_norm(model, grad_norm)
         self.guard.norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -321,27 +317,25 @@ class SegmentationTrainer(HubTrainer):
         """
         if "loss" in logs and (means := self.terms.take(self.accelerator)):
             logs |= {"loss": sum(means.values()), **{f"loss_{name}": mean for name, mean in means.items()}}
-            logs |= self._measured().as_log()
+            logs |= across_ranks(self.timer.take(), self.accelerator).as_log()
         elif "train_runtime" in logs:
-            self.speed = Speed.of_history(self.state.log_history) + self._measured()
+            self.speed = Speed.of_history(self.state.log_history) + across_ranks(self.timer.take(), self.accelerator)
             logs |= self.speed.as_summary()
             if self.budget is not None:  # transformers derives it from the planned number of steps
                 images = (self.state.global_step - self.checkpoints.resumed_step) * images_per_step(self.args)
                 logs["train_samples_per_second"] = round(images / logs["train_runtime"], 3)
         super().log(logs, start_time)
 
-    def _measured(self) -> Speed:
-        return across_ranks(self.timer.take(), self.args.device, self.accelerator)
-
-    # Evaluation
-
     def evaluate(
         self,
-        eval_dataset: Sequence[Mapping[str, Any]] | dict[str, Sequence] | None = None,
+        eval_dataset: Any = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Score the student as `evaluate_segmenter` does; log and return `eval_mean_iou` and the like."""
+        """Score the student as `evaluate_segmenter` does; log and return `eval_mean_iou` and the like.
+
+        `eval_dataset` is as for the constructor.
+        """
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if isinstance(dataset, dict):
             parts = [self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{key}") for key, part in dataset.items()]
@@ -379,8 +373,6 @@ class SegmentationTrainer(HubTrainer):
         """Of the student's configuration; of the training samples where it has none."""
         config = getattr(self.student, "config", None)
         return getattr(config, "num_labels", None) or getattr(self.train_dataset, "num_labels", None)
-
-    # Saving and loading
 
     def save_now(self) -> None:
         """Save a checkpoint of the last finished step, outside of transformers' own schedule."""

@@ -41,7 +41,7 @@ class GradientSpy(TrainerCallback):
 
 def test_training_on_labels_alone_lowers_the_loss(tmp_path):
     student = without_batch_effects(segmenter())
-    trainer = supervised(tmp_path, student, max_steps=12, learning_rate=1.0, train_dataset=same_batch_every_step())
+    trainer = supervised(tmp_path, student, max_steps=20, learning_rate=0.3, train_dataset=same_batch_every_step())
     before = weights(student)
     trainer.train()
     losses = logged(trainer, "loss_task")
