@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -132,7 +132,7 @@ def _draw_bars(axes: Axes, values: np.ndarray, results: list[str], row_height: f
 
 
 def _write_gains(axes: Axes, middles: np.ndarray, gains: np.ndarray) -> None:
-    beside = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
     axes.text(1.13, -0.16, "gain", color=FAINT, **beside)
     for middle, gain in zip(middles, gains, strict=True):
         if not math.isnan(gain):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -112,12 +112,12 @@ def _label_classes(axes: Axes, names: Sequence[str]) -> None:
 def _hatch_empty(axes: Axes, shares: np.ndarray, normalize: str) -> None:
     from matplotlib.patches import Rectangle
 
-    style = {"facecolor": "#EFEFEF", "edgecolor": "#B5B5B5", "hatch": "///", "linewidth": 0.0}
+    style: dict[str, Any] = {"facecolor": "#EFEFEF", "edgecolor": "#B5B5B5", "hatch": "///", "linewidth": 0.0}
     for index in np.flatnonzero(np.isnan(shares.diagonal())):
-        corner, size = (-0.5, index - 0.5), (len(shares), 1)
+        x, y, width, height = -0.5, float(index) - 0.5, len(shares), 1
         if normalize == "prediction":
-            corner, size = corner[::-1], size[::-1]
-        axes.add_patch(Rectangle(corner, *size, **style))
+            x, y, width, height = y, x, height, width
+        axes.add_patch(Rectangle((x, y), width, height, **style))
 
 
 def _largest_confusions(shares: np.ndarray, names: Sequence[str]) -> list[str]:

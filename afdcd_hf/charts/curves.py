@@ -89,7 +89,7 @@ def _draw_panel(axes: Axes, curves: Mapping[str, tuple[list[float], list[float]]
         if steps:
             axes.plot(steps, values, label=name, markevery=math.ceil(len(steps) / 8), **series_style(index))
     axes.set_title(title)
-    axes.xaxis.get_major_locator().set_params(nbins=5, integer=True)
+    axes.locator_params(axis="x", nbins=5, integer=True)
 
 
 def _use_log_scale_over_a_decade(axes: Axes, curves: Mapping[str, tuple[list[float], list[float]]]) -> None:

@@ -70,7 +70,7 @@ def add_legend(figure: Figure, handles: Sequence[Artist], **options: Any) -> Non
     """A legend below the figure, in up to three columns: as many as fit its width."""
     for columns in (3, 2, 1):
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, **options)
-        if columns == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
         legend.remove()
 

@@ -33,7 +33,7 @@ def load_history(folder: str | Path) -> list[dict[str, Any]]:
             f"{folder} holds no {STATE_NAME}, nor does a checkpoint-* folder in it. Pass the --output_dir of a run "
             "that has finished or saved a checkpoint."
         )
-    states = [read_json(path, "a Trainer's state") for path in paths]
+    states: list[dict[str, Any]] = [read_json(path, "a Trainer's state") for path in paths]
     for path, state in zip(paths, states, strict=True):
         if not isinstance(state.get("log_history"), list):
             raise ValueError(f"{path} holds no list 'log_history'; pass the folder of a run of the Trainer.")

@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def _predictions_figure(
     per_line = max(1, int(width / (0.65 + 0.105 * max((len(name) for name, _ in entries), default=0))))
     below = 0.3 * -(-len(entries) // per_line)
     with styled_figure(width, sum(heights) + 0.8 + 0.1 * len(heights) + below) as figure:
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+        figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
         grid = figure.subplots(len(heights), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
         for column, (title, arrays) in enumerate(columns.items()):
             heading = textwrap.fill(title, TITLE_LENGTH, max_lines=2, placeholder="…")
@@ -120,7 +120,7 @@ def _legend_entries(
 def _class_legend(figure: Figure, entries: list[tuple[str, np.ndarray | None]], per_line: int) -> None:
     from matplotlib.patches import Patch
 
-    edge = {"edgecolor": "#999999", "linewidth": 0.6}
+    edge: dict[str, Any] = {"edgecolor": "#999999", "linewidth": 0.6}
     swatches = [
         Patch(visible=False, label=name) if color is None else Patch(facecolor=color / 255, label=name, **edge)
         for name, color in entries

@@ -160,7 +160,7 @@ def check_device(name: str | None) -> None:
 
 def titled(words: list[str]) -> dict[str, str]:
     """`TITLE=FOLDER` or `FOLDER`, whose own name is the title then."""
-    pairs = [tuple(word.split("=", 1)) if "=" in word else (Path(word).name, word) for word in words]
+    pairs = [word.split("=", 1) if "=" in word else [Path(word).name, word] for word in words]
     by_title = dict(pairs)
     if len(by_title) < len(pairs):
         raise ValueError(f"two of {', '.join(words)} have the same title; write TITLE=FOLDER.")

@@ -72,6 +72,7 @@ def _run(args: argparse.Namespace, rest: list[str], *, distils: bool) -> None:
     run = (distill if distils else train)(args.config, rest)
     if run.card is not None:  # its facts are there on the main process only
         measured, dataset = run.card.measured, run.card.dataset
+        assert measured is not None and dataset is not None  # a finished run has been scored
         where = f"{dataset.name} {dataset.split} ({measured.num_images} images)"
         print(f"mIoU {100 * measured.mean_iou:.2f} % on {where}, from the saved weights")
         print(f"saved in {run.folder}")

@@ -211,7 +211,7 @@ def _measured_model(model: nn.Module | str | Path, device: torch.device | None, 
     if PRECISIONS[settings.precision] is not None and dtype_of(measured) == torch.float64:
         raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; cast the model.")
     layout = torch.channels_last if settings.channels_last else torch.preserve_format
-    return measured.to(device, memory_format=layout).eval()
+    return measured.to(device, memory_format=layout).eval()  # type: ignore[call-overload]  # torch lists no such pair
 
 
 def _profile_row(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> ProfileRow:
@@ -278,13 +278,14 @@ def _noise(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -
 
 def _runner(model: nn.Module, settings: ProfileSettings) -> Callable[[Tensor], Any]:
     device_type, autocast = device_of(model).type, PRECISIONS[settings.precision]
+    forward: Callable[..., Any] = model
     if settings.compile:
         torch.compiler.reset()  # else later sizes get the graph for any size, or none after the eighth
-        model = torch.compile(model, dynamic=False)
+        forward = torch.compile(model, dynamic=False)
 
     def run(images: Tensor) -> Any:
         with torch.autocast(device_type, dtype=autocast, enabled=autocast is not None):
-            return model(pixel_values=images)
+            return forward(pixel_values=images)
 
     return run
 

@@ -75,8 +75,9 @@ def load_segmenters(models: Mapping[str, str | Path], device: str | torch.device
 def _load(title: str, name: str, device: str | torch.device) -> Segmenter:
     model = load_model(name).to(device).eval()
     processor = load_processor(name)
-    classes, colors = class_legend(model.config.id2label)
-    facts = [describe(model.config), f"{count_parameters(model) / 1e6:.2f} M parameters", *_measured(name)]
+    config: Any = model.config
+    classes, colors = class_legend(config.id2label)
+    facts = [describe(config), f"{count_parameters(model) / 1e6:.2f} M parameters", *_measured(name)]
     return Segmenter(title, ", ".join(facts), tuple(classes), colors, model, processor)
 
 
@@ -91,7 +92,7 @@ def _measured(model: str) -> list[str]:
     )
     if path is None:
         return []
-    results = read_json(path, "results of `afdcd evaluate`")
+    results: dict[str, Any] = read_json(path, "results of `afdcd evaluate`")
     try:
         where = results["protocol"]
         return [f"mIoU {100 * results['mean_iou']:.1f} % on {where['dataset']} {where['split']}"]

@@ -72,7 +72,7 @@ def write_space(
         with written_whole(folder / target) as part:
             shutil.copyfile(source, part)
     listed = "".join(f"    {json.dumps(title)}: {json.dumps(place)},\n" for title, place in places.items())
-    app = _template("app.py").replace("MODELS = {}", f"MODELS = {{\n{listed}}}")
+    app = _template("app.py").replace("MODELS: dict[str, str] = {}", f"MODELS = {{\n{listed}}}")
     texts = {
         "README.md": _readme(places, title),
         "requirements.txt": _template("requirements.txt"),

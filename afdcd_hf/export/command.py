@@ -85,19 +85,21 @@ def export_saved_onnx(
     if report.exists() and not overwrite:
         raise FileExistsError(f"{report} exists; give another --output, or --overwrite.")
     # before the long work: data that is not there is known at once
-    calibration = load_split(dataset, calibration_split or "train", data_dir) if int8 else None
-    evaluation = load_split(dataset, evaluate_split, data_dir, max_samples) if evaluate_split else None
+    calibration = load_split(dataset, calibration_split or "train", data_dir) if int8 and dataset else None
+    evaluation = load_split(dataset, evaluate_split, data_dir, max_samples) if evaluate_split and dataset else None
     network, processor = load_segmenter(model)
     if evaluation is not None and dataset in BENCHMARKS:
         check_classes(network, BENCHMARKS[dataset].classes, dataset)
-    options = {"upsample": upsample, "argmax": argmax, "size": size, "opset": opset}
+    options: dict[str, Any] = {"upsample": upsample, "argmax": argmax, "size": size, "opset": opset}
     print("tracing the graph, and comparing it with PyTorch ...", flush=True)
     rows = export_onnx(network, processor, files["ONNX"], overwrite=overwrite, **options)
     print(f"PyTorch and onnxruntime, same input:\n{format_parity(rows)}\nwritten: {files['ONNX']}", flush=True)
     found: dict[str, Any] = {"model": model, **options, "parity": [asdict(row) for row in rows]}
-    if int8:
+    if calibration is not None:
         samples = 32 if calibration_samples is None else calibration_samples
-        names = quantise_onnx(*files.values(), calibration, processor, samples=samples, overwrite=overwrite)
+        names = quantise_onnx(
+            files["ONNX"], files["ONNX int8"], calibration, processor, samples=samples, overwrite=overwrite
+        )
         print(f"written: {files['ONNX int8']}, calibrated on {len(names)} images of {dataset}", flush=True)
         found["calibration"] = {"dataset": dataset, "split": calibration_split or "train", "images": names}
     if int8 or evaluation is not None:

@@ -39,7 +39,7 @@ class Graph(nn.Module):
         logits = self.model(pixel_values=pixel_values).logits
         if not self.upsample:
             return logits
-        return upsample_logits(logits, tuple(pixel_values.shape[-2:]), align_corners_of(self.model))
+        return upsample_logits(logits, (pixel_values.shape[-2], pixel_values.shape[-1]), align_corners_of(self.model))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """The graph's output."""
@@ -156,6 +156,7 @@ def _trace(graph: Graph, size: tuple[int, int] | None, opset: int | None) -> Any
             )
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:  # torch's OnnxExporterError too
         raise ValueError(_refusal(error, size)) from error
+    assert program is not None  # with dynamo=True
     proto = program.model_proto
     written = next(entry.version for entry in proto.opset_import if not entry.domain)
     if opset not in (None, written):
@@ -188,7 +189,7 @@ def _refusal(error: Exception, size: tuple[int, int] | None) -> str:
 def _name_axes(graph: Any, facts: dict[str, Any]) -> None:
     """Readable names for the open axes, in place of formulae in symbols of torch's."""
     sides = ("height", "width") if facts["upsample"] else ("map_height", "map_width")
-    names = {graph.input[0].name: ("batch", None, "height", "width")}
+    names: dict[str, tuple[str | None, ...]] = {graph.input[0].name: ("batch", None, "height", "width")}
     names[graph.output[0].name] = ("batch", *sides) if facts["output"] == "labels" else ("batch", None, *sides)
     for value in (*graph.input, *graph.output):
         for dim, name in zip(value.type.tensor_type.shape.dim, names[value.name], strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -74,7 +75,7 @@ def compare_runtimes(
     if dataset is not None and fixed is None:
         inputs = make_sample(processor, dataset[0]["image"]).pixel_values[None].float()
     runners: dict[str, Callable[[], Any]] = {"PyTorch": lambda: model(pixel_values=inputs)}
-    runners |= {name: lambda one=one: one.run(inputs.numpy()) for name, one in segmenters.items()}
+    runners |= {name: partial(one.run, inputs.numpy()) for name, one in segmenters.items()}
     with evaluating(model), torch.no_grad():
         latencies = take_turns(runners, repeats)
     megabytes = {"PyTorch": sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 1e6}
@@ -84,8 +85,8 @@ def compare_runtimes(
         settings = WHOLE_IMAGE
         for one in segmenters.values():
             settings = one.settings_for(settings)
-        for name, one in {"PyTorch": model, **segmenters}.items():
-            scores[name] = evaluate_segmenter(one, dataset, processor=processor, settings=settings)["mean_iou"]
+        for name, segmenter in {"PyTorch": model, **segmenters}.items():
+            scores[name] = evaluate_segmenter(segmenter, dataset, processor=processor, settings=settings)["mean_iou"]
     return [
         RuntimeRow(
             name,
@@ -119,7 +120,8 @@ def format_runtimes(rows: Sequence[RuntimeRow]) -> str:
         score, change = "not measured", ""
         if row.mean_iou is not None:
             score = f"{100 * row.mean_iou:.2f}"
-            change = f"{round(100 * row.mean_iou_change, 2) + 0.0:+.2f}" if row is not rows[0] else ""
+        if row.mean_iou_change is not None and row is not rows[0]:
+            change = f"{round(100 * row.mean_iou_change, 2) + 0.0:+.2f}"
         times = f"{1000 * row.latency_median:>12.1f}{1000 * row.latency_p95:>10.1f}"
         lines.append(f"{row.runtime:<12}{row.megabytes:>8.2f}{times}{score:>14}{change:>9}".rstrip())
     return "\n".join(lines)

@@ -44,9 +44,7 @@ The segmenter has no {names}: use features_only=True, as above; with num_classes
 """
 
 
-def export_timm_backbone(
-    model: AfDcdForSemanticSegmentation, processor: Any, output: str | Path
-) -> tuple[Path, list[str]]:
+def export_timm_backbone(model: nn.Module, processor: Any, output: str | Path) -> tuple[Path, list[str]]:
     """Write the backbone as `timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True)` loads it.
 
     Weights get the names of the plain timm model. Before the folder gets its name, it is loaded with timm, and its
@@ -85,7 +83,7 @@ def export_timm_backbone(
 
 def _write(model: AfDcdForSemanticSegmentation, processor: Any, folder: Path) -> list[str]:
     """Everything into the folder, and the check; what the plain model has beyond the backbone."""
-    options = dict(model.config.backbone_kwargs)
+    options = dict(model.config.backbone_kwargs or {})
     with torch.device("meta"):
         own = timm.create_model(model.config.backbone, features_only=True, **options)
     if own.feature_info.reduction()[-1] != model.config.output_stride:  # else it has that stride by nature

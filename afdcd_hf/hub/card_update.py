@@ -22,7 +22,7 @@ def update_card(
     *,
     results: str | Path | None = None,
     pictures: Sequence[tuple[str | Path, str]] = (),
-    dataset: Mapping[str, str] | None = None,
+    dataset: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
     """Render the card of a saved model from its `card_facts.json` with some changes, which are kept there too.

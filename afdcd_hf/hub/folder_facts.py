@@ -56,8 +56,9 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """The content of a `results.json`: at least `mean_iou` and a `protocol` of dataset and split, or a ValueError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; `afdcd evaluate --output` writes such a file.")
-    results = read_json(path, "the results of an evaluation")
-    protocol = results.get("protocol") if isinstance(results.get("protocol"), dict) else {}
+    results: dict[str, Any] = read_json(path, "the results of an evaluation")
+    protocol: Any = results.get("protocol")
+    protocol = protocol if isinstance(protocol, dict) else {}
     missing = [name for name in ("dataset", "split") if not isinstance(protocol.get(name), str)]
     missing += ["mean_iou"] * ("mean_iou" not in results)
     if missing:

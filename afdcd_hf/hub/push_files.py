@@ -74,7 +74,7 @@ def as_published(folder: Path, files: Sequence[PushFile], repo_id: str) -> tuple
     """
     contents = {file.name: file.content for file in files}
     notes = []
-    card = contents[CARD_NAME].read_text(encoding="utf-8", errors="replace") if CARD_NAME in contents else None
+    card = (folder / CARD_NAME).read_text(encoding="utf-8", errors="replace") if CARD_NAME in contents else None
     if RESULTS_NAME in contents:
         results = read_results(folder / RESULTS_NAME)
         results["protocol"] = public_protocol(results["protocol"], repo_id)

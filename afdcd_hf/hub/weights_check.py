@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -97,7 +98,8 @@ def _weight_files(folder: Path) -> list[str]:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pth", ".pt"})
         found = f" ({pickles[0]} is not read: load the model and save it with save_pretrained)" if pickles else ""
         raise FileNotFoundError(f"{folder} has no {WEIGHTS_NAME}{found}; give the folder of a saved model.")
-    parts = read_json(folder / INDEX_NAME, "the index of a model's weights").get("weight_map")
+    index: dict[str, Any] = read_json(folder / INDEX_NAME, "the index of a model's weights")
+    parts = index.get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
         raise ValueError(f"{folder / INDEX_NAME} has no object of file names as weight_map; save the model again.")
     names = sorted(set(parts.values()))

@@ -96,7 +96,8 @@ def predict_images(
         (file for one in plan for file in (one.ids, one.color, one.overlay)), images.values(), output, overwrite
     )
     network, processor = load_segmenter(str(model))
-    names, colors = class_legend(network.config.id2label, benchmark)
+    config: Any = network.config
+    names, colors = class_legend(config.id2label, benchmark)
     _check_legend(output / LEGEND, legend := _legend(names, colors), overwrite)
     network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     of_image = {one.image: one for one in plan}

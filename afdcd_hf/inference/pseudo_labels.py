@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,8 @@ def write_pseudo_labels(
     folder = output / _SPLIT
     check_can_write(folder / _METADATA)
     network, processor = load_segmenter(str(model))
-    classes = [network.config.id2label[index] for index in range(network.config.num_labels)]
+    config: Any = network.config
+    classes = [config.id2label[index] for index in range(config.num_labels)]
     if len(classes) > IGNORED:
         raise ValueError(f"The model has {len(classes)} classes; with 255 as the ignored label, 255 are possible.")
     if isinstance(network, OnnxSegmenter) and network.facts["output"] == "labels":

@@ -29,6 +29,7 @@ def place_windows(
     """
     if window is None:
         return [(slice(0, size[0]), slice(0, size[1]))]
+    assert stride is not None  # settings with a window have one
     rows, columns = (
         [slice(start, min(start + length, side)) for start in _starts(side, length, step)]
         for side, length, step in zip(size, window, stride, strict=True)
@@ -51,13 +52,15 @@ def join_windows(
     Returns:
         `(K, *size)` float32.
     """
-    total, times = None, torch.zeros(size)
+    total: Tensor | None = None
+    times = torch.zeros(size)
     for (rows, columns), one in zip(windows, islice(logits, len(windows)), strict=True):
         if total is None:
             total = one.new_zeros(len(one), *size)
         region = total[:, rows, columns]
-        region += upsample_logits(one[None], region.shape[-2:], align_corners)[0]
+        region += upsample_logits(one[None], (region.shape[-2], region.shape[-1]), align_corners)[0]
         times[rows, columns] += 1
+    assert total is not None  # every image has a window
     return total.div_(times.to(total.device))
 
 

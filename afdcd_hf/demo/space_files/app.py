@@ -6,7 +6,7 @@ from pathlib import Path
 from afdcd_hf.demo import launch_demo
 
 # Title on the page: repository on the Hub, or folder of this Space
-MODELS = {}
+MODELS: dict[str, str] = {}
 LONGEST_SIDE = 1024  # larger images are shrunk to this many pixels
 
 if __name__ == "__main__":
