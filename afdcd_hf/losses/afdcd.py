@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from .base import given
 from .restoration import RestorationLoss, restoration_error
 
 # each contrast with the options that concern it alone; the values of the others mean "does not apply"
-CONTRASTS = {
+CONTRASTS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "omni": (omni_contrast, ("patch_size", "channel_groups", "negatives")),
     "spatial": (spatial_contrast, ("patch_size",)),
     "channel": (channel_contrast, ("channel_groups",)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +18,7 @@ from .label_maps import check_ignore_index, check_labels, class_members
 HIDDEN = -1e30
 
 
-def split_by_borders(members: Tensor, size: tuple[int, int], edge_width: int) -> tuple[Tensor, Tensor]:
+def split_by_borders(members: Tensor, size: Sequence[int], edge_width: int) -> tuple[Tensor, Tensor]:
     """The labelled positions within `edge_width` of another class, and the other labelled ones: a class's dilation
     without its erosion, over all classes.
 
@@ -111,7 +113,7 @@ class BPKDLoss(DistillationLoss):
         super().__init__(**given(locals()))
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
-        labels = check_labels(self.name, labels, student.logits)
+        labels, _ = check_labels(self.name, labels, student.logits)
         logits = self.logits(student, teacher)
         size = logits[0].shape[-2:]
         with torch.no_grad():

@@ -178,11 +178,11 @@ class CIRKDLoss(MapLoss):
         maps = self.maps(student, teacher)
         terms = {"cirkd_minibatch": self._minibatch_term(*maps)} if self.minibatch_weight > 0 else {}
         if self.pixel_weight > 0 or self.region_weight > 0:
-            labels = check_labels(self.name, labels, student.logits)
-            if student.logits.shape[1] != self.num_classes:
+            labels, logits = check_labels(self.name, labels, student.logits)
+            if logits.shape[1] != self.num_classes:
                 raise ValueError(
-                    f"the models have {student.logits.shape[1]} classes and cirkd.num_classes is {self.num_classes}; "
-                    f"give num_classes={student.logits.shape[1]}."
+                    f"the models have {logits.shape[1]} classes and cirkd.num_classes is {self.num_classes}; "
+                    f"give num_classes={logits.shape[1]}."
                 )
             terms |= self._memory_terms(*maps, labels)
         return terms

@@ -53,7 +53,7 @@ class LossSum(_Several):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments of each loss under its name."""
-        return {name: loss.get_config_dict() for name, loss in self.losses.items()}
+        return {name: loss.get_config_dict() for name, loss in zip(self.losses, self._parts(), strict=True)}
 
 
 class LossPerPair(_Several):
@@ -89,4 +89,4 @@ class LossPerPair(_Several):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments of each loss, in the order of the pairs."""
-        return {"pairs": [loss.get_config_dict() for loss in self.losses]}
+        return {"pairs": [loss.get_config_dict() for loss in self._parts()]}

@@ -81,7 +81,7 @@ class IFVDLoss(MapLoss):
         super().__init__(**given(locals()))
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
-        labels = check_labels(self.name, labels, student.logits)
+        labels, logits = check_labels(self.name, labels, student.logits)
         maps = self.maps(student, teacher)
-        members = class_members(labels, student.logits.shape[1], maps[0].shape[-2:], self.ignore_index)
+        members = class_members(labels, logits.shape[1], maps[0].shape[-2:], self.ignore_index)
         return {"ifvd": variation_error(*maps, members)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -16,16 +17,21 @@ def check_ignore_index(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be a whole number, or None where no label is ignored.")
 
 
-def check_labels(name: str, labels: Tensor | None, logits: Tensor) -> Tensor:
-    """The labels; ValueError where they are missing or not `(B, H, W)`. `name` is what a recipe calls the loss."""
+def check_labels(name: str, labels: Tensor | None, logits: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The labels and the student's logits; ValueError where either is missing or the labels are not `(B, H, W)`.
+
+    `name` is what a recipe calls the loss.
+    """
     if labels is None:
         raise ValueError(f"the loss {name!r} reads the labels and got none; call it with labels (B, H, W).")
+    if logits is None:
+        raise ValueError(f"the loss {name!r} needs the student's logits and got none; give them in its Activations.")
     if labels.ndim != 3 or len(labels) != len(logits):
         raise ValueError(f"the labels have shape {tuple(labels.shape)}; expected ({len(logits)}, H, W).")
-    return labels
+    return labels, logits
 
 
-def class_members(labels: Tensor, num_classes: int, size: tuple[int, int], ignore_index: int | None = 255) -> Tensor:
+def class_members(labels: Tensor, num_classes: int, size: Sequence[int], ignore_index: int | None = 255) -> Tensor:
     """Which positions of a map belong to which class, by the nearest label.
 
     Args:

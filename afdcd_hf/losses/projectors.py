@@ -89,7 +89,8 @@ def depthwise_projector(channels: int) -> nn.Sequential:
     for layer in projector:
         if isinstance(layer, nn.Conv2d):
             nn.init.dirac_(layer.weight, layer.groups)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return projector
 
 

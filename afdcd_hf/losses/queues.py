@@ -24,6 +24,9 @@ class ClassQueues(nn.Module):
         channels: C; the buffer takes 4·K·size·C bytes (19 classes of 20,000 vectors of 256 channels: 389 MB).
     """
 
+    vectors: Tensor
+    appended: Tensor
+
     def __init__(self, num_classes: int, size: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("vectors", torch.zeros(num_classes, size, channels))

@@ -31,7 +31,7 @@ class RestorationLoss(MapLoss):
         super().__init__(student_channels, teacher_channels, **options)
         if self.reads_map(options):
             self.align = self.new_align()
-            self.projector = PROJECTORS[options["projector"]](teacher_channels)
+            self.projector = PROJECTORS[options["projector"]](self.teacher_channels)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ def pairwise_error(student_map: Tensor, teacher_map: Tensor, pool_size: int = 2)
             so N = ⌈h / pool_size⌉·⌈w / pool_size⌉.
     """
     pooled = [F.max_pool2d(each, pool_size, ceil_mode=True) for each in (student_map, teacher_map)]
-    return F.mse_loss(*map(similarities, pooled))
+    return F.mse_loss(similarities(pooled[0]), similarities(pooled[1]))
 
 
 class SKDLoss(MapLoss):

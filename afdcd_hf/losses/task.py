@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..models.modeling_afdcd import segmentation_cross_entropy
@@ -23,7 +25,7 @@ class TaskLoss(nn.Module):
         super().__init__()
         self.weight = weight
         self.aux_weight = aux_weight
-        self.settings = {"ignore_index": ignore_index, "align_corners": align_corners}
+        self.settings = (ignore_index, align_corners)
 
     @classmethod
     def for_model(cls, model: nn.Module, weight: float, aux_weight: float) -> TaskLoss:
@@ -32,15 +34,15 @@ class TaskLoss(nn.Module):
         ignore_index = getattr(config, "semantic_loss_ignore_index", 255)
         return cls(weight, aux_weight, ignore_index, getattr(config, "align_corners", False))
 
-    def forward(self, outputs, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, outputs: Any, labels: Tensor) -> dict[str, Tensor]:
         """Weighted terms "task" and, where `outputs.aux_logits` is there, "auxiliary".
 
         Args:
             outputs: anything with `.logits` `(B, K, h, w)`.
             labels: `(B, H, W)` int64.
         """
-        terms = {"task": self.weight * segmentation_cross_entropy(outputs.logits, labels, **self.settings)}
+        terms = {"task": self.weight * segmentation_cross_entropy(outputs.logits, labels, *self.settings)}
         aux_logits = getattr(outputs, "aux_logits", None)
         if aux_logits is not None:
-            terms["auxiliary"] = self.aux_weight * segmentation_cross_entropy(aux_logits, labels, **self.settings)
+            terms["auxiliary"] = self.aux_weight * segmentation_cross_entropy(aux_logits, labels, *self.settings)
         return terms

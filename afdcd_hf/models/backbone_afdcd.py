@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import timm
 from safetensors.torch import load_file
@@ -28,15 +29,16 @@ class Backbone(nn.Module):
         FileNotFoundError: `pretrained` names a file that is not there.
     """
 
-    def __init__(self, name: str, output_stride: int, pretrained: bool | str | os.PathLike = False, **kwargs):
+    def __init__(self, name: str, output_stride: int, pretrained: bool | str | os.PathLike = False, **kwargs: Any):
         super().__init__()
         _check_name(name)
         if isinstance(pretrained, bool):
             self.net = _create(name, output_stride, {**kwargs, "pretrained": pretrained})
         else:
             self.net = _create_from_file(name, output_stride, os.fspath(pretrained), kwargs)
-        self.channels: list[int] = self.net.feature_info.channels()
-        self.strides: list[int] = self.net.feature_info.reduction()
+        feature_info: Any = self.net.feature_info
+        self.channels: list[int] = feature_info.channels()
+        self.strides: list[int] = feature_info.reduction()
         # Hierarchical transformers return (B, h, w, C); timm says so in the enum Format.NHWC.
         self._channels_last = getattr(getattr(self.net, "output_fmt", None), "value", "NCHW") == "NHWC"
         self.gradient_checkpointing = False  # transformers asks for it under this name
@@ -60,7 +62,7 @@ class Backbone(nn.Module):
         """
         try:
             # the wrapper of some transformers lacks the method; the network within has it
-            inner = self.net if hasattr(self.net, "set_grad_checkpointing") else self.net.model
+            inner: Any = self.net if hasattr(self.net, "set_grad_checkpointing") else self.net.model
             if isinstance(inner, nn.ModuleDict) and len(inner) == 1:
                 raise AssertionError("it is one single part")  # timm would say nothing and keep everything
             inner.set_grad_checkpointing(enable)

@@ -7,7 +7,7 @@ can be hooked as `head.features`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +80,8 @@ class PoolingPyramid(nn.Module):
 class SegmentationHead(nn.Module):
     """`features`, then a 1x1 convolution `classifier`: the backbone's maps in, `(B, num_labels, h, w)` logits out.
 
-    A new kind is a subclass here and a line in `HEADS`. Its constructor takes the channels and strides of the
-    backbone's maps, shallow to deep, and the configuration.
+    A new kind is a subclass here and a line in `HEADS`, whose type names it too. Its constructor takes the channels and
+    strides of the backbone's maps, shallow to deep, and the configuration.
 
     Attributes:
         title: what model cards call it.
@@ -107,7 +107,7 @@ class DeepLabV3Head(SegmentationHead):
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
         width = config.head_channels or (256 if channels[-1] >= 2048 else 128)
-        pyramid = AtrousPyramid(channels[-1], width, config.atrous_rates)
+        pyramid = AtrousPyramid(channels[-1], width, cast("list[int]", config.atrous_rates))
         features = nn.Sequential(pyramid, conv_norm_relu(width, width, 3), nn.Dropout(0.1))
         super().__init__(features, width, config.num_labels)
 
@@ -202,7 +202,7 @@ def _stretched(feature_map: Tensor, like: Tensor) -> Tensor:
 
 
 # what `head` of the configuration may be
-HEADS: dict[str, type[SegmentationHead]] = {
+HEADS: dict[str, type[DeepLabV3Head | PSPHead | FCNHead | LRASPPHead | SegFormerHead]] = {
     "deeplabv3": DeepLabV3Head,
     "pspnet": PSPHead,
     "fcn": FCNHead,

@@ -24,7 +24,7 @@ RELEASED_INPUT = {
 }
 
 
-class AfDcdImageProcessorKwargs(ImagesKwargs, total=False):
+class AfDcdImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict
     """
     do_flip_channels (`bool`, *optional*, defaults to `self.do_flip_channels`):
         Whether to turn RGB into BGR before normalisation.

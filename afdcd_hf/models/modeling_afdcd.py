@@ -42,7 +42,7 @@ class AfDcdOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-def upsample_logits(logits: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
+def upsample_logits(logits: Tensor, size: Sequence[int], align_corners: bool = True) -> Tensor:
     """Stretch `(B, K, h, w)` logits bilinearly to `size` = (H, W)."""
     if logits.shape[-2:] == torch.Size(size):
         return logits
@@ -84,7 +84,7 @@ class AfDcdPreTrainedModel(WithoutGenericCard, PreTrainedModel):
     supports_gradient_checkpointing = True
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with the weights moved to aligned memory.
 
         safetensors maps the file into memory, where a tensor may start at any multiple of 4 bytes; for some shapes the
@@ -113,8 +113,8 @@ class AfDcdPreTrainedModel(WithoutGenericCard, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if hasattr(module, "init_non_persistent_buffers"):  # timm layers rebuilt on the meta device
-            module.init_non_persistent_buffers()
+        if rebuild := getattr(module, "init_non_persistent_buffers", None):  # timm layers rebuilt on the meta device
+            rebuild()
         elif isinstance(module, nn.Conv2d):
             # PyTorch's default, as the released heads keep it. transformers' own and kaiming fan-out start with scores
             # so large that the first cross entropy is two to three times ln K.
@@ -137,7 +137,8 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
 
     def __init__(self, config: AfDcdConfig, pretrained_backbone: bool | str | os.PathLike = False):
         super().__init__(config)
-        self.backbone = Backbone(config.backbone, config.output_stride, pretrained_backbone, **config.backbone_kwargs)
+        options = config.backbone_kwargs or {}
+        self.backbone = Backbone(config.backbone, config.output_stride, pretrained_backbone, **options)
         _keep_initialisation(self.backbone)
         channels, strides = self.backbone.channels, self.backbone.strides
         self.head = HEADS[config.head](channels, strides, config)
@@ -208,8 +209,8 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
             raise ValueError("output_attentions=True: timm's backbones return no attentions; leave it out.")
         maps = self.backbone(pixel_values)
         logits = self.head(maps)
-        wants_auxiliary = self.auxiliary_head is not None and (self.training or labels is not None)
-        aux_logits = self.auxiliary_head(maps[:-1]) if wants_auxiliary else None
+        wants_auxiliary = self.training or labels is not None
+        aux_logits = self.auxiliary_head(maps[:-1]) if self.auxiliary_head is not None and wants_auxiliary else None
         outputs = AfDcdOutput(
             loss=None if labels is None else self._loss(logits, aux_logits, labels),
             logits=logits,
@@ -231,5 +232,6 @@ def _keep_initialisation(backbone: nn.Module) -> None:
     """Tell `post_init` that timm has initialised the backbone: it would overwrite weights and running statistics."""
     if any(parameter.is_meta for parameter in backbone.parameters()):
         return  # under from_pretrained nothing is initialised yet
+    item: Any
     for item in (*backbone.parameters(), *backbone.buffers(), *backbone.modules()):
         item._is_hf_initialized = True

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+def check_choice(name: str, value: Any, known: Iterable[object]) -> None:
     """Refuse a value that is not one of the `known` names, and list them."""
     names = list(known)
     if value not in names:

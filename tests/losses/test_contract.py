@@ -358,6 +358,13 @@ def test_missing_or_misshapen_labels_are_refused(name, given, message):
         make(name)(*pair(), given)
 
 
+@pytest.mark.parametrize("name", WITH_LABELS)
+def test_logits_of_the_student_that_are_missing_are_explained_where_labels_are_read(name):
+    student, teacher = pair()
+    with pytest.raises(ValueError, match=f"'{name}' needs the student's logits and got none"):
+        make(name)(student._replace(logits=None), teacher, labels())
+
+
 # Logits of the teacher
 
 
