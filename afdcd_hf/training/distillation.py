@@ -32,6 +32,8 @@ class DistillationModel(nn.Module):
         student_layer: the map to distil, or several; None where the loss needs none.
     """
 
+    student: Any  # an `nn.Module`, with such methods of transformers' as the Trainer calls
+    loss: DistillationLoss
     main_input_name = "pixel_values"
     accepts_loss_kwargs = False
 
@@ -121,8 +123,8 @@ def observe(model: nn.Module, pixel_values: Tensor, layers: Sequence[str]) -> Ac
     finally:
         for tap in taps:
             tap.remove()
-    for layer, activations in zip(layers, seen.of_each_layer(), strict=True):
-        _check_layout(layer, activations.feature_map, pixel_values)
+    for layer, feature_map in zip(layers, _maps(seen), strict=True):
+        _check_layout(layer, feature_map, pixel_values)
     return seen
 
 
@@ -148,20 +150,24 @@ def prepare_distillation(
     Returns:
         The module, and the teacher's layers (none where the loss compares logits only).
     """
-    if (loss is None) == (args.loss is None):
+    if loss is not None and args.loss is None:
+        needs_map = loss.needs_feature_map
+    elif loss is None and args.loss is not None:
+        needs_map = needs_feature_map(args.loss, args.loss_kwargs)
+    else:
         raise ValueError(
             "Give the loss once: by name (loss=... in the arguments), or as an instance, DistillationTrainer(loss=...) "
             f"with loss=None in the arguments. There it is {args.loss!r}, and the instance is {type(loss).__name__}."
         )
-    needs_map = needs_feature_map(args.loss, args.loss_kwargs) if loss is None else loss.needs_feature_map
     layers = _layers_to_distil(student, teacher, args) if needs_map else ((), ())
     seen = [
         observe(model, batch["pixel_values"], names) for model, names in zip((student, teacher), layers, strict=True)
     ]
     _check_classes(student, teacher, *seen)
-    channels = [[each.feature_map.shape[1] for each in activations.of_each_layer()] or None for activations in seen]
     if loss is None:
-        loss = build_loss(args.loss, args.loss_kwargs, *channels, num_classes=seen[0].logits.shape[1])
+        assert args.loss is not None  # one of the two is given
+        of_student, of_teacher = ([each.shape[1] for each in _maps(activations)] or None for activations in seen)
+        loss = build_loss(args.loss, args.loss_kwargs, of_student, of_teacher, num_classes=_num_classes(seen[0]))
     with torch.no_grad():
         loss(*seen, batch["labels"])
     task_loss = TaskLoss.for_model(student, args.task_weight, args.aux_weight)
@@ -176,6 +182,15 @@ def _layers_to_distil(
     of_teacher = layer_names(args.teacher_layer) or (default_layer(teacher, "teacher"),)
     check_pairs(of_student, of_teacher)
     return of_student, of_teacher
+
+
+def _maps(seen: Activations) -> list[Tensor]:
+    return [each for each in (seen.feature_map, *seen.further_maps) if each is not None]
+
+
+def _num_classes(seen: Activations) -> int:
+    assert seen.logits is not None  # `observe` runs the whole model
+    return seen.logits.shape[1]
 
 
 def _check_call(model: nn.Module) -> None:
@@ -208,17 +223,17 @@ def _check_layout(layer: str, feature_map: Tensor, pixel_values: Tensor) -> None
 
 
 def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> None:
-    counts = seen.logits.shape[1], taught.logits.shape[1]
+    counts = _num_classes(seen), _num_classes(taught)
     if counts[0] != counts[1]:
         raise ValueError(
             f"The student has {counts[0]} classes and the teacher {counts[1]}. Give the student the teacher's "
             "num_labels, or take a teacher trained on these classes."
         )
-    names = [_class_names(model) for model in (student, teacher)]
-    if all(names) and names[0] != names[1]:
-        index = next(i for i, pair in enumerate(zip(*names, strict=True)) if pair[0] != pair[1])
+    own, theirs = _class_names(student), _class_names(teacher)
+    if own and theirs and own != theirs:
+        index = next(i for i, pair in enumerate(zip(own, theirs, strict=True)) if pair[0] != pair[1])
         raise ValueError(
-            f"Class {index} is {names[0][index]!r} for the student and {names[1][index]!r} for the teacher: their "
+            f"Class {index} is {own[index]!r} for the student and {theirs[index]!r} for the teacher: their "
             "id2label must agree, or the teacher teaches the wrong classes."
         )
 

@@ -115,7 +115,8 @@ class DistillationTrainer(SegmentationTrainer):
         """
         if self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
             return "forward"
-        for loss in (self.trained_module.task_loss, self.loss_module):
+        for name in ("task_loss", "loss"):
+            loss = self.trained_module.get_submodule(name)
             loss.register_forward_pre_hook(lambda *_: self.timer.lap("student"))
             loss.register_forward_hook(lambda *_: self.timer.lap("loss"))
         return "student"

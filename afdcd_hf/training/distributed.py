@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import broadcast
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 16
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def device_batch_size(total: int | None, per_device: int | None, processes: int, accumulation: int) -> int:
@@ -112,7 +113,7 @@ def use_one_gpu_per_process(args: TrainingArguments) -> None:
         args._n_gpu = 1
 
 
-def synchronise_batch_norm(module: nn.Module, args: Any) -> nn.Module:
+def synchronise_batch_norm(module: AnyModule, args: Any) -> AnyModule:
     """Have batch norm take its statistics over the images of all GPUs, not of each one by itself.
 
     By default this is done where several processes train on GPUs. The layers are replaced in place, by timm's function:

@@ -249,4 +249,4 @@ def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """One kernel per type, where a loop would launch one per tensor."""
     for dtype in {tensor.dtype for tensor in targets}:
         chosen = [(target, source) for target, source in zip(targets, sources, strict=True) if target.dtype == dtype]
-        torch._foreach_copy_(*map(list, zip(*chosen, strict=True)))
+        torch._foreach_copy_([target for target, _ in chosen], [source for _, source in chosen])

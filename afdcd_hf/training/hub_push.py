@@ -23,6 +23,9 @@ from ..hub.push import PushPlan, make_repository, plan_push, send
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
+    from transformers import TrainerControl
+
+    from .training_args import SegmentationTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,8 @@ class HubTrainer(Trainer):
     written by hand.
     """
 
-    args: Any
+    args: SegmentationTrainingArguments
+    control: TrainerControl
     hub_model_id: Any
     push_in_progress: Any
     _hub_client: HfApi | None = None
@@ -67,7 +71,7 @@ class HubTrainer(Trainer):
             make_repository(api, name, private)
         self.hub_model_id, self.push_in_progress = name, None
 
-    def push_to_hub(  # type: ignore[override]  (a future, or nothing, may be returned)
+    def push_to_hub(
         self,
         commit_message: str = "End of training",
         blocking: bool = True,
@@ -98,7 +102,8 @@ class HubTrainer(Trainer):
         self.create_model_card(**card)
         self._finish_current_push()
         folder, plan = self.args.output_dir, self._plan(self.args.output_dir)
-        api, options = self._hub(token), {"revision": revision or self.args.hub_revision, "message": commit_message}
+        api = self._hub(token)
+        options: dict[str, Any] = {"revision": revision or self.args.hub_revision, "message": commit_message}
         for note in plan.notes:
             logger.warning("%s", note)
         if not blocking:
@@ -108,10 +113,11 @@ class HubTrainer(Trainer):
         except OSError as error:
             again = f"The model is saved in {folder}: `afdcd push {folder} {self.hub_model_id}` tries again."
             raise type(error)(f"{error} {again}") from error
+        assert commit is not None  # it has been sent
         logger.info("pushed: %s", commit.commit_url)
         return commit
 
-    def create_model_card(  # type: ignore[override]  (what has no place on our card comes last)
+    def create_model_card(
         self,
         license: str | None = None,
         tags: str | list[str] | None = None,

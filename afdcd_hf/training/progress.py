@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.utils import is_in_notebook
 
 _LEFT_OUT = ("epoch", "total_flos", "time_", "train_time_")
@@ -17,11 +18,20 @@ _LEFT_OUT = ("epoch", "total_flos", "time_", "train_time_")
 class LogLines(TrainerCallback):
     """`step 50/400 [00:12<01:27] loss 1.23, loss_task 0.8, ...`, on the main process."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """The clock starts."""
         self._start, self._first_step = time.perf_counter(), state.global_step
 
-    def on_log(self, args, state, control, logs: Mapping[str, Any] | None = None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """One entry of the log."""
         if not logs or not state.is_world_process_zero or not hasattr(self, "_start"):
             return

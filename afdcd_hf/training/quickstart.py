@@ -50,7 +50,7 @@ def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
         {TITLES[name]: load_history(path) for name, path in runs.items()}, best / "training_curves.png"
     )
     models = {TITLES[name]: path for name, path in runs.items()}
-    notes = {row.model: f"mIoU {100 * row.mean_iou:.1f} %" for row in rows.values()}
+    notes = {row.model: f"mIoU {100 * _known(row.mean_iou):.1f} %" for row in rows.values()}
     draw_predictions(models, best / "predictions.png", dataset="scenes", notes=notes)
     pictures = [
         Picture("predictions.png", "Scenes that none of the models was trained on."),
@@ -67,13 +67,19 @@ def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
 
 def format_table(rows: dict[str, ComparisonRow]) -> str:
     """Parameters, MACs, mIoU and the gain over the student alone, in plain text."""
-    alone = rows["student-alone"].mean_iou
+    alone = _known(rows["student-alone"].mean_iou)
     lines = [f"{'model':<22}{'params':>10}{'GMACs':>8}{'mIoU %':>9}{'gain':>8}"]
     for row in rows.values():
-        gain = f"{100 * (row.mean_iou - alone):+8.2f}" if row is not rows["student-alone"] else f"{'':>8}"
-        params, macs = f"{row.num_parameters / 1e6:.2f} M", row.macs / 1e9
-        lines.append(f"{row.model:<22}{params:>10}{macs:>8.2f}{100 * row.mean_iou:>9.2f}{gain}")
+        mean_iou = _known(row.mean_iou)
+        gain = f"{100 * (mean_iou - alone):+8.2f}" if row is not rows["student-alone"] else f"{'':>8}"
+        params, macs = f"{_known(row.num_parameters) / 1e6:.2f} M", _known(row.macs) / 1e9
+        lines.append(f"{row.model:<22}{params:>10}{macs:>8.2f}{100 * mean_iou:>9.2f}{gain}")
     return "\n".join(lines)
+
+
+def _known(figure: float | None) -> float:
+    assert figure is not None  # a finished run has all figures of its row
+    return figure
 
 
 def _check_folder(folder: Path, seed: int) -> None:
@@ -107,4 +113,5 @@ def _trained(name: str, folder: Path, seed: int) -> CardFacts:
 
 
 def _row(title: str, card: CardFacts) -> ComparisonRow:
+    assert card.measured is not None  # every finished run is scored
     return ComparisonRow(title, card.num_parameters, card.macs, card.measured.mean_iou)

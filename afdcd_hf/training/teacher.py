@@ -146,7 +146,7 @@ def _pairs(model: nn.Module, pixel_values: Tensor) -> list[tuple[nn.Conv2d, nn.M
 
 def _put_into(convolution: nn.Conv2d, norm: Any) -> None:
     statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    exact = [value.double() if isinstance(value, Tensor) else value for value in statistics]
+    exact: list[Any] = [value.double() if isinstance(value, Tensor) else value for value in statistics]
     bias = None if convolution.bias is None else convolution.bias.double()
     folded = fuse_conv_bn_weights(convolution.weight.double(), bias, *exact)
     dtype = convolution.weight.dtype

@@ -81,8 +81,6 @@ class SegmentationTrainer(HubTrainer):
         ValueError: an argument that has no effect here, or fewer training samples than one batch takes.
     """
 
-    args: SegmentationTrainingArguments
-
     def __init__(
         self,
         model: nn.Module,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import TrainingArguments, get_scheduler
@@ -14,6 +15,9 @@ from ..suggestions import close_names
 from .distributed import DEFAULT_BATCH_SIZE, device_batch_size, use_one_gpu_per_process
 from .option_values import check_options
 from .options import DEFAULT_STEPS, DistillationOptions, SegmentationOptions
+
+if TYPE_CHECKING:
+    from transformers.trainer_utils import SaveStrategy
 
 _DEFAULT_EPOCHS = 3.0
 SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy")  # of an evaluation
@@ -66,6 +70,13 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
         ValueError: a value of another type or out of range, an argument that would have no effect here, or arguments
             that contradict each other.
     """
+
+    if TYPE_CHECKING:  # what `__post_init__` leaves of options that may be left out, or are words at first
+        output_dir: str = "trainer_output"
+        num_train_epochs: float = _DEFAULT_EPOCHS
+        per_device_train_batch_size: int = DEFAULT_BATCH_SIZE
+        data_seed: int | None = None
+        save_strategy: SaveStrategy = SaveStrategy.STEPS
 
     def __post_init__(self) -> None:
         _refuse_without_effect(self)
