@@ -30,9 +30,10 @@ test-upstream: .venv/installed  ## transformers' own model and image-processor t
 benchmark: .venv/installed  ## speed and memory of contrast, training step and metric (some 8 minutes on 2 quiet cores)
 	$(BIN)/python scripts/benchmark.py --output runs/benchmark-$$(date +%Y%m%d-%H%M%S).json
 
-check: .venv/installed  ## lint and formatting
+check: .venv/installed  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Without .venv (a bare machine has PyTorch of its own) it runs in $(PYTHON).
 gpu-check:  ## everything that needs a GPU, in under 8 minutes; one JSON and one Markdown page in runs/
