@@ -1,0 +1,66 @@
+"""Configuration of a segmentation model: everything that `from_pretrained` needs to build it."""
+
+# No `from __future__ import annotations` here: `@strict` checks the types of the fields only where they are real types.
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .upload_afdcd import WithoutGenericCard
+
+OUTPUT_STRIDES = (8, 16, 32)
+
+
+@strict
+class AfDcdConfig(WithoutGenericCard, PreTrainedConfig):
+    """A timm backbone, a decode head and, optionally, an auxiliary head.
+
+    Teacher and student are the same class with two configurations. The defaults describe DeepLabV3 on ResNet-18.
+
+    Args:
+        backbone: name of any timm model that can return feature maps.
+        backbone_kwargs: extra arguments of `timm.create_model`, e.g. `{"stem_type": "deep", "stem_width": 64}`.
+        output_stride: input pixels per pixel of the last map: 8, 16 or 32.
+        head: one of `heads.HEADS`: "deeplabv3", "pspnet" or "fcn" on the last map; "lraspp" or "segformer" on several.
+        head_channels: width of the head. None takes the released networks' width: for DeepLabV3 256 where the backbone
+            ends in 2048 channels or more, else 128; for PSPNet 512 or 128; for FCN a quarter of the input; and 128 for
+            LR-ASPP, 256 for SegFormer's.
+        atrous_rates: dilations of DeepLabV3's three atrous branches. None takes 12, 24, 36 at output stride 8, and
+            half of that each time the stride doubles, so that the rates cover the same field in pixels.
+        auxiliary_head: adds an FCN head on the last but one map, used for training only.
+        auxiliary_loss_weight: weight of its cross entropy.
+        align_corners: how logits are upsampled; True as in the released code.
+        semantic_loss_ignore_index: label that no loss and no metric counts.
+        num_labels, id2label, label2id: as in every transformers configuration.
+    """
+
+    model_type = "afdcd"
+
+    backbone: str = "resnet18"
+    backbone_kwargs: dict | None = None
+    output_stride: int = 8
+    head: str = "deeplabv3"
+    head_channels: int | None = None
+    atrous_rates: list | tuple | None = None
+    auxiliary_head: bool = False
+    auxiliary_loss_weight: float | int = 0.4
+    align_corners: bool = True
+    semantic_loss_ignore_index: int = 255
+
+    def __post_init__(self, **kwargs):
+        self._check()
+        self.backbone_kwargs = dict(self.backbone_kwargs or {})
+        if self.atrous_rates is None:
+            self.atrous_rates = [max(1, rate * 8 // self.output_stride) for rate in (12, 24, 36)]
+        self.atrous_rates = [int(rate) for rate in self.atrous_rates]
+        super().__post_init__(**kwargs)
+
+    def _check(self) -> None:
+        from .heads import HEADS  # not above: torch would be loaded while transformers is being imported
+
+        if self.head not in HEADS:
+            raise ValueError(f"head={self.head!r} is unknown; known heads: {', '.join(HEADS)}.")
+        if self.output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output_stride={self.output_stride} is not offered; choose 8, 16 or 32.")
+        if self.atrous_rates is not None and (not self.atrous_rates or min(self.atrous_rates) < 1):
+            raise ValueError(f"atrous_rates={self.atrous_rates} must be one or more positive integers.")
+        if self.head_channels is not None and self.head_channels < 1:
+            raise ValueError(f"head_channels={self.head_channels} must be positive, or None for the default width.")

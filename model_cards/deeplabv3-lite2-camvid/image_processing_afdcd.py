@@ -1,0 +1,116 @@
+"""From an image to the model's input, and from its output to a label map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import SegformerImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.processing_utils import ImagesKwargs
+
+from .image_modes_afdcd import as_rgb
+from .upload_afdcd import WithoutGenericCard
+
+# The released networks' input: BGR 0..255, mean subtracted, not divided (mean and std in BGR order).
+RELEASED_INPUT = {
+    "do_flip_channels": True,
+    "do_rescale": False,
+    "image_mean": [104.00698793, 116.66876762, 122.67891434],
+    "image_std": [1.0, 1.0, 1.0],
+}
+
+
+class AfDcdImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict
+    """
+    do_flip_channels (`bool`, *optional*, defaults to `self.do_flip_channels`):
+        Whether to turn RGB into BGR before normalisation.
+    align_corners (`bool`, *optional*, defaults to `self.align_corners`):
+        How logits are upsampled in post-processing.
+    """
+
+    do_reduce_labels: bool
+    do_flip_channels: bool
+    align_corners: bool
+
+
+class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
+    """Rescale, mean/std, optional resize, optional channel flip.
+
+    The defaults are those of timm's and torchvision's ImageNet weights: RGB, divided by 255, ImageNet mean and
+    standard deviation, no resizing. The released networks take BGR with the mean subtracted and no division: that is
+    `AfDcdImageProcessor(**RELEASED_INPUT)`.
+
+    Images keep their size by default, since the models take any; images of different sizes can therefore only be
+    returned as a list (`return_tensors=None`), or resized (`do_resize=True, size={"height": ..., "width": ...}`).
+    """
+
+    valid_kwargs = AfDcdImageProcessorKwargs
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_convert_rgb = True
+    do_resize = False
+    do_reduce_labels = False
+    do_flip_channels = False
+    align_corners = True
+
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: Any = None,
+        device: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """One image of any mode as a tensor of three channels; label maps (`do_convert_rgb=False`) as they are.
+
+        Raises:
+            ValueError: A mode without defined colours, or an array of integers of more than 8 bits.
+        """
+        if do_convert_rgb:
+            if isinstance(image, Image.Image):
+                image = as_rgb(image)
+            elif str(image.dtype).removeprefix("torch.") in ("int16", "uint16", "int32", "uint32"):
+                raise ValueError(f"The image is an array of {image.dtype}; expected uint8 (0 to 255) or floats.")
+        return super().process_image(image, do_convert_rgb, input_data_format, device, **kwargs)
+
+    def _preprocess(  # type: ignore[override]  # transformers calls it by name
+        self, images: list[Tensor], *, do_flip_channels: bool = False, **kwargs: Any
+    ) -> Any:
+        # Label maps come through here too, with one channel and do_normalize=False.
+        if do_flip_channels:
+            images = [image.flip(-3) if image.shape[-3] == 3 else image for image in images]
+        return super()._preprocess(images, **kwargs)
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: list[tuple] | None = None, return_segmentation_scores: bool = False
+    ) -> list[Any]:
+        """Turn logits into label maps.
+
+        Args:
+            outputs: anything with `.logits` `(B, K, h, w)`.
+            target_sizes: (height, width) of each image; logits are stretched to it (with the processor's
+                `align_corners`) before the arg max. None keeps the logits' resolution.
+            return_segmentation_scores: as in transformers.
+
+        Returns:
+            One int64 label map `(height, width)` per image; with `return_segmentation_scores` an object of transformers
+            that holds it and the scores.
+
+        Raises:
+            ValueError: Another number of target sizes than of images.
+        """
+        stock = super().post_process_semantic_segmentation
+        if target_sizes is None or not self.align_corners:
+            return stock(outputs, target_sizes, return_segmentation_scores)
+        if len(target_sizes) != len(outputs.logits):
+            raise ValueError(f"{len(target_sizes)} target_sizes were given for {len(outputs.logits)} images.")
+        results: list[Any] = []
+        for logits, (height, width) in zip(outputs.logits, target_sizes, strict=True):
+            size = (int(height), int(width))
+            scores = F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=True)
+            results += stock(SemanticSegmenterOutput(logits=scores), None, return_segmentation_scores)
+        return results

@@ -1,0 +1,237 @@
+"""The segmentation model: timm backbone, decode head, optional auxiliary head.
+
+This folder imports nothing else of ours, so that it can travel with the weights as Hub custom code.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .backbone_afdcd import Backbone
+from .configuration_afdcd import AfDcdConfig
+from .heads import HEADS, FCNHead
+from .upload_afdcd import WithoutGenericCard
+
+
+@dataclass
+class AfDcdOutput(ModelOutput):
+    """What a segmentation model returns.
+
+    Attributes:
+        loss: scalar, only where labels were given.
+        logits: `(B, K, h/stride, w/stride)`.
+        aux_logits: logits of the auxiliary head, only in training mode or where labels were given.
+        hidden_states: the backbone's maps, shallow to deep, where asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    aux_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+def upsample_logits(logits: Tensor, size: Sequence[int], align_corners: bool = True) -> Tensor:
+    """Stretch `(B, K, h, w)` logits bilinearly to `size` = (H, W)."""
+    if logits.shape[-2:] == torch.Size(size):
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def segmentation_cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int = 255, align_corners: bool = True
+) -> Tensor:
+    """L_task: cross entropy at the label's size, mean over the pixels that are not ignored.
+
+    Computed in float32, also under autocast.
+
+    Args:
+        logits: `(B, K, h, w)`.
+        labels: `(B, H, W)` int64 class ids; `ignore_index` is not counted.
+        ignore_index: the label of pixels that carry no class.
+        align_corners: True as in the released code.
+
+    Returns:
+        Scalar; exactly 0 (with a zero gradient) where every pixel is ignored.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        scores = upsample_logits(logits.float(), labels.shape[-2:], align_corners)
+        total = F.cross_entropy(scores, labels, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+class AfDcdPreTrainedModel(WithoutGenericCard, PreTrainedModel):
+    """Loading, saving and weight initialisation."""
+
+    config: AfDcdConfig
+    config_class = AfDcdConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    # The loss is a mean over pixels: the Trainer must divide it by the number of accumulation steps itself.
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with the weights moved to aligned memory.
+
+        safetensors maps the file into memory, where a tensor may start at any multiple of 4 bytes; for some shapes the
+        CPU's matrix products then add up in another order, and the logits differ in the last bit from those of the
+        model that was saved.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
+        return loaded
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, every_n_layers: int = 1
+    ) -> None:
+        """Called by transformers' `gradient_checkpointing_enable` and its kin; the backbone alone is checkpointed."""
+        options = dict(getattr(gradient_checkpointing_func, "keywords", {}))
+        offloads = getattr(gradient_checkpointing_func, "func", checkpoint) is not checkpoint
+        if enable and (options.pop("use_reentrant", False) or options or every_n_layers != 1 or offloads):
+            raise ValueError(
+                "Gradient checkpointing is timm's own here (use_reentrant=False) and takes no further options: leave "
+                "gradient_checkpointing_kwargs out."
+            )
+        self.backbone.set_gradient_checkpointing(enable)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if rebuild := getattr(module, "init_non_persistent_buffers", None):  # timm layers rebuilt on the meta device
+            rebuild()
+        elif isinstance(module, nn.Conv2d):
+            # PyTorch's default, as the released heads keep it. transformers' own and kaiming fan-out start with scores
+            # so large that the first cross entropy is two to three times ln K.
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+
+class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
+    """A decode head of `heads.HEADS` on any timm backbone.
+
+    Args:
+        config: the architecture.
+        pretrained_backbone: where the backbone's ImageNet weights come from (`from_backbone` sets it). It is no part of
+            the configuration: loading a saved model never looks for them.
+    """
+
+    def __init__(self, config: AfDcdConfig, pretrained_backbone: bool | str | os.PathLike = False):
+        super().__init__(config)
+        options = config.backbone_kwargs or {}
+        self.backbone = Backbone(config.backbone, config.output_stride, pretrained_backbone, **options)
+        _keep_initialisation(self.backbone)
+        channels, strides = self.backbone.channels, self.backbone.strides
+        self.head = HEADS[config.head](channels, strides, config)
+        if config.auxiliary_head and len(channels) < 2:
+            raise ValueError(f"auxiliary_head needs a second map, but backbone {config.backbone!r} gives only one.")
+        self.auxiliary_head = (
+            FCNHead(channels[:-1], strides[:-1], config, auxiliary=True) if config.auxiliary_head else None
+        )
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str,
+        *,
+        pretrained_backbone: bool | str | os.PathLike = False,
+        backbone_kwargs: dict[str, Any] | None = None,
+        output_stride: int = 8,
+        head: str = "deeplabv3",
+        head_channels: int | None = None,
+        atrous_rates: Sequence[int] | None = None,
+        auxiliary_head: bool = False,
+        auxiliary_loss_weight: float = 0.4,
+        align_corners: bool = True,
+        semantic_loss_ignore_index: int = 255,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
+    ) -> AfDcdForSemanticSegmentation:
+        """Build a new model, its backbone from scratch or from ImageNet weights.
+
+        Args:
+            backbone: timm model name.
+            pretrained_backbone: True for timm's weights (from the Hub or its cache), or the path of a local
+                `.safetensors` file of the timm model.
+            num_labels: number of classes; 2 where neither it nor `id2label` is given.
+
+        The other arguments are fields of `AfDcdConfig`, which describes them.
+        """
+        fields = {name: value for name, value in locals().items() if name not in ("cls", "pretrained_backbone")}
+        classes = ("num_labels", "id2label", "label2id")
+        given = {name: value for name, value in fields.items() if name not in classes or value is not None}
+        return cls(AfDcdConfig(**given), pretrained_backbone=pretrained_backbone)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> AfDcdOutput | tuple[Tensor, ...]:
+        """Segment a batch.
+
+        Args:
+            pixel_values: `(B, 3, H, W)` float, as the image processor gives them; any size.
+            labels: `(B, H', W')` int64 class ids, `config.semantic_loss_ignore_index` where nothing is known.
+            output_hidden_states: also return the backbone's maps.
+            output_attentions: False, as transformers' own code may pass it; timm's backbones return no attentions.
+            return_dict: False for a tuple of what is there, in the order of `AfDcdOutput`.
+
+        Raises:
+            ValueError: images of another shape, or `output_attentions=True`.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+            raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}.")
+        if output_attentions:
+            raise ValueError("output_attentions=True: timm's backbones return no attentions; leave it out.")
+        maps = self.backbone(pixel_values)
+        logits = self.head(maps)
+        wants_auxiliary = self.training or labels is not None
+        aux_logits = self.auxiliary_head(maps[:-1]) if self.auxiliary_head is not None and wants_auxiliary else None
+        outputs = AfDcdOutput(
+            loss=None if labels is None else self._loss(logits, aux_logits, labels),
+            logits=logits,
+            aux_logits=aux_logits,
+            hidden_states=tuple(maps) if output_hidden_states or self.config.output_hidden_states else None,
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return outputs if as_dict else outputs.to_tuple()
+
+    def _loss(self, logits: Tensor, aux_logits: Tensor | None, labels: Tensor) -> Tensor:
+        settings = (self.config.semantic_loss_ignore_index, self.config.align_corners)
+        loss = segmentation_cross_entropy(logits, labels, *settings)
+        if aux_logits is not None:
+            loss = loss + self.config.auxiliary_loss_weight * segmentation_cross_entropy(aux_logits, labels, *settings)
+        return loss
+
+
+def _keep_initialisation(backbone: nn.Module) -> None:
+    """Tell `post_init` that timm has initialised the backbone: it would overwrite weights and running statistics."""
+    if any(parameter.is_meta for parameter in backbone.parameters()):
+        return  # under from_pretrained nothing is initialised yet
+    item: Any
+    for item in (*backbone.parameters(), *backbone.buffers(), *backbone.modules()):
+        item._is_hf_initialized = True
