@@ -26,11 +26,12 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..atomic_io import written_whole
+from ..charts.history import STATE_NAME
 from ..structured_files import read_json
 
 logger = logging.getLogger(__name__)
 
-MARKER_NAME, STATE_NAME = "checkpoint.json", "trainer_state.json"
+MARKER_NAME = "checkpoint.json"
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save and safetensors have their own for a full disk
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 _PART = "_saving-model-"
