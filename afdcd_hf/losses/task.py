@@ -1,48 +1,174 @@
-"""The task loss: cross entropy on the labels."""
+"""The task loss: what the labels ask for, in method and baseline alike."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.modeling_afdcd import segmentation_cross_entropy
+from ..models.modeling_afdcd import segmentation_cross_entropy, upsample_logits
+
+
+def hard_pixel_cross_entropy(
+    scores: Tensor,
+    labels: Tensor,
+    ignore_index: int = 255,
+    class_weights: Tensor | None = None,
+    threshold: float = 0.7,
+    at_least: float = 1 / 16,
+) -> Tensor:
+    """Cross entropy of the hard pixels alone (OHEM, Shrivastava et al., arXiv 1604.03540).
+
+    Hard is a pixel whose class has a probability below `threshold`, and in any case the hardest share `at_least` of
+    the pixels, as the usual scripts for Cityscapes do.
+
+    Args:
+        scores: `(B, K, H, W)` float logits at the label's size.
+        labels: `(B, H, W)` int64; pixels of `ignore_index` do not count.
+        class_weights: `(K,)`; they scale each pixel's loss, and the mean is over pixels.
+    """
+    counted = labels != ignore_index
+    if not counted.any():
+        return scores.sum() * 0
+    with torch.no_grad():
+        picked = labels.where(counted, 0).unsqueeze(1)
+        probability = scores.softmax(dim=1).gather(1, picked).squeeze(1)[counted]
+        smallest = max(1, int(at_least * probability.numel()))
+        hard = probability <= probability.kthvalue(smallest).values.clamp(min=threshold)
+    losses = F.cross_entropy(scores, labels, weight=class_weights, ignore_index=ignore_index, reduction="none")
+    return losses[counted][hard].mean()
+
+
+def dice_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """1 - soft Dice over the batch, mean over the classes that its labels hold (Milletari et al., arXiv 1606.04797).
+
+    Args:
+        scores: `(B, K, H, W)` float logits at the label's size.
+        labels: `(B, H, W)` int64; pixels of `ignore_index` do not count.
+    """
+    counted = labels != ignore_index
+    if not counted.any():
+        return scores.sum() * 0
+    probability = scores.softmax(dim=1).movedim(1, -1)[counted]
+    truth = F.one_hot(labels[counted], scores.shape[1]).to(probability)
+    pixels = truth.sum(dim=0)
+    dice = 2 * (probability * truth).sum(dim=0) / (probability.sum(dim=0) + pixels)
+    return 1 - dice[pixels > 0].mean()
+
+
+def lovasz_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """Lovász-softmax over the batch, mean over the classes that its labels hold (Berman et al., arXiv 1705.08790).
+
+    Args:
+        scores: `(B, K, H, W)` float logits at the label's size.
+        labels: `(B, H, W)` int64; pixels of `ignore_index` do not count.
+    """
+    counted = labels != ignore_index
+    if not counted.any():
+        return scores.sum() * 0
+    probability = scores.softmax(dim=1).movedim(1, -1)[counted]
+    truth = labels[counted]
+    losses = []
+    for index in truth.unique():
+        inside = (truth == index).to(probability)
+        errors, order = (inside - probability[:, index]).abs().sort(descending=True)
+        inside = inside[order]
+        jaccard = 1 - (inside.sum() - inside.cumsum(0)) / (inside.sum() + (1 - inside).cumsum(0))
+        losses.append(errors @ jaccard.diff(prepend=jaccard.new_zeros(1)))
+    return torch.stack(losses).mean()
+
+
+# beside the cross entropy, which may have class weights; `task_loss` names one, or several joined by "+"
+TASK_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": segmentation_cross_entropy,
+    "ohem": hard_pixel_cross_entropy,
+    "dice": dice_loss,
+    "lovasz": lovasz_loss,
+}
 
 
 class TaskLoss(nn.Module):
-    """L_task of method and baseline alike: cross entropy at the label's size, plus the auxiliary head's.
+    """L_task of method and baseline alike, at the label's size, plus the auxiliary head's.
 
     Args:
         weight: factor of the main term.
-        aux_weight: factor of the auxiliary term, for networks that return `aux_logits`.
+        aux_weight: factor of the auxiliary term, for models that return `aux_logits`.
         ignore_index: label that is not counted.
-        align_corners: how logits are upsampled to the label's size; True for our networks, as in the released code.
+        align_corners: how logits are upsampled to the label's size; True for our models, as in the released code.
+        kind: names of `TASK_LOSSES` joined by "+"; their sum is taken.
+        class_weights: one factor per class, for "cross_entropy" and "ohem".
+
+    Raises:
+        ValueError: an unknown name, or class weights that none of the losses takes.
     """
 
+    class_weights: Tensor | None
+
     def __init__(
-        self, weight: float = 1.0, aux_weight: float = 0.4, ignore_index: int = 255, align_corners: bool = True
+        self,
+        weight: float = 1.0,
+        aux_weight: float = 0.4,
+        ignore_index: int = 255,
+        align_corners: bool = True,
+        kind: str = "cross_entropy",
+        class_weights: Sequence[float] | None = None,
     ):
         super().__init__()
         self.weight = weight
         self.aux_weight = aux_weight
-        self.settings = (ignore_index, align_corners)
+        self.ignore_index = ignore_index
+        self.align_corners = align_corners
+        self.kinds = [name.strip() for name in kind.split("+")]
+        if unknown := [name for name in self.kinds if name not in TASK_LOSSES]:
+            raise ValueError(f"task_loss={kind!r}: unknown {unknown[0]!r}; known: {', '.join(TASK_LOSSES)}.")
+        if class_weights is not None and not {"cross_entropy", "ohem"} & set(self.kinds):
+            raise ValueError(
+                f"class_weights have no effect on task_loss={kind!r}: add cross_entropy, or leave them out."
+            )
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
 
     @classmethod
-    def for_model(cls, model: nn.Module, weight: float, aux_weight: float) -> TaskLoss:
-        """Take ignore index and upsampling from the network's configuration (255 and False where it says nothing)."""
+    def for_model(
+        cls,
+        model: nn.Module,
+        weight: float = 1.0,
+        aux_weight: float = 0.4,
+        kind: str = "cross_entropy",
+        class_weights: Sequence[float] | None = None,
+    ) -> TaskLoss:
+        """Take ignore index and upsampling from the model's configuration (255 and False where it says nothing)."""
         config = getattr(model, "config", None)
+        count = getattr(config, "num_labels", None)
+        if class_weights is not None and count is not None and len(class_weights) != count:
+            raise ValueError(
+                f"class_weights holds {len(class_weights)} numbers for {count} classes: give one for each."
+            )
         ignore_index = getattr(config, "semantic_loss_ignore_index", 255)
-        return cls(weight, aux_weight, ignore_index, getattr(config, "align_corners", False))
+        align_corners = getattr(config, "align_corners", False)
+        return cls(weight, aux_weight, ignore_index, align_corners, kind, class_weights)
 
     def forward(self, outputs: Any, labels: Tensor) -> dict[str, Tensor]:
-        """Weighted terms "task" and, where `outputs.aux_logits` is there, "auxiliary".
+        """Weighted terms "task" and, where `outputs.aux_logits` is there, "auxiliary"; in float32, also under autocast.
 
         Args:
             outputs: anything with `.logits` `(B, K, h, w)`.
             labels: `(B, H, W)` int64.
         """
-        terms = {"task": self.weight * segmentation_cross_entropy(outputs.logits, labels, *self.settings)}
+        terms = {"task": self.weight * self._loss(outputs.logits, labels)}
         aux_logits = getattr(outputs, "aux_logits", None)
         if aux_logits is not None:
-            terms["auxiliary"] = self.aux_weight * segmentation_cross_entropy(aux_logits, labels, *self.settings)
+            terms["auxiliary"] = self.aux_weight * self._loss(aux_logits, labels)
         return terms
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            scores = upsample_logits(logits.float(), labels.shape[-2:], self.align_corners)
+            losses = []
+            for kind in self.kinds:
+                weights = {"class_weights": self.class_weights} if kind in ("cross_entropy", "ohem") else {}
+                losses.append(TASK_LOSSES[kind](scores, labels, self.ignore_index, **weights))
+            return torch.stack(losses).sum()

@@ -7,6 +7,7 @@ can be hooked as `head.features`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
@@ -25,6 +26,14 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, dilati
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
+
+
+def separable_conv_norm_relu(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
+    """3x3 convolution of each channel, 1x1 convolution, batch normalisation, ReLU; the map keeps its size."""
+    depthwise = nn.Conv2d(
+        in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False
+    )
+    return nn.Sequential(depthwise, conv_norm_relu(in_channels, out_channels, 1))
 
 
 class PooledBranch(nn.Module):
@@ -48,14 +57,18 @@ class PooledBranch(nn.Module):
 
 
 class AtrousPyramid(nn.Module):
-    """ASPP: 1x1, one 3x3 atrous branch per rate and image pooling, concatenated and projected (arXiv 1706.05587)."""
+    """ASPP: 1x1, one 3x3 atrous branch per rate and image pooling, concatenated and projected (arXiv 1706.05587).
 
-    def __init__(self, in_channels: int, channels: int, rates: list[int]):
+    With `separable`, the atrous convolutions are depthwise and pointwise ones (arXiv 1802.02611).
+    """
+
+    def __init__(self, in_channels: int, channels: int, rates: list[int], separable: bool = False):
         super().__init__()
+        atrous = separable_conv_norm_relu if separable else partial(conv_norm_relu, kernel_size=3)
         self.branches = nn.ModuleList(
             [
                 conv_norm_relu(in_channels, channels, 1),
-                *(conv_norm_relu(in_channels, channels, 3, dilation=rate) for rate in rates),
+                *(atrous(in_channels, channels, dilation=rate) for rate in rates),
                 PooledBranch(in_channels, channels, bins=1),
             ]
         )
@@ -109,6 +122,39 @@ class DeepLabV3Head(SegmentationHead):
         width = config.head_channels or (256 if channels[-1] >= 2048 else 128)
         pyramid = AtrousPyramid(channels[-1], width, cast("list[int]", config.atrous_rates))
         features = nn.Sequential(pyramid, conv_norm_relu(width, width, 3), nn.Dropout(0.1))
+        super().__init__(features, width, config.num_labels)
+
+
+class EncoderDecoderFeatures(nn.Module):
+    """Separable ASPP, stretched to the map at stride 4 and fused with 48 channels of it (arXiv 1802.02611)."""
+
+    def __init__(self, fine: int, channels: Sequence[int], width: int, rates: list[int]):
+        super().__init__()
+        self.fine = fine
+        pyramid = AtrousPyramid(channels[-1], width, rates, separable=True)
+        self.pyramid = nn.Sequential(pyramid, separable_conv_norm_relu(width, width))
+        self.skip = conv_norm_relu(channels[fine], 48, 1)
+        self.fuse = separable_conv_norm_relu(width + 48, width)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        fine = self.skip(maps[self.fine])
+        coarse = _stretched(self.pyramid(maps[-1]), fine, align_corners=True)
+        return self.fuse(torch.cat([coarse, fine], dim=1))
+
+
+class DeepLabV3PlusHead(SegmentationHead):
+    """DeepLabV3+ (Chen et al., arXiv 1802.02611), computing what segmentation-models-pytorch's does.
+
+    Logits have the size of the map at stride 4: thin things such as poles survive, which at stride 16 they do not.
+    """
+
+    title = "DeepLabV3+"
+    reads_all_maps = True
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
+        fine = next(index for index, stride in enumerate(strides) if stride >= 4)
+        width = config.head_channels or (256 if channels[-1] >= 2048 else 128)
+        features = EncoderDecoderFeatures(fine, channels, width, cast("list[int]", config.atrous_rates))
         super().__init__(features, width, config.num_labels)
 
 
@@ -195,15 +241,16 @@ class SegFormerHead(SegmentationHead):
         super().__init__(AllMLPFeatures(used, channels, width), width, config.num_labels)
 
 
-def _stretched(feature_map: Tensor, like: Tensor) -> Tensor:
+def _stretched(feature_map: Tensor, like: Tensor, align_corners: bool = False) -> Tensor:
     if feature_map.shape[-2:] == like.shape[-2:]:
         return feature_map
-    return F.interpolate(feature_map, size=like.shape[-2:], mode="bilinear", align_corners=False)
+    return F.interpolate(feature_map, size=like.shape[-2:], mode="bilinear", align_corners=align_corners)
 
 
 # what `head` of the configuration may be
-HEADS: dict[str, type[DeepLabV3Head | PSPHead | FCNHead | LRASPPHead | SegFormerHead]] = {
+HEADS: dict[str, type[DeepLabV3Head | DeepLabV3PlusHead | PSPHead | FCNHead | LRASPPHead | SegFormerHead]] = {
     "deeplabv3": DeepLabV3Head,
+    "deeplabv3plus": DeepLabV3PlusHead,
     "pspnet": PSPHead,
     "fcn": FCNHead,
     "lraspp": LRASPPHead,

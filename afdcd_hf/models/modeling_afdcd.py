@@ -50,7 +50,11 @@ def upsample_logits(logits: Tensor, size: Sequence[int], align_corners: bool = T
 
 
 def segmentation_cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int = 255, align_corners: bool = True
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int = 255,
+    align_corners: bool = True,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """L_task: cross entropy at the label's size, mean over the pixels that are not ignored.
 
@@ -61,14 +65,18 @@ def segmentation_cross_entropy(
         labels: `(B, H, W)` int64 class ids; `ignore_index` is not counted.
         ignore_index: the label of pixels that carry no class.
         align_corners: True as in the released code.
+        class_weights: `(K,)` float; the mean is then weighted by each pixel's class, as PyTorch's.
 
     Returns:
         Scalar; exactly 0 (with a zero gradient) where every pixel is ignored.
     """
+    counted = labels != ignore_index
     with torch.autocast(logits.device.type, enabled=False):
         scores = upsample_logits(logits.float(), labels.shape[-2:], align_corners)
-        total = F.cross_entropy(scores, labels, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
+        total = F.cross_entropy(scores, labels, weight=class_weights, ignore_index=ignore_index, reduction="sum")
+        if class_weights is None:
+            return total / counted.sum().clamp(min=1)
+        return total / class_weights[labels[counted]].sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 class AfDcdPreTrainedModel(WithoutGenericCard, PreTrainedModel):

@@ -170,7 +170,7 @@ def prepare_distillation(
         loss = build_loss(args.loss, args.loss_kwargs, of_student, of_teacher, num_classes=_num_classes(seen[0]))
     with torch.no_grad():
         loss(*seen, batch["labels"])
-    task_loss = TaskLoss.for_model(student, args.task_weight, args.aux_weight)
+    task_loss = TaskLoss.for_model(student, args.task_weight, args.aux_weight, args.task_loss, args.class_weights)
     return DistillationModel(student, loss, task_loss, layers[0]), layers[1]
 
 

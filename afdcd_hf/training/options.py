@@ -146,6 +146,8 @@ class SegmentationOptions:
     max_grad_norm: float = option(0.0, "Clip all gradients to this norm; 0 does not clip.", at_least=0)
     task_weight: float = option(1.0, "Weight of the cross entropy on the labels.", at_least=0)
     aux_weight: float = option(0.4, "Weight of the auxiliary head's cross entropy.", at_least=0)
+    task_loss: str = option("cross_entropy", "cross_entropy, ohem, dice or lovasz, or several joined by '+'.")
+    class_weights: list[float] | None = option(None, "One factor per class for cross_entropy and ohem.", at_least=0)
     ema_decay: float | None = option(
         None, "Evaluate and save an exponential moving average of the weights, e.g. 0.999.", above=0, below=1
     )

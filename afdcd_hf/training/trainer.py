@@ -116,7 +116,9 @@ class SegmentationTrainer(HubTrainer):
         refuse_where_divided(args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         # Our loss is a mean over pixels; the Trainer has to divide it by the number of accumulation steps.
         self.model_accepts_loss_kwargs = False
-        self.task_loss = TaskLoss.for_model(model, args.task_weight, args.aux_weight)
+        self.task_loss = TaskLoss.for_model(
+            model, args.task_weight, args.aux_weight, args.task_loss, args.class_weights
+        )
         self.timer, self.terms = StepTimer(args.device), TermMeans(report=self.is_world_process_zero())
         self.speed: Speed | None = None
         self.average: AveragedWeights | None = None
