@@ -19,11 +19,11 @@ class AfDcdConfig(WithoutGenericCard, PreTrainedConfig):
         backbone: name of any timm model that can return feature maps.
         backbone_kwargs: extra arguments of `timm.create_model`, e.g. `{"stem_type": "deep", "stem_width": 64}`.
         output_stride: input pixels per pixel of the last map: 8, 16 or 32.
-        head: one of `heads.HEADS`: "deeplabv3", "pspnet" or "fcn" on the last map; "deeplabv3plus", "lraspp" or
-            "segformer" on several.
+        head: one of `heads.HEADS`: "deeplabv3", "pspnet" or "fcn" on the last map; "deeplabv3plus",
+            "lraspp", "segformer" or "fpn" on several.
         head_channels: width of the head. None takes the released networks' width: for DeepLabV3 and V3+ 256 where the
             backbone ends in 2048 channels or more, else 128; for PSPNet 512 or 128; for FCN a quarter of the input; and
-            128 for LR-ASPP, 256 for SegFormer's.
+            128 for LR-ASPP and FPN, 256 for SegFormer's.
         atrous_rates: dilations of the atrous branches of DeepLabV3 and V3+. None takes 12, 24, 36 at output stride 8,
             and half of that each time the stride doubles, so that the rates cover the same field in pixels.
         auxiliary_head: adds an FCN head on the last but one map, used for training only.

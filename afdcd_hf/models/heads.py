@@ -6,8 +6,10 @@ can be hooked as `head.features`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
@@ -152,7 +154,7 @@ class DeepLabV3PlusHead(SegmentationHead):
     reads_all_maps = True
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
-        fine = next(index for index, stride in enumerate(strides) if stride >= 4)
+        fine = _from_stride_4(strides)[0]
         width = config.head_channels or (256 if channels[-1] >= 2048 else 128)
         features = EncoderDecoderFeatures(fine, channels, width, cast("list[int]", config.atrous_rates))
         super().__init__(features, width, config.num_labels)
@@ -236,9 +238,61 @@ class SegFormerHead(SegmentationHead):
     reads_all_maps = True
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
-        used = [index for index, stride in enumerate(strides) if stride >= 4]
         width = config.head_channels or 256
-        super().__init__(AllMLPFeatures(used, channels, width), width, config.num_labels)
+        super().__init__(AllMLPFeatures(_from_stride_4(strides), channels, width), width, config.num_labels)
+
+
+class FPNFeatures(nn.Module):
+    """Feature pyramid on the maps of stride 4 and more, all levels added at the finest (arXiv 1901.02446).
+
+    Every convolution of a level is followed by a stretch to the next finer map, so that any sizes fit.
+    """
+
+    def __init__(self, used: Sequence[int], channels: Sequence[int], width: int):
+        super().__init__()
+        self.used = list(used)
+        self.lateral = nn.ModuleList(nn.Conv2d(channels[index], 2 * width, 1) for index in used)
+        self.levels = nn.ModuleList(self._level(max(1, depth), width) for depth in range(len(used)))
+        self.dropout = nn.Dropout2d(0.2)
+
+    @staticmethod
+    def _level(count: int, width: int) -> nn.ModuleList:
+        sizes = [2 * width, *[width] * count]
+        return nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, padding=1, bias=False), nn.GroupNorm(math.gcd(32, after), after), nn.ReLU()
+            )
+            for before, after in pairwise(sizes)
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        pyramid = [layer(maps[index]) for layer, index in zip(self.lateral, self.used, strict=True)]
+        for finer in range(len(pyramid) - 2, -1, -1):
+            pyramid[finer] = pyramid[finer] + F.interpolate(pyramid[finer + 1], size=pyramid[finer].shape[-2:])
+        finest = []
+        for depth, (level, feature_map) in enumerate(zip(self.levels, pyramid, strict=True)):
+            for done, layer in enumerate(level, start=1):
+                feature_map = _stretched(layer(feature_map), pyramid[max(0, depth - done)], align_corners=True)
+            finest.append(feature_map)
+        return self.dropout(torch.stack(finest).sum(dim=0))
+
+
+class FPNHead(SegmentationHead):
+    """Semantic FPN (Kirillov et al., arXiv 1901.02446), computing what segmentation-models-pytorch's does.
+
+    Logits have the size of the map at stride 4; the pyramid is twice as wide as the head.
+    """
+
+    title = "FPN"
+    reads_all_maps = True
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
+        width = config.head_channels or 128
+        super().__init__(FPNFeatures(_from_stride_4(strides), channels, width), width, config.num_labels)
+
+
+def _from_stride_4(strides: Sequence[int]) -> list[int]:
+    return [index for index, stride in enumerate(strides) if stride >= 4]
 
 
 def _stretched(feature_map: Tensor, like: Tensor, align_corners: bool = False) -> Tensor:
@@ -248,11 +302,12 @@ def _stretched(feature_map: Tensor, like: Tensor, align_corners: bool = False) -
 
 
 # what `head` of the configuration may be
-HEADS: dict[str, type[DeepLabV3Head | DeepLabV3PlusHead | PSPHead | FCNHead | LRASPPHead | SegFormerHead]] = {
+HEADS: dict[str, type[DeepLabV3Head | DeepLabV3PlusHead | PSPHead | FCNHead | LRASPPHead | SegFormerHead | FPNHead]] = {
     "deeplabv3": DeepLabV3Head,
     "deeplabv3plus": DeepLabV3PlusHead,
     "pspnet": PSPHead,
     "fcn": FCNHead,
     "lraspp": LRASPPHead,
     "segformer": SegFormerHead,
+    "fpn": FPNHead,
 }

@@ -35,8 +35,9 @@ from .trainer import SegmentationTrainer
 from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
 _HYPERPARAMETERS = (
-    "loss", "loss_kwargs", "student_layer", "teacher_layer", "loss_max_grad_norm", "task_weight", "aux_weight", "task_loss", "class_weights",
-    "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "max_seconds",
+    "loss", "loss_kwargs", "student_layer", "teacher_layer", "loss_max_grad_norm", "task_weight", "aux_weight",
+    "task_loss", "class_weights", "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps",
+    "max_seconds",
 )  # fmt: skip
 
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from formula_weights import formula_tensor, generator, images
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from torch import nn
 from torchvision.models.segmentation.lraspp import LRASPPHead as TorchvisionLRASPP
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -211,11 +213,51 @@ def test_the_segformer_head_computes_what_transformers_does():
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
+def test_deeplabv3plus_computes_what_segmentation_models_pytorch_does():
+    channels, strides = [16, 24, 40, 96], [2, 4, 8, 16]
+    config = AfDcdConfig(head="deeplabv3plus", head_channels=32, num_labels=5, output_stride=16)
+    theirs = randomised(
+        DeepLabV3PlusDecoder(
+            [3, *channels], 4, 32, config.atrous_rates, output_stride=16, aspp_separable=True, aspp_dropout=0.5
+        )
+    )
+    ours = HEADS["deeplabv3plus"](channels, strides, config).eval().features
+    for from_theirs, to_ours in ((theirs.aspp, ours.pyramid), (theirs.block1, ours.skip), (theirs.block2, ours.fuse)):
+        copy_by_order(from_theirs, to_ours)
+    maps = [images(2, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
+    # theirs counts the image itself as the first map
+    torch.testing.assert_close(ours(maps), theirs([images(2, 3, 64, 96), *maps]))
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_fpn_computes_what_segmentation_models_pytorch_does():
+    channels, strides = [64, 8, 16, 24, 32], [2, 4, 8, 16, 32]
+    theirs = randomised(FPNDecoder([3, *channels], pyramid_channels=64, segmentation_channels=32))
+    config = AfDcdConfig(head="fpn", head_channels=32, num_labels=5, output_stride=32)
+    ours = HEADS["fpn"](channels, strides, config).eval().features
+    laterals = [theirs.p2.skip_conv, theirs.p3.skip_conv, theirs.p4.skip_conv, theirs.p5]
+    copy_by_order(nn.ModuleList(laterals), ours.lateral)
+    copy_by_order(theirs.seg_blocks[::-1], ours.levels)
+    maps = [images(2, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
+    torch.testing.assert_close(ours(maps), theirs(maps))
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
 def projections(decode_head):
     return [module for module in decode_head.modules() if isinstance(module, nn.Linear)]
 
 
-@pytest.mark.parametrize(("head", "stride", "expected"), [("lraspp", 16, 8), ("lraspp", 8, 4), ("segformer", 32, 4)])
+@pytest.mark.parametrize(
+    ("head", "stride", "expected"),
+    [
+        ("lraspp", 16, 8),
+        ("lraspp", 8, 4),
+        ("segformer", 32, 4),
+        ("deeplabv3plus", 16, 4),
+        ("fpn", 32, 4),
+        ("fpn", 8, 4),
+    ],
+)
 def test_heads_on_several_maps_give_finer_logits(tiny_model, head, stride, expected):
     model = tiny_model(head=head, output_stride=stride).eval()
     assert model(images(1, 3, 64, 96)).logits.shape == (1, 4, 64 // expected, 96 // expected)
@@ -312,8 +354,8 @@ def test_heads_start_with_pytorchs_default_weights(tiny_model, head):
             assert conv.bias is None or 0 < conv.bias.abs().max() <= 1 / fan_in**0.5
 
 
-# not LR-ASPP, whose classifier reads a map that nothing has normalised
-@pytest.mark.parametrize("head", [name for name in HEADS if name != "lraspp"])
+# not LR-ASPP, whose classifier reads a map that nothing has normalised, and not FPN, which adds four that have been
+@pytest.mark.parametrize("head", [name for name in HEADS if name not in ("lraspp", "fpn")])
 def test_the_first_cross_entropy_is_that_of_guessing(head):
     torch.manual_seed(0)
     model = AfDcdForSemanticSegmentation.from_backbone("resnet18", head=head, num_labels=11).train()
@@ -362,7 +404,7 @@ def test_a_configuration_is_the_same_after_saving(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"head": "unet"}, "head='unet' is unknown; known heads: deeplabv3, pspnet, fcn"),
+        ({"head": "unet"}, "head='unet' is unknown; known heads: deeplabv3, deeplabv3plus, pspnet, fcn"),
         ({"output_stride": 4}, "output_stride=4 is not offered; choose 8, 16 or 32"),
         ({"output_stride": 0}, "output_stride=0 is not offered; choose 8, 16 or 32"),
         ({"atrous_rates": [6, 0]}, r"atrous_rates=\[6, 0\] must be one or more positive integers"),

@@ -23,6 +23,8 @@ NETWORKS = {
     "mobilenetv2_100": dict(head="pspnet"),
     "mobilenetv3_large_100": dict(head="lraspp", output_stride=16, auxiliary_head=True),
     "tf_efficientnet_lite0": dict(head="deeplabv3", auxiliary_head=True),
+    "efficientnet_lite0": dict(head="deeplabv3plus", output_stride=16),
+    "mobilenetv4_conv_small": dict(head="fpn", output_stride=32, auxiliary_head=True),
     "convnext_atto": dict(head="segformer", output_stride=32, auxiliary_head=True),
     "swin_tiny_patch4_window7_224": dict(backbone_kwargs=SWIN, head="fcn", output_stride=32, auxiliary_head=True),
 }
