@@ -78,7 +78,4 @@ def _overrides(words: list[str]) -> dict[str, Any]:
     """`--data_dir D --crop_size 192 256` as recipe keys; several values are a list."""
     from ..training.arguments import read_value, words_by_option
 
-    found = {key: [read_value(key, word) for word in given] for key, given in words_by_option(words).items()}
-    if empty := [key for key, values in found.items() if not values]:
-        raise ValueError(f"--{empty[0]} needs a value.")
-    return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
+    return {key: read_value(key, given) for key, given in words_by_option(words).items()}

@@ -41,9 +41,8 @@ def merge_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, dist
         raise ValueError(f"Give --{dotted[0]} either alone or inside --loss_kwargs, not both.")
     kept = dict(recipe)
     if "loss_kwargs" in words or "loss" in words:  # of a recipe, options of losses that are replaced are left out
-        losses = (
-            [] if "loss_kwargs" in words else [name.strip().rpartition(":")[2] for name in words["loss"].split("+")]
-        )
+        chosen = "" if "loss_kwargs" in words else words["loss"]
+        losses = [name.strip().rpartition(":")[2] for name in chosen.split("+")]
         kept = {key: value for key, value in kept.items() if "." not in key or key.split(".")[0] in losses}
     given = _with_flat_losses({**kept, **words})
     if not distils and (foreign := [name for name in given if "." in name or name in _OF_DISTILLATION]):
@@ -52,11 +51,7 @@ def merge_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, dist
 
 
 def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
-    """The dataclasses of model, teacher (if `distils`), data and training.
-
-    Args:
-        given: of `merge_arguments`.
-        distils: whether there is a teacher.
+    """The dataclasses of model, teacher (if `distils`), data and training, from what `merge_arguments` returns.
 
     Raises:
         ValueError: a name that is not an argument (the closest known ones are named), a value that cannot be, or
@@ -65,26 +60,23 @@ def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
     from ..losses import LOSSES
     from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
-    ours = [ModelArguments, TeacherArguments, DataArguments] if distils else [ModelArguments, DataArguments]
-    kinds = [*ours, DistillationTrainingArguments if distils else SegmentationTrainingArguments]
-    names = [{one.name for one in fields(kind) if one.init} for kind in kinds]
-    plain: dict[str, Any] = {}
-    losses: dict[str, dict[str, Any]] = {}
+    kinds: list[type] = [ModelArguments, DataArguments, SegmentationTrainingArguments]
+    if distils:
+        kinds = [ModelArguments, TeacherArguments, DataArguments, DistillationTrainingArguments]
+    known = {one.name: kind for kind in kinds for one in fields(kind) if one.init}  # type: ignore[arg-type]
+    values: dict[type, dict[str, Any]] = {kind: {} for kind in kinds}
     for key, value in given.items():
         loss, dot, option = key.partition(".")
         if dot and loss not in LOSSES and loss not in str(given.get("loss")):  # there is also my_file.py:MyLoss
             raise ValueError(f"{key!r}: unknown loss {loss!r}; known losses: {', '.join(LOSSES)}.")
         if dot:
-            losses.setdefault(loss, {})[option] = value
-        elif any(key in own for own in names):
-            plain[key] = value
+            values[kinds[-1]].setdefault("loss_kwargs", {}).setdefault(loss, {})[option] = value
+        elif key in known:
+            values[known[key]][key] = value
         else:
-            close = close_names(key, set().union({"config"}, *names))
-            raise ValueError(f"Unknown argument {key!r}.{close} --help_all lists all arguments.")
-    if losses:
-        plain["loss_kwargs"] = losses
-    pairs = zip(kinds, names, strict=True)
-    return [kind(**{name: plain[name] for name in own if name in plain}) for kind, own in pairs]
+            hint = close_names(key, {"config", *known})
+            raise ValueError(f"Unknown argument {key!r}.{hint} --help_all lists all arguments.")
+    return [kind(**own) for kind, own in values.items()]
 
 
 def training_part(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,25 +103,28 @@ def words_by_option(argv: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def read_value(name: str, text: str) -> Any:
-    """Read the value of a command-line option as in a recipe; ValueError where YAML cannot."""
+def read_value(name: str, words: Sequence[str]) -> Any:
+    """The words of a command-line option as a recipe would have them, several as a list.
+
+    Raises:
+        ValueError: no word, or one that YAML cannot read.
+    """
+    if not words:
+        raise ValueError(f"--{name} needs a value.")
     try:
-        return parse_yaml(text)
+        values = [parse_yaml(word) for word in words]
     except ValueError as error:
-        raise ValueError(f"--{name}: {text!r} is not a value that YAML can read: {error}") from error
+        raise ValueError(f"--{name}: {' '.join(words)!r} is not a value that YAML can read: {error}") from error
+    return values[0] if len(values) == 1 else values
 
 
 def _from_words(name: str, words: list[str]) -> Any:
-    if name not in _FIELDS:  # of a loss, or of transformers
-        values = [read_value(name, word) for word in words]
-        if not values and "." in name:
-            raise ValueError(f"--{name} needs a value.")
-        return True if not values else values[0] if len(values) == 1 else values
-    kind, one = _FIELDS[name]
-    hint = type_hints(kind)[name]
+    if name not in _FIELDS:  # of a loss, or of transformers, whose switches may stand alone
+        return read_value(name, words) if words or "." in name else True
+    hint = type_hints(_FIELDS[name][0])[name]
     if not words:
         try:
-            return as_type(name, True, hint)  # an option alone switches it on
+            return as_type(True, hint)  # an option alone switches it on
         except TypeError:
             raise ValueError(f"--{name} needs a value.") from None
     return list(words) if len(words) > 1 or takes_several(hint) else words[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import tempfile
@@ -11,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .option_values import plain_value
+
 if TYPE_CHECKING:
     from .trainer import SegmentationTrainer
     from .training_args import SegmentationTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 # Tensors of a parameter's size that an optimizer keeps for it; by the start of transformers' name of the optimizer.
 _OPTIMIZER_STATES = {"sgd": 0, "rmsprop": 1, "lion": 1, "adafactor": 1, "adagrad": 1}
@@ -35,8 +40,8 @@ def check_writable(folder: Path) -> None:
         raise OSError(f"output_dir={str(folder)!r} cannot be written: {reason}. Give another --output_dir.") from error
 
 
-def check_room(trainer: SegmentationTrainer, steps: int, steps_per_epoch: int) -> tuple[str, str | None]:
-    """A line on what the run's checkpoints take, and a warning where not all of them will find room.
+def check_room(trainer: SegmentationTrainer, steps: int, steps_per_epoch: int) -> None:
+    """Log what the run's checkpoints take, and warn where not all of them will find room.
 
     Raises:
         OSError: if not even one of them does.
@@ -52,10 +57,12 @@ def check_room(trainer: SegmentationTrainer, steps: int, steps_per_epoch: int) -
             f"{folder}: {_size(free)} are free, but one checkpoint takes {_size(checkpoint)}. Make room, or give an "
             "--output_dir on another disk."
         )
-    return f"A checkpoint takes {_size(checkpoint)}; {_size(free)} are free in {folder}", None if needed <= free else (
-        f"All checkpoints of this run will take about {_size(needed)}, but {_size(free)} are free in {folder}: set "
-        "save_total_limit or larger save_steps, or the run ends when the disk is full."
-    )
+    logger.info("A checkpoint takes %s; %s are free in %s", _size(checkpoint), _size(free), folder)
+    if needed > free:
+        logger.warning(
+            "All checkpoints of this run will take about %s, but %s are free in %s: set save_total_limit or larger "
+            "save_steps, or the run ends when the disk is full.", _size(needed), _size(free), folder,
+        )  # fmt: skip
 
 
 def checkpoint_bytes(trainer: SegmentationTrainer) -> tuple[int, int]:
@@ -63,12 +70,12 @@ def checkpoint_bytes(trainer: SegmentationTrainer) -> tuple[int, int]:
     student = _bytes(trainer.evaluated_student.state_dict().values())
     if trainer.args.save_only_model:
         return student, student
-    module = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    module = trainer.trained_module
     everything = _bytes(module.state_dict().values())  # with the weights of the loss
     if trainer.evaluated_student is not trainer.student:
         everything += student  # the averaged weights, beside the raw ones
     trained = _bytes(parameter for parameter in module.parameters() if parameter.requires_grad)
-    name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    name = plain_value(trainer.args.optim)
     states = next((count for start, count in _OPTIMIZER_STATES.items() if name.startswith(start)), 2)  # 2: Adam's
     states += name == "sgd" and "momentum" in (trainer.args.optim_args or "")
     return student, everything + states * trained
@@ -76,7 +83,7 @@ def checkpoint_bytes(trainer: SegmentationTrainer) -> tuple[int, int]:
 
 def number_of_checkpoints(args: SegmentationTrainingArguments, steps: int, steps_per_epoch: int) -> int:
     """How many a run of so many optimizer steps keeps at most at the same time."""
-    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    strategy = plain_value(args.save_strategy)
     by_epoch = strategy == "epoch" or (strategy == "best" and args.eval_strategy == "epoch")
     interval = args.save_steps if strategy == "steps" else args.eval_steps or steps
     every = steps_per_epoch if by_epoch else in_steps(interval, steps)

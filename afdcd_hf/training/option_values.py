@@ -6,13 +6,14 @@ import math
 import os
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import Field, field, fields
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..recipes import parse_json_object
 
-_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 _RULES = {
     "at_least": (lambda value, bound: value >= bound, "{} or more"),
@@ -45,28 +46,20 @@ def check_options(options: Any, rules: Mapping[str, Mapping[str, Any]] | None = 
         rules: of fields that were not made by `option`.
 
     Raises:
-        ValueError: see `check_value`.
+        ValueError: a value of another type, or out of range; the message says what is expected.
     """
     for one in fields(options):
-        value = check_value(type(options), one, getattr(options, one.name), (rules or {}).get(one.name))
+        value = check_value(type(options), one, getattr(options, one.name), (rules or {}).get(one.name, {}))
         setattr(options, one.name, value)
 
 
-def check_value(kind: type, one: Field, value: Any, rules: Mapping[str, Any] | None = None) -> Any:
-    """The value of one option in the type of its annotation, a path without `~`.
-
-    Args:
-        kind: the dataclass.
-        one: its field.
-        value: as a recipe or the words of a command line have it.
-        rules: where the field was not made by `option`.
-
-    Raises:
-        ValueError: another type, or out of range; the message says what is expected.
-    """
-    hint, rules = type_hints(kind)[one.name], {**one.metadata.get("rules", {}), **(rules or {})}
+def check_value(kind: type, one: Field, value: Any, more_rules: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
+    """The checked value of one field, as a recipe or the words of a command line have it: see `check_options`."""
+    hint, rules = type_hints(kind)[one.name], {**one.metadata.get("rules", {}), **more_rules}
+    if isinstance(value, str) and str not in get_args(hint) and dict in {get_origin(m) or m for m in get_args(hint)}:
+        value = parse_json_object(one.name, value)
     try:
-        typed = as_type(one.name, value, hint)
+        typed = as_type(value, hint)
     except TypeError:
         if "rules" not in one.metadata and not isinstance(value, _PLAIN):
             return value  # transformers' own objects, given in Python
@@ -98,83 +91,62 @@ def type_hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def as_type(name: str, value: Any, hint: Any) -> Any:
+def as_type(value: Any, hint: Any) -> Any:
     """A value as the annotated type; TypeError where that would change what it means."""
-    origin, members = get_origin(hint), get_args(hint)
-    if hint is Any or value is None and hint is types.NoneType:
-        return value
-    if origin in (Union, types.UnionType):
-        return _as_one_of(name, value, members)
-    if origin is Literal and value in members:
-        return value
-    if (hint is dict or origin is dict) and isinstance(value, (Mapping, str)):
-        return parse_json_object(name, value) if isinstance(value, str) else dict(value)
-    if origin is list and isinstance(value, (list, tuple)):
-        return [as_type(name, one, members[0]) for one in value]
-    if hint in _SCALARS:
-        return _SCALARS[hint](value)
-    if isinstance(hint, type) and isinstance(value, hint):
+    kind, members = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        for member in members:
+            with suppress(TypeError):
+                return as_type(value, member)
+    elif kind in _SCALARS:
+        return _SCALARS[kind](value)
+    elif kind is list and isinstance(value, (list, tuple)):
+        return [as_type(one, members[0]) for one in value]
+    elif kind is dict and isinstance(value, Mapping):
+        return dict(value)
+    elif hint is Any or (value in members if kind is Literal else isinstance(kind, type) and isinstance(value, kind)):
         return value
     raise TypeError
 
 
 def type_name(hint: Any) -> str:
     """A type as error messages and help call it."""
-    origin, members = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
+    kind, members = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(type_name(one) for one in members if one is not types.NoneType))
-    if origin is list:
+    if kind is list:
         return f"a list of {type_name(members[0]).split(' ', 1)[-1]}s"
     names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", dict: "a mapping"}
-    return names.get(origin or hint, getattr(hint, "__name__", str(hint)))
-
-
-def _as_one_of(name: str, value: Any, members: tuple[Any, ...]) -> Any:
-    if value is None and types.NoneType in members:
-        return None
-    problem: Exception = TypeError()
-    for member in members:
-        try:
-            return as_type(name, value, member)
-        except (TypeError, ValueError) as error:
-            problem = error if isinstance(error, ValueError) else problem  # JSON that cannot be read says more
-    raise problem
+    return names.get(kind, getattr(hint, "__name__", str(hint)))
 
 
 def _truth(value: Any) -> bool:
-    word = value.lower() if isinstance(value, str) else value
-    if isinstance(word, bool) or word in _TRUE or word in _FALSE:
-        return word is True or word in _TRUE
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _TRUTH:
+        return _TRUTH[value.lower()]
     raise TypeError
 
 
 def _whole(value: Any) -> int:
     number = _finite(value)
-    if isinstance(value, int):
-        return value
     if number != int(number):
         raise TypeError
-    return int(number)
+    return value if isinstance(value, int) else int(number)
 
 
 def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise TypeError
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise TypeError from None
-    if not math.isfinite(number):
-        raise TypeError
-    return number
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            if math.isfinite(float(value)):
+                return float(value)
+    raise TypeError
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, (str, os.PathLike)):
-        return os.fspath(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise TypeError
+    if isinstance(value, bool) or not isinstance(value, (str, os.PathLike, int)):
+        raise TypeError
+    return value if isinstance(value, str) else str(value)
 
 
 _SCALARS: dict[Any, Any] = {bool: _truth, int: _whole, float: _finite, str: _text}

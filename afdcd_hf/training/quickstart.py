@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..charts import load_history, plot_training_curves
 from ..hub.card_facts import CardFacts, ComparisonRow, Picture
@@ -17,7 +18,6 @@ from ..hub.model_card import write_card
 from ..inference.side_by_side import draw_predictions
 from .runs import distill, train
 
-TEACHER_RECIPE, STUDENT_RECIPE = "quickstart_teacher", "quickstart"
 TITLES = {"teacher": "teacher", "student-alone": "student alone", "distilled": "distilled (Af-DCD)"}
 
 
@@ -39,47 +39,36 @@ def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
     start = time.perf_counter()
     folder = Path(output_dir)
     _check_folder(folder, seed)
-    runs = {name: folder / name for name in TITLES}
-    cards: dict[str, CardFacts] = {}
+    cards: dict[str, Any] = {}
     for number, (name, title) in enumerate(TITLES.items(), 1):
-        print(f"\n[{number}/3] {title} -> {runs[name]}", flush=True)
-        cards[name] = _finished(runs[name]) or _trained(name, folder, seed)
-    rows = {name: _row(TITLES[name], card) for name, card in cards.items()}
-    best = runs["distilled"]
-    plot_training_curves(
-        {TITLES[name]: load_history(path) for name, path in runs.items()}, best / "training_curves.png"
-    )
-    models = {TITLES[name]: path for name, path in runs.items()}
-    notes = {row.model: f"mIoU {100 * _known(row.mean_iou):.1f} %" for row in rows.values()}
+        print(f"\n[{number}/3] {title} -> {folder / name}", flush=True)
+        cards[name] = _finished(folder / name) or _trained(name, folder, seed)
+    rows = [
+        ComparisonRow(TITLES[name], card.num_parameters, card.macs, card.measured.mean_iou)
+        for name, card in cards.items()
+    ]
+    best = folder / "distilled"
+    curves = {title: load_history(folder / name) for name, title in TITLES.items()}
+    plot_training_curves(curves, best / "training_curves.png")
+    models = {title: folder / name for name, title in TITLES.items()}
+    notes = {TITLES[name]: f"mIoU {100 * card.measured.mean_iou:.1f} %" for name, card in cards.items()}
     draw_predictions(models, best / "predictions.png", dataset="scenes", notes=notes)
     pictures = [
         Picture("predictions.png", "Scenes that none of the models was trained on."),
         Picture("training_curves.png", "Mean IoU and loss terms of the three runs."),
     ]
-    facts = replace(cards["distilled"], comparison=list(rows.values()), pictures=pictures)
+    facts = replace(cards["distilled"], comparison=rows, pictures=pictures)
     write_facts(best, facts)
     write_card(best, facts)
-    print("\n" + format_table(rows))
+    alone = cards["student-alone"].measured.mean_iou
+    print(f"\n{'model':<22}{'params':>10}{'GMACs':>8}{'mIoU %':>9}{'gain':>8}")
+    for name, card in cards.items():
+        gain = "" if name == "student-alone" else f"{100 * (card.measured.mean_iou - alone):+.2f}"
+        figures = f"{card.num_parameters / 1e6:>8.2f} M{card.macs / 1e9:>8.2f}{100 * card.measured.mean_iou:>9.2f}"
+        print(f"{TITLES[name]:<22}{figures}{gain:>8}")
     print(f"\n{time.perf_counter() - start:.0f} s in all. The distilled student is in {best}:")
     print("  README.md (model card), predictions.png, training_curves.png, results.json, card_facts.json, weights.")
     return best
-
-
-def format_table(rows: dict[str, ComparisonRow]) -> str:
-    """Parameters, MACs, mIoU and the gain over the student alone, in plain text."""
-    alone = _known(rows["student-alone"].mean_iou)
-    lines = [f"{'model':<22}{'params':>10}{'GMACs':>8}{'mIoU %':>9}{'gain':>8}"]
-    for row in rows.values():
-        mean_iou = _known(row.mean_iou)
-        gain = f"{100 * (mean_iou - alone):+8.2f}" if row is not rows["student-alone"] else f"{'':>8}"
-        params, macs = f"{_known(row.num_parameters) / 1e6:.2f} M", _known(row.macs) / 1e9
-        lines.append(f"{row.model:<22}{params:>10}{macs:>8.2f}{100 * mean_iou:>9.2f}{gain}")
-    return "\n".join(lines)
-
-
-def _known(figure: float | None) -> float:
-    assert figure is not None  # a finished run has all figures of its row
-    return figure
 
 
 def _check_folder(folder: Path, seed: int) -> None:
@@ -99,19 +88,11 @@ def _finished(folder: Path) -> CardFacts | None:
     return read_facts(folder) if (folder / FACTS_NAME).is_file() else None
 
 
-def _trained(name: str, folder: Path, seed: int) -> CardFacts:
+def _trained(name: str, folder: Path, seed: int) -> CardFacts | None:
     """Train one of the three, or continue from its last checkpoint."""
     argv = ["--output_dir", str(folder / name), "--seed", str(seed)]
     if any((folder / name).glob("checkpoint-*")):
         argv += ["--resume_from_checkpoint", "last"]
     if name == "distilled":
-        run = distill(STUDENT_RECIPE, [*argv, "--teacher", str(folder / "teacher")])
-    else:
-        run = train(TEACHER_RECIPE if name == "teacher" else STUDENT_RECIPE, argv)
-    assert run.card is not None  # it is, on the main process, and a quickstart is one process
-    return run.card
-
-
-def _row(title: str, card: CardFacts) -> ComparisonRow:
-    assert card.measured is not None  # every finished run is scored
-    return ComparisonRow(title, card.num_parameters, card.macs, card.measured.mean_iou)
+        return distill("quickstart", [*argv, "--teacher", str(folder / "teacher")]).card
+    return train("quickstart_teacher" if name == "teacher" else "quickstart", argv).card

@@ -21,12 +21,6 @@ from ..data.samples import TrainingSamples, collate_samples
 from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import held_alone
 from ..losses.task import TaskLoss
-from .argument_checks import (
-    check_number_of_samples,
-    refuse_unused,
-    refuse_where_divided,
-    warn_of_missing_half_precision,
-)
 from .checkpoints import STATE_NAME, check_whole, checkpoint_to_resume
 from .distributed import (
     align_buffers,
@@ -48,7 +42,12 @@ from .saving import RAW_STUDENT_NAME, CheckpointCallback
 from .terms import TermMeans
 from .time_budget import TimeBudget
 from .timing import Speed, StepTimer, TimingCallback, across_ranks
-from .training_args import SegmentationTrainingArguments
+from .training_args import (
+    SegmentationTrainingArguments,
+    check_number_of_samples,
+    refuse_unused,
+    refuse_where_divided,
+)
 
 
 class SegmentationTrainer(HubTrainer):
@@ -95,7 +94,7 @@ class SegmentationTrainer(HubTrainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         **unused: Any,
     ):
-        refuse_unused(unused, args)
+        refuse_unused(unused)
         check_number_of_samples(train_dataset, args)
         model = synchronise_batch_norm(model, args)
         student = getattr(model, "student", model)
@@ -127,7 +126,6 @@ class SegmentationTrainer(HubTrainer):
         if self.is_fsdp_enabled:  # every process keeps a whole copy, for what is evaluated and saved
             check_sharding(self.accelerator.state.fsdp_plugin)
             self._whole_student = copy.deepcopy(self.student).eval().requires_grad_(False)
-        warn_of_missing_half_precision(args)
         self._add_callbacks()
         enable_gradient_checkpointing(self.student, args)
 

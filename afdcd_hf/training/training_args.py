@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments, get_scheduler
 
+from ..data.samples import TrainingSamples
 from ..features import layer_names
 from ..losses import validate_loss_spec
 from ..suggestions import close_names
-from .distributed import DEFAULT_BATCH_SIZE, device_batch_size, use_one_gpu_per_process
-from .option_values import check_options
+from .distributed import DEFAULT_BATCH_SIZE, device_batch_size, images_per_step, use_one_gpu_per_process
+from .option_values import check_options, plain_value
 from .options import DEFAULT_STEPS, DistillationOptions, SegmentationOptions
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import SaveStrategy
 
+logger = logging.getLogger(__name__)
+
 _DEFAULT_EPOCHS = 3.0
-SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy")  # of an evaluation
+_SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy")  # of an evaluation
 
 # Ranges of transformers' own numbers; those of ours stand at the options.
 _RANGES = {
@@ -33,28 +37,30 @@ _RANGES = {
     "ddp_timeout": {"at_least": 1},
     "data_seed": {"at_least": 0, "below": 2**32},
 }
-_EVALUATION = "evaluations run through evaluate_segmenter, one image at a time"
-_LANGUAGE = "it is about language models"
-# Arguments of transformers that would do nothing here, and why.
+# Arguments of transformers that would do nothing here, by the reason why.
 WITHOUT_EFFECT = {
-    "label_smoothing_factor": "the task loss is the plain cross entropy",
-    "prediction_loss_only": _EVALUATION,
-    "include_for_metrics": _EVALUATION,
-    "batch_eval_metrics": _EVALUATION,
-    "eval_do_concat_batches": _EVALUATION,
-    "eval_use_gather_object": _EVALUATION,
-    "eval_accumulation_steps": _EVALUATION,
-    "label_names": _EVALUATION,
-    "include_num_input_tokens_seen": _LANGUAGE,
-    "average_tokens_across_devices": _LANGUAGE,
-    "neftune_noise_alpha": _LANGUAGE,
-    "use_cache": _LANGUAGE,
-    "use_liger_kernel": _LANGUAGE,
-    "liger_kernel_config": _LANGUAGE,
-    "length_column_name": "images have no length to group them by",
-    "do_train": "`afdcd train` and `distill` always train, and evaluate at the end",
-    "do_eval": "eval_strategy says whether to evaluate during training",
-    "do_predict": "`afdcd predict` does that",
+    name: reason
+    for reason, names in {
+        "the task loss is the plain cross entropy": "label_smoothing_factor",
+        "evaluations run through evaluate_segmenter, one image at a time": "prediction_loss_only include_for_metrics "
+        "batch_eval_metrics eval_do_concat_batches eval_use_gather_object eval_accumulation_steps label_names",
+        "it is about language models": "include_num_input_tokens_seen average_tokens_across_devices "
+        "neftune_noise_alpha use_cache use_liger_kernel liger_kernel_config",
+        "images have no length to group them by": "length_column_name",
+        "`afdcd train` and `distill` always train, and evaluate at the end": "do_train",
+        "eval_strategy says whether to evaluate during training": "do_eval",
+        "`afdcd predict` does that": "do_predict",
+    }.items()
+    for name in names.split()
+}
+
+
+# Arguments of transformers.Trainer that would do nothing here.
+_UNUSED = {
+    "compute_metrics": "evaluations count class pairs as they go; use evaluate_segmenter for other figures",
+    "compute_loss_func": "the loss is the arguments' task_weight, aux_weight and loss; override compute_loss instead",
+    "preprocess_logits_for_metrics": "evaluations keep no logits",
+    "model_init": "the model is given as it is",
 }
 
 
@@ -79,13 +85,12 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
         save_strategy: SaveStrategy = SaveStrategy.STEPS
 
     def __post_init__(self) -> None:
-        _refuse_without_effect(self)
+        self._refuse_without_effect()
         check_options(self, _RANGES)
         self._settle_length()
         if self.lr_scheduler_kwargs is None:
-            polynomial = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "polynomial"
-            self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0} if polynomial else {}
-        if self.optim_args is None and str(getattr(self.optim, "value", self.optim)) == "sgd":
+            self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0} if self._schedule() == "polynomial" else {}
+        if self.optim_args is None and plain_value(self.optim) == "sgd":
             self.optim_args = "momentum=0.9"
         if self.data_seed is None:  # else the order of samples would hang on torch's seed, which differs over ranks
             self.data_seed = self.seed
@@ -96,15 +101,39 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
             self.total_batch_size, wanted, self.world_size, self.gradient_accumulation_steps
         )
         use_one_gpu_per_process(self)
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must be False: images and labels are read from the raw columns.")
         self._check_schedule()
-        self._check_metric()
+        name = self.metric_for_best_model
+        if name is not None and not name.endswith(_SCORES):
+            raise ValueError(
+                f"metric_for_best_model={name!r} is not among the scores of an evaluation: {', '.join(_SCORES)}."
+                f"{close_names(name, _SCORES)}"
+            )
+        if self.fp16 and self.device.type == "cpu":  # accelerate would say nothing
+            logger.warning("fp16=True does nothing on the CPU: this training is in float32. bf16=True works there.")
+
+    def check_warmup(self, steps: int) -> None:
+        """Raise ValueError unless the learning rate has risen before a run of so many steps ends."""
+        if self.get_warmup_steps(steps) >= steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps:g} must be less than the run's {steps} steps: the learning rate "
+                "would still be rising when it ends."
+            )
+
+    def _refuse_without_effect(self) -> None:
+        for one in fields(self):
+            default = one.default_factory() if one.default_factory is not MISSING else one.default
+            if one.name in WITHOUT_EFFECT and getattr(self, one.name) != default:
+                raise ValueError(
+                    f"{one.name}={getattr(self, one.name)!r} would have no effect: {WITHOUT_EFFECT[one.name]}. Leave "
+                    "it out."
+                )
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise ValueError(
                 f"train_sampling_strategy={self.train_sampling_strategy!r} would have no effect: images have no length "
                 "to group them by. Give random or sequential."
             )
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns must be False: images and labels are read from the raw columns.")
 
     def _settle_length(self) -> None:
         """`max_steps` and `num_train_epochs` exclude each other."""
@@ -126,31 +155,22 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
         if self.num_train_epochs is None:  # as transformers has it, whatever it then does with it
             self.num_train_epochs = _DEFAULT_EPOCHS
 
+    def _schedule(self) -> str:
+        return plain_value(self.lr_scheduler_type)
+
     def _check_schedule(self) -> None:
         steps = self.max_steps if self.max_steps > 0 else DEFAULT_STEPS
-        warmup = self.get_warmup_steps(steps)
-        if self.max_steps > 0 and warmup >= steps:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps:g} must be less than max_steps={steps}: the learning rate would "
-                "still be rising when the run ends."
-            )
+        if self.max_steps > 0:
+            self.check_warmup(steps)
         try:
             optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=self.learning_rate)
+            warmup = self.get_warmup_steps(steps)
             get_scheduler(self.lr_scheduler_type, optimizer, warmup, steps, self.lr_scheduler_kwargs)
         except (TypeError, ValueError, AttributeError) as error:
-            schedule = f"lr_scheduler_type={str(getattr(self.lr_scheduler_type, 'value', self.lr_scheduler_type))!r}"
             raise ValueError(
-                f"{schedule} cannot be made with learning_rate={self.learning_rate:g} and "
+                f"lr_scheduler_type={self._schedule()!r} cannot be made with learning_rate={self.learning_rate:g} and "
                 f"lr_scheduler_kwargs={self.lr_scheduler_kwargs}: {error}"
             ) from error
-
-    def _check_metric(self) -> None:
-        name = self.metric_for_best_model
-        if name is not None and not name.endswith(SCORES):
-            raise ValueError(
-                f"metric_for_best_model={name!r} is not among the scores of an evaluation: {', '.join(SCORES)}."
-                f"{close_names(name, SCORES)}"
-            )
 
 
 @dataclass
@@ -187,14 +207,33 @@ def check_pairs(student_layers: Sequence[str], teacher_layers: Sequence[str]) ->
         )
 
 
-def _refuse_without_effect(args: TrainingArguments) -> None:
-    for one in fields(args):
-        default = one.default_factory() if one.default_factory is not MISSING else one.default
-        if one.name in WITHOUT_EFFECT and getattr(args, one.name) != default:
-            raise ValueError(
-                f"{one.name}={getattr(args, one.name)!r} would have no effect: {WITHOUT_EFFECT[one.name]}. Leave it "
-                "out."
-            )
+def refuse_unused(given: Mapping[str, Any]) -> None:
+    """Raise for arguments of `transformers.Trainer` that would be taken and dropped."""
+    for name, value in given.items():
+        if name not in _UNUSED:
+            raise TypeError(f"{name!r} is not an argument of this trainer.")
+        if value is not None:
+            raise ValueError(f"{name} has no effect in this trainer: {_UNUSED[name]}.")
+
+
+def refuse_where_divided(args: SegmentationTrainingArguments, divided: bool) -> None:
+    """Raise for what needs whole weights on every process, where FSDP or DeepSpeed keep parts of them."""
+    if divided and args.channels_last:
+        raise ValueError("channels_last has no effect on weights that FSDP or DeepSpeed divide: leave it out.")
+    if divided and args.ema_decay is not None:
+        raise ValueError("ema_decay needs whole weights on every process, unlike under FSDP and DeepSpeed.")
+
+
+def check_number_of_samples(train_dataset: Any, args: SegmentationTrainingArguments) -> None:
+    """Raise where the Trainer would only warn, and save a model that was never trained."""
+    batch = images_per_step(args)
+    if isinstance(train_dataset, TrainingSamples):
+        train_dataset.check_batch(args.per_device_train_batch_size)
+    if args.dataloader_drop_last and hasattr(train_dataset, "__len__") and len(train_dataset) < batch:
+        raise ValueError(
+            f"The training set has {len(train_dataset)} samples, but a batch takes {batch}, and incomplete batches are "
+            "dropped: use a smaller batch, or dataloader_drop_last=False."
+        )
 
 
 def _one_or_several(name: str, layers: str | list[str] | None) -> str | list[str] | None:

@@ -21,7 +21,7 @@ from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.recipes import list_recipes, load_recipe, recipe_path
 from afdcd_hf.training.arguments import parse_arguments
 from afdcd_hf.training.options import DataArguments, ModelArguments, TeacherArguments
-from afdcd_hf.training.recipe_file import write_recipe
+from afdcd_hf.training.report import write_recipe
 from afdcd_hf.training.training_args import WITHOUT_EFFECT, DistillationTrainingArguments
 
 RECIPE = {

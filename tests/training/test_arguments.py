@@ -148,7 +148,7 @@ MISTAKES = {
     "warm-up to the end": (
         [],
         {**KD, "warmup_steps": 5, "max_steps": 5},
-        r"warmup_steps=5 must be less than max_steps",
+        r"warmup_steps=5 must be less than the run.s 5 steps",
     ),
     "transformers' range": ([], {**KD, "adam_beta1": 3}, r"adam_beta1=3.0 must be 0 or more, below 1"),
     "transformers' type": ([], {**KD, "full_determinism": "maybe"}, r"full_determinism='maybe' must be true or false"),
