@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from .class_iou import plot_class_iou
-from .confusion import plot_confusion_matrix
-from .curves import plot_training_curves
-from .history import load_history
-from .label_maps import colorize
-from .predictions import plot_predictions
+from .label_maps import colorize, plot_predictions
+from .results import plot_class_iou, plot_confusion_matrix
+from .runs import load_history, plot_training_curves
 
 __all__ = [
     "colorize",

@@ -1,4 +1,4 @@
-"""What all figures share: style, colours, how they are made and saved.
+"""What all figures share: style, colours, how they are made and written.
 
 Figures are made without pyplot, so that nothing here touches a notebook's or another library's state. matplotlib is
 imported on the first drawing.
@@ -34,8 +34,8 @@ _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
 @contextmanager
-def styled_figure(width: float, height: float) -> Iterator[Figure]:
-    """A white figure in constrained layout, `width` x `height` inches; draw on it inside the `with`."""
+def figure_file(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A white figure of that many inches to draw on, written at the end: the same figure gives the same bytes."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,32 +44,23 @@ def styled_figure(width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-
-
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write the figure and return its path; the suffix picks the format, the same figure gives the same bytes."""
-    import matplotlib
-
-    path = Path(path)
     with written_whole(path) as part, matplotlib.rc_context({"svg.hashsalt": "afdcd_hf"}):
         figure.savefig(part, format=path.suffix[1:] or "png", dpi=DPI, metadata=_UNDATED.get(path.suffix.lower()))
-    return path
 
 
 def series_style(index: int) -> dict[str, Any]:
     """Colour, line and marker of the series with that number; no two of the first twelve are alike."""
-    line = "-" if index < len(SERIES_COLORS) else "--"
     return {
         "color": SERIES_COLORS[index % len(SERIES_COLORS)],
-        "linestyle": line,
+        "linestyle": "-" if index < len(SERIES_COLORS) else "--",
         "marker": MARKERS[index % len(MARKERS)],
     }
 
 
-def add_legend(figure: Figure, handles: Sequence[Artist], **options: Any) -> None:
+def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """A legend below the figure, in up to three columns: as many as fit its width."""
     for columns in (3, 2, 1):
-        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, **options)
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
         legend.remove()

@@ -1,15 +1,40 @@
-"""Label maps in colours: painted, and laid over their image."""
+"""Label maps in colours: painted, over their image, beside others; and colours for classes that come without any."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from .figures import FAINT, figure_file
+
+if TYPE_CHECKING:
+    from matplotlib.patches import Patch
+
 Palette = Sequence[Sequence[int]] | np.ndarray
+Columns = Mapping[str, Sequence[np.ndarray]]
 IGNORE_INDEX = 255
+MOST_CLASSES = 24  # in the legend
+CELL_WIDTH, TITLE_LENGTH = 2.7, 22  # inches, characters in a line
+LARGEST_PALETTE = 4096  # more are no longer told apart, and there is an end to the candidates
 _LINE_WIDTH = 1 / 400  # of the image's shorter side
+_LIGHTNESS = (0.42, 0.92)  # of black 0 and white 1: visible on both, and on a dark or bright photo
+# Oklab (B. Ottosson, 2020): linear sRGB to three receptors, and their cube roots to lightness, green-red, blue-yellow
+_TO_RECEPTORS = np.array(
+    [[0.4122214708, 0.5363325363, 0.0514459929],
+     [0.2119034982, 0.6806995451, 0.1073969566],
+     [0.0883024619, 0.2817188376, 0.6299787005]]
+)  # fmt: skip
+_TO_OKLAB = np.array(
+    [[0.2104542553, 0.7936177850, -0.0040720468],
+     [1.9779984951, -2.4285922050, 0.4505937099],
+     [0.0259040371, 0.7827717662, -0.8086757660]]
+)  # fmt: skip
 
 
 def colorize(label: np.ndarray, palette: Palette, ignore_color: Sequence[int] = (0, 0, 0)) -> np.ndarray:
@@ -66,15 +91,138 @@ def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray, 
         `(H, W, 3)` uint8 RGB.
     """
     overlay = np.array(Image.blend(image, Image.fromarray(colors[label_map]), opacity))
-    overlay[_lines_between(label_map, max(1, round(_LINE_WIDTH * min(label_map.shape))))] = 255
-    return overlay
-
-
-def _lines_between(label_map: np.ndarray, width: int) -> np.ndarray:
-    """`(H, W)` bool: pixels at most about half a width from another class, above or beside them."""
-    lines = np.zeros(label_map.shape, bool)
+    width, lines = max(1, round(_LINE_WIDTH * min(label_map.shape))), np.zeros(label_map.shape, bool)
     first = width // 2  # centres the line on the border
     for ids, marked in ((label_map, lines), (label_map.T, lines.T)):
         differs = ids[width:] != ids[:-width]
         marked[first : first + len(differs)] |= differs
-    return lines
+    overlay[lines] = 255
+    return overlay
+
+
+def plot_predictions(
+    columns: Columns,
+    palette: Palette,
+    class_names: Sequence[str],
+    path: str | Path,
+    *,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Draw images, truths and predictions as a grid: one row for each image, one column for each source.
+
+    Args:
+        columns: title to arrays, in drawing order; all columns have the same length. `(H, W, 3)` uint8 RGB is shown as
+            it is, an `(H, W)` integer map in its classes' colours, 255 black. Each row takes its proportions from its
+            first array.
+        palette: `(K, 3)` colours 0-255.
+        class_names: K names; the legend lists the classes that occur, in their order. Of more than 24 it lists those
+            that cover most of the maps, and says how many more there are.
+        path: file to write; its suffix picks the format.
+        notes: a line under the title of some columns, for example `{"teacher": "mIoU 61.2 %"}`.
+
+    Raises:
+        ValueError: columns are missing, empty or of different lengths, an array is neither RGB nor a label map, the
+            names do not match the palette, or a note belongs to no column.
+    """
+    path, colors, notes = Path(path), as_colors(palette), notes or {}
+    lengths = {title: len(arrays) for title, arrays in columns.items()}
+    if not lengths or len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise ValueError(
+            f"The columns hold {lengths or 'nothing'} arrays; pass the same number, at least one, in each column."
+        )
+    if len(class_names) != len(colors):
+        raise ValueError(f"{len(class_names)} class names came with {len(colors)} colours; pass one name per colour.")
+    if stray := sorted(set(notes) - set(columns)):
+        raise ValueError(f"notes={stray} belong to no column; the columns are {list(columns)}.")
+    shown = {title: _as_rgb(title, arrays, colors) for title, arrays in columns.items()}
+    swatches = _swatches([array for arrays in columns.values() for array in arrays], colors, class_names)
+    heights = [CELL_WIDTH * array.shape[0] / array.shape[1] for array in next(iter(columns.values()))]
+    width = CELL_WIDTH * len(columns)
+    longest_name = max((len(str(swatch.get_label())) for swatch in swatches), default=0)
+    per_line = max(1, int(width / (0.65 + 0.105 * longest_name)))
+    below = 0.3 * -(-len(swatches) // per_line)
+    under: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "color": FAINT}
+    with figure_file(path, width, sum(heights) + 0.8 + 0.1 * len(heights) + below) as figure:
+        figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+        grid = figure.subplots(len(heights), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
+        for column, (title, arrays) in enumerate(columns.items()):
+            heading = textwrap.fill(title, TITLE_LENGTH, max_lines=2, placeholder="…")
+            grid[0, column].set_title(heading, fontsize=14, pad=22 if notes else 6)
+            if title in notes:
+                grid[0, column].annotate(notes[title], (0.5, 1), (0, 5), **under)
+            for axes, array, rgb in zip(grid[:, column], arrays, shown[title], strict=True):
+                # blending neighbours would invent colours, hence classes
+                axes.imshow(rgb, interpolation="nearest" if array.ndim == 2 else "antialiased", aspect="auto")
+                axes.set_axis_off()
+        if swatches:
+            spacing: dict[str, Any] = {"ncols": per_line, "handlelength": 1.3, "columnspacing": 1.4}
+            figure.legend(handles=swatches, loc="outside lower center", **spacing)
+    return path
+
+
+def _as_rgb(title: str, arrays: Sequence[np.ndarray], colors: np.ndarray) -> list[np.ndarray]:
+    def rgb(row: int, array: np.ndarray) -> np.ndarray:
+        if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
+            return array
+        try:
+            return colorize(array, colors)
+        except ValueError as error:
+            raise ValueError(
+                f"Row {row} of column {title!r} is neither (H, W, 3) uint8 RGB nor a map: {error}"
+            ) from error
+
+    return [rgb(row, array) for row, array in enumerate(arrays)]
+
+
+def _swatches(arrays: Sequence[np.ndarray], colors: np.ndarray, class_names: Sequence[str]) -> list[Patch]:
+    """The legend: classes in their order, ignored pixels, and how many classes more there are."""
+    from matplotlib.patches import Patch
+
+    covered: Counter[int] = Counter()
+    for array in (array for array in arrays if array.ndim == 2):
+        for index, pixels in zip(*np.unique(array, return_counts=True), strict=True):
+            covered[int(index)] += pixels / array.size  # large images count like small ones
+    ignored = covered.pop(IGNORE_INDEX, 0) > 0
+    listed = sorted(sorted(covered, key=lambda index: (-covered[index], index))[:MOST_CLASSES])
+    edge: dict[str, Any] = {"edgecolor": "#999999", "linewidth": 0.6}
+    swatches = [Patch(facecolor=colors[index] / 255, label=class_names[index], **edge) for index in listed]
+    if ignored:
+        swatches.append(Patch(facecolor="black", label="ignored", **edge))
+    if len(covered) > len(listed):
+        swatches.append(Patch(visible=False, label=f"+{len(covered) - len(listed)} more"))
+    return swatches
+
+
+def distinct_palette(num_colors: int) -> np.ndarray:
+    """Colours that are told apart as well as so many can be; neither black, white nor grey is among them.
+
+    Each colour is the one farthest (in Oklab, where distances are about as seen) from all before it, so that the
+    palette is always the same and a shorter one is the beginning of a longer one.
+
+    Args:
+        num_colors: number of colours K, 1 to 4096; another one is a ValueError.
+
+    Returns:
+        `(K, 3)` uint8 RGB.
+    """
+    if not 1 <= num_colors <= LARGEST_PALETTE:
+        raise ValueError(f"A palette can have 1 to {LARGEST_PALETTE} colours; {num_colors} were asked for.")
+    steps = np.linspace(0, 255, 32).round().astype(np.uint8)
+    candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    seen = oklab(candidates)
+    usable = (seen[:, 0] > _LIGHTNESS[0]) & (seen[:, 0] < _LIGHTNESS[1])
+    candidates, seen = candidates[usable], seen[usable]
+    # Greys are taken from the start: ignored pixels are black, and much of a photo is grey.
+    distance = np.hypot(seen[:, 1], seen[:, 2])
+    chosen = []
+    for _ in range(num_colors):
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(seen - seen[chosen[-1]], axis=1))
+    return candidates[chosen]
+
+
+def oklab(colors: np.ndarray) -> np.ndarray:
+    """Colours `(..., 3)` uint8 sRGB as `(..., 3)` float64 Oklab: lightness 0..1 and two colour axes around 0."""
+    values = colors.astype(np.float64) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return np.cbrt(linear @ _TO_RECEPTORS.T) @ _TO_OKLAB.T

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..atomic_io import written_whole
-from ..charts.history import load_history
+from ..charts.runs import load_history
 from ..evaluation.results import library_versions, machine_name
 from ..hub.facts_file import read_facts
 from ..structured_files import read_json

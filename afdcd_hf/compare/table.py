@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_io import written_whole
-from ..charts.comparison import MethodCurve, MethodScore, plot_method_scores, plot_score_over_time
+from ..charts.runs import plot_method_scores, plot_score_over_time
 from ..metrics.confusion_csv import text_cell
 from .plan import ALONE, Plan
 from .runs import RunResult
@@ -48,8 +48,9 @@ def write_report(
         part.write_text(markdown(plan, results, chosen), encoding="utf-8")
     for title, name, runs in _tables(plan, results) if charts else ():
         scores = {
-            method: MethodScore([one.mean_iou for one in ours], gains(runs, method) if method != ALONE else [])
+            method: ([one.mean_iou for one in ours], statistics.mean(gain) if gain else None)
             for method, ours in runs.items()
+            for gain in [gains(runs, method) if method != ALONE else []]
         }
         curves = {method: _mean_curve(ours) for method, ours in runs.items()}
         plot_method_scores(scores, output / f"mean_iou_{name}.png", title=title)
@@ -142,13 +143,12 @@ def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
             writer.writerow([text_cell(cell) if isinstance(cell, str) else cell for cell in row])  # None is left empty
 
 
-def _mean_curve(runs: Sequence[RunResult]) -> MethodCurve:
+def _mean_curve(runs: Sequence[RunResult]) -> list[tuple[float, float, float]]:
     """Seconds, mean and standard deviation of the mIoU, point by point over the seeds."""
     on_the_way = zip(*(run.curve[:-1] for run in runs), strict=False)  # runs of equal time may differ by a point
     points = [*on_the_way, [run.curve[-1] for run in runs]]
-    seconds = [statistics.mean(second for second, _ in point) for point in points]
-    scores = [[score for _, score in point] for point in points]
-    return MethodCurve(seconds, [statistics.mean(one) for one in scores], [_deviation(one) for one in scores])
+    apart = [([second for second, _ in point], [score for _, score in point]) for point in points]
+    return [(statistics.mean(seconds), statistics.mean(scores), _deviation(scores)) for seconds, scores in apart]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -15,8 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..atomic_io import check_can_write, written_whole
-from ..charts.generated_palette import distinct_palette
-from ..charts.label_maps import draw_overlay
+from ..charts.label_maps import distinct_palette, draw_overlay
 from ..data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from .images import find_images, open_rgb, save_png
 from .onnx_segmenter import load_segmenter, settings_for

@@ -26,7 +26,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..atomic_io import written_whole
-from ..charts.history import STATE_NAME
+from ..charts.runs import STATE_NAME
 from ..structured_files import read_json
 
 logger = logging.getLogger(__name__)

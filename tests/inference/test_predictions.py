@@ -12,8 +12,7 @@ from PIL import Image
 from tiny import segmenter
 
 from afdcd_hf import AfDcdImageProcessor
-from afdcd_hf.charts.generated_palette import distinct_palette, oklab
-from afdcd_hf.charts.label_maps import draw_overlay
+from afdcd_hf.charts.label_maps import distinct_palette, draw_overlay, oklab
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.inference import predictions
 from afdcd_hf.inference.images import open_rgb

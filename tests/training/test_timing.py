@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import distilling, logged, loss_options, samples, segmenter, supervised, without_batch_effects
 
-from afdcd_hf.charts.curves import _loss_terms
+from afdcd_hf.charts.runs import _loss_terms
 from afdcd_hf.training.timing import Speed, StepTimer, peak_memory_mb
 
 PARTS = {"data", "teacher", "student", "loss", "backward", "optimizer"}

@@ -1,0 +1,219 @@
+"""The results of evaluations: IoU by class as bars, confusion matrices as heat maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..metrics.confusion_csv import check_confusion_matrix
+from .figures import FAINT, INK, SERIES_COLORS, add_legend, figure_file, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Results = Mapping[str, Mapping[str, float | None]]
+MOST_RESULTS, MOST_ROWS = 5, 40
+WIDTH, BAR, ROW_GAP = 8.73, 0.2, 0.13  # inches; the bars' y coordinates are inches too
+GAIN_COLOR, LOSS_COLOR = "#00674B", "#A33B00"  # darker sisters of the series' green and vermilion, for text
+NORMALIZATIONS = {"truth": "true", "prediction": "predicted"}
+NUMBERS_UP_TO, NAMES_UP_TO = 20, 40  # classes; beyond, cells and ticks are too small for text
+NUMBER_FROM = 0.05  # percent
+MOST_LISTED = 15
+_EMPTY: dict[str, Any] = {"facecolor": "#EFEFEF", "edgecolor": "#B5B5B5", "hatch": "///", "linewidth": 0.0}
+
+
+def plot_class_iou(results: Results, path: str | Path, *, title: str | None = None, order: str = "classes") -> Path:
+    """Draw each class's IoU in one to five results as bars with their numbers; the mean is the first row.
+
+    Two results get a column with the gain of the second over the first, in points. Of more than 40 classes, the 20 with
+    the largest gains and the 20 with the largest losses of the last result over the first are drawn (of a single
+    result the highest and the lowest), and the heading says so.
+
+    Args:
+        results: name of each result, such as "Af-DCD", to its `per_category_iou`: class to fraction 0-1, None or NaN
+            where the class is not in the data. The mean is over the other classes.
+        path: file to write; its suffix picks the format.
+        title: line above the bars; name the data here.
+        order: "classes" (that of the first result) or "gain" (largest first, for two or more results).
+
+    Raises:
+        ValueError: too many results or none, classes that differ, a value that is not a fraction, a result without
+            any, or an order that is unknown or needs a second result.
+    """
+    from matplotlib.patches import Patch
+
+    path = Path(path)
+    names, values = _checked_percent(results)
+    means = np.nanmean(values, axis=0)
+    rows, heading = _shown_rows(names, values, order)
+    names, values = ["mean", *(names[row] for row in rows)], np.vstack([means, values[rows]])
+    row_height = BAR * len(results) + ROW_GAP
+    middles = row_height * (np.arange(len(names)) + 0.5)
+    height, limit = row_height * len(names), 10 * math.ceil(max(np.nanmax(values), 1) / 10)
+    with figure_file(path, WIDTH, height + 1.6) as figure:
+        axes = figure.add_subplot()
+        _draw_bars(axes, values, list(results), middles)
+        axes.set_yticks(middles, [shorten(name, 26) for name in names])
+        axes.get_yticklabels()[0].set_fontweight("bold")
+        axes.axhspan(0, row_height, color="#F0F0F0", zorder=0)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set(ylim=(height, 0), xlim=(0, 1.16 * limit), xticks=range(0, limit + 1, 20 if limit > 50 else 10))
+        axes.set_xlabel("IoU (%)")
+        axes.set_title("\n".join(filter(None, (title, heading))), pad=20)
+        if len(results) == 2:
+            _write_gains(axes, middles, values[:, 1] - values[:, 0])
+        texts = [f"{name} (mean {mean:.1f} %)" for name, mean in zip(results, means, strict=True)]
+        add_legend(figure, [Patch(color=SERIES_COLORS[index], label=text) for index, text in enumerate(texts)])
+    return path
+
+
+def _checked_percent(results: Results) -> tuple[list[str], np.ndarray]:
+    """Class names of the first result, and `(K, R)` percent with NaN where a class is not in the data."""
+    if not 1 <= len(results) <= MOST_RESULTS:
+        raise ValueError(f"{len(results)} results were passed; one to {MOST_RESULTS} fit in one chart.")
+    first, names = next((name, list(classes)) for name, classes in results.items())
+    for result, classes in results.items():
+        if difference := sorted(set(names) ^ set(classes)):
+            raise ValueError(
+                f"The classes of {first!r} and {result!r} differ: only one of them has {difference[:10]}. "
+                "Compare results on the same dataset."
+            )
+        given = {name: value for name, value in classes.items() if value is not None and not math.isnan(value)}
+        if not given:
+            raise ValueError(f"{result!r} has no IoU of any class; evaluate it on data with labels.")
+        for name, value in given.items():
+            if not 0 <= value <= 1:
+                what = f"{result!r} gives {name!r} an IoU of {value}"
+                raise ValueError(f"{what}; pass fractions from 0 to 1, not percent.")
+    columns = [[classes[name] for name in names] for classes in results.values()]
+    return names, 100 * np.array(columns, dtype=float).T  # None becomes NaN
+
+
+def _shown_rows(names: list[str], values: np.ndarray, order: str) -> tuple[list[int], str]:
+    """The classes to draw, from top to bottom, and what the heading says of the choice."""
+    single = values.shape[1] == 1
+    if order not in ("classes", "gain"):
+        raise ValueError(f"order={order!r} is unknown; known are classes, gain.")
+    if order == "gain" and single:
+        raise ValueError("order='gain' compares the last result with the first; pass a second one or order='classes'.")
+    ranked = values[:, 0] if single else values[:, -1] - values[:, 0]
+    falling = [int(row) for row in np.argsort(-ranked, kind="stable")]  # NaN comes last
+    if len(names) <= MOST_ROWS:
+        return (falling if order == "gain" else list(range(len(names)))), ""
+    known, half = [row for row in falling if not math.isnan(ranked[row])], MOST_ROWS // 2
+    if len(known) <= MOST_ROWS:
+        return known, f"{len(known)} of {len(names)} classes are in the data"
+    highest, lowest = ("highest", "lowest") if single else ("largest gains", "largest losses")
+    return known[:half] + known[-half:], f"{half} {highest} and {half} {lowest} of {len(names)} classes"
+
+
+def _draw_bars(axes: Axes, values: np.ndarray, results: list[str], middles: np.ndarray) -> None:
+    is_absent = np.isnan(values).all(axis=1)
+    for column, name in enumerate(results):
+        ys, lengths = middles + BAR * (column - (len(results) - 1) / 2), np.nan_to_num(values[:, column])
+        bars = axes.barh(ys, lengths, 0.88 * BAR, color=SERIES_COLORS[column], label=name)
+        texts = ["n/a" if math.isnan(value) else f"{value:.1f}" for value in values[:, column]]
+        texts = ["" if absent else text for text, absent in zip(texts, is_absent, strict=True)]
+        axes.bar_label(bars, texts, padding=3, fontsize=10.5)
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 10.5, "color": FAINT}
+    for row in np.flatnonzero(is_absent):
+        axes.annotate("not in the data", (0, middles[row]), (3, 0), **style)
+
+
+def _write_gains(axes: Axes, middles: np.ndarray, gains: np.ndarray) -> None:
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+    axes.text(1.13, -0.16, "gain", color=FAINT, **beside)
+    for middle, gain in zip(middles, gains.round(1), strict=True):
+        if not math.isnan(gain):
+            text = f"{gain:+.1f}".replace("-", "\N{MINUS SIGN}") if gain else "0.0"
+            color = GAIN_COLOR if gain > 0 else LOSS_COLOR if gain < 0 else INK
+            axes.text(1.13, middle, text, color=color, fontweight="bold", **beside)
+
+
+def plot_confusion_matrix(
+    matrix: np.ndarray, class_names: Sequence[str], path: str | Path, *, normalize: str = "truth"
+) -> Path:
+    """Draw a confusion matrix in percent: correct pixels on the diagonal in blue, confusions in orange.
+
+    Colours follow the square root of the share, so that a confusion of a few percent is seen beside a diagonal near
+    100. Up to 20 classes have numbers in the cells (none below 0.05 %); more have a list of the largest confusions
+    below the map instead, and beyond 40 the axes count the classes instead of naming them. Classes without a pixel to
+    divide by are hatched.
+
+    Args:
+        matrix: `(K, K)` integer pixel counts, rows = truth, such as `evaluate_segmenter`'s "confusion_matrix".
+        class_names: K names.
+        path: file to write; its suffix picks the format.
+        normalize: what is 100 %: "truth" (the pixels of each true class, a row; the diagonal is the class's accuracy)
+            or "prediction" (the pixels predicted as each class, a column; the diagonal is its precision).
+
+    Raises:
+        ValueError: the matrix is not square, of integers and non-negative, counts no pixel or does not match the
+            names, or the normalisation is unknown.
+    """
+    path, counts = Path(path), check_confusion_matrix(matrix, class_names)
+    if normalize not in NORMALIZATIONS:
+        raise ValueError(f"normalize={normalize!r} is unknown; known are {', '.join(NORMALIZATIONS)}.")
+    if not counts.sum():
+        raise ValueError("The confusion matrix counts no pixel; evaluate on data with labels.")
+    whole = counts.sum(axis=int(normalize == "truth"), keepdims=True) * np.ones_like(counts)
+    shares = np.divide(100.0 * counts, whole, out=np.full(counts.shape, np.nan), where=whole > 0)
+    names, count = [shorten(name, 20) for name in class_names], len(class_names)
+    lines = [] if count <= NUMBERS_UP_TO else _largest_confusions(shares, names)
+    side = min(0.52 * count, 9.0)
+    with figure_file(path, max(6.0, side + 2.5), max(4.0, side + 3.0) + 0.3 * len(lines)) as figure:
+        axes = figure.add_subplot()
+        _draw_map(axes, shares, normalize)
+        unit = "" if count <= NAMES_UP_TO else " (class number)"
+        axes.set(xlabel=f"prediction{unit}", ylabel=f"truth{unit}")
+        if count <= NAMES_UP_TO:
+            axes.set_yticks(range(count), names)
+            axes.set_xticks(range(count), names, rotation=90)
+            axes.tick_params(length=0)
+        for (row, column), share in np.ndenumerate(shares):
+            if count <= NUMBERS_UP_TO and share >= NUMBER_FROM:  # False for NaN
+                color = "white" if share > 45 else INK
+                axes.text(column, row, _short(share), ha="center", va="center", fontsize=11, color=color)
+        empty = "\n(hatched: class without pixels)" if np.isnan(shares).any() else ""
+        axes.set_title(f"% of the {NORMALIZATIONS[normalize]} class's pixels{empty}", loc="left")
+        if lines:
+            text = "\n".join(["Largest confusions, truth → prediction:", *lines])
+            figure.supxlabel(text, x=0.05, ha="left", fontsize=11)
+    return path
+
+
+def _draw_map(axes: Axes, shares: np.ndarray, normalize: str) -> None:
+    import matplotlib
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from matplotlib.patches import Rectangle
+
+    on_diagonal = np.eye(len(shares), dtype=bool)
+    for name, shown in (("Blues", on_diagonal), ("Oranges", ~on_diagonal)):
+        layer = np.ma.masked_array(shares, mask=~shown | np.isnan(shares))
+        shades = ["white", *matplotlib.colormaps[name](np.linspace(0.1, 1, 32))]  # nothing confused, nothing seen
+        colors = LinearSegmentedColormap.from_list(name, shades)
+        axes.imshow(layer, cmap=colors, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+    axes.grid(False)
+    axes.spines[:].set_visible(True)
+    for index in np.flatnonzero(np.isnan(shares.diagonal())):
+        corner, size = (-0.5, float(index) - 0.5), (len(shares), 1)
+        if normalize == "prediction":
+            corner, size = corner[::-1], size[::-1]
+        axes.add_patch(Rectangle(corner, *size, **_EMPTY))
+
+
+def _largest_confusions(shares: np.ndarray, names: Sequence[str]) -> list[str]:
+    """A line for each, the largest first; with class numbers where the axes have them."""
+    labels = names if len(names) <= NAMES_UP_TO else [f"{name} ({index})" for index, name in enumerate(names)]
+    wrong = np.where(np.eye(len(shares), dtype=bool) | np.isnan(shares), 0.0, shares)
+    cells = [divmod(int(cell), len(shares)) for cell in np.argsort(-wrong, axis=None, kind="stable")[:MOST_LISTED]]
+    return [f"{_short(wrong[cell])} %  {labels[cell[0]]} → {labels[cell[1]]}" for cell in cells if wrong[cell] > 0]
+
+
+def _short(share: float) -> str:
+    return f"{share:.1f}" if share < 9.95 else f"{share:.0f}"

@@ -1,0 +1,197 @@
+"""Runs side by side: mIoU and loss terms against the step; scores of methods, also against the time they took."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..structured_files import read_json
+from .figures import FAINT, INK, SERIES_COLORS, add_legend, figure_file, series_style, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STATE_NAME = "trainer_state.json"
+TERM_TITLES = {
+    "loss": "Total loss",
+    "loss_task": "Task loss",
+    "loss_kd": "KD loss (logits)",
+    "loss_feature": "Feature loss",
+    "loss_contrast": "Contrastive loss",
+}
+Histories = Mapping[str, list[dict[str, Any]]]
+_NAME_LENGTH = 32
+
+
+def load_history(folder: str | Path) -> list[dict[str, Any]]:
+    """Read the Trainer's `state.log_history` of a run from its `trainer_state.json`, for `plot_training_curves`.
+
+    Args:
+        folder: a run's output folder, where its newest checkpoint is read too and what got further is taken; or a
+            checkpoint.
+
+    Raises:
+        FileNotFoundError: neither the folder nor a checkpoint in it holds that file.
+        ValueError: the file is not a Trainer's state.
+    """
+    folder = Path(folder)
+    checkpoints = [path for path in folder.glob(f"*/{STATE_NAME}") if re.fullmatch(r"checkpoint-\d+", path.parent.name)]
+    newest = sorted(checkpoints, key=lambda path: int(path.parent.name.rpartition("-")[2]))[-1:]
+    states: list[dict[str, Any]] = []
+    for path in (folder / STATE_NAME, *newest):
+        if path.is_file():
+            states.append(read_json(path, "a Trainer's state"))
+            if not isinstance(states[-1].get("log_history"), list):
+                raise ValueError(f"{path} holds no list 'log_history'; pass the folder of a run of the Trainer.")
+    if not states:
+        raise FileNotFoundError(
+            f"{folder} holds no {STATE_NAME}, nor does a checkpoint-* folder in it. Pass the --output_dir of a run "
+            "that has finished or saved a checkpoint."
+        )
+    # A run that was resumed and interrupted again got further than its first end; max takes the first of equals.
+    return max(states, key=lambda state: state.get("global_step", 0))["log_history"]
+
+
+def plot_training_curves(runs: Histories, path: str | Path) -> Path:
+    """Draw the mIoU and every logged loss term against the training step, all runs in each panel.
+
+    Args:
+        runs: name of each run to its Trainer's `state.log_history` (see `load_history`): entries with "step" and any of
+            "eval_mean_iou" (fraction 0-1), "loss" and "loss_<term>". A total that equals the only term is drawn once.
+        path: file to write; its suffix picks the format (.png, .svg, .pdf).
+
+    Raises:
+        ValueError: no run has anything to draw.
+    """
+    from matplotlib.lines import Line2D
+
+    path = Path(path)
+    scores = {name: _series(history, "eval_mean_iou", 100) for name, history in runs.items()}
+    panels = {"Mean IoU in evaluation": scores} if any(scores.values()) else {}
+    panels |= {_title(term): {name: _series(runs[name], term) for name in runs} for term in _loss_terms(runs)}
+    if not panels:
+        raise ValueError(
+            f"Nothing to draw: the histories of {list(runs) or 'no run'} hold neither 'eval_mean_iou' nor a 'loss'; "
+            "pass each Trainer's state.log_history after training."
+        )
+    styles = {name: series_style(index) for index, name in enumerate(runs)}
+    columns, rows = min(len(panels), 3), math.ceil(len(panels) / 3)
+    with figure_file(path, max(7.0, 3.6 * columns), 0.9 + 2.8 * rows) as figure:
+        first = None
+        for index, (title, curves) in enumerate(panels.items(), 1):
+            axes = first = figure.add_subplot(rows, columns, index, sharex=first, title=title)
+            for name, points in curves.items():
+                if points:
+                    axes.plot(
+                        *zip(*points, strict=True), label=name, markevery=math.ceil(len(points) / 8), **styles[name]
+                    )
+            axes.locator_params(axis="x", nbins=5, integer=True)
+            if curves is scores:
+                axes.set_ylabel("mIoU (%)")
+            else:
+                _use_log_scale_over_a_decade(axes, [value for points in curves.values() for _, value in points])
+            if index > len(panels) - columns:
+                axes.set_xlabel("training step")
+        known = {name: [value for _, value in points if math.isfinite(value)] for name, points in scores.items()}
+        last = {name: f" (last mIoU {values[-1]:.1f} %)" if values else "" for name, values in known.items()}
+        add_legend(figure, [Line2D([], [], label=name + last[name], **styles[name]) for name in runs])
+    return path
+
+
+def _series(history: Iterable[Mapping[str, Any]], key: str, factor: float = 1) -> list[tuple[float, float]]:
+    return [(entry["step"], factor * float(entry[key])) for entry in history if key in entry and "step" in entry]
+
+
+def _loss_terms(runs: Histories) -> list[str]:
+    keys = {key for history in runs.values() for entry in history for key in entry if "step" in entry}
+    logged = {key for key in keys if key == "loss" or key.startswith("loss_")}
+    if logged == {"loss", "loss_task"}:  # trained on the labels alone: the total is the task loss
+        logged = {"loss_task"}
+    return [term for term in TERM_TITLES if term in logged] + sorted(logged - set(TERM_TITLES))
+
+
+def _title(term: str) -> str:
+    """Of a panel; the terms of several map pairs are numbered, as in `loss_feature_2`."""
+    name, _, number = term.rpartition("_")
+    if name in TERM_TITLES and number.isdigit():
+        return f"{TERM_TITLES[name]}, maps {number}"
+    return TERM_TITLES.get(term, term)
+
+
+def _use_log_scale_over_a_decade(axes: Axes, values: list[float]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    values = [value for value in values if math.isfinite(value)]
+    if not values or min(values) <= 0 or max(values) / min(values) < 10:
+        return
+    axes.set_yscale("log")
+    # Few and plain numbers: "0.2", where matplotlib would write a power of ten at each of nine small ticks.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) / min(values) < 100 else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def plot_method_scores(methods: Mapping[str, tuple[Sequence[float], float | None]], path: Path, title: str) -> None:
+    """Draw the mIoU of every method: mean, standard deviation and each seed; the best on top.
+
+    Args:
+        methods: name to the mIoU of each seed, at least one, and the mean gain over the student alone (None for
+            itself); fractions 0-1.
+        path: file to write.
+        title: the budget, perhaps the machine.
+    """
+    order = sorted(methods, key=lambda name: statistics.mean(methods[name][0]))
+    beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (6, 0), "textcoords": "offset points"}
+    with figure_file(path, 7.5, 1.5 + 0.5 * len(order)) as figure:
+        axes = figure.add_subplot()
+        for row, name in enumerate(order):
+            scores, gain = methods[name]
+            percent = [100 * value for value in scores]
+            mean, spread = statistics.mean(percent), statistics.stdev(percent) if len(percent) > 1 else 0.0
+            color = FAINT if gain is None else SERIES_COLORS[0]
+            axes.errorbar(mean, row, xerr=spread, fmt="o", color=color, markersize=9, capsize=5, zorder=3)
+            axes.plot(percent, [row + 0.22] * len(percent), "|", color=INK, markersize=7, markeredgewidth=1.2)
+            text = f"{mean:.2f}" if gain is None else f"{mean:.2f}  ({100 * gain:+.2f})"
+            axes.annotate(text, (1.0, row), va="center", fontsize=11, **beside)
+        axes.set_yticks(range(len(order)), [shorten(name, _NAME_LENGTH) for name in order])
+        axes.set_ylim(-0.6, len(order) - 0.4)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("mIoU (%): each seed, mean and standard deviation")
+        axes.set_title("mean (gain over alone)", loc="right", fontsize=10, fontweight="normal", color=FAINT)
+        figure.suptitle(title)
+
+
+def plot_score_over_time(methods: Mapping[str, Sequence[tuple[float, float, float]]], path: Path, title: str) -> None:
+    """Draw mIoU against the wall-clock time of training for every method; the last point is the finished model.
+
+    Points before the last belong to models whose learning rate has not come down yet. Bars show the standard deviation
+    at the end; where methods end at the same time they are drawn beside each other.
+
+    Args:
+        methods: name to points, at least one: seconds of training, mean mIoU and its standard deviation over seeds
+            (fractions 0-1).
+        path: file to write.
+        title: the budget, perhaps the machine.
+    """
+    best_first = sorted(methods, key=lambda name: -methods[name][-1][1])
+    longest = max(points[-1][0] for points in methods.values())
+    with figure_file(path, 8.5, 5.0) as figure:
+        axes, lines = figure.add_subplot(), {}
+        for index, (name, points) in enumerate(methods.items()):
+            seconds, percent = zip(*((second, 100 * score) for second, score, _ in points), strict=True)
+            (lines[name],) = axes.plot(seconds, percent, **series_style(index))
+            if spread := 100 * points[-1][2]:
+                # Equal budgets end at one x, where bars would hide each other.
+                end = seconds[-1] + 0.012 * longest * (index + 1)
+                axes.errorbar(end, percent[-1], yerr=spread, color=lines[name].get_color(), capsize=3, fmt="_")
+        axes.set_xlabel("wall-clock time of training (s), evaluations left out")
+        axes.set_ylabel("mIoU (%)")
+        axes.set_xlim(left=0)
+        labels = [shorten(name, _NAME_LENGTH) for name in best_first]
+        options = {"loc": "outside right upper", "title": "at the end, best first", "alignment": "left"}
+        figure.legend([lines[name] for name in best_first], labels, **options)
+        figure.suptitle(title)

@@ -1,0 +1,113 @@
+"""Label maps in colours: by hand, and the pixels, titles and legend of a grid of predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afdcd_hf.charts import colorize, plot_predictions
+
+PALETTE = [(128, 64, 128), (250, 170, 30), (0, 0, 230)]
+NAMES = ["road", "lamp", "car"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_each_id_gets_its_colour_and_255_the_ignore_colour(dtype):
+    label = np.array([[0, 2, 255], [1, 1, 0]], dtype)
+    for color in ((9, 8, 7), (0, 0, 0)):
+        painted = colorize(label, PALETTE) if color == (0, 0, 0) else colorize(label, np.array(PALETTE), color)
+        expected = [[PALETTE[0], PALETTE[2], color], [PALETTE[1], PALETTE[1], PALETTE[0]]]
+        assert painted.dtype == np.uint8 and np.array_equal(painted, expected)
+
+
+@pytest.mark.parametrize(
+    ("label", "palette", "message"),
+    [
+        *((np.array([[0, bad]]), PALETTE, rf"\[{bad}\].*0 to 2") for bad in (3, 254, -1, 256)),
+        *((bad, PALETTE, "shape") for bad in (np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2)), np.zeros(4, np.uint8))),
+        *((np.zeros((1, 1), int), bad, "palette") for bad in ([], [(1, 2)], [(0, 0, 256)], [(0.1, 0.5, 1.0)])),
+    ],
+)
+def test_an_id_without_a_colour_and_what_is_no_map_or_palette_are_refused(label, palette, message):
+    with pytest.raises(ValueError, match=message):
+        colorize(label, palette)
+
+
+# Predictions
+
+
+def grid(rows: int = 2) -> dict[str, list[np.ndarray]]:
+    image = np.full((30, 60, 3), (12, 200, 99), np.uint8)
+    truth = np.zeros((30, 60), np.uint8)
+    truth[:, 30:] = 255
+    return {"image": [image] * rows, "truth": [truth] * rows, "distilled": [np.ones((30, 60), np.int64)] * rows}
+
+
+def legend(figure) -> list[str]:
+    return [text.get_text() for one in figure.legends for text in one.get_texts()]
+
+
+def test_written_pixels_are_the_images_and_the_palettes_own_colours(tmp_path):
+    path = plot_predictions(grid(), PALETTE, NAMES, tmp_path / "grid.png", notes={"truth": "by hand"})
+    pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
+    of_image = (pixels == (12, 200, 99)).all(1).sum()
+    assert of_image > 2 * 300 * 150  # two cells of about 2.7 inches at 150 dpi
+    shares = [(pixels == color).all(1).sum() / of_image for color in (*PALETTE, (0, 0, 0))]
+    assert shares == pytest.approx([0.5, 1, 0, 0.5], abs=0.03) and shares[2] == 0
+
+
+def test_titles_notes_and_the_classes_that_occur_are_written(draw):
+    figure = draw(plot_predictions, grid(), PALETTE, NAMES, notes={"distilled": "mIoU 61.2 %"})
+    top = figure.axes[:3]
+    assert [axes.get_title() for axes in top] == ["image", "truth", "distilled"] and len(figure.axes) == 6
+    assert [text.get_text() for axes in top for text in axes.texts] == ["mIoU 61.2 %"]
+    assert legend(figure) == ["road", "lamp", "ignored"]
+    assert legend(draw(plot_predictions, {"image": grid()["image"]}, PALETTE, NAMES)) == []
+
+
+def test_columns_run_left_to_right_and_rows_top_to_bottom(draw):
+    columns = {**grid(3), "distilled": [np.full((30, 60), row) for row in range(3)]}
+    figure = draw(plot_predictions, columns, PALETTE, NAMES)
+    figure.canvas.draw()
+    boxes = np.array([axes.get_position().bounds for axes in figure.axes]).reshape(3, 3, 4)
+    assert (np.diff(boxes[..., 0], axis=1) > 0).all() and (np.diff(boxes[..., 1], axis=0) < 0).all()
+    shown = [axes.images[0].get_array()[0, 0].tolist() for axes in figure.axes[2::3]]
+    assert shown == [list(color) for color in PALETTE]
+
+
+@pytest.mark.parametrize("count", [24, 30])
+def test_a_legend_lists_the_24_classes_that_cover_most_and_counts_the_others(draw, count):
+    label = np.repeat(np.arange(count, dtype=np.uint8), np.arange(count) + 1)[None]  # class k covers k + 1 columns
+    label, names = np.vstack([label, np.full_like(label, 255)]), [f"class {index}" for index in range(count)]
+    figure = draw(plot_predictions, {"truth": [label]}, [(index, 0, 0) for index in range(count)], names)
+    assert legend(figure) == [*names[-24:], "ignored"] + ["+6 more"] * (count == 30)
+
+
+def test_long_titles_take_two_lines_and_no_title_reaches_into_the_next_column(draw):
+    titles = ["image", "student, distilled (Af-DCD)", "a title of so many words " * 4]
+    figure = draw(plot_predictions, {title: grid()["truth"] for title in titles}, PALETTE, NAMES)
+    figure.canvas.draw()
+    drawn = [axes.title for axes in figure.axes[:3]]
+    assert [text.get_text().count("\n") for text in drawn] == [0, 1, 1] and drawn[2].get_text().endswith("…")
+    extents = [text.get_window_extent() for text in drawn]
+    assert all(left.x1 <= right.x0 for left, right in zip(extents, extents[1:], strict=False))
+    assert max(extent.y1 for extent in extents) <= figure.bbox.height
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "notes", "message"),
+    [
+        ({}, NAMES, None, "nothing"),
+        ({"image": []}, NAMES, None, "at least one"),
+        ({**grid(2), "truth": grid(1)["truth"]}, NAMES, None, "'image': 2, 'truth': 1"),
+        (grid(), NAMES[:2], None, "2 class names"),
+        (grid(), NAMES, {"techer": "x"}, "techer"),
+        ({"image": [np.zeros((4, 4, 3))]}, NAMES, None, "'image'.*float64"),
+        ({"truth": [np.full((4, 4), 7)]}, NAMES, None, r"\[7\]"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_name_and_nothing_is_written(columns, names, notes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        plot_predictions(columns, PALETTE, names, tmp_path / "grid.png", notes=notes)
+    assert not list(tmp_path.iterdir())

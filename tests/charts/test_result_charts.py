@@ -1,0 +1,203 @@
+"""Charts of results: what bars, cells and lists hold, what they refuse, and that no text covers another."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afdcd_hf.charts import plot_class_iou, plot_confusion_matrix
+
+ALONE = {"road": 0.9, "pole": 0.25, "car": 0.5, "train": None}
+DISTILLED = {"road": 0.88, "pole": 0.35, "car": 0.5, "train": math.nan}
+PAIR = {"student alone": ALONE, "Af-DCD": DISTILLED}
+NAMES = ["road", "car", "bus"]
+MATRIX = np.array([[90, 9, 1], [4, 15, 1], [0, 0, 0]])
+
+
+@pytest.fixture
+def bars(draw):
+    return lambda results, **options: draw(plot_class_iou, results, **options).axes[0]
+
+
+def many(count: int, gain: float = 0.0, seed: int = 0) -> dict[str, float]:
+    values = np.random.default_rng(seed).uniform(0.2, 0.7, count)
+    return {f"the class number {index}": float(value) + gain for index, value in enumerate(values)}
+
+
+def widths(axes) -> dict[str, list[float]]:
+    """Bars of each result, from the top row to the lowest."""
+    return {bars.get_label(): [round(bar.get_width(), 6) for bar in bars] for bars in axes.containers}
+
+
+def rows(axes) -> list[str]:
+    return [label.get_text() for label in axes.get_yticklabels()]
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts if text.get_text()]
+
+
+def covered_texts(figure) -> list[str]:
+    """Upright texts of the axes that overlap another or leave the figure."""
+    figure.canvas.draw()
+    problems = []
+    for axes in figure.axes:
+        upright = [text for text in (*axes.texts, *tick_labels(axes)) if text.get_rotation() in (0, 90)]
+        shown = [text for text in (*upright, axes.title, axes._left_title) if text.get_text()]
+        x0, y0, x1, y1 = np.array([text.get_window_extent().extents for text in shown]).T + [[1], [1], [-1], [-1]]
+        meet = (x0[:, None] < x1) & (x1[:, None] > x0) & (y0[:, None] < y1) & (y1[:, None] > y0)
+        outside = (x0 < 0) | (y0 < 0) | (x1 > figure.bbox.width) | (y1 > figure.bbox.height)
+        problems += [shown[index].get_text() for index in np.flatnonzero((meet.sum(axis=0) > 1) | outside)]
+    return problems
+
+
+def tick_labels(axes) -> list:
+    """Those drawn: matplotlib keeps some beyond the ends of an axis."""
+    kept = []
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        inside = [min(limits) <= position <= max(limits) for position in axis.get_ticklocs()]
+        kept += [label for label, is_inside in zip(axis.get_ticklabels(), inside, strict=True) if is_inside]
+    return kept
+
+
+# IoU by class
+
+
+def test_two_results_have_bars_numbers_gains_and_a_legend_with_the_means(draw):
+    figure = draw(plot_class_iou, PAIR, title="CamVid val")
+    (axes,) = figure.axes
+    assert axes.get_title() == "CamVid val" and rows(axes) == ["mean", "road", "pole", "car", "train"]
+    assert widths(axes) == {"student alone": [55, 90, 25, 50, 0], "Af-DCD": [57.666667, 88, 35, 50, 0]}
+    low, high = axes.get_ylim()
+    assert low > high == 0  # rows from top to bottom
+    numbers = ["55.0", "90.0", "25.0", "50.0", "57.7", "88.0", "35.0", "50.0"]
+    assert texts(axes) == [*numbers, "not in the data", "gain", "+2.7", "\N{MINUS SIGN}2.0", "+10.0", "0.0"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["student alone (mean 55.0 %)", "Af-DCD (mean 57.7 %)"]
+
+
+def test_order_gain_starts_with_the_largest_gain_and_ends_with_what_has_none(bars):
+    axes = bars(PAIR, order="gain")
+    assert rows(axes) == ["mean", "pole", "car", "road", "train"] and widths(axes)["Af-DCD"][1:] == [35, 50, 88, 0]
+
+
+def test_results_are_matched_by_class_name_not_by_position(bars):
+    axes = bars({"a": ALONE, "b": dict(reversed(ALONE.items()))})
+    assert widths(axes)["a"] == widths(axes)["b"]
+
+
+def test_one_or_three_results_have_no_gain_column_and_a_class_one_result_lacks_reads_na(bars):
+    assert texts(bars({"a": ALONE})) == ["55.0", "90.0", "25.0", "50.0", "not in the data"]
+    axes = bars({"a": ALONE, "b": {**ALONE, "train": 0.1}, "c": ALONE})
+    assert "gain" not in texts(axes) and texts(axes).count("n/a") == 2
+
+
+def test_forty_classes_are_all_drawn_and_of_more_the_extremes_or_those_in_the_data(bars):
+    axes = bars({"a": many(40), "b": many(40, 0.1)})
+    assert rows(axes) == ["mean", *many(40)] and axes.get_title() == ""
+    before = many(150)
+    after = {name: value + (index - 49) / 1000 for index, (name, value) in enumerate(before.items())}
+    axes, ordered = bars({"a": before, "b": after}, title="val"), list(before)[::-1]
+    assert axes.get_title() == "val\n20 largest gains and 20 largest losses of 150 classes"
+    assert rows(axes) == ["mean", *ordered[:20], *ordered[-20:]]
+    axes, ordered = bars({"a": many(171)}), sorted(many(171), key=many(171).get, reverse=True)
+    assert axes.get_title() == "20 highest and 20 lowest of 171 classes"
+    assert rows(axes) == ["mean", *ordered[:20], *ordered[-20:]]
+    axes = bars({"a": {**dict.fromkeys(before), "road": 0.9, "car": 0.5}})
+    assert axes.get_title() == "2 of 152 classes are in the data" and rows(axes) == ["mean", "road", "car"]
+
+
+@pytest.mark.parametrize(("count", "n_results"), [(11, 2), (19, 5), (150, 2)])
+def test_no_text_of_the_bars_covers_another(draw, count, n_results):
+    results = {f"result {index}": many(count, seed=index) for index in range(n_results)}
+    assert covered_texts(draw(plot_class_iou, results, title="val")) == []
+
+
+@pytest.mark.parametrize(
+    ("results", "order", "message"),
+    [
+        ({}, "classes", "0 results"),
+        ({str(index): ALONE for index in range(6)}, "classes", "6 results.*one to 5"),
+        ({"a": ALONE, "b": {"road": 0.5, "bus": 0.1}}, "classes", r"'a' and 'b'.*\['bus', 'car', 'pole', 'train'\]"),
+        ({"a": {"road": 90.0}}, "classes", "'a'.*'road'.*90.0.*fractions"),
+        ({"a": {"road": None}}, "classes", "'a' has no IoU"),
+        ({"a": ALONE}, "gain", "second one"),
+        (PAIR, "size", "'size'.*classes, gain"),
+    ],
+)
+def test_results_that_cannot_be_compared_are_refused_and_nothing_is_written(results, order, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        plot_class_iou(results, tmp_path / "iou.png", order=order)
+    assert not list(tmp_path.iterdir())
+
+
+# Confusion matrix
+
+
+@pytest.mark.parametrize("normalize", ["truth", "prediction"])
+def test_the_whole_is_a_row_or_column_and_an_empty_one_is_hatched_not_zero(draw, normalize):
+    (axes,) = draw(plot_confusion_matrix, MATRIX if normalize == "truth" else MATRIX.T, NAMES, normalize=normalize).axes
+    correct, confused = (image.get_array().filled(-1) for image in axes.images)
+    np.testing.assert_allclose(correct, [[90, -1, -1], [-1, 75, -1], [-1, -1, -1]])
+    expected = np.array([[-1, 9, 1], [20, -1, 5], [-1, -1, -1]])
+    np.testing.assert_allclose(confused, expected if normalize == "truth" else expected.T)
+    (hatched,) = axes.patches
+    assert hatched.get_hatch()
+    assert hatched.get_bbox().bounds == ((-0.5, 1.5, 3, 1) if normalize == "truth" else (1.5, -0.5, 1, 3))
+    kind = "true" if normalize == "truth" else "predicted"
+    assert f"{kind} class" in axes.get_title(loc="left") and "hatched" in axes.get_title(loc="left")
+
+
+def test_up_to_twenty_classes_have_numbers_where_something_is_seen_and_small_shares_stay_visible(draw):
+    (axes,) = draw(plot_confusion_matrix, np.array([[99_961, 39, 0], [155, 845, 0], [0, 0, 3]]), NAMES).axes
+    numbers = {text.get_position(): text.get_text() for text in axes.texts}
+    assert numbers == {(0, 0): "100", (0, 1): "16", (1, 1): "84", (2, 2): "100"}
+    assert rows(axes) == NAMES and [label.get_text() for label in axes.get_xticklabels()] == NAMES
+    assert [image.norm(1.0) for image in axes.images] == pytest.approx([0.1, 0.1])  # square root of 1 %
+    assert axes.images[1].cmap(0.0)[:3] == (1.0, 1.0, 1.0)
+
+
+def test_more_classes_have_a_list_of_the_largest_confusions_and_beyond_forty_numbers_for_names(draw):
+    matrix = np.eye(150, dtype=np.int64) * 1000
+    matrix[3, 7], matrix[149, 0], matrix[5, 6] = 3000, 250, 10
+    figure = draw(plot_confusion_matrix, matrix, [f"class{index}" for index in range(150)])
+    assert figure.get_supxlabel().split("\n")[1:] == [
+        "75 %  class3 (3) → class7 (7)", "20 %  class149 (149) → class0 (0)", "1.0 %  class5 (5) → class6 (6)"
+    ]  # fmt: skip
+    assert texts(figure.axes[0]) == [] and "class number" in figure.axes[0].get_ylabel()
+    matrix, names = np.eye(21, dtype=np.int64), [f"class{index}" for index in range(21)]
+    matrix[0, 1] = 3
+    figure = draw(plot_confusion_matrix, matrix, names)
+    assert rows(figure.axes[0]) == names and figure.get_supxlabel().endswith("\n75 %  class0 → class1")
+
+
+@pytest.mark.parametrize("count", [2, 20, 21, 171])
+def test_no_text_of_the_map_covers_another(draw, count):
+    matrix = np.random.default_rng(0).integers(0, 9, (count, count)) + 100 * np.eye(count, dtype=np.int64)
+    matrix[1] = 0
+    figure = draw(plot_confusion_matrix, matrix, [f"the long class {index}" for index in range(count)])
+    assert covered_texts(figure) == []
+
+
+@pytest.mark.parametrize(
+    ("matrix", "names", "normalize", "message"),
+    [
+        (MATRIX[:2], NAMES[:2], "truth", r"\(2, 3\)"),
+        (MATRIX / 2, NAMES, "truth", "float64"),
+        (MATRIX, NAMES[:2], "truth", "2 class names.*3 classes"),
+        (-MATRIX, NAMES, "truth", "-90 pixels of 'road' as 'road'"),
+        (0 * MATRIX, NAMES, "truth", "no pixel"),
+        (MATRIX, NAMES, "rows", "'rows'.*truth, prediction"),
+    ],
+)
+def test_what_is_no_confusion_matrix_is_refused(matrix, names, normalize, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        plot_confusion_matrix(matrix, names, tmp_path / "confusion.png", normalize=normalize)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_map_is_written(tmp_path):
+    assert Image.open(plot_confusion_matrix(MATRIX, NAMES, tmp_path / "new" / "map.png")).width > 600

@@ -1,0 +1,191 @@
+"""Charts of runs: what panels and legends hold, the log they are drawn from, and methods side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afdcd_hf.charts import load_history, plot_training_curves
+from afdcd_hf.charts.figures import STYLE
+from afdcd_hf.charts.runs import plot_method_scores, plot_score_over_time
+
+MIOU = "Mean IoU in evaluation"
+
+
+def history(top: float = 0.6, **terms: float) -> list[dict]:
+    """Two logged steps of each term, halving, one evaluation at each, and the Trainer's closing summary."""
+    losses = [{"step": step, "learning_rate": 0.01, **{k: v / step for k, v in terms.items()}} for step in (1, 2)]
+    scores = [{"step": step, "eval_mean_iou": top * step / 2, "eval_loss": 9.0} for step in (1, 2)]
+    return [losses[0], scores[0], losses[1], scores[1], {"step": 2, "train_loss": 3.0}]
+
+
+@pytest.fixture
+def panels(draw):
+    return lambda runs: {axes.get_title(): axes for axes in draw(plot_training_curves, runs).axes}
+
+
+def points(axes) -> dict[str, list[tuple[float, float]]]:
+    return {line.get_label(): [tuple(xy) for xy in line.get_xydata().tolist()] for line in axes.lines}
+
+
+def texts(legend) -> list[str]:
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_the_first_panel_shows_percent_against_step_for_each_run(panels):
+    axes = panels({"student alone": history(0.5), "Af-DCD": history(0.6)})[MIOU]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training step", "mIoU (%)")
+    drawn = points(axes)
+    assert list(drawn) == ["student alone", "Af-DCD"]
+    np.testing.assert_allclose(drawn["student alone"], [(1, 25), (2, 50)])
+    np.testing.assert_allclose(drawn["Af-DCD"], [(1, 30), (2, 60)])
+
+
+def test_each_logged_loss_term_gets_a_panel_in_which_a_run_keeps_its_colour(panels):
+    terms = {"loss_contrast": 2.0, "loss_task": 1.0, "loss_own": 1.0, "loss_kd": 1.0, "loss_feature_2": 8.0}
+    drawn = panels({"student alone": history(loss=4.0), "Af-DCD": history(loss=4.0, **terms)})
+    assert list(drawn) == [
+        MIOU, "Total loss", "Task loss", "KD loss (logits)", "Contrastive loss", "Feature loss, maps 2", "loss_own",
+    ]  # fmt: skip
+    assert points(drawn["Feature loss, maps 2"]) == {"Af-DCD": [(1, 8), (2, 4)]}
+    assert set(points(drawn["Total loss"])) == {"student alone", "Af-DCD"}
+    lines = [line for axes in drawn.values() for line in axes.lines if line.get_label() == "Af-DCD"]
+    assert len({line.get_color() for line in lines}) == 1
+
+
+def test_what_a_run_lacks_has_no_panel_and_a_total_that_is_the_task_loss_is_drawn_once(panels):
+    assert list(panels({"a": [{"step": 1, "loss": 1.0}]})) == ["Total loss"]
+    assert list(panels({"a": [{"step": 1, "eval_mean_iou": 0.5}], "b": []})) == [MIOU]
+    assert list(panels({"run": history(loss=4.0, loss_task=4.0)})) == [MIOU, "Task loss"]
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [((1000.0, 10.0), "log"), ((5.0, 4.0), "linear"), ((1000.0, 0.0), "linear"), ((1000.0, float("nan")), "linear")],
+)
+def test_only_positive_losses_over_a_decade_or_more_get_a_log_scale(panels, values, scale):
+    log = [{"step": step, "loss": value} for step, value in enumerate(values)]
+    assert panels({"run": log})["Total loss"].get_yscale() == scale
+
+
+def test_ticks_of_a_log_scale_are_few_and_plain_numbers(draw):
+    figure = draw(plot_training_curves, {"a": [{"step": 1, "loss": 3.7}, {"step": 2, "loss": 0.22}]})
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    ticks = zip(axes.yaxis.get_majorticklocs(), axes.get_yticklabels(), strict=True)
+    assert [text.get_text() for tick, text in ticks if low <= tick <= high] == ["0.2", "0.5", "1", "2"]
+    assert not axes.yaxis.get_minorticklocs().size
+
+
+def test_all_panels_share_their_steps_and_the_lowest_of_each_column_name_them(draw):
+    runs = {"a": history(loss=1.0, loss_task=1.0, loss_kd=1.0), "b": [{"step": 90, "loss": 1.0}]}
+    axes = draw(plot_training_curves, runs).axes
+    assert len({panel.get_xlim() for panel in axes}) == 1
+    assert [panel.get_xlabel() for panel in axes] == ["", "training step", "training step", "training step"]
+
+
+def test_the_legend_fits_and_names_every_run_with_its_last_defined_score(draw):
+    undefined = [{"step": 1, "eval_mean_iou": 0.5}, {"step": 2, "eval_mean_iou": float("nan")}]
+    runs = {
+        "the student, distilled (Af-DCD)": history(0.612),
+        "plain $a_1$": [{"step": 1, "loss": 1.0}],
+        "b": undefined,
+    }
+    figure = draw(plot_training_curves, runs)
+    (legend,) = figure.legends
+    assert texts(legend) == [
+        "the student, distilled (Af-DCD) (last mIoU 61.2 %)",
+        "plain $a_1$",
+        "b (last mIoU 50.0 %)",
+    ]
+    assert not legend.get_texts()[1].get_parse_math()  # a dollar is a dollar
+    assert 0 < legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width
+
+
+@pytest.mark.parametrize("runs", [{}, {"a": []}, {"a": [{"step": 1, "learning_rate": 0.1}]}])
+def test_nothing_to_draw_is_an_error_and_writes_nothing(runs, tmp_path):
+    with pytest.raises(ValueError, match="Nothing to draw"):
+        plot_training_curves(runs, tmp_path / "curves.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_charts_are_written_without_pyplot_with_the_same_bytes_and_leave_the_style_alone(tmp_path, monkeypatch):
+    import matplotlib
+
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would raise
+    before = {key: matplotlib.rcParams[key] for key in STYLE}
+    paths = [plot_training_curves({"$a_1$": history(loss=1.0)}, tmp_path / "new" / f"{name}.svg") for name in "ab"]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert Image.open(plot_training_curves({"a": history(loss=1.0)}, tmp_path / "curves.png")).width > 800
+    assert {key: matplotlib.rcParams[key] for key in STYLE} == before
+
+
+# Histories
+
+
+def write_state(folder, step: int, **rest) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"global_step": step, "log_history": [{"step": step, "loss": 1.0}], **rest}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+def test_a_finished_runs_own_state_is_read(tmp_path):
+    write_state(tmp_path, 300)
+    write_state(tmp_path / "checkpoint-300", 300, log_history=[])
+    assert load_history(tmp_path) == [{"step": 300, "loss": 1.0}]
+
+
+def test_an_interrupted_run_is_read_from_its_newest_checkpoint(tmp_path):
+    for step in (900, 1000):
+        write_state(tmp_path / f"checkpoint-{step}", step)
+    (tmp_path / "checkpoint-1100").mkdir()  # saved in part
+    write_state(tmp_path / "checkpoint-x", 5000)
+    assert load_history(tmp_path)[0]["step"] == load_history(tmp_path / "checkpoint-1000")[0]["step"] == 1000
+    write_state(tmp_path, 950)  # the end of the first part
+    assert load_history(tmp_path)[0]["step"] == 1000
+
+
+@pytest.mark.parametrize("text", [None, '{"log_history": [', "[]", "{}", '{"log_history": null}'])
+def test_a_folder_without_a_trainers_state_is_named(text, tmp_path):
+    if text is not None:
+        (tmp_path / "trainer_state.json").write_text(text)
+    with pytest.raises(FileNotFoundError if text is None else ValueError, match=f"{tmp_path.name}.*trainer_state.json"):
+        load_history(tmp_path)
+
+
+# Methods side by side
+
+SCORES = {"alone": ([0.44, 0.46], None), "kd": ([0.47, 0.49], 0.03), "bad": ([0.3], None)}
+CURVES = {"alone": [(10, 0.3, 0.0), (20, 0.45, 0.01)], "kd": [(30, 0.35, 0.0), (60, 0.48, 0.0)]}
+
+
+def test_methods_stand_in_the_order_of_their_means_with_gain_seeds_and_deviation(draw):
+    (axes,) = draw(plot_method_scores, SCORES, title="").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["bad", "alone", "kd"]
+    assert [text.get_text() for text in axes.texts] == ["30.00", "45.00", "48.00  (+3.00)"]
+    (axes,) = draw(plot_method_scores, {"kd": SCORES["kd"]}, title="").axes
+    marks = {line.get_marker(): list(line.get_xdata()) for line in axes.lines}
+    assert marks["o"] == pytest.approx([48.0]) and marks["|"] == pytest.approx([47.0, 49.0])
+    (bar,) = axes.containers[0].lines[2]
+    assert bar.get_segments()[0][:, 0] == pytest.approx([48 - 2**0.5, 48 + 2**0.5])
+
+
+def test_curves_run_over_time_and_the_legend_has_the_best_first(draw):
+    figure = draw(plot_score_over_time, CURVES, title="")
+    axes, legend = figure.axes[0], figure.legends[0]
+    assert axes.get_xlim()[0] == 0 and texts(legend) == ["kd", "alone"]
+    colours = [handle.get_color() for handle in legend.legend_handles]
+    drawn = {tuple(line.get_xdata()): line.get_color() for line in axes.lines if len(line.get_xdata()) == 2}
+    assert colours == [drawn[(30, 60)], drawn[(10, 20)]]
+
+
+def test_twelve_methods_look_different(draw):
+    lines = (
+        draw(plot_score_over_time, {f"m{i}": [(i, 0.1, 0), (i + 1, 0.2, 0)] for i in range(12)}, title="").axes[0].lines
+    )
+    assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}) == 12
