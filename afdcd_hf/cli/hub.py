@@ -88,7 +88,7 @@ def _convert_model(args: argparse.Namespace) -> str:
 
 
 def _convert_backbone(args: argparse.Namespace) -> str:
-    from ..hub.conversion.backbones import convert_backbone
+    from ..hub.conversion.checkpoints import convert_backbone
 
     for name in ("dataset", "classes", "published"):
         if getattr(args, name):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ..atomic_io import written_whole
 from ..charts.runs import load_history
 from ..evaluation.results import library_versions, machine_name
-from ..hub.facts_file import read_facts
+from ..hub.card_facts import read_facts
 from ..structured_files import read_json
 from ..training.arguments import parse_arguments, training_part
 from .plan import ALONE, Budget, Method, Plan, folder_name

@@ -1,10 +1,11 @@
-"""The facts of a model card; types and ranges are checked here, whoever makes them and whatever file they are from.
+"""The facts of a model card, checked for type and range whoever makes them, and their file, `card_facts.json`.
 
 Scores are fractions 0-1, times seconds, memory MiB, sizes pixels; None stands for what is not known.
 """
 
 # No `from __future__ import annotations`: the checks need the fields' types themselves.
 import dataclasses
+import json
 import math
 import numbers
 import re
@@ -14,8 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
+from ..atomic_io import written_whole
 from ..redaction import without_tokens
+from ..structured_files import read_json
 
+FACTS_NAME = "card_facts.json"
+_FORMAT = 1
+_NO_LONGER_KNOWN = ("energy_joules",)  # of `training`; files of older versions have it
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
 # Types with a rule: what a value has to fulfil, and that in words.
@@ -33,9 +39,11 @@ InFolder = Annotated[
     str,
     (lambda path: not Path(path).is_absolute() and ".." not in Path(path).parts, "a path in the card's folder"),
 ]
+_NUMBERS: dict[type, type] = {bool: bool, int: numbers.Integral, float: numbers.Real}
 # What a free-form value may be, and how it is kept.
 _FREE = (
-    (Mapping, Mapping[str, Any]), ((list, tuple), list[Any]), (str, str), (int, int), (float, float | None),
+    (Mapping, Mapping[str, Any]), ((list, tuple), list[Any]), (str, str), (bool, bool), (int, int),
+    (float, float | None), (type(None), int | None),
 )  # fmt: skip
 _EXPECTED = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false", Any: "numbers, text, lists, mappings",
@@ -70,20 +78,16 @@ def _fitted(value: Any, kind: Any, where: str) -> Any:
         return origin(_fitted(item, inner[0], f"{where}[{index}]") for index, item in enumerate(value))
     if origin is Mapping and isinstance(value, Mapping) and len({str(key) for key in value}) == len(value):
         return {without_tokens(str(key)): _fitted(item, inner[1], f"{where}[{key!r}]") for key, item in value.items()}
-    if kind is Any:
-        if value is None or isinstance(value, bool):
-            return value
-        for of, fitting in _FREE:
-            if isinstance(value, of):
-                return _fitted(value, fitting, where)
-    elif dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else restored(value, kind, where)  # type: ignore[arg-type]
-    elif kind is str and isinstance(value, str):
+    if kind is Any:
+        for accepted, kept in _FREE:
+            if isinstance(value, accepted):
+                return _fitted(value, kept, where)
+    if kind is str and isinstance(value, str):
         return without_tokens(value)
-    elif kind is bool and isinstance(value, bool):
-        return value
-    elif kind in (int, float) and isinstance(value, numbers.Integral if kind is int else numbers.Real):
-        if not isinstance(value, bool) and math.isfinite(value):
+    if kind in _NUMBERS and isinstance(value, _NUMBERS[kind]) and isinstance(value, bool) == (kind is bool):
+        if math.isfinite(value):
             return kind(value)
     raise ValueError(f"{where} is {_shown(value)}; expected {_EXPECTED[origin or kind]}.")
 
@@ -130,9 +134,7 @@ class MeasuredResults(Facts):
     mean_iou: Fraction  # over the classes that count
     mean_accuracy: Fraction | None = None
     overall_accuracy: Fraction | None = None
-    per_category_iou: Mapping[str, Fraction | None] = field(
-        default_factory=dict
-    )  # None: in neither truth nor prediction
+    per_category_iou: Mapping[str, Fraction | None] = field(default_factory=dict)  # None: the class does not occur
     num_images: int | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)  # scales, flip, window and so on
     date: str | None = None
@@ -254,3 +256,38 @@ class CardFacts(Facts):
         named = bool(self.license_name), bool(self.license_link)
         if named != (self.license == "other", self.license == "other"):
             raise ValueError(f'license_name and license_link go with "other" and it with both; got {self.license!r}.')
+
+
+def write_facts(folder: str | Path, facts: CardFacts) -> Path:
+    """Write the facts as `card_facts.json`, whole or not at all, and return its path."""
+    path = Path(folder) / FACTS_NAME
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; save the model first and pass the folder it is in.")
+    with written_whole(path) as part:
+        part.write_bytes(facts_json(facts))
+    return path
+
+
+def facts_json(facts: CardFacts) -> bytes:
+    """The content of that file."""
+    content = {"format": _FORMAT, **dataclasses.asdict(facts)}
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def read_facts(folder: str | Path) -> CardFacts:
+    """Read the facts in a model's folder, or in the file itself.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is another kind of file, or holds facts that are unknown, of another type or out of range.
+    """
+    path = Path(folder)
+    path = path / FACTS_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; a training writes {FACTS_NAME} beside its results.")
+    content: dict[str, Any] = read_json(path, "the facts of a model card")
+    if content.pop("format", None) != _FORMAT:
+        raise ValueError(f"{path} is not a file of facts of format {_FORMAT}; another version or program wrote it.")
+    if isinstance(training := content.get("training"), dict):
+        content["training"] = {name: value for name, value in training.items() if name not in _NO_LONGER_KNOWN}
+    return restored(content, CardFacts, str(path))

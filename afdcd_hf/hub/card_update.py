@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cost import ProfileSettings, profile_model
-from .card_facts import CardFacts, LatencyRow, Picture
-from .facts_file import write_facts
+from .card_facts import LatencyRow, Picture, write_facts
 from .folder_facts import COST_SIZES, check_repo_id, folder_facts, with_repo_id, with_results
 from .model_card import write_card
 
@@ -55,11 +54,16 @@ def update_card(
         if facts.dataset is None:
             raise ValueError("The card names no dataset yet, so its title or id means nothing; pass results, too.")
         changes["dataset"] = replace(facts.dataset, **dataset)
-    facts = _changed(facts, changes)
-    places = {Path(path): _place(folder, Path(path)) for path, _ in pictures}
-    added = [Picture(places[Path(path)].as_posix(), caption) for path, caption in pictures]
-    facts = replace(facts, pictures=_joined("path", facts.pictures, added))
-    for path, place in places.items():
+    for name in ("tags", "notes"):
+        changes[name] = list(dict.fromkeys([*getattr(facts, name), *changes.get(name, ())]))
+    same = ("height", "width", "batch_size", "device", "setting")
+    changes["latency"] = _joined(same, facts.latency, changes.get("latency", ()))
+    if changes.get("license", "other") != "other":  # its name and link belonged to the licence before
+        changes = {"license_name": None, "license_link": None, **changes}
+    places = {_place(folder, Path(path)): (path, caption) for path, caption in pictures}
+    added = [Picture(place.as_posix(), caption) for place, (_, caption) in places.items()]
+    facts = replace(facts, pictures=_joined(["path"], facts.pictures, added), **changes)
+    for place, (path, _) in places.items():
         if not (folder / place).exists():
             shutil.copyfile(path, folder / place)
     card = write_card(folder, facts)  # checks what there is to check before it writes
@@ -68,35 +72,19 @@ def update_card(
 
 
 def measure_latency(
-    folder: str | Path,
-    sizes: Sequence[tuple[int, int]] | None = None,
-    *,
-    device: str | None = None,
-    precision: str = "fp32",
+    folder: str | Path, sizes: Sequence[tuple[int, int]] | None = None, *, device: str | None, precision: str
 ) -> list[LatencyRow]:
     """Measure the model's speed as `afdcd profile` does, one image at a time.
 
     `sizes` are `(height, width)`, by default those at which the card counts MACs; the rest is as in `profile_model`.
     """
+    rows = profile_model(folder, sizes or COST_SIZES, settings=ProfileSettings(precision=precision), device=device)
     names = [field.name for field in dataclasses.fields(LatencyRow)]
-    settings = ProfileSettings(precision=precision)
-    rows = profile_model(folder, sizes or COST_SIZES, settings=settings, device=device)
     return [LatencyRow(**{name: getattr(row, name) for name in names}) for row in rows]
 
 
-def _changed(facts: CardFacts, changes: dict[str, Any]) -> CardFacts:
-    for name in ("tags", "notes"):
-        changes[name] = list(dict.fromkeys([*getattr(facts, name), *changes.get(name, ())]))
-    same = ("height", "width", "batch_size", "device", "setting")
-    changes["latency"] = _joined(same, facts.latency, changes.get("latency", ()))
-    if changes.get("license", "other") != "other":  # its name and link belonged to the licence before
-        changes = {"license_name": None, "license_link": None, **changes}
-    return replace(facts, **changes)
-
-
-def _joined(keys: str | Sequence[str], before: Iterable, added: Iterable) -> list:
+def _joined(keys: Sequence[str], before: Iterable, added: Iterable) -> list:
     """Both in order; of entries that agree in the fields `keys`, the later one in the place of the earlier one."""
-    keys = [keys] if isinstance(keys, str) else keys
     return list({tuple(getattr(one, key) for key in keys): one for one in (*before, *added)}.values())
 
 

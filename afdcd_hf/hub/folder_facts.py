@@ -13,8 +13,7 @@ from ..cost import count_macs_at, count_parameters
 from ..data.benchmarks import BENCHMARKS
 from ..evaluation.results import evaluate_command
 from ..structured_files import read_json
-from .card_facts import HUB_ID, CardFacts, CostRow, DatasetFacts, MeasuredResults, Picture
-from .facts_file import FACTS_NAME, read_facts
+from .card_facts import FACTS_NAME, HUB_ID, CardFacts, CostRow, DatasetFacts, MeasuredResults, Picture, read_facts
 from .weights_check import check_weights
 
 RESULTS_NAME = "results.json"
@@ -57,13 +56,12 @@ def read_results(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; `afdcd evaluate --output` writes such a file.")
     results: dict[str, Any] = read_json(path, "the results of an evaluation")
-    protocol: Any = results.get("protocol")
-    protocol = protocol if isinstance(protocol, dict) else {}
-    missing = [name for name in ("dataset", "split") if not isinstance(protocol.get(name), str)]
+    known = results["protocol"] if isinstance(results.get("protocol"), dict) else {}
+    missing = [name for name in ("dataset", "split") if not isinstance(known.get(name), str)]
     missing += ["mean_iou"] * ("mean_iou" not in results)
-    if missing:
-        raise ValueError(f"{path} is not a results.json of `afdcd evaluate`: it lacks {', '.join(missing)}.")
     try:
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}.")
         measured_results(results, "")
     except (ValueError, TypeError) as error:  # TypeError: values of the protocol that no command can be made of
         raise ValueError(f"{path} is not a results.json of `afdcd evaluate`: {error}") from error
@@ -75,9 +73,9 @@ def with_results(facts: CardFacts, path: str | Path) -> CardFacts:
     results, before = read_results(path), facts.dataset
     measured = measured_results(results, facts.repo_id or facts.model_name)
     name, split = (results["protocol"][key] for key in ("dataset", "split"))
-    dataset = dataset_facts(name, split=split, num_images=measured.num_images)
-    same = before is not None and (before.name, before.split) == (dataset.name, dataset.split)
-    return replace(facts, measured=measured, dataset=before if same else dataset)
+    if before is None or (before.name, before.split) != (public_name(name), split):
+        before = dataset_facts(name, split=split, num_images=measured.num_images)
+    return replace(facts, measured=measured, dataset=before)
 
 
 def measured_results(results: Mapping[str, Any], model_name: str) -> MeasuredResults:

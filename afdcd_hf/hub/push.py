@@ -1,20 +1,22 @@
-"""Publishing a model's folder on the Hub, in one commit."""
+"""Publishing a model's folder on the Hub, in one commit, and what the Hub refuses, in one line that says what to do."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .folder_facts import check_repo_id
-from .hub_errors import plain_hub_errors
 from .model_card import CARD_NAME, is_handwritten
-from .push_files import PROCESSOR_NAME, PushFile, as_published, files_to_push
+from .push_files import PROCESSOR_NAME, PushFile, files_to_push
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
+
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class PushPlan:
         """In bytes."""
         return sum(file.size for file in self.files)
 
-    def noting(self, note: str, **changes: Any) -> PushPlan:
-        """The plan with one more note, and with other changes."""
-        return replace(self, notes=[*self.notes, note], **changes)
+    def noting(self, note: str) -> PushPlan:
+        """The plan with one more note."""
+        return replace(self, notes=[*self.notes, note])
 
 
 def push_folder(
@@ -93,11 +95,10 @@ def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) ->
     """
     folder = Path(folder)
     check_repo_id(repo_id)
-    found = files_to_push(folder, needs_config=needs_config)
-    files, notes = as_published(folder, found, repo_id)
-    if PROCESSOR_NAME not in {file.name for file in files}:
+    files, notes = files_to_push(folder, repo_id, needs_config=needs_config)
+    names = {Path(file.name).parts[0] for file in files}
+    if PROCESSOR_NAME not in names:
         notes.append(f"there is no {PROCESSOR_NAME}: pipelines will not know how to prepare images")
-    names = {Path(file.name).parts[0] for file in found}
     others = [f"{path.name}{'/' * path.is_dir()}" for path in sorted(folder.iterdir()) if path.name not in names]
     return PushPlan(repo_id, files, others, notes)
 
@@ -131,6 +132,42 @@ def make_repository(api: HfApi, repo_id: str, private: bool | None) -> None:
         api.create_repo(repo_id, private=private, exist_ok=True)
 
 
+@contextmanager
+def plain_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises about a repository into an OSError of one line.
+
+    A PermissionError where there is no token or the Hub refuses it, a ConnectionError where it cannot be reached.
+    """
+    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise PermissionError(f"there is no token for {endpoint}: {_LOG_IN}.") from error
+    except (HTTPError, RuntimeError) as error:  # a failed upload's is wrapped in a RuntimeError
+        cause = error if isinstance(error, HTTPError) else error.__cause__
+        if not isinstance(cause, HTTPError):
+            raise
+        raise _plain(cause, repo_id, endpoint) from error
+
+
+def _plain(error: Exception, repo_id: str, endpoint: str) -> OSError:
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    said = (str(getattr(error, "server_message", None) or error).strip() or type(error).__name__).splitlines()[0]
+    if not isinstance(error, HfHubHTTPError):  # of the connection, not of what was asked
+        return ConnectionError(f"{endpoint} cannot be reached, or the connection broke: {said}")
+    status = error.response.status_code
+    if status == 401:
+        token = "refuses the token" if get_token() else "wants a token"
+        return PermissionError(f"{endpoint} {token} for {repo_id} ({status}: {said}): {_LOG_IN}.")
+    if status == 403:
+        advice = f"use a token with write access to {repo_id.split('/')[0]!r}, or another name"
+        return PermissionError(f"{endpoint} refuses to write to {repo_id} ({status}: {said}): {advice}.")
+    return OSError(f"{endpoint} refuses {repo_id} ({status}: {said}).")
+
+
 def _visibility(api: HfApi, repo_id: str, private: bool | None) -> bool | None:
     """Whether the repository is private; None where there is none. One that is public must not be asked to be."""
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -153,7 +190,7 @@ def _keeping_card(plan: PushPlan, api: HfApi, revision: str | None) -> PushPlan:
     if len(others) == len(plan.files) or not _handwritten_on_hub(api, plan.repo_id, revision):
         return plan
     note = f"the {CARD_NAME} on the Hub was not generated and stays as it is; --overwrite_card replaces it"
-    return plan.noting(note, files=others)
+    return replace(plan.noting(note), files=others)
 
 
 def _handwritten_on_hub(api: HfApi, repo_id: str, revision: str | None) -> bool:

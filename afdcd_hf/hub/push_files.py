@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import yaml
 
 from ..redaction import without_tokens
 from ..structured_files import read_json
-from .card_facts import CardFacts
-from .facts_file import FACTS_NAME, facts_json, read_facts
+from .card_facts import FACTS_NAME, CardFacts, facts_json, read_facts
 from .folder_facts import RESULTS_NAME, public_protocol, read_results, with_repo_id
 from .model_card import CARD_NAME, render_card
 from .weights_check import CONFIG_NAME, check_weights
@@ -45,36 +43,27 @@ class PushFile:
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 
-def files_to_push(folder: Path, *, needs_config: bool = True) -> list[PushFile]:
-    """The files of a saved model that are published; arguments and errors as of `push.plan_push`.
+def files_to_push(folder: Path, repo_id: str, *, needs_config: bool = True) -> tuple[list[PushFile], list[str]]:
+    """The files of a saved model as they are published, and what the user should know; as of `push.plan_push`.
 
     Weights, configurations, the source they name, card, the images it shows, results, facts and recipe. Checkpoints,
-    optimizers, weights of the loss, logs and settings of the run are not, nor is anything unknown.
+    optimizers, weights of the loss, logs and settings of the run are not, nor is anything unknown. Card, facts and
+    results get the repository's name; the files in the folder stay as they are. A card is rendered again where it is
+    the one of the facts beside it; any other is published as it is. Scores of a dataset on the Hub are added as
+    `.eval_results/*.yaml`.
     """
     weights = check_weights(folder)
     if needs_config and not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(f"{folder} has weights but no {CONFIG_NAME}; save the model with save_pretrained.")
-    names = [CONFIG_NAME, *weights, PROCESSOR_NAME, *_source(folder), CARD_NAME, *shown_pictures(folder)]
+    card = (folder / CARD_NAME).read_text("utf-8", "replace") if (folder / CARD_NAME).is_file() else ""
+    names = [CONFIG_NAME, *weights, PROCESSOR_NAME, *_source(folder), CARD_NAME, *shown_pictures(folder, card)]
     names += [RESULTS_NAME, FACTS_NAME, RECIPE_NAME]
-    present = [name for name in dict.fromkeys(names) if (folder / name).is_file()]
-    if outside := [name for name in present if not _lies_in(folder, name)]:
+    contents: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
+    if outside := [folder / name for name in contents if not _lies_in(folder, name)]:
         raise ValueError(
-            f"{folder / outside[0]} is a link to {(folder / outside[0]).resolve()}, and a push follows no link out of "
-            "the folder; put the file itself there, or remove the link."
+            f"{outside[0]} is a link to {outside[0].resolve()}, and a push follows no link out of the folder; put the "
+            "file itself there, or remove the link."
         )
-    return [PushFile(name, folder / name) for name in present]
-
-
-def as_published(folder: Path, files: Sequence[PushFile], repo_id: str) -> tuple[list[PushFile], list[str]]:
-    """Put the repository's name into card, facts and results. The files in the folder stay as they are.
-
-    A card is rendered again where it is the one of the facts beside it; any other is published as it is. Scores of a
-    dataset on the Hub are added as `.eval_results/*.yaml`.
-    Returns the files to upload and what the user should know; a text with an access token is a ValueError.
-    """
-    contents = {file.name: file.content for file in files}
-    notes = []
-    card = (folder / CARD_NAME).read_text(encoding="utf-8", errors="replace") if CARD_NAME in contents else None
     if RESULTS_NAME in contents:
         results = read_results(folder / RESULTS_NAME)
         results["protocol"] = public_protocol(results["protocol"], repo_id)
@@ -86,12 +75,20 @@ def as_published(folder: Path, files: Sequence[PushFile], repo_id: str) -> tuple
         if card == render_card(facts):
             card = render_card(public)
             contents[CARD_NAME] = card.encode("utf-8")
-    if card is None:
+    notes = []
+    if CARD_NAME not in contents:
         notes.append(f"there is no {CARD_NAME}: `afdcd card {folder}` renders one")
     elif repo_id not in card:
         notes.append(f"{CARD_NAME} does not name {repo_id} and is pushed as it is")
-    found = [PushFile(name, content) for name, content in contents.items()]
-    return found, notes + _private_texts(folder, found)
+    files = [PushFile(name, content) for name, content in contents.items()]
+    return files, notes + _private_texts(folder, files)
+
+
+def shown_pictures(folder: Path, card: str) -> list[str]:
+    """The images in the folder that its card shows; of other files, and of what lies elsewhere, none."""
+    paths = [next(filter(None, match.groups())) for match in _SHOWN_PICTURE.finditer(card)]
+    names = [path.removeprefix("./") for path in paths if Path(path).suffix.lower() in _PICTURES]
+    return [name for name in names if not Path(name).is_absolute() and _lies_in(folder, name)]
 
 
 def _eval_results(facts: CardFacts) -> dict[str, bytes]:
@@ -114,7 +111,7 @@ def _eval_results(facts: CardFacts) -> dict[str, bytes]:
     return {name: yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode("utf-8")}
 
 
-def _private_texts(folder: Path, files: Sequence[PushFile]) -> list[str]:
+def _private_texts(folder: Path, files: list[PushFile]) -> list[str]:
     """Warnings of texts that name folders of this machine; one with an access token is refused."""
     roots = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 1}
     pattern = re.compile("(?:" + "|".join(map(re.escape, sorted(roots, reverse=True))) + r")/[^\s\"'`<>)|]*")
@@ -126,17 +123,6 @@ def _private_texts(folder: Path, files: Sequence[PushFile]) -> list[str]:
         if match := pattern.search(text):
             warnings.append(f"{file.name} names a path of this machine, {match[0]}")
     return warnings
-
-
-def shown_pictures(folder: Path) -> list[str]:
-    """The images in the folder that its card shows; of other files, and of what lies elsewhere, none."""
-    card = folder / CARD_NAME
-    if not card.is_file():
-        return []
-    text = card.read_text(encoding="utf-8", errors="replace")
-    paths = [next(filter(None, match.groups())) for match in _SHOWN_PICTURE.finditer(text)]
-    names = [path.removeprefix("./") for path in paths if Path(path).suffix.lower() in _PICTURES]
-    return [name for name in names if not Path(name).is_absolute() and _lies_in(folder, name)]
 
 
 def _lies_in(folder: Path, name: str) -> bool:
@@ -151,23 +137,18 @@ def _source(folder: Path) -> list[str]:
     """The modules that the configurations name in `auto_map`, and those that these import."""
     from transformers.dynamic_module_utils import get_relative_import_files
 
-    modules = {module for name in (CONFIG_NAME, PROCESSOR_NAME) for module in _auto_modules(folder / name)}
     names = []
-    for module in sorted(modules):
-        path = folder / f"{module}.py"
-        try:
-            names += [path.name, *sorted(Path(file).name for file in get_relative_import_files(path))]
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{folder} lacks {Path(error.filename).name}, without which it does not load where afdcd_hf is not "
-                "installed; load the model and its image processor here, and save both again with save_pretrained."
-            ) from error
-    return names
-
-
-def _auto_modules(path: Path) -> list[str]:
-    """`modeling_x` of `modeling_x.XModel`; what lies in another repository (`user/repo--x.X`) is not in the folder."""
-    named: Any = read_json(path, "a configuration").get("auto_map", {}) if path.is_file() else {}
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-        raise ValueError(f"auto_map in {path} is not an object of class names; save the model again.")
-    return [name.split(".")[0] for name in named.values() if "--" not in name]
+    for config in (folder / CONFIG_NAME, folder / PROCESSOR_NAME):
+        named: Any = read_json(config, "a configuration").get("auto_map", {}) if config.is_file() else {}
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise ValueError(f"auto_map in {config} is not an object of class names; save the model again.")
+        # `modeling_x` of `modeling_x.XModel`; what lies in another repository (`user/repo--x.X`) is not in the folder.
+        names += [name.split(".")[0] + ".py" for name in named.values() if "--" not in name]
+    try:
+        imported = [Path(file).name for name in sorted(names) for file in get_relative_import_files(folder / name)]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} lacks {Path(error.filename).name}, without which it does not load where afdcd_hf is not "
+            "installed; load the model and its image processor here, and save both again with save_pretrained."
+        ) from error
+    return list(dict.fromkeys([*names, *imported]))

@@ -8,13 +8,11 @@ from pathlib import Path
 
 from ..evaluation.command import evaluate_saved
 from ..structured_files import read_yaml
-from .card_facts import Facts, Fraction, restored
+from .card_facts import Facts, Fraction, read_facts, restored
 from .card_update import update_card
 from .conversion.checkpoints import convert_checkpoint
-from .facts_file import read_facts
 from .folder_facts import RESULTS_NAME
-from .hub_errors import plain_hub_errors
-from .push import push_folder
+from .push import plain_hub_errors, push_folder
 from .zoo import CheckpointRow, get_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,33 @@ from ..data.loading import load_split
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
 from ..models.loading import load_model, load_processor
-from .card_facts import HUB_ID
-from .claim import Claim, read_claim
-from .hub_errors import plain_hub_errors
+from .card_facts import FACTS_NAME, HUB_ID, read_facts
+from .folder_facts import RESULTS_NAME, measured_results, read_results
+from .model_card import CARD_NAME
+from .push import plain_hub_errors
 from .weights_check import check_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 TOLERANCE = 0.0005
+_ROUNDING = 5.0001e-5  # metadata has percent with two decimals
 _FILES = ("README.md", "*.json", "*.safetensors")
 _DATA_OPTIONS = ("max_samples", "image_column", "label_column", "label_map", "labels_as")
 _SETTINGS = ("scales", "flip", "window", "stride", "precision")
 _OF_NO_ACCOUNT = ("model", "dataset", "split", "list_file", "date", "machine", "versions", "boundary_ratio")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published score and how it was measured."""
+
+    mean_iou: float  # fraction 0-1, as exact as it is known
+    source: str  # file that says it
+    protocol: Mapping[str, Any]  # as in `results.json`
+    per_category_iou: Mapping[str, float | None] = field(default_factory=dict)  # empty where unknown
+    fingerprint: str | None = None  # of the images and labels
+    doubts: tuple[str, ...] = ()  # where the folder contradicts itself
 
 
 @dataclass(frozen=True)
@@ -83,27 +97,68 @@ def verify(
         raise ValueError(f"A tolerance is a fraction from 0 to 1, got {tolerance}; 0.0005 is 0.05 % mIoU.")
     folder = _local_folder(model, revision)
     claim = read_claim(folder)
-    known, choice = (
-        claim.protocol,
-        _choice(claim.protocol, {"dataset": dataset, "data_dir": data_dir, "list_file": list_file}),
-    )
-    images = load_split(**choice)
+    known, name = claim.protocol, dataset or claim.protocol.get("dataset")
+    if not name or not known.get("split"):
+        raise ValueError("The card does not say on which dataset and split its number was measured.")
+    if known.get("list_file") and list_file is None:
+        mine = f"The number was measured on the images of a list named {known['list_file']!r}"
+        raise ValueError(f"{mine}; pass yours as list_file (--list_file).")
+    choice = {option: known[option] for option in _DATA_OPTIONS if known.get(option) is not None}
+    images = load_split(name, known["split"], data_dir, list_file=list_file, **choice)
     check_weights(folder)
-    network = load_model(str(folder)).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    processor = load_processor(folder)
-    if choice["name"] in BENCHMARKS:
-        check_classes(network, BENCHMARKS[choice["name"]].classes, choice["name"])
+    network = load_model(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if name in BENCHMARKS:
+        check_classes(network, BENCHMARKS[name].classes, name)
     scores = evaluate_segmenter(
         network,
         images,
-        processor=processor,
+        processor=load_processor(folder),
         num_workers=num_workers,
         absent_as_zero=known.get("absent_classes") == "count as 0",
         settings=InferenceSettings(**{name: known[name] for name in _SETTINGS if known.get(name) is not None}),
     )
-    remarks = tuple(_remarks(claim, choice["name"], images, scores["protocol"]))
-    classes = _differing(claim.per_category_iou, scores["per_category_iou"], tolerance)
+    remarks = tuple(_remarks(claim, name, images, scores["protocol"]))
+    found = scores["per_category_iou"]
+    pairs = {one: (was, found[one]) for one, was in claim.per_category_iou.items() if was is not None and one in found}
+    unlike = {one: (was, now) for one, (was, now) in pairs.items() if abs(now - was) > tolerance}  # never where NaN
+    classes = dict(sorted(unlike.items(), key=lambda item: -abs(item[1][1] - item[1][0])))
     return Verification(claim, scores["mean_iou"], tolerance, remarks, classes)
+
+
+def read_claim(folder: Path) -> Claim:
+    """The claim of a model's folder.
+
+    The number comes from the card's metadata (`model-index`), since that is what the world sees; facts or results
+    beside it bring the protocol, more decimals, and the IoU of each class.
+
+    Raises:
+        FileNotFoundError: the folder has neither card nor facts nor results.
+        ValueError: no measured number is claimed, or several and nothing tells which to take, or a file cannot be read.
+    """
+    names = (CARD_NAME, FACTS_NAME, RESULTS_NAME)
+    has_card, has_facts, has_results = ((folder / name).is_file() for name in names)
+    if not (has_card or has_facts or has_results):
+        raise FileNotFoundError(f"{folder} has none of {', '.join(names)}, so there is nothing to verify.")
+    facts, known = read_facts(folder) if has_facts else None, None
+    if facts is not None and facts.measured is not None and facts.dataset is not None:
+        scores, dataset = facts.measured, facts.dataset
+        protocol = {"dataset": dataset.name, "split": dataset.split, **scores.protocol}
+        known = Claim(scores.mean_iou, FACTS_NAME, protocol, scores.per_category_iou, dataset.fingerprint)
+    elif has_results:
+        results = read_results(folder / RESULTS_NAME)
+        scores = measured_results(results, folder.name)
+        known = Claim(scores.mean_iou, RESULTS_NAME, results["protocol"], scores.per_category_iou)
+    published = _of_card(folder / CARD_NAME, known.protocol if known else None) if has_card else None
+    if published is None and known is None:
+        reported = facts.reported if facts else None
+        only = f", only a reported one ({100 * reported.mean_iou:.2f} %, {reported.source})" if reported else ""
+        raise ValueError(f"{folder} claims no measured mean IoU{only}; measure it with `afdcd evaluate`.")
+    if published is None or known is None:
+        return published or known  # type: ignore[return-value]
+    if abs(published.mean_iou - known.mean_iou) <= _ROUNDING:
+        return known
+    doubt = f"{CARD_NAME} says {100 * published.mean_iou:.2f} %, {known.source} {100 * known.mean_iou:.2f} %"
+    return replace(known, mean_iou=published.mean_iou, source=CARD_NAME, doubts=(doubt,))
 
 
 def format_verification(done: Verification) -> str:
@@ -133,18 +188,28 @@ def _local_folder(model: str | Path, revision: str | None) -> Path:
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=list(_FILES)))
 
 
-def _choice(protocol: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What `load_split` takes: as the card says, and where the data is `given` here."""
-    name = given["dataset"] or protocol.get("dataset")
-    if not name or not protocol.get("split"):
-        raise ValueError("The card does not say on which dataset and split its number was measured.")
-    if protocol.get("list_file") and given["list_file"] is None:
-        mine = f"The number was measured on the images of a list named {protocol['list_file']!r}"
-        raise ValueError(f"{mine}; pass yours as list_file (--list_file).")
-    options = {option: protocol.get(option) for option in _DATA_OPTIONS}
-    options |= {"data_dir": given["data_dir"], "list_file": given["list_file"]}
-    known = {key: value for key, value in options.items() if value is not None}
-    return {"name": name, "split": protocol["split"], **known}
+def _of_card(path: Path, protocol: Mapping[str, Any] | None) -> Claim | None:
+    """The mean IoU in the card's metadata that belongs to the protocol's data, or the only one."""
+    from huggingface_hub import ModelCard
+
+    try:
+        found = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
+        entries = [entry for entry in found if entry.metric_type in ("mean_iou", "miou", "mIoU")]
+    except Exception as error:  # huggingface_hub checks hardly anything of what is there
+        raise ValueError(f"{path}: its metadata cannot be read: {error!r}") from error
+    if protocol is not None:
+        wanted = protocol.get("dataset"), protocol.get("split")
+        entries = [entry for entry in entries if (entry.dataset_type, entry.dataset_split) == wanted]
+    if not entries:
+        return None
+    if len(entries) > 1:
+        names = ", ".join(f"{entry.dataset_type} {entry.dataset_split}" for entry in entries)
+        raise ValueError(f"{path} claims {len(entries)} numbers ({names}), and no protocol tells which to repeat.")
+    (entry,) = entries
+    if not isinstance(entry.metric_value, (int, float)) or not 0 <= entry.metric_value <= 100:
+        raise ValueError(f"{path} claims a mean IoU of {entry.metric_value!r}; expected a percentage from 0 to 100.")
+    protocol = {"dataset": entry.dataset_type, "split": entry.dataset_split or "val"}
+    return Claim(entry.metric_value / 100, path.name, protocol)
 
 
 def _remarks(claim: Claim, name: str, images: Dataset, protocol: Mapping[str, Any]) -> Iterator[str]:
@@ -158,13 +223,3 @@ def _remarks(claim: Claim, name: str, images: Dataset, protocol: Mapping[str, An
         now = protocol.get(key, value)
         if key not in _OF_NO_ACCOUNT and value != (list(now) if isinstance(now, tuple) else now):
             yield f"the card says {key} {value}, here it is {now}"
-
-
-def _differing(
-    claimed: Mapping[str, float | None], measured: Mapping[str, float], tolerance: float
-) -> dict[str, tuple[float, float]]:
-    pairs = {name: (was, measured[name]) for name, was in claimed.items() if was is not None and name in measured}
-    unlike = {
-        name: (was, now) for name, (was, now) in pairs.items() if abs(now - was) > tolerance
-    }  # not where now is NaN
-    return dict(sorted(unlike.items(), key=lambda item: -abs(item[1][1] - item[1][0])))

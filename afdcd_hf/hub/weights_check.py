@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..structured_files import read_json
 
 CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME = "config.json", "model.safetensors", "model.safetensors.index.json"
+PAGE = (b"<!doctype", b"<html")
 _SHOWN = 6
 
 
@@ -27,8 +28,9 @@ def check_weights(folder: Path) -> list[str]:
         FileNotFoundError: there are no weights, or not all parts of them.
         ValueError: a file is damaged, or tensors are missing, unknown, of another shape or type, or not finite.
     """
-    names = _weight_files(folder)
-    found = {name: tensor for file in names if file != INDEX_NAME for name, tensor in read_safetensors(folder / file)}
+    names, found = _weight_files(folder), {}
+    for name in names:
+        found |= read_safetensors(folder / name) if name != INDEX_NAME else {}
     config = folder / CONFIG_NAME
     ours = config.is_file() and read_json(config, "the configuration of a model").get("model_type") == "afdcd"
     check_tensors(found, _expected(folder) if ours else found, f"the weights in {folder}")
@@ -36,57 +38,47 @@ def check_weights(folder: Path) -> list[str]:
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, hint: str = "") -> None:
-    """Hold tensors against those of a model; all that is wrong is listed at once, each kind with its names.
+    """Hold tensors by name against those of a model; a ValueError lists all that is wrong, each kind with its names.
 
-    Args:
-        found: the tensors by name.
-        expected: tensors of the right shapes and types, which may be on the meta device.
-        what: the file in words, to begin the message with.
-        hint: what to do about it.
+    `expected` may be on the meta device; `what` is the file in words, `hint` what to do about it.
     """
-    both = {name: (tensor, expected[name]) for name, tensor in found.items() if name in expected}
+    both = [(name, tensor, expected[name]) for name, tensor in found.items() if name in expected]
     troubles = {
         "unknown": [f"{name} {_shape(tensor)}" for name, tensor in found.items() if name not in expected],
         "missing": [f"{name} {_shape(tensor)}" for name, tensor in expected.items() if name not in found],
-        "misshapen": [
-            f"{name} {_shape(one)} instead of {_shape(other)}"
-            for name, (one, other) in both.items()
-            if one.shape != other.shape
-        ],
+        "misshapen": [f"{name} {_shape(a)} instead of {_shape(b)}" for name, a, b in both if a.shape != b.shape],
         "wrongly typed": [
-            f"{name} {one.dtype} instead of {other.dtype}"
-            for name, (one, other) in both.items()
-            if one.is_floating_point() != other.is_floating_point()
+            f"{name} {a.dtype} instead of {b.dtype}"
+            for name, a, b in both
+            if a.is_floating_point() != b.is_floating_point()
         ],
         "not finite": [name for name, tensor in found.items() if not tensor.isfinite().all()],
     }
-    listed = [_listed(kind, names) for kind, names in troubles.items() if names]
+    listed = []
+    for kind, names in troubles.items():
+        more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        listed += [f"{len(names)} {kind} tensors ({', '.join(names[:_SHOWN])}{more})."] if names else []
     if listed:
         raise ValueError(" ".join([f"{what}:", *listed, hint]).strip())
 
 
-def read_safetensors(path: Path) -> Iterable[tuple[str, Tensor]]:
-    """Names and tensors of a file; a ValueError if it is another kind of file, or damaged."""
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file by name; a ValueError if it is another kind of file, or damaged."""
     try:
-        return load_file(path).items()
+        return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{path} {_why_unreadable(path, error)}; download it again.") from error
+        problem, start = f"is damaged, cut short or not a safetensors file ({error})", start_of(path)
+        if start.startswith(b"version https://git-lfs"):
+            problem = "is a pointer of Git LFS and not the file itself (`git lfs pull` fetches that)"
+        elif start.startswith(PAGE):
+            problem = "is a web page and not weights"
+        raise ValueError(f"{path} {problem}; download it again.") from error
 
 
-def looks_like_a_page(path: Path) -> bool:
-    """Whether a file is what a browser shows instead of the download that was asked for."""
+def start_of(path: Path) -> bytes:
+    """Where a file begins, in lower case; with `PAGE` it is what a browser shows instead of a download."""
     with open(path, "rb") as file:
-        return file.read(64).lstrip().lower().startswith((b"<!doctype", b"<html"))
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    with open(path, "rb") as file:
-        start = file.read(64)
-    if start.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS and not the file itself (`git lfs pull` fetches that)"
-    if looks_like_a_page(path):
-        return "is a web page and not weights"
-    return f"is damaged, cut short or not a safetensors file ({error})"
+        return file.read(64).lstrip().lower()
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -98,8 +90,7 @@ def _weight_files(folder: Path) -> list[str]:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pth", ".pt"})
         found = f" ({pickles[0]} is not read: load the model and save it with save_pretrained)" if pickles else ""
         raise FileNotFoundError(f"{folder} has no {WEIGHTS_NAME}{found}; give the folder of a saved model.")
-    index: dict[str, Any] = read_json(folder / INDEX_NAME, "the index of a model's weights")
-    parts = index.get("weight_map")
+    parts: Any = read_json(folder / INDEX_NAME, "the index of a model's weights").get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
         raise ValueError(f"{folder / INDEX_NAME} has no object of file names as weight_map; save the model again.")
     names = sorted(set(parts.values()))
@@ -121,11 +112,6 @@ def _expected(folder: Path) -> dict[str, Tensor]:
     except Exception as error:  # whatever values somebody wrote there
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder / CONFIG_NAME} does not describe a model of this package: {reason}") from error
-
-
-def _listed(kind: str, names: list[str]) -> str:
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} {kind} tensors ({', '.join(names[:_SHOWN])}{more})."
 
 
 def _shape(tensor: Tensor) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..atomic_io import written_whole
 from ..data.benchmarks import get_benchmark
-from ..models.configuration_afdcd import AfDcdConfig
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 from .card_facts import CardFacts, MeasuredResults, ReportedResults, TrainingFacts
 from .folder_facts import dataset_facts, describe, network_facts
@@ -16,6 +16,9 @@ from .model_card import is_handwritten, render_card
 from .released_networks import get_released_network
 from .zoo import CHECKPOINTS, CheckpointRow, get_checkpoint
 
+_ORIGIN = (
+    "The weights are those that the authors of the paper released, converted by `afdcd convert` and not trained anew."
+)
 _TITLES = {
     "ade20k": "ADE20K",
     "camvid": "CamVid",
@@ -25,56 +28,44 @@ _TITLES = {
 }
 
 
-def zoo_facts(row: CheckpointRow) -> CardFacts:
-    """The facts of a published checkpoint, as far as the table and its layout tell; nothing is downloaded."""
-    with torch.device("meta"):  # shapes alone
-        model = AfDcdForSemanticSegmentation(_config(row))
-    notes = [
-        "The weights are those that the authors of the paper released, converted by `afdcd convert` and not trained "
-        "anew.",
-        *source_notes(row),
-    ]
-    if row.measured is None:
+def zoo_facts(row: CheckpointRow, model: nn.Module | None = None, origin: str | None = None) -> CardFacts:
+    """The facts of a published checkpoint, as far as the table and its layout tell; nothing is downloaded.
+
+    `model` is its model where there is one, and `origin` a note of how that was made.
+    """
+    benchmark, split = get_benchmark(row.dataset), row.split
+    config = get_released_network(row.network).config(benchmark.classes)
+    notes = [f"Source: {row.source_project}, {row.source_file}. Terms of the weights: {row.weights_licence}."]
+    notes += [f"Note: {text}." for text in (row.source_doubts, row.remarks) if text]
+    if origin is None and row.measured is None:
         notes.append(
             "This project has not held that file so far, and nothing is published under this name. Whoever has it "
             f"makes this model of it with `afdcd convert --checkpoint FILE --network {row.network} --dataset "
             f"{row.dataset} --output DIR`."
         )
-    return row_facts(row, model, notes)
-
-
-def row_facts(row: CheckpointRow, model: AfDcdForSemanticSegmentation, notes: list[str]) -> CardFacts:
-    """The facts of a row's model, which may have shapes alone.
-
-    Args:
-        row: the checkpoint.
-        model: its model.
-        notes: what a reader has to know first.
-    """
     teacher = get_checkpoint(row.teacher) if row.teacher else None
-    num_images = get_benchmark(row.dataset).split_sizes[row.split]
-    own = f"; {row.recipe} is this package's recipe for the same training" if row.recipe else ""
+    taught_by = describe(get_released_network(teacher.network).config(benchmark.classes)) if teacher else None
     if teacher is not None and row.reported_alone is not None:
-        alone, taught_by = f"{100 * row.reported_alone:.2f}", f"{100 * teacher.reported:.2f}"
-        notes = [*notes, f"Its authors report {alone} % for the same student alone and {taught_by} % for the teacher."]
+        alone, best = f"{100 * row.reported_alone:.2f}", f"{100 * teacher.reported:.2f}"
+        notes.append(f"Its authors report {alone} % for the same student alone and {best} % for the teacher.")
+    own = f"; {row.recipe} is this package's recipe for the same training" if row.recipe else ""
+    if model is None:
+        with torch.device("meta"):  # shapes alone
+            model = AfDcdForSemanticSegmentation(config)
     return CardFacts(
         model_name=row.repo_id.split("/")[-1],
         repo_id=row.repo_id,
         **network_facts(model),
-        dataset=dataset_facts(row.dataset, pretty_name=_TITLES[row.dataset], split=row.split, num_images=num_images),
+        dataset=dataset_facts(
+            row.dataset, pretty_name=_TITLES[row.dataset], split=split, num_images=benchmark.split_sizes[split]
+        ),
         measured=None if row.measured is None else MeasuredResults(row.measured),
         reported=ReportedResults(row.reported, row.reported_in),
         training=TrainingFacts(recipe=f"that of its authors{own}"),
         teacher=row.teacher,
-        teacher_architecture=describe(_config(teacher)) if teacher else None,
-        notes=notes,
+        teacher_architecture=taught_by,
+        notes=[origin or _ORIGIN, *notes],
     )
-
-
-def source_notes(row: CheckpointRow) -> list[str]:
-    """Where a checkpoint comes from and what to beware of."""
-    source = f"Source: {row.source_project}, {row.source_file}. Terms of the weights: {row.weights_licence}."
-    return [source, *(f"Note: {text}." for text in (row.source_doubts, row.remarks) if text)]
 
 
 def write_zoo_cards(folder: str | Path) -> list[Path]:
@@ -90,7 +81,3 @@ def write_zoo_cards(folder: str | Path) -> list[Path]:
         with written_whole(path) as part:
             part.write_bytes(render_card(zoo_facts(row)).encode("utf-8"))
     return list(cards)
-
-
-def _config(row: CheckpointRow) -> AfDcdConfig:
-    return get_released_network(row.network).config(get_benchmark(row.dataset).classes)

@@ -14,12 +14,10 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from ..evaluation.results import library_versions, machine_name
-from ..hub.card_facts import CardFacts, TrainingFacts
-from ..hub.facts_file import FACTS_NAME, read_facts, write_facts
+from ..hub.card_facts import FACTS_NAME, CardFacts, TrainingFacts, read_facts, write_facts
 from ..hub.folder_facts import network_facts
-from ..hub.hub_errors import plain_hub_errors
 from ..hub.model_card import CARD_NAME, is_handwritten, write_card
-from ..hub.push import PushPlan, make_repository, plan_push, send
+from ..hub.push import PushPlan, make_repository, plain_hub_errors, plan_push, send
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi

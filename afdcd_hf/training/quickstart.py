@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..charts import load_history, plot_training_curves
-from ..hub.card_facts import CardFacts, ComparisonRow, Picture
-from ..hub.facts_file import FACTS_NAME, read_facts, write_facts
+from ..hub.card_facts import FACTS_NAME, CardFacts, ComparisonRow, Picture, read_facts, write_facts
 from ..hub.model_card import write_card
 from ..inference.side_by_side import draw_predictions
 from .runs import distill, train

@@ -15,8 +15,7 @@ from ..cost import count_macs_at
 from ..data.fingerprint import fingerprint, is_generated
 from ..evaluation.results import dataset_context, library_versions, machine_name, save_results
 from ..evaluation.segmenter import evaluate_segmenter
-from ..hub.card_facts import CardFacts, TrainingFacts
-from ..hub.facts_file import write_facts
+from ..hub.card_facts import CardFacts, TrainingFacts, write_facts
 from ..hub.folder_facts import (
     CURVES_NAME,
     RESULTS_NAME,

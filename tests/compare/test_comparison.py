@@ -21,8 +21,7 @@ from afdcd_hf.compare.comparison import merge_comparisons, run_comparison
 from afdcd_hf.compare.plan import load_plan
 from afdcd_hf.compare.process import ComparisonStopped, last_lines, run_logged
 from afdcd_hf.compare.runs import read_result
-from afdcd_hf.hub.card_facts import CardFacts, TrainingFacts
-from afdcd_hf.hub.facts_file import write_facts
+from afdcd_hf.hub.card_facts import CardFacts, TrainingFacts, write_facts
 
 PLAN = {
     "recipe": "quickstart",

@@ -9,88 +9,64 @@ import pytest
 from card_examples import BARE, FULL
 
 from afdcd_hf.hub.card_facts import (
+    FACTS_NAME,
     ComparisonRow,
-    CostRow,
     DatasetFacts,
     LatencyRow,
     MeasuredResults,
     Picture,
-    ReportedResults,
     TrainingFacts,
+    read_facts,
+    write_facts,
 )
-from afdcd_hf.hub.facts_file import FACTS_NAME, read_facts, write_facts
 from afdcd_hf.hub.model_card import render_card
 
+TOKEN = "hf_" + "a1B2c3D4" * 4
 WHOLE = replace(
     FULL,
-    costs=[CostRow(512, 512, 7), CostRow(512, 1024, 14)],
-    latency=[LatencyRow(512, 1024, 1, "CPU", "fp32", 0.1, 0.2, 10.0, None, "torch 2.15", "2026-01-02")],
-    training=replace(FULL.training, time_split={"data": 0.1}, hyperparameters={"sizes": (1, [2.5, None])}),
-    license="other",
-    license_name="Our terms",
-    license_link="https://example.org/terms",
-    notes=["One.", "Zwei – und 3 °C."],
+    # YAML reads some class names as other types
+    measured=MeasuredResults(0.5, per_category_iou={False: 0.4, 3: float("nan")}, protocol={"label_map": {0: 1}}),
+    training=replace(FULL.training, hyperparameters={"sizes": (1, [2.5, None]), TOKEN: TOKEN}),
+    notes=["One.", "Zwei – und 3 °C.", f"Set HF_TOKEN={TOKEN}."],
 )
-TOKEN = "hf_" + "a1B2c3D4" * 4
 
 
-@pytest.mark.parametrize("facts", [BARE, FULL, WHOLE], ids=["bare", "full", "whole"])
+@pytest.mark.parametrize("facts", [BARE, WHOLE], ids=["bare", "whole"])
 def test_what_is_written_comes_back_equal_in_value_and_in_type(tmp_path, facts):
-    assert write_facts(tmp_path, facts) == tmp_path / FACTS_NAME
+    path = write_facts(tmp_path, facts)
+    content = json.loads(path.read_text())
+    content["training"]["energy_joules"] = {"GPU": 1.0}  # as an earlier version wrote it
+    path.write_text(json.dumps(content))
     back = read_facts(tmp_path)
-    assert back == facts and read_facts(tmp_path / FACTS_NAME) == facts and render_card(back) == render_card(facts)
+    assert (
+        path == tmp_path / FACTS_NAME and back == facts == read_facts(path) and render_card(back) == render_card(facts)
+    )
     for name, kind in (("comparison", ComparisonRow), ("pictures", Picture), ("latency", LatencyRow)):
         assert all(type(row) is kind for row in getattr(back, name))
     assert back.macs_size is None or type(back.macs_size) is tuple
 
 
-def test_a_score_that_is_not_a_number_is_missing(tmp_path):
-    write_facts(tmp_path, FULL)
-    assert read_facts(tmp_path).measured.per_category_iou == {"road": 0.9, "car": 0.0, "tram": None, "boat": None}
-    assert "NaN" not in (tmp_path / FACTS_NAME).read_text("utf-8")
-
-
-def test_class_names_that_yaml_reads_as_other_types_are_text(tmp_path):
-    scores = MeasuredResults(0.5, per_category_iou={False: 0.4, 3: 0.6, None: 0.5}, protocol={"label_map": {0: 1}})
-    write_facts(tmp_path, replace(FULL, measured=scores))
-    back = read_facts(tmp_path).measured
-    assert back == scores and list(back.per_category_iou) == ["False", "3", "None"]
-    assert back.protocol == {"label_map": {"0": 1}}
-
-
-def test_access_tokens_get_into_neither_facts_nor_card(tmp_path):
-    training = TrainingFacts(recipe=TOKEN, hyperparameters={"a": [f"x {TOKEN}"], TOKEN: 1})
-    facts = replace(BARE, notes=[f"Set HF_TOKEN={TOKEN}."], training=training)
-    write_facts(tmp_path, facts)
-    for text in ((tmp_path / FACTS_NAME).read_text(), render_card(facts), repr(facts)):
-        assert "a1B2c3D4" not in text and "hf_***" in text
-
-
-def test_a_file_of_an_earlier_version_is_read(tmp_path):
-    write_facts(tmp_path, BARE)
-    content = json.loads((tmp_path / FACTS_NAME).read_text())
-    content["training"]["energy_joules"] = {"GPU": 1.0}
-    (tmp_path / FACTS_NAME).write_text(json.dumps(content))
-    assert read_facts(tmp_path) == BARE
+def test_keys_are_text_a_score_that_is_not_a_number_is_missing_and_access_tokens_are_masked(tmp_path):
+    text = write_facts(tmp_path, WHOLE).read_text("utf-8")
+    assert WHOLE.measured.per_category_iou == {"False": 0.4, "3": None} and "NaN" not in text
+    assert WHOLE.measured.protocol == {"label_map": {"0": 1}}
+    for shown in (text, render_card(WHOLE), repr(WHOLE)):
+        assert "a1B2c3D4" not in shown and "hf_***" in shown
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
         (MeasuredResults, {"mean_iou": 61.2}, "mean_iou is 61.2; expected a fraction from 0 to 1"),
-        (MeasuredResults, {"mean_iou": -0.1}, "fraction from 0 to 1"),
         (MeasuredResults, {"mean_iou": float("nan")}, "mean_iou is nan"),
         (MeasuredResults, {"mean_iou": "0.5"}, r"mean_iou is '0.5' \(str\); expected a number"),
         (MeasuredResults, {"mean_iou": 0.5, "per_category_iou": {"road": 90.0}}, "'road'.*fraction"),
         (MeasuredResults, {"mean_iou": 0.5, "per_category_iou": {"1": 0.5, 1: 0.5}}, "differ as text"),
         (MeasuredResults, {"mean_iou": 0.5, "num_images": True}, "num_images is True"),
         (MeasuredResults, {"mean_iou": 0.5, "num_images": 1.5}, "expected a whole number"),
-        (ReportedResults, {"mean_iou": 76.4, "source": "paper"}, "fraction from 0 to 1"),
-        (ComparisonRow, {"model": "student", "mean_iou": 58.0}, "fraction from 0 to 1"),
         (DatasetFacts, {"name": ["voc"]}, r"name is \['voc'\] \(list\); expected text"),
         (DatasetFacts, {"name": "voc", "hub_id": "voc"}, "hub_id is 'voc'; expected an id on the Hub"),
         (Picture, {"path": "../a.png", "caption": "a"}, "a path in the card's folder"),
-        (Picture, {"path": "/tmp/a.png", "caption": "a"}, "a path in the card's folder"),
         (TrainingFacts, {"hyperparameters": {"loss": object()}}, r"hyperparameters\['loss'\] is <object.*\(object\)"),
         (TrainingFacts, {"seconds": "long"}, "seconds is 'long'"),
     ],

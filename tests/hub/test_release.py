@@ -17,63 +17,59 @@ from afdcd_hf.hub.conversion.checkpoints import released_model
 from afdcd_hf.hub.zoo import CHECKPOINTS
 
 
-def write_released_file(path, row):
+def write_released_file(path, repo_id):
     """Weights with which the outputs stay in range: the real ones are 40 to 270 MB, these are as large."""
+    row = CHECKPOINTS[repo_id]
     model, names = released_model(row.network, get_benchmark(row.dataset).classes, {})
     ours = model.state_dict()
-    values = {}
-    for released, name in names.items():
-        empty = torch.empty(ours[name].shape, dtype=ours[name].dtype)
-        values[released] = empty.fill_(1) if name.endswith(("running_var", "tracked")) else empty.fill_(0.01)
+    values = {released: torch.empty(ours[name].shape, dtype=ours[name].dtype) for released, name in names.items()}
+    for name, value in values.items():
+        value.fill_(1 if name.endswith(("running_var", "tracked")) else 0.01)
     torch.save(values, path)
+    return str(path)
 
 
 @pytest.fixture
-def config(tmp_path):
-    def write(**changes):
+def released(tmp_path, capsys):
+    """Run the command with a plan: its exit status and the rows of its table, or its error."""
+
+    def run(*words, **changes):
         content = {"checkpoints": {}, "output_dir": str(tmp_path / "out"), "owner": "street", "tag": "v1.0", **changes}
         (tmp_path / "releases.yaml").write_text(yaml.safe_dump(content))
-        return str(tmp_path / "releases.yaml")
+        try:
+            status = main(["release", "--config", str(tmp_path / "releases.yaml"), *words])
+        except SystemExit as left:
+            status = left.code
+        out, error = capsys.readouterr()
+        return status, [line for line in out.splitlines() if line.startswith("| street/")] or error
 
-    return write
-
-
-def status(*words):
-    try:
-        return main(["release", *map(str, words)])
-    except SystemExit as left:
-        return left.code
+    return run
 
 
-def rows_of(text):
-    return [line for line in text.splitlines() if line.startswith("| street/")]
-
-
-def test_two_models_are_converted_evaluated_pushed_tagged_and_collected_once(tmp_path, config, capsys):
+def test_models_are_converted_evaluated_pushed_tagged_and_collected_once_and_a_failure_stops_no_other(
+    tmp_path, released
+):
     names = ["afdcd/deeplabv3-mbv2-cityscapes", "afdcd/pspnet-r18-camvid"]
-    files = {name: str(tmp_path / f"{index}.pth") for index, name in enumerate(names)}
-    for name, file in files.items():
-        write_released_file(file, CHECKPOINTS[name])
+    files = {name: write_released_file(tmp_path / f"{index}.pth", name) for index, name in enumerate(names)}
     data = {"camvid": str(camvid_folder(tmp_path / "camvid", "test", 2, size=(24, 32)))}
-    options = {"checkpoints": files, "data": data, "collection": "Af DCD", "device": "cpu"}
+    options = {"data": data, "collection": "Af DCD", "device": "cpu"}
     with serving(tmp_path) as hub:
-        assert status("--config", config(**options)) == 0
-        out = capsys.readouterr().out
-        assert "convert" in rows_of(out)[0] and "evaluate on" in rows_of(out)[1] and "Nothing was done" in out
+        status, (first, second) = released(**options, checkpoints=files)  # a dry run
+        assert status == 0 and "convert" in first and "evaluate on" in second
         assert not hub.requests and not (tmp_path / "out").exists()
-        assert status("--config", config(**options), "--publish") == 1
-        assert "| failed: not pushed: measured and reported mIoU differ by more than 1 p" in capsys.readouterr().out
+        wrong = {"afdcd/deeplabv3-r18-voc": files[names[1]]}
+        status, rows = released("--publish", **options, checkpoints={**wrong, **files})
+        assert status == 1 and "| pushed: " in rows[0] and "failed: 1.pth as deeplabv3_resnet18" in rows[1]
+        assert "| failed: not pushed: measured and reported mIoU differ by more than 1 p" in rows[2]
         assert list(hub.repos) == ["street/deeplabv3-mbv2-cityscapes"]
         options["tolerance"] = 1.0  # weights made up for the test
         for _ in range(2):  # the second time nothing is left to do
-            assert status("--config", config(**options), "--publish") == 0
-            first, second = rows_of(capsys.readouterr().out)
-            assert (
-                "| 76.43 | not measured |  | pushed: " in first and "| 69.48 | " in second and " | pushed: " in second
-            )
-            assert {name: len(repo.commits) for name, repo in hub.repos.items()} == {
-                "street/deeplabv3-mbv2-cityscapes": 2, "street/pspnet-r18-camvid": 2,
-            }  # fmt: skip
+            status, (first, second) = released("--publish", **options, checkpoints=files)
+            assert status == 0 and "| 76.43 | not measured |  | pushed: " in first
+            assert "| 69.48 | " in second and " | pushed: " in second
+            assert [(name, len(repo.commits)) for name, repo in hub.repos.items()] == [
+                ("street/deeplabv3-mbv2-cityscapes", 2), ("street/pspnet-r18-camvid", 2)
+            ]  # fmt: skip
         assert list(hub.collections.values()) == [list(hub.repos)]
         repo = hub.repos["street/pspnet-r18-camvid"]
         assert repo.tags == {"v1.0": repo.branches["main"]}
@@ -83,25 +79,12 @@ def test_two_models_are_converted_evaluated_pushed_tagged_and_collected_once(tmp
 
 @pytest.mark.rehearsal
 @pytest.mark.timeout(1800)
-def test_the_whole_zoo_is_published(tmp_path, config, capsys):
-    files = {}
-    for index, row in enumerate(CHECKPOINTS.values()):
-        files[row.repo_id] = str(tmp_path / f"{index}.pth")
-        write_released_file(files[row.repo_id], row)
+def test_the_whole_zoo_is_published(tmp_path, released):
+    files = {name: write_released_file(tmp_path / f"{i}.pth", name) for i, name in enumerate(CHECKPOINTS)}
     with serving(tmp_path) as hub:
-        assert status("--config", config(checkpoints=files, collection="Af DCD"), "--publish") == 0
-        assert len(rows_of(capsys.readouterr().out)) == 13 == len(hub.repos) == len(hub.collections.popitem()[1])
+        status, rows = released("--publish", checkpoints=files, collection="Af DCD")
+        assert status == 0 and len(rows) == 13 == len(hub.repos) == len(hub.collections.popitem()[1])
         assert all(repo.tags for repo in hub.repos.values())
-
-
-def test_a_row_that_fails_stops_neither_the_others_nor_goes_unnoticed(tmp_path, config, capsys):
-    write_released_file(tmp_path / "a.pth", CHECKPOINTS["afdcd/pspnet-r18-camvid"])
-    files = {"afdcd/deeplabv3-r18-voc": str(tmp_path / "a.pth"), "afdcd/pspnet-r18-camvid": str(tmp_path / "a.pth")}
-    with serving(tmp_path) as hub:
-        assert status("--config", config(checkpoints=files), "--publish") == 1
-        assert list(hub.repos) == ["street/pspnet-r18-camvid"]
-    first, second = rows_of(capsys.readouterr().out)
-    assert "failed: a.pth as deeplabv3_resnet18" in first and "pushed: " in second
 
 
 @pytest.mark.parametrize(
@@ -113,7 +96,6 @@ def test_a_row_that_fails_stops_neither_the_others_nor_goes_unnoticed(tmp_path, 
         ({"private": "yes"}, "private is 'yes'"),
     ],
 )
-def test_wrong_plans_are_refused_before_anything_is_done(config, capsys, changes, message):
-    assert status("--config", config(**changes)) == 2
-    (line, *_) = capsys.readouterr().err.splitlines()
-    assert re.search(message, line)
+def test_wrong_plans_are_refused_before_anything_is_done(released, changes, message):
+    status, error = released(**changes)
+    assert status == 2 and re.search(message, error.splitlines()[0])

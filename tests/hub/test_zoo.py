@@ -15,7 +15,7 @@ from afdcd_hf.cost import count_macs
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.hub.folder_facts import network_facts
 from afdcd_hf.hub.model_card import render_card
-from afdcd_hf.hub.released_networks import RELEASED_NETWORKS, get_released_network
+from afdcd_hf.hub.released_networks import RELEASED_NETWORKS
 from afdcd_hf.hub.zoo import CHECKPOINTS, get_checkpoint, select, to_table
 from afdcd_hf.hub.zoo_cards import write_zoo_cards, zoo_facts
 from afdcd_hf.recipes import load_recipe
@@ -80,14 +80,6 @@ def test_ids_name_network_and_data_and_links_given_twice_are_in_doubt():
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="Close: afdcd/pspnet-r18-voc.*afdcd/deeplabv3-r101-camvid"):
         get_checkpoint("afdcd/psp-r18-voc")
-    with pytest.raises(ValueError, match="Unknown released network 'psp_resnet18'. Close: pspnet_resnet18"):
-        get_released_network("psp_resnet18")
-
-
-def test_released_networks_make_configurations_with_any_classes():
-    config = get_released_network("pspnet_resnet101").config(("road", "sky"))
-    assert config.num_labels == 2 and config.label2id == {"road": 0, "sky": 1}
-    assert (config.backbone, config.head, config.auxiliary_head) == ("resnet101s", "pspnet", True)
 
 
 def test_the_command_lists_all_or_those_of_a_dataset_scores_in_columns_of_their_own(capsys):
@@ -135,20 +127,17 @@ def test_on_every_card_reported_and_measured_stand_apart_and_what_was_not_measur
         assert ("knowledge-distillation" in data.tags) == (row.role == "student")
 
 
-def test_parameters_and_macs_are_those_of_the_model(tiny_model):
+def test_parameters_and_macs_are_those_of_the_model_and_a_measured_row_gets_a_model_index(tiny_model):
     facts = zoo_facts(CHECKPOINTS["afdcd/deeplabv3-mbv2-cityscapes"])
     assert [(row.height, row.width) for row in facts.costs] == [(512, 512), (512, 1024), (1024, 2048)]
     assert facts.costs[1].macs == pytest.approx(2 * facts.costs[0].macs, rel=1e-3)
     assert facts.architecture == "DeepLabV3 on mobilenetv2_100, output stride 8"
-    model = tiny_model()
-    assert network_facts(model)["costs"][0].macs == count_macs(model, (512, 512)) > 0
-    assert not any(parameter.is_meta for parameter in model.parameters())
-
-
-def test_a_measured_row_gets_a_model_index():
     row = dataclasses.replace(CHECKPOINTS["afdcd/deeplabv3-r18-voc"], measured=0.7601)
     (result,) = ModelCard(render_card(zoo_facts(row))).data.eval_results
     assert (result.metric_value, result.dataset_type, result.dataset_split) == (76.01, "voc", "val")
+    model = tiny_model()
+    assert network_facts(model)["costs"][0].macs == count_macs(model, (512, 512)) > 0
+    assert not any(parameter.is_meta for parameter in model.parameters())
 
 
 def test_a_handwritten_card_of_the_same_name_stops_all_before_anything_is_written(tmp_path):

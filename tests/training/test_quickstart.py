@@ -12,7 +12,7 @@ from PIL import Image
 
 from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.data.benchmarks import BENCHMARKS
-from afdcd_hf.hub.facts_file import read_facts
+from afdcd_hf.hub.card_facts import read_facts
 from afdcd_hf.hub.model_card import render_card
 from afdcd_hf.hub.verify import verify
 from afdcd_hf.inference.side_by_side import draw_predictions

@@ -11,7 +11,7 @@ from tiny import distilling, same, segmenter, supervised, weights
 from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 
-from afdcd_hf.hub.facts_file import read_facts
+from afdcd_hf.hub.card_facts import read_facts
 from afdcd_hf.hub.model_card import MARKER
 
 REPO = "street/student"

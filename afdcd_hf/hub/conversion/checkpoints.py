@@ -1,4 +1,4 @@
-"""A released segmentation checkpoint -> a folder for `from_pretrained`."""
+"""A released segmentation checkpoint -> a folder for `from_pretrained`; a released backbone -> timm's weights."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ... import __version__
+from ...atomic_io import written_whole
 from ...data.benchmarks import BENCHMARKS, get_benchmark
 from ...models.image_processing_afdcd import RELEASED_INPUT, AfDcdImageProcessor
 from ...models.loading import load_model
 from ...models.modeling_afdcd import AfDcdForSemanticSegmentation
-from ..card_facts import CardFacts
-from ..facts_file import write_facts
+from ...suggestions import close_names
+from ..card_facts import CardFacts, write_facts
 from ..folder_facts import dataset_facts, network_facts
 from ..model_card import write_card
-from ..released_networks import RELEASED_NETWORKS, get_released_network
+from ..released_networks import RELEASED_NETWORKS, get_released_network, released_backbone_name, released_names
 from ..weights_check import check_tensors
-from ..zoo import CheckpointRow, get_checkpoint
-from ..zoo_cards import row_facts, source_notes
-from .names import released_names
+from ..zoo import get_checkpoint
+from ..zoo_cards import zoo_facts
 from .reading import read_tensors
 
 logger = logging.getLogger(__name__)
+
+_PREFIXES = ("pretrained.net.", "pretrained.", "net.")
+_BACKBONES = {name.split("_")[1]: kind for name, kind in RELEASED_NETWORKS.items()}
 
 
 def convert_checkpoint(
@@ -70,11 +75,34 @@ def convert_checkpoint(
     if row is not None and (network, dataset) != (row.network, row.dataset):
         raise ValueError(f"{published} is a {row.network} for {row.dataset}, not a {network} for {dataset}.")
     checkpoint, output = Path(checkpoint), Path(output)
-    _check_choice(network, output, dataset, classes, overwrite)
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; give a folder.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise FileExistsError(f"{output} has files already; give another folder, or --overwrite to replace them.")
+    get_released_network(network)
+    if dataset is not None and classes is not None:
+        raise ValueError("Give a dataset or class names, not both: the dataset has names of its own.")
+    names = get_benchmark(dataset).classes if dataset is not None else classes
+    if twice := sorted({name for name in names or () if list(names or ()).count(name) > 1}):
+        raise ValueError(f"Class names occur twice: {', '.join(twice)}.")
     tensors = read_tensors(checkpoint)
     what = f"{checkpoint.name} as {network}"
-    names = _class_names(tensors, network, dataset, classes, what)
-    model = _filled_model(network, names, tensors, what)
+    names = _class_names(tensors, network, names, what, dataset or "the names given")
+    model, renamed = released_model(network, names, tensors)
+    try:
+        model.load_state_dict(fitting_values(tensors, renamed, model.state_dict(), what), assign=True)
+    except ValueError as error:
+        raise ValueError(f"{error} {_advice(tensors, network)}") from error
+    origin = (
+        f"Converted by afdcd_hf {__version__} from `{checkpoint.name}` (SHA-256 "
+        f"`{hashlib.sha256(checkpoint.read_bytes()).hexdigest()}`), a `{network}` in the released layout; not trained "
+        "anew. The image processor gives it the released input: BGR, mean-subtracted, not divided."
+    )
+    if row is not None:
+        facts = zoo_facts(row, model, origin)
+    else:
+        data = dataset_facts(dataset) if dataset else None
+        facts = CardFacts(output.absolute().name, **network_facts(model), dataset=data, notes=[origin])
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".converting-") as part:
         model.save_pretrained(part)
@@ -82,7 +110,6 @@ def convert_checkpoint(
         written, meant = load_model(part).state_dict(), model.state_dict()  # as users will read it
         if written.keys() != meant.keys() or not all(torch.equal(written[name], meant[name]) for name in meant):
             raise ValueError(f"{part} reads back differently; is the disk in order?")
-        facts = _facts(model, output.absolute().name, checkpoint, network, dataset, row)
         write_facts(part, facts)
         output.mkdir(exist_ok=True)
         # The weights last: without them no folder loads, old or new, halfway.
@@ -93,6 +120,54 @@ def convert_checkpoint(
     return output
 
 
+def convert_backbone(checkpoint: str | Path, network: str, output: str | Path, *, overwrite: bool = False) -> Path:
+    """Turn ImageNet weights of a released backbone into a `.safetensors` file under timm's names.
+
+    Args:
+        checkpoint: file with the backbone alone, its names with or without `pretrained.` in front; its ImageNet
+            classifier may be in it (then it is in the new file, too) or not. Otherwise as for `convert_checkpoint`.
+        network: kind of network whose backbone it is ("deeplabv3_resnet18"), or the backbone alone ("resnet18").
+        output: `.safetensors` file to write.
+        overwrite: replace the file.
+
+    Returns:
+        The file: what recipes call `pretrained_backbone`.
+
+    Raises:
+        ValueError: an unknown network, a file that cannot be read as data, or tensors that do not fit.
+        FileNotFoundError: there is no such checkpoint.
+        FileExistsError: there is such an output file already.
+    """
+    output, name = Path(output), network.split("_")[1] if network in RELEASED_NETWORKS else network
+    if name not in _BACKBONES:
+        known = [*_BACKBONES, *RELEASED_NETWORKS]
+        close = close_names(network.lower(), known)
+        raise ValueError(f"Unknown network {network!r}.{close} Known: {', '.join(known)}.")
+    if output.suffix != ".safetensors" or output.is_dir():
+        raise ValueError(f"A backbone becomes one file: give --output something.safetensors, not {str(output)!r}.")
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists; give another name, or --overwrite to replace it.")
+    tensors = read_tensors(checkpoint)
+    prefix = next((one for one in _PREFIXES if all(name.startswith(one) for name in tensors)), "")
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    classifier = ("features.18.", "classifier.") if name == "mobilenetv2" else ("fc.",)
+    weight = tensors.get("classifier.1.weight" if name == "mobilenetv2" else "fc.weight")
+    num_classes = 1000 if weight is None or weight.ndim != 2 else len(weight)
+    kind = _BACKBONES[name]
+    with torch.device("meta"):
+        ours = timm.create_model(kind.backbone, num_classes=num_classes, **kind.backbone_kwargs).state_dict()
+    renamed = {released_backbone_name(one, name): one for one in ours}
+    if not any(one.startswith(classifier) for one in tensors):
+        renamed = {released: one for released, one in renamed.items() if not released.startswith(classifier)}
+    whole = any(one.startswith(("head.", "auxlayer.")) for one in tensors)
+    hint = "It is a whole network: leave --backbone_only out." if whole else ""
+    values = fitting_values(tensors, renamed, ours, f"{Path(checkpoint).name} as backbone {name}", hint)
+    with written_whole(output) as part:
+        save_file(values, part, metadata={"format": "pt"})
+    logger.info("%d tensors are in %s, as pretrained_backbone", len(values), output)
+    return output
+
+
 def released_model(
     network: str, classes: Sequence[str], tensors: Mapping[str, Tensor]
 ) -> tuple[AfDcdForSemanticSegmentation, dict[str, str]]:
@@ -100,26 +175,21 @@ def released_model(
 
     They say how wide the head is and whether there is an auxiliary one; without any tensor, both are as usual.
     """
-    (classifier,) = released_names(["head.classifier.weight"], network)
-    width = tensors[classifier].shape[1] if classifier in tensors and tensors[classifier].ndim == 4 else None
+    classifier = _classifier(tensors, network)
+    width = None if classifier is None else classifier.shape[1]
     auxiliary = any(name.startswith("auxlayer.") for name in tensors) if tensors else None
     config = get_released_network(network).config(classes, head_channels=width, auxiliary_head=auxiliary)
     with torch.device("meta"):
-        model = AfDcdForSemanticSegmentation(config)
+        model = AfDcdForSemanticSegmentation(config).eval()
     return model, released_names(model.state_dict(), network)
 
 
 def fitting_values(
     tensors: Mapping[str, Tensor], names: Mapping[str, str], ours: Mapping[str, Tensor], what: str, hint: str = ""
 ) -> dict[str, Tensor]:
-    """The tensors of a file under our names and in our types, once each has been held against ours by `check_tensors`.
+    """The tensors of a file under our names and in our types, once `check_tensors` has held each against `ours`.
 
-    Args:
-        tensors: those of the file. Counters of batch normalisation that it lacks become 0, as in strict loading.
-        names: released name to ours.
-        ours: our tensors, which may be on the meta device.
-        what: the file in words, to begin an error with.
-        hint: what to do about it.
+    `names` are released name to ours. Counters of batch normalisation that it lacks become 0, as in strict loading.
     """
     counters = [name for name in names if name.endswith("num_batches_tracked") and name not in tensors]
     tensors = {**tensors, **{name: torch.tensor(0) for name in counters}}
@@ -128,22 +198,12 @@ def fitting_values(
     return {names[name]: tensor.to(ours[names[name]].dtype, copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def _filled_model(
-    network: str, names: Sequence[str], tensors: Mapping[str, Tensor], what: str
-) -> AfDcdForSemanticSegmentation:
-    model, renamed = released_model(network, names, tensors)
-    try:
-        model.load_state_dict(fitting_values(tensors, renamed, model.state_dict(), what), assign=True)
-    except ValueError as error:
-        raise ValueError(f"{error} {_advice(tensors, network)}") from error
-    return model.eval()
-
-
 def _advice(tensors: Mapping[str, Tensor], network: str) -> str:
     if not any(name.startswith(("head.", "auxlayer.")) for name in tensors):
         return "It holds no head: convert a backbone's ImageNet weights with --backbone_only."
     for other in RELEASED_NETWORKS:
-        model, renamed = released_model(other, ["0"] * (_num_classes(tensors, other) or 1), tensors)
+        classifier = _classifier(tensors, other)
+        model, renamed = released_model(other, ["0"] * (1 if classifier is None else len(classifier)), tensors)
         try:
             fitting_values(tensors, renamed, model.state_dict(), other)
         except ValueError:
@@ -152,62 +212,24 @@ def _advice(tensors: Mapping[str, Tensor], network: str) -> str:
     return f"The released networks are {', '.join(RELEASED_NETWORKS)}."
 
 
-def _check_choice(
-    network: str, output: Path, dataset: str | None, classes: Sequence[str] | None, overwrite: bool
-) -> None:
-    """What can be found wrong before a large file is read."""
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; give a folder.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise FileExistsError(f"{output} has files already; give another folder, or --overwrite to replace them.")
-    get_released_network(network)
-    if dataset is not None:
-        get_benchmark(dataset)
-        if classes is not None:
-            raise ValueError("Give a dataset or class names, not both: the dataset has names of its own.")
-    if classes is not None and len(set(classes)) != len(classes):
-        twice = sorted({name for name in classes if list(classes).count(name) > 1})
-        raise ValueError(f"Class names occur twice: {', '.join(twice)}.")
-
-
-def _num_classes(tensors: Mapping[str, Tensor], network: str) -> int | None:
-    (classifier,) = released_names(["head.classifier.weight"], network)
-    return len(tensors[classifier]) if classifier in tensors and tensors[classifier].ndim == 4 else None
+def _classifier(tensors: Mapping[str, Tensor], network: str) -> Tensor | None:
+    (name,) = released_names(["head.classifier.weight"], network)
+    return tensors[name] if name in tensors and tensors[name].ndim == 4 else None
 
 
 def _class_names(
-    tensors: Mapping[str, Tensor], network: str, dataset: str | None, classes: Sequence[str] | None, what: str
+    tensors: Mapping[str, Tensor], network: str, given: Sequence[str] | None, what: str, givers: str
 ) -> Sequence[str]:
     """Names for the outputs that the file has, or whose number is as wrong as `check_tensors` will say."""
-    given, count = get_benchmark(dataset).classes if dataset else classes, _num_classes(tensors, network)
-    if count is None:
+    classifier = _classifier(tensors, network)
+    if classifier is None:
         return given or ["LABEL_0"]
+    count = len(classifier)
     if given is None:
         logger.warning("Without a dataset or class names the %d classes are called LABEL_0, LABEL_1, ...", count)
         return [f"LABEL_{index}" for index in range(count)]
     if len(given) != count:
         fitting = [name for name, row in BENCHMARKS.items() if row.num_labels == count]
         hint = f"benchmarks with {count}: {', '.join(fitting)}" if fitting else f"give the names of its {count} classes"
-        raise ValueError(f"{what} has {count} classes, {dataset or 'the names given'} {len(given)}; {hint}.")
+        raise ValueError(f"{what} has {count} classes, {givers} {len(given)}; {hint}.")
     return given
-
-
-def _facts(
-    model: AfDcdForSemanticSegmentation,
-    name: str,
-    checkpoint: Path,
-    network: str,
-    dataset: str | None,
-    row: CheckpointRow | None,
-) -> CardFacts:
-    """What the card says; of the file it came from, its name and checksum."""
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    origin = (
-        f"Converted by afdcd_hf {__version__} from `{checkpoint.name}` (SHA-256 `{digest}`), a `{network}` in the "
-        "released layout; not trained anew. The image processor gives it the released input: BGR, mean-subtracted, not "
-        "divided."
-    )
-    if row is not None:
-        return row_facts(row, model, [origin, *source_notes(row)])
-    data = dataset_facts(dataset) if dataset else None
-    return CardFacts(model_name=name, **network_facts(model), dataset=data, notes=[origin])

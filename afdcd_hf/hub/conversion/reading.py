@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..weights_check import looks_like_a_page, read_safetensors
+from ..weights_check import PAGE, read_safetensors, start_of
 
 # Where training scripts put the weights beside optimizer and counters, and what wrappers put before every name.
 _NESTED = ("state_dict", "model_state_dict", "model", "student", "net")
@@ -30,14 +30,23 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {str(path)!r}; give a .pth or .safetensors file.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty; download it again.")
-    tensors = _state_dict(dict(read_safetensors(path)) if path.suffix == ".safetensors" else _unpickled(path), path)
-    if unusual := [name for name, tensor in tensors.items() if not _is_plain(tensor)]:
-        raise ValueError(
-            f"{path}: {len(unusual)} tensors are sparse, quantized or complex, e.g. {unusual[0]}; save them as "
-            "ordinary dense ones (`tensor.to_dense()`, `tensor.dequantize()`)."
-        )
+    content = read_safetensors(path) if path.suffix == ".safetensors" else _unpickled(path)
+    while isinstance(content, dict) and not all(isinstance(value, Tensor) for value in content.values()):
+        nested = [name for name in _NESTED if isinstance(content.get(name), dict) and content[name]]
+        if len(nested) > 1:
+            raise ValueError(f"{path} holds several state dicts ({', '.join(nested)}); save the one you mean alone.")
+        if not nested:
+            strangers = [name for name, value in content.items() if not isinstance(value, Tensor)][:3]
+            raise ValueError(
+                f"{path} is not a state dict: {strangers} are not tensors, and none is under {', '.join(_NESTED)}."
+            )
+        content = content[nested[0]]
+    if not isinstance(content, dict) or not content:
+        found = "an empty dictionary" if content == {} else f"a {type(content).__name__}"
+        raise ValueError(f"{path} holds {found}, not a state dict.")
+    if unusual := [name for name, value in content.items() if value.layout != torch.strided or value.is_complex()]:
+        raise ValueError(f"{path}: {len(unusual)} tensors are sparse or complex, e.g. {unusual[0]}; save dense ones.")
+    tensors = {str(name): tensor for name, tensor in content.items()}
     for prefix in _WRAPPERS * 2:  # either may be around the other
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -48,57 +57,24 @@ def read_class_names(path: str | Path) -> list[str]:
     """Class names from a text file, one a line in the order of their ids; empty lines do not count.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: the file cannot be read.
         ValueError: it is not text in UTF-8, or has no names.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No file of class names at {str(path)!r}; give a text file with one name a line.")
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{path} has no names; write one a line.")
     return names
 
 
 def _unpickled(path: Path) -> Any:
-    if looks_like_a_page(path):
+    if start_of(path).startswith(PAGE):
         raise ValueError(f"{path} is a web page, not a checkpoint: Google Drive asks back before large downloads.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
         if found := re.search(r"GLOBAL (\S+) ", str(error)):
             raise ValueError(
                 f"{path} holds {found[1]}, which is more than data, and is not unpickled. Where you trust the file, "
                 "load it in a process of your own and save its state dict alone."
             ) from error
         raise ValueError(f"{path} is not a checkpoint of PyTorch, or is damaged; download it again.") from error
-    except (RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{path} is not a checkpoint of PyTorch, or is damaged ({reason}); download it again."
-        ) from error
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict itself, or the only one that lies under a known name."""
-    if not isinstance(content, dict) or not content:
-        found = "an empty dictionary" if content == {} else f"a {type(content).__name__}"
-        raise ValueError(f"{path} holds {found}, not a state dict.")
-    if all(isinstance(value, Tensor) for value in content.values()):
-        return {str(name): tensor for name, tensor in content.items()}
-    nested = [name for name in _NESTED if isinstance(content.get(name), dict) and content[name]]
-    if len(nested) == 1:
-        return _state_dict(content[nested[0]], path)
-    if nested:
-        raise ValueError(f"{path} holds several state dicts ({', '.join(nested)}); save the one you mean by itself.")
-    strangers = [name for name, value in content.items() if not isinstance(value, Tensor)][:3]
-    raise ValueError(
-        f"{path} is not a state dict: {strangers} are not tensors, and none is under {', '.join(_NESTED)}."
-    )
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_complex() or tensor.is_meta)
