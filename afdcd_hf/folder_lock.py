@@ -17,22 +17,13 @@ _HELD: dict[Path, int] = {}  # folders that this process holds, and the open loc
 
 @contextmanager
 def held_alone(folder: str | Path, option: str = "--output_dir") -> Iterator[int | None]:
-    """Hold a folder, which is made if it is missing, for as long as the block runs.
+    """Hold a folder, made if it is missing, while the block runs; the same process may hold it once more inside.
 
-    Holding it once more inside the block, in the same process, is allowed. Forked children (data workers) do not hold
-    it; a command started with the file descriptor in `pass_fds` does, also when it outlives this process. The lock file
-    is removed at the end, and the folder too if it was made here and stayed empty. Where the file system or the
-    operating system has no such locks, nothing is held.
-
-    Args:
-        folder: the folder to write to.
-        option: the command-line option that names it, for the error.
-
-    Yields:
-        The file descriptor to pass on; None where nothing is held.
+    Forked children (data workers) do not hold it; a command started with the yielded file descriptor in `pass_fds`
+    does, also when it outlives this process. Where there are no such locks, nothing is held and None is yielded.
 
     Raises:
-        FileExistsError: another process holds the folder.
+        FileExistsError: another process holds the folder, which the command-line option `option` names.
     """
     folder = Path(folder).resolve()
     if folder in _HELD:

@@ -20,7 +20,7 @@ from afdcd_hf import AfDcdForSemanticSegmentation, DistillationTrainer, Distilla
 from afdcd_hf.losses.masks import random_mask
 from afdcd_hf.losses.projectors import plain_projector
 from afdcd_hf.losses.random_source import RandomSource
-from afdcd_hf.training.randomness import rank_generator
+from afdcd_hf.training.distributed import rank_generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SEED, MASK_RATIO, LEARNING_RATE = 0, 0.75, 0.02

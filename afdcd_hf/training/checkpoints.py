@@ -15,14 +15,13 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import TrainingArguments
-from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..atomic_io import written_whole
@@ -44,54 +43,35 @@ def checkpoint_folder(output: str | Path, step: int) -> Path:
 
 def mark_complete(folder: Path, facts: dict[str, Any]) -> None:
     """Bring every file of a checkpoint to the disk, then describe them, and the run, in the marker."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER_NAME)
-    for path in paths:
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER_NAME):
         _to_disk(path)
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": _crc32(path)} for path in paths
-    }
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
     with written_whole(folder / MARKER_NAME) as part:
         part.write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
         _to_disk(part)
-    _to_disk(folder)
-    _to_disk(folder.parent)
-
-
-def read_marker(folder: Path) -> dict[str, Any] | None:
-    """The facts of a checkpoint's marker, with (bytes, CRC-32) of each file in `files`; None where there is none.
-
-    Raises:
-        ValueError: the file is not a marker.
-    """
-    if not (folder / MARKER_NAME).is_file():
-        return None
-    try:
-        marker: dict[str, Any] = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
-        marker["files"] = {name: (int(file["bytes"]), int(file["crc32"])) for name, file in marker["files"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{MARKER_NAME} is damaged ({error!r})") from error
-    return marker
+    with suppress(OSError):  # some file systems cannot do this for a folder
+        _to_disk(folder)
+        _to_disk(folder.parent)
 
 
 def fault_of(folder: Path) -> str | None:
     """Why a checkpoint is not complete, by its marker; None if it is."""
+    if not (folder / MARKER_NAME).is_file():
+        return f"it has no {MARKER_NAME}: plain transformers wrote it, or its writing was cut short"
     try:
-        marker = read_marker(folder)
-        if marker is None:
-            return f"it has no {MARKER_NAME}: plain transformers wrote it, or its writing was cut short"
-        if _CHECKPOINT.fullmatch(folder.name) and folder.name != checkpoint_folder("", marker["step"]).name:
+        marker: dict[str, Any] = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
+        if _step(folder) not in (-1, marker["step"]):
             return f"it holds step {marker['step']}, so its folder was renamed"
-        for name, (size, checksum) in marker["files"].items():
+        for name, file in marker["files"].items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
-            if (found := (folder / name).stat().st_size) != size:
-                return f"{name} has {found} bytes instead of {size}"
-            if _crc32(folder / name) != checksum:
+            if (found := (folder / name).stat().st_size) != file["bytes"]:
+                return f"{name} has {found} bytes instead of {file['bytes']}"
+            if _crc32(folder / name) != file["crc32"]:
                 return f"{name} is damaged (its checksum is wrong)"
-    except KeyError:
-        return f"{MARKER_NAME} does not say which step it belongs to"
-    except (OSError, ValueError) as error:
-        return str(error)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{MARKER_NAME} is damaged ({error!r})"
     return None
 
 
@@ -108,9 +88,6 @@ def last_whole_checkpoint(folder: str | Path) -> Path:
     Where there is none, one that has all its files but not its marker will do: an older one has been removed when the
     run was killed just before it could write the marker.
 
-    Args:
-        folder: output folder of the run.
-
     Raises:
         FileNotFoundError: there is none.
     """
@@ -121,7 +98,7 @@ def last_whole_checkpoint(folder: str | Path) -> Path:
             return checkpoint
         logger.warning("skipping %s: %s.", checkpoint, fault)
     for checkpoint in checkpoints:
-        if not (checkpoint / MARKER_NAME).exists() and _state_is_whole(checkpoint):
+        if not (checkpoint / MARKER_NAME).exists() and _has_its_last_file(checkpoint):
             logger.warning("no checkpoint is marked as complete; %s has its last file and is used.", checkpoint)
             return checkpoint
     if checkpoints:
@@ -143,25 +120,21 @@ def check_whole(checkpoint: Path) -> None:
         FileNotFoundError: there is no such folder.
         ValueError: the checkpoint is not complete; the newest complete one beside it is named.
     """
+    beside = checkpoints_of(checkpoint.parent)
     if not checkpoint.is_dir():
-        known = ", ".join(path.name for path in checkpoints_of(checkpoint.parent)) or "no checkpoint"
+        known = ", ".join(path.name for path in beside) or "no checkpoint"
         raise FileNotFoundError(f"There is no checkpoint {checkpoint}; {checkpoint.parent} has {known}.")
     fault = fault_of(checkpoint)
-    if fault is None:
-        return
-    if not (checkpoint / MARKER_NAME).is_file():
+    if fault is not None and (checkpoint / MARKER_NAME).is_file():
+        whole = next((path for path in beside if path != checkpoint and fault_of(path) is None), None)
+        hint = f"{whole} is complete: resume from that." if whole else "No other checkpoint beside it is complete."
+        raise ValueError(f"{checkpoint} is not complete: {fault}. {hint}")
+    if fault is not None:
         logger.warning("%s cannot be checked: %s.", checkpoint, fault)
-        return
-    others = (path for path in checkpoints_of(checkpoint.parent) if path != checkpoint and fault_of(path) is None)
-    whole = next(others, None)
-    hint = f"{whole} is complete: resume from that." if whole else "No other checkpoint beside it is complete."
-    raise ValueError(f"{checkpoint} is not complete: {fault}. {hint}")
 
 
 def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> str | None:
-    """The folder to resume from, verified; leftovers of a killed run in the output folder are removed.
-
-    The main process looks, and tells the others.
+    """The folder to resume from, verified by the main process; leftovers of a killed run are removed.
 
     Args:
         args: of the run.
@@ -185,7 +158,12 @@ def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> 
 
 
 def _checkpoint_to_resume(output: Path, wanted: str | bool | None) -> str | None:
-    _tidy(output)
+    for path in output.glob(f"{_PART}*"):
+        logger.info("Removing %s, left by a run that was killed.", path)
+        shutil.rmtree(path)
+    for path in checkpoints_of(output):  # transformers removes the oldest by their dates
+        if path.stat().st_mtime > time.time():
+            os.utime(path)
     if wanted is None or wanted is False:
         return None
     if wanted is True or wanted in ("last", "true", "True"):
@@ -196,16 +174,6 @@ def _checkpoint_to_resume(output: Path, wanted: str | bool | None) -> str | None
     if newer:
         logger.warning("%s is not the newest checkpoint of its run: there are %s too.", wanted, ", ".join(newer))
     return str(wanted)
-
-
-def _tidy(output: Path) -> None:
-    """Remove what a killed run had not finished; put right the dates by which transformers removes the oldest."""
-    for path in output.glob(f"{_PART}*"):
-        logger.info("Removing %s, left by a run that was killed.", path)
-        shutil.rmtree(path)
-    for path in checkpoints_of(output):
-        if path.stat().st_mtime > time.time():
-            os.utime(path)
 
 
 @contextmanager
@@ -231,13 +199,12 @@ def why_not_written(target: Path, error: Exception) -> str:
     return f"{target} could not be written: {cause} ({free:.1f} MiB are free there)."
 
 
-def _state_is_whole(checkpoint: Path) -> bool:
-    """transformers writes this file last."""
+def _has_its_last_file(checkpoint: Path) -> bool:
     try:
-        state = TrainerState.load_from_json(str(checkpoint / STATE_NAME))
-    except (OSError, ValueError, TypeError):
+        state: dict[str, Any] = read_json(checkpoint / STATE_NAME, "the state of a run")
+    except (OSError, ValueError):
         return False
-    return state.global_step == _step(checkpoint)
+    return state.get("global_step") == _step(checkpoint)
 
 
 def _step(checkpoint: Path) -> int:
@@ -246,7 +213,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _crc32(path: Path) -> int:
-    """CRC-32 of a file: finds accidental damage, at about 2 GiB/s (SHA-256 took 0.7 GiB/s where it was measured)."""
+    """Finds accidental damage, at about 2 GiB/s (SHA-256 took 0.7 GiB/s where it was measured)."""
     checksum = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -255,10 +222,8 @@ def _crc32(path: Path) -> int:
 
 
 def _to_disk(path: Path) -> None:
-    # Some file systems cannot do this for a folder; a file whose bytes do not reach the disk is an error.
-    with suppress(OSError) if path.is_dir() else nullcontext():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -14,7 +14,7 @@ from ..losses import build_loss, needs_feature_map
 from ..losses.base import DistillationLoss
 from ..losses.queues import queue_names
 from ..losses.task import TaskLoss
-from ..model_utils import evaluating
+from ..model_utils import device_of, evaluating
 from .training_args import DistillationTrainingArguments, check_pairs
 
 _STUDENT = "student."
@@ -114,17 +114,23 @@ def observe(model: nn.Module, pixel_values: Tensor, layers: Sequence[str]) -> Ac
 
     Used before training, to learn the channel counts and to fail early on a wrong model or layer.
     """
-    _check_call(model)
+    try:
+        inspect.signature(model.forward).bind(pixel_values=None)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be called as model(pixel_values=...): {error}. Wrap it: "
+            "afdcd_hf.as_segmenter(model)."
+        ) from error
     taps: list[LayerTap] = []
     try:
         taps.extend(LayerTap(model, layer) for layer in layers)
         with evaluating(model):
-            _, seen = run_tapped(model, pixel_values.to(next(model.parameters()).device), taps)
+            _, seen = run_tapped(model, pixel_values.to(device_of(model)), taps)
     finally:
         for tap in taps:
             tap.remove()
     for layer, feature_map in zip(layers, _maps(seen), strict=True):
-        _check_layout(layer, feature_map, pixel_values)
+        _check_layout(layer, feature_map.shape[1:], pixel_values.shape[2:])
     return seen
 
 
@@ -150,96 +156,72 @@ def prepare_distillation(
     Returns:
         The module, and the teacher's layers (none where the loss compares logits only).
     """
-    if loss is not None and args.loss is None:
-        needs_map = loss.needs_feature_map
-    elif loss is None and args.loss is not None:
-        needs_map = needs_feature_map(args.loss, args.loss_kwargs)
-    else:
+    if (loss is None) == (args.loss is None):
         raise ValueError(
             "Give the loss once: by name (loss=... in the arguments), or as an instance, DistillationTrainer(loss=...) "
             f"with loss=None in the arguments. There it is {args.loss!r}, and the instance is {type(loss).__name__}."
         )
-    layers = _layers_to_distil(student, teacher, args) if needs_map else ((), ())
-    seen = [
+    layers: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
+    if loss.needs_feature_map if loss is not None else needs_feature_map(str(args.loss), args.loss_kwargs):
+        of_student = layer_names(args.student_layer) or (default_layer(student, "student"),)
+        of_teacher = layer_names(args.teacher_layer) or (default_layer(teacher, "teacher"),)
+        check_pairs(of_student, of_teacher)  # the first of the student is compared with the first of the teacher
+        layers = of_student, of_teacher
+    seen, taught = (
         observe(model, batch["pixel_values"], names) for model, names in zip((student, teacher), layers, strict=True)
-    ]
-    _check_classes(student, teacher, *seen)
+    )
+    num_classes = _check_classes(student, teacher, seen, taught)
     if loss is None:
-        assert args.loss is not None  # one of the two is given
-        of_student, of_teacher = ([each.shape[1] for each in _maps(activations)] or None for activations in seen)
-        loss = build_loss(args.loss, args.loss_kwargs, of_student, of_teacher, num_classes=_num_classes(seen[0]))
+        channels = [[each.shape[1] for each in _maps(activations)] or None for activations in (seen, taught)]
+        loss = build_loss(str(args.loss), args.loss_kwargs, *channels, num_classes=num_classes)
     with torch.no_grad():
-        loss(*seen, batch["labels"])
+        loss(seen, taught, batch["labels"])
     task_loss = TaskLoss.for_model(student, args.task_weight, args.aux_weight, args.task_loss, args.class_weights)
     return DistillationModel(student, loss, task_loss, layers[0]), layers[1]
-
-
-def _layers_to_distil(
-    student: nn.Module, teacher: nn.Module, args: DistillationTrainingArguments
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The layers named, or the defaults; the first of the student is compared with the first of the teacher."""
-    of_student = layer_names(args.student_layer) or (default_layer(student, "student"),)
-    of_teacher = layer_names(args.teacher_layer) or (default_layer(teacher, "teacher"),)
-    check_pairs(of_student, of_teacher)
-    return of_student, of_teacher
 
 
 def _maps(seen: Activations) -> list[Tensor]:
     return [each for each in (seen.feature_map, *seen.further_maps) if each is not None]
 
 
-def _num_classes(seen: Activations) -> int:
-    assert seen.logits is not None  # `observe` runs the whole model
-    return seen.logits.shape[1]
-
-
-def _check_call(model: nn.Module) -> None:
-    try:
-        inspect.signature(model.forward).bind(pixel_values=None)
-    except TypeError as error:
-        raise ValueError(
-            f"{type(model).__name__} cannot be called as model(pixel_values=...): {error}. Wrap it: "
-            "afdcd_hf.as_segmenter(model)."
-        ) from error
-
-
-def _check_layout(layer: str, feature_map: Tensor, pixel_values: Tensor) -> None:
-    """Refuse a map whose second and third sizes look like the image's height and width, where its last two do not.
+def _check_layout(layer: str, sizes: Sequence[int], image: Sequence[int]) -> None:
+    """Refuse a map whose first two sizes look like the image's height and width, where its last two do not.
 
     Channels last cannot be told for sure: where both readings have the image's shape, the map is taken as it is.
     """
-    height, width = pixel_values.shape[-2:]
+    height, width = image
 
     def like_the_image(rows: int, columns: int) -> bool:
         return rows <= height and columns <= width and abs(columns - rows * width / height) <= 1
 
-    sizes = tuple(feature_map.shape)
-    if like_the_image(*sizes[2:]) or ":nhwc" in layer or not like_the_image(*sizes[1:3]):
-        return
-    raise ValueError(
-        f"Layer {layer!r} gives a map of shape {sizes} for an image of {height}x{width}, which looks like channels "
-        f"last: write '{layer}:nhwc'."
-    )
+    if ":nhwc" not in layer and like_the_image(*sizes[:2]) and not like_the_image(*sizes[1:]):
+        raise ValueError(
+            f"Layer {layer!r} gives a map of shape {tuple(sizes)} for an image of {height}x{width}, which looks like "
+            f"channels last: write '{layer}:nhwc'."
+        )
 
 
-def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> None:
-    counts = _num_classes(seen), _num_classes(taught)
+def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> int:
+    """The number of classes, which both models have."""
+    assert seen.logits is not None and taught.logits is not None  # `observe` runs the whole model
+    counts = seen.logits.shape[1], taught.logits.shape[1]
     if counts[0] != counts[1]:
         raise ValueError(
             f"The student has {counts[0]} classes and the teacher {counts[1]}. Give the student the teacher's "
             "num_labels, or take a teacher trained on these classes."
         )
     own, theirs = _class_names(student), _class_names(teacher)
-    if own and theirs and own != theirs:
-        index = next(i for i, pair in enumerate(zip(own, theirs, strict=True)) if pair[0] != pair[1])
-        raise ValueError(
-            f"Class {index} is {own[index]!r} for the student and {theirs[index]!r} for the teacher: their "
-            "id2label must agree, or the teacher teaches the wrong classes."
-        )
+    for index, (ours, other) in enumerate(zip(own, theirs, strict=False)):
+        if ours != other:
+            raise ValueError(
+                f"Class {index} is {ours!r} for the student and {other!r} for the teacher: their id2label must agree, "
+                "or the teacher teaches the wrong classes."
+            )
+    return counts[0]
 
 
-def _class_names(model: nn.Module) -> list[str] | None:
-    """Names in the configuration; None where there are none but transformers' placeholders LABEL_0, LABEL_1, ..."""
+def _class_names(model: nn.Module) -> list[str]:
+    """Names in the configuration; none where there are only transformers' placeholders LABEL_0, LABEL_1, ..."""
     id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
     names = [id2label[index] for index in sorted(id2label)]
-    return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
+    return [] if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names

@@ -13,11 +13,9 @@ from ..data.samples import collate_samples
 from ..features import Activations, LayerTap, run_tapped, run_to_maps
 from ..losses.base import DistillationLoss
 from .distillation import prepare_distillation
-from .distributed import check_clipping, search_for_idle_loss_weights, synchronise_batch_norm
-from .precision import compile_like_student
-from .randomness import rank_generator
+from .distributed import check_clipping, rank_generator, search_for_idle_loss_weights, synchronise_batch_norm
 from .saving import LOSS_WEIGHTS_NAME
-from .teacher import running_teacher, stops_early
+from .teacher import compile_like_student, running_teacher, stops_early
 from .trainer import SegmentationTrainer
 from .training_args import DistillationTrainingArguments
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import broadcast
 from timm.layers import convert_sync_batchnorm
@@ -40,46 +42,34 @@ def device_batch_size(total: int | None, per_device: int | None, processes: int,
         return DEFAULT_BATCH_SIZE if per_device is None else per_device
     share = processes * accumulation
     if total < 1 or total % share:
+        fitting = [str(steps) for steps in range(1, total + 1) if total % (processes * steps) == 0]
         raise ValueError(
             f"total_batch_size={total} cannot be shared by {processes} process(es) with {accumulation} accumulation "
-            f"step(s): it must be a multiple of {share}.{_what_divides(total, processes, accumulation)}"
+            f"step(s): it must be a multiple of {share}. Accumulation steps that work with {processes} process(es): "
+            f"{', '.join(fitting) or 'none'}."
         )
     if per_device not in (None, total // share):
         raise ValueError(
             f"total_batch_size={total} on {processes} process(es) with {accumulation} accumulation step(s) makes "
             f"{total // share} image(s) per process, but per_device_train_batch_size={per_device} was given. Give only "
-            f"one of the two{_fitting_accumulation(total, processes * per_device)}."
+            "one of the two."
         )
     return total // share
-
-
-def _what_divides(total: int, processes: int, accumulation: int) -> str:
-    """The numbers of accumulation steps and of processes that would do."""
-    if total < 1:
-        return ""
-    steps = _divisors(total // processes) if total % processes == 0 else []
-    ranks = _divisors(total // accumulation) if total % accumulation == 0 else []
-    named = (
-        [f"accumulation steps that work with {processes} process(es): {', '.join(map(str, steps))}"] if steps else []
-    )
-    if ranks:
-        named.append(f"processes that work with {accumulation} accumulation step(s): {', '.join(map(str, ranks))}")
-    return " " + "; ".join(named) + "." if named else ""
-
-
-def _fitting_accumulation(total: int, at_once: int) -> str:
-    if at_once < 1 or total % at_once:
-        return ""
-    return f", or make them agree with gradient_accumulation_steps={total // at_once}"
-
-
-def _divisors(number: int) -> list[int]:
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
 
 
 def images_per_step(args: TrainingArguments) -> int:
     """Images of one optimizer step, over all processes and accumulation steps."""
     return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+
+
+def rank_seed(seed: int, rank: int, use: int) -> int:
+    """The seed of one rank for one use, 0 (masks) or 1 (all else): no two share a stream."""
+    return int(np.random.SeedSequence([seed, rank, use]).generate_state(1, np.uint64)[0])
+
+
+def rank_generator(seed: int, rank: int, device: torch.device | str) -> torch.Generator:
+    """A generator for one rank's masks, on the device where they are drawn."""
+    return torch.Generator(device).manual_seed(rank_seed(seed, rank, use=0))
 
 
 def align_buffers(world_size: int, *modules: nn.Module) -> None:
@@ -114,14 +104,10 @@ def use_one_gpu_per_process(args: TrainingArguments) -> None:
 
 
 def synchronise_batch_norm(module: AnyModule, args: Any) -> AnyModule:
-    """Have batch norm take its statistics over the images of all GPUs, not of each one by itself.
+    """Have batch norm take its statistics over the images of all GPUs, by default where several of them train.
 
-    By default this is done where several processes train on GPUs. The layers are replaced in place, by timm's function:
-    torch's own loses the activation in timm's combined layers. Names of weights stay, so that what is saved loads into
-    the plain model.
-
-    Returns:
-        The module (another one only if it is itself a batch norm).
+    The layers are replaced in place, by timm's function: torch's own loses the activation in timm's combined layers.
+    Names of weights stay. The module is returned (another one only if it is itself a batch norm).
 
     Raises:
         ValueError: `args.sync_batch_norm` is set and the training is not on GPUs, where torch cannot do it.
@@ -131,7 +117,7 @@ def synchronise_batch_norm(module: AnyModule, args: Any) -> AnyModule:
             f"sync_batch_norm=True needs GPUs: torch's SyncBatchNorm does not run on {args.device.type}. Leave it "
             "out: then it is on where several GPUs train, and off elsewhere."
         )
-    if not _shares_statistics(args) or _is_synchronised(module):
+    if not _shares_statistics(args) or any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
         return module
     return convert_sync_batchnorm(module)
 
@@ -165,12 +151,8 @@ def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
 
 
-def _is_synchronised(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
-
-
 def choose_unused_parameter_search(args: TrainingArguments, student: nn.Module) -> None:
-    """Spare our own models the search for unused parameters at every step, unless the user has chosen.
+    """Spare our own models DDP's search for unused parameters at every step, unless the user has chosen.
 
     All their weights, and those of our losses, take part in every step. Of another model nobody knows, and without
     the search DDP stops where one does not.
@@ -180,10 +162,10 @@ def choose_unused_parameter_search(args: TrainingArguments, student: nn.Module) 
 
 
 def search_for_idle_loss_weights(args: DistillationTrainingArguments) -> None:
-    """Have DDP look for unused parameters where the loss's weights take part in some steps only.
+    """Have DDP search where the loss's weights take part in some steps only.
 
     Raises:
-        ValueError: The user has switched the search off; DDP would stop behind the first step without the teacher.
+        ValueError: the user has switched the search off; DDP would stop behind the first step without the teacher.
     """
     if not args.distils_at_times:
         return

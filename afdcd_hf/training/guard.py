@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from transformers import TrainerCallback
 from ..losses.queues import queue_names
 from ..worker_errors import plain_message
 from .checkpoints import WRITE_ERRORS, checkpoint_folder, checkpoints_of, why_not_written
-from .terms import TermMeans
 
 if TYPE_CHECKING:
     from .trainer import SegmentationTrainer
@@ -48,21 +48,20 @@ class LastStep:
     """What a step changes before the optimizer runs, as the last finished step left it: buffers, random states, means.
 
     A forward pass that ends in NaN has already spoilt batch norm's statistics, while weights and optimizer are still
-    those of the last good step. The copies are a few dozen small tensors, on their device. A loss's queues are large
-    and left as they are: see `ClassQueues` on why that is enough.
+    those of the last good step. A loss's queues are large and left as they are: see `ClassQueues` why that is enough.
     """
 
-    def __init__(self, module: nn.Module, generators: Sequence[torch.Generator], terms: TermMeans):
-        left_out = set(queue_names(module))
+    def __init__(self, trainer: Any):
+        self._generators, self._terms = trainer.generators, trainer.terms
+        module, left_out = trainer.trained_module, set(queue_names(trainer.trained_module))
         self._buffers = [buffer for name, buffer in module.named_buffers() if name not in left_out]
         self._copies = [buffer.clone() for buffer in self._buffers]
-        self._generators, self._terms = generators, terms
         self.keep()
 
     @torch.no_grad()
     def keep(self) -> None:
         """Take the present state for the last good one."""
-        _copy(self._copies, self._buffers)
+        torch._foreach_copy_(self._copies, self._buffers)  # a few kernels, where a loop would launch one per tensor
         self._states = [generator.get_state() for generator in self._generators]
         self._torch, self._numpy, self._python = torch.get_rng_state(), np.random.get_state(), random.getstate()
         self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
@@ -71,7 +70,7 @@ class LastStep:
     @torch.no_grad()
     def restore(self) -> None:
         """Go back to the state that was kept last."""
-        _copy(self._buffers, self._copies)
+        torch._foreach_copy_(self._buffers, self._copies)
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
         torch.set_rng_state(self._torch)
@@ -107,12 +106,10 @@ class Guard(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """All is on its device."""
-        trainer = self.trainer
-        self._last_step = LastStep(trainer.trained_module, trainer.generators, trainer.terms)
-        self._first_step = state.global_step
+        self._last_step, self._first_step = LastStep(self.trainer), state.global_step
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """Called when the batches of a step have been read."""
+        """The batches of a step have been read."""
         self._batches = []
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
@@ -139,31 +136,27 @@ class Guard(TrainerCallback):
 
     @contextmanager
     def telling_what_is_saved(self) -> Iterator[None]:
-        """What breaks off the training within ends with what is saved, as an error of the same kind."""
+        """An error within gets a message that says what is saved, and stays of the same kind."""
         try:
             yield
         except Exception as error:
-            stopped = self._stopped(error)
-            if stopped is error:
+            folder, kind = self.trainer.checkpoints.unfinished, next((k for k in _KINDS if isinstance(error, k)), None)
+            if isinstance(error, WRITE_ERRORS) and folder is not None:
+                raise OSError(self._not_written(folder, error)) from error
+            if self._last_step is None:  # nothing has begun
                 raise
-            raise stopped from error
+            text = f"{plain_message(error)} {self._save_last_step(error)}"
+            if kind is None:
+                raise
+            advice = f" To try: {self._advice(error)}." if isinstance(error, NonFiniteLossError) else ""
+            raise kind(text + advice) from error
 
-    def _stopped(self, error: Exception) -> Exception:
-        """What a training that broke off ends with: the error, and what is saved."""
-        trainer = self.trainer
-        if isinstance(error, WRITE_ERRORS) and (folder := trainer.checkpoints.unfinished) is not None:
-            text = why_not_written(folder, error)
-            if trainer.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)
-            kept = checkpoints_of(trainer.args.output_dir)
-            return OSError(f"{text} The checkpoints before it are kept, the newest is {kept[0]}." if kept else text)
-        if self._last_step is None:  # nothing has begun
-            return error
-        text = f"{plain_message(error)} {self._save_last_step(error)}"
-        if isinstance(error, NonFiniteLossError):
-            text += f" To try: {self._advice(error)}."
-        kind = next((kind for kind in _KINDS if isinstance(error, kind)), None)
-        return error if kind is None else kind(text)
+    def _not_written(self, folder: Path, error: Exception) -> str:
+        text = why_not_written(folder, error)
+        if self.trainer.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        kept = checkpoints_of(self.trainer.args.output_dir)
+        return f"{text} The checkpoints before it are kept, the newest is {kept[0]}." if kept else text
 
     def _save_last_step(self, error: Exception) -> str:
         """Write the checkpoint of the last finished step, if it is not there; what has been done, in words."""
@@ -189,13 +182,13 @@ class Guard(TrainerCallback):
         return self.trainer.args.world_size == 1
 
     def _is_broken(self) -> bool:
-        """Whether any term of any process, or the norm of the gradients, is not finite."""
-        terms = [term.float() for _, batch in self._batches for term in batch.values()]
+        """Whether any term of any process, or the norm of the gradients, is not finite: a sum is only if all are."""
         total = torch.zeros((), device=self.trainer.args.device)
-        if terms:  # a sum is finite only if all its parts are
-            total = torch.stack(terms).sum()
+        terms = [term.float() for _, batch in self._batches for term in batch.values()]
         if self.norm is not None and self.trainer.accelerator.scaler is None:
-            total = total + torch.as_tensor(self.norm, dtype=torch.float32, device=total.device)
+            terms.append(torch.as_tensor(self.norm, dtype=torch.float32, device=total.device))
+        if terms:
+            total = torch.stack(terms).sum()
         if self.trainer.args.world_size > 1:
             total = self.trainer.accelerator.reduce(total, "sum")
         return not torch.isfinite(total).item()
@@ -209,9 +202,9 @@ class Guard(TrainerCallback):
         facts += [f"learning rate {self.trainer.optimizer.param_groups[0]['lr']:.4g}"]
         facts += [f"gradient norm {float(self.norm):.4g}"] if self.norm is not None else []
         images = names if broken else [name for names, _ in batches for name in names]
-        return kind(
-            f"step {self.trainer.state.global_step + 1}: {what} not finite ({', '.join(facts)}){_listed(images)}."
-        )
+        more = f" and {len(images) - _SHOWN_NAMES} more" if len(images) > _SHOWN_NAMES else ""
+        listed = f"; images {', '.join(images[:_SHOWN_NAMES])}{more}" if images else ""
+        return kind(f"step {self.trainer.state.global_step + 1}: {what} not finite ({', '.join(facts)}){listed}.")
 
     def _advice(self, error: NonFiniteLossError) -> str:
         advice = ["a lower learning_rate or warmup_steps", "max_grad_norm"]
@@ -238,15 +231,3 @@ def check_finite_weights(module: nn.Module, step: int) -> None:
             f"step {step}: {len(broken)} of {len(named)} weights of the student are not finite, {broken[0]} for one: "
             "they are not saved."
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return f"; images {', '.join(names[:_SHOWN_NAMES])}{more}" if names else ""
-
-
-def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """One kernel per type, where a loop would launch one per tensor."""
-    for dtype in {tensor.dtype for tensor in targets}:
-        chosen = [(target, source) for target, source in zip(targets, sources, strict=True) if target.dtype == dtype]
-        torch._foreach_copy_([target for target, _ in chosen], [source for _, source in chosen])

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PUBLISHES_ALL = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
-
 
 class HubTrainer(Trainer):
     """`transformers.Trainer`, but only what `afdcd push` would send leaves the machine: the student and its card.
@@ -55,7 +53,7 @@ class HubTrainer(Trainer):
             ValueError: the strategy would publish whole checkpoints, or the repository is to be private and is public.
             OSError: the Hub cannot be reached, or refuses.
         """
-        if self.args.hub_strategy in _PUBLISHES_ALL:
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise ValueError(
                 f"hub_strategy={self.args.hub_strategy.value!r} would publish optimizer and projector; use "
                 "'every_save' or 'end'."
@@ -63,10 +61,9 @@ class HubTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         api, name = self._hub(token), self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        private = self.args.hub_private_repo if private is None else private
         with plain_hub_errors(name, api.endpoint):
             name = name if "/" in name else f"{api.whoami()['name']}/{name}"
-            make_repository(api, name, private)
+            make_repository(api, name, self.args.hub_private_repo if private is None else private)
         self.hub_model_id, self.push_in_progress = name, None
 
     def push_to_hub(
@@ -78,15 +75,9 @@ class HubTrainer(Trainer):
         private: bool | None = None,
         **card: Any,
     ) -> CommitInfo | Future[PushPlan] | None:
-        """Save the student, and publish it with its card.
+        """Save the student, and publish it with its card; `card` as for `create_model_card`.
 
-        Args:
-            commit_message: of the commit.
-            blocking: wait until it is there.
-            token: of the Hub; by default `hub_token` of the arguments.
-            revision: branch; by default `hub_revision` of the arguments.
-            private: of a repository that is made here; by default `hub_private_repo` of the arguments.
-            card: as for `create_model_card`.
+        Token, revision (a branch) and `private` (of a repository that is made here) are by default the arguments'.
 
         Returns:
             The commit; without `blocking` a future of what was pushed; None on all but the main process.
@@ -100,14 +91,13 @@ class HubTrainer(Trainer):
         self.create_model_card(**card)
         self._finish_current_push()
         folder, plan = self.args.output_dir, self._plan(self.args.output_dir)
-        api = self._hub(token)
-        options: dict[str, Any] = {"revision": revision or self.args.hub_revision, "message": commit_message}
         for note in plan.notes:
             logger.warning("%s", note)
+        options = {"revision": revision or self.args.hub_revision, "message": commit_message}
         if not blocking:
-            return _in_background(api, _in_memory(plan), **options)
+            return self._in_background(plan, self._hub(token), **options)
         try:
-            commit = send(plan, api, **options).commit
+            commit = send(plan, self._hub(token), **options).commit
         except OSError as error:
             again = f"The model is saved in {folder}: `afdcd push {folder} {self.hub_model_id}` tries again."
             raise type(error)(f"{error} {again}") from error
@@ -139,13 +129,22 @@ class HubTrainer(Trainer):
         """
         if unused := sorted(name for name, value in others.items() if value is not None):
             raise ValueError(f"our card has no place for {', '.join(unused)}; write {CARD_NAME} by hand instead.")
-        if not self.is_world_process_zero() or not isinstance(self.evaluated_student, PreTrainedModel):
+        student, folder = self.evaluated_student, Path(self.args.output_dir)
+        if not self.is_world_process_zero() or not isinstance(student, PreTrainedModel):
             return
-        folder = Path(self.args.output_dir)
         path, known = folder / CARD_NAME, (folder / FACTS_NAME).is_file()
         if path.is_file() and (not known or is_handwritten(path)):
             return
-        facts = read_facts(folder) if known else self._card_facts(folder)
+        if known:
+            facts = read_facts(folder)
+        else:
+            training = TrainingFacts(
+                seed=self.args.seed,
+                iterations=self.state.global_step,
+                hardware=machine_name(),
+                versions=library_versions(),
+            )
+            facts = CardFacts(model_name=folder.resolve().name, training=training, **network_facts(student))
         given: dict[str, Any] = {"license": license, "model_name": model_name, "base_model": finetuned_from}
         given = {name: value for name, value in given.items() if value is not None}
         tags = [tags] if isinstance(tags, str) else tags or []
@@ -161,12 +160,9 @@ class HubTrainer(Trainer):
         if busy and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        # In memory: the checkpoint may be removed before it has been sent.
-        plan, message = (
-            _in_memory(self._plan(checkpoint_folder)),
-            f"Training in progress, step {self.state.global_step}",
-        )
-        job = _in_background(self._hub(), plan, revision=self.args.hub_revision, message=message)
+        message = f"Training in progress, step {self.state.global_step}"
+        plan, options = self._plan(checkpoint_folder), {"revision": self.args.hub_revision, "message": message}
+        job = self._in_background(plan, self._hub(), **options)
         if busy:
             self.push_in_progress.jobs.append(job)
         else:
@@ -175,6 +171,13 @@ class HubTrainer(Trainer):
     def _plan(self, folder: str) -> PushPlan:
         has_config = isinstance(self.evaluated_student, PreTrainedModel)
         return plan_push(folder, self.hub_model_id, needs_config=has_config)
+
+    def _in_background(self, plan: PushPlan, api: HfApi, **options: Any) -> Future[PushPlan]:
+        # in memory: the folder may be removed or written to before it has been sent
+        plan = replace(plan, files=[replace(file, content=file.read()) for file in plan.files])
+        job = api.run_as_future(send, plan, api, **options)
+        job.add_done_callback(_report_failure)
+        return job
 
     def _hub(self, token: str | None = None) -> HfApi:
         """A client of the Hub; one for the whole run, so that pushes in the background go one after the other."""
@@ -185,25 +188,6 @@ class HubTrainer(Trainer):
         if self._hub_client is None:
             self._hub_client = HfApi(token=self.args.hub_token, library_name="afdcd_hf")
         return self._hub_client
-
-    def _card_facts(self, folder: Path) -> CardFacts:
-        training = TrainingFacts(
-            seed=self.args.seed,
-            iterations=self.state.global_step,
-            hardware=machine_name(),
-            versions=library_versions(),
-        )
-        return CardFacts(model_name=folder.resolve().name, training=training, **network_facts(self.evaluated_student))
-
-
-def _in_background(api: HfApi, plan: PushPlan, **options: Any) -> Future[PushPlan]:
-    job = api.run_as_future(send, plan, api, **options)
-    job.add_done_callback(_report_failure)
-    return job
-
-
-def _in_memory(plan: PushPlan) -> PushPlan:
-    return replace(plan, files=[replace(file, content=file.read()) for file in plan.files])
 
 
 def _report_failure(job: Future[PushPlan]) -> None:

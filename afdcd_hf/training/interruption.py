@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Interruption(TrainerCallback):
     def saving_amid(self, model: nn.Module) -> Iterator[None]:
         """While `model` is evaluated, a signal has the finished step saved before the next batch: there may be no
         time for the rest. Several processes, which wait for each other, finish the evaluation first."""
-        saved = False
+        saved = self._args.world_size > 1
 
         def save_once(*_: Any) -> None:
             nonlocal saved
@@ -78,15 +79,14 @@ class Interruption(TrainerCallback):
                 saved = True
                 self._save()
 
-        handle = model.register_forward_pre_hook(save_once) if self._args.world_size == 1 else None
+        handle = model.register_forward_pre_hook(save_once)
         try:
             yield
         finally:
-            if handle is not None:
-                handle.remove()
+            handle.remove()
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Called by the Trainer after every optimizer step, before it logs, evaluates and saves."""
+        """After every optimizer step, before the Trainer logs, evaluates and saves."""
         if self._agreed():
             if control.should_evaluate:
                 self._save()  # the process may not be given the time that the evaluation takes
@@ -125,21 +125,17 @@ class Interruption(TrainerCallback):
     def _on_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a data worker, forked with this handler: the main process decides
             return
+        # torchrun hands Ctrl-C on to processes that have received it from the terminal already
+        passed_on = self._args.world_size > 1 and time.monotonic() - self._asked_at < SECONDS_OF_ONE_CTRL_C
         if not self._asked:
             self._asked, self._asked_at = number, time.monotonic()
-            self._say(signal.Signals(number).name)
-        elif number == signal.SIGINT and not self._passed_on_by_launcher():
+            if self._args.process_index == 0:
+                message = "finishing this step and saving a checkpoint (Ctrl-C now stops at once, unsaved)"
+                # logging is not allowed here: the signal may have interrupted a logger
+                os.write(2, f"\n{signal.Signals(number).name}: {message}\n".encode())
+        elif number == signal.SIGINT and not passed_on:
             self._restore()
             raise KeyboardInterrupt
-
-    def _passed_on_by_launcher(self) -> bool:
-        """torchrun hands Ctrl-C on to processes that have received it from the terminal already."""
-        return self._args.world_size > 1 and time.monotonic() - self._asked_at < SECONDS_OF_ONE_CTRL_C
-
-    def _say(self, name: str) -> None:
-        if self._args.process_index == 0:
-            message = f"\n{name}: finishing this step and saving a checkpoint (Ctrl-C now stops at once, unsaved)\n"
-            os.write(2, message.encode())  # logging is not allowed here: the signal may have interrupted a logger
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -153,7 +149,7 @@ def prepare_workers(loader: DataLoader, seed: int) -> DataLoader:
     Starting workers draws a seed. Drawn from torch's global generator it would shift dropout and whatever else is drawn
     later, unless workers are started in a resumed run exactly when they were in the first one; persistent ones are not.
     """
-    generator, start = torch.Generator().manual_seed(seed), _WorkerStart(loader.worker_init_fn)
+    generator, start = torch.Generator().manual_seed(seed), partial(_start_worker, loader.worker_init_fn)
     # accelerate iterates over a loader within its own, and makes another one of the outer's settings to skip batches.
     for part in {loader, getattr(loader, "base_dataloader", loader)}:
         part.generator = generator
@@ -162,28 +158,21 @@ def prepare_workers(loader: DataLoader, seed: int) -> DataLoader:
     return loader
 
 
-class _WorkerStart:
-    """What a data worker does first; can be pickled if `then` can.
+def _start_worker(then: Callable[[int], None] | None, worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM often all of a job.
 
-    Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM often all of a job. A worker that ended by it
-    would take the run with it before that has saved itself. SIGTERM from the main process still ends a worker: that is
-    how Python clears its children away.
+    A worker that ended by it would take the run with it before that has saved itself. SIGTERM from the main process
+    still ends a worker: that is how Python clears its children away.
     """
-
-    def __init__(self, then: Callable[[int], None] | None):
-        self.then = then
-
-    def __call__(self, worker: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-        if self.then is not None:
-            self.then(worker)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    if then is not None:
+        then(worker)
 
 
 def _end_with_parent(parent: int) -> None:
-    """Who sent a signal only `sigwaitinfo` tells."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:  # which alone tells who sent the signal
         pass
     os._exit(0)

@@ -16,10 +16,9 @@ from torch.utils.data import Dataset, Subset
 
 from ..data.checks import check_classes
 from ..data.samples import TrainingSamples
-from ..evaluation.segmenter import EvaluationSamples, evaluate_segmenter
+from ..evaluation.segmenter import EvaluationSamples
 from .disk_space import check_room, check_writable, in_steps
 from .distributed import images_per_step
-from .precision import evaluation_settings
 
 if TYPE_CHECKING:
     from .trainer import SegmentationTrainer
@@ -213,15 +212,7 @@ def _report_teacher(trainer: SegmentationTrainer) -> None:
 
 def _scores(trainer: SegmentationTrainer, model: nn.Module, rows: Rows, count: int) -> dict[str, Any]:
     few: Any = Subset(cast(Dataset, rows), evenly_spread(len(rows), count))  # rows are enough for it
-    return evaluate_segmenter(
-        model,
-        few,
-        processor=trainer.processing_class,
-        num_labels=trainer._num_labels(),
-        ignore_index=_ignore_index(trainer),
-        settings=evaluation_settings(trainer.args),
-        progress=False,
-    )
+    return trainer.score(model, few, ignore_index=_ignore_index(trainer), progress=False)
 
 
 def _evaluated(trainer: SegmentationTrainer) -> list[Rows]:

@@ -7,16 +7,21 @@ import logging
 import secrets
 import shutil
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import accelerate
 import torch
+import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
 from ..redaction import without_tokens
+from ..structured_files import read_json
 from .checkpoints import (
     MARKER_NAME,
     STATE_NAME,
@@ -26,9 +31,8 @@ from .checkpoints import (
     mark_complete,
     why_not_written,
 )
-from .distributed import whole_tensors
+from .distributed import images_per_step, whole_tensors
 from .guard import check_finite_weights
-from .resuming import check_same_run, facts_of, load_fitting
 
 if TYPE_CHECKING:
     from .trainer import SegmentationTrainer
@@ -37,68 +41,17 @@ logger = logging.getLogger(__name__)
 
 LOSS_WEIGHTS_NAME, RAW_STUDENT_NAME = "distillation.safetensors", "raw_student.safetensors"
 
-
-def write_student(
-    folder: Path, student: nn.Module, weights: dict[str, Tensor] | None, processor: Any, args: TrainingArguments
-) -> None:
-    """Write a student with its image processor and the run's settings.
-
-    Unlike transformers' own method it writes no pickled `training_args.bin`: the settings go to a JSON file.
-
-    Args:
-        folder: exists.
-        student: a module; with its configuration if it is a `PreTrainedModel`.
-        weights: in place of the module's own.
-        processor: image processor, or None.
-        args: of the run.
-    """
-    if isinstance(student, PreTrainedModel):
-        student.save_pretrained(folder, state_dict=weights)
-    else:
-        save_tensors(weights if weights is not None else student.state_dict(), folder / "model.safetensors")
-    if processor is not None:
-        processor.save_pretrained(folder)
-    settings = folder / "training_args.json"
-    settings.write_text(without_tokens(json.dumps(args.to_dict(), indent=2, default=str)) + "\n")
-    for path in folder.glob("*.safetensors"):  # safetensors lets nobody but the owner read them
-        path.chmod(settings.stat().st_mode)
-
-
-def save_student(folder: Path, *student: Any, rescue: bool) -> None:
-    """Write a student, each file whole or not at all; see `write_student`.
-
-    Args:
-        folder: made if it is missing.
-        student: further arguments of `write_student`.
-        rescue: where the folder cannot take it, write it to the folder for temporary files or to the home folder.
-
-    Raises:
-        OSError: it could not be written there; with the place where it lies instead, or what to free.
-    """
-    try:
-        with files_written_whole(folder) as part:
-            write_student(part, *student)
-    except WRITE_ERRORS as error:
-        text = why_not_written(folder, error)
-        raise OSError(f"{text} {_rescued(folder, *student)}" if rescue else text) from error
-
-
-def _rescued(folder: Path, *student: Any) -> str:
-    places = (Path(tempfile.gettempdir()), Path.home())
-    for place in places:
-        target = place / f"afdcd-{folder.resolve().name}-{secrets.token_hex(4)}"
-        try:
-            with files_written_whole(target) as part:
-                write_student(part, *student)
-            return f"The trained student is saved in {target} instead: make room, and move it."
-        except WRITE_ERRORS:
-            shutil.rmtree(target, ignore_errors=True)
-    return f"Nor could {' or '.join(map(str, places))} take it: make room before training again."
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors of any layout to a safetensors file."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+# What a checkpoint holds, or the restored optimizer and schedule would override.
+_FIXED = ("loss", "optim", "optim_args", "learning_rate", "weight_decay", "decay_all", "lr_scheduler_type")
+# What takes effect at once when it is changed, so that the run does not end as the uninterrupted one would.
+_FREE = ("loss_kwargs", "student_layer", "teacher_layer", "lr_scheduler_kwargs", "warmup_steps", "max_steps")
+_EFFECTS = {
+    "processes": "dropout and random masks differ from the uninterrupted run's",
+    "images_per_step": "the order of the images and the meaning of the steps change",
+    "training_samples": "the order of the images changes; is this the same dataset?",
+    "seed": "the order and augmentation of the images change",
+    "versions": "results may differ in their last digits",
+}
 
 
 class CheckpointCallback(TrainerCallback):
@@ -112,25 +65,25 @@ class CheckpointCallback(TrainerCallback):
 
     def __init__(self, trainer: SegmentationTrainer):
         self.trainer: Any = trainer
-        self.unfinished: Path | None = None
-        self.saved_step: int | None = None
-        self.resumed_step = 0
+        self.begin(None)
 
     def begin(self, checkpoint: Path | None) -> None:
         """Take back what each process alone knew, from a checkpoint that this run can continue."""
-        trainer, rank = self.trainer, self.trainer.args.process_index
-        self.unfinished, self.saved_step, self.resumed_step = None, None, 0
+        self.unfinished: Path | None = None
+        self.saved_step: int | None = None
+        self.resumed_step = 0
         if checkpoint is None:
             return
-        check_same_run(checkpoint, self._facts(), trainer.args, trainer.is_deepspeed_enabled)
+        trainer, args = self.trainer, self.trainer.args
+        _check_same_run(checkpoint, self._facts(), args, trainer.is_deepspeed_enabled)
         self.resumed_step = TrainerState.load_from_json(str(checkpoint / STATE_NAME)).global_step
-        path = _of_process(checkpoint, rank)
+        path = _of_process(checkpoint, args.process_index)
         if not path.is_file():  # plain transformers, or fewer processes
             logger.warning("%s is missing: random masks, and the next line of the log, start afresh.", path)
             return
         state = load_file(path)
-        if len(list(checkpoint.glob("process_*"))) == trainer.args.world_size:  # or this would be a part of the sums
-            terms = {name: each.to(trainer.args.device) for name, each in state.items() if name.startswith("terms.")}
+        if len(list(checkpoint.glob("process_*"))) == args.world_size:  # or this would be a part of the sums
+            terms = {name: each.to(args.device) for name, each in state.items() if name.startswith("terms.")}
             trainer.terms.load({name.removeprefix("terms."): each for name, each in terms.items()})
         for index, generator in enumerate(trainer.generators):
             generator.set_state(state[f"generator.{index}"])
@@ -143,6 +96,9 @@ class CheckpointCallback(TrainerCallback):
         Args:
             folder: made if it is missing.
             weights: the student's, where FSDP or DeepSpeed has gathered them.
+
+        Raises:
+            OSError: it could not be written there; with the place where it lies instead, or what to free.
         """
         trainer, step = self.trainer, self.trainer.state.global_step
         if trainer.args.check_finite:
@@ -150,23 +106,29 @@ class CheckpointCallback(TrainerCallback):
         in_checkpoint = trainer.is_in_train and folder.name == checkpoint_folder("", step).name
         if in_checkpoint:
             self._save_beside_student(folder)
-        if trainer.args.should_save:
-            student = (trainer.evaluated_student, weights, trainer.processing_class, trainer.args)
-            save_student(folder, *student, rescue=not in_checkpoint and step > 0)
+        if not trainer.args.should_save:
+            return
+        student = (trainer.evaluated_student, weights, trainer.processing_class, trainer.args)
+        try:
+            with files_written_whole(folder) as part:
+                write_student(part, *student)
+        except WRITE_ERRORS as error:
+            text = why_not_written(folder, error)
+            raise OSError(text if in_checkpoint or not step else f"{text} {_rescued(folder, *student)}") from error
 
     def load(self, folder: Path) -> None:
         """Load the student, which has to fit, and what a resumed training needs beside it."""
         trainer = self.trainer
-        load_fitting(trainer.student, folder / "model.safetensors", "student")
+        _load_fitting(trainer.student, folder / "model.safetensors", "student")
         if trainer.average is not None:  # that was it
-            trainer.average.restart(trainer.student)
+            trainer.average.restart()
         elif (folder / RAW_STUDENT_NAME).is_file():
             raise ValueError(
                 f"{folder} was written with ema_decay, and this run has none: resume it with the same ema_decay."
             )
         for name, module in trainer.modules_to_resume().items():
             if module.state_dict():
-                load_fitting(module, folder / name, "distillation loss" if name == LOSS_WEIGHTS_NAME else "student")
+                _load_fitting(module, folder / name, "distillation loss" if name == LOSS_WEIGHTS_NAME else "student")
 
     def _save_beside_student(self, folder: Path) -> None:
         trainer, args = self.trainer, self.trainer.args
@@ -201,10 +163,122 @@ class CheckpointCallback(TrainerCallback):
                 mark_complete(self.unfinished, {**self._facts(), "step": state.global_step})
             self.unfinished, self.saved_step = None, state.global_step
 
-    def _facts(self) -> dict:
-        samples = self.trainer.train_dataset
-        return facts_of(self.trainer.args, len(samples) if hasattr(samples, "__len__") else None)
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint's marker says of its run, for a resumed run to be compared with."""
+        args, samples = self.trainer.args, self.trainer.train_dataset
+        settings = {name: getattr(args, name) for name in (*_FIXED, *_FREE) if hasattr(args, name)}
+        facts = {
+            "format": 2,
+            "resumable": not args.save_only_model,
+            "processes": args.world_size,
+            "images_per_step": images_per_step(args),
+            "training_samples": len(samples) if hasattr(samples, "__len__") else None,
+            "seed": args.seed,
+            "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate)},
+            "timed": args.max_seconds is not None,
+            "settings": {name: getattr(value, "value", value) for name, value in settings.items()},
+        }
+        return json.loads(json.dumps(facts, default=str))  # as it will be read
+
+
+def write_student(
+    folder: Path, student: nn.Module, weights: dict[str, Tensor] | None, processor: Any, args: TrainingArguments
+) -> None:
+    """Write a student, or `weights` in place of its own, with its image processor and the run's settings.
+
+    Unlike transformers' own method it writes no pickled `training_args.bin`: the settings go to a JSON file.
+    """
+    if isinstance(student, PreTrainedModel):
+        student.save_pretrained(folder, state_dict=weights)
+    else:
+        save_tensors(weights if weights is not None else student.state_dict(), folder / "model.safetensors")
+    if processor is not None:
+        processor.save_pretrained(folder)
+    settings = folder / "training_args.json"
+    settings.write_text(without_tokens(json.dumps(args.to_dict(), indent=2, default=str)) + "\n")
+    for path in folder.glob("*.safetensors"):  # safetensors lets nobody but the owner read them
+        path.chmod(settings.stat().st_mode)
+
+
+def _rescued(folder: Path, *student: Any) -> str:
+    """A trained student that its folder cannot take goes to the folder for temporary files or to the home folder."""
+    places = (Path(tempfile.gettempdir()), Path.home())
+    for place in places:
+        target = place / f"afdcd-{folder.resolve().name}-{secrets.token_hex(4)}"
+        try:
+            with files_written_whole(target) as part:
+                write_student(part, *student)
+            return f"The trained student is saved in {target} instead: make room, and move it."
+        except WRITE_ERRORS:
+            shutil.rmtree(target, ignore_errors=True)
+    return f"Nor could {' or '.join(map(str, places))} take it: make room before training again."
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors of any layout to a safetensors file."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _of_process(folder: Path, rank: int) -> Path:
     return folder / f"process_{rank}.safetensors"
+
+
+def _check_same_run(folder: Path, now: dict[str, Any], args: Any, deepspeed: bool) -> None:
+    """Say what will make the continuation differ, and refuse what cannot be continued.
+
+    DeepSpeed keeps the optimizer's state where this does not look.
+    """
+    marker: dict[str, Any] = {"resumable": (folder / "scheduler.pt").is_file()}  # as transformers writes it
+    if (folder / MARKER_NAME).is_file():
+        marker = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
+    if not marker.get("resumable") and not deepspeed:
+        raise ValueError(
+            f"{folder} holds the student only (save_only_model), without optimizer and schedule: it cannot be "
+            "resumed. Start a new run from that student, on the command line with --model."
+        )
+    if marker.get("timed", now["timed"]) != now["timed"]:
+        way, other = ("with", "none") if marker["timed"] else ("without", f"{args.max_seconds:g}")
+        raise ValueError(
+            f"{folder} was written {way} max_seconds, and this run has {other}: their schedules differ. Resume it "
+            f"{way} max_seconds."
+        )
+    before, after = marker.get("settings") or now["settings"], now["settings"]
+    changed = [name for name in (*_FIXED, *_FREE) if before.get(name) != after.get(name)]
+    if fixed := [name for name in changed if name in _FIXED]:
+        named = ", ".join(f"{name} {before.get(name)!r} (now {after.get(name)!r})" for name in fixed)
+        raise ValueError(
+            f"{folder} was written with {named}, which its saved state brings along: resume with the same, or start a "
+            "new run from that student (--model)."
+        )
+    for name in changed:
+        logger.warning("%s: %s was %s, now %s: the run changes there.", folder, name, before.get(name), after.get(name))
+    for name, effect in _EFFECTS.items():
+        if name in marker and marker[name] != now[name]:
+            what = name.replace("_", " ")
+            logger.warning("%s: %s were %s, now %s: %s.", folder, what, marker[name], now[name], effect)
+
+
+def _load_fitting(module: Any, path: Path, what: str) -> None:
+    """Load a module's weights, which must fit in names and shapes."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the checkpoint was written without ema_decay or without this loss, or with "
+            "save_only_model. Resume with the settings that the run was started with, or start a new one from that "
+            "student (--model)."
+        )
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}. Resume from an earlier checkpoint.") from error
+    tied = set(getattr(module, "all_tied_weights_keys", None) or ())
+    not_saved = tied | set(getattr(module, "_keys_to_ignore_on_save", None) or ())
+    own = {name: tensor for name, tensor in module.state_dict().items() if name in not_saved}
+    try:
+        module.load_state_dict({**own, **tensors})
+    except RuntimeError as error:
+        raise ValueError(
+            f"The checkpoint's weights do not fit this {what}. Resume with the {what} that the run was started with. "
+            f"{textwrap.shorten(str(error), 800, placeholder=' ...')}"
+        ) from error
+    if tied:
+        module.tie_weights()

@@ -38,8 +38,7 @@ def running_teacher(
         teacher: on its device.
         pixel_values: `(B, 3, H, W)`, any batch; both models run on it and are compared.
         layers: the layers that are distilled.
-        fold: put each batch norm that follows a convolution into the convolution's weights. (torch.fx, with which
-            torch and timm fuse, cannot trace models of transformers.)
+        fold: put each batch norm that follows a convolution into the convolution's weights.
         channels_last: lay out the weights of convolutions channels last.
 
     Raises:
@@ -49,7 +48,7 @@ def running_teacher(
         return teacher
     running = _copied(teacher, own_kernels=channels_last)
     if fold:
-        _fold(running, pixel_values, {layer.partition("[")[0].partition(":")[0] for layer in layers})
+        _fold(running, {layer.partition("[")[0].partition(":")[0] for layer in layers})
     if channels_last:
         running.to(memory_format=torch.channels_last)
     expected, actual = (_tensors(observe(model, pixel_values, layers)) for model in (teacher, running))
@@ -68,13 +67,7 @@ def stops_early(teacher: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTa
     """Whether the teacher's pass can end at its last tapped layer, which leaves out its head.
 
     Not where it is compiled, and not where a later module changes a map in place: the maps of both ways are compared on
-    the given images, and have to be equal to the bit.
-
-    Args:
-        teacher: on its device.
-        pixel_values: `(B, 3, H, W)`, any batch.
-        taps: on the teacher's layers; none where the losses compare no maps.
-        accelerator: of the training.
+    the given images `(B, 3, H, W)`, and have to be equal to the bit.
     """
     if not taps or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         return False
@@ -83,6 +76,12 @@ def stops_early(teacher: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTa
         early = [each.clone() for each in _tensors(run_to_maps(teacher, pixel_values, taps))]
         whole = _tensors(run_tapped(teacher, pixel_values, taps)[1])[1:]
     return all(map(torch.equal, early, whole))
+
+
+def compile_like_student(model: nn.Module, accelerator: Accelerator) -> Any:
+    """The model compiled with the settings that accelerate compiles the student with; as it is without any."""
+    plugin = accelerator.state.dynamo_plugin
+    return model if plugin.backend == DynamoBackend.NO else torch.compile(model, **plugin.to_kwargs())
 
 
 def _tensors(activations: Activations) -> list[Tensor]:
@@ -101,58 +100,36 @@ def _copied(model: nn.Module, *, own_kernels: bool) -> nn.Module:
     return copy.deepcopy(model, {id(each): each for each in (*shared, *owners)})
 
 
-def _fold(model: nn.Module, pixel_values: Tensor, tapped: set[str]) -> None:
-    names = {module: name for name, module in model.named_modules()}
-    pairs = [pair for pair in _pairs(model, pixel_values) if names[pair[0]] not in tapped]
+def _fold(model: nn.Module, tapped: set[str]) -> None:
+    """Fold each batch norm that stands right behind a convolution in the same module.
+
+    torch.fx, with which torch and timm fuse, cannot trace models of transformers. Where two neighbours do not run one
+    after the other, the comparison of the outputs shows it.
+    """
+    pairs: list[Any] = []
+    for path, module in model.named_modules():
+        children = list(module.named_children())
+        for (name, convolution), (_, norm) in zip(children, children[1:], strict=False):
+            is_tapped = (f"{path}.{name}" if path else name) in tapped
+            # exact types: what another kind of convolution does to its weights is not known
+            if type(convolution) is nn.Conv2d and isinstance(norm, NORMS) and not is_tapped:
+                pairs.append((convolution, norm))
     if not pairs:
         raise ValueError(
             f"fold_teacher_batch_norm found no batch norm right behind a convolution in {type(model).__name__}: "
             "leave it out."
         )
     for convolution, norm in pairs:
-        _put_into(convolution, norm)
-    found = sum(isinstance(module, NORMS) for module in names)
+        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        exact: list[Any] = [value.double() if isinstance(value, Tensor) else value for value in statistics]
+        bias = None if convolution.bias is None else convolution.bias.double()
+        folded = fuse_conv_bn_weights(convolution.weight.double(), bias, *exact)
+        dtype = convolution.weight.dtype
+        convolution.weight, convolution.bias = (nn.Parameter(each.detach().to(dtype), False) for each in folded)
+        # the module stays where it is, for its hooks and its name
+        norm.forward = nn.Sequential(norm.drop, norm.act).forward if isinstance(norm, BatchNormAct2d) else _unchanged
+    found = sum(isinstance(module, NORMS) for module in model.modules())
     logger.info("Folded %d of the teacher's %d batch-norm layers into their convolutions.", len(pairs), found)
-
-
-def _pairs(model: nn.Module, pixel_values: Tensor) -> list[tuple[nn.Conv2d, nn.Module]]:
-    """Convolutions whose output a batch norm takes as it is, both running once in a forward pass.
-
-    What else may take that output is not seen here; it would show in the comparison at the end.
-    """
-    runs: dict[nn.Module, list[tuple[Tensor, int]]] = {}
-
-    def record(module: nn.Module, args: tuple, output: Tensor) -> None:
-        seen = output if type(module) is nn.Conv2d else next(iter(args), output)
-        runs.setdefault(module, []).append((seen, seen._version))  # a version counts changes in place
-
-    # exact types: what another kind of convolution does to its weights is not known
-    watched = [module for module in model.modules() if type(module) in (nn.Conv2d, *NORMS)]
-    handles = [module.register_forward_hook(record) for module in watched]
-    try:
-        observe(model, pixel_values, ())
-    finally:
-        for handle in handles:
-            handle.remove()
-    once = {module: seen[0] for module, seen in runs.items() if len(seen) == 1}
-    written = {id(seen[0]): (module, seen[1]) for module, seen in once.items() if type(module) is nn.Conv2d}
-    pairs: list[Any] = []
-    for norm, (taken, version) in once.items():
-        convolution, unchanged = written.get(id(taken), (None, None))
-        if norm is not convolution and version == unchanged and norm.running_mean is not None:
-            pairs.append((convolution, norm))
-    return pairs
-
-
-def _put_into(convolution: nn.Conv2d, norm: Any) -> None:
-    statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    exact: list[Any] = [value.double() if isinstance(value, Tensor) else value for value in statistics]
-    bias = None if convolution.bias is None else convolution.bias.double()
-    folded = fuse_conv_bn_weights(convolution.weight.double(), bias, *exact)
-    dtype = convolution.weight.dtype
-    convolution.weight, convolution.bias = (nn.Parameter(each.detach().to(dtype), False) for each in folded)
-    # the module stays where it is, for its hooks and its name
-    norm.forward = nn.Sequential(norm.drop, norm.act).forward if isinstance(norm, BatchNormAct2d) else _unchanged
 
 
 def _unchanged(features: Tensor) -> Tensor:

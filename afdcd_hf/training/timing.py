@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from transformers import TrainerCallback
 
 # "forward" stands for student and loss where they are one compiled graph.
 PARTS = ("data", "teacher", "student", "loss", "forward", "backward", "optimizer")
-_MIB = 1024**2
 _MANY_LAPS = 2048
 
 
@@ -83,17 +81,9 @@ class Speed:
             rates["peak_memory_mb"] = self.peak_memory_mb
         return {f"{prefix}{name}": float(f"{value:.5g}") for name, value in rates.items()}
 
-    def as_summary(self) -> dict[str, float]:
-        """The same for the last line of the log, with the total."""
-        log = self.as_log("train_")
-        return {"train_seconds_in_steps": round(self.total_seconds, 3), **log} if log else {}
-
 
 def across_ranks(speed: Speed, accelerator: Accelerator) -> Speed:
-    """The sum of all processes' images, the mean of their times and the highest of their peaks of memory.
-
-    Every process has to call this.
-    """
+    """All processes' images, the mean of their times, their highest peak of memory; every process has to call this."""
     peak = peak_memory_mb(accelerator.device)
     mine = [float(speed.images), math.nan if peak is None else peak, *(speed.seconds.get(part, 0.0) for part in PARTS)]
     ranks = accelerator.gather(torch.tensor([mine], device=accelerator.device)).cpu()
@@ -105,33 +95,23 @@ def across_ranks(speed: Speed, accelerator: Accelerator) -> Speed:
 def peak_memory_mb(device: torch.device) -> float | None:
     """Peak memory in MiB: what tensors took on a CUDA device since the training began, evaluations included.
 
-    Elsewhere the resident memory of this process since it started, without its data workers; None on Windows.
+    Elsewhere the resident memory of this process since it started, without its data workers; None but on Linux.
     """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / _MIB
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux, whose getrusage starts at what the parent process took
-        (peak,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(peak) / 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / (_MIB if sys.platform == "darwin" else 1024)  # in bytes on macOS, in KiB elsewhere
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # getrusage would start at what the parent process took
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
-class StepTimer:
-    """A stopwatch with laps: `start` at the beginning of a step, then `lap` where each part of it ends.
+class StepTimer(TrainerCallback):
+    """A stopwatch with a lap for each part of a step; logging, evaluating and saving between steps are not counted.
 
     On a CUDA device marks are events in its stream: the loop is never held up, and "data" is the time for which the GPU
-    had nothing to do because a batch was missing. Elsewhere the host's clock is read. Between `stop` and the next
-    `start` laps are not counted.
-
-    Args:
-        device: where the training runs.
+    had nothing to do because a batch was missing. Elsewhere the host's clock is read.
 
     Attributes:
+        images: that the steps since the last line of the log have trained on, in this process.
         seconds_in_steps: since `reset`, up to the last lap, by the host's clock also on a GPU.
     """
 
@@ -140,44 +120,62 @@ class StepTimer:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything; no lap is counted until a training begins."""
         self.seconds_in_steps = self._host = 0.0
         self._laps: list[tuple[str, Any, Any]] = []
         self._mark: Any = None
         self._start_afresh()
 
-    def start(self) -> None:
-        """A step begins."""
-        self._mark, self._host = self._now(), time.perf_counter()
-        self._steps += 1
-        if len(self._laps) > _MANY_LAPS:
-            self._add_up()
-
-    def count(self, images: int) -> None:
-        """Images that this step trains on, in this process."""
-        self._images += images
-
     def lap(self, part: str) -> None:
-        """The time since the last lap, or since the start, was spent on `part`."""
+        """The time since the last lap, or since the step began, was spent on `part`."""
         if self._mark is not None:
-            now, host = self._now(), time.perf_counter()
-            self._laps.append((part, self._mark, now))
-            self.seconds_in_steps += host - self._host
-            self._mark, self._host = now, host
-
-    def stop(self) -> None:
-        """The step is over."""
-        self._mark = None
+            mark, host = self._mark, self._host
+            self._start()
+            self._laps.append((part, mark, self._mark))
+            self.seconds_in_steps += self._host - host
 
     def take(self) -> Speed:
         """What was measured since the last call; waits for the device. Peak memory is left out."""
         self._add_up()
-        speed = Speed(self._steps, self._images, self._seconds)
+        speed = Speed(self._steps, self.images, self._seconds)
         self._start_afresh()
         return speed
 
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """The next step begins, with waiting for its data; so it does after all else that is done between steps."""
+        self._start()
+
+    on_log = on_evaluate = on_save = on_epoch_begin
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """The gradients are there; likewise after a batch that is only accumulated."""
+        self.lap("backward")
+
+    on_substep_end = on_pre_optimizer_step
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        """The weights have changed."""
+        self.lap("optimizer")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """The step is over."""
+        self.lap("optimizer")
+        self._steps += 1
+        if len(self._laps) > _MANY_LAPS:
+            self._add_up()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """What follows is no step."""
+        self._mark = None
+
+    def _start(self) -> None:
+        self._host = self._mark = time.perf_counter()
+        if self._on_gpu:
+            self._mark = torch.cuda.Event(enable_timing=True)
+            self._mark.record()
+
     def _start_afresh(self) -> None:
-        self._steps = self._images = 0
+        self._steps = self.images = 0
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
     def _add_up(self) -> None:
@@ -186,32 +184,3 @@ class StepTimer:
         for part, begin, end in self._laps:
             self._seconds[part] += begin.elapsed_time(end) / 1e3 if self._on_gpu else end - begin
         self._laps = []
-
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-
-class TimingCallback(TrainerCallback):
-    """Ends the laps of a step that the Trainer itself runs: backward pass and optimizer."""
-
-    def __init__(self, timer: StepTimer):
-        self.timer = timer
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        """The gradients are there; likewise after a batch that is only accumulated."""
-        self.timer.lap("backward")
-
-    on_substep_end = on_pre_optimizer_step
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        """The weights have changed."""
-        self.timer.lap("optimizer")
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """What follows, logging, evaluation and saving, is not part of the step."""
-        self.timer.lap("optimizer")
-        self.timer.stop()

@@ -5,23 +5,24 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from ..atomic_io import written_whole
-from ..data.samples import TrainingSamples, collate_samples
+from ..data.samples import collate_samples
 from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import held_alone
+from ..inference.settings import InferenceSettings
 from ..losses.task import TaskLoss
-from .checkpoints import STATE_NAME, check_whole, checkpoint_to_resume
+from .callbacks import AveragedWeights, Randomness, TimeBudget
+from .checkpoints import check_whole, checkpoint_to_resume
 from .distributed import (
     align_buffers,
     check_sharding,
@@ -31,17 +32,12 @@ from .distributed import (
     synchronise_batch_norm,
     whole_tensors,
 )
-from .ema import AveragedWeights, AveragingCallback
 from .guard import Guard
 from .hub_push import HubTrainer
 from .interruption import Interruption, TrainingInterrupted, prepare_workers
-from .precision import enable_gradient_checkpointing, evaluation_settings, own_forward
-from .progress import shows_bars, use_lines_without_terminal
-from .randomness import EpochCallback, RankSeedCallback
+from .progress import TermMeans, shows_bars, use_lines_without_terminal
 from .saving import RAW_STUDENT_NAME, CheckpointCallback
-from .terms import TermMeans
-from .time_budget import TimeBudget
-from .timing import Speed, StepTimer, TimingCallback, across_ranks
+from .timing import Speed, StepTimer, across_ranks
 from .training_args import (
     SegmentationTrainingArguments,
     check_number_of_samples,
@@ -55,7 +51,7 @@ class SegmentationTrainer(HubTrainer):
 
     A checkpoint holds the student as `from_pretrained` reads it, and all that a resumed run needs to end with the same
     weights to the bit. What else happens in a training is done by callbacks: see `guard`, `interruption`, `timing`,
-    `time_budget`, `ema`, `randomness` and `saving`.
+    `callbacks` and `saving`.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
@@ -65,10 +61,8 @@ class SegmentationTrainer(HubTrainer):
             `evaluate_segmenter`.
         processing_class: image processor of the model, saved beside it and used for evaluation.
         data_collator: makes a batch of samples.
-        callbacks: as for `transformers.Trainer`.
-        optimizers: likewise, an optimizer and a schedule.
-        optimizer_cls_and_kwargs: likewise.
-        unused: other arguments of `transformers.Trainer`, which have no effect here and are refused.
+        options: `callbacks`, `optimizers` and `optimizer_cls_and_kwargs`, as for `transformers.Trainer`, whose other
+            arguments have no effect here and are refused.
 
     Attributes:
         timer: measures the steps.
@@ -89,12 +83,10 @@ class SegmentationTrainer(HubTrainer):
         eval_dataset: Sequence[Mapping[str, Any]] | dict[str, Sequence[Mapping[str, Any]]] | None = None,
         processing_class: Any = None,
         data_collator: Callable[[list], dict[str, Any]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
-        **unused: Any,
+        **options: Any,
     ):
-        refuse_unused(unused)
+        taken = ("callbacks", "optimizers", "optimizer_cls_and_kwargs")
+        refuse_unused({name: value for name, value in options.items() if name not in taken})
         check_number_of_samples(train_dataset, args)
         model = synchronise_batch_norm(model, args)
         student = getattr(model, "student", model)
@@ -108,9 +100,7 @@ class SegmentationTrainer(HubTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator or collate_samples,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            **{name: options[name] for name in taken if name in options},
         )
         refuse_where_divided(args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         # Our loss is a mean over pixels; the Trainer has to divide it by the number of accumulation steps.
@@ -118,35 +108,22 @@ class SegmentationTrainer(HubTrainer):
         self.task_loss = TaskLoss.for_model(
             model, args.task_weight, args.aux_weight, args.task_loss, args.class_weights
         )
-        self.timer, self.terms = StepTimer(args.device), TermMeans(report=self.is_world_process_zero())
+        self.terms = TermMeans(report=self.is_world_process_zero())
         self.speed: Speed | None = None
-        self.average: AveragedWeights | None = None
         self.interruption: Interruption | None = None
         self._whole_student: nn.Module | None = None
         if self.is_fsdp_enabled:  # every process keeps a whole copy, for what is evaluated and saved
             check_sharding(self.accelerator.state.fsdp_plugin)
             self._whole_student = copy.deepcopy(self.student).eval().requires_grad_(False)
-        self._add_callbacks()
-        enable_gradient_checkpointing(self.student, args)
-
-    def _add_callbacks(self) -> None:
-        """In the order in which they have to run."""
-        args = self.args
         use_lines_without_terminal(self)
-        self.add_callback(RankSeedCallback())
-        if isinstance(self.train_dataset, TrainingSamples):
-            self.add_callback(EpochCallback(self.train_dataset))
-        self.add_callback(TimingCallback(self.timer))
+        self.checkpoints, self.guard, self.timer = CheckpointCallback(self), Guard(self), StepTimer(args.device)
         self.budget = None if args.max_seconds is None else TimeBudget(args.max_seconds, self.timer)
-        if self.budget is not None:
-            self.add_callback(self.budget)
-        if args.ema_decay is not None:
-            self.average = AveragedWeights(self.student, args.ema_decay)
-            self.add_callback(AveragingCallback(self.average, lambda: self.student))
-        self.guard = Guard(self)
-        self.add_callback(self.guard)
-        self.checkpoints = CheckpointCallback(self)
-        self.add_callback(self.checkpoints)
+        self.average = None if args.ema_decay is None else AveragedWeights(self.student, args.ema_decay)
+        # The timer comes behind what takes time between steps, and the guard looks at what all the others have done.
+        for one in (Randomness(train_dataset), self.checkpoints, self.timer, self.budget, self.average, self.guard):
+            if one is not None:
+                self.add_callback(one)
+        _enable_gradient_checkpointing(self.student, args)
 
     @property
     def trained_module(self) -> nn.Module:
@@ -194,7 +171,15 @@ class SegmentationTrainer(HubTrainer):
         """
         with held_alone(self.args.output_dir) if self.args.process_index == 0 else nullcontext():
             checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
-            self._begin(None if checkpoint is None else Path(checkpoint))
+            self.timer.reset()
+            self.terms.load({})
+            self.guard.begin()
+            self.speed = None
+            if self.budget is not None:
+                self.budget.begin(0.0)
+            if self.args.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.args.device)
+            self.checkpoints.begin(None if checkpoint is None else Path(checkpoint))
             self.interruption = Interruption(self.args, self.save_now)
             self.add_callback(self.interruption)
             try:
@@ -211,20 +196,8 @@ class SegmentationTrainer(HubTrainer):
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             check_whole(Path(self.state.best_model_checkpoint))
             if self.average is not None:  # what has been loaded is an average
-                self.average.restart(self.student)
+                self.average.restart()
         return output
-
-    def _begin(self, checkpoint: Path | None) -> None:
-        """Start the log, the clock and the rest afresh, or take them back from a checkpoint."""
-        self.timer.reset()
-        self.terms.load({})
-        self.guard.begin()
-        self.speed = None
-        if self.budget is not None:
-            self.budget.begin(0.0)
-        if self.args.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.args.device)
-        self.checkpoints.begin(checkpoint)
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         """As in transformers; a finished run has no more epochs, and one of a given time as many as it takes."""
@@ -257,20 +230,6 @@ class SegmentationTrainer(HubTrainer):
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """As in transformers; with `max_seconds`, a schedule that follows the clock."""
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if self.budget is not None:
-            self.budget.pace(scheduler, num_training_steps)
-        return scheduler
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """As in transformers, which calls it once an optimizer step; this is the time spent waiting for data."""
-        self.timer.start()
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.timer.count(sum(len(batch["pixel_values"]) for batch in batches))
-        return batches, items
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -279,8 +238,7 @@ class SegmentationTrainer(HubTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Task loss of one batch; its terms go to the log."""
-        pixel_values = self._images(inputs)
-        outputs = model(pixel_values=pixel_values)
+        outputs = model(pixel_values=self._images(inputs))
         self.timer.lap("student")
         terms = self.task_loss(outputs, inputs["labels"])
         self.timer.lap("loss")
@@ -294,6 +252,7 @@ class SegmentationTrainer(HubTrainer):
         if self.args.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         self.timer.lap("data")
+        self.timer.images += len(pixel_values)
         return pixel_values
 
     def _record(self, terms: dict[str, Tensor], names: Sequence[str] | None) -> None:
@@ -318,7 +277,8 @@ class SegmentationTrainer(HubTrainer):
             logs |= across_ranks(self.timer.take(), self.accelerator).as_log()
         elif "train_runtime" in logs:
             self.speed = Speed.of_history(self.state.log_history) + across_ranks(self.timer.take(), self.accelerator)
-            logs |= self.speed.as_summary()
+            if self.speed.steps:
+                logs |= {"train_seconds_in_steps": round(self.speed.total_seconds, 3), **self.speed.as_log("train_")}
             if self.budget is not None:  # transformers derives it from the planned number of steps
                 images = (self.state.global_step - self.checkpoints.resumed_step) * images_per_step(self.args)
                 logs["train_samples_per_second"] = round(images / logs["train_runtime"], 3)
@@ -347,16 +307,12 @@ class SegmentationTrainer(HubTrainer):
         if self._whole_student is not None:
             self._whole_student.load_state_dict(whole_tensors(self.student.state_dict()))
         start = time.perf_counter()
-        saving = nullcontext() if self.interruption is None else self.interruption.saving_amid(student)
-        with own_forward(student), saving:
-            scores = evaluate_segmenter(
+        with nullcontext() if self.interruption is None else self.interruption.saving_amid(student):
+            scores = self.score(
                 student,
                 dataset,
-                processor=self.processing_class,
-                num_labels=self._num_labels(),
                 batch_size=self.args.per_device_eval_batch_size,
                 num_workers=self.args.dataloader_num_workers,
-                settings=evaluation_settings(self.args),
                 progress=shows_bars(self.args),
             )
         seconds = time.perf_counter() - start
@@ -367,21 +323,29 @@ class SegmentationTrainer(HubTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _num_labels(self) -> int | None:
-        """Of the student's configuration; of the training samples where it has none."""
+    def score(self, model: nn.Module, rows: Any, **options: Any) -> dict[str, Any]:
+        """What `evaluate_segmenter(model, rows, ...)` finds with this trainer's image processor and classes.
+
+        In float32, unless `bf16_full_eval` or `fp16_full_eval` asks for autocast: mixed precision of the training does
+        not matter, and a checkpoint's score in the log is the one that `evaluate_segmenter` gives the saved folder.
+        """
         config = getattr(self.student, "config", None)
-        return getattr(config, "num_labels", None) or getattr(self.train_dataset, "num_labels", None)
+        with _own_forward(model):
+            return evaluate_segmenter(
+                model,
+                rows,
+                processor=self.processing_class,
+                num_labels=getattr(config, "num_labels", None) or getattr(self.train_dataset, "num_labels", None),
+                settings=InferenceSettings(
+                    precision="bf16" if self.args.bf16_full_eval else "fp16" if self.args.fp16_full_eval else "fp32"
+                ),
+                **options,
+            )
 
     def save_now(self) -> None:
         """Save a checkpoint of the last finished step, outside of transformers' own schedule."""
         self._save_checkpoint(self.model, None)
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-
-    def save_state(self) -> None:
-        """As in transformers, but the file is there whole or not at all."""
-        if self.args.should_save:
-            with written_whole(Path(self.args.output_dir) / STATE_NAME) as part:
-                self.state.save_to_json(str(part))
 
     def modules_to_resume(self) -> dict[str, nn.Module]:
         """What a checkpoint holds the weights of, beside the student that is scored: file name -> module."""
@@ -400,3 +364,35 @@ class SegmentationTrainer(HubTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.checkpoints.load(Path(resume_from_checkpoint))
+
+
+@contextmanager
+def _own_forward(model: Any) -> Iterator[None]:
+    """Take off the autocast that accelerate has put around `model.forward`, and put it back afterwards.
+
+    accelerate replaces `forward` of the model that the optimizer trains. That is the student itself in a supervised
+    training, but the module around it in a distillation: without this, the same evaluation would run in bfloat16 here
+    and in float32 there.
+    """
+    wrapped = model.__dict__.get("forward")
+    if "_original_forward" in model.__dict__:
+        model.forward = model._original_forward
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped
+
+
+def _enable_gradient_checkpointing(student: Any, args: SegmentationTrainingArguments) -> None:
+    """Do now what the Trainer does when training begins, so that a student that cannot is found out early."""
+    if not args.gradient_checkpointing:
+        return
+    if not hasattr(student, "gradient_checkpointing_enable"):
+        raise ValueError(
+            f"gradient_checkpointing needs a student with the method gradient_checkpointing_enable, which "
+            f"{type(student).__name__} lacks: leave it out."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions of transformers have another name for it
+        student.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)

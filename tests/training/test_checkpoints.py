@@ -1,4 +1,4 @@
-"""Checkpoints are complete or are not taken for it; the last complete one is found."""
+"""What a training writes, which checkpoints count as complete, and that it goes on from there as if never stopped."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import logged, same, supervised, weights
+from tiny import distilling, logged, loss_options, pictures, same, samples, segmenter, supervised, weights, with_scores
 
+from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor
 from afdcd_hf.training import checkpoints, saving
 from afdcd_hf.training.checkpoints import (
     check_whole,
@@ -25,73 +26,51 @@ from afdcd_hf.training.checkpoints import (
 from afdcd_hf.training.guard import NonFiniteWeightsError
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
+SCORING = {"eval_strategy": "steps", "eval_steps": 1}
+MAKERS = pytest.mark.parametrize("make", [supervised, distilling])
 
 
-def checkpoint(folder: Path, step: int, content: str = "weights") -> Path:
+# Which are complete
+
+
+def checkpoint(folder: Path, step: int) -> Path:
     """A folder with two files and its marker."""
     path = folder / f"checkpoint-{step}"
     (path / "part").mkdir(parents=True)
-    (path / "model.safetensors").write_text(content)
+    (path / "model.safetensors").write_text("weights")
     (path / "part" / "state").write_text("x")
     mark_complete(path, {"format": 2, "step": step})
     return path
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[0] ^= 1
-    path.write_bytes(data)
-
-
-def rewrite(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
 FAULTS = {
-    "model.safetensors is missing": lambda folder: (folder / "model.safetensors").unlink(),
     "part/state is missing": lambda folder: shutil.rmtree(folder / "part"),
-    "model.safetensors has 6 bytes instead of 7": lambda folder: cut(folder / "model.safetensors"),
-    "model.safetensors is damaged": lambda folder: flip_a_bit(folder / "model.safetensors"),
+    "model.safetensors has 6 bytes instead of 7": lambda folder: (folder / "model.safetensors").write_text("weight"),
+    "model.safetensors is damaged": lambda folder: (folder / "model.safetensors").write_text("wEights"),
     "it has no checkpoint.json": lambda folder: (folder / "checkpoint.json").unlink(),
-    "checkpoint.json is damaged": lambda folder: rewrite(folder / "checkpoint.json", '{"files": {"model'),
-    "checkpoint.json is damaged ": lambda folder: rewrite(folder / "checkpoint.json", "[]"),
-    "checkpoint.json is damaged  ": lambda folder: rewrite(folder / "checkpoint.json", '{"files": {"a": 1}}'),
-    "checkpoint.json does not say which step": lambda folder: rewrite(folder / "checkpoint.json", '{"files": {}}'),
-    "it holds step 4, so its folder was renamed": lambda folder: rewrite(
-        folder / "checkpoint.json", '{"step": 4, "files": {}}'
+    "checkpoint.json is damaged": lambda folder: (folder / "checkpoint.json").write_text('{"files": {"model'),
+    "checkpoint.json is damaged ": lambda folder: (folder / "checkpoint.json").write_text('{"files": {"a": 1}}'),
+    "it holds step 4, so its folder was renamed": lambda folder: (folder / "checkpoint.json").write_text(
+        '{"step": 4, "files": {}}'
     ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_torn_checkpoint_is_skipped_with_a_warning_that_says_why(tmp_path, caplog, fault):
+def test_a_torn_checkpoint_is_skipped_with_a_warning_and_refused_where_it_is_named(tmp_path, caplog, fault):
     for step in (2, 9, 10):
         checkpoint(tmp_path, step)
     assert last_whole_checkpoint(tmp_path).name == "checkpoint-10" and not caplog.text
     FAULTS[fault](tmp_path / "checkpoint-10")
     assert last_whole_checkpoint(tmp_path).name == "checkpoint-9"
     assert f"skipping {tmp_path / 'checkpoint-10'}: " in caplog.text and fault.strip() in caplog.text
-
-
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if "no checkpoint.json" not in fault])
-def test_a_torn_checkpoint_that_is_named_is_an_error_that_names_a_complete_one(tmp_path, fault):
-    for step in (1, 2, 3):
-        checkpoint(tmp_path, step)
-    FAULTS[fault](tmp_path / "checkpoint-3")
-    with pytest.raises(ValueError, match=rf"checkpoint-3 is not complete: .*{fault.strip()}.*checkpoint-2 is complete"):
-        check_whole(tmp_path / "checkpoint-3")
-
-
-def test_a_checkpoint_without_marker_is_accepted_by_name_only(tmp_path, caplog):
-    (checkpoint(tmp_path, 1) / "checkpoint.json").unlink()
-    check_whole(tmp_path / "checkpoint-1")
-    assert "checkpoint-1 cannot be checked: it has no checkpoint.json" in caplog.text
-    with pytest.raises(FileNotFoundError, match=r"No checkpoint in .* is complete .*name it: .*checkpoint-1"):
-        last_whole_checkpoint(tmp_path)
+    if "no checkpoint.json" in fault:  # it may be plain transformers'
+        check_whole(tmp_path / "checkpoint-10")
+        assert "checkpoint-10 cannot be checked: it has no checkpoint.json" in caplog.text
+    else:
+        message = rf"checkpoint-10 is not complete: .*{fault.strip()}.*checkpoint-9 is complete"
+        with pytest.raises(ValueError, match=message):
+            check_whole(tmp_path / "checkpoint-10")
 
 
 def test_without_any_marker_the_newest_checkpoint_with_its_last_file_is_used(tmp_path, caplog):
@@ -103,17 +82,15 @@ def test_without_any_marker_the_newest_checkpoint_with_its_last_file_is_used(tmp
     resumed = supervised(tmp_path, max_steps=3, **SAVING)
     resumed.train("last")
     assert resumed.state.global_step == 3
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_without_any_checkpoint_the_error_says_what_to_do(tmp_path, there):
-    folder = tmp_path if there else tmp_path / "no"
-    (tmp_path / "checkpoint-x").mkdir()
-    with pytest.raises(FileNotFoundError, match="There is no checkpoint in .*another output_dir"):
-        last_whole_checkpoint(folder)
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint in .* is complete .*name it: .*checkpoint-2"):
+        last_whole_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_that_is_not_there_is_an_error_that_lists_the_ones_that_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint in .*another output_dir"):
+        last_whole_checkpoint(tmp_path / "no")
     checkpoint(tmp_path, 5)
     with pytest.raises(FileNotFoundError, match="There is no checkpoint .*checkpoint-6; .* has checkpoint-5"):
         check_whole(tmp_path / "checkpoint-6")
@@ -134,35 +111,58 @@ def test_a_checkpoint_dated_in_the_future_does_not_outlive_newer_ones(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
-def test_a_trainer_marks_every_file(tmp_path):
-    supervised(tmp_path, max_steps=1, **SAVING).train()
-    folder = tmp_path / "checkpoint-1"
+# What is written
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A distillation of two steps with a checkpoint after each, whose student was saved at the end."""
+    folder = tmp_path_factory.mktemp("saved")
+    trainer = distilling(folder, **SAVING)
+    trainer.train()
+    trainer.save_model()
+    return trainer, folder
+
+
+def test_the_saved_folder_holds_the_student_alone_and_loads_with_equal_logits(saved):
+    trainer, folder = saved
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "training_args.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    assert "distillation.safetensors" not in names
+    assert load_file(folder / "model.safetensors").keys() == segmenter().state_dict().keys()
+    assert json.loads((folder / "training_args.json").read_text())["loss"] == "kd+af_dcd"
+    modes = [stat.S_IMODE((folder / name).stat().st_mode) for name in ("model.safetensors", "training_args.json")]
+    assert modes[0] == modes[1]  # who may read the settings may read the weights
+    AfDcdImageProcessor.from_pretrained(folder)
+    loaded = AfDcdForSemanticSegmentation.from_pretrained(folder)
+    pixel_values = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = trainer.student.eval()(pixel_values=pixel_values).logits
+        assert torch.equal(loaded(pixel_values=pixel_values).logits, expected)
+
+
+def test_a_checkpoint_holds_the_student_and_the_loss_weights_and_marks_every_file(saved):
+    trainer, folder = saved[0], saved[1] / "checkpoint-2"
+    assert same(load_file(folder / "model.safetensors"), weights(trainer.student))
+    assert same(load_file(folder / "distillation.safetensors"), weights(trainer.loss_module))
     marker = json.loads((folder / "checkpoint.json").read_text())
     expected = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != "checkpoint.json"}
     assert {name: file["bytes"] for name, file in marker["files"].items()} == expected
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(expected)
-    assert marker["step"] == 1 and marker["processes"] == 1 and marker["images_per_step"] == 4
+    assert "training_args.bin" not in expected
+    assert marker["step"] == 2 and marker["processes"] == 1 and marker["images_per_step"] == 4
     assert marker["versions"]["torch"] == torch.__version__
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    AfDcdForSemanticSegmentation.from_pretrained(folder)
 
 
-def test_who_may_read_the_settings_may_read_the_weights(tmp_path):
-    trainer = supervised(tmp_path)
-    trainer.save_model()
-    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("model.safetensors", "training_args.json")]
-    assert modes[0] == modes[1]
-
-
-# A full disk
-
-
-def full(original, trainer, step: int):
-    def write(*args, **options):
-        if trainer.state.global_step >= step:
-            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nat Exception raised")
-        return original(*args, **options)
-
-    return write
+def test_a_loss_without_weights_writes_no_file_for_them(tmp_path):
+    options = {"loss": "kd", "loss_kwargs": None, **SAVING}
+    distilling(tmp_path, **options).train()
+    assert not (tmp_path / "checkpoint-1" / "distillation.safetensors").exists()
+    resumed = distilling(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert resumed.state.global_step == 2
 
 
 @pytest.mark.parametrize("when", ["model", "optimizer", "process", "marker"])
@@ -174,15 +174,21 @@ def test_where_a_checkpoint_cannot_be_written_the_one_before_stays_and_the_error
         "process": (saving, "save_tensors"),
         "marker": (checkpoints, "_to_disk"),
     }[when]
-    monkeypatch.setattr(place, name, full(getattr(place, name), trainer, 2))
+    original = getattr(place, name)
+
+    def full(*args, **options):
+        if trainer.state.global_step >= 2:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nat Exception raised")
+        return original(*args, **options)
+
+    monkeypatch.setattr(place, name, full)
     message = (
-        r"checkpoint-2 could not be written: .*file write failed \(.* MiB are free there\)\..*newest is .*checkpoint-1"
+        r"checkpoint-2 could not be written: .*file write failed \(.* are free there\)\..*newest is .*checkpoint-1"
     )
     with pytest.raises(OSError, match=message) as raised:
         trainer.train()
     assert "\n" not in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
-    assert fault_of(tmp_path / "checkpoint-1") is None
     assert checkpoint_to_resume(trainer.args, "last") == str(tmp_path / "checkpoint-1")
 
 
@@ -202,9 +208,6 @@ def test_a_trained_student_that_its_folder_cannot_take_is_saved_elsewhere(tmp_pa
         trainer.save_model()
     (rescued,) = tmp_path.glob("afdcd-run-*")
     assert same(load_file(rescued / "model.safetensors"), weights(trainer.student))
-
-
-# Weights that are not finite
 
 
 @pytest.mark.parametrize("at_the_end", [True, False], ids=["saved at the end", "in a checkpoint"])
@@ -228,31 +231,108 @@ def test_weights_that_became_non_finite_in_the_last_step_are_not_saved(tmp_path,
 # A run that is continued
 
 
-def test_resuming_a_finished_run_changes_nothing(tmp_path):
-    options = {"max_steps": 3, **SAVING, "eval_strategy": "steps", "eval_steps": 3}  # amid an epoch of two steps
+@pytest.mark.parametrize("step", [3, 4], ids=["amid an epoch", "between epochs"])
+def test_a_resumed_distillation_ends_as_the_uninterrupted_one_to_the_bit(tmp_path, step):
+    # Random masks, dropout, shuffling, augmentation and batch norm are all at work; an epoch has two steps.
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": step, "loss_kwargs": loss_options(mask="random")}
+    whole = distilling(tmp_path / "run", **options)
+    whole.train()
+    torch.manual_seed(99)
+    resumed = distilling(tmp_path / "run", segmenter(5), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
+    assert same(weights(resumed.model), weights(whole.model))
+    for term in ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast", "learning_rate"):
+        assert logged(resumed, term) == logged(whole, term)
+
+
+@pytest.mark.parametrize("step", [2, 3], ids=["amid an epoch", "finished"])
+def test_a_resumed_supervised_training_ends_as_the_uninterrupted_one_to_the_bit(tmp_path, step):
+    options = {"max_steps": 3, **SAVING, **SCORING}
     whole = supervised(tmp_path, **options)
     whole.train()
-    resumed = supervised(tmp_path, **options)
-    resumed.train("last")
+    resumed = supervised(tmp_path, segmenter(5), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     assert resumed.state.global_step == 3 and same(weights(resumed.student), weights(whole.student))
     assert logged(resumed, "eval_mean_iou") == logged(whole, "eval_mean_iou")
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
+def test_the_memory_of_cirkd_is_in_the_checkpoint_and_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
+    cirkd = {"num_classes": 4, "pixel_queue": 7, "region_queue": 5, "pixels_per_image": 2, "pixel_draws": 16}
+    options = {"loss": "cirkd", "loss_kwargs": {"cirkd": {**cirkd, "region_draws": 8}}, "save_strategy": "steps"}
+    whole = distilling(tmp_path, max_steps=4, save_steps=2, **options)
+    start = weights(whole.loss_module)
+    whole.train()
+    stored = load_file(tmp_path / "checkpoint-2" / "distillation.safetensors")
+    assert stored["pixels.vectors"].abs().sum() > 0 and stored["regions.appended"].sum() > 0
+    resumed = distilling(tmp_path, segmenter(5), max_steps=4, save_steps=2, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert same(weights(resumed.model), weights(whole.model))
+    assert not torch.equal(weights(whole.loss_module)["head.0.weight"], start["head.0.weight"])
+
+
+def test_a_checkpoint_that_does_not_fit_the_run_is_refused_with_what_differs(saved, tmp_path):
+    checkpoint = saved[1] / "checkpoint-1"
+    other_loss = distilling(tmp_path, loss_kwargs=loss_options(projector="enhanced"))
+    with pytest.raises(ValueError, match="do not fit this distillation loss.*projector"):
+        other_loss.train(resume_from_checkpoint=str(checkpoint))
+    with_auxiliary_head = distilling(tmp_path, segmenter(auxiliary_head=True))
+    with pytest.raises(ValueError, match=r"do not fit this student\..*Missing.* \"auxiliary_head\.features"):
+        with_auxiliary_head.train(resume_from_checkpoint=str(checkpoint))
+    plain = shutil.copytree(checkpoint, tmp_path / "checkpoint-1")  # as plain transformers would have written it
+    for name in ("checkpoint.json", "distillation.safetensors"):
+        (plain / name).unlink()
+    with pytest.raises(FileNotFoundError, match="distillation.safetensors is missing.*save_only_model"):
+        distilling(tmp_path).train(resume_from_checkpoint=str(plain))
+    for changed, message in (
         ({"learning_rate": 5.0}, r"written with learning_rate 0.05 \(now 5.0\).*resume with the same"),
         ({"optim": "adamw_torch"}, r"written with optim 'sgd' \(now 'adamw_torch'\), optim_args"),
         ({"weight_decay": 0.5}, "written with weight_decay"),
-    ],
-)
-def test_a_setting_that_the_saved_state_would_override_is_refused(tmp_path, changed, message):
-    supervised(tmp_path, max_steps=1, **SAVING).train()
-    with pytest.raises(ValueError, match=message):
-        supervised(tmp_path, max_steps=2, **changed).train("last")
+    ):
+        with pytest.raises(ValueError, match=message):
+            distilling(tmp_path, **changed).train(str(checkpoint))
 
 
-def test_a_setting_that_takes_effect_at_once_is_warned_of(tmp_path, caplog):
-    supervised(tmp_path, max_steps=1, **SAVING).train()
-    supervised(tmp_path, max_steps=2, warmup_steps=1).train("last")
-    assert "max_steps was 1, now 2: the run changes there" in caplog.text and "warmup_steps was" in caplog.text
+def test_a_checkpoint_of_the_student_alone_cannot_be_resumed(tmp_path):
+    options = {"max_steps": 1, "save_only_model": True, **SAVING}
+    supervised(tmp_path, **options).train()
+    with pytest.raises(ValueError, match="checkpoint-1 holds the student only .*without optimizer"):
+        supervised(tmp_path, **options).train(resume_from_checkpoint=True)
+
+
+def test_what_makes_a_continuation_differ_is_said(tmp_path, caplog):
+    supervised(tmp_path, max_steps=3, save_total_limit=2, **SAVING).train()
+    other = {"seed": 1, "per_device_train_batch_size": 2, "train_dataset": samples(10), "max_steps": 4}
+    with caplog.at_level("WARNING", logger="afdcd_hf"):
+        trainer = supervised(tmp_path, warmup_steps=1, **other)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for words in ("images per step were 4, now 2", "training samples were 8, now 10", "seed were 42, now 1"):
+        assert words in caplog.text
+    assert "max_steps was 3, now 4: the run changes there" in caplog.text and "warmup_steps was" in caplog.text
+    assert "checkpoint-2 is not the newest" in caplog.text and "processes" not in caplog.text
+
+
+# The best
+
+
+@MAKERS
+def test_the_best_student_is_restored_at_the_end(tmp_path, make):
+    # with greater_is_better=False the best is not simply the last
+    trainer = make(tmp_path, max_steps=4, load_best_model_at_end=True, greater_is_better=False, **SAVING, **SCORING)
+    assert make(tmp_path).args.metric_for_best_model == "mean_iou" and make(tmp_path).args.greater_is_better is True
+    trainer.train()
+    scores = logged(trainer, "eval_mean_iou")
+    best = scores.index(min(scores)) + 1
+    assert trainer.state.best_global_step == best < 4 and len(set(scores)) > 1
+    assert same(weights(trainer.student), load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors"))
+    assert trainer.evaluate(pictures())["eval_mean_iou"] == trainer.state.best_metric == min(scores)
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept_and_the_best_is_found_where_the_folder_was_moved(tmp_path):
+    options = {"max_steps": 4, "save_total_limit": 2, "greater_is_better": False, **SAVING, **SCORING}
+    with_scores(supervised(tmp_path / "here", **options), 0.5, 0.1, 0.4, 0.3).train()  # the second is the best
+    kept = sorted(path.name for path in (tmp_path / "here").iterdir() if path.is_dir())
+    assert kept == ["checkpoint-2", "checkpoint-4"]
+    (tmp_path / "here").rename(tmp_path / "there")
+    resumed = supervised(tmp_path / "there", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "there" / "checkpoint-2")

@@ -9,13 +9,11 @@ import torch
 from tiny import (
     distilling,
     logged,
-    loss_options,
     passes_of,
     same,
     same_batch_every_step,
     segmenter,
     weights,
-    without_batch_effects,
 )
 from torch.nn import functional as F
 from transformers import TrainerCallback
@@ -50,14 +48,13 @@ class Watch(TrainerCallback):
         ({"distill_every": 2, "distill_until": 0.3}, [True, False, False, False, False]),
     ],
 )
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_teacher_runs_and_the_losses_weights_move_at_the_steps_asked_for(tmp_path, options, taught, accumulation):
+def test_the_teacher_runs_and_the_losses_weights_move_at_the_steps_asked_for(tmp_path, options, taught):
     teacher, watch = segmenter(1, channels=48), Watch()
-    options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation}
+    options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     trainer = distilling(tmp_path, teacher=teacher, max_steps=5, callbacks=[watch], **options)
     calls = passes_of(teacher)
     trainer.train()
-    assert len(calls) == accumulation * sum(taught)
+    assert len(calls) == 2 * sum(taught)
     assert watch.moved("loss.") == taught and watch.moved("student.") == [True] * 5
     lines = [entry for entry in trainer.state.log_history if "loss" in entry]
     for term in ("loss_kd", "loss_feature", "loss_contrast", "time_teacher"):
@@ -65,14 +62,6 @@ def test_the_teacher_runs_and_the_losses_weights_move_at_the_steps_asked_for(tmp
     for line in lines:
         terms = [value for name, value in line.items() if name.startswith("loss_")]
         assert sum(terms) == pytest.approx(line["loss"], rel=1e-5)
-
-
-def test_terms_are_logged_as_means_over_all_steps_so_that_they_add_up_to_the_loss(tmp_path):
-    trainer = distilling(tmp_path, max_steps=4, logging_steps=4, distill_every=2)
-    trainer.train()
-    (line,) = [entry for entry in trainer.state.log_history if "loss" in entry]
-    terms = [value for name, value in line.items() if name.startswith("loss_")]
-    assert len(terms) == 4 and sum(terms) == pytest.approx(line["loss"], rel=1e-5)
 
 
 def test_the_loss_outside_of_a_training_has_the_teachers_terms(tmp_path):
@@ -99,35 +88,23 @@ def test_a_step_without_the_teacher_has_the_loss_of_the_student_alone(tmp_path):
 
 
 def test_a_training_resumes_to_the_bit_between_two_steps_with_the_teacher(tmp_path):
-    options = {"max_steps": 5, "distill_every": 2, "save_strategy": "steps", "save_steps": 3}
+    options = {"max_steps": 5, "distill_every": 2, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}
     whole = distilling(tmp_path / "whole", **options)
     whole.train()
     resumed = distilling(tmp_path / "resumed", segmenter(7), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert same(weights(resumed.model), weights(whole.model))
-    assert logged(resumed, "loss")[-2:] == logged(whole, "loss")[-2:]
-
-
-@pytest.mark.slow
-def test_a_compiled_training_has_the_same_steps_without_the_teacher(tmp_path):
-    options = {"max_steps": 3, "distill_every": 2, "loss_kwargs": loss_options(mask="center")}
-    losses = {}
-    for compiled in (False, True):
-        choice = {"torch_compile": True, "torch_compile_backend": "aot_eager"} if compiled else {}
-        trainer = distilling(tmp_path / str(compiled), without_batch_effects(segmenter()), **options, **choice)
-        trainer.train()
-        losses[compiled] = logged(trainer, "loss"), logged(trainer, "loss_kd")
-    assert losses[True][0] == pytest.approx(losses[False][0], rel=1e-5)
-    assert losses[True][1] == pytest.approx(losses[False][1], rel=1e-5) and len(losses[True][1]) == 2
+    assert logged(resumed, "loss") == logged(whole, "loss")
+    line = next(entry for entry in whole.state.log_history if "loss" in entry)  # means over both steps, one without
+    terms = [value for name, value in line.items() if name.startswith("loss_")]
+    assert len(terms) == 4 and sum(terms) == pytest.approx(line["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"distill_every": 0}, "distill_every=0 must be 1 or more"),
         ({"distill_every": 1.5}, "distill_every=1.5 must be a whole number"),
         ({"distill_until": 0.0}, "distill_until=0.0 must be above 0, 1 or less"),
-        ({"distill_until": 2}, "distill_until=2.0 must be above 0, 1 or less"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, options, message):

@@ -48,16 +48,13 @@ CONFIGURATIONS = sorted((paths.ROOT / "scripts" / "accelerate").glob("*.yaml"))
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("processes, accumulation", [(1, 1), (1, 2), (2, 1), (2, 4), (4, 4), (16, 1)])
+@pytest.mark.parametrize("processes, accumulation", [(1, 2), (2, 4), (16, 1)])
 def test_processes_times_accumulation_times_images_is_the_total_batch(processes, accumulation):
     images = device_batch_size(16, None, processes, accumulation)
     assert images * processes * accumulation == 16
     assert device_batch_size(16, images, processes, accumulation) == images
-
-
-def test_without_a_total_a_process_takes_what_was_asked_for_or_sixteen_images():
-    assert device_batch_size(None, None, 4, 2) == 16
-    assert device_batch_size(None, 3, 4, 2) == 3
+    assert device_batch_size(None, None, processes, accumulation) == 16
+    assert device_batch_size(None, 3, processes, accumulation) == 3
 
 
 def test_a_total_that_does_not_divide_is_answered_with_numbers_that_would():
@@ -65,17 +62,14 @@ def test_a_total_that_does_not_divide_is_answered_with_numbers_that_would():
         device_batch_size(12, None, 4, 2)
     message = str(error.value)
     assert "total_batch_size=12" in message and "multiple of 8" in message
-    assert "accumulation steps that work with 4 process(es): 1, 3;" in message
-    assert "processes that work with 2 accumulation step(s): 1, 2, 3, 6." in message
-    with pytest.raises(ValueError, match=r"multiple of 5\. processes that work with 1 .*: 1, 2, 4, 8, 16\.$"):
+    assert message.endswith("Accumulation steps that work with 4 process(es): 1, 3.")
+    with pytest.raises(ValueError, match=r"multiple of 5\..*: none\.$"):
         device_batch_size(16, None, 5, 1)  # no accumulation helps
 
 
-def test_a_batch_per_process_that_contradicts_the_total_is_an_error_that_names_the_accumulation_it_takes(tmp_path):
-    with pytest.raises(ValueError, match=r"makes 8 image\(s\).*=4 was given.*gradient_accumulation_steps=4\.$"):
+def test_a_batch_per_process_that_contradicts_the_total_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"makes 8 image\(s\).*=4 was given\. Give only one of the two\.$"):
         device_batch_size(16, 4, 1, 2)
-    with pytest.raises(ValueError, match=r"=5 was given\. Give only one of the two\.$"):
-        device_batch_size(16, 5, 1, 1)
     options = settings(tmp_path, total_batch_size=8)
     assert SegmentationTrainingArguments(**options).per_device_train_batch_size == 8
     assert SegmentationTrainingArguments(**options, per_device_train_batch_size=8).train_batch_size == 8
@@ -176,12 +170,9 @@ def synchronised(network: nn.Module) -> list[nn.Module]:
     "device, processes, wanted, expected",
     [
         ("cuda", 2, None, True),
-        ("cuda", 2, True, True),
         ("cuda", 2, False, False),
-        ("cuda", 1, None, False),
         ("cuda", 1, True, False),  # there is nobody to share statistics with
         ("cpu", 2, None, False),
-        ("cpu", 2, False, False),
     ],
 )
 def test_batch_norm_is_synchronised_where_several_gpus_train(device, processes, wanted, expected):
@@ -196,14 +187,8 @@ def test_synchronised_batch_norm_on_the_cpu_is_an_error(tmp_path):
         distilling(tmp_path, sync_batch_norm=True)
 
 
-EFFICIENTNET = {"backbone": "efficientnet_lite0", "backbone_kwargs": {}}
-
-
-@pytest.mark.parametrize("options", [{}, EFFICIENTNET], ids=["resnet18", "efficientnet_lite0"])
-def test_synchronising_changes_neither_outputs_nor_names_and_saved_weights_load_into_the_plain_network(
-    options, tmp_path
-):
-    network = segmenter(**options).eval()
+def test_synchronising_changes_neither_outputs_nor_names_and_saved_weights_load_into_the_plain_network(tmp_path):
+    network = segmenter(backbone="efficientnet_lite0", backbone_kwargs={}).eval()
     picture = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     before, expected = weights(network), network(pixel_values=picture).logits
     plain = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
@@ -245,7 +230,6 @@ def test_a_distillation_with_synchronised_student_trains_to_the_bit_as_the_plain
 
 EVERY_LOSS = {
     "kd": ("kd", {"kd": {"weight": 1.0}}, {}),
-    "af_dcd": ("af_dcd", {"af_dcd": loss_options()["af_dcd"]}, {}),
     "feature term only": ("af_dcd", {"af_dcd": loss_options(contrast_weight=0.0)["af_dcd"]}, {}),
     "contrast term only": ("af_dcd", {"af_dcd": loss_options(feature_weight=0.0)["af_dcd"]}, {}),
     "auxiliary head of weight 0": ("kd+af_dcd", loss_options(), {"aux_weight": 0.0, "auxiliary_head": True}),
@@ -263,7 +247,7 @@ def test_every_weight_of_our_networks_and_losses_takes_part_so_ddp_need_not_sear
     assert [name for name, parameter in trainer.model.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2_050", "efficientnet_lite0", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("backbone", ["mobilenetv2_050", "efficientnet_lite0", "mobilenetv3_small_050"])
 def test_every_weight_of_a_backbone_takes_part(backbone):
     network = segmenter(backbone=backbone, backbone_kwargs={})
     network(pixel_values=torch.rand(2, 3, 64, 64)).logits.sum().backward()

@@ -89,21 +89,9 @@ def test_half_precision_maps_beyond_the_range_of_float16_sums_give_finite_terms(
 # Mixed precision in a training
 
 
-@MAKERS
-def test_a_training_in_bfloat16_starts_with_the_losses_of_the_float32_one(tmp_path, make):
-    runs = []
-    for options in ({}, {"bf16": True}):
-        trainer = make(tmp_path, segmenter(auxiliary_head=True), max_steps=1, **options)
-        student = Outputs(trainer.student.head.classifier)
-        trainer.train()
-        runs.append({term: logged(trainer, term)[0] for term in TERMS if logged(trainer, term)})
-        assert student.dtypes == {torch.bfloat16 if options else torch.float32}
-        assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
-    assert runs[0].keys() == runs[1].keys() and runs[0] != runs[1]
-    assert runs[1] == pytest.approx(runs[0], rel=0.01)  # measured: 0.4 %; bfloat16 has 8 bits
-
-
-def test_the_teacher_runs_in_bfloat16_too_and_is_left_as_it_was(tmp_path):
+def test_a_distillation_in_bfloat16_starts_with_the_losses_of_float32_and_leaves_the_teacher_as_it_was(tmp_path):
+    plain = distilling(tmp_path, max_steps=1)
+    plain.train()
     teacher = segmenter(1, channels=48)
     seen = Outputs(teacher.head.classifier)
     attributes = set(vars(teacher))
@@ -112,32 +100,32 @@ def test_the_teacher_runs_in_bfloat16_too_and_is_left_as_it_was(tmp_path):
     trainer.train()
     assert seen.dtypes == {torch.bfloat16}
     assert set(vars(teacher)) == attributes and {p.dtype for p in teacher.parameters()} == {torch.float32}
+    expected, terms = ([logged(each, term) for term in TERMS] for each in (plain, trainer))
+    assert terms != expected
+    for value, wanted in zip(terms, expected, strict=True):
+        assert value == pytest.approx(wanted, rel=0.01)  # measured: 0.4 %; bfloat16 has 8 bits
 
 
 @MAKERS
-def test_evaluation_is_in_float32_while_bfloat16_trains_and_equals_the_saved_folders_score(tmp_path, make):
-    trainer = make(tmp_path, max_steps=2, bf16=True, eval_strategy="steps", eval_steps=1)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluation_is_in_float32_or_as_asked_while_bfloat16_trains_and_equals_the_saved_folders_score(
+    tmp_path, make, precision
+):
+    asked = {"bf16_full_eval": precision == "bf16", "bf16": True, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make(tmp_path, max_steps=1, **asked)
     dtypes = []
     trainer.student.head.classifier.register_forward_hook(
         lambda module, args, output: dtypes.append((module.training, output.dtype))
     )
     trainer.train()
-    assert set(dtypes) == {(True, torch.bfloat16), (False, torch.float32)}
+    evaluated = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert set(dtypes) == {(True, torch.bfloat16), (False, evaluated)}
+    assert {parameter.dtype for parameter in trainer.student.parameters()} == {torch.float32}
     trainer.save_model()
     saved = AfDcdForSemanticSegmentation.from_pretrained(tmp_path)
-    scores = evaluate_segmenter(saved, pictures(), processor=AfDcdImageProcessor(), progress=False)
-    assert logged(trainer, "eval_mean_iou")[-1] == scores["mean_iou"]
-
-
-@MAKERS
-def test_bf16_full_eval_evaluates_in_bfloat16_with_the_weights_in_float32(tmp_path, make):
-    trainer = make(tmp_path, bf16_full_eval=True)
-    seen = Outputs(trainer.student.head.classifier)
-    score = trainer.evaluate()["eval_mean_iou"]
-    assert seen.dtypes == {torch.bfloat16}
-    options = {"processor": AfDcdImageProcessor(), "settings": InferenceSettings(precision="bf16"), "progress": False}
-    assert score == evaluate_segmenter(trainer.student, pictures(), **options)["mean_iou"]
-    assert {parameter.dtype for parameter in trainer.student.parameters()} == {torch.float32}
+    options = {"processor": AfDcdImageProcessor(), "progress": False}
+    scores = evaluate_segmenter(saved, pictures(), settings=InferenceSettings(precision=precision), **options)
+    assert logged(trainer, "eval_mean_iou") == [scores["mean_iou"]]
 
 
 def test_fp16_on_the_cpu_is_warned_of(tmp_path, caplog):

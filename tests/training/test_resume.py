@@ -18,11 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import skip_first_batches
-from safetensors.torch import load_file, save_file
-from tiny import distilling, loss_options, run_two_processes, same, samples, segmenter, weights
+from tiny import distilling, loss_options, samples, segmenter, weights
 from transformers import TrainerCallback
-
-from afdcd_hf.cli.process_group import leave_process_group
 
 # An epoch has two steps of two batches each; checkpoints, log lines and evaluations fall on different steps; masks and
 # dropout are random.
@@ -118,10 +115,9 @@ def read(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(tmp_path, processes, seed):
+def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(tmp_path, processes):
     assert processes(tmp_path / "whole") == 0
-    draw, folder, deaths = random.Random(seed), tmp_path / "run", 0
+    draw, folder, deaths = random.Random(0), tmp_path / "run", 0
     while not (folder / "outcome.json").is_file():
         # It dies within a step, an evaluation or the writing of a checkpoint, each time some steps later.
         step, moment = draw.randint(2 * deaths, 2 * deaths + 2), draw.choice(MOMENTS + SAVING)
@@ -176,46 +172,3 @@ def test_after_a_torn_checkpoint_the_one_before_leads_to_the_same_end(tmp_path, 
     resumed.train(resume_from_checkpoint=True)
     assert "checkpoint-8: optimizer.pt has 100 bytes instead of" in caplog.text
     assert outcome(resumed) == outcome(whole)
-
-
-@pytest.mark.slow
-def test_on_two_processes_too_and_a_signal_to_one_of_them_stops_both(tmp_path):
-    run_two_processes(__file__, tmp_path)
-    for rank in (0, 1):
-        whole, resumed = (load_file(tmp_path / f"{run}-{rank}.safetensors") for run in ("whole", "run"))
-        assert same(whole, resumed)
-        assert (tmp_path / f"whole-{rank}.json").read_text() == (tmp_path / f"run-{rank}.json").read_text()
-        assert (tmp_path / f"stopped-{rank}").read_text() == str(tmp_path / "run" / "checkpoint-4")
-
-
-def _on_this_rank(folder: Path) -> None:
-    """The whole run; one in which rank 1 alone is told to stop in its third step; and its continuation."""
-    from accelerate import PartialState
-
-    from afdcd_hf.training.interruption import TrainingInterrupted
-
-    class Told(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, **kwargs):
-            if state.global_step == 2 and args.process_index == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    rank = PartialState(cpu=True).process_index
-    options = {"train_dataset": samples(20), "save_steps": 5, "gradient_accumulation_steps": 1}
-    whole = make(folder / "whole", **options)
-    whole.train()
-    stopped = make(folder / "run", **options)
-    stopped.add_callback(Told())
-    try:
-        stopped.train()
-    except TrainingInterrupted as interrupted:
-        (folder / f"stopped-{rank}").write_text(interrupted.checkpoint)
-    resumed = make(folder / "run", seed=5, **options)
-    resumed.train(resume_from_checkpoint="last")
-    for name, trainer in (("whole", whole), ("run", resumed)):
-        save_file(weights(trainer.model), folder / f"{name}-{rank}.safetensors")
-        (folder / f"{name}-{rank}.json").write_text(json.dumps(outcome(trainer)))
-
-
-if __name__ == "__main__":  # one of the two processes
-    _on_this_rank(Path(sys.argv[1]))
-    leave_process_group()

@@ -61,16 +61,15 @@ def without_dropout(network: nn.Module) -> nn.Module:
 class Plain(nn.Module):
     """Layers of which each gets what the one before it gave, as others write networks."""
 
-    def __init__(self, *between: nn.Module, norm: type[nn.Module] = nn.BatchNorm2d, **options):
+    def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d, **options):
         super().__init__()
         torch.manual_seed(0)
         self.stem = nn.Conv2d(3, 16, 8, stride=8, **options)
-        self.between = nn.Sequential(*between)
         self.norm = norm(16)
         self.classifier = nn.Conv2d(16, 4, 1)
 
     def forward(self, images):
-        return self.classifier(self.norm(self.between(self.stem(images))))
+        return self.classifier(self.norm(self.stem(images)))
 
 
 class Bypassed(Plain):
@@ -107,17 +106,15 @@ def assert_same_activations(actual, expected):
 # The copy
 
 
-@pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("fold", "channels_last"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize(
     ("teacher", "layers"),
     [
         (trained(segmenter(1, channels=48, auxiliary_head=True)), ["backbone[-1]", "head.features"]),
         (trained(as_segmenter(Plain())), ["module.norm"]),
         (trained(as_segmenter(Plain(bias=False, norm=BatchNormAct2d))), ["module.norm", "module.classifier"]),
-        (trained(segmenter(2, head="pspnet")), ["head.features"]),
     ],
-    ids=["ours", "conv-bn", "timm's norm with activation", "pspnet"],
+    ids=["ours", "conv-bn", "timm's norm with activation"],
 )
 def test_the_copy_gives_the_same_logits_and_maps_and_the_teacher_stays_as_it_was(teacher, layers, fold, channels_last):
     before, strides = weights(teacher), [parameter.stride() for parameter in teacher.parameters()]
@@ -137,6 +134,9 @@ def test_every_batch_norm_behind_a_convolution_is_folded_and_said(caplog):
     norms = [module for module in running.modules() if isinstance(module, nn.BatchNorm2d)]
     moved = torch.randn(1, norms[0].num_features, 4, 4)
     assert all(norm.forward(moved) is moved for norm in norms)
+    pairs = list(zip(teacher.modules(), running.modules(), strict=True))
+    assert all(one.running_var is other.running_var for one, other in pairs if isinstance(one, nn.BatchNorm2d))
+    assert running.head.classifier.weight is teacher.head.classifier.weight  # shared where nothing changes
     assert f"Folded {len(norms)} of the teacher's {len(norms)} batch-norm layers" in caplog.text
 
 
@@ -148,29 +148,17 @@ def test_the_copy_compiles_with_a_tapped_layer():
         assert_same_activations(run_tapped(compiled, IMAGES, taps)[1], observe(teacher, IMAGES, ["module.norm"]))
 
 
-def test_tensors_that_are_the_same_in_both_are_shared():
-    teacher = trained(segmenter(1))
-    running = run(teacher)
-    pairs = list(zip(teacher.modules(), running.modules(), strict=True))
-    assert all(one.running_var is other.running_var for one, other in pairs if isinstance(one, nn.BatchNorm2d))
-    assert running.head.classifier.weight is teacher.head.classifier.weight
-
-
-@pytest.mark.parametrize("between", [nn.ReLU(), nn.ReLU(inplace=True)], ids=["new tensor", "in place"])
-def test_a_batch_norm_that_sees_something_else_than_the_convolution_gave_is_left_alone(between):
-    teacher = trained(as_segmenter(Plain(between)))
-    with pytest.raises(ValueError, match="found no batch norm right behind a convolution in WrappedSegmenter"):
+@pytest.mark.parametrize("network", ["bypassed", "twice"])
+def test_neighbours_that_do_not_simply_follow_each_other_are_refused_with_the_difference(network):
+    teacher = trained(as_segmenter(Bypassed() if network == "bypassed" else Twice()))
+    with pytest.raises(ValueError, match=r"the teacher's logits would change by up to .*leave out fold_teacher"):
         run(teacher)
 
 
-def test_a_convolution_whose_output_is_used_elsewhere_too_is_refused_with_the_difference():
-    with pytest.raises(ValueError, match=r"the teacher's logits would change by up to .*leave out fold_teacher"):
-        run(trained(as_segmenter(Bypassed())))
-
-
-def test_modules_that_run_twice_are_left_alone():
-    with pytest.raises(ValueError, match="found no batch norm"):
-        run(trained(as_segmenter(Twice())))
+def test_where_no_batch_norm_follows_a_convolution_it_is_said():
+    teacher = trained(as_segmenter(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4))))
+    with pytest.raises(ValueError, match="found no batch norm right behind a convolution in WrappedSegmenter"):
+        run(teacher)
 
 
 def test_a_convolution_that_is_distilled_itself_keeps_its_output():
@@ -197,20 +185,6 @@ def test_hooks_on_the_teachers_layers_fire_in_the_copy():
     collector.maps[1:] = []
     running(IMAGES)
     torch.testing.assert_close(collector.maps[1], collector.maps[0], rtol=2e-5, atol=2e-5)
-
-
-# The student
-
-
-def test_a_student_laid_out_channels_last_has_the_same_gradients():
-    gradients = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        student = without_dropout(segmenter(auxiliary_head=True)).to(memory_format=layout)
-        outputs = student(IMAGES.contiguous(memory_format=layout))
-        (outputs.logits.square().sum() + outputs.aux_logits.square().sum()).backward()
-        gradients.append({name: parameter.grad for name, parameter in student.named_parameters()})
-    for name, expected in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
 # The training
@@ -253,16 +227,6 @@ def test_images_and_weights_are_channels_last_in_the_networks_and_the_saved_stud
         assert all(each.is_contiguous(memory_format=torch.channels_last) for each in kernels)
     saved = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
     assert same(saved, weights(trainer.evaluated_student))
-
-
-def test_resuming_goes_on_to_the_bit_with_all_options(tmp_path):
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, **BOTH}
-    whole = distilling(tmp_path / "whole", teacher=trained(segmenter(1, channels=48)), **options)
-    whole.train()
-    resumed = distilling(tmp_path / "resumed", segmenter(5), trained(segmenter(1, channels=48)), **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    assert same(weights(resumed.student), weights(whole.student))
-    assert same(weights(resumed.loss_module), weights(whole.loss_module))
 
 
 def test_a_supervised_training_takes_the_same_steps_channels_last(tmp_path):
@@ -333,7 +297,7 @@ def test_it_is_not_done_for_compiled_networks_and_without_maps():
     assert not stops_early(network, IMAGES, [], UNCOMPILED)
 
 
-@pytest.mark.parametrize("options", [{}, {"fold_teacher_batch_norm": True, "channels_last": True}, {"bf16": True}])
+@pytest.mark.parametrize("options", [BOTH, {"bf16": True}])
 def test_a_training_is_the_same_to_the_bit_without_the_teachers_head(tmp_path, options):
     results = []
     for stop in (True, False):
@@ -346,14 +310,6 @@ def test_a_training_is_the_same_to_the_bit_without_the_teachers_head(tmp_path, o
         assert bool(classified) is not stop
         results.append(weights(trainer.model))
     assert same(*results)
-
-
-def test_a_loss_on_logits_makes_the_teacher_run_to_its_end(tmp_path):
-    teacher = segmenter(1, channels=48)
-    trainer = distilling(tmp_path, teacher=teacher)  # kd+af_dcd
-    classified = passes_of(teacher.head.classifier)
-    trainer.train()
-    assert len(classified) == 2
 
 
 def test_the_teacher_still_predicts_outside_of_the_training(tmp_path):

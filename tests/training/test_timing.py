@@ -1,4 +1,4 @@
-"""What the log says about speed and memory, and that the logged loss terms are means over whole steps."""
+"""What the log says about speed, memory and loss terms, and what it looks like without a terminal."""
 
 from __future__ import annotations
 
@@ -6,61 +6,70 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import paths
 import pytest
 import torch
 from tiny import distilling, logged, loss_options, samples, segmenter, supervised, without_batch_effects
 
-from afdcd_hf.charts.runs import _loss_terms
 from afdcd_hf.training.timing import Speed, StepTimer, peak_memory_mb
 
 PARTS = {"data", "teacher", "student", "loss", "backward", "optimizer"}
+TERMS = ["loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"]
 
 
 def times_of(line: dict) -> dict:
     return {name.removeprefix("time_"): value for name, value in line.items() if name.startswith("time_")}
 
 
-@pytest.fixture
-def timer(monkeypatch):
-    """A timer whose clock goes on when `timer.spend` says so."""
+def test_each_lap_belongs_to_its_part_and_what_lies_between_steps_to_none(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("afdcd_hf.training.timing.time.perf_counter", lambda: now[0])
     timer = StepTimer(torch.device("cpu"))
-    timer.spend = lambda seconds: now.__setitem__(0, now[0] + seconds)
-    return timer
+    nothing = (None, None, None)
 
+    def spend(seconds: float) -> None:
+        now[0] += seconds
 
-def test_each_lap_belongs_to_its_part_and_what_lies_between_steps_to_none(timer):
-    timer.spend(5)
+    spend(5)
     timer.lap("loss")  # before the first step
+    timer.on_epoch_begin(*nothing)
     for seconds in (1, 10):
-        timer.start()
-        timer.count(3)
-        for factor, part in ((1, "data"), (2, "student"), (4, "loss"), (8, "student"), (16, "optimizer")):
-            timer.spend(factor * seconds)
+        timer.images += 3
+        for factor, part in ((1, "data"), (2, "student"), (4, "loss"), (8, "student")):
+            spend(factor * seconds)
             timer.lap(part)
-        timer.stop()
-        timer.spend(1000)  # an evaluation
-        timer.lap("loss")
+        spend(16 * seconds)
+        timer.on_step_end(*nothing)
+        spend(1000)  # an evaluation
+        timer.on_evaluate(*nothing)
+    assert timer.seconds_in_steps == 341
     speed = timer.take()
     assert speed.split == {"data": 5.5, "student": 55, "loss": 22, "optimizer": 88}
     assert (speed.steps, speed.images, speed.total_seconds, speed.images_per_second) == (2, 6, 341, 6 / 341)
     assert timer.take() == Speed(0, 0, dict.fromkeys(speed.seconds, 0.0))
-
-
-def test_a_step_that_was_broken_off_does_not_reach_into_the_next(timer):
-    timer.start()
-    timer.spend(7)  # then an exception
-    timer.start()
-    timer.spend(2)
+    spend(7)  # a step that is broken off does not reach into the next training
+    timer.reset()
+    timer.on_epoch_begin(*nothing)
+    spend(2)
     timer.lap("data")
-    assert timer.take().seconds["data"] == 2
+    assert timer.seconds_in_steps == timer.take().seconds["data"] == 2
 
 
-def test_every_line_of_a_distillation_splits_the_step_and_the_parts_add_up(tmp_path):
+def test_the_speed_of_a_history_weighs_lines_by_their_steps():
+    history = [
+        {"step": 2, "images_per_second": 8.0, "time_data": 0.5, "time_backward": 0.5, "peak_memory_mb": 100.0},
+        {"step": 2, "eval_mean_iou": 0.5},
+        {"step": 6, "images_per_second": 4.0, "time_data": 1.0, "time_backward": 1.0},
+    ]
+    speed = Speed.of_history(history)
+    assert speed == Speed(6, 2 * 8 + 8 * 4, {"data": 5.0, "backward": 5.0}, 100.0)
+    times = {"train_time_data": 0.83333, "train_time_backward": 0.83333}
+    assert speed.as_log("train_") == {"train_images_per_second": 4.8, **times, "train_peak_memory_mb": 100.0}
+    assert Speed().as_log() == {} and Speed().images_per_second is None
+
+
+def test_every_line_of_a_distillation_splits_the_step_and_the_parts_add_up(tmp_path, capsys):
     trainer = distilling(tmp_path, max_steps=4, logging_steps=2, eval_strategy="steps", eval_steps=2)
     metrics = trainer.train().metrics
     lines = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -74,16 +83,21 @@ def test_every_line_of_a_distillation_splits_the_step_and_the_parts_add_up(tmp_p
     assert 0.5 * steps_alone < metrics["train_seconds_in_steps"] < 1.05 * steps_alone
     assert metrics["train_images_per_second"] == pytest.approx(16 / metrics["train_seconds_in_steps"], rel=0.01)
     assert trainer.speed.steps == 4 and trainer.speed.images == pytest.approx(16, rel=1e-3)
-    terms = _loss_terms({"run": trainer.state.log_history})
-    assert terms == ["loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"]  # in the curves
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("[")[0] for line in printed] == [f"step {step}/4 " for step in (2, 2, 4, 4, 4)]
+    assert "loss_kd" in printed[0] and "eval_mean_iou" in printed[1] and "train_images_per_second" in printed[4]
 
 
-def test_a_supervised_training_has_no_teachers_time(tmp_path):
-    trainer = supervised(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+def test_a_supervised_training_has_no_teacher_and_a_compiled_student_is_not_looked_into(tmp_path):
+    trainer = supervised(tmp_path, max_steps=1)
     trainer.train()
-    line = trainer.state.log_history[-2]
-    assert times_of(line).keys() == PARTS - {"teacher"}
-    assert line["images_per_second"] * sum(times_of(line).values()) == pytest.approx(4, rel=1e-3)
+    assert times_of(trainer.state.log_history[0]).keys() == PARTS - {"teacher"}
+    assert distilling(tmp_path).loss_module._forward_hooks
+    compiled = distilling(tmp_path, torch_compile=True, torch_compile_backend="eager")
+    assert not compiled.loss_module._forward_hooks
+    compiled.train()
+    times = times_of(compiled.state.log_history[0]).keys()
+    assert {"teacher", "forward", "backward"} <= times and not {"student", "loss"} & times
 
 
 def test_slow_data_is_told_from_a_slow_teacher(tmp_path):
@@ -102,15 +116,6 @@ def test_slow_data_is_told_from_a_slow_teacher(tmp_path):
     assert all(value < 0.1 for value in logged(trainer, "time_loss"))
 
 
-def test_a_compiled_student_is_not_looked_into(tmp_path):
-    assert distilling(tmp_path).loss_module._forward_hooks
-    compiled = distilling(tmp_path, torch_compile=True, torch_compile_backend="eager")
-    assert not compiled.loss_module._forward_hooks
-    compiled.train()
-    times = times_of(compiled.state.log_history[0]).keys()
-    assert {"teacher", "forward", "backward"} <= times and not {"student", "loss"} & times
-
-
 def test_a_resumed_run_speaks_for_the_steps_before_it_and_its_own_times_are_sane(tmp_path):
     options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}
     distilling(tmp_path, **options).train()
@@ -123,25 +128,6 @@ def test_a_resumed_run_speaks_for_the_steps_before_it_and_its_own_times_are_sane
     assert all(line["images_per_second"] * sum(times_of(line).values()) == pytest.approx(4, rel=1e-3) for line in lines)
     logged_seconds = 2 * sum(sum(times_of(line).values()) for line in lines)
     assert logged_seconds < metrics["train_seconds_in_steps"] and trainer.speed.steps == 5
-
-
-def test_the_speed_of_a_history_weighs_lines_by_their_steps():
-    history = [
-        {"step": 2, "images_per_second": 8.0, "time_data": 0.5, "time_backward": 0.5, "peak_memory_mb": 100.0},
-        {"step": 2, "eval_mean_iou": 0.5},
-        {"step": 6, "images_per_second": 4.0, "time_data": 1.0, "time_backward": 1.0, "peak_memory_mb": 90.0},
-    ]
-    speed = Speed.of_history(history)
-    assert speed == Speed(6, 2 * 8 + 8 * 4, {"data": 5.0, "backward": 5.0}, 100.0)
-    assert speed.as_summary() == {
-        "train_seconds_in_steps": 10.0,
-        "train_images_per_second": 4.8,
-        "train_time_data": 0.83333,
-        "train_time_backward": 0.83333,
-        "train_peak_memory_mb": 100.0,
-    }
-    assert Speed().as_log() == Speed().as_summary() == {} and Speed().images_per_second is None
-    assert (replace(speed, peak_memory_mb=None) + Speed()).peak_memory_mb is None
 
 
 def test_peak_memory_is_in_mebibytes():
@@ -160,7 +146,7 @@ def test_terms_are_logged_alike_however_a_batch_is_accumulated(tmp_path, count):
     for batch, accumulation in ((8, 1), (2, 4)):
         trainer = distilling(
             tmp_path,
-            without_batch_effects(segmenter()),
+            without_batch_effects(segmenter(auxiliary_head=True)),
             without_batch_effects(segmenter(1, channels=48)),
             train_dataset=samples(count, scales=[1.0]),
             loss_kwargs=loss_options(mask="center"),
@@ -173,17 +159,18 @@ def test_terms_are_logged_alike_however_a_batch_is_accumulated(tmp_path, count):
         )
         trainer.train()
         runs.append([line for line in trainer.state.log_history if "loss" in line])
-    names = ["loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"]
     for whole, parts in zip(*runs, strict=True):
-        assert [parts[name] for name in names] == pytest.approx([whole[name] for name in names], rel=1e-4)
-        assert sum(parts[name] for name in names[1:]) == pytest.approx(parts["loss"], rel=1e-5)
+        assert [parts[name] for name in TERMS] == pytest.approx([whole[name] for name in TERMS], rel=1e-4)
+        terms = [name for name in parts if name.startswith("loss_")]
+        assert set(terms) == {*TERMS[1:], "loss_auxiliary"}
+        assert sum(parts[name] for name in terms) == pytest.approx(parts["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("disabled", [True, False], ids=["disable_tqdm", "log file"])
-def test_without_a_terminal_every_log_entry_is_one_plain_line_with_its_step(tmp_path, capsys, disabled):
-    distilling(tmp_path, disable_tqdm=disabled, eval_strategy="steps", eval_steps=2).train()
+def test_a_log_file_has_no_bars_and_a_second_training_does_not_log_what_was_left_of_the_first(tmp_path, capsys):
+    trainer = supervised(tmp_path, max_steps=3, logging_steps=2, disable_tqdm=False)
+    trainer.train()
+    trainer.train()
+    line = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert line["loss_task"] == pytest.approx(line["loss"], rel=1e-5)
     out, err = capsys.readouterr()
-    lines = out.splitlines()
-    assert [line.split("[")[0] for line in lines] == ["step 1/2 ", "step 2/2 ", "step 2/2 ", "step 2/2 "]
-    assert "loss_kd" in lines[0] and "eval_mean_iou" in lines[2] and "train_images_per_second" in lines[3]
-    assert "\r" not in out + err
+    assert out.startswith("step 2/3 [") and "\r" not in out + err

@@ -86,37 +86,10 @@ def test_the_teacher_stays_as_it_was_and_is_no_part_of_what_is_trained(tmp_path)
     assert len(trainer.model.state_dict()) == len(trainer.student.state_dict()) + len(trainer.loss_module.state_dict())
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_logged_terms_add_up_to_the_logged_loss(tmp_path, accumulation):
-    trainer = distilling(
-        tmp_path,
-        segmenter(auxiliary_head=True),
-        max_steps=4,
-        logging_steps=2,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=accumulation,
-    )
-    trainer.train()
-    names = {"loss_task", "loss_auxiliary", "loss_kd", "loss_feature", "loss_contrast"}
-    lines = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert len(lines) == 2
-    for line in lines:
-        assert {name for name in line if name.startswith("loss_")} == names
-        assert sum(line[name] for name in names) == pytest.approx(line["loss"], rel=1e-5)
-
-
-def test_a_second_training_does_not_log_what_was_left_of_the_first(tmp_path):
-    trainer = supervised(tmp_path, max_steps=3, logging_steps=2)
-    trainer.train()
-    trainer.train()
-    line = next(entry for entry in trainer.state.log_history if "loss" in entry)
-    assert line["loss_task"] == pytest.approx(line["loss"], rel=1e-5)
-
-
 def test_the_terms_of_the_first_batch_are_reported_once_and_balanced_ones_raise_no_warning(tmp_path, caplog):
     caplog.set_level(logging.INFO, "afdcd_hf")
     distilling(tmp_path, max_steps=2).train()
-    (line,) = [record for record in caplog.records if record.name == "afdcd_hf.training.terms"]
+    (line,) = [record for record in caplog.records if record.name == "afdcd_hf.training.progress"]
     assert line.levelno == logging.INFO
     assert all(f"{term} " in line.getMessage() for term in ("task", "kd", "feature", "contrast"))
 
@@ -129,14 +102,14 @@ def test_a_term_out_of_all_proportion_to_the_task_is_warned_of(tmp_path, caplog,
     (warning,) = [
         record.getMessage()
         for record in caplog.records
-        if record.levelno == logging.WARNING and record.name == "afdcd_hf.training.terms"
+        if record.levelno == logging.WARNING and record.name == "afdcd_hf.training.progress"
     ]
     assert "'feature'" in warning and words in warning and "reduction='mean'" in warning
 
 
 def test_only_the_loss_weights_are_clipped(tmp_path):
     runs = {}
-    for limit in (15.0, 0.0):
+    for limit in (15.0, 1e6, 0.0):
         spy = GradientSpy()
         huge = loss_options(feature_weight=1e4, contrast_weight=1e2)
         distilling(tmp_path, max_steps=1, loss_kwargs=huge, loss_max_grad_norm=limit, callbacks=[spy]).train()
@@ -148,15 +121,7 @@ def test_only_the_loss_weights_are_clipped(tmp_path):
     for name in free:
         expected = free[name] * (15 / norm) if name in own else free[name]
         torch.testing.assert_close(clipped[name], expected, rtol=1e-4 if name in own else 0, atol=0)
-
-
-def test_loss_gradients_below_the_limit_are_left_alone(tmp_path):
-    runs = []
-    for limit in (1e6, 0.0):
-        spy = GradientSpy()
-        distilling(tmp_path, max_steps=1, loss_max_grad_norm=limit, callbacks=[spy]).train()
-        runs.append(spy.steps[0])
-    assert same(*runs)
+    assert same(runs[1e6], free)  # below the limit nothing is changed
 
 
 @pytest.mark.parametrize("make", [supervised, distilling])
@@ -169,15 +134,12 @@ def test_all_weights_decay_unless_told_otherwise(tmp_path, make):
     assert any(group["weight_decay"] == 0 and group["params"] for group in groups)
 
 
-def test_the_optimizer_is_sgd_with_momentum(tmp_path):
-    optimizer = supervised(tmp_path).create_optimizer()
-    assert type(optimizer) is torch.optim.SGD
-    assert all(group["momentum"] == 0.9 and not group["nesterov"] for group in optimizer.param_groups)
-
-
-def test_the_learning_rate_falls_polynomially_with_every_step(tmp_path):
+def test_the_optimizer_is_sgd_with_momentum_whose_learning_rate_falls_polynomially(tmp_path):
     trainer = supervised(tmp_path, max_steps=6, learning_rate=0.02)
     trainer.train()
+    optimizer = trainer.optimizer.optimizer  # accelerate has wrapped it
+    assert type(optimizer) is torch.optim.SGD
+    assert all(group["momentum"] == 0.9 and not group["nesterov"] for group in optimizer.param_groups)
     expected = [0.02 * (1 - step / 6) ** 0.9 for step in range(6)]
     assert logged(trainer, "learning_rate") == pytest.approx(expected, rel=1e-6)
 
@@ -259,28 +221,6 @@ def test_an_evaluation_without_pictures_or_processor_says_what_is_missing(tmp_pa
         supervised(tmp_path, eval_dataset=None).evaluate()
     with pytest.raises(ValueError, match="processing_class"):
         supervised(tmp_path, processing_class=None).evaluate()
-
-
-def test_under_bfloat16_autocast_the_losses_stay_float32(tmp_path):
-    student = segmenter()
-    seen = {}
-    student.head.classifier.register_forward_hook(lambda module, inputs, output: seen.update(logits=output.dtype))
-    trainer = distilling(tmp_path, student, bf16=True)
-    for module in (trainer.model.task_loss, trainer.loss_module):
-        module.register_forward_hook(lambda module, inputs, terms: seen.update({k: v.dtype for k, v in terms.items()}))
-    trainer.train()
-    assert seen.pop("logits") is torch.bfloat16
-    assert seen == dict.fromkeys(("task", "kd", "feature", "contrast"), torch.float32)
-    assert all(torch.isfinite(tensor).all() for tensor in weights(trainer.model).values())
-    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
-
-
-def test_the_loss_weights_are_drawn_from_the_arguments_seed_alone(tmp_path):
-    drawn = []
-    for seed, before in ((3, 0), (3, 1), (4, 0)):
-        torch.manual_seed(before)
-        drawn.append(weights(distilling(tmp_path, seed=seed).loss_module))
-    assert same(drawn[0], drawn[1]) and not same(drawn[0], drawn[2])
 
 
 class Plain(nn.Module):

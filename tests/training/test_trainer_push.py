@@ -34,12 +34,19 @@ def pushed(hub, revision: str = "main", repo: str = REPO) -> dict[str, bytes]:
 
 
 def test_the_student_alone_is_pushed_and_comes_back_as_trained(hub, tmp_path, caplog):
-    trainer = distilling(tmp_path / "run", **PUSHING, **SAVING, hub_always_push=True, save_total_limit=1)
+    options = {**PUSHING, **SAVING, "hub_always_push": True, "hub_token": "hf_writer"}
+    trainer = distilling(tmp_path / "run", **options, save_total_limit=1)
     trainer.train()
     with caplog.at_level("INFO", logger="afdcd_hf"):
         commit = trainer.push_to_hub()
     assert commit.oid == hub.repos[REPO].branches["main"] and f"pushed: {commit.commit_url}" in caplog.text
     assert pushed(hub).keys() == STUDENT | {"README.md", "card_facts.json"}
+    assert not (tmp_path / "run" / "training_args.bin").exists()
+    card = pushed(hub)["README.md"].decode()
+    assert MARKER in card and "automatically generated" not in card and f'name = "{REPO}"' in card
+    assert read_facts(tmp_path / "run").training.iterations == 3
+    settings = (tmp_path / "run" / "training_args.json").read_text()
+    assert json.loads(settings)["hub_model_id"] == REPO and "hf_writer" not in settings
     loaded = AutoModelForSemanticSegmentation.from_pretrained(REPO)
     assert same(weights(loaded), {name: tensor.cpu() for name, tensor in weights(trainer.student).items()})
     steps = [f"Training in progress, step {step}" for step in (1, 2, 3)]
@@ -49,16 +56,6 @@ def test_the_student_alone_is_pushed_and_comes_back_as_trained(hub, tmp_path, ca
     assert hub.lfs and all(load(content).keys() == students for content in hub.lfs.values())
     for files in hub.repos[REPO].commits.values():
         assert files.keys() <= STUDENT | {"README.md", "card_facts.json", ".gitattributes"}
-
-
-def test_no_file_of_transformers_own_appears_in_the_folder(hub, tmp_path):
-    trainer = distilling(tmp_path / "run", **PUSHING, **SAVING)
-    trainer.train()
-    trainer.push_to_hub()
-    assert not (tmp_path / "run" / "training_args.bin").exists()
-    card = pushed(hub)["README.md"].decode()
-    assert MARKER in card and "automatically generated" not in card and f'name = "{REPO}"' in card
-    assert read_facts(tmp_path / "run").training.iterations == 3
 
 
 def test_licence_and_tags_of_a_push_reach_our_card(hub, tmp_path):
@@ -146,10 +143,3 @@ class WithoutConfig(nn.Module):
     def forward(self, pixel_values):
         """Logits as in transformers."""
         return {"logits": self.layer(pixel_values)}
-
-
-def test_the_settings_saved_beside_the_student_do_not_hold_the_token(hub, tmp_path):
-    trainer = supervised(tmp_path / "run", **PUSHING, hub_token="hf_writer")
-    trainer.push_to_hub()
-    settings = (tmp_path / "run" / "training_args.json").read_text()
-    assert json.loads(settings)["hub_model_id"] == REPO and "hf_writer" not in settings

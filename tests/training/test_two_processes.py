@@ -1,19 +1,24 @@
-"""Two processes that share the batch train what one process with the whole batch trains."""
+"""Two processes that share the batch train what one process with the whole batch trains; one torchrun for all cases."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_callbacks import steps_last
 from tiny import (
     distilling,
     largest_difference,
     logged,
     loss_options,
+    passes_of,
     pictures,
     run_two_processes,
     same,
@@ -22,31 +27,76 @@ from tiny import (
     weights,
     without_batch_effects,
 )
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
 from afdcd_hf.cli.process_group import leave_process_group
+from afdcd_hf.losses.random_source import RandomSource
+from afdcd_hf.training.guard import NonFiniteLossError
+from afdcd_hf.training.interruption import TrainingInterrupted
+
+pytestmark = pytest.mark.slow
 
 # Ten samples make two batches of four an epoch, so that the third step lies in the second one: shuffling and
 # augmentation have to agree over ranks there too. With scale 1 every sample has as many unlabelled pixels, and the
 # mean of the two ranks' mean losses is the mean over the whole batch.
-OPTIONS = {
-    "max_steps": 3,
-    "total_batch_size": 4,
-    "learning_rate": 0.1,
-    "eval_strategy": "steps",
-    "eval_steps": 3,
-    "save_strategy": "steps",
-}
-OPTIONS |= {"save_steps": 2, "loss_kwargs": loss_options(mask="center")}
+OPTIONS = {"max_steps": 3, "total_batch_size": 4, "learning_rate": 0.1, "eval_strategy": "steps", "eval_steps": 3}
+OPTIONS |= {"save_strategy": "steps", "save_steps": 2, "loss_kwargs": loss_options(mask="center")}
 AT_TIMES = {"distill_every": 2}  # the first and the third step
+CIRKD = {"num_classes": 4, "pixel_queue": 7, "region_queue": 5, "pixels_per_image": 2, "pixel_draws": 16}
+CIRKD |= {"region_draws": 8, "pixel_weight": 1.0, "region_weight": 1.0, "minibatch_weight": 5.0}
+REMEMBERING = {"loss": "cirkd", "loss_kwargs": {"cirkd": CIRKD}, "save_strategy": "no", "eval_strategy": "no"}
+RANDOM = {"loss_kwargs": loss_options(mask="random"), "logging_steps": 2, "save_strategy": "no"}
+TERMS = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast")
+CIRKD_TERMS = ("loss", "loss_cirkd_minibatch", "loss_cirkd_pixel", "loss_cirkd_region")
+
+
+class Ascending(RandomSource):
+    """Numbers that do not hang on how the images are shared out: those of each image ascend."""
+
+    def uniform(self, like: torch.Tensor) -> torch.Tensor:
+        return torch.arange(like.numel()).reshape(like.shape) / like.numel()
+
+
+class Told(TrainerCallback):
+    """Rank 1 alone is told to stop in its third step."""
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == 2 and args.process_index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Recording(Dataset):
+    """Samples that write down which of them are asked for; one has a NaN image from an epoch on."""
+
+    def __init__(self, count: int = 8, spoilt_epoch: float = math.inf):
+        self.samples, self.spoilt_epoch, self.asked = samples(count), spoilt_epoch, []
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        sample, epoch = self.samples[index], self.asked.count(index)
+        self.asked.append(index)
+        if index == 6 and epoch >= self.spoilt_epoch:
+            sample["pixel_values"] = sample["pixel_values"] * math.nan
+        return sample
+
+
+def alike() -> torch.nn.Module:
+    """A student whose images do not see each other."""
+    return without_batch_effects(segmenter())
 
 
 def distil(folder: Path, student: torch.nn.Module, resume: str | None = None, **options) -> tuple[dict, dict]:
     """Train; the weights of student and loss, and what the log says."""
-    options = {**OPTIONS, **options}
-    trainer = distilling(folder, student, train_dataset=samples(10, scales=[1.0]), eval_dataset=pictures(3), **options)
+    dataset = options.pop("train_dataset", None) or samples(10, scales=[1.0])
+    trainer = distilling(folder, student, train_dataset=dataset, eval_dataset=pictures(3), **{**OPTIONS, **options})
+    if options.get("loss") == "cirkd":
+        without_batch_effects(trainer.loss_module)  # its head has a batch norm
+        trainer.loss_module._source = Ascending(torch.Generator())
     trainer.train(resume_from_checkpoint=resume)
-    names = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast", "eval_mean_iou")
-    log = {name: logged(trainer, name) for name in names}
+    log = {name: logged(trainer, name) for name in (*TERMS, *CIRKD_TERMS, "eval_mean_iou", "grad_norm")}
     return weights(trainer.model), {**log, "per_device": trainer.args.per_device_train_batch_size}
 
 
@@ -54,64 +104,61 @@ def distil(folder: Path, student: torch.nn.Module, resume: str | None = None, **
 def two(tmp_path_factory) -> Path:
     """What two processes left: weights and log of each rank."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "output.txt").write_text(run_two_processes(__file__, folder))
+    (folder / "output.txt").write_text(run_two_processes(__file__, folder, timeout=290))
     return folder
 
 
-def log_of(folder: Path, name: str) -> dict:
-    return json.loads((folder / f"{name}.json").read_text())
+def left(folder: Path, run: str, rank: int = 0) -> tuple[dict, dict]:
+    return load_file(folder / f"{run}-{rank}.safetensors"), json.loads((folder / f"{run}-{rank}.json").read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("run, per_device", [("frozen", 2), ("accumulated", 1)])
-def test_two_processes_train_student_and_loss_weights_as_one_does(two, tmp_path, run, per_device):
-    student = without_batch_effects(segmenter())
-    before = weights(student)
-    expected, log = distil(tmp_path, student)
-    seen, log_of_two = load_file(two / f"{run}-0.safetensors"), log_of(two, f"{run}-0")
+@pytest.mark.parametrize(
+    ("run", "per_device", "options"),
+    [("frozen", 2, {}), ("accumulated", 1, {}), ("at-times", 2, AT_TIMES), ("cirkd", 2, REMEMBERING)],
+)
+def test_two_processes_train_student_and_loss_weights_as_one_does(two, tmp_path, run, per_device, options):
+    before = weights(alike())
+    expected, log = distil(tmp_path, alike(), **options)
+    seen, log_of_two = left(two, run)
     assert log["per_device"] == 4 and log_of_two["per_device"] == per_device
-    assert largest_difference(seen, expected) < 1e-6  # measured: 1.2e-7, from float32 sums in another order
+    assert largest_difference(seen, expected) < 1e-5 if run == "cirkd" else 1e-6  # float32 sums in another order
     moved = {name.removeprefix("student."): seen[name] for name in seen if name.startswith("student.")}
-    assert largest_difference(moved, before) > 0.05  # measured: 0.14; so they did train
-    assert sum(name.startswith("loss.") for name in seen) == 6
-    for name in ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"):
-        assert log_of_two[name] == pytest.approx(log[name], rel=1e-5)
+    assert largest_difference(moved, before) > 0.01  # so they did train
+    assert len(log["loss"]) == 3 and len(log["loss_kd"]) == {"at-times": 2, "cirkd": 0}.get(run, 3)
+    for name in (*TERMS, *CIRKD_TERMS):
+        assert log_of_two[name] == pytest.approx(log[name], rel=1e-4)
     assert log_of_two["eval_mean_iou"] == pytest.approx(log["eval_mean_iou"], abs=1e-3)  # a pixel may tip over
+    if run == "cirkd":
+        assert expected["loss.pixels.appended"].sum() > 4 * 7  # queues went round
 
 
-@pytest.mark.slow
-def test_two_processes_agree_with_one_where_only_some_steps_have_the_teacher(two, tmp_path):
-    expected, log = distil(tmp_path, without_batch_effects(segmenter()), **AT_TIMES)
-    seen, log_of_two = load_file(two / "at-times-0.safetensors"), log_of(two, "at-times-0")
-    assert largest_difference(seen, expected) < 1e-6
-    assert len(log["loss"]) == 3 and len(log["loss_kd"]) == 2
-    assert log_of_two["loss_kd"] == pytest.approx(log["loss_kd"], rel=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("run", ["frozen", "accumulated", "usual", "resumed", "at-times"])
+@pytest.mark.parametrize("run", ["frozen", "accumulated", "usual", "resumed", "at-times", "cirkd", "stopped", "mended"])
 def test_weights_and_scores_are_equal_on_both_ranks(two, run):
-    first, second = (load_file(two / f"{run}-{rank}.safetensors") for rank in (0, 1))
-    assert same(first, second)  # batch norm's statistics too: an evaluation made them equal
-    assert log_of(two, f"{run}-0") == log_of(two, f"{run}-1")
+    (first, log), (second, others) = (left(two, run, rank) for rank in (0, 1))
+    assert same(first, second)  # batch norm's statistics too: an evaluation made them equal; and CIRKD's memory
+    assert log == others
 
 
-@pytest.mark.slow
-def test_a_training_resumed_on_two_processes_ends_as_the_uninterrupted_one(two):
-    usual, resumed = (load_file(two / f"{run}-0.safetensors") for run in ("usual", "resumed"))
-    assert same(usual, resumed)
+@pytest.mark.parametrize(("run", "whole"), [("resumed", "usual"), ("stopped", "random"), ("mended", "healthy")])
+def test_a_training_resumed_on_two_processes_ends_as_the_uninterrupted_one(two, run, whole):
+    (trained, log), (expected, log_of_whole) = left(two, run), left(two, whole)
+    assert same(trained, expected) and log == log_of_whole
 
 
-@pytest.mark.slow
+def test_a_signal_to_one_process_and_a_nan_in_one_stop_both(two):
+    assert [(two / f"stopped-{rank}").read_text() for rank in (0, 1)] == [str(two / "stopped" / "checkpoint-4")] * 2
+    message, other = ((two / f"nan-{rank}.txt").read_text() for rank in (0, 1))
+    assert message == other and message.startswith("process 1: step 4: the loss is not finite")
+    assert "checkpoint-3" in message and "bands_6" in message
+
+
 def test_only_one_checkpoint_is_written_and_it_holds_what_the_ranks_agreed_on(two):
     checkpoint = two / "usual" / "checkpoint-3"
-    student = load_file(checkpoint / "model.safetensors")
-    seen = load_file(two / "usual-1.safetensors")
+    student, seen = load_file(checkpoint / "model.safetensors"), left(two, "usual", 1)[0]
     assert same(student, {name.removeprefix("student."): seen[name] for name in seen if name.startswith("student.")})
     assert (checkpoint / "distillation.safetensors").is_file()
 
 
-@pytest.mark.slow
 def test_ddp_has_nothing_to_complain_about(two):
     # but in the run in which it has to look: its first step has no idle weights, and DDP says so
     with_every_weight, at_times = (two / "output.txt").read_text().split("[at-times]", maxsplit=1)
@@ -119,24 +166,78 @@ def test_ddp_has_nothing_to_complain_about(two):
     assert "your model has flow control" in at_times
 
 
-def _distil_on_this_rank(folder: Path) -> None:
+def test_ranks_draw_other_masks_and_dropout_but_share_one_order_of_samples(two):
+    first, second = (json.loads((two / f"draws-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["dropped"] and first["dropped"] != second["dropped"]
+    assert first["masks"] != second["masks"]
+    for mine, others in zip(first["asked"], second["asked"], strict=True):  # two trainings of one epoch each
+        assert sorted(mine + others) == list(range(8))
+
+
+def test_processes_follow_the_clock_of_the_first(two):
+    first, second = (json.loads((two / f"clock-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["steps"] == 4 and first["teacher"] == 2
+
+
+def _draw(folder: Path) -> dict:
+    dataset = Recording()
+    trainer = distilling(folder, train_dataset=dataset, total_batch_size=4, max_steps=2)
+    dropout, dropped = next(m for m in trainer.student.modules() if isinstance(m, torch.nn.Dropout)), []
+    dropout.register_forward_hook(lambda module, inputs, output: dropped.append((output == 0).sum().item()))
+    asked = []
+    for _ in range(2):
+        dataset.asked = []
+        trainer.train()
+        asked.append(dataset.asked)
+    masks = torch.rand(8, generator=trainer.loss_module.generator).tolist()
+    return {"asked": asked, "dropped": dropped, "masks": masks}
+
+
+def _follow_the_clock(folder: Path, rank: int) -> dict:
+    teacher = segmenter(1, channels=48)
+    options = {"total_batch_size": 4, "max_steps": 9, "max_seconds": 8.0, "distill_until": 0.5}
+    trainer = steps_last(distilling(folder, teacher=teacher, **options), 0.3 if rank else 2.0)
+    calls = passes_of(teacher)
+    trainer.train()
+    seen = {"steps": trainer.state.global_step, "teacher": len(calls), "rates": logged(trainer, "learning_rate")}
+    return {**seen, "weights": sum(p.double().sum().item() for p in trainer.model.parameters())}
+
+
+def _on_this_rank(folder: Path) -> None:
     from accelerate import PartialState
 
     rank = PartialState(cpu=True).process_index
-    for run, student, resume, options in (
-        ("frozen", without_batch_effects(segmenter()), None, {}),
-        ("accumulated", without_batch_effects(segmenter()), None, {"gradient_accumulation_steps": 2}),
-        ("usual", segmenter(), None, {}),
-        ("resumed", segmenter(5), str(folder / "usual" / "checkpoint-2"), {}),
-        ("at-times", without_batch_effects(segmenter()), None, AT_TIMES),
-    ):
-        print(f"[{run}]", flush=True)
-        trained, log = distil(folder / run, student, resume, **options)
-        save_file(trained, folder / f"{run}-{rank}.safetensors")
-        (folder / f"{run}-{rank}.json").write_text(json.dumps(log))
+
+    def run(name: str, student: torch.nn.Module, resume: str | None = None, place: str | None = None, **options):
+        print(f"[{name}]", flush=True)
+        trained, log = distil(folder / (place or name), student, resume, **options)
+        save_file(trained, folder / f"{name}-{rank}.safetensors")
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(log))
+
+    run("frozen", alike())
+    run("accumulated", alike(), gradient_accumulation_steps=2)
+    run("usual", segmenter())
+    run("resumed", segmenter(5), str(folder / "usual" / "checkpoint-2"))
+    run("cirkd", alike(), **REMEMBERING)
+    (folder / f"draws-{rank}.json").write_text(json.dumps(_draw(folder / "draws")))
+    run("random", segmenter(), max_steps=6, **RANDOM)
+    try:
+        distil(folder / "stopped", segmenter(), max_steps=6, callbacks=[Told()], **RANDOM)
+    except TrainingInterrupted as interrupted:
+        (folder / f"stopped-{rank}").write_text(interrupted.checkpoint)
+    run("stopped", segmenter(5), "last", max_steps=6, **RANDOM)
+    in_order = {"train_sampling_strategy": "sequential", "max_steps": 4, "save_strategy": "no"}
+    run("healthy", segmenter(), train_dataset=Recording(), **in_order)
+    try:
+        distil(folder / "mended", segmenter(), train_dataset=Recording(spoilt_epoch=1), **in_order)
+    except NonFiniteLossError as error:
+        (folder / f"nan-{rank}.txt").write_text(str(error))
+    run("mended", segmenter(5), "last", train_dataset=Recording(), **in_order)
+    run("at-times", alike(), **AT_TIMES)
+    (folder / f"clock-{rank}.json").write_text(json.dumps(_follow_the_clock(folder / "clock", rank)))
 
 
 if __name__ == "__main__":  # one of the two processes
     torch.set_num_threads(1)
-    _distil_on_this_rank(Path(sys.argv[1]))
+    _on_this_rank(Path(sys.argv[1]))
     leave_process_group()

@@ -1,0 +1,161 @@
+"""What happens beside learning, step by step: averaging weights, keeping to a time, other random numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback
+
+from ..data.samples import TrainingSamples
+from .distributed import rank_seed
+from .timing import StepTimer
+
+
+class AveragedWeights(TrainerCallback):
+    """A copy of a model whose weights follow the trained ones: `average ← d·average + (1 - d)·weights`.
+
+    After step t, d is the smaller of `decay` and (1 + t) / (10 + t), so that the random initialisation is forgotten
+    within the first steps, and short runs get an average over about their last tenth. As d depends on t alone, the
+    average needs no counter in a checkpoint. On several processes each averages for itself: weights are equal there.
+
+    Batch norm's running mean and variance are averaged like the weights, so that they belong to them; integer buffers
+    are copied. Half-precision weights are averaged in float32: at d = 0.9998, steps would be lost in them. (torch's
+    AveragedModel copies the first step, and timm's ModelEmaV3 has another d.)
+
+    Args:
+        model: the model that is trained.
+        decay: upper limit of d, between 0 and 1.
+
+    Attributes:
+        model: the averaged model, in eval mode and without gradients.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay, self._trained = decay, model
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        for tensor in _tensors(self.model):
+            if tensor.dtype in (torch.float16, torch.bfloat16):
+                tensor.data = tensor.data.float()
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Forget everything and start from the model as it is now."""
+        for average, tensor in zip(_tensors(self.model), _tensors(self._trained), strict=True):
+            average.data = tensor.detach().to(average.dtype, copy=True)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimizer step `step` (1, 2, ...)."""
+        averages, current = [], []
+        for average, tensor in zip(_tensors(self.model), _tensors(self._trained), strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                current.append(tensor.to(average.dtype))
+            else:
+                average.copy_(tensor)
+        torch._foreach_lerp_(averages, current, 1 - min(self.decay, (1 + step) / (10 + step)))
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """A training that is not resumed starts from the weights as they are; a resumed one has read its average."""
+        self.model.to(args.device)
+        if state.global_step == 0:
+            self.restart()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        """Right after the optimizer's step, which is not counted yet."""
+        self.update(state.global_step + 1)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+class TimeBudget(TrainerCallback):
+    """Ends a training after `seconds` of training steps, and lets its learning rate follow the clock.
+
+    The training ends with the step whose end is nearest to the time, so that it misses it by half a step at most,
+    however fast the machine is at the moment. Evaluations and saving do not count, a resumed run has the seconds that
+    were left, and all processes follow the first one's clock. `state.max_steps` becomes the number of steps that is
+    expected from the speed so far.
+
+    Args:
+        seconds: the time to train for.
+        timer: of the steps.
+
+    Attributes:
+        used: seconds of training steps up to the last one, before a resumption too.
+    """
+
+    def __init__(self, seconds: float, timer: StepTimer):
+        self.seconds, self.timer = seconds, timer
+        self.begin(0.0)
+
+    def begin(self, used: float) -> None:
+        """A training begins, of which earlier calls have used so many seconds."""
+        self.used = self._before = used
+
+    @property
+    def share_used(self) -> float:
+        """Of the time, 0 to 1."""
+        return min(self.used / self.seconds, 1.0)
+
+    def on_train_begin(self, args, state, control, lr_scheduler: Any = None, **kwargs):
+        """A run whose time is over has no further step; the schedule, written for `max_steps`, follows the clock.
+
+        Raises:
+            ValueError: the schedule is not a function of the step alone.
+        """
+        if self.used >= self.seconds:
+            state.max_steps = state.global_step
+        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate may have wrapped it
+        if not isinstance(scheduler, LambdaLR):
+            raise ValueError(
+                f"max_seconds needs a schedule that is a function of the step, which "
+                f"{type(scheduler).__name__} is not: use an lr_scheduler_type such as polynomial, cosine or linear."
+            )
+
+        def at_clock(multiplier: Callable[[Any], float]) -> Callable[[int], float]:
+            return lambda step: multiplier(self.share_used * args.max_steps)
+
+        scheduler.lr_lambdas = [at_clock(multiplier) for multiplier in scheduler.lr_lambdas]
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        """Once a step, when its work is done and before it is counted: when will the training end?"""
+        seconds, before = self._before + self.timer.seconds_in_steps, self.used
+        if args.world_size > 1:
+            clock = torch.tensor(seconds, dtype=torch.float64, device=args.device)
+            seconds = broadcast(clock, from_process=0).item()
+        self.used = seconds
+        steps, left = state.global_step + 1, self.seconds - self.used
+        mean = self.used / steps
+        next_step = min(self.used - before, mean)  # the last one may have been held up
+        more = max(1, round(left / mean)) if left > next_step / 2 else 0  # or one more would end too late by more
+        state.max_steps = steps + more
+
+
+class Randomness(TrainerCallback):
+    """Augmentation that differs from epoch to epoch, and dropout that differs from rank to rank.
+
+    The Trainer seeds all ranks alike, which gives them equal weights to start from, and would hide the same units on
+    all of them. The epoch is told to iterable datasets and samplers by accelerate, but not to our samples; persistent
+    data workers see it too, in shared memory.
+    """
+
+    def __init__(self, samples: Any):
+        self.samples = samples
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """A resumed run is left alone, whose states the Trainer restores; so is a single process."""
+        if args.world_size > 1 and state.global_step == 0:
+            torch.manual_seed(rank_seed(args.seed, args.process_index, use=1))
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Also for the epoch in which a run is resumed."""
+        if isinstance(self.samples, TrainingSamples):
+            self.samples.set_epoch(int(state.epoch or 0))

@@ -1,0 +1,262 @@
+"""Averaged weights, trainings of a given time, and random numbers that differ from rank to rank."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import distilling, logged, passes_of, pictures, same, segmenter, supervised, weights
+
+from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor, evaluate_segmenter
+from afdcd_hf.training.callbacks import AveragedWeights, Randomness
+from afdcd_hf.training.distributed import rank_generator
+from afdcd_hf.training.timing import StepTimer
+
+MAKERS = pytest.mark.parametrize("make", [supervised, distilling])
+EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+
+# Averaged weights
+
+
+def changed(model, step):
+    """The same weights after some made-up training step."""
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            noise = torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else 1
+            tensor.add_(noise)
+    return model
+
+
+def test_the_average_follows_the_recurrence_with_a_decay_that_grows_to_its_limit():
+    model = segmenter()
+    average = AveragedWeights(model, 0.5)
+    expected = {name: tensor.double() for name, tensor in weights(model).items()}
+    # (1 + t) / (10 + t) while that is below the limit of 0.5, which it reaches at t = 8
+    for step, decay in {1: 2 / 11, 2: 3 / 12, 7: 8 / 17, 8: 0.5, 100: 0.5}.items():
+        changed(model, step)
+        average.update(step)
+        now = weights(model)
+        for name in expected:
+            if now[name].is_floating_point():
+                expected[name] = decay * expected[name] + (1 - decay) * now[name].double()
+            else:
+                expected[name] = now[name].double()  # batch norm's counter
+    for name, tensor in weights(average.model).items():
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=0, atol=2e-6)
+    average.restart()
+    assert same(weights(average.model), weights(model))
+    changed(model, 2)
+    assert not same(weights(average.model), weights(model))  # a copy, not the same memory
+
+
+def test_the_average_of_half_precision_weights_is_kept_in_float32():
+    model = segmenter().to(torch.bfloat16)
+    average = AveragedWeights(model, 0.9999)
+    before = weights(average.model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.25)
+    average.update(10**6)
+    for name, parameter in average.model.named_parameters():
+        assert parameter.dtype == torch.float32 and not parameter.requires_grad
+        assert not torch.equal(parameter, before[name])  # a step of 2.5e-5 is lost in bfloat16
+
+
+@MAKERS
+def test_the_average_is_scored_saved_resumed_and_restored_as_the_best_while_the_raw_weights_train_on(tmp_path, make):
+    options = {"max_steps": 4, "ema_decay": 0.9, **EVERY_STEP}
+    whole = make(tmp_path, **options)
+    recorded = []
+    expected = {name: p.detach().clone() for name, p in whole.student.named_parameters()}
+    whole.optimizer = whole.create_optimizer()
+    whole.optimizer.register_step_post_hook(lambda *_: recorded.append(weights(whole.student)))
+    whole.train()
+    for step, now in enumerate(recorded, start=1):
+        for name in expected:
+            expected[name] = torch.lerp(expected[name], now[name], 1 - min(0.9, (1 + step) / (10 + step)))
+    for name, parameter in whole.average.model.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-6)
+    checkpoint = tmp_path / "checkpoint-4"
+    saved = load_file(checkpoint / "model.safetensors")
+    assert same(saved, weights(whole.average.model)) and whole.evaluated_student is whole.average.model
+    assert same(load_file(checkpoint / "raw_student.safetensors"), weights(whole.student))
+    loaded = AfDcdForSemanticSegmentation.from_pretrained(checkpoint)
+    scores = evaluate_segmenter(loaded, pictures(), processor=AfDcdImageProcessor(), progress=False)
+    assert logged(whole, "eval_mean_iou")[-1] == scores["mean_iou"]
+    whole.save_model(str(tmp_path / "last"))
+    assert same(load_file(tmp_path / "last" / "model.safetensors"), saved)
+    assert not (tmp_path / "last" / "raw_student.safetensors").exists()
+
+    best = {"load_best_model_at_end": True, "greater_is_better": False}
+    resumed = make(tmp_path, segmenter(5), **options, **best)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert same(load_file(checkpoint / "model.safetensors"), saved)  # written once more, to the bit
+    assert same(load_file(checkpoint / "raw_student.safetensors"), weights(whole.student))
+    at_best = load_file(tmp_path / f"checkpoint-{resumed.state.best_global_step}" / "model.safetensors")
+    assert same(weights(resumed.evaluated_student), at_best) and same(weights(resumed.student), at_best)
+
+    plain = make(tmp_path / "plain", max_steps=4)
+    plain.train()
+    assert same(weights(plain.model), weights(whole.model)) and plain.evaluated_student is plain.student
+
+
+def test_a_second_training_averages_afresh(tmp_path):
+    trainer = supervised(tmp_path, max_steps=1, ema_decay=0.9)
+    trainer.train()
+    start = weights(trainer.student)
+    trainer.train()
+    expected = torch.lerp(start["head.classifier.bias"], weights(trainer.student)["head.classifier.bias"], 9 / 11)
+    torch.testing.assert_close(weights(trainer.average.model)["head.classifier.bias"], expected)
+
+
+def test_resuming_with_an_average_that_was_not_saved_is_an_error_and_so_is_dropping_one(tmp_path):
+    options = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    supervised(tmp_path / "plain", **options).train()
+    supervised(tmp_path / "averaged", ema_decay=0.9, **options).train()
+    with pytest.raises(FileNotFoundError, match="raw_student.safetensors is missing.*written without ema_decay"):
+        supervised(tmp_path, ema_decay=0.9, **options).train(str(tmp_path / "plain" / "checkpoint-1"))
+    with pytest.raises(ValueError, match="written with ema_decay.*resume it with the same ema_decay"):
+        supervised(tmp_path, **options).train(str(tmp_path / "averaged" / "checkpoint-1"))
+
+
+# A given time
+
+
+class ToldTimer(StepTimer):
+    """Believes that steps take so many seconds, the last number again and again."""
+
+    durations: tuple[float, ...] = (1.0,)
+    done = 0
+
+    def reset(self):
+        super().reset()
+        self.done = 0
+
+    def on_optimizer_step(self, *args, **kwargs):
+        super().on_optimizer_step(*args, **kwargs)
+        self.done += 1
+        self.seconds_in_steps = sum(self.durations[min(step, len(self.durations) - 1)] for step in range(self.done))
+
+
+def steps_last(trainer, *durations: float):
+    """Let the trainer's clock say that its steps take so long."""
+    trainer.timer.__class__, trainer.timer.durations = ToldTimer, durations
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("durations", "limit", "steps"),
+    [
+        ([3.0], 10.0, 3),  # 9 s are nearer to 10 than 12 are
+        ([3.0], 11.0, 4),
+        ([1.0], 0.1, 1),  # at least one
+        ([1.0, 1.0, 4.0, 1.0], 7.6, 5),  # a step that was held up says nothing of the next
+    ],
+)
+def test_a_training_ends_with_the_step_whose_end_is_nearest_to_the_time(tmp_path, durations, limit, steps):
+    often = {"eval_strategy": "steps", "eval_steps": 100, "save_strategy": "steps", "save_steps": 100}
+    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}  # one step of the clock
+    trainer = steps_last(supervised(tmp_path, max_steps=2, max_seconds=limit, **often, **batches), *durations)
+    for _ in ("first", "second"):
+        trainer.train()  # of 2 steps an epoch
+        assert trainer.state.global_step == trainer.state.max_steps == steps and trainer.share_done > 0.8
+    assert (tmp_path / f"checkpoint-{steps}").is_dir() and logged(trainer, "eval_mean_iou")
+    summary = trainer.state.log_history[-1]
+    assert summary["train_samples_per_second"] == pytest.approx(steps * 4 / summary["train_runtime"], rel=0.01)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 2])
+@pytest.mark.parametrize("kind", ["polynomial", "cosine"])
+def test_the_learning_rate_is_that_of_the_share_of_the_time(tmp_path, kind, warmup_steps):
+    schedule = {"lr_scheduler_type": kind, "warmup_steps": warmup_steps}
+    by_steps = supervised(tmp_path, max_steps=8, **schedule)
+    by_steps.train()
+    expected = logged(by_steps, "learning_rate")
+    # twice as slow in its first half: 8 steps of the schedule are 8 s, and these four steps begin at 0, 2, 4 and 5 s
+    timed = steps_last(supervised(tmp_path, max_steps=8, max_seconds=8.0, **schedule), 2.0, 2.0, 1.0)
+    timed.train()
+    assert logged(timed, "learning_rate") == pytest.approx([expected[step] for step in (0, 2, 4, 5, 6, 7)], rel=1e-6)
+
+
+def test_the_teacher_leaves_when_its_share_of_the_time_is_over(tmp_path):
+    teacher = segmenter(1, channels=48)
+    trainer = distilling(tmp_path, teacher=teacher, max_steps=50, max_seconds=9.0, distill_until=0.5)
+    steps_last(trainer, 2.0, 2.0, 2.0, 1.0)
+    calls = passes_of(teacher)
+    assert trainer.share_done == 0.0
+    trainer.train()
+    assert trainer.state.global_step == 6 and len(calls) == 3  # at 0, 2 and 4 s of 9
+
+
+def test_a_resumed_run_has_the_time_that_was_left(tmp_path):
+    options = {"max_steps": 6, "max_seconds": 6.0, "save_strategy": "steps", "save_steps": 2}
+    whole = steps_last(supervised(tmp_path / "whole", **options), 1.0)
+    whole.train()
+    resumed = steps_last(supervised(tmp_path / "resumed", segmenter(7), **options), 2.0)  # a slower machine
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert whole.state.global_step == 6 and resumed.state.global_step == 4
+    rates = logged(whole, "learning_rate")
+    assert logged(resumed, "learning_rate") == pytest.approx([*rates[:3], rates[4]])
+    finished = supervised(tmp_path / "finished", segmenter(7), **options)
+    finished.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    assert finished.state.global_step == 6
+    assert all(torch.equal(weights(finished.model)[name], value) for name, value in weights(whole.model).items())
+    with pytest.raises(ValueError, match="written with max_seconds, and this run has none"):
+        supervised(tmp_path / "a").train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
+    supervised(tmp_path / "counted", save_strategy="steps", save_steps=2).train()
+    with pytest.raises(ValueError, match="written without max_seconds, and this run has 6"):
+        supervised(tmp_path / "b", **options).train(resume_from_checkpoint=str(tmp_path / "counted/checkpoint-2"))
+
+
+def test_the_real_clock_ends_a_training(tmp_path):
+    trainer = supervised(tmp_path, max_steps=1_000_000, max_seconds=0.5, eval_strategy="steps", eval_steps=10)
+    trainer.train()
+    (summary,) = logged(trainer, "train_seconds_in_steps")
+    # however slow the machine: it ends early by half a step at most, and a step is no longer than all of them
+    assert trainer.state.global_step < 100_000 and summary > 0.99 * 2 / 3 * 0.5
+
+
+def test_a_schedule_that_looks_at_scores_is_refused(tmp_path):
+    scored = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 1}
+    with pytest.raises(ValueError, match="ReduceLROnPlateau is not: use an lr_scheduler_type such as polynomial"):
+        supervised(tmp_path, max_seconds=3.0, **scored).train()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_seconds": float("nan")}, "max_seconds=nan must be a finite number, above 0"),
+        ({"max_seconds": 3.0, "max_steps": -1}, "max_seconds needs max_steps > 0, not -1"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0 must be .*above 0, below 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        supervised(tmp_path, **options)
+
+
+# Random numbers
+
+
+def test_a_rank_draws_the_same_from_the_same_seed_and_other_numbers_from_another():
+    drawn = [
+        torch.rand(64, generator=rank_generator(*each, "cpu")) for each in ((0, 1), (0, 1), (0, 0), (1, 0), (0, 10))
+    ]
+    assert torch.equal(*drawn[:2])
+    assert not any(torch.equal(a, b) for i, a in enumerate(drawn[1:]) for b in drawn[1:][:i])
+
+
+@pytest.mark.parametrize(("world_size", "step", "seeded"), [(1, 0, False), (2, 0, True), (2, 3, False)])
+def test_only_the_beginning_of_a_run_on_several_ranks_is_seeded_per_rank(world_size, step, seeded):
+    drawn = []
+    for rank in range(2):
+        torch.manual_seed(0)
+        args = SimpleNamespace(seed=0, process_index=rank, world_size=world_size)
+        Randomness(None).on_train_begin(args, SimpleNamespace(global_step=step), None)
+        drawn.append(torch.rand(8))
+    assert torch.equal(*drawn) is not seeded
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(8), drawn[0]) is not seeded
