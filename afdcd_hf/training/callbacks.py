@@ -68,8 +68,7 @@ class AveragedWeights(TrainerCallback):
             self.restart()
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        """Right after the optimizer's step, which is not counted yet."""
-        self.update(state.global_step + 1)
+        self.update(state.global_step + 1)  # this step is not counted yet
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
@@ -82,14 +81,7 @@ class TimeBudget(TrainerCallback):
     The training ends with the step whose end is nearest to the time, so that it misses it by half a step at most,
     however fast the machine is at the moment. Evaluations and saving do not count, a resumed run has the seconds that
     were left, and all processes follow the first one's clock. `state.max_steps` becomes the number of steps that is
-    expected from the speed so far.
-
-    Args:
-        seconds: the time to train for.
-        timer: of the steps.
-
-    Attributes:
-        used: seconds of training steps up to the last one, before a resumption too.
+    expected from the speed so far; `used` are the seconds up to the last step, before a resumption too.
     """
 
     def __init__(self, seconds: float, timer: StepTimer):
@@ -105,7 +97,7 @@ class TimeBudget(TrainerCallback):
         """Of the time, 0 to 1."""
         return min(self.used / self.seconds, 1.0)
 
-    def on_train_begin(self, args, state, control, lr_scheduler: Any = None, **kwargs):
+    def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
         """A run whose time is over has no further step; the schedule, written for `max_steps`, follows the clock.
 
         Raises:
@@ -126,13 +118,12 @@ class TimeBudget(TrainerCallback):
         scheduler.lr_lambdas = [at_clock(multiplier) for multiplier in scheduler.lr_lambdas]
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        """Once a step, when its work is done and before it is counted: when will the training end?"""
         seconds, before = self._before + self.timer.seconds_in_steps, self.used
         if args.world_size > 1:
             clock = torch.tensor(seconds, dtype=torch.float64, device=args.device)
             seconds = broadcast(clock, from_process=0).item()
         self.used = seconds
-        steps, left = state.global_step + 1, self.seconds - self.used
+        steps, left = state.global_step + 1, self.seconds - self.used  # this step is not counted yet
         mean = self.used / steps
         next_step = min(self.used - before, mean)  # the last one may have been held up
         more = max(1, round(left / mean)) if left > next_step / 2 else 0  # or one more would end too late by more
@@ -156,6 +147,5 @@ class Randomness(TrainerCallback):
             torch.manual_seed(rank_seed(args.seed, args.process_index, use=1))
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        """Also for the epoch in which a run is resumed."""
         if isinstance(self.samples, TrainingSamples):
             self.samples.set_epoch(int(state.epoch or 0))

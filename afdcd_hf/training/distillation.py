@@ -172,8 +172,9 @@ def prepare_distillation(
     )
     num_classes = _check_classes(student, teacher, seen, taught)
     if loss is None:
-        channels = [[each.shape[1] for each in _maps(activations)] or None for activations in (seen, taught)]
-        loss = build_loss(str(args.loss), args.loss_kwargs, *channels, num_classes=num_classes)
+        of_both = ([each.shape[1] for each in _maps(activations)] or None for activations in (seen, taught))
+        student_channels, teacher_channels = of_both
+        loss = build_loss(str(args.loss), args.loss_kwargs, student_channels, teacher_channels, num_classes=num_classes)
     with torch.no_grad():
         loss(seen, taught, batch["labels"])
     task_loss = TaskLoss.for_model(student, args.task_weight, args.aux_weight, args.task_loss, args.class_weights)

@@ -13,7 +13,7 @@ from ..data.samples import collate_samples
 from ..features import Activations, LayerTap, run_tapped, run_to_maps
 from ..losses.base import DistillationLoss
 from .distillation import prepare_distillation
-from .distributed import check_clipping, rank_generator, search_for_idle_loss_weights, synchronise_batch_norm
+from .distributed import check_clipping, rank_generator, synchronise_batch_norm
 from .saving import LOSS_WEIGHTS_NAME
 from .teacher import compile_like_student, running_teacher, stops_early
 from .trainer import SegmentationTrainer
@@ -54,10 +54,13 @@ class DistillationTrainer(SegmentationTrainer):
         loss: DistillationLoss | None = None,
         **options: Any,
     ):
-        search_for_idle_loss_weights(args)
         set_seed(args.seed)  # the loss's weights are drawn here, before the Trainer sets the seed
         model = synchronise_batch_norm(model, args)  # before hooks are registered: it replaces layers
-        batch = _first_batch(train_dataset)
+        if train_dataset is None or len(train_dataset) == 0:
+            raise ValueError(
+                "DistillationTrainer needs a train_dataset with at least one sample, to check shapes with."
+            )
+        batch: dict[str, Any] = collate_samples([train_dataset[0]])
         composite, teacher_layers = prepare_distillation(model, teacher, args, batch, loss)
         composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **options)
@@ -71,8 +74,16 @@ class DistillationTrainer(SegmentationTrainer):
         )
         # After the tap is in place. Not accelerate's prepare_model: it would leave the caller's teacher changed.
         self._run_teacher = compile_like_student(running, self.accelerator)
-        self._forward_part = self._time_losses()
+        # The losses are timed inside the module that is trained, unless it is compiled as a whole.
+        self._forward_part = (
+            "forward" if self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO else "student"
+        )
+        for each in (composite.task_loss, composite.loss) if self._forward_part == "student" else ():
+            each.register_forward_pre_hook(lambda *_: self.timer.lap("student"))
+            each.register_forward_hook(lambda *_: self.timer.lap("loss"))
+        # the one of the random masks, which differs from process to process
         self.loss_module.generator = rank_generator(args.seed, args.process_index, args.device)
+        self.generators = [self.loss_module.generator]
 
     @property
     def student(self) -> Any:
@@ -83,11 +94,6 @@ class DistillationTrainer(SegmentationTrainer):
     def loss_module(self) -> Any:
         """The distillation loss with its weights (align, projector)."""
         return self.trained_module.loss
-
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """The one of the loss's random masks, which differs from process to process."""
-        return [self.loss_module.generator]
 
     def compute_loss(
         self,
@@ -106,19 +112,6 @@ class DistillationTrainer(SegmentationTrainer):
         self._record(outputs["terms"], inputs.get("names"))
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-    def _time_losses(self) -> str:
-        """Time the losses inside the module that is trained; what the rest of its pass is in the log.
-
-        A module that is compiled as a whole cannot be looked into.
-        """
-        if self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
-            return "forward"
-        for name in ("task_loss", "loss"):
-            loss = self.trained_module.get_submodule(name)
-            loss.register_forward_pre_hook(lambda *_: self.timer.lap("student"))
-            loss.register_forward_hook(lambda *_: self.timer.lap("loss"))
-        return "student"
-
     @torch.no_grad()  # not inference_mode: its tensors cannot take part in the projector's backward pass
     def _teach(self, pixel_values: Tensor) -> Activations:
         with self.accelerator.autocast():
@@ -135,16 +128,10 @@ class DistillationTrainer(SegmentationTrainer):
         norm = super()._get_grad_norm(model, grad_norm)
         weights = [parameter for parameter in self.loss_module.parameters() if parameter.grad is not None]
         if weights and self.args.loss_max_grad_norm > 0:
-            # Gradients are already unscaled here (fp16): the line above asks accelerate for their norm.
+            # Gradients are already unscaled here (fp16): super() asks accelerate for their norm.
             nn.utils.clip_grad_norm_(weights, self.args.loss_max_grad_norm)
         return norm
 
     def modules_to_resume(self) -> dict[str, nn.Module]:
         """With the loss, for its weights."""
         return {**super().modules_to_resume(), LOSS_WEIGHTS_NAME: self.loss_module}
-
-
-def _first_batch(train_dataset: Any) -> dict[str, Any]:
-    if train_dataset is None or len(train_dataset) == 0:
-        raise ValueError("DistillationTrainer needs a train_dataset with at least one sample, to check shapes with.")
-    return collate_samples([train_dataset[0]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from torch.utils.data import RandomSampler, Sampler
 from transformers import TrainingArguments
 
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
-
-if TYPE_CHECKING:
-    from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -151,27 +148,20 @@ def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
 
 
-def choose_unused_parameter_search(args: TrainingArguments, student: nn.Module) -> None:
+def settle_unused_parameter_search(args: Any, student: nn.Module) -> None:
     """Spare our own models DDP's search for unused parameters at every step, unless the user has chosen.
 
-    All their weights, and those of our losses, take part in every step. Of another model nobody knows, and without
-    the search DDP stops where one does not.
-    """
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = not isinstance(student, AfDcdForSemanticSegmentation)
-
-
-def search_for_idle_loss_weights(args: DistillationTrainingArguments) -> None:
-    """Have DDP search where the loss's weights take part in some steps only.
+    All their weights, and those of our losses, take part in every step that has the teacher. Of another model nobody
+    knows, and without the search DDP stops where one does not.
 
     Raises:
-        ValueError: the user has switched the search off; DDP would stop behind the first step without the teacher.
+        ValueError: the user has switched the search off where some steps are without the teacher.
     """
-    if not args.distils_at_times:
-        return
-    if args.ddp_find_unused_parameters is False and args.world_size > 1:
+    at_times = getattr(args, "distils_at_times", False)
+    if at_times and args.ddp_find_unused_parameters is False and args.world_size > 1:
         raise ValueError(
             "With distill_every or distill_until the loss's weights take no part in some steps: leave out "
             "ddp_find_unused_parameters=False, with which DDP would stop there."
         )
-    args.ddp_find_unused_parameters = True
+    if at_times or args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = at_times or not isinstance(student, AfDcdForSemanticSegmentation)

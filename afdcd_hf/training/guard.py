@@ -61,7 +61,8 @@ class LastStep:
     @torch.no_grad()
     def keep(self) -> None:
         """Take the present state for the last good one."""
-        torch._foreach_copy_(self._copies, self._buffers)  # a few kernels, where a loop would launch one per tensor
+        if self._buffers:  # a few kernels, where a loop would launch one per tensor
+            torch._foreach_copy_(self._copies, self._buffers)
         self._states = [generator.get_state() for generator in self._generators]
         self._torch, self._numpy, self._python = torch.get_rng_state(), np.random.get_state(), random.getstate()
         self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
@@ -70,7 +71,8 @@ class LastStep:
     @torch.no_grad()
     def restore(self) -> None:
         """Go back to the state that was kept last."""
-        torch._foreach_copy_(self._buffers, self._copies)
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._copies)
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
         torch.set_rng_state(self._torch)
@@ -95,7 +97,7 @@ class Guard(TrainerCallback):
         self.begin()
 
     def begin(self) -> None:
-        """A training begins, but there is no step yet that could be saved."""
+        """A training begins; there is no step yet that could be saved."""
         self._batches: list[tuple[Sequence[str], Mapping[str, Tensor]]] = []
         self._last_step: LastStep | None = None
         self._between_steps = True
@@ -105,16 +107,13 @@ class Guard(TrainerCallback):
         self._batches.append((names or (), terms))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """All is on its device."""
         self._last_step, self._first_step = LastStep(self.trainer), state.global_step
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """The batches of a step have been read."""
         self._batches = []
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        """The place to stop; waits once for the device."""
-        if args.check_finite and self._is_broken():
+        if args.check_finite and self._is_broken():  # which waits once for the device
             error = self._describe()
             if args.world_size > 1:
                 told = gather_object([(type(error), str(error))])
@@ -125,14 +124,12 @@ class Guard(TrainerCallback):
         self._between_steps = False
 
     def on_step_end(self, args, state, control, **kwargs):
-        """The step is finished."""
         self._between_steps = True
         self.on_log(args, state, control)
 
     def on_log(self, args, state, control, **kwargs):
-        """A line of the log has taken the means; a later fault must not bring them back."""
         if self._last_step is not None and self._between_steps:
-            self._last_step.keep()
+            self._last_step.keep()  # a line has taken the means; a later fault must not bring them back
 
     @contextmanager
     def telling_what_is_saved(self) -> Iterator[None]:
@@ -163,7 +160,7 @@ class Guard(TrainerCallback):
         trainer, step = self.trainer, self.trainer.state.global_step
         if step == self._first_step:
             return "No step had been finished since the start, so there is nothing to save."
-        together = self._alone() or isinstance(error, NonFiniteLossError)
+        together = trainer.args.world_size == 1 or isinstance(error, NonFiniteLossError)
         if not together or not self._between_steps or isinstance(error, NonFiniteWeightsError):
             newest = next(iter(checkpoints_of(trainer.args.output_dir)), None)
             return f"After fixing the cause, resume from {newest}." if newest else "No checkpoint had been saved yet."
@@ -177,9 +174,6 @@ class Guard(TrainerCallback):
                 return f"The state after step {step} could not be saved: {failure}"
         folder = checkpoint_folder(trainer.args.output_dir, step)
         return f"The state after step {step} is saved in {folder}: after fixing the cause, resume from it."
-
-    def _alone(self) -> bool:
-        return self.trainer.args.world_size == 1
 
     def _is_broken(self) -> bool:
         """Whether any term of any process, or the norm of the gradients, is not finite: a sum is only if all are."""

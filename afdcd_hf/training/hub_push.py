@@ -29,11 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class HubTrainer(Trainer):
-    """`transformers.Trainer`, but only what `afdcd push` would send leaves the machine: the student and its card.
-
-    The loss's weights, the optimizer and the settings with their local paths stay, as does a card on the Hub that was
-    written by hand.
-    """
+    """`transformers.Trainer`, but only what `afdcd push` would send leaves the machine: the student and its card."""
 
     args: SegmentationTrainingArguments
     control: TrainerControl
@@ -93,7 +89,7 @@ class HubTrainer(Trainer):
         folder, plan = self.args.output_dir, self._plan(self.args.output_dir)
         for note in plan.notes:
             logger.warning("%s", note)
-        options = {"revision": revision or self.args.hub_revision, "message": commit_message}
+        options: dict[str, Any] = {"revision": revision or self.args.hub_revision, "message": commit_message}
         if not blocking:
             return self._in_background(plan, self._hub(token), **options)
         try:
@@ -122,10 +118,7 @@ class HubTrainer(Trainer):
             tags: tags beside the package's own.
             model_name: title of the card.
             finetuned_from: Hub id of the weights that the model started from.
-            others: further arguments of transformers' method; they have no place on our card.
-
-        Raises:
-            ValueError: one of `others` is given.
+            others: of transformers' method; they have no place on our card, and a ValueError says so.
         """
         if unused := sorted(name for name, value in others.items() if value is not None):
             raise ValueError(f"our card has no place for {', '.join(unused)}; write {CARD_NAME} by hand instead.")

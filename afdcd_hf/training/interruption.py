@@ -86,20 +86,17 @@ class Interruption(TrainerCallback):
             handle.remove()
 
     def on_step_end(self, args, state, control, **kwargs):
-        """After every optimizer step, before the Trainer logs, evaluates and saves."""
         if self._agreed():
             if control.should_evaluate:
                 self._save()  # the process may not be given the time that the evaluation takes
             control.should_training_stop = control.should_save = True
 
     def on_evaluate(self, args, state, control, **kwargs):
-        """A signal came during an evaluation."""
         if self._agreed():
             control.should_training_stop = control.should_save = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        """Where the Trainer comes to when it has stopped and saved."""
-        if self._stopped:
+        if self._stopped:  # the Trainer has saved
             folder = str(checkpoint_folder(self._args.output_dir, state.global_step))
             raise TrainingInterrupted(self._stopped, state.global_step, folder)
 

@@ -82,11 +82,9 @@ class LogLines(TrainerCallback):
     """`step 50/400 [00:12<01:27] loss 1.23, loss_task 0.8, ...`, on the main process."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """The clock starts."""
         self._start, self._first_step = time.perf_counter(), state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """One entry of the log."""
         if not logs or not state.is_world_process_zero or not hasattr(self, "_start"):
             return
         gone = time.perf_counter() - self._start

@@ -149,15 +149,12 @@ class CheckpointCallback(TrainerCallback):
         save_tensors(state, _of_process(folder, args.process_index))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """The best checkpoint is found again where the whole output folder has been moved."""
-        if state.best_global_step:
-            best = checkpoint_folder(args.output_dir, state.best_global_step)
-            if best.is_dir():
-                state.best_model_checkpoint = str(best)
+        best = checkpoint_folder(args.output_dir, state.best_global_step or 0)
+        if state.best_global_step and best.is_dir():  # found again where the whole output folder has been moved
+            state.best_model_checkpoint = str(best)
 
     def on_save(self, args, state, control, **kwargs):
-        """transformers has written its files, too; on every process."""
-        if self.unfinished is not None:
+        if self.unfinished is not None:  # transformers has written its files, too
             self.trainer.accelerator.wait_for_everyone()
             if args.should_save:
                 mark_complete(self.unfinished, {**self._facts(), "step": state.global_step})

@@ -24,7 +24,7 @@ class Speed:
 
     Attributes:
         steps: optimizer steps.
-        images: images trained on.
+        images: images trained on, over all processes.
         seconds: part of the step -> its time over all these steps; the parts add up to the wall-clock time.
         peak_memory_mb: highest so far, in MiB; None where it is not known.
     """
@@ -63,7 +63,7 @@ class Speed:
 
     @property
     def images_per_second(self) -> float | None:
-        """Over all processes; None where nothing was measured."""
+        """None where nothing was measured."""
         return self.images / self.total_seconds if self.total_seconds > 0 else None
 
     @property
@@ -80,16 +80,6 @@ class Speed:
         if self.peak_memory_mb is not None:
             rates["peak_memory_mb"] = self.peak_memory_mb
         return {f"{prefix}{name}": float(f"{value:.5g}") for name, value in rates.items()}
-
-
-def across_ranks(speed: Speed, accelerator: Accelerator) -> Speed:
-    """All processes' images, the mean of their times, their highest peak of memory; every process has to call this."""
-    peak = peak_memory_mb(accelerator.device)
-    mine = [float(speed.images), math.nan if peak is None else peak, *(speed.seconds.get(part, 0.0) for part in PARTS)]
-    ranks = accelerator.gather(torch.tensor([mine], device=accelerator.device)).cpu()
-    peaks = [value for value in ranks[:, 1].tolist() if not math.isnan(value)]
-    seconds = dict(zip(PARTS, ranks[:, 2:].mean(0).tolist(), strict=True))
-    return Speed(speed.steps, ranks[:, 0].sum().item(), seconds, max(peaks, default=None))
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
@@ -122,7 +112,6 @@ class StepTimer(TrainerCallback):
     def reset(self) -> None:
         """Forget everything; no lap is counted until a training begins."""
         self.seconds_in_steps = self._host = 0.0
-        self._laps: list[tuple[str, Any, Any]] = []
         self._mark: Any = None
         self._start_afresh()
 
@@ -134,10 +123,18 @@ class StepTimer(TrainerCallback):
             self._laps.append((part, mark, self._mark))
             self.seconds_in_steps += self._host - host
 
-    def take(self) -> Speed:
-        """What was measured since the last call; waits for the device. Peak memory is left out."""
+    def take(self, accelerator: Accelerator) -> Speed:
+        """What was measured since the last call, and start afresh; every process has to call this.
+
+        All processes' images, the mean of their times, and their highest peak of memory.
+        """
         self._add_up()
-        speed = Speed(self._steps, self.images, self._seconds)
+        peak = peak_memory_mb(accelerator.device)
+        mine = [float(self.images), math.nan if peak is None else peak, *self._seconds.values()]
+        ranks = accelerator.gather(torch.tensor([mine], device=accelerator.device)).cpu()
+        peaks = [value for value in ranks[:, 1].tolist() if not math.isnan(value)]
+        seconds = dict(zip(PARTS, ranks[:, 2:].mean(0).tolist(), strict=True))
+        speed = Speed(self._steps, ranks[:, 0].sum().item(), seconds, max(peaks, default=None))
         self._start_afresh()
         return speed
 
@@ -154,18 +151,15 @@ class StepTimer(TrainerCallback):
     on_substep_end = on_pre_optimizer_step
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        """The weights have changed."""
         self.lap("optimizer")
 
     def on_step_end(self, args, state, control, **kwargs):
-        """The step is over."""
         self.lap("optimizer")
         self._steps += 1
         if len(self._laps) > _MANY_LAPS:
             self._add_up()
 
     def on_train_end(self, args, state, control, **kwargs):
-        """What follows is no step."""
         self._mark = None
 
     def _start(self) -> None:
@@ -177,6 +171,7 @@ class StepTimer(TrainerCallback):
     def _start_afresh(self) -> None:
         self._steps = self.images = 0
         self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._laps: list[tuple[str, Any, Any]] = []
 
     def _add_up(self) -> None:
         if self._on_gpu and self._laps:

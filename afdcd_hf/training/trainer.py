@@ -26,9 +26,9 @@ from .checkpoints import check_whole, checkpoint_to_resume
 from .distributed import (
     align_buffers,
     check_sharding,
-    choose_unused_parameter_search,
     images_per_step,
     of_whole_batches,
+    settle_unused_parameter_search,
     synchronise_batch_norm,
     whole_tensors,
 )
@@ -37,7 +37,7 @@ from .hub_push import HubTrainer
 from .interruption import Interruption, TrainingInterrupted, prepare_workers
 from .progress import TermMeans, shows_bars, use_lines_without_terminal
 from .saving import RAW_STUDENT_NAME, CheckpointCallback
-from .timing import Speed, StepTimer, across_ranks
+from .timing import Speed, StepTimer
 from .training_args import (
     SegmentationTrainingArguments,
     check_number_of_samples,
@@ -74,6 +74,8 @@ class SegmentationTrainer(HubTrainer):
         ValueError: an argument that has no effect here, or fewer training samples than one batch takes.
     """
 
+    generators: Sequence[torch.Generator] = ()  # beside the global ones, that a step draws from
+
     def __init__(
         self,
         model: nn.Module,
@@ -90,7 +92,7 @@ class SegmentationTrainer(HubTrainer):
         check_number_of_samples(train_dataset, args)
         model = synchronise_batch_norm(model, args)
         student = getattr(model, "student", model)
-        choose_unused_parameter_search(args, student)
+        settle_unused_parameter_search(args, student)
         if args.channels_last:
             student.to(memory_format=torch.channels_last)
         super().__init__(
@@ -141,11 +143,6 @@ class SegmentationTrainer(HubTrainer):
         if self._whole_student is not None:
             return self._whole_student
         return self.student if self.average is None else self.average.model
-
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """Random generators, beside the global ones, that a step draws from."""
-        return []
 
     @property
     def share_done(self) -> float:
@@ -274,9 +271,9 @@ class SegmentationTrainer(HubTrainer):
         """
         if "loss" in logs and (means := self.terms.take(self.accelerator)):
             logs |= {"loss": sum(means.values()), **{f"loss_{name}": mean for name, mean in means.items()}}
-            logs |= across_ranks(self.timer.take(), self.accelerator).as_log()
+            logs |= self.timer.take(self.accelerator).as_log()
         elif "train_runtime" in logs:
-            self.speed = Speed.of_history(self.state.log_history) + across_ranks(self.timer.take(), self.accelerator)
+            self.speed = Speed.of_history(self.state.log_history) + self.timer.take(self.accelerator)
             if self.speed.steps:
                 logs |= {"train_seconds_in_steps": round(self.speed.total_seconds, 3), **self.speed.as_log("train_")}
             if self.budget is not None:  # transformers derives it from the planned number of steps

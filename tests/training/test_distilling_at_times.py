@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from afdcd_hf.training.arguments import parse_arguments, training_part
-from afdcd_hf.training.distributed import search_for_idle_loss_weights
+from afdcd_hf.training.distributed import settle_unused_parameter_search
 
 
 class Watch(TrainerCallback):
@@ -100,18 +100,6 @@ def test_a_training_resumes_to_the_bit_between_two_steps_with_the_teacher(tmp_pa
     assert len(terms) == 4 and sum(terms) == pytest.approx(line["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"distill_every": 1.5}, "distill_every=1.5 must be a whole number"),
-        ({"distill_until": 0.0}, "distill_until=0.0 must be above 0, 1 or less"),
-    ],
-)
-def test_what_cannot_be_is_refused(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        distilling(tmp_path, **options)
-
-
 def test_a_recipe_takes_both_and_the_students_baseline_leaves_them_out():
     recipe = {"loss": "kd", "distill_every": 2, "distill_until": 0.5, "use_cpu": True, "output_dir": "unused"}
     args = parse_arguments(recipe, ["--distill_every", "4"], distils=True)[-1]
@@ -125,7 +113,7 @@ def test_ddp_looks_for_the_weights_that_take_no_part(searching, at_times):
     args = SimpleNamespace(distils_at_times=at_times, ddp_find_unused_parameters=searching, world_size=2)
     if at_times and searching is False:
         with pytest.raises(ValueError, match="leave out ddp_find_unused_parameters=False"):
-            search_for_idle_loss_weights(args)
+            settle_unused_parameter_search(args, segmenter())
         return
-    search_for_idle_loss_weights(args)
-    assert args.ddp_find_unused_parameters is (True if at_times else searching)
+    settle_unused_parameter_search(args, segmenter())
+    assert args.ddp_find_unused_parameters is (True if at_times else bool(searching))

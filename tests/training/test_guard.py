@@ -194,7 +194,13 @@ def test_a_disk_that_is_full_does_not_hide_why_the_run_stopped(tmp_path, monkeyp
 def test_where_one_process_of_several_fails_alone_the_last_checkpoint_is_named(tmp_path, monkeypatch):
     torn = Spoilt("bands_5", epoch=1, error=OSError("b.png is damaged"))
     trainer = in_order(supervised, tmp_path, torn, save_steps=2)
-    monkeypatch.setattr(type(trainer.guard), "_alone", lambda self: False)
+    tell = trainer.guard._save_last_step
+
+    def among_several(error):
+        monkeypatch.setattr(type(trainer.args), "world_size", 2)
+        return tell(error)
+
+    monkeypatch.setattr(trainer.guard, "_save_last_step", among_several)
     with pytest.raises(OSError, match=r"^b.png is damaged\. After fixing the cause, resume from .*checkpoint-2\.$"):
         trainer.train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]

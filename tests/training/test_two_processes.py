@@ -30,8 +30,10 @@ from tiny import (
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
+from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.cli.process_group import leave_process_group
 from afdcd_hf.losses.random_source import RandomSource
+from afdcd_hf.training.distributed import whole_tensors
 from afdcd_hf.training.guard import NonFiniteLossError
 from afdcd_hf.training.interruption import TrainingInterrupted
 
@@ -46,7 +48,7 @@ AT_TIMES = {"distill_every": 2}  # the first and the third step
 CIRKD = {"num_classes": 4, "pixel_queue": 7, "region_queue": 5, "pixels_per_image": 2, "pixel_draws": 16}
 CIRKD |= {"region_draws": 8, "pixel_weight": 1.0, "region_weight": 1.0, "minibatch_weight": 5.0}
 REMEMBERING = {"loss": "cirkd", "loss_kwargs": {"cirkd": CIRKD}, "save_strategy": "no", "eval_strategy": "no"}
-RANDOM = {"loss_kwargs": loss_options(mask="random"), "logging_steps": 2, "save_strategy": "no"}
+RANDOM = {"loss_kwargs": loss_options(mask="random"), "logging_steps": 2, "save_strategy": "no", "eval_strategy": "no"}
 TERMS = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast")
 CIRKD_TERMS = ("loss", "loss_cirkd_minibatch", "loss_cirkd_pixel", "loss_cirkd_region")
 
@@ -97,7 +99,8 @@ def distil(folder: Path, student: torch.nn.Module, resume: str | None = None, **
         trainer.loss_module._source = Ascending(torch.Generator())
     trainer.train(resume_from_checkpoint=resume)
     log = {name: logged(trainer, name) for name in (*TERMS, *CIRKD_TERMS, "eval_mean_iou", "grad_norm")}
-    return weights(trainer.model), {**log, "per_device": trainer.args.per_device_train_batch_size}
+    log |= {"per_device": trainer.args.per_device_train_batch_size, "sharded": trainer.is_fsdp_enabled}
+    return {name: tensor.contiguous() for name, tensor in whole_tensors(weights(trainer.model)).items()}, log
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,14 @@ def two(tmp_path_factory) -> Path:
     """What two processes left: weights and log of each rank."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "output.txt").write_text(run_two_processes(__file__, folder, timeout=290))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> Path:
+    """The same of FSDP2."""
+    folder = tmp_path_factory.mktemp("sharded")
+    run_two_processes(__file__, folder, "sharded")
     return folder
 
 
@@ -143,6 +154,26 @@ def test_weights_and_scores_are_equal_on_both_ranks(two, run):
 def test_a_training_resumed_on_two_processes_ends_as_the_uninterrupted_one(two, run, whole):
     (trained, log), (expected, log_of_whole) = left(two, run), left(two, whole)
     assert same(trained, expected) and log == log_of_whole
+
+
+@pytest.mark.parametrize(("run", "options"), [("usual", {}), ("at-times", AT_TIMES)])
+def test_sharded_training_is_the_training_of_one_process(sharded, tmp_path, run, options):
+    expected, log = distil(tmp_path, alike(), **options)
+    seen, log_of_two = left(sharded, run)
+    assert log_of_two["sharded"] and not log["sharded"]
+    assert largest_difference(seen, expected) < 1e-6  # measured: 1.2e-7
+    for name in TERMS:
+        assert log_of_two[name] == pytest.approx(log[name], rel=1e-5)
+    assert log_of_two["eval_mean_iou"] == pytest.approx(log["eval_mean_iou"], abs=1e-3)
+
+
+def test_a_sharded_student_is_saved_whole_so_are_the_losses_weights_and_it_resumes_to_the_bit(sharded):
+    seen, checkpoint = left(sharded, "usual")[0], sharded / "usual" / "checkpoint-3"
+    student = AfDcdForSemanticSegmentation.from_pretrained(checkpoint)
+    assert student.config.architectures == [type(student).__name__]
+    for part, saved in (("student.", weights(student)), ("loss.", load_file(checkpoint / "distillation.safetensors"))):
+        assert same(saved, {name.removeprefix(part): seen[name] for name in seen if name.startswith(part)})
+    assert same(seen, left(sharded, "resumed")[0])
 
 
 def test_a_signal_to_one_process_and_a_nan_in_one_stop_both(two):
@@ -203,17 +234,42 @@ def _follow_the_clock(folder: Path, rank: int) -> dict:
     return {**seen, "weights": sum(p.double().sum().item() for p in trainer.model.parameters())}
 
 
-def _on_this_rank(folder: Path) -> None:
+def _pretend_to_be_gpus() -> None:
+    """accelerate 1.15 shards only where it believes to train on GPUs; torch does it over gloo as well."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    initialise = PartialState.__init__
+
+    def initialise_as_gpu(self, *args, **kwargs):
+        initialise(self, *args, **kwargs)
+        if self.__dict__.get("distributed_type") == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = initialise_as_gpu
+
+
+def _on_this_rank(folder: Path, sharded: bool) -> None:
     from accelerate import PartialState
 
+    if sharded:
+        plugin = {"VERSION": "2", "STATE_DICT_TYPE": "FULL_STATE_DICT", "AUTO_WRAP_POLICY": "NO_WRAP"}
+        plugin |= {"RESHARD_AFTER_FORWARD": "true", "CPU_RAM_EFFICIENT_LOADING": "false"}  # as accelerate launch does
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", **{f"FSDP_{name}": value for name, value in plugin.items()}}
+        _pretend_to_be_gpus()
     rank = PartialState(cpu=True).process_index
 
-    def run(name: str, student: torch.nn.Module, resume: str | None = None, place: str | None = None, **options):
+    def run(name: str, student: torch.nn.Module, resume: str | None = None, **options):
         print(f"[{name}]", flush=True)
-        trained, log = distil(folder / (place or name), student, resume, **options)
+        trained, log = distil(folder / name, student, resume, **options)
         save_file(trained, folder / f"{name}-{rank}.safetensors")
         (folder / f"{name}-{rank}.json").write_text(json.dumps(log))
 
+    if sharded:
+        run("usual", alike())
+        run("resumed", alike(), str(folder / "usual" / "checkpoint-2"))
+        run("at-times", alike(), **AT_TIMES)
+        return
     run("frozen", alike())
     run("accumulated", alike(), gradient_accumulation_steps=2)
     run("usual", segmenter())
@@ -239,5 +295,5 @@ def _on_this_rank(folder: Path) -> None:
 
 if __name__ == "__main__":  # one of the two processes
     torch.set_num_threads(1)
-    _on_this_rank(Path(sys.argv[1]))
+    _on_this_rank(Path(sys.argv[1]), sharded="sharded" in sys.argv)
     leave_process_group()
