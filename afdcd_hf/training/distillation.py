@@ -66,11 +66,11 @@ class DistillationModel(nn.Module):
             self.student.tie_weights()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """The student's; loss and teacher keep little. The Trainer calls this for `gradient_checkpointing=True`."""
+        """The student's; loss and teacher keep little. The Trainer calls it, or under its newer name the next one."""
         self.student.gradient_checkpointing_enable(**options)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """The same under its newer name in transformers."""
+        """The student's."""
         self.student.activation_checkpointing_enable(**options)
 
     def forward(

@@ -79,8 +79,7 @@ def align_buffers(world_size: int, *modules: nn.Module) -> None:
 def of_whole_batches(sampler: Sampler | None, args: TrainingArguments) -> Sampler | None:
     """Cut a random sampler to whole optimizer steps, where incomplete batches are dropped.
 
-    The loader drops what does not fill one process's batch, but not what does not fill all accumulation steps: the
-    epoch's last step would then be of fewer images, and its place would hang on how the total batch is shared out.
+    The loader drops what does not fill one process's batch, but not what does not fill all accumulation steps.
     """
     if not args.dataloader_drop_last or type(sampler) is not RandomSampler:
         return sampler

@@ -38,20 +38,15 @@ from .interruption import Interruption, TrainingInterrupted, prepare_workers
 from .progress import TermMeans, shows_bars, use_lines_without_terminal
 from .saving import RAW_STUDENT_NAME, CheckpointCallback
 from .timing import Speed, StepTimer
-from .training_args import (
-    SegmentationTrainingArguments,
-    check_number_of_samples,
-    refuse_unused,
-    refuse_where_divided,
-)
+from .training_args import SegmentationTrainingArguments, check_number_of_samples, refuse_unused, refuse_where_divided
 
 
 class SegmentationTrainer(HubTrainer):
     """`transformers.Trainer` for segmenters: loss terms in the log, evaluation in constant memory, exact resumption.
 
     A checkpoint holds the student as `from_pretrained` reads it, and all that a resumed run needs to end with the same
-    weights to the bit. What else happens in a training is done by callbacks: see `guard`, `interruption`, `timing`,
-    `callbacks` and `saving`.
+    weights to the bit. What else happens is done by callbacks: see `callbacks`, `guard`, `interruption`, `saving` and
+    `timing`.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
@@ -65,9 +60,6 @@ class SegmentationTrainer(HubTrainer):
             arguments have no effect here and are refused.
 
     Attributes:
-        timer: measures the steps.
-        terms: means of the loss terms since the last line of the log.
-        average: the averaged weights; None without `ema_decay`.
         speed: of the last training, also of its parts before a resumption; None before its end.
 
     Raises:
@@ -206,10 +198,7 @@ class SegmentationTrainer(HubTrainer):
         return (0 if finished else epochs, *others, max_steps)
 
     def get_train_dataloader(self) -> Any:
-        """As in transformers, with data workers that do not disturb a run.
-
-        With `dataloader_drop_last`, an epoch is of whole optimizer steps only.
-        """
+        """As in transformers, but workers do not disturb a run, and with `dataloader_drop_last` all steps are whole."""
         if self.train_dataset is None:
             return super().get_train_dataloader()
         loader = self._get_dataloader(
@@ -282,15 +271,9 @@ class SegmentationTrainer(HubTrainer):
         super().log(logs, start_time)
 
     def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Score the student as `evaluate_segmenter` does; log and return `eval_mean_iou` and the like.
-
-        `eval_dataset` is as for the constructor.
-        """
+        """Score the student as `evaluate_segmenter` does, on `eval_dataset` as for the constructor; log the scores."""
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if isinstance(dataset, dict):
             parts = [self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{key}") for key, part in dataset.items()]

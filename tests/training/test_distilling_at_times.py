@@ -6,15 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import (
-    distilling,
-    logged,
-    passes_of,
-    same,
-    same_batch_every_step,
-    segmenter,
-    weights,
-)
+from tiny import distilling, logged, passes_of, same, same_batch_every_step, segmenter, weights
 from torch.nn import functional as F
 from transformers import TrainerCallback
 

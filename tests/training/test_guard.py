@@ -18,60 +18,29 @@ RUN = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "steps
 DISTIL = {"loss_kwargs": loss_options(mask="random"), "ema_decay": 0.9}
 
 
-class Spoilt(Dataset):
-    """Samples of which one cannot be used in one epoch: its picture is NaN, or reading it raises."""
+class Samples(Dataset):
+    """Eight samples of which one cannot be used from an epoch on: its picture is NaN, or reading it raises.
 
-    def __init__(self, name: str, epoch: int, error: Exception | None = None, count: int = 8):
-        self.samples = samples(count)
-        self.name, self.spoilt_epoch, self.error = name, epoch, error
-        self.seen: dict[int, int] = {}
+    By default all are in order. `asked` are the indices that were read: each once an epoch, without workers.
+    """
+
+    def __init__(self, spoilt: str = "", epoch: int = 0, error: Exception | None = None, first_epoch: int = 0):
+        self.samples, self.spoilt, self.spoilt_epoch, self.error = samples(), spoilt, epoch, error
+        self.asked, self.first_epoch = [], first_epoch
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict:
-        self.seen[index] = self.seen.get(index, 0) + 1
-        epoch = self.seen[index] - 1  # each is read once an epoch, by the one process without workers
-        self.samples.set_epoch(max(0, epoch))
+        epoch = self.first_epoch + self.asked.count(index)
+        self.asked.append(index)
+        self.samples.set_epoch(epoch)
         sample = self.samples[index]
-        if sample["name"] == self.name and epoch >= self.spoilt_epoch:
+        if sample["name"] == self.spoilt and epoch >= self.spoilt_epoch:
             if self.error is not None:
                 raise self.error
             sample["pixel_values"] = sample["pixel_values"] * math.nan
         return sample
-
-
-class Healthy(Spoilt):
-    """The same samples, all in order."""
-
-    def __init__(self, first_epoch: int = 0, count: int = 8):
-        super().__init__("", 0, count=count)
-        self.seen = dict.fromkeys(range(count), first_epoch)
-
-
-class Diverging(torch.nn.Module):
-    """Multiplies the logits' gradient, from the given step on, by infinity; the loss stays as it is."""
-
-    class _Explode(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, tensor):
-            return tensor.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return gradient * math.inf
-
-    def __init__(self, student: torch.nn.Module, step: int):
-        super().__init__()
-        self.student, self.step, self.calls = student, step, 0
-
-    def forward(self, pixel_values):
-        outputs = self.student(pixel_values=pixel_values)
-        if self.training:
-            self.calls += 1
-        if self.calls >= self.step:
-            outputs.logits = self._Explode.apply(outputs.logits)
-        return outputs
 
 
 def in_order(trainer_of, folder: Path, dataset: Dataset, **options):
@@ -89,9 +58,9 @@ def test_a_batch_has_the_names_of_its_images_where_all_have_one():
 @pytest.mark.parametrize(("make", "options"), [(supervised, {}), (distilling, DISTIL)], ids=["labels", "teacher"])
 def test_a_loss_that_is_nan_stops_the_run_and_it_resumes_as_if_it_had_not(tmp_path, make, options):
     options = {**options, "logging_steps": 2}  # the line after step 4 is a mean over the last good and the broken step
-    whole = in_order(make, tmp_path / "whole", Healthy(), **options)
+    whole = in_order(make, tmp_path / "whole", Samples(), **options)
     whole.train()
-    broken = in_order(make, tmp_path / "run", Spoilt("bands_5", epoch=1), **options)  # in the second batch: step 4
+    broken = in_order(make, tmp_path / "run", Samples("bands_5", epoch=1), **options)  # in the second batch: step 4
     with pytest.raises(NonFiniteLossError) as caught:
         broken.train()
     message = str(caught.value)
@@ -102,7 +71,7 @@ def test_a_loss_that_is_nan_stops_the_run_and_it_resumes_as_if_it_had_not(tmp_pa
     assert ("kd nan" in message and "reduction='mean'" in message) == (make is distilling)
     assert all(torch.isfinite(tensor).all() for tensor in weights(broken.model).values())
     assert same(load_file(checkpoint / "model.safetensors"), weights(broken.evaluated_student))
-    resumed = in_order(make, tmp_path / "run", Healthy(first_epoch=1), **options)
+    resumed = in_order(make, tmp_path / "run", Samples(first_epoch=1), **options)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert same(weights(resumed.model), weights(whole.model))
     assert same(weights(resumed.evaluated_student), weights(whole.evaluated_student))
@@ -110,11 +79,11 @@ def test_a_loss_that_is_nan_stops_the_run_and_it_resumes_as_if_it_had_not(tmp_pa
 
 
 def test_a_checkpoint_that_is_there_already_is_not_written_again(tmp_path):
-    trainer = in_order(supervised, tmp_path, Spoilt("bands_5", epoch=1), save_steps=1)
+    trainer = in_order(supervised, tmp_path, Samples("bands_5", epoch=1), save_steps=1)
     with pytest.raises(NonFiniteLossError, match="checkpoint-3"):
         trainer.train()
     saved = (tmp_path / "checkpoint-3" / "model.safetensors").stat().st_mtime_ns
-    resumed = in_order(supervised, tmp_path, Spoilt("bands_5", epoch=0), save_steps=1)
+    resumed = in_order(supervised, tmp_path, Samples("bands_5", epoch=0), save_steps=1)
     with pytest.raises(NonFiniteLossError, match="No step had been finished"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert (tmp_path / "checkpoint-3" / "model.safetensors").stat().st_mtime_ns == saved
@@ -122,14 +91,21 @@ def test_a_checkpoint_that_is_there_already_is_not_written_again(tmp_path):
 
 def test_under_accumulation_the_batch_concerned_is_named(tmp_path):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    trainer = in_order(supervised, tmp_path, Spoilt("bands_5", epoch=0), **options)
+    trainer = in_order(supervised, tmp_path, Samples("bands_5", epoch=0), **options)
     with pytest.raises(NonFiniteLossError, match="step 2: .*images bands_4, bands_5\\..*checkpoint-1"):
         trainer.train()
 
 
 def test_gradients_that_are_not_finite_stop_the_run_before_the_optimizer_uses_them(tmp_path):
-    student = segmenter()
-    trainer = supervised(tmp_path, Diverging(student, step=3), train_dataset=Healthy(), **RUN)
+    student, logits = segmenter(), []
+
+    def explode(module, args, output):
+        logits.append(output)
+        if len(logits) == 3:
+            output.register_hook(lambda gradient: gradient * math.inf)  # the loss stays as it is
+
+    student.head.classifier.register_forward_hook(explode)
+    trainer = in_order(supervised, tmp_path, Samples(), model=student)
     with pytest.raises(NonFiniteGradientError, match=r"step 3: the gradients are not finite \(task \d.*norm (nan|inf)"):
         trainer.train()
     assert trainer.state.global_step == 2
@@ -150,7 +126,7 @@ def test_infinite_gradients_are_left_to_a_gradient_scaler(tmp_path):
 
 
 def test_without_the_check_the_run_goes_on(tmp_path):
-    trainer = in_order(supervised, tmp_path, Spoilt("bands_5", epoch=0), check_finite=False)
+    trainer = in_order(supervised, tmp_path, Samples("bands_5", epoch=0), check_finite=False)
     trainer.train()
     assert trainer.state.global_step == 4
     assert any(not torch.isfinite(tensor).all() for tensor in weights(trainer.student).values())
@@ -158,22 +134,24 @@ def test_without_the_check_the_run_goes_on(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError("b.png: the image (/d/b.png) cannot be read"), ValueError("b.png: size")])
 def test_an_unreadable_image_stops_the_run_and_once_replaced_it_resumes_exactly(tmp_path, error):
-    whole = in_order(supervised, tmp_path / "whole", Healthy())
+    whole = in_order(supervised, tmp_path / "whole", Samples())
     whole.train()
-    broken = in_order(supervised, tmp_path / "run", Spoilt("bands_5", epoch=1, error=error))
+    broken = in_order(supervised, tmp_path / "run", Samples("bands_5", epoch=1, error=error))
     with pytest.raises(type(error)) as caught:
         broken.train()
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")  # one or two steps are done: batches are read ahead
     assert str(caught.value).startswith(f"{error}. The state after step") and str(checkpoint) in str(caught.value)
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    resumed = in_order(supervised, tmp_path / "run", Healthy(first_epoch=step // 2))
+    resumed = in_order(supervised, tmp_path / "run", Samples(first_epoch=step // 2))
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert same(weights(resumed.model), weights(whole.model))
     assert logged(resumed, "loss") == logged(whole, "loss")
 
 
 def test_of_an_error_in_a_data_worker_only_the_message_is_left(tmp_path):
-    torn = Spoilt("bands_7", epoch=0, error=OSError("b.png: the image (/d/b.png) cannot be read: 12 bytes are missing"))
+    torn = Samples(
+        "bands_7", epoch=0, error=OSError("b.png: the image (/d/b.png) cannot be read: 12 bytes are missing")
+    )
     trainer = in_order(supervised, tmp_path, torn, per_device_train_batch_size=2, dataloader_num_workers=1)
     with pytest.raises(OSError) as caught:
         trainer.train()
@@ -185,14 +163,14 @@ def test_a_disk_that_is_full_does_not_hide_why_the_run_stopped(tmp_path, monkeyp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    trainer = in_order(supervised, tmp_path, Spoilt("bands_5", epoch=1))
+    trainer = in_order(supervised, tmp_path, Samples("bands_5", epoch=1))
     monkeypatch.setattr(trainer, "_save_checkpoint", full)
     with pytest.raises(NonFiniteLossError, match="step 4: .*could not be saved: .*No space left"):
         trainer.train()
 
 
 def test_where_one_process_of_several_fails_alone_the_last_checkpoint_is_named(tmp_path, monkeypatch):
-    torn = Spoilt("bands_5", epoch=1, error=OSError("b.png is damaged"))
+    torn = Samples("bands_5", epoch=1, error=OSError("b.png is damaged"))
     trainer = in_order(supervised, tmp_path, torn, save_steps=2)
     tell = trainer.guard._save_last_step
 
@@ -208,7 +186,7 @@ def test_where_one_process_of_several_fails_alone_the_last_checkpoint_is_named(t
 
 @pytest.mark.parametrize("place", ["step", "evaluation"])
 def test_where_memory_runs_out_the_finished_step_is_saved(tmp_path, monkeypatch, place):
-    trainer = in_order(supervised, tmp_path, Healthy(), eval_strategy="steps", eval_steps=3)
+    trainer = in_order(supervised, tmp_path, Samples(), eval_strategy="steps", eval_steps=3)
     calls, compute_loss = [], trainer.compute_loss
 
     def out_of_memory(*args, **options):
@@ -220,7 +198,7 @@ def test_where_memory_runs_out_the_finished_step_is_saved(tmp_path, monkeypatch,
     monkeypatch.setattr(trainer, "compute_loss" if place == "step" else "evaluate", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError, match=r"20.00 GiB\. The state after step 3 is saved in .*checkpoint-3"):
         trainer.train()
-    whole = in_order(supervised, tmp_path / "whole", Healthy(), save_steps=3)
+    whole = in_order(supervised, tmp_path / "whole", Samples(), save_steps=3)
     whole.train()
     folders = [folder / "checkpoint-3" for folder in (tmp_path, tmp_path / "whole")]
     assert same(*(load_file(folder / "model.safetensors") for folder in folders))

@@ -63,11 +63,7 @@ def test_licence_and_tags_of_a_push_reach_our_card(hub, tmp_path):
     trainer.push_to_hub(license="apache-2.0", tags="street", finetuned_from="timm/resnet18.a1_in1k")
     trainer.push_to_hub(tags=["night"])  # the earlier ones stay
     facts = read_facts(tmp_path / "run")
-    assert (facts.license, facts.tags, facts.base_model) == (
-        "apache-2.0",
-        ["street", "night"],
-        "timm/resnet18.a1_in1k",
-    )
+    assert (facts.license, facts.tags, facts.base_model) == ("apache-2.0", ["street", "night"], "timm/resnet18.a1_in1k")
     assert "license: apache-2.0" in pushed(hub)["README.md"].decode()
     with pytest.raises(ValueError, match="our card has no place for language"):
         trainer.push_to_hub(language="en")

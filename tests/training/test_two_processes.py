@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_callbacks import steps_last
+from test_guard import Samples
 from tiny import (
     distilling,
     largest_difference,
@@ -27,7 +27,6 @@ from tiny import (
     weights,
     without_batch_effects,
 )
-from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from afdcd_hf import AfDcdForSemanticSegmentation
@@ -66,23 +65,6 @@ class Told(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step == 2 and args.process_index == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-class Recording(Dataset):
-    """Samples that write down which of them are asked for; one has a NaN image from an epoch on."""
-
-    def __init__(self, count: int = 8, spoilt_epoch: float = math.inf):
-        self.samples, self.spoilt_epoch, self.asked = samples(count), spoilt_epoch, []
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getitem__(self, index):
-        sample, epoch = self.samples[index], self.asked.count(index)
-        self.asked.append(index)
-        if index == 6 and epoch >= self.spoilt_epoch:
-            sample["pixel_values"] = sample["pixel_values"] * math.nan
-        return sample
 
 
 def alike() -> torch.nn.Module:
@@ -211,7 +193,7 @@ def test_processes_follow_the_clock_of_the_first(two):
 
 
 def _draw(folder: Path) -> dict:
-    dataset = Recording()
+    dataset = Samples()
     trainer = distilling(folder, train_dataset=dataset, total_batch_size=4, max_steps=2)
     dropout, dropped = next(m for m in trainer.student.modules() if isinstance(m, torch.nn.Dropout)), []
     dropout.register_forward_hook(lambda module, inputs, output: dropped.append((output == 0).sum().item()))
@@ -283,12 +265,12 @@ def _on_this_rank(folder: Path, sharded: bool) -> None:
         (folder / f"stopped-{rank}").write_text(interrupted.checkpoint)
     run("stopped", segmenter(5), "last", max_steps=6, **RANDOM)
     in_order = {"train_sampling_strategy": "sequential", "max_steps": 4, "save_strategy": "no"}
-    run("healthy", segmenter(), train_dataset=Recording(), **in_order)
+    run("healthy", segmenter(), train_dataset=Samples(), **in_order)
     try:
-        distil(folder / "mended", segmenter(), train_dataset=Recording(spoilt_epoch=1), **in_order)
+        distil(folder / "mended", segmenter(), train_dataset=Samples("bands_6", epoch=1), **in_order)
     except NonFiniteLossError as error:
         (folder / f"nan-{rank}.txt").write_text(str(error))
-    run("mended", segmenter(5), "last", train_dataset=Recording(), **in_order)
+    run("mended", segmenter(5), "last", train_dataset=Samples(first_epoch=1), **in_order)
     run("at-times", alike(), **AT_TIMES)
     (folder / f"clock-{rank}.json").write_text(json.dumps(_follow_the_clock(folder / "clock", rank)))
 
