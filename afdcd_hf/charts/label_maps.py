@@ -121,8 +121,7 @@ def plot_predictions(
         notes: a line under the title of some columns, for example `{"teacher": "mIoU 61.2 %"}`.
 
     Raises:
-        ValueError: columns are missing, empty or of different lengths, an array is neither RGB nor a label map, the
-            names do not match the palette, or a note belongs to no column.
+        ValueError: no such grid of arrays, another number of names than colours, or a note that belongs to no column.
     """
     path, colors, notes = Path(path), as_colors(palette), notes or {}
     lengths = {title: len(arrays) for title, arrays in columns.items()}
@@ -134,7 +133,7 @@ def plot_predictions(
         raise ValueError(f"{len(class_names)} class names came with {len(colors)} colours; pass one name per colour.")
     if stray := sorted(set(notes) - set(columns)):
         raise ValueError(f"notes={stray} belong to no column; the columns are {list(columns)}.")
-    shown = {title: _as_rgb(title, arrays, colors) for title, arrays in columns.items()}
+    shown = {title: [_as_rgb(title, array, colors) for array in arrays] for title, arrays in columns.items()}
     swatches = _swatches([array for arrays in columns.values() for array in arrays], colors, class_names)
     heights = [CELL_WIDTH * array.shape[0] / array.shape[1] for array in next(iter(columns.values()))]
     width = CELL_WIDTH * len(columns)
@@ -160,18 +159,13 @@ def plot_predictions(
     return path
 
 
-def _as_rgb(title: str, arrays: Sequence[np.ndarray], colors: np.ndarray) -> list[np.ndarray]:
-    def rgb(row: int, array: np.ndarray) -> np.ndarray:
-        if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
-            return array
-        try:
-            return colorize(array, colors)
-        except ValueError as error:
-            raise ValueError(
-                f"Row {row} of column {title!r} is neither (H, W, 3) uint8 RGB nor a map: {error}"
-            ) from error
-
-    return [rgb(row, array) for row, array in enumerate(arrays)]
+def _as_rgb(title: str, array: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
+        return array
+    try:
+        return colorize(array, colors)
+    except ValueError as error:
+        raise ValueError(f"Column {title!r} holds an array that is not (H, W, 3) uint8 RGB, and: {error}") from error
 
 
 def _swatches(arrays: Sequence[np.ndarray], colors: np.ndarray, class_names: Sequence[str]) -> list[Patch]:

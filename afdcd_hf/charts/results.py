@@ -41,8 +41,7 @@ def plot_class_iou(results: Results, path: str | Path, *, title: str | None = No
         order: "classes" (that of the first result) or "gain" (largest first, for two or more results).
 
     Raises:
-        ValueError: too many results or none, classes that differ, a value that is not a fraction, a result without
-            any, or an order that is unknown or needs a second result.
+        ValueError: results that cannot be drawn side by side, values that are not fractions, or an unknown order.
     """
     from matplotlib.patches import Patch
 
@@ -140,10 +139,9 @@ def plot_confusion_matrix(
 ) -> Path:
     """Draw a confusion matrix in percent: correct pixels on the diagonal in blue, confusions in orange.
 
-    Colours follow the square root of the share, so that a confusion of a few percent is seen beside a diagonal near
-    100. Up to 20 classes have numbers in the cells (none below 0.05 %); more have a list of the largest confusions
-    below the map instead, and beyond 40 the axes count the classes instead of naming them. Classes without a pixel to
-    divide by are hatched.
+    Colours follow the square root of the share, so that a few percent are seen beside a diagonal near 100. Up to 20
+    classes have numbers in the cells (none below 0.05 %); more have a list of the largest confusions below the map,
+    and beyond 40 the axes count the classes instead of naming them. Classes without pixels are hatched.
 
     Args:
         matrix: `(K, K)` integer pixel counts, rows = truth, such as `evaluate_segmenter`'s "confusion_matrix".
@@ -153,8 +151,7 @@ def plot_confusion_matrix(
             or "prediction" (the pixels predicted as each class, a column; the diagonal is its precision).
 
     Raises:
-        ValueError: the matrix is not square, of integers and non-negative, counts no pixel or does not match the
-            names, or the normalisation is unknown.
+        ValueError: not such counts, none at all, another number of names, or an unknown normalisation.
     """
     path, counts = Path(path), check_confusion_matrix(matrix, class_names)
     if normalize not in NORMALIZATIONS:

@@ -3,59 +3,72 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
 
 from ..atomic_io import written_whole
+from ..cost.machine import machine_name
 from ..data.fingerprint import is_generated
 from ..data.loading import load_split
-from ..evaluation.results import machine_name
 from ..folder_lock import held_alone
 from ..hub.card_facts import HUB_ID
 from ..structured_files import parse_yaml, read_yaml
 from ..training.arguments import DataArguments
-from .plan import ALONE, Budget, Method, Plan, folder_name
-from .process import afdcd_command, last_lines, run_logged
+from .plan import ALONE, Plan, folder_name
 from .runs import (
     RESULT_NAME,
     RUN_FOLDER,
-    TEACHER_PLACE,
     Run,
     RunResult,
-    all_places,
+    all_runs,
     collect,
-    each_run,
     read_result,
-    run_place,
-    table_run,
-    teacher_run,
-    tuning_runs,
+    run_arguments,
+    run_settings,
 )
 from .table import write_report
 
-logger = logging.getLogger(__name__)
 RECIPE_NAME, LOG_NAME = "recipe.yaml", "log.txt"
+# Time that a stopped training has for finishing its step and saving before it is killed.
+_GRACE_SECONDS = 120.0
+# May differ between merged folders: the seed, where files lie, what a run is computed with, a measured limit.
+_MAY_DIFFER = {
+    "seed", "data_dir", "teacher", "max_seconds", "use_cpu", "bf16", "fp16", "tf32", "torch_compile",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "dataloader_num_workers",
+}  # fmt: skip
+
+
+class ComparisonStopped(KeyboardInterrupt):
+    """A signal stopped the comparison; the training that ran has saved a checkpoint, if it could.
+
+    Attributes:
+        exit_status: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__("stopped; finished trainings are kept")
+        self.exit_status = exit_status
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a comparison has come to.
+    """What a comparison has come to."""
 
-    Attributes:
-        results: Every finished training.
-        failed: Folder of each training that ended with an error, to the last lines of its log.
-    """
-
-    results: list[RunResult]
-    failed: Mapping[str, str]
+    results: list[RunResult]  # every finished training
+    failed: Mapping[str, str]  # folder of each training that ended with an error, to the last lines of its log
 
 
 def check_plan(plan: Plan, output: str | Path) -> None:
@@ -70,31 +83,14 @@ def check_plan(plan: Plan, output: str | Path) -> None:
         other = places.setdefault(folder_name(method.name), method.name)
         if other != method.name:
             raise ValueError(f"{other!r} and {method.name!r} would lie in the same folder; rename one of the methods.")
-    own = teacher_run(plan)
-    teacher = teacher_folder(output) if own else None
-    for method in plan.methods:
-        for chosen in method.candidates or [{}]:
-            table_run(plan, method, plan.budgets[0], plan.seeds[0], teacher, chosen).arguments()
-        for run in tuning_runs(plan, method, teacher):
-            run.arguments()
-    if own:
-        own.arguments()
-    elif any(method.name != ALONE for method in plan.methods):
-        _check_teacher(plan.shared.get("teacher"))
-
-
-def find_data(plan: Plan) -> None:
-    """Find the images and labels that all runs share; ValueError or OSError where some are missing."""
-    shared = table_run(plan, plan.methods[0], plan.budgets[0], plan.seeds[0]).arguments()
-    data = next(one for one in shared if isinstance(one, DataArguments))
-    if not is_generated(data.dataset):  # generated images are not drawn for this
-        for part in ("train", "eval"):
-            load_split(**data.choice(part))
-
-
-def _check_teacher(teacher: str | None) -> None:
+    for run in all_runs(plan):
+        if run.kind != "run" or (run.budget, run.seed) == (plan.budgets[0], plan.seeds[0]):
+            run_arguments(run, run_settings(plan, run, Path(output), {}))
+    if plan.teacher or all(method.name == ALONE for method in plan.methods):
+        return
     from transformers import AutoConfig
 
+    teacher = plan.shared.get("teacher")
     if teacher is None:
         raise ValueError("The plan has methods with a teacher, but neither 'teacher' nor 'teacher_recipe'.")
     if not Path(teacher).is_dir() and not HUB_ID.fullmatch(teacher):
@@ -102,9 +98,14 @@ def _check_teacher(teacher: str | None) -> None:
     AutoConfig.from_pretrained(teacher, trust_remote_code=False)
 
 
-def teacher_folder(output: str | Path) -> str:
-    """Where the teacher lies that a comparison trains itself."""
-    return str(Path(output) / TEACHER_PLACE / RUN_FOLDER)
+def find_data(plan: Plan) -> None:
+    """Find the images and labels that all runs share; ValueError or OSError where some are missing."""
+    run = all_runs(plan)[-1]
+    arguments = run_arguments(run, run_settings(plan, run, Path(), {}))
+    data = next(one for one in arguments if isinstance(one, DataArguments))
+    if not is_generated(data.dataset):  # generated images are not drawn for this
+        for part in ("train", "eval"):
+            load_split(**data.choice(part))
 
 
 def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] = lambda line: None) -> Outcome:
@@ -133,133 +134,129 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
     with held_alone(output) as lock:
         check_plan(plan, output)
         find_data(plan)
-        return _Comparison(plan, output, show, lock).run()
+        runs, failed = all_runs(plan), dict[str, str]()
+        found = {run.place: read_result(output / run.place) for run in runs}
+        results = {place: result for place, result in found.items() if result is not None}
+
+        def report(charts: bool) -> list[RunResult]:
+            ordered = [results[run.place] for run in runs if run.place in results]
+            if any(result.kind == "run" for result in ordered):
+                write_report(plan, output, ordered, charts=charts)
+            return ordered
+
+        for number, run in enumerate(runs, 1):
+            folder, settings = output / run.place, run_settings(plan, run, output, results)
+            resume = _resumable(folder / RUN_FOLDER, folder / RECIPE_NAME, _yaml(settings))
+            if run.place in results:
+                _check_machine(run, folder, results[run.place])
+                continue
+            show(f"[{number}/{len(runs)}] {run.title} ...{_time_left(runs, results, failed)}")
+            result = _train(run, settings, folder, resume, plan.processes, lock)
+            if result is None:
+                failed[run.place], log = last_lines(folder / LOG_NAME), folder / LOG_NAME
+                if run.is_needed:
+                    what = f"{run.place} failed, and what follows needs it; its log is {log}"
+                    raise ValueError(f"{what}. Its last lines:\n{failed[run.place]}")
+                show(f"  {run.title}: failed, see {log}")
+            else:
+                results[run.place] = result
+                memory = f", {result.peak_memory_mb:.0f} MiB" if result.peak_memory_mb else ""
+                steps = f"{result.iterations} iterations in {result.seconds:.0f} s"
+                show(f"  {run.title}: mIoU {100 * result.mean_iou:.2f} %, {steps}{memory}")
+            report(charts=False)
+        return Outcome(report(charts=True), failed)
 
 
-def finished(plan: Plan, output: str | Path) -> dict[str, RunResult]:
-    """Folder of each finished training of a plan -> its result, in the order of the trainings."""
-    found = {place: read_result(Path(output) / place) for place in all_places(plan)}
-    return {place: result for place, result in found.items() if result is not None}
+def _yaml(settings: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
 
 
-class _Comparison:
-    def __init__(self, plan: Plan, output: Path, show: Callable[[str], None], lock: int | None) -> None:
-        self._plan, self._output, self._show, self._lock = plan, output, show, lock
-        self._failed: dict[str, str] = {}
-        self._chosen: dict[str, Mapping[str, Any]] = {}
-        self._left, self._took = all_places(plan), dict[tuple[str, str], list[float]]()
-        self._total = len(self._left)
-        for place, result in finished(plan, output).items():
-            self._done(place, result)
+def _train(
+    run: Run, settings: Mapping[str, Any], folder: Path, resume: bool, processes: int, lock: int | None
+) -> RunResult | None:
+    """Start or resume a training, and wait; None where it fails."""
+    target, recipe = folder / RUN_FOLDER, folder / RECIPE_NAME
+    with written_whole(recipe) as part:
+        part.write_text(_yaml({**settings, "output_dir": str(target)}), encoding="utf-8")
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
+    words = ["distill" if "loss" in settings else "train", "--config", str(recipe)]
+    command = [sys.executable, "-m", *launcher, "afdcd_hf.cli", *words]
+    command += ["--resume_from_checkpoint", "last"] if resume else []
+    start = time.perf_counter()
+    if run_logged(command, folder / LOG_NAME, [] if lock is None else [lock]) != 0:
+        return None
+    result = collect(run, settings, folder, time.perf_counter() - start)
+    for checkpoint in target.glob("checkpoint-*"):  # of our own run, which needs them no more
+        shutil.rmtree(checkpoint)
+    return result
 
-    def run(self) -> Outcome:
-        """Train what is missing."""
-        plan, teacher = self._plan, None
-        if own := teacher_run(plan):
-            self._needed(own)
-            teacher = teacher_folder(self._output)
-        for method in plan.methods:
-            scores = [self._needed(run).mean_iou for run in tuning_runs(plan, method, teacher)]
-            self._chosen[method.name] = method.candidates[scores.index(max(scores))] if scores else {}
-        for seed, budget, method in each_run(plan):
-            seconds = self._seconds(budget, method, seed)
-            self._try(table_run(plan, method, budget, seed, teacher, self._chosen[method.name], seconds))
-            self._report(charts=False)
-        return Outcome(self._report(), self._failed)
 
-    def _report(self, charts: bool = True) -> list[RunResult]:
-        """Write and return what there is so far, of earlier calls too."""
-        results = list(finished(self._plan, self._output).values())
-        if any(result.kind == "run" for result in results):
-            write_report(self._plan, self._output, results, self._chosen, charts=charts)
-        return results
+def run_logged(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) -> int:
+    """Run a command, append what it prints to a file, and return its exit status.
 
-    def _seconds(self, budget: Budget, method: Method, seed: int) -> float | None:
-        """The time limit of a run; None where iterations are its budget."""
-        if budget.as_long_as in (None, method.name):
-            return budget.seconds
-        reference = next(one for one in self._plan.methods if one.name == budget.as_long_as)
-        place = run_place(reference, budget, seed)  # each_run puts it first
-        result = read_result(self._output / place)
-        if result is None:
-            raise ValueError(self._failure(place, f"{place} failed"))
-        return round(result.seconds, 2)
+    Args:
+        command: Program and arguments.
+        log: The file.
+        keep_open: File descriptors that the command inherits.
 
-    def _needed(self, run: Run) -> RunResult:
-        """The result of a training that others need."""
-        result = self._try(run)
-        if result is None:
-            raise ValueError(self._failure(run.place, f"{run.kind} of {run.method!r} failed"))
-        return result
+    Raises:
+        ComparisonStopped: SIGINT or SIGTERM came; the command was told to stop, and has ended.
+    """
 
-    def _failure(self, place: str, what: str) -> str:
-        log = self._output / place / LOG_NAME
-        return f"{what}, and what follows needs it; its log is {log}. Its last lines:\n{self._failed[place]}"
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise ComparisonStopped(128 + number)
 
-    def _try(self, run: Run) -> RunResult | None:
-        """The result of a training, from an earlier call where there is one; None where it fails."""
-        folder = self._output / run.place
-        result = read_result(folder)
-        if result is None:
-            return self._train(run, folder)
-        _check_same(run, folder, result)
-        return result
+    before = signal.signal(signal.SIGTERM, stop)  # raises in the main thread, as SIGINT does
+    with log.open("ab") as output:
+        # A session of its own: Ctrl-C would reach it directly too, and a second signal ends a training at once.
+        child = subprocess.Popen(
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=keep_open
+        )
+        try:
+            return child.wait()
+        except KeyboardInterrupt as error:
+            raise ComparisonStopped(getattr(error, "exit_status", 130)) from None
+        finally:
+            if child.poll() is None:  # it saves and stops; where it does not, its whole group ends
+                child.send_signal(signal.SIGTERM)
+                try:
+                    child.wait(_GRACE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    os.killpg(child.pid, signal.SIGKILL)
+                    child.wait()
+            signal.signal(signal.SIGTERM, before)
 
-    def _train(self, run: Run, folder: Path) -> RunResult | None:
-        folder.mkdir(parents=True, exist_ok=True)
-        command, log = self._command(run, folder), folder / LOG_NAME
-        number = self._total - len(self._left) + 1
-        self._show(f"[{number}/{self._total}] {run.title} ...{self._time_left()}")
-        start = time.perf_counter()
-        status = run_logged(command, log, keep_open=[] if self._lock is None else [self._lock])
-        if status != 0:
-            self._failed[run.place] = last_lines(log)
-            self._left.pop(run.place)
-            self._show(f"  {run.title}: failed, see {log}")
-            return None
-        result = collect(run, folder, time.perf_counter() - start)
-        for checkpoint in (folder / RUN_FOLDER).glob("checkpoint-*"):  # of our own run, which needs them no more
-            shutil.rmtree(checkpoint)
-        self._done(run.place, result)
-        memory = f", {result.peak_memory_mb:.0f} MiB" if result.peak_memory_mb else ""
-        steps = f"{result.iterations} iterations in {result.seconds:.0f} s"
-        self._show(f"  {run.title}: mIoU {100 * result.mean_iou:.2f} %, {steps}{memory}")
-        return result
 
-    def _command(self, run: Run, folder: Path) -> list[str]:
-        """Write the training's recipe, and say how it is started or resumed."""
-        target, recipe = folder / RUN_FOLDER, folder / RECIPE_NAME
-        text = yaml.safe_dump({**run.settings, "output_dir": str(target)}, sort_keys=False, allow_unicode=True)
-        resume = _resumable(target, recipe, text)
-        with written_whole(recipe) as part:
-            part.write_text(text, encoding="utf-8")
-        words = [run.command, "--config", str(recipe), *(["--resume_from_checkpoint", "last"] if resume else [])]
-        return afdcd_command(words, self._plan.processes)
+def last_lines(log: Path, lines: int = 5) -> str:
+    """The last lines of a log, to say what went wrong; progress bars rewrite theirs after a carriage return."""
+    text = log.read_bytes()[-4000:].decode("utf-8", errors="replace").replace("\r", "\n")
+    return "\n".join([line.strip() for line in text.split("\n") if line.strip()][-lines:])
 
-    def _done(self, place: str, result: RunResult) -> None:
-        self._took.setdefault(self._left.pop(place), []).append(result.wall_seconds)
 
-    def _time_left(self) -> str:
-        """As long as the same method took, else as others with that budget; empty where nothing tells."""
-        total = 0.0
-        for method, budget in self._left.values():
-            alike = [seconds for (_, name), took in self._took.items() if name == budget for seconds in took]
-            if not (known := self._took.get((method, budget)) or alike):
+def _time_left(runs: Sequence[Run], results: Mapping[str, RunResult], failed: Mapping[str, str]) -> str:
+    """As long as the same method took, else as others with that budget; empty where nothing tells."""
+    total = 0.0
+    for run in runs:
+        if run.place not in results and run.place not in failed:
+            alike = [one for one in runs if one.place in results and one.group == run.group]
+            same = [one for one in alike if one.method.name == run.method.name] or alike
+            if not same:
                 return ""
-            total += statistics.mean(known)
-        minutes = max(1, round(total / 60))
-        return f"; about {f'{minutes // 60} h {minutes % 60:02d}' if minutes >= 60 else minutes} min left"
+            total += statistics.mean(results[one.place].wall_seconds for one in same)
+    minutes = max(1, round(total / 60))
+    return f"; about {f'{minutes // 60} h {minutes % 60:02d}' if minutes >= 60 else minutes} min left"
 
 
 def _resumable(run: Path, recipe: Path, text: str) -> bool:
-    """Whether a stopped training with these very settings has a checkpoint to resume from.
+    """Whether there is a checkpoint to resume from, or a finished training, with the settings of `text`.
 
     What one left that stopped before its first checkpoint is set aside.
 
     Raises:
         ValueError: The folder holds something else: a training with other settings, or files of somebody's.
     """
-    if not run.is_dir() or not any(run.iterdir()):
+    finished = (run.parent / RESULT_NAME).is_file()
+    if not finished and (not run.is_dir() or not any(run.iterdir())):
         return False
     if not recipe.is_file():
         raise ValueError(f"{run} holds files that no comparison has written. Move them, or give another --output_dir.")
@@ -268,24 +265,17 @@ def _resumable(run: Path, recipe: Path, text: str) -> bool:
         settings.pop("output_dir", None)  # the same folder, perhaps called from elsewhere
     if before != now:
         raise ValueError(
-            f"{run} holds an unfinished training with other settings: {_difference(before, now)}. Give another "
-            f"--output_dir, or move or delete {run.parent} to train it again."
+            f"{run.parent} holds a training with other settings: {_difference(before, now)}. Give another "
+            "--output_dir, or move or delete that folder to train it again."
         )
-    if any(run.glob("checkpoint-*")):
+    if finished or any(run.glob("checkpoint-*")):
         return True
     aside = next(path for n in range(1, 10**6) if not (path := run.with_name(f"{run.name}-stopped-{n}")).exists())
     run.rename(aside)
     return False
 
 
-def _check_same(run: Run, folder: Path, result: RunResult) -> None:
-    """Raise ValueError where a finished training had other settings, or was timed on another machine."""
-    if result.fingerprint != run.fingerprint:
-        difference = _difference(json.loads(result.fingerprint), json.loads(run.fingerprint))
-        raise ValueError(
-            f"{folder} holds a finished training with other settings: {difference}. Give another --output_dir, or "
-            "delete that folder to train it again."
-        )
+def _check_machine(run: Run, folder: Path, result: RunResult) -> None:
     if run.budget and run.budget.is_time and result.machine != machine_name():
         raise ValueError(
             f"{folder} was trained on {result.machine}, and this is {machine_name()}: seconds of two machines cannot "
@@ -296,14 +286,6 @@ def _check_same(run: Run, folder: Path, result: RunResult) -> None:
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     key = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
     return f"{key}={before.get(key)!r} instead of {now.get(key)!r}"
-
-
-# May differ between merged folders: the seed, where files lie, what a run is computed with, a measured limit.
-_MAY_DIFFER = {
-    "seed", "data_dir", "teacher", "max_seconds", "use_cpu", "bf16", "fp16", "tf32", "torch_compile",
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "dataloader_num_workers",
-}  # fmt: skip
 
 
 def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | Path) -> list[RunResult]:
@@ -322,26 +304,23 @@ def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | P
     Raises:
         ValueError: A folder without results, a setting that differs, or two results of one training.
     """
+    rows = {(budget.name, method.name) for budget in plan.budgets for method in plan.methods}
     merged: dict[tuple, RunResult] = {}
-    settings: dict[tuple, dict[str, Any]] = {}
+    known: dict[tuple, dict[str, Any]] = {}
     for folder in map(Path, folders):
         found = [read_result(path.parent) for path in sorted(folder.glob(f"*/*/*/{RESULT_NAME}"))]
-        ours = [one for one in found if one and (one.budget, one.method) in _rows(plan)]
+        ours = [one for one in found if one and (one.budget, one.method) in rows]
         if not ours:
             raise ValueError(f"{folder} holds no finished run of this plan; --merge takes folders of afdcd compare.")
         for result in ours:
             row = (result.budget, result.method)
             own = {key: value for key, value in json.loads(result.fingerprint).items() if key not in _MAY_DIFFER}
-            if own != (known := settings.setdefault(row, own)):
+            if own != known.setdefault(row, own):
                 what = f"{result.method!r} ({result.budget}) with other settings than a folder before"
-                raise ValueError(f"{folder} trained {what}: {_difference(own, known)}.")
+                raise ValueError(f"{folder} trained {what}: {_difference(own, known[row])}.")
             earlier = merged.setdefault((*row, result.seed, result.machine), result)
             if earlier.mean_iou != result.mean_iou:
                 raise ValueError(f"{folder} and a folder before hold {row}, seed {result.seed}; give only one of them.")
     with held_alone(output):
-        write_report(plan, Path(output), list(merged.values()), {})
+        write_report(plan, Path(output), list(merged.values()))
     return list(merged.values())
-
-
-def _rows(plan: Plan) -> set[tuple[str | None, str]]:
-    return {(budget.name, method.name) for budget in plan.budgets for method in plan.methods}

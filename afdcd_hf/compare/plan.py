@@ -14,29 +14,23 @@ from ..suggestions import close_names
 
 ALONE = "alone"
 _OWN_KEYS = ("recipe", "teacher_recipe", "methods", "seeds", "budgets", "tuning", "evaluations", "processes")
-_BUDGET_KEYS = ({"iterations"}, {"seconds"}, {"iterations", "as_long_as"})
+_BUDGETS = ({"iterations"}, {"seconds"}, {"iterations", "as_long_as"})
 # What every run gets from the comparison itself.
 _FIXED = ("seed", "max_steps", "max_seconds", "output_dir", "resume_from_checkpoint", "config")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What each run may spend: iterations, seconds, or as long as one of the methods takes.
+    """What each run may spend: iterations, seconds, or as long as one of the methods takes."""
 
-    Attributes:
-        iterations: Optimizer steps; with `as_long_as`, those of that method.
-        seconds: Wall-clock time of the training steps, without evaluations and saving.
-        as_long_as: Method whose time for `iterations`, with the same seed, every other run may spend.
-    """
-
-    iterations: int | None = None
-    seconds: float | None = None
-    as_long_as: str | None = None
+    iterations: int | None = None  # optimizer steps; with `as_long_as`, those of that method
+    seconds: float | None = None  # wall-clock time of the training steps, without evaluations and saving
+    as_long_as: str | None = None  # method whose time, with the same seed, every other run may spend
 
     @property
     def is_time(self) -> bool:
         """Whether a faster method gets more iterations."""
-        return self.seconds is not None or self.as_long_as is not None
+        return self.iterations is None or self.as_long_as is not None
 
     @property
     def name(self) -> str:
@@ -55,44 +49,26 @@ class Budget:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        name: As the table calls it; "alone" is the student without a teacher.
-        settings: Recipe keys of this method only, e.g. `{"loss": "cwd", "cwd.map_weight": 5}`.
-        candidates: Settings to try beforehand on the tuning seed; those with the best mIoU are added.
-    """
-
-    name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    candidates: Sequence[Mapping[str, Any]] = ()
+    name: str  # "alone" is the student without a teacher
+    settings: Mapping[str, Any] = field(default_factory=dict)  # recipe keys of this method only
+    candidates: Sequence[Mapping[str, Any]] = ()  # tried beforehand; those with the best mIoU are added
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole comparison.
+    """A whole comparison."""
 
-    Attributes:
-        shared: Recipe keys of every run: dataset, student, teacher, schedule.
-        methods: Rows of the table, in order.
-        seeds: Each method is trained once with each.
-        budgets: Each gives a table of its own.
-        tuning: Recipe keys of the trial runs, with their seed and number of iterations; None without candidates.
-        teacher: Recipe keys of the teacher, where the comparison has to train it first.
-        steps: `max_steps` of the shared recipe: the schedule of runs whose budget is seconds has so many.
-        evaluations: Evaluations of each run before its end, for the curve of mIoU against time.
-        processes: Processes of each run; more than one start through torchrun.
-    """
-
-    shared: Mapping[str, Any]
-    methods: Sequence[Method]
-    seeds: Sequence[int]
-    budgets: Sequence[Budget]
-    tuning: Mapping[str, Any] | None = None
-    teacher: Mapping[str, Any] | None = None
-    steps: int | None = None
-    evaluations: int = 4
-    processes: int = 1
+    shared: Mapping[str, Any]  # recipe keys of every run: dataset, student, teacher, schedule
+    methods: Sequence[Method]  # rows of the table, in order
+    seeds: Sequence[int]  # each method is trained once with each
+    budgets: Sequence[Budget]  # each gives a table of its own
+    tuning: Mapping[str, Any]  # recipe keys of the trial runs, with seed and iterations; empty without candidates
+    teacher: Mapping[str, Any] | None = None  # recipe keys of the teacher, where the comparison has to train it first
+    steps: int | None = None  # `max_steps` of the shared recipe: the schedule of runs whose budget is seconds
+    evaluations: int = 4  # of each run before its end, for the curve of mIoU against time
+    processes: int = 1  # of each run; more than one start through torchrun
 
     @property
     def runs(self) -> int:
@@ -104,15 +80,13 @@ class Plan:
         known = [method.name for method in self.methods]
         wanted = known if methods is None else methods
         for name in wanted:
-            if name not in known:
-                raise ValueError(
-                    f"The plan has no method {name!r}; it has {', '.join(known)}.{close_names(name, known)}"
-                )
-        for budget in self.budgets:
-            if budget.as_long_as and budget.as_long_as not in wanted:
-                raise ValueError(f"A budget of the plan is the time of {budget.as_long_as!r}; keep that method.")
-        kept = [method for method in self.methods if method.name in wanted]
-        return replace(self, methods=kept, seeds=self.seeds if seeds is None else _seeds(list(seeds)))
+            listed = f"it has {', '.join(known)}.{close_names(name, known)}"
+            _need(name in known, f"The plan has no method {name!r}; {listed}")
+        for reference in (budget.as_long_as for budget in self.budgets):
+            kept = reference is None or reference in wanted
+            _need(kept, f"A budget of the plan is the time of {reference!r}; keep that method.")
+        some = [method for method in self.methods if method.name in wanted]
+        return replace(self, methods=some, seeds=self.seeds if seeds is None else _seeds(list(seeds)))
 
     def described(self) -> str:
         """What would be trained, in a few lines."""
@@ -142,13 +116,17 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
         FileNotFoundError: Neither a file nor a known plan.
         ValueError: Not YAML, keys missing or of the wrong kind.
     """
-    path = comparison_path(name_or_path)
-    overrides = dict(overrides or {})
+    path, overrides = comparison_path(name_or_path), overrides or {}
     raw = {**read_yaml(path), **overrides}
     try:
-        return _plan(raw, overrides)
+        return _plan(raw, has_teacher="teacher" in overrides)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def folder_name(name: str) -> str:
+    """A method's name as a folder's: "feature only" is `feature-only`."""
+    return "".join(letter if letter.isalnum() or letter in "._+" else "-" for letter in name)
 
 
 def _need(holds: Any, message: str) -> None:
@@ -156,7 +134,7 @@ def _need(holds: Any, message: str) -> None:
         raise ValueError(message)
 
 
-def _plan(raw: dict[str, Any], overrides: Mapping[str, Any]) -> Plan:
+def _plan(raw: dict[str, Any], has_teacher: bool) -> Plan:
     own = {key: raw.pop(key) for key in _OWN_KEYS if key in raw}
     missing = [key for key in ("methods", "seeds", "budgets") if not own.get(key)]
     _need(not missing, f"it has no {' and no '.join(missing)}; a comparison needs methods, seeds and budgets.")
@@ -166,23 +144,18 @@ def _plan(raw: dict[str, Any], overrides: Mapping[str, Any]) -> Plan:
     methods = [_method(str(name), settings) for name, settings in _mapping("methods", own["methods"]).items()]
     given = own["budgets"] if isinstance(own["budgets"], list) else [own["budgets"]]
     budgets = [_budget(one, [method.name for method in methods]) for one in given]
-    steps = recipe.get("max_steps")
-    timed = any(budget.seconds for budget in budgets)
+    steps, timed = recipe.get("max_steps"), any(budget.seconds for budget in budgets)
     _need(steps or not timed, "a budget in seconds needs a recipe with max_steps, the steps of its schedule.")
-    tuned = any(method.candidates for method in methods)
-    _need(not tuned or "tuning" in own, "methods have 'tune', but there is no 'tuning: {seed: ..., iterations: ...}'.")
+    tuned, tuning = any(method.candidates for method in methods), _mapping("tuning", own.get("tuning", {}))
+    _need(tuning or not tuned, "methods have 'tune', but there is no 'tuning: {seed: ..., iterations: ...}'.")
+    if tuning:
+        _need({"seed", "iterations"} <= set(tuning), f"tuning={tuning!r} needs a seed and a number of iterations.")
+        _seeds([tuning["seed"]])
+        _whole("tuning.iterations", tuning["iterations"])
+    # A trained teacher named on the command line takes the place of the one to train.
+    teacher = None if has_teacher else _teacher(own.get("teacher_recipe"), shared)
     counts = {key: _whole(key, own[key]) for key in ("evaluations", "processes") if key in own}
-    return Plan(
-        shared=shared,
-        methods=methods,
-        seeds=_seeds(own["seeds"]),
-        budgets=budgets,
-        tuning=_tuning(own["tuning"]) if "tuning" in own else None,
-        # A trained teacher named on the command line takes the place of the one to train.
-        teacher=None if "teacher" in overrides else _teacher(own.get("teacher_recipe"), shared),
-        steps=steps,
-        **counts,
-    )
+    return Plan(shared, methods, _seeds(own["seeds"]), budgets, tuning, teacher, steps, **counts)
 
 
 def _method(name: str, given: Any) -> Method:
@@ -198,6 +171,30 @@ def _method(name: str, given: Any) -> Method:
     return Method(name, settings, tuple(candidates))
 
 
+def _budget(given: Any, methods: Sequence[str]) -> Budget:
+    forms = "{iterations: N}, {seconds: S} or {iterations: N, as_long_as: METHOD}"
+    _need(isinstance(given, dict) and set(given) in _BUDGETS, f"a budget is {forms}, not {given!r}.")
+    if "iterations" in given:
+        _whole("iterations", given["iterations"])
+        reference = given.get("as_long_as", methods[0])
+        _need(reference in methods, f"as_long_as={reference!r} is not a method; there are {', '.join(methods)}.")
+        return Budget(**given)
+    seconds = given["seconds"]
+    possible = isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0
+    _need(possible, f"seconds={seconds!r} must be a number above 0.")
+    return Budget(seconds=float(seconds))
+
+
+def _teacher(given: Any, shared: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recipe of the teacher; where the files lie and what runs on is the same as for the student."""
+    if given is None:
+        return None
+    settings = {"recipe": given} if isinstance(given, str) else _mapping("teacher_recipe", given)
+    _need("recipe" in settings, f"teacher_recipe={given!r} must name a recipe.")
+    of_both = {key: shared[key] for key in ("data_dir", "use_cpu") if key in shared}
+    return {**load_recipe(settings.pop("recipe")), **of_both, **settings}
+
+
 def _refuse_fixed(settings: Mapping[str, Any], what: str) -> None:
     for key in settings:
         _need(key not in _FIXED, f"{what} must not set {key}; the comparison does, for each run.")
@@ -210,39 +207,6 @@ def _seeds(seeds: Any) -> list[int]:
     return seeds
 
 
-def _budget(given: Any, methods: Sequence[str]) -> Budget:
-    forms = "{iterations: N}, {seconds: S} or {iterations: N, as_long_as: METHOD}"
-    _need(isinstance(given, dict) and set(given) in _BUDGET_KEYS, f"a budget is {forms}, not {given!r}.")
-    if "iterations" in given:
-        reference = given.get("as_long_as")
-        known = reference is None or reference in methods
-        _need(known, f"as_long_as={reference!r} is not a method; there are {', '.join(methods)}.")
-        return Budget(iterations=_whole("iterations", given["iterations"]), as_long_as=reference)
-    seconds = given["seconds"]
-    possible = isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0
-    _need(possible, f"seconds={seconds!r} must be a number above 0.")
-    return Budget(seconds=float(seconds))
-
-
-def _tuning(given: Any) -> dict[str, Any]:
-    tuning = _mapping("tuning", given)
-    _need({"seed", "iterations"} <= set(tuning), f"tuning={given!r} needs a seed and a number of iterations.")
-    _seeds([tuning["seed"]])
-    _whole("tuning.iterations", tuning["iterations"])
-    return tuning
-
-
-def _teacher(given: Any, shared: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The recipe of the teacher; where the files lie and what runs on is the same as for the student."""
-    if given is None:
-        return None
-    settings = {"recipe": given} if isinstance(given, str) else _mapping("teacher_recipe", given)
-    _need("recipe" in settings, f"teacher_recipe={given!r} must name a recipe.")
-    recipe = load_recipe(settings.pop("recipe"))
-    of_both = {key: shared[key] for key in ("data_dir", "use_cpu") if key in shared}
-    return {**recipe, **of_both, **settings}
-
-
 def _mapping(name: str, given: Any) -> dict[str, Any]:
     _need(isinstance(given, dict), f"{name} must hold 'key: value' lines, not {given!r}.")
     return dict(given)
@@ -251,8 +215,3 @@ def _mapping(name: str, given: Any) -> dict[str, Any]:
 def _whole(name: str, given: Any) -> int:
     _need(type(given) is int and given >= 1, f"{name}={given!r} must be a whole number, 1 or more.")
     return given
-
-
-def folder_name(name: str) -> str:
-    """A method's name as a folder's: "feature only" is `feature-only`."""
-    return "".join(letter if letter.isalnum() or letter in "._+" else "-" for letter in name)

@@ -1,118 +1,107 @@
-"""The trainings of a comparison: their recipes, their folders, and what is kept of a finished one."""
+"""The trainings of a comparison: which there are, their recipes, and what is kept of a finished one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import date
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ..atomic_io import written_whole
 from ..charts.runs import load_history
-from ..evaluation.results import library_versions, machine_name
+from ..cost.machine import library_versions, machine_name
 from ..hub.card_facts import read_facts
 from ..structured_files import read_json
 from ..training.arguments import parse_arguments, training_part
 from .plan import ALONE, Budget, Method, Plan, folder_name
 
-RESULT_NAME, RUN_FOLDER, TEACHER_PLACE = "result.json", "run", "teacher"
+RESULT_NAME, RUN_FOLDER = "result.json", "run"
 # Half precision is refused on some CPUs, and a check must not occupy a GPU.
 _CHECKED_ON_CPU = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None, "torch_compile": False}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
-
-    Attributes:
-        kind: A "run" fills the tables; teacher and tuning prepare them.
-        method: Name of the method; "teacher" for the teacher.
-        settings: The whole recipe, without the output folder.
-        place: Its folder within the comparison's.
-        budget: Of a "run".
-    """
+    """One training: a "run" fills the tables (and has budget and seed), teacher and tuning prepare them."""
 
     kind: Literal["teacher", "tuning", "run"]
-    method: str
-    settings: Mapping[str, Any]
-    place: str
+    place: str  # its folder within the comparison's
+    method: Method
     budget: Budget | None = None
+    seed: int | None = None
 
     @property
-    def seed(self) -> int | None:
-        """The recipe's; None where it names none."""
-        return self.settings.get("seed")
-
-    @property
-    def command(self) -> str:
-        """The command of `afdcd` that runs it."""
-        return "distill" if "loss" in self.settings else "train"
+    def group(self) -> str:
+        """What tells how long it takes."""
+        return self.budget.name if self.budget else self.kind
 
     @property
     def title(self) -> str:
         """For people."""
         if self.budget:
-            return f"{self.budget.name} {self.method} seed {self.seed}"
-        return f"tuning {self.method} {self.place.rpartition('/')[2]}" if self.kind == "tuning" else self.kind
+            return f"{self.budget.name} {self.method.name} seed {self.seed}"
+        return self.place.replace("/", " ")
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """The settings as JSON with sorted keys: equal for equal settings."""
-        return json.dumps(dict(self.settings), sort_keys=True, default=str)
-
-    def arguments(self) -> list[Any]:
-        """The recipe as argument dataclasses; ValueError where it has an unknown key or an invalid value."""
-        recipe = {**self.settings, **_CHECKED_ON_CPU, "output_dir": "unused"}
-        try:
-            return parse_arguments(recipe, distils=self.command == "distill")
-        except ValueError as error:
-            raise ValueError(f"{self.kind} of {self.method!r}: {error}") from error
+    @property
+    def is_needed(self) -> bool:
+        """Whether others cannot be trained without it."""
+        return self.budget is None or self.budget.as_long_as == self.method.name
 
 
-def teacher_run(plan: Plan) -> Run | None:
-    """The teacher's training, where the plan has one."""
-    return Run("teacher", "teacher", plan.teacher, TEACHER_PLACE) if plan.teacher else None
+def all_runs(plan: Plan) -> list[Run]:
+    """Every training of a plan, in order: seed by seed, and a method whose time is the budget before the others."""
+    runs = [Run("teacher", "teacher", Method("teacher"))] if plan.teacher else []
+    runs += [Run("tuning", place, method) for method in plan.methods for place in _tuning_places(method)]
+    for seed in plan.seeds:
+        for budget in plan.budgets:
+            for method in sorted(plan.methods, key=lambda one: one.name != budget.as_long_as):
+                runs.append(Run("run", _run_place(budget, method.name, seed), method, budget, seed))
+    return runs
 
 
-def tuning_runs(plan: Plan, method: Method, teacher: str | None) -> list[Run]:
-    """Short trainings, one for each candidate of a method."""
-    if not method.candidates or plan.tuning is None:
-        return []
-    extra = dict(plan.tuning)
-    settings = {"max_steps": extra.pop("iterations"), "eval_strategy": "no", "save_strategy": "no", **extra}
-    return [
-        Run("tuning", method.name, {**_recipe(plan, method, teacher, candidate), **settings}, place)
-        for candidate, place in zip(method.candidates, tuning_places(method), strict=True)
-    ]
+def _run_place(budget: Budget, method: str, seed: int | None) -> str:
+    return f"{budget.name}/{folder_name(method)}/seed-{seed}"
 
 
-def table_run(
-    plan: Plan,
-    method: Method,
-    budget: Budget,
-    seed: int,
-    teacher: str | None = None,
-    chosen: Mapping[str, Any] | None = None,
-    seconds: float | None = None,
-) -> Run:
-    """One training of a table, evaluated and saved `plan.evaluations` times before its end.
+def _tuning_places(method: Method) -> dict[str, Mapping[str, Any]]:
+    folder = f"tuning/{folder_name(method.name)}"
+    return {f"{folder}/{number}": candidate for number, candidate in enumerate(method.candidates, 1)}
+
+
+def run_settings(plan: Plan, run: Run, output: Path, results: Mapping[str, RunResult]) -> dict[str, Any]:
+    """The recipe of a training, but for the output folder.
 
     Args:
-        teacher: Folder of the teacher; None leaves it to the recipe.
-        chosen: Settings that tuning chose.
-        seconds: Time limit, of a budget in time; the schedule follows the clock then.
+        plan: The comparison.
+        run: One of its trainings.
+        output: The comparison's folder.
+        results: By place, of the trainings before; where tuning is missing, the first candidate is taken.
     """
-    steps = budget.iterations or plan.steps or 1
+    if run.kind == "teacher":
+        return dict(plan.teacher or {})
+    teacher = str(output / "teacher" / RUN_FOLDER) if plan.teacher else None
+    tried = _tuning_places(run.method)
+    if run.kind == "tuning":
+        trial = dict(plan.tuning)
+        short = {"max_steps": trial.pop("iterations"), "eval_strategy": "no", "save_strategy": "no", **trial}
+        return {**_recipe(plan, run.method, teacher, tried[run.place]), **short}
+    assert run.budget is not None
+    best = max(tried, key=lambda place: results[place].mean_iou if place in results else 0.0, default=None)
+    settings = _recipe(plan, run.method, teacher, tried[best] if best else {})
+    steps = run.budget.iterations or plan.steps or 1
     every = steps // (plan.evaluations + 1) + 1  # the last one before the end, where there is an evaluation anyway
-    settings = _recipe(plan, method, teacher, chosen or {})
-    settings |= {"max_steps": steps, "seed": seed, "save_total_limit": 1}
+    settings |= {"max_steps": steps, "seed": run.seed, "save_total_limit": 1}
     settings |= {"eval_strategy": "steps", "eval_steps": every, "save_strategy": "steps", "save_steps": every}
     settings["logging_steps"] = min(settings.get("logging_steps", every), every)  # log lines date an evaluation
-    settings |= {} if seconds is None else {"max_seconds": seconds}
-    return Run("run", method.name, settings, run_place(method, budget, seed), budget)
+    reference = run.budget.as_long_as or run.method.name
+    place, limit = _run_place(run.budget, reference, run.seed), run.budget.seconds
+    if reference != run.method.name and place in results:
+        limit = round(results[place].seconds, 2)
+    return settings if limit is None else {**settings, "max_seconds": limit}
 
 
 def _recipe(plan: Plan, method: Method, teacher: str | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,93 +116,63 @@ def _recipe(plan: Plan, method: Method, teacher: str | None, chosen: Mapping[str
     return {**kept, "loss": spec, **({"teacher": teacher} if teacher else {}), **own}
 
 
-def run_place(method: Method, budget: Budget, seed: int) -> str:
-    """Folder of a run within the comparison's."""
-    return f"{budget.name}/{folder_name(method.name)}/seed-{seed}"
-
-
-def tuning_places(method: Method) -> list[str]:
-    """Folders of a method's candidates."""
-    return [f"tuning/{folder_name(method.name)}/{number}" for number in range(1, 1 + len(method.candidates))]
-
-
-def each_run(plan: Plan) -> Iterator[tuple[int, Budget, Method]]:
-    """All trainings of the tables, seed by seed; the method whose time is the budget comes before the others."""
-    for seed in plan.seeds:
-        for budget in plan.budgets:
-            for method in sorted(plan.methods, key=lambda one: one.name != budget.as_long_as):
-                yield seed, budget, method
-
-
-def all_places(plan: Plan) -> dict[str, tuple[str, str]]:
-    """Folder of every training of a plan in order -> method and budget (or kind): what tells how long it takes."""
-    places = {TEACHER_PLACE: ("teacher", "teacher")} if plan.teacher else {}
-    places |= {place: (method.name, "tuning") for method in plan.methods for place in tuning_places(method)}
-    return places | {run_place(m, budget, seed): (m.name, budget.name) for seed, budget, m in each_run(plan)}
+def run_arguments(run: Run, settings: Mapping[str, Any]) -> list[Any]:
+    """The recipe as argument dataclasses; ValueError where it has an unknown key or an invalid value."""
+    recipe = {**settings, **_CHECKED_ON_CPU, "output_dir": "unused"}
+    try:
+        return parse_arguments(recipe, distils="loss" in settings)
+    except ValueError as error:
+        raise ValueError(f"{run.kind} of {run.method.name!r}: {error}") from error
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """One finished training.
-
-    Attributes:
-        kind, method, seed, budget: Which one; `budget` by name, None except for a "run".
-        fingerprint: Its settings, as JSON.
-        mean_iou: Fraction 0-1, of the saved model on the whole evaluation split.
-        per_category_iou: Class name to IoU; None for a class in neither truth nor prediction.
-        iterations: Optimizer steps.
-        seconds: Wall-clock time of these, without evaluations and saving.
-        wall_seconds: From start to end of its process.
-        images_per_second: Training images per second of `seconds`.
-        peak_memory_mb: Highest on any device, in MiB.
-        curve: `(seconds of training steps, mIoU as a fraction)` of each evaluation.
-        machine, versions, date: Where, with what and when.
-    """
+    """One finished training."""
 
     kind: str
     method: str
     seed: int | None
-    budget: str | None
-    fingerprint: str
-    mean_iou: float
-    per_category_iou: Mapping[str, float | None]
+    budget: str | None  # by name; None except for a "run"
+    fingerprint: str  # its settings, as JSON with sorted keys
+    mean_iou: float  # fraction 0-1, of the saved model on the whole evaluation split
+    per_category_iou: Mapping[str, float | None]  # None for a class in neither truth nor prediction
     iterations: int
-    seconds: float
-    wall_seconds: float
-    images_per_second: float | None
-    peak_memory_mb: float | None
-    curve: list[tuple[float, float]]
+    seconds: float  # wall-clock time of these, without evaluations and saving
+    wall_seconds: float  # from start to end of its process
+    images_per_second: float | None  # training images per second of `seconds`
+    peak_memory_mb: float | None  # highest on any device, in MiB
+    curve: list[tuple[float, float]]  # `(seconds of training steps, mIoU as a fraction)` of each evaluation
     machine: str
     date: str
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str]
 
     @property
     def seconds_per_iteration(self) -> float:
         return self.seconds / self.iterations
 
 
-def collect(run: Run, folder: Path, wall_seconds: float) -> RunResult:
+def collect(run: Run, settings: Mapping[str, Any], folder: Path, wall_seconds: float) -> RunResult:
     """Read what a finished training has left in `folder/run`, and write it down as `folder/result.json`."""
     output = folder / RUN_FOLDER
     training = read_facts(output).training
     if training is None or not training.iterations or training.seconds_in_steps is None:
         raise ValueError(f"{output} does not say how many steps its training had, and how long they took.")
     scores: dict[str, Any] = read_json(output / "results.json", "the scores of a run")
-    last = (training.seconds_in_steps, scores["mean_iou"])
+    seconds, last = training.seconds_in_steps, (training.seconds_in_steps, scores["mean_iou"])
     result = RunResult(
         kind=run.kind,
-        method=run.method,
+        method=run.method.name,
         seed=training.seed,
         budget=run.budget.name if run.budget else None,
-        fingerprint=run.fingerprint,
+        fingerprint=json.dumps(settings, sort_keys=True, default=str),
         mean_iou=scores["mean_iou"],
         per_category_iou=scores["per_category_iou"],
         iterations=training.iterations,
-        seconds=training.seconds_in_steps,
+        seconds=seconds,
         wall_seconds=wall_seconds,
         images_per_second=training.images_per_second,
         peak_memory_mb=training.peak_memory_mb,
-        curve=[*_curve(load_history(output), training.iterations), last],
+        curve=[*_curve(load_history(output), training.iterations, seconds), last],
         machine=machine_name(),
         date=date.today().isoformat(),
         versions=library_versions(),
@@ -235,18 +194,14 @@ def read_result(folder: Path) -> RunResult | None:
         raise ValueError(f"{path} cannot be read ({error}); delete {folder} to train that one again.") from error
 
 
-def _curve(history: list[dict[str, Any]], iterations: int) -> list[tuple[float, float]]:
-    """`(seconds of training so far, mIoU)` of each evaluation before the last step."""
-    timed = [line for line in history if "images_per_second" in line]
-    times = [(line["step"], sum(v for name, v in line.items() if name.startswith("time_"))) for line in timed]
+def _curve(history: list[dict[str, Any]], iterations: int, seconds: float) -> list[tuple[float, float]]:
+    """`(seconds of training so far, mIoU)` of each evaluation before the last step, which may lie between log lines."""
+    steps, elapsed = [0], [0.0]
+    for line in history:
+        if "images_per_second" in line:
+            each = sum(value for name, value in line.items() if name.startswith("time_"))
+            elapsed.append(elapsed[-1] + each * (line["step"] - steps[-1]))
+            steps.append(line["step"])
     scored = [line for line in history if "eval_mean_iou" in line and line["step"] < iterations]
-    return [(_elapsed(times, line["step"]), line["eval_mean_iou"]) for line in scored]
-
-
-def _elapsed(times: list[tuple[int, float]], step: int) -> float:
-    """Seconds up to a step, from `(step, seconds per step since the entry before)`; it may lie between two entries."""
-    total, before, seconds = 0.0, 0, 0.0
-    for end, seconds in times:
-        total += seconds * max(min(end, step) - before, 0)
-        before = end
-    return total + seconds * max(step - before, 0)
+    times = np.interp([line["step"] for line in scored], [*steps, iterations], [*elapsed, seconds])
+    return [(second, line["eval_mean_iou"]) for second, line in zip(times.tolist(), scored, strict=True)]

@@ -6,7 +6,6 @@ import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..atomic_io import written_whole
 from ..charts.runs import plot_method_scores, plot_score_over_time
@@ -26,97 +25,83 @@ _HEADER = (
 _Runs = Mapping[str, Sequence[RunResult]]  # of each method, in the plan's order
 
 
-def write_report(
-    plan: Plan,
-    output: Path,
-    results: Sequence[RunResult],
-    chosen: Mapping[str, Mapping[str, Any]],
-    *,
-    charts: bool = True,
-) -> None:
+def write_report(plan: Plan, output: Path, results: Sequence[RunResult], *, charts: bool = True) -> None:
     """Write what is known so far, replacing the report of an earlier call.
 
     Args:
         plan: What is compared.
         output: Folder of the comparison.
-        results: Every finished training.
-        chosen: Method -> the candidate that tuning chose.
+        results: Every finished training, in the plan's order; at least one of the tables.
         charts: Also draw `mean_iou_<budget>.png` and `over_time_<budget>.png`.
     """
+    tables = _tables(plan, results)
     _write_csv(output / CSV_NAME, results)
+    parts = [f"### {title[0].upper()}{title[1:]}\n\n{_table(runs)}" for title, _, runs in tables]
+    if any(result.kind == "tuning" for result in results):
+        parts.append("### Tuning\n\n" + _tuning_table(plan, results))
     with written_whole(output / TABLE_NAME) as part:
-        part.write_text(markdown(plan, results, chosen), encoding="utf-8")
-    for title, name, runs in _tables(plan, results) if charts else ():
+        part.write_text("\n\n".join([*parts, _notes(plan, results)]) + "\n", encoding="utf-8")
+    for title, name, runs in tables if charts else ():
+        gains = {method: _gains(runs, method) for method in runs}
         scores = {
-            method: ([one.mean_iou for one in ours], statistics.mean(gain) if gain else None)
+            method: ([one.mean_iou for one in ours], statistics.mean(gains[method]) if gains[method] else None)
             for method, ours in runs.items()
-            for gain in [gains(runs, method) if method != ALONE else []]
         }
         curves = {method: _mean_curve(ours) for method, ours in runs.items()}
-        plot_method_scores(scores, output / f"mean_iou_{name}.png", title=title)
-        plot_score_over_time(curves, output / f"over_time_{name}.png", title=title)
+        plot_method_scores(scores, output / f"mean_iou_{name}.png", title)
+        plot_score_over_time(curves, output / f"over_time_{name}.png", title)
 
 
-def markdown(plan: Plan, results: Sequence[RunResult], chosen: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table for each budget and machine, what was tuned, and how it was measured."""
-    parts = [f"### {title[0].upper()}{title[1:]}\n\n{_table(runs)}" for title, _, runs in _tables(plan, results)]
-    if any(result.kind == "tuning" for result in results):
-        parts.append("### Tuning\n\n" + _tuning_table(plan, results, chosen))
-    return "\n\n".join([*parts, _notes(plan, results)]) + "\n"
-
-
-def gains(runs: _Runs, method: str) -> list[float]:
-    """mIoU of a method minus that of the student alone, for each seed that both have."""
-    alone = {result.seed: result.mean_iou for result in runs.get(ALONE, ())}
+def _gains(runs: _Runs, method: str) -> list[float]:
+    """mIoU of a method minus that of the student alone, for each seed that both have; none for that itself."""
+    alone = {result.seed: result.mean_iou for result in runs.get(ALONE, ()) if method != ALONE}
     return [result.mean_iou - alone[result.seed] for result in runs[method] if result.seed in alone]
 
 
 def _tables(plan: Plan, results: Sequence[RunResult]) -> list[tuple[str, str, _Runs]]:
-    """Title, end of file names, and runs of each table."""
+    """Title, end of file names, and runs of each table: one for a budget and machine."""
     tables: list[tuple[str, str, _Runs]] = []
     for budget in plan.budgets:
         of_budget = [result for result in results if result.kind == "run" and result.budget == budget.name]
         machines = list(dict.fromkeys(result.machine for result in of_budget))
         for number, machine in enumerate(machines, 1):
-            several = len(machines) > 1
-            here = [result for result in of_budget if result.machine == machine]
-            runs = {one.name: [run for run in here if run.method == one.name] for one in plan.methods}
-            title = f"{budget.title}, on {machine}" if several else budget.title
-            name = f"{budget.name}_{number}" if several else budget.name
-            tables.append((title, name, {method: ours for method, ours in runs.items() if ours}))
+            runs: dict[str, list[RunResult]] = {}
+            for method in plan.methods:
+                if ours := [run for run in of_budget if (run.machine, run.method) == (machine, method.name)]:
+                    runs[method.name] = ours
+            where, suffix = (f", on {machine}", f"_{number}") if len(machines) > 1 else ("", "")
+            tables.append((budget.title + where, budget.name + suffix, runs))
     return tables
 
 
 def _table(runs: _Runs) -> str:
     lines = [_line(_HEADER), "|---" * len(_HEADER) + "|"]
     for name, ours in runs.items():
-        gain = "" if name == ALONE else _spread([100 * value for value in gains(runs, name)], signed=True)
         cells = [
             name.replace("|", "\\|"),
-            _spread([100 * run.mean_iou for run in ours]),
-            gain,
+            _spread([100 * run.mean_iou for run in ours], ".2f"),
+            "" if name == ALONE else _spread([100 * value for value in _gains(runs, name)], ".2f", sign="+"),
             str(len(ours)),
             f"{statistics.mean(run.iterations for run in ours):.0f}",
             f"{statistics.mean(run.seconds for run in ours):.1f}",
-            _spread([1000 * run.seconds_per_iteration for run in ours], digits=0),  # uneven: something else ran too
-            _mean([run.images_per_second for run in ours], "{:.1f}"),
-            _mean([run.peak_memory_mb for run in ours], "{:.0f}"),
+            _spread([1000 * run.seconds_per_iteration for run in ours], ".0f"),  # uneven: something else ran too
+            _mean([run.images_per_second for run in ours], ".1f"),
+            _mean([run.peak_memory_mb for run in ours], ".0f"),
         ]
         lines.append(_line(cells))
     return "\n".join(lines)
 
 
-def _tuning_table(plan: Plan, results: Sequence[RunResult], chosen: Mapping[str, Mapping[str, Any]]) -> str:
+def _tuning_table(plan: Plan, results: Sequence[RunResult]) -> str:
     lines = [_line(("method", "candidate", "mIoU %", "")), "|---|---|---|---|"]
     for method in plan.methods:
         tried = [result for result in results if result.kind == "tuning" and result.method == method.name]
         for candidate, result in zip(method.candidates, tried, strict=False):
             text = ", ".join(f"`{key}: {value}`" for key, value in candidate.items())
-            mark = "chosen" if chosen.get(method.name) == candidate else ""
+            mark = "chosen" if result is max(tried, key=lambda one: one.mean_iou) else ""
             lines.append(_line((method.name.replace("|", "\\|"), text, f"{100 * result.mean_iou:.2f}", mark)))
-    tuning = plan.tuning or {}
-    text = f"Each candidate was trained once, with seed {tuning['seed']}, for {tuning['iterations']} iterations."
-    return "\n".join([*lines, "", text])
+    how = f"with seed {plan.tuning['seed']}, for {plan.tuning['iterations']} iterations"
+    return "\n".join([*lines, "", f"Each candidate was trained once, {how}."])
 
 
 def _notes(plan: Plan, results: Sequence[RunResult]) -> str:
@@ -146,9 +131,11 @@ def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
 def _mean_curve(runs: Sequence[RunResult]) -> list[tuple[float, float, float]]:
     """Seconds, mean and standard deviation of the mIoU, point by point over the seeds."""
     on_the_way = zip(*(run.curve[:-1] for run in runs), strict=False)  # runs of equal time may differ by a point
-    points = [*on_the_way, [run.curve[-1] for run in runs]]
-    apart = [([second for second, _ in point], [score for _, score in point]) for point in points]
-    return [(statistics.mean(seconds), statistics.mean(scores), _deviation(scores)) for seconds, scores in apart]
+    points = []
+    for point in [*on_the_way, [run.curve[-1] for run in runs]]:
+        scores = [score for _, score in point]
+        points.append((statistics.mean(second for second, _ in point), statistics.mean(scores), _deviation(scores)))
+    return points
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -159,13 +146,11 @@ def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _spread(values: Sequence[float], signed: bool = False, digits: int = 2) -> str:
-    if not values:
-        return "not measured"
-    mean = f"{statistics.mean(values):{'+' if signed else ''}.{digits}f}"
-    return f"{mean} ± {_deviation(values):.{digits}f}" if len(values) > 1 else mean
+def _spread(values: Sequence[float], form: str, sign: str = "") -> str:
+    mean = _mean(values, sign + form)
+    return f"{mean} ± {_deviation(values):{form}}" if len(values) > 1 else mean
 
 
 def _mean(values: Sequence[float | None], form: str) -> str:
     known = [value for value in values if value is not None]
-    return form.format(statistics.mean(known)) if known else "not measured"
+    return f"{statistics.mean(known):{form}}" if known else "not measured"

@@ -54,18 +54,16 @@ def build_app(
             image, original = read_upload(file, longest_side)
         except ValueError as error:
             raise gr.Error(str(error)) from error
-        results = [segmenter(image) for segmenter in segmenters]
-        maps = [label_map for label_map, _ in results]
-        panes = [
-            (image, [(label_map == index, segmenter.classes[index]) for index in np.unique(label_map)])
-            for segmenter, label_map in zip(segmenters, maps, strict=True)
-        ]
+        panes: list[Any] = []
+        maps, times = [], []
+        for segmenter in segmenters:
+            label_map, seconds = segmenter(image)
+            panes.append((image, [(label_map == index, segmenter.classes[index]) for index in np.unique(label_map)]))
+            maps.append(label_map)
+            times.append(f"{segmenter.title} {1000 * seconds:.0f} ms")
         shrunk = f" (shrunk from {original[0]} × {original[1]})" if original != image.size else ""
-        times = ", ".join(
-            f"{segmenter.title} {1000 * seconds:.0f} ms"
-            for segmenter, (_, seconds) in zip(segmenters, results, strict=True)
-        )
-        note = f"Segmented at {image.size[0]} × {image.size[1]} pixels{shrunk}. From image to label map: {times}."
+        size = f"{image.size[0]} × {image.size[1]} pixels{shrunk}"
+        note = f"Segmented at {size}. From image to label map: {', '.join(times)}."
         return [*panes, note, share_table(segmenters, maps)]
 
     show(str(examples[0]))  # the very first pass is slower than all others: it is not the one to show
@@ -77,17 +75,12 @@ def build_app(
                 image = gr.Image(str(examples[0]), label="Your image", height=260, sources=["upload", "clipboard"])
                 gr.Examples([[str(path)] for path in examples], image, label="Examples")
             with gr.Column(scale=3, min_width=320):
-                panes = [
-                    gr.AnnotatedImage(
-                        value,
-                        label=f"{segmenter.title}: {segmenter.facts}",
-                        color_map={
-                            name: "#{:02x}{:02x}{:02x}".format(*color)
-                            for name, color in zip(segmenter.classes, segmenter.colors, strict=True)
-                        },
-                    )
-                    for segmenter, value in zip(segmenters, first, strict=False)
-                ]
+                panes = []
+                for segmenter, value in zip(segmenters, first, strict=False):
+                    named = zip(segmenter.classes, segmenter.colors, strict=True)
+                    colors = {name: "#{:02x}{:02x}{:02x}".format(*color) for name, color in named}
+                    label = f"{segmenter.title}: {segmenter.facts}"
+                    panes.append(gr.AnnotatedImage(value, label=label, color_map=colors))
                 note = gr.Markdown(first[-2])
                 headers = ["class, share of pixels", *(segmenter.title for segmenter in segmenters)]
                 table = gr.Dataframe(first[-1], headers=headers, interactive=False)
@@ -112,10 +105,7 @@ def launch_demo(
     """Serve the page; to this machine alone unless the environment (as on a Space) or `share` says otherwise.
 
     Args:
-        models: as `build_app` takes them, and so the next three.
-        examples: images to offer.
-        device: where to run.
-        longest_side: larger images are shrunk.
+        models, examples, device, longest_side: as `build_app` takes them.
         port: by default the first free one from 7860 on.
         share: also make a public link through Gradio's servers.
         block: return when the server ends (Ctrl-C); otherwise at once.
@@ -127,17 +117,12 @@ def launch_demo(
         ValueError, OSError: as `build_app`; OSError also if the port is taken.
     """
     app = build_app(models, examples, device=device, longest_side=longest_side)
+    theme = gr.themes.Default(primary_hue="teal", font=_FONTS, font_mono=["ui-monospace", "monospace"])
     try:
         _, address, _ = app.queue(max_size=20).launch(
-            server_port=port,
-            share=share,
-            theme=gr.themes.Default(primary_hue="teal", font=_FONTS, font_mono=["ui-monospace", "monospace"]),
-            footer_links=["gradio", "settings"],
-            max_file_size="50mb",
-            ssr_mode=False,
-            quiet=True,
-            prevent_thread_lock=True,
-        )
+            server_port=port, share=share, theme=theme, footer_links=["gradio", "settings"], max_file_size="50mb",
+            ssr_mode=False, quiet=True, prevent_thread_lock=True,
+        )  # fmt: skip
     except OSError as error:
         if "empty port" not in str(error):
             raise

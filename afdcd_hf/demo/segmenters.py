@@ -29,27 +29,17 @@ LONGEST_SIDE = 1024  # what Cityscapes models see at half size; a small one take
 
 @dataclass(frozen=True)
 class Segmenter:
-    """One model of the page.
-
-    Attributes:
-        title: what the page calls it.
-        facts: a line about it, such as `DeepLabV3 on mobilenetv2_100, 3.2 M parameters`.
-        classes: names of its K classes.
-        colors: `(K, 3)` uint8 RGB.
-        model: in evaluation mode, on the device where it is to run.
-        processor: its image processor.
-    """
+    """One model of the page."""
 
     title: str
-    facts: str
-    classes: tuple[str, ...]
-    colors: np.ndarray
-    model: nn.Module
+    facts: str  # such as `DeepLabV3 on mobilenetv2_100, 3.2 M parameters`
+    classes: tuple[str, ...]  # names of its K classes
+    colors: np.ndarray  # (K, 3) uint8 RGB
+    model: nn.Module  # in evaluation mode, on the device where it is to run
     processor: Any
 
     def __call__(self, image: Image.Image) -> tuple[np.ndarray, float]:
-        """The label map `(H, W)` of an RGB image, and the seconds from the image to the map (preprocessing, model,
-        stretching of its scores)."""
+        """The label map `(H, W)` of an RGB image, and the seconds from the image to the map."""
         start = time.perf_counter()
         label_map = segment_image(self.model, self.processor, image)  # on the CPU: a GPU's work is complete
         return label_map, time.perf_counter() - start
@@ -69,27 +59,21 @@ def load_segmenters(models: Mapping[str, str | Path], device: str | torch.device
     if not models:
         raise ValueError("A demo needs at least one model: a folder or a Hub id.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return [_load(title, str(model), device) for title, model in models.items()]
-
-
-def _load(title: str, name: str, device: str | torch.device) -> Segmenter:
-    model = load_model(name).to(device).eval()
-    processor = load_processor(name)
-    config: Any = model.config
-    classes, colors = class_legend(config.id2label)
-    facts = [describe(config), f"{count_parameters(model) / 1e6:.2f} M parameters", *_measured(name)]
-    return Segmenter(title, ", ".join(facts), tuple(classes), colors, model, processor)
+    segmenters = []
+    for title, name in models.items():
+        model = load_model(str(name)).to(device).eval()
+        config: Any = model.config
+        classes, colors = class_legend(config.id2label)
+        facts = [describe(config), f"{count_parameters(model) / 1e6:.2f} M parameters", *_measured(str(name))]
+        processor = load_processor(str(name))
+        segmenters.append(Segmenter(title, ", ".join(facts), tuple(classes), colors, model, processor))
+    return segmenters
 
 
 def _measured(model: str) -> list[str]:
     """Its score, where `afdcd evaluate` or a training left one beside the weights."""
-    path = cached_file(
-        model,
-        "results.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    kinds = ("missing_entries", "connection_errors", "gated_repo")
+    path = cached_file(model, "results.json", **{f"_raise_exceptions_for_{kind}": False for kind in kinds})
     if path is None:
         return []
     results: dict[str, Any] = read_json(path, "results of `afdcd evaluate`")
@@ -101,14 +85,7 @@ def _measured(model: str) -> list[str]:
 
 
 def read_upload(path: str | Path, longest_side: int = LONGEST_SIDE) -> tuple[Image.Image, tuple[int, int]]:
-    """Read an image upright, as RGB with 8 bits, and shrink it where it is larger than wanted.
-
-    Args:
-        path: the file.
-        longest_side: pixels that neither side exceeds in what is returned.
-
-    Returns:
-        The image, and the (width, height) it had before it was shrunk.
+    """An image upright, as RGB with 8 bits and no side longer than that, and the (width, height) that it had before.
 
     Raises:
         ValueError: not an image, damaged, or too large to open; the message names the file without its folder.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
+from tiny import segmenter
 
 from afdcd_hf.compare.comparison import check_plan
 from afdcd_hf.compare.plan import Budget, load_plan
-from afdcd_hf.compare.runs import each_run, table_run, tuning_runs
+from afdcd_hf.compare.runs import all_runs, run_settings
 from afdcd_hf.recipes import list_comparisons, list_recipes, load_recipe
 
 PLAN = {
@@ -35,34 +38,32 @@ def plan_file(tmp_path):
     return write
 
 
-def method(plan, name):
-    return next(one for one in plan.methods if one.name == name)
+def run_of(plan, name, budget=0):
+    return next(run for run in all_runs(plan) if (run.budget, run.method.name) == (plan.budgets[budget], name))
 
 
-def recipe_of(plan, name, chosen=None):
-    run = table_run(plan, method(plan, name), plan.budgets[0], 1, "TEACHER", chosen)
-    return run, run.settings
+def recipe_of(plan, name, budget=0):
+    return run_settings(plan, run_of(plan, name, budget), Path("out"), {})
 
 
 # What a run gets
 
 
 def test_the_student_alone_gets_the_recipe_without_teacher_and_loss(plan_file):
-    run, settings = recipe_of(load_plan(plan_file()), "alone")
-    assert run.command == "train" and settings["max_steps"] == 30 and settings["seed"] == 1
+    settings = recipe_of(load_plan(plan_file()), "alone")
+    assert settings["max_steps"] == 30 and settings["seed"] == 0
     assert not {key for key in settings if key in ("teacher", "loss") or "." in key}
     assert settings["backbone_kwargs"] == load_recipe("quickstart")["backbone_kwargs"]
 
 
 def test_a_method_that_names_a_loss_leaves_out_the_options_of_the_recipes_loss(plan_file):
-    run, settings = recipe_of(load_plan(plan_file()), "kd", {"kd.weight": 0.5})
-    assert run.command == "distill" and settings["loss"] == "kd" and settings["teacher"] == "TEACHER"
+    settings = recipe_of(load_plan(plan_file()), "kd")
+    assert settings["loss"] == "kd" and settings["teacher"] == "out/teacher/run"
     assert {key for key in settings if "." in key} == {"kd.weight"}
 
 
 def test_a_method_without_a_loss_changes_only_what_it_names(plan_file):
-    _, settings = recipe_of(load_plan(plan_file()), "feature only")
-    recipe = load_recipe("quickstart")
+    settings, recipe = recipe_of(load_plan(plan_file()), "feature only"), load_recipe("quickstart")
     options = {key: value for key, value in recipe.items() if "." in key}
     assert settings["loss"] == "af_dcd" and settings["af_dcd.contrast_weight"] == 0.0
     assert {key: settings[key] for key in options} == {**options, "af_dcd.contrast_weight": 0.0}
@@ -70,29 +71,27 @@ def test_a_method_without_a_loss_changes_only_what_it_names(plan_file):
 
 @pytest.mark.parametrize(("steps", "expected"), [(30, [7, 14, 21, 28]), (300, [61, 122, 183, 244]), (1, [])])
 def test_a_run_is_scored_on_its_way_and_never_twice_at_its_end(plan_file, steps, expected):
-    plan = load_plan(plan_file(budgets={"iterations": steps}))
-    every = table_run(plan, method(plan, "alone"), plan.budgets[0], 0).settings["eval_steps"]
+    every = recipe_of(load_plan(plan_file(budgets={"iterations": steps})), "alone")["eval_steps"]
     assert list(range(every, steps, every)) == expected
 
 
 def test_tuning_tries_every_candidate_on_its_own_seed_and_number_of_iterations(plan_file):
     plan = load_plan(plan_file(tuning={"seed": 100, "iterations": 10, "max_eval_samples": 5}))
-    runs = tuning_runs(plan, method(plan, "kd"), None)
-    assert [run.settings["kd.weight"] for run in runs] == [0.5, 2.0]
-    assert all(run.settings["seed"] == 100 and run.settings["max_steps"] == 10 for run in runs)
-    assert all(run.settings["max_eval_samples"] == 5 and "iterations" not in run.settings for run in runs)
-    assert tuning_runs(plan, method(plan, "alone"), None) == []
+    tried = [run_settings(plan, run, Path("out"), {}) for run in all_runs(plan) if run.kind == "tuning"]
+    assert [settings["kd.weight"] for settings in tried] == [0.5, 2.0]
+    for settings in tried:
+        assert (settings["seed"], settings["max_steps"], settings["max_eval_samples"]) == (100, 10, 5)
+        assert "iterations" not in settings
 
 
 def test_a_run_of_seconds_has_the_schedule_of_the_recipes_steps(plan_file):
-    plan = load_plan(plan_file())
-    settings = table_run(plan, method(plan, "kd"), plan.budgets[1], 0, seconds=60.0).settings
+    settings = recipe_of(load_plan(plan_file()), "kd", budget=1)
     assert settings["max_seconds"] == 60.0 and settings["max_steps"] == load_recipe("quickstart")["max_steps"]
 
 
 def test_the_method_whose_time_is_the_budget_runs_before_the_others(plan_file):
     plan = load_plan(plan_file(budgets=[{"iterations": 30, "as_long_as": "feature only"}, {"iterations": 30}]))
-    names = [method.name for _, _, method in each_run(plan)]
+    names = [run.method.name for run in all_runs(plan) if run.kind == "run"]
     assert names[:6] == ["feature only", "alone", "kd", "alone", "kd", "feature only"]
 
 
@@ -122,7 +121,7 @@ def test_a_teacher_on_the_command_line_replaces_the_one_that_would_be_trained(pl
 def test_numbers_like_2e_6_are_numbers_at_every_depth(plan_file):
     path = plan_file()
     path.write_text(path.read_text().replace("kd.weight: 0.5", "kd.weight: 2e-6"))
-    assert method(load_plan(path), "kd").candidates[0] == {"kd.weight": 2e-6}
+    assert load_plan(path).methods[1].candidates[0] == {"kd.weight": 2e-6}
 
 
 def test_a_plan_can_be_narrowed_to_some_methods_and_other_seeds(plan_file):
@@ -134,11 +133,17 @@ def test_a_plan_can_be_narrowed_to_some_methods_and_other_seeds(plan_file):
         load_plan(plan_file(budgets={"iterations": 30, "as_long_as": "kd"})).narrowed(["alone"])
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    segmenter().save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.mark.parametrize("name", list_comparisons())
-def test_the_plans_of_the_package_hold_valid_recipes_for_every_method(name, tmp_path):
-    own = load_plan(name)
-    teacher = {} if own.teacher else {"teacher": str(_any_teacher(tmp_path))}
-    plan = load_plan(name, {"data_dir": "DATA", **teacher})
+def test_the_plans_of_the_package_hold_valid_recipes_for_every_method(name, teacher, tmp_path):
+    given = {} if load_plan(name).teacher else {"teacher": teacher}
+    plan = load_plan(name, {"data_dir": "DATA", **given})
     check_plan(plan, tmp_path / "out")
     assert plan.methods[0].name == "alone" and len(plan.methods) >= 5 and len(plan.seeds) >= 3
 
@@ -147,24 +152,12 @@ PAPER_PAIRS = [name for name in list_recipes() if load_recipe(name).get("backbon
 
 
 @pytest.mark.parametrize("recipe", [*PAPER_PAIRS, "cityscapes_deeplabv3_mbv2"])
-def test_the_papers_plan_fits_each_of_its_pairs(recipe, tmp_path):
-    plan = load_plan("paper", {"recipe": recipe, "data_dir": "DATA", "teacher": str(_any_teacher(tmp_path))})
+def test_the_papers_plan_fits_each_of_its_eight_pairs(recipe, teacher, tmp_path):
+    plan = load_plan("paper", {"recipe": recipe, "data_dir": "DATA", "teacher": teacher})
     check_plan(plan, tmp_path / "out")
-    of_recipe = load_recipe(recipe)
-    settings = recipe_of(plan, "af_dcd")[1]
-    assert settings["dataset"] == of_recipe["dataset"]
+    settings, of_recipe = recipe_of(plan, "af_dcd"), load_recipe(recipe)
+    assert settings["dataset"] == of_recipe["dataset"] and len(PAPER_PAIRS) == 7
     assert settings["af_dcd.feature_weight"] == of_recipe["af_dcd.feature_weight"]
-
-
-def test_the_papers_plan_is_tested_with_all_of_its_eight_rows():
-    assert len(PAPER_PAIRS) == 7
-
-
-def _any_teacher(folder):
-    from tiny import segmenter
-
-    segmenter().save_pretrained(folder / "teacher")
-    return folder / "teacher"
 
 
 # Mistakes
@@ -178,10 +171,7 @@ def _any_teacher(folder):
         ({"seeds": [0, 0]}, "names one twice"),
         ({"seeds": ["a"]}, "list of whole numbers"),
         ({"budgets": {"epochs": 3}}, r"\{iterations: N\}, \{seconds: S\} or \{iterations: N, as_long_as: METHOD\}"),
-        (
-            {"budgets": {"iterations": 3, "as_long_as": "kdd"}},
-            "as_long_as='kdd' is not a method; there are alone, kd, feat",
-        ),
+        ({"budgets": {"iterations": 3, "as_long_as": "kdd"}}, "'kdd' is not a method; there are alone, kd, feat"),
         ({"budgets": {"iterations": 0}}, "iterations=0 must be a whole number, 1 or more"),
         ({"budgets": {"seconds": -1}}, "above 0"),
         ({"recipe": None, "budgets": {"seconds": 1}}, "needs a recipe with max_steps"),
@@ -189,6 +179,7 @@ def _any_teacher(folder):
         ({"methods": {"kd": {"loss": "kd", "seed": 3}}}, "'kd' must not set seed"),
         ({"methods": {"alone": {"loss": "kd"}}}, "'alone' is the student without a teacher"),
         ({"methods": {"kd": {"loss": "kd", "tune": {"kd.weight": 1}}}}, "must be a list of settings"),
+        ({"tuning": {}}, "methods have 'tune', but there is no 'tuning"),
         ({"tuning": {"seed": 1}}, "needs a seed and a number of iterations"),
         ({"teacher_recipe": {"seed": 1}}, "must name a recipe"),
         ({"methods": "kd"}, "methods must hold 'key: value' lines"),
@@ -200,19 +191,12 @@ def test_a_plan_that_cannot_be_says_what_is_wrong(plan_file, changes, message):
         load_plan(plan_file(**changes))
 
 
-def test_candidates_without_a_tuning_seed_are_refused(plan_file):
-    path = plan_file()
-    path.write_text(yaml.safe_dump({key: value for key, value in PLAN.items() if key != "tuning"}))
-    with pytest.raises(ValueError, match="methods have 'tune', but there is no 'tuning"):
-        load_plan(path)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": {"x": {"loss": "kd", "kd.wait": 1}}}, "run of 'x': unknown option kd.wait"),
+        ({"methods": {"x": {"loss": "kd", "kd.wait": 1}}}, "'x': unknown option kd.wait"),
         ({"methods": {"x": {"loss": "cdw"}}}, "run of 'x': unknown loss 'cdw'"),
-        ({"learning_rat": 1}, "run of 'alone': Unknown argument .learning_rat.*learning_rate"),
+        ({"learning_rat": 1}, "Unknown argument .learning_rat.*learning_rate"),
         ({"methods": {"a b": {}, "a-b": {}}}, "'a b' and 'a-b' would lie in the same folder"),
     ],
 )
@@ -230,7 +214,5 @@ def test_a_teacher_that_is_not_there_is_found_before_the_first_training(plan_fil
 
 
 def test_an_unknown_plan_lists_the_known_ones():
-    with pytest.raises(
-        FileNotFoundError, match="No comparison 'scene': neither a file nor a known name. Close: scenes"
-    ):
+    with pytest.raises(FileNotFoundError, match="'scene': neither a file nor a known name. Close: scenes"):
         load_plan("scene")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +19,8 @@ import yaml
 
 from afdcd_hf.cli import main
 from afdcd_hf.compare import comparison
-from afdcd_hf.compare.comparison import merge_comparisons, run_comparison
+from afdcd_hf.compare.comparison import ComparisonStopped, last_lines, merge_comparisons, run_comparison, run_logged
 from afdcd_hf.compare.plan import load_plan
-from afdcd_hf.compare.process import ComparisonStopped, last_lines, run_logged
 from afdcd_hf.compare.runs import read_result
 from afdcd_hf.hub.card_facts import CardFacts, TrainingFacts, write_facts
 
@@ -49,7 +50,7 @@ class StandIns:
         log.write_text("first line\nlast line\n")
         if self.stop and self.stop in place:
             (Path(recipe["output_dir"]) / "checkpoint-5").mkdir(parents=True)
-            raise ComparisonStopped("stopped", 143)
+            raise ComparisonStopped(143)
         if self.fail and self.fail in place:
             return 1
         self._leave(recipe, command[command.index("--config") - 1])
@@ -87,7 +88,7 @@ def write_plan(folder, **changes):
 
 @pytest.fixture
 def plan(tmp_path):
-    return lambda **changes: write_plan(tmp_path, **changes)
+    return partial(write_plan, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -104,27 +105,17 @@ def done(tmp_path_factory):
 def again(done, tmp_path, stand_ins):
     """The finished comparison, copied to `out`, whose teacher's place is where it was."""
     shutil.copytree(done.out, tmp_path / "out")
-    for path in (tmp_path / "out").rglob("result.json"):
+    for path in (tmp_path / "out").rglob("recipe.yaml"):
         path.write_text(path.read_text().replace(str(done.out), str(tmp_path / "out")))
     return tmp_path / "out"
 
 
-WORDS = ("teacher", "tuning", "iterations", "seconds", "time")
-
-
-def kinds(trained):
-    return [next(part for part in Path(place).parts if part.split("-")[0] in WORDS) for place in trained]
-
-
-def test_everything_is_trained_once_and_in_order(done):
-    assert kinds(done.trained) == (
-        ["teacher", "tuning", "tuning"] + ["iterations-40", "iterations-40", "seconds-6", "seconds-6"] * 2
-    )
+def test_everything_is_trained_once_and_in_order_with_the_best_candidate(done):
+    places = [Path(place).relative_to(done.out).parts[0] for place in done.trained]
+    each_seed = ["iterations-40", "iterations-40", "seconds-6", "seconds-6"]
+    assert places == ["teacher", "tuning", "tuning", *each_seed, *each_seed]
     assert done.outcome.failed == {} and len(done.outcome.results) == 11
     assert not list(done.out.rglob("checkpoint-*"))  # of finished trainings
-
-
-def test_the_best_candidate_is_used(done):
     recipe = yaml.safe_load((done.out / "iterations-40/kd/seed-0/recipe.yaml").read_text())
     assert recipe["kd.weight"] == 2.0 and recipe["teacher"] == str(done.out / "teacher/run")
 
@@ -147,12 +138,6 @@ def test_the_time_of_a_method_can_be_the_budget_of_all(plan, stand_ins, tmp_path
     assert "max_seconds" not in kd and kd["max_steps"] == 50
 
 
-def test_a_failed_run_whose_time_is_the_budget_stops_the_comparison(plan, stand_ins, tmp_path):
-    stand_ins.fail = "time-of-kd-50/kd/seed-0"
-    with pytest.raises(ValueError, match=r"(?s)time-of-kd-50/kd/seed-0 failed.*log.txt.*last line"):
-        run_comparison(plan(budgets={"iterations": 50, "as_long_as": "kd"}), tmp_path / "out")
-
-
 def test_a_second_call_trains_nothing_and_writes_the_same_table(plan, again, stand_ins):
     table = (again / "results.md").read_text()
     run_comparison(plan(), again)
@@ -162,32 +147,30 @@ def test_a_second_call_trains_nothing_and_writes_the_same_table(plan, again, sta
 def test_more_seeds_and_methods_only_add_trainings(plan, stand_ins, tmp_path):
     run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out")
     stand_ins.trained.clear()
-    methods = {**PLAN["methods"], "feature only": {"af_dcd.contrast_weight": 0.0}}
+    methods = {**PLAN["methods"], "=feature only": {"af_dcd.contrast_weight": 0.0}}
     run_comparison(plan(budgets={"iterations": 40}, seeds=[0, 1, 2], methods=methods), tmp_path / "out")
     assert sorted("/".join(Path(place).parts[-2:]) for place in stand_ins.trained) == [
-        "alone/seed-2", "feature-only/seed-0", "feature-only/seed-1", "feature-only/seed-2", "kd/seed-2",
+        "-feature-only/seed-0", "-feature-only/seed-1", "-feature-only/seed-2", "alone/seed-2", "kd/seed-2",
     ]  # fmt: skip
+    rows = csv.DictReader((tmp_path / "out/results.csv").open())
+    assert {row["method"] for row in rows} == {"teacher", "alone", "kd", "'=feature only"}  # no spreadsheet computes it
 
 
-def test_a_stopped_comparison_resumes_the_training_that_ran(plan, stand_ins, tmp_path):
+def test_a_stopped_comparison_resumes_the_training_that_ran_unless_its_settings_differ(plan, stand_ins, tmp_path):
     stand_ins.stop = "iterations-40/kd/seed-0"
     with pytest.raises(ComparisonStopped):
         run_comparison(plan(), tmp_path / "out")
     assert "1 of 8 runs are finished" in (tmp_path / "out/results.md").read_text()
     stand_ins.stop = None
+    shutil.copytree(tmp_path / "out", tmp_path / "other")
+    shutil.rmtree(tmp_path / "other/iterations-40/alone")
+    for path in (tmp_path / "other").rglob("recipe.yaml"):
+        path.write_text(path.read_text().replace(str(tmp_path / "out"), str(tmp_path / "other")))
+    with pytest.raises(ValueError, match="seed-0 holds a training with other settings: eval_steps=21 instead of 11"):
+        run_comparison(plan(evaluations=3), tmp_path / "other")
+    assert (tmp_path / "other/iterations-40/kd/seed-0/run/checkpoint-5").is_dir() and stand_ins.resumed == []
     run_comparison(plan(), tmp_path / "out")
     assert [place.endswith("iterations-40/kd/seed-0") for place in stand_ins.resumed] == [True]
-
-
-def test_a_stopped_training_with_other_settings_is_kept_and_the_difference_named(plan, stand_ins, tmp_path):
-    stand_ins.stop = "iterations-40/kd/seed-0"
-    with pytest.raises(ComparisonStopped):
-        run_comparison(plan(), tmp_path / "out")
-    stand_ins.stop = None
-    shutil.rmtree(tmp_path / "out/iterations-40/alone")
-    with pytest.raises(ValueError, match="unfinished training with other settings: eval_steps=21 instead of 11"):
-        run_comparison(plan(evaluations=3), tmp_path / "out")
-    assert (tmp_path / "out/iterations-40/kd/seed-0/run/checkpoint-5").is_dir() and stand_ins.resumed == []
 
 
 def test_files_that_no_comparison_has_written_are_kept(plan, stand_ins, tmp_path):
@@ -229,10 +212,11 @@ def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(plan, stand_in
     assert run_comparison(plan(), tmp_path / "out").failed == {} and len(stand_ins.trained) == 1
 
 
-def test_a_failed_candidate_stops_the_comparison_with_its_last_words(plan, stand_ins, tmp_path):
-    stand_ins.fail = "tuning/kd/2"
-    with pytest.raises(ValueError, match=r"(?s)tuning of 'kd' failed.*tuning/kd/2/log.txt.*last line"):
-        run_comparison(plan(), tmp_path / "out")
+@pytest.mark.parametrize("place", ["tuning/kd/2", "time-of-kd-50/kd/seed-0"])
+def test_a_failed_training_that_others_need_stops_the_comparison_with_its_last_words(plan, stand_ins, tmp_path, place):
+    stand_ins.fail = place
+    with pytest.raises(ValueError, match=rf"(?s){place} failed.*{place}/log.txt.*last line"):
+        run_comparison(plan(budgets={"iterations": 50, "as_long_as": "kd"}), tmp_path / "out")
 
 
 def test_a_finished_training_with_other_settings_is_never_mixed_in(plan, again):
@@ -294,14 +278,7 @@ def test_the_time_left_is_estimated_from_what_is_finished(plan, stand_ins, tmp_p
     lines.clear()  # what an earlier call has finished is not waited for
     shutil.rmtree(tmp_path / "out/iterations-40/alone/seed-1")
     run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out", lines.append)
-    assert [line for line in lines if "..." in line] == ["[7/7] iterations-40 alone seed 1 ...; about 1 min left"]
-
-
-def test_texts_that_a_spreadsheet_would_compute_are_marked_in_the_csv(plan, stand_ins, tmp_path):
-    methods = {"alone": None, "=1+1": {"loss": "kd"}}
-    run_comparison(plan(methods=methods, budgets={"iterations": 40}), tmp_path / "out")
-    rows = list(csv.DictReader((tmp_path / "out/results.csv").open()))
-    assert {row["method"] for row in rows} == {"teacher", "alone", "'=1+1"}
+    assert [line for line in lines if "..." in line] == ["[6/7] iterations-40 alone seed 1 ...; about 1 min left"]
 
 
 def test_folders_of_several_machines_make_one_report(plan, stand_ins, tmp_path, monkeypatch):
@@ -336,32 +313,31 @@ def test_output_goes_to_the_log(tmp_path):
     assert last_lines(log, 2) == "100%\nwrong"  # the log is added to
 
 
-# A shell's background jobs are started with Ctrl-C ignored, and hand that on.
-STOPPED = """
-import signal, sys
-from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from afdcd_hf.compare.process import run_logged
-code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), exit(143)));"
-code += "print('ready', flush=True); time.sleep(60)"
-try:
-    run_logged([sys.executable, "-c", code], Path(sys.argv[1]))
-except KeyboardInterrupt as stop:
-    sys.exit(stop.exit_status)
+SAVING = """
+import signal, time
+signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), exit(143)))
+print("ready", flush=True)
+time.sleep(60)
 """
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_is_handed_on_so_that_the_training_can_save(tmp_path, number, status):
     log = tmp_path / "log"
-    parent = subprocess.Popen([sys.executable, "-c", STOPPED, str(log)])
-    for _ in range(200):
-        if log.exists() and "ready" in log.read_text():
-            break
-        time.sleep(0.1)
-    parent.send_signal(number)
-    assert parent.wait(30) == status
-    assert log.read_text().split() == ["ready", "saved"]
+
+    def interrupt():
+        while not log.exists() or "ready" not in log.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        with pytest.raises(ComparisonStopped) as stopped:
+            run_logged([sys.executable, "-c", SAVING], log)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.value.exit_status == status and log.read_text().split() == ["ready", "saved"]
 
 
 # For real

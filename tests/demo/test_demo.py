@@ -35,7 +35,7 @@ needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, re
 def model(tmp_path_factory) -> Path:
     """A model folder with four classes, which has a checkpoint beside it."""
     folder = tmp_path_factory.mktemp("model")
-    network = segmenter(id2label=dict(enumerate(NAMES)), label2id={name: index for index, name in enumerate(NAMES)})
+    network = segmenter(id2label=dict(enumerate(NAMES)))
     with torch.no_grad():  # so that all classes occur
         network.head.classifier.weight.mul_(100)
     network.save_pretrained(folder)
@@ -48,70 +48,52 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def photo(tmp_path) -> Path:
-    path = tmp_path / "photo.png"
-    Image.fromarray(PHOTO).save(path)
-    return path
+    return saved(tmp_path / "photo.png", Image.fromarray(PHOTO))
 
 
-def saved(path: Path, picture: Image.Image, **options) -> Path:
-    picture.save(path, **options)
+def saved(path: Path, image: Image.Image, **options) -> Path:
+    image.save(path, **options)
     return path
 
 
 # Uploads
 
 
-def test_a_small_image_stays_as_it_is(photo):
-    picture, size = read_upload(photo, longest_side=40)
-    assert size == (40, 24) and np.array_equal(picture, PHOTO)
-
-
-@pytest.mark.parametrize(("size", "shrunk"), [((300, 100), (90, 30)), ((100, 300), (30, 90)), ((9000, 2), (90, 1))])
-def test_a_large_picture_is_shrunk_to_the_longest_side_and_keeps_its_shape(tmp_path, size, shrunk):
+@pytest.mark.parametrize(
+    ("size", "shrunk"), [((40, 24), (40, 24)), ((300, 100), (90, 30)), ((9000, 2), (90, 1)), ((1, 1), (1, 1))]
+)
+def test_a_large_image_is_shrunk_to_the_longest_side_and_keeps_its_shape(tmp_path, size, shrunk):
     path = saved(tmp_path / "large.png", Image.new("RGB", size, (10, 20, 30)))
-    picture, original = read_upload(path, longest_side=90)
-    assert picture.size == shrunk and original == size and picture.getpixel((0, 0)) == (10, 20, 30)
+    image, original = read_upload(path, longest_side=90)
+    assert image.size == shrunk and original == size and image.getpixel((0, 0)) == (10, 20, 30)
 
 
-def test_a_picture_of_one_pixel_is_taken(tmp_path):
-    assert read_upload(saved(tmp_path / "one.png", Image.new("RGB", (1, 1))))[0].size == (1, 1)
-
-
-def test_a_turned_photo_is_upright(tmp_path):
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P", "CMYK", "1"])
+def test_images_of_all_modes_become_rgb_and_are_turned_upright(tmp_path, mode):
     exif = Image.Exif()
     exif[274] = 6  # to be shown turned by 90 degrees clockwise: the left lower corner comes to the left upper one
     stored = Image.new("RGB", (4, 2))
     stored.putpixel((0, 1), (255, 255, 255))
-    picture, size = read_upload(saved(tmp_path / "turned.png", stored, exif=exif))
-    assert size == (2, 4) and picture.getpixel((0, 0)) == (255, 255, 255)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "CMYK", "1"])
-def test_pictures_of_other_modes_become_rgb(tmp_path, mode):
     kind = "tif" if mode == "CMYK" else "png"
-    assert read_upload(saved(tmp_path / f"a.{kind}", Image.new("RGB", (3, 2)).convert(mode)))[0].mode == "RGB"
+    image, size = read_upload(saved(tmp_path / f"turned.{kind}", stored.convert(mode), exif=exif))
+    assert image.mode == "RGB" and size == (2, 4) and image.getpixel((0, 0)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("content", [b"", b"this is no picture", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
-def test_a_file_that_is_no_picture_gives_a_message_without_the_servers_folder(tmp_path, content):
+HALF, LARGE = b"half", b"large"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"this is no image", b"<svg xmlns='http://www.w3.org/2000/svg'/>", HALF, LARGE]
+)
+def test_what_cannot_be_read_gives_a_message_without_the_servers_folder(tmp_path, photo, content, monkeypatch):
     path = tmp_path / "holiday.jpg"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^holiday\.jpg cannot be read: not an image") as error:
+    path.write_bytes({HALF: photo.read_bytes()[:400], LARGE: photo.read_bytes()}.get(content, content))
+    if content == LARGE:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    reason = {HALF: "", LARGE: ".* pixels"}.get(content, ": not an image")
+    with pytest.raises(ValueError, match=rf"^holiday\.jpg cannot be read{reason}") as error:
         read_upload(path)
     assert str(tmp_path) not in str(error.value)
-
-
-def test_half_a_picture_gives_a_message(tmp_path, photo):
-    cut = tmp_path / "cut.png"
-    cut.write_bytes(photo.read_bytes()[:400])
-    with pytest.raises(ValueError, match=r"^cut\.png cannot be read"):
-        read_upload(cut)
-
-
-def test_a_picture_of_too_many_pixels_gives_a_message(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(ValueError, match=r"^large\.png cannot be read.* pixels"):
-        read_upload(saved(tmp_path / "large.png", Image.new("RGB", (40, 40))))
 
 
 # Segmenters
@@ -142,35 +124,36 @@ def test_no_model_at_all_is_an_error():
         load_segmenters({})
 
 
-def segmenter_of(title: str, names: list[str]) -> Segmenter:
-    return Segmenter(title, "", tuple(names), np.zeros((len(names), 3), np.uint8), torch.nn.Identity(), None)
-
-
-def test_the_table_holds_each_models_shares_largest_class_first_and_no_class_that_none_sees():
-    first, second = np.array([[0, 0, 0, 2], [0, 2, 0, 0]]), np.array([[0, 0, 2, 2], [0, 2, 0, 0]])
-    rows = share_table([segmenter_of("one", NAMES), segmenter_of("two", NAMES)], [first, second])
-    assert rows == [["sky", "75.0 %", "62.5 %"], ["lamp", "25.0 %", "37.5 %"]]
-
-
-def test_models_of_other_classes_share_a_table_by_the_names_of_their_classes():
-    maps = [np.array([[0, 1, 1]]), np.array([[0, 0, 1]])]
-    rows = share_table([segmenter_of("one", ["sky", "car"]), segmenter_of("two", ["car", "tram"])], maps)
-    assert rows == [["car", "66.7 %", "66.7 %"], ["sky", "33.3 %", "–"], ["tram", "–", "33.3 %"]]
+@pytest.mark.parametrize(
+    ("names", "maps", "rows"),
+    [
+        (
+            [NAMES, NAMES],
+            [[[0, 0, 0, 2], [0, 2, 0, 0]], [[0, 0, 2, 2], [0, 2, 0, 0]]],
+            [["sky", "75.0 %", "62.5 %"], ["lamp", "25.0 %", "37.5 %"]],
+        ),
+        (
+            [["sky", "car"], ["car", "tram"]],
+            [[[0, 1, 1]], [[0, 0, 1]]],
+            [["car", "66.7 %", "66.7 %"], ["sky", "33.3 %", "–"], ["tram", "–", "33.3 %"]],
+        ),
+    ],
+)
+def test_the_table_holds_shares_by_class_name_largest_first_and_no_class_that_none_sees(names, maps, rows):
+    models = [Segmenter("", "", tuple(own), np.zeros((len(own), 3)), torch.nn.Identity(), None) for own in names]
+    assert share_table(models, [np.array(one) for one in maps]) == rows
 
 
 # The app
 
 
-def test_examples_are_looked_at_before_anything_is_loaded(tmp_path, photo):
+def test_examples_are_read_once_and_without_any_there_are_street_scenes(tmp_path, photo):
     assert example_images([photo]) == [photo.resolve()]
     with pytest.raises(FileNotFoundError, match="no example image"):
         example_images([tmp_path / "none.png"])
     (tmp_path / "text.png").write_text("text")
     with pytest.raises(ValueError, match="not an image"):
         example_images([tmp_path / "text.png"])
-
-
-def test_without_examples_there_are_street_scenes():
     assert [Image.open(path).size for path in example_images([])] == [(512, 256)] * 3
 
 
@@ -192,12 +175,6 @@ def test_the_served_page_starts_with_the_first_example_segmented_and_answers_upl
     assert len(handler(None)) == 4
     with pytest.raises(gradio.Error, match="not an image|not a picture"):
         handler({"path": str(model / "config.json")})
-
-
-@needs_gradio
-def test_a_longest_side_below_one_is_refused(model):
-    from afdcd_hf.demo.app import build_app
-
     with pytest.raises(ValueError, match="longest_side=0"):
         build_app({"a": model}, longest_side=0)
 
@@ -239,44 +216,31 @@ def written(model, tmp_path_factory) -> Path:
     return folder
 
 
-def place(written: Path) -> str:
-    [folder] = (written / "models").iterdir()  # the same title and folder: copied once
-    return f"models/{folder.name}"
-
-
 def test_a_space_holds_page_package_requirements_examples_and_what_inference_needs_of_a_model(written):
     files = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
+    [folder] = (written / "models").iterdir()  # the same title and folder: copied once
     assert {path for path in files if not path.startswith("afdcd_hf/")} == {
         "README.md",
         "app.py",
         "requirements.txt",
         "examples/01-street.png",
-        *(f"{place(written)}/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")),
+        *(f"models/{folder.name}/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")),
     }
     assert {"afdcd_hf/demo/space_files/app.py", "afdcd_hf/recipes/__init__.py"} <= files
     assert not [path for path in files if "__pycache__" in path or path.endswith(".part")]
-
-
-def test_the_spaces_readme_has_the_settings_that_the_hub_reads(written):
     text = (written / "README.md").read_text()
     settings = RepoCard(text).data
     assert settings.title == "Streets: two models" and settings.sdk == "gradio" and settings.app_file == "app.py"
     assert re.fullmatch(r"\d+\.\d+\.\d+", settings.sdk_version) and settings.license == "apache-2.0"
     assert SpaceCardData(**settings.to_dict()).sdk == "gradio"
-    assert f"- My model's: `{place(written)}` of this Space" in text and "{" not in text
-
-
-def test_the_spaces_app_names_the_models_as_python_reads_them(written):
+    assert f"- My model's: `models/{folder.name}` of this Space" in text and "{" not in text
     tree = ast.parse((written / "app.py").read_text())
     values = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
-    assert ast.literal_eval(values["MODELS"]) == {"My model's": place(written), "my MODEL s": place(written)}
+    place = f"models/{folder.name}"
+    assert ast.literal_eval(values["MODELS"]) == {"My model's": place, "my MODEL s": place}
     assert ast.literal_eval(values["LONGEST_SIDE"]) == 32
-
-
-def test_the_spaces_requirements_are_lines_of_the_package():
-    pyproject = (ROOT / "pyproject.toml").read_text()
-    lines = (ROOT / "afdcd_hf/demo/space_files/requirements.txt").read_text().split()
-    assert lines and all(f'"{line}"' in pyproject for line in lines)
+    lines = (written / "requirements.txt").read_text().split()
+    assert lines and all(f'"{line}"' in (ROOT / "pyproject.toml").read_text() for line in lines)
 
 
 WITHOUT = ("accelerate", "datasets", "evaluate", "jinja2", "matplotlib", "scipy", "sklearn")
@@ -322,10 +286,12 @@ def test_a_folder_that_is_not_empty_is_refused_and_keeps_its_own_files_when_over
         write_space({"a": model}, photo)
 
 
-def test_a_folder_that_is_no_model_is_refused_before_anything_is_written(tmp_path, photo):
+def test_what_is_no_model_is_refused_before_anything_is_written(tmp_path, photo):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty is not a saved model: it has no config\.json and no "):
         write_space({"a": tmp_path / "empty"}, tmp_path / "space", [photo])
+    with pytest.raises(OSError, match="nobody/nothing"):
+        write_space({"a": "nobody/nothing"}, tmp_path / "space", [photo])
     assert not (tmp_path / "space").exists()
 
 
@@ -336,9 +302,3 @@ def test_a_model_of_the_hub_is_named_and_not_copied(tmp_path, photo, monkeypatch
     assert RepoCard(text).data.models == ["afdcd/deeplabv3-mbv2-cityscapes"]
     assert "https://huggingface.co/afdcd/deeplabv3-mbv2-cityscapes" in text and not (folder / "models").exists()
     assert '"Small": "afdcd/deeplabv3-mbv2-cityscapes"' in (folder / "app.py").read_text()
-
-
-def test_a_name_that_is_neither_folder_nor_on_the_hub_is_refused(tmp_path, photo):
-    with pytest.raises(OSError, match="nobody/nothing"):
-        write_space({"a": "nobody/nothing"}, tmp_path / "space", [photo])
-    assert not (tmp_path / "space").exists()
