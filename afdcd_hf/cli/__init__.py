@@ -13,12 +13,11 @@ from .. import __version__
 from ..redaction import without_tokens
 from ..suggestions import close_names
 from ..worker_errors import plain_message
-from . import cards, charts, compare, cost, data, demo, evaluation, export, hub, training
+from . import evaluation, hub, show, training
 from .command import Command
 from .messages import quieten
 from .process_group import leave_process_group
 
-_FILES = (training, compare, evaluation, data, charts, demo, hub, cards, export, cost)
 _EXIT_CODES = """exit status:
   0    done
   1    `afdcd verify`: the card's number does not hold
@@ -35,16 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser, commands = _parser()
         if not words or words[0].startswith("-"):
             return _answer(parser, words)
-        command, words = _command(commands, words)
-        name, hint = command.prog, command.get_default("on_interruption") or ""
+        command, words = _command(commands.choices, words)
+        name, hint = command.prog, command.on_interruption
         quieten()
-        if command.get_default("takes_recipe_options"):
-            args, rest = command.parse_known_args(command.normalised(words))
-            status = args.run(args, rest)
-        else:
-            command.check_names(command.normalised(words))
-            args = command.parse_args(command.normalised(words))
-            status = args.run(args)
+        status = command.run(**command.options(words)) if command.run else None
         leave_process_group()
         return status or 0
     except KeyboardInterrupt as interruption:  # TrainingInterrupted among them: a signal that was answered by saving
@@ -63,33 +56,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> tuple[Command, argparse._SubParsersAction]:
     text = "small, accurate semantic segmenters by distillation"
-    parser = Command("afdcd", text, "COMMAND [options]", "afdcd quickstart")
+    parser = Command("afdcd", text, "COMMAND [options]", example="quickstart")
     parser.epilog = f"{parser.epilog}\n\n{_EXIT_CODES}"
     parser.add_argument("--version", action="version", version=f"afdcd {__version__}")
     parser.add_argument("--print_completion", choices=("bash", "zsh", "tcsh"), help="print tab completion for a shell")
     commands = parser.add_subparsers(
         title="commands (afdcd COMMAND --help)", dest="command", metavar="COMMAND", prog="afdcd", parser_class=Command
     )
-    for file in _FILES:
+    for file in (training, evaluation, show, hub):
         file.add_commands(commands)
     return parser, commands
 
 
 def _answer(parser: Command, words: Sequence[str]) -> int:
     """What concerns no command."""
-    args = parser.parse_args(parser.normalised(words))
-    if args.print_completion:
+    shell = parser.options(words)["print_completion"]
+    if shell:
         import shtab
 
-        print(shtab.complete(parser, args.print_completion))
+        print(shtab.complete(parser, shell))
     else:
         parser.print_help()
     return 0
 
 
-def _command(commands: argparse._SubParsersAction, words: list[str]) -> tuple[Command, list[str]]:
+def _command(known: dict[str, Command], words: list[str]) -> tuple[Command, list[str]]:
     """The parser of the command that the first words name, and the words that follow."""
-    known, what = commands.choices, "command"
+    what = "command"
     if words[0] == "chart" and len(words) > 1 and not words[1].startswith("-"):
         known, words, what = known["chart"].get_default("kinds").choices, words[1:], "kind of chart"
     if words[0] not in known:
@@ -103,11 +96,10 @@ def _in_words(error: Exception) -> str:
     text = without_tokens(plain_message(error) if str(error).startswith("Caught ") else str(error))
     if isinstance(error, (ValueError, OSError)):
         return text
-    lines = traceback.format_exception(error)
     line = f"{type(error).__name__}: {' '.join(text.split())}"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="afdcd-", suffix=".txt", delete=False, encoding="utf-8") as file:
-            file.write(without_tokens("".join(lines)))
+            file.write(without_tokens("".join(traceback.format_exception(error))))
     except OSError:  # no room even for this
         return line
     return f"{line} (traceback: {file.name})"

@@ -20,51 +20,68 @@ _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu)(:\d+)?")
 
 
 class Command(argparse.ArgumentParser):
-    """The parser of one command. Options are spelled with underscores; dashes are accepted too.
+    """The parser of one command, and what it does. Options are spelled with underscores; dashes are accepted too.
 
     Args:
         prog: `afdcd` and the command's name.
         text: what it does.
         usage: what follows the name.
-        example: a whole command line.
+        run: called with the options; returns the exit status, or None for 0.
+        example: what follows the name in an example.
         old: option names of earlier versions, as keys to those of today.
+        open_ended: also takes options that the parser does not know, as the first argument of `run`.
+        on_interruption: what to tell after Ctrl-C.
     """
 
     def __init__(
-        self, prog: str, text: str, usage: str, example: str = "", old: Mapping[str, str] | None = None, **kwargs: Any
+        self,
+        prog: str,
+        text: str,
+        usage: str,
+        run: Callable[..., int | None] | None = None,
+        example: str | None = None,
+        old: Mapping[str, str] | None = None,
+        open_ended: bool = False,
+        on_interruption: str = "",
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             prog=prog,
             usage=f"{prog} {usage}",
             description=f"{text[0].upper()}{text[1:]}.",
-            epilog=f"example:\n  {example}" if example else None,
+            epilog=None if example is None else f"example:\n  {prog} {example}".rstrip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             **kwargs,
         )
-        self.old = dict(old or {})
+        self.run, self.old, self.open_ended, self.on_interruption = run, dict(old or {}), open_ended, on_interruption
 
     def error(self, message: str) -> NoReturn:
         """Raise, where argparse would print the usage and exit."""
         raise ValueError(f"{message}; see {self.prog} --help.")
 
-    def normalised(self, argv: Sequence[str]) -> list[str]:
-        """The words with every option's name as the parser knows it."""
-        words = []
+    def options(self, argv: Sequence[str]) -> dict[str, Any]:
+        """The options in words of a command line, with those that the parser does not know as `rest` if open-ended.
+
+        Raises:
+            ValueError: an option that does not exist (the closest are named), or a value that cannot be.
+        """
+        words, names = [], []
         for word in argv:
             if word.startswith("--") and len(word) > 2:
                 name, equals, value = word.partition("=")
                 name = "--" + name[2:].replace("-", "_")
-                word = self.old.get(name, name) + equals + value
+                names.append(self.old.get(name, name))
+                word = names[-1] + equals + value
             words.append(word)
-        return words
-
-    def check_names(self, words: Sequence[str]) -> None:
-        """Raise ValueError for an option that does not exist, naming the closest."""
-        known = [name for name in self._option_string_actions if name.startswith("--")]
-        for name in (word.partition("=")[0] for word in words if word.startswith("--") and len(word) > 2):
-            if name not in known:
-                raise ValueError(f"unknown option {name}.{close_names(name, known)} See {self.prog} --help.")
+        if self.open_ended:
+            known, rest = self.parse_known_args(words)
+            return {**vars(known), "rest": rest}
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        for name in names:
+            if name not in options:
+                raise ValueError(f"unknown option {name}.{close_names(name, options)} See {self.prog} --help.")
+        return vars(self.parse_args(words))
 
 
 def add_command(commands: argparse._SubParsersAction, name: str, text: str, usage: str, **kwargs: Any) -> Command:
@@ -76,15 +93,19 @@ def add_command(commands: argparse._SubParsersAction, name: str, text: str, usag
 def add(group: argparse._ActionsContainer, *names: str, help: str, **kwargs: Any) -> None:
     """Add an argument whose help says its default, where there is one worth saying."""
     default = kwargs.get("default")
-    if default not in (None, False, []) and default is not argparse.SUPPRESS:
-        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
-        help = f"{help} (default {shown})".replace("%", "%%") if "%" in shown else f"{help} (default {shown})"
+    if default not in (None, False, []):
+        help += f" (default {' '.join(map(str, default)) if isinstance(default, (list, tuple)) else default})"
     group.add_argument(*names, help=help, **kwargs)
 
 
-def flag(group: argparse._ActionsContainer, name: str, help: str) -> None:
+def flag(group: argparse._ActionsContainer, name: str, help: str, **kwargs: Any) -> None:
     """Add a switch."""
-    group.add_argument(name, action="store_true", help=help)
+    group.add_argument(name, action="store_true", help=help, **kwargs)
+
+
+def add_json(command: Command, help: str) -> None:
+    """Add `--json`."""
+    flag(command, "--json", help, dest="as_json")
 
 
 def whole(at_least: int = 1, at_most: int = 10**9) -> Callable[[str], int]:
@@ -110,21 +131,20 @@ def number(at_most: float) -> Callable[[str], float]:
     return read
 
 
-def device(text: str) -> str:
-    """A type of option: where a model runs; whether the machine has it is known once torch is there."""
-    if not _DEVICE.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a device such as cpu, cuda or cuda:1")
-    return text
-
-
 def add_size(group: argparse._ActionsContainer, name: str, help: str, **kwargs: Any) -> None:
     """Add an option of a height and a width in pixels."""
     group.add_argument(name, type=whole(1, 65536), nargs=2, metavar=("H", "W"), help=help, **kwargs)
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
-    """Add `--device`."""
-    add(group, "--device", type=device, help="cpu, cuda, cuda:1, ...; by default a GPU where there is one")
+    """Add `--device`; whether the machine has it is known once torch is there: see `check_device`."""
+
+    def read(text: str) -> str:
+        if not _DEVICE.fullmatch(text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a device such as cpu, cuda or cuda:1")
+        return text
+
+    add(group, "--device", type=read, help="cpu, cuda, cuda:1, ...; by default a GPU where there is one")
 
 
 def add_inference_options(command: argparse.ArgumentParser) -> None:
@@ -139,13 +159,14 @@ def add_inference_options(command: argparse.ArgumentParser) -> None:
     add_device(group)
 
 
-def inference_settings(args: argparse.Namespace) -> InferenceSettings:
-    """The settings that `add_inference_options` asked for; the device is tried."""
+def inference_settings(options: dict[str, Any]) -> InferenceSettings:
+    """Take what `add_inference_options` added, but the device, which is tried, out of a command's options."""
     from ..inference.settings import InferenceSettings
 
-    check_device(args.device)
-    window, stride = (tuple(size) if size else None for size in (args.window, args.stride))
-    return InferenceSettings(tuple(args.scales), args.flip, window, stride, args.precision)
+    check_device(options["device"])
+    scales, flip, window, stride = (options.pop(name) for name in ("scales", "flip", "window", "stride"))
+    window, stride = (tuple(size) if size else None for size in (window, stride))
+    return InferenceSettings(tuple(scales), flip, window, stride, options.pop("precision"))
 
 
 def check_device(name: str | None) -> None:
@@ -156,6 +177,11 @@ def check_device(name: str | None) -> None:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the command line has."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 def titled(words: list[str]) -> dict[str, str]:

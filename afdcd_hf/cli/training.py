@@ -1,16 +1,19 @@
-"""`afdcd train`, `distill`, `quickstart` and `recipes`."""
+"""`afdcd train`, `distill`, `quickstart`, `recipes` and `compare`."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import Field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from .command import add, add_command, flag, hide_loading_bars, whole
+from .command import add, add_command, add_json, flag, hide_loading_bars, whole
 
 # what `--help` shows; `--help_all` has the rest
 _OFTEN = (
@@ -27,49 +30,67 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         ("train", False, "train a model on the labels alone (teachers, baselines)", ""),
         ("distill", True, "train a student with a teacher's help", " --teacher runs/teacher"),
     ):
-        more = (
-            "every option can stand in the recipe or on the command line, which wins: --max_steps 100, "
+        text += (
+            "; every option can stand in the recipe or on the command line, which wins: --max_steps 100, "
             "--af_dcd.feature_weight 1e-5"
         )
-        example = f"afdcd {name} --config quickstart{teacher} --output_dir runs/mine"
         command = add_command(
-            commands, name, f"{text}; {more}", "--config RECIPE [--OPTION VALUE ...]", example=example, add_help=False
-        )
+            commands, name, text, "--config RECIPE [--OPTION VALUE ...]", add_help=False, open_ended=True,
+            example=f"--config quickstart{teacher} --output_dir runs/mine",
+            on_interruption="--resume_from_checkpoint last continues from the last checkpoint",
+        )  # fmt: skip
         add(command, "--config", metavar="RECIPE", help="name of a recipe (`afdcd recipes`) or a YAML file")
         command.add_argument("-h", "--help", action="store_true", help="show the options used most")
         flag(command, "--help_all", "show all options, transformers' own included")
-        on_interruption = "--resume_from_checkpoint last continues from the last checkpoint"
-        command.set_defaults(
-            run=partial(_run, distils=distils),
-            takes_recipe_options=True,
-            on_interruption=on_interruption,
-            parser=command,
-        )
+        command.run = partial(_run, command.format_help, distils)
 
     text = "train a teacher, a student alone and a distilled student on generated scenes; takes minutes on a CPU"
-    old = {"--output": "--output_dir"}
-    command = add_command(commands, "quickstart", text, "[options]", example="afdcd quickstart", old=old)
+    command = add_command(
+        commands, "quickstart", text, "[options]", run=_quickstart, example="", old={"--output": "--output_dir"},
+        on_interruption="a second call continues",
+    )  # fmt: skip
     add(command, "--output_dir", default="runs/quickstart", help="folder for the three runs")
     add(command, "--seed", type=whole(0, 2**32 - 1), default=0, help="of initialisation, order and augmentation")
-    command.set_defaults(run=_quickstart, on_interruption="a second call continues")
 
     command = add_command(
-        commands, "recipes", "list the recipes, or print one", "[NAME]", example="afdcd recipes quickstart"
+        commands, "recipes", "list the recipes, or print one", "[NAME]", run=_recipes, example="quickstart"
     )
     command.add_argument("name", nargs="?", help="recipe to print")
-    flag(command, "--json", "print names, or the recipe's values, as JSON")
-    command.set_defaults(run=_recipes)
+    add_json(command, "print names, or the recipe's values, as JSON")
+
+    text = (
+        "train several methods on the same budget and seeds, and put scores and cost in a table; further options "
+        "(--data_dir D, --teacher T, --total_batch_size 8 ...) replace keys of the plan for all runs. A second call "
+        "with the same --output_dir continues where the first was stopped"
+    )
+    command = add_command(
+        commands, "compare", text, "--config PLAN [options]", run=_compare, example="--config scenes --seeds 0 1",
+        old={"--output": "--output_dir"}, open_ended=True, on_interruption="a second call continues",
+    )  # fmt: skip
+    add(command, "--config", metavar="PLAN", help="a plan of the package (--list) or a YAML file")
+    add(command, "--output_dir", help="folder for runs, table and charts (default runs/compare_PLAN)")
+    add(command, "--seeds", type=whole(0, 2**32 - 1), nargs="+", help="instead of the plan's")
+    add(command, "--methods", nargs="+", help="only these of the plan's")
+    add(command, "--merge", metavar="DIR", nargs="+", help="train nothing: one report of several machines' runs")
+    flag(command, "--list", "list the plans of the package", dest="list_plans")
+    add_json(command, "print a row for each run as JSON instead of the table")
+    flag(command, "--dry_run", "check the plan and its data, and list the runs")
 
 
-def _run(args: argparse.Namespace, rest: list[str], *, distils: bool) -> None:
-    if args.help or args.help_all:
-        _show_options(args, distils)
+def _run(usage: Any, distils: bool, rest: list[str], config: str | None, help: bool, help_all: bool) -> None:
+    if help or help_all:
+        print(usage())
+        _show_options(distils, help_all)
         return
-    _check_early(args.config, rest, distils=distils)
+    from ..recipes import load_recipe
+    from ..training.arguments import merge_arguments, training_part
+
+    recipe = load_recipe(config) if config else {}  # most mistakes show here, before torch is imported
+    merge_arguments(recipe if distils else training_part(recipe), rest, distils=distils)
     from ..training.runs import distill, train
 
     hide_loading_bars()
-    run = (distill if distils else train)(args.config, rest)
+    run = (distill if distils else train)(config, rest)
     if run.card is not None:  # its facts are there on the main process only
         measured, dataset = run.card.measured, run.card.dataset
         assert measured is not None and dataset is not None  # a finished run has been scored
@@ -78,24 +99,14 @@ def _run(args: argparse.Namespace, rest: list[str], *, distils: bool) -> None:
         print(f"saved in {run.folder}")
 
 
-def _check_early(config: str | None, rest: Sequence[str], *, distils: bool) -> None:
-    """Mistakes in recipe and options, as far as they can be seen before torch is imported."""
-    from ..recipes import load_recipe
-    from ..training.arguments import merge_arguments, training_part
-
-    recipe = load_recipe(config) if config else {}
-    merge_arguments(recipe if distils else training_part(recipe), rest, distils=distils)
-
-
-def _show_options(args: argparse.Namespace, distils: bool) -> None:
+def _show_options(distils: bool, all_of_them: bool) -> None:
     from ..training import options
 
     kinds: list[Any] = [options.ModelArguments, options.DataArguments, options.SegmentationOptions]
     kinds += [options.TeacherArguments, options.DistillationOptions] if distils else []
-    print(args.parser.format_help())
     for kind in kinds:
-        print(_described(kind, (one for one in fields(kind) if args.help_all or one.name in _OFTEN)))
-    if args.help_all:
+        print(_described(kind, (one for one in fields(kind) if all_of_them or one.name in _OFTEN)))
+    if all_of_them:
         from transformers import TrainingArguments
 
         from ..training.training_args import WITHOUT_EFFECT
@@ -116,17 +127,59 @@ def _described(kind: type, options: Iterable[Field]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _quickstart(args: argparse.Namespace) -> None:
+def _quickstart(output_dir: str, seed: int) -> None:
     from ..training.quickstart import quickstart
 
     hide_loading_bars()
-    quickstart(args.output_dir, args.seed)
+    quickstart(output_dir, seed)
 
 
-def _recipes(args: argparse.Namespace) -> None:
+def _recipes(name: str | None, as_json: bool) -> None:
     from ..recipes import list_recipes, load_recipe, recipe_path
 
-    if args.json:
-        print(json.dumps(load_recipe(args.name) if args.name else list_recipes(), indent=2))
+    if as_json:
+        print(json.dumps(load_recipe(name) if name else list_recipes(), indent=2))
     else:
-        print(recipe_path(args.name).read_text() if args.name else "\n".join(list_recipes()))
+        print(recipe_path(name).read_text() if name else "\n".join(list_recipes()))
+
+
+def _compare(
+    rest: list[str], config: str | None, output_dir: str | None, seeds: list[int] | None, methods: list[str] | None,
+    merge: list[str] | None, list_plans: bool, as_json: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    from ..recipes import list_comparisons
+
+    if list_plans:
+        print("\n".join(list_comparisons()))
+        return
+    if config is None:
+        raise ValueError(f"--config PLAN is missing: a YAML file, or one of {', '.join(list_comparisons())}.")
+    from ..training.arguments import read_value, words_by_option
+
+    overrides = {key: read_value(key, words) for key, words in words_by_option(rest).items()}
+    from ..compare.comparison import check_plan, find_data, merge_comparisons, run_comparison
+    from ..compare.plan import load_plan
+    from ..compare.table import TABLE_NAME
+
+    hide_loading_bars()
+    plan = load_plan(config, overrides).narrowed(methods, seeds)
+    output = Path(output_dir or f"runs/compare_{Path(config).stem}{'_merged' if merge else ''}")
+    if dry_run:
+        check_plan(plan, output)
+        find_data(plan)
+        print(plan.described())
+        return
+    outcome = None
+    if merge:
+        merge_comparisons(plan, merge, output)
+    else:
+        outcome = run_comparison(plan, output, lambda line: print(line, file=sys.stderr, flush=True))
+    if as_json:
+        with (output / "results.csv").open(encoding="utf-8", newline="") as file:
+            print(json.dumps(list(csv.DictReader(file)), indent=2))
+    else:
+        print((output / TABLE_NAME).read_text(encoding="utf-8"), end="")
+        print(f"\nTable, results.csv, charts{'' if merge else ' and all runs'} are in {output}.")
+    if outcome is not None and outcome.failed:
+        failed = "\n".join(f"{place}:\n{lines}" for place, lines in outcome.failed.items())
+        raise ValueError(f"{len(outcome.failed)} of the runs failed; a second call tries them again.\n{failed}")

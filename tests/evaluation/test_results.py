@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 
@@ -19,7 +20,7 @@ def parsed(protocol):
     program, name, *words = shlex.split(evaluate_command(protocol))
     assert (program, name) == ("afdcd", "evaluate")
     command = _parser()[1].choices["evaluate"]
-    return command.parse_args(command.normalised(words))
+    return argparse.Namespace(**command.options(words))
 
 
 def test_the_command_of_a_plain_evaluation_is_short():
@@ -32,7 +33,7 @@ def test_the_command_sets_everything_that_influences_the_number():
     asked |= {"absent_classes": "count as 0", "boundary_ratio": 0.005, "max_samples": 7, "list_file": "a.lst"}
     asked |= {"image_column": "pixels", "label_column": "mask", "labels_as": "ade20k", "label_map": {"0": 255}}
     args = parsed({**DEFAULTS, "dataset": "me/mine", **asked})
-    settings = inference_settings(args)
+    settings = inference_settings(vars(args))
     assert (settings.scales, settings.flip, settings.window, settings.stride) == (
         (0.5, 1.25),
         True,

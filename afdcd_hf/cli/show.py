@@ -1,0 +1,131 @@
+"""`afdcd chart`: images of finished runs and evaluations; `afdcd demo`: a web page for saved models."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..structured_files import read_json
+from .command import Command, add, add_command, add_device, flag, given, hide_loading_bars, titled, whole
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the commands of this file."""
+    text = "draw curves, per-class IoU, a confusion matrix or predictions"
+    command = add_command(commands, "chart", text, "KIND ... [options]", example="curves runs/mine")
+    kinds = command.add_subparsers(dest="kind", required=True, metavar="KIND", prog="afdcd chart", parser_class=Command)
+    command.set_defaults(kinds=kinds)
+
+    kind = _kind(kinds, "curves", _curves, "loss terms and mean IoU of one or more runs against the step", "RUN")
+    kind.add_argument("runs", nargs="+", metavar="[TITLE=]RUN", help="folder of a run")
+
+    kind = _kind(kinds, "classes", _classes, "IoU of every class, two or more results side by side", "RESULTS")
+    kind.add_argument("results", nargs="+", metavar="[TITLE=]RESULTS", help="results.json, or a folder that holds one")
+    add(kind, "--order", choices=("classes", "gain"), default="classes", help="of the classes")
+
+    kind = _kind(kinds, "confusion", _confusion, "heat map of a confusion matrix", "CSV")
+    kind.add_argument("matrix", metavar="CSV", help="the file that `afdcd evaluate --output` writes")
+    add(kind, "--normalize", choices=("truth", "prediction"), default="truth", help="what adds up to 100 %%")
+
+    kind = _kind(kinds, "predictions", _predictions, "image, truth and what saved models see", "MODEL --dataset NAME")
+    kind.add_argument("models", nargs="+", metavar="[TITLE=]MODEL", help="folder or Hub id")
+    add(kind, "--dataset", required=True, help="benchmark (`afdcd datasets`), or folder or Hub id")
+    add(kind, "--split", default="val", help="of it")
+    add(kind, "--data_dir", help="folder of the benchmark's files")
+    add(kind, "--indices", type=whole(0), nargs="+", default=[0, 25, 50, 75], help="which images")
+
+    text = "show in a web page what saved models make of an image, side by side; or write the page as a Space"
+    command = add_command(
+        commands, "demo", text, "[TITLE=]MODEL [...] [options]", run=_demo, example="teacher=runs/teacher runs/mine",
+    )  # fmt: skip
+    command.add_argument("models", nargs="+", metavar="[TITLE=]MODEL", help="folder or Hub id")
+    add(command, "--example", nargs="+", default=[], metavar="IMG", help="images to offer on the page")
+    add(command, "--longest_side", type=whole(32, 65536), default=1024, metavar="PX", help="shrink larger images")
+    served = command.add_argument_group("served here")
+    add(served, "--port", type=whole(1, 65535), help="by default the first free one from 7860 on")
+    flag(served, "--share", "also make a public link through Gradio's servers")
+    add_device(served)
+    space = command.add_argument_group("as a Space")
+    add(space, "--write_space", type=Path, metavar="DIR", help="write the folder of a Space, and serve nothing")
+    add(space, "--title", help="of the Space on the Hub")
+    flag(space, "--overwrite", "write into a folder that is not empty")
+
+
+def _kind(kinds: argparse._SubParsersAction, name: str, draw: Callable[..., Path], text: str, usage: str) -> Command:
+    kind = add_command(kinds, name, text, f"{usage} ... [options]", run=partial(_draw, draw))
+    add(kind, "--output", type=Path, default=Path(f"{name}.png"), help="picture to write")
+    flag(kind, "--overwrite", "replace an existing picture")
+    return kind
+
+
+def _draw(draw: Callable[..., Path], output: Path, overwrite: bool, **options: Any) -> None:
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
+    print(draw(output, **options))
+
+
+def _curves(output: Path, runs: list[str]) -> Path:
+    from ..charts import load_history, plot_training_curves
+
+    return plot_training_curves({title: load_history(run) for title, run in titled(runs).items()}, output)
+
+
+def _classes(output: Path, results: list[str], order: str) -> Path:
+    from ..charts import plot_class_iou
+
+    found = {title: _read(path, "per_category_iou") for title, path in titled(results).items()}
+    return plot_class_iou(found, output, order=order)
+
+
+def _confusion(output: Path, matrix: str, normalize: str) -> Path:
+    from ..charts import plot_confusion_matrix
+    from ..metrics.confusion_csv import read_confusion_csv
+
+    return plot_confusion_matrix(*read_confusion_csv(matrix), output, normalize=normalize)
+
+
+def _predictions(output: Path, models: list[str], **options: Any) -> Path:
+    from ..inference.side_by_side import draw_predictions
+
+    hide_loading_bars()
+    by_title = titled(models)
+    scored = {title: Path(folder) / "results.json" for title, folder in by_title.items()}
+    notes = {title: f"mIoU {100 * _read(path, 'mean_iou'):.1f} %" for title, path in scored.items() if path.is_file()}
+    return draw_predictions(by_title, output, notes=notes, **options)
+
+
+def _read(path: str | Path, key: str) -> Any:
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    results: dict[str, Any] = read_json(path, "results.json of `afdcd evaluate`")
+    if key not in results:
+        raise ValueError(f"{path} has no {key}: it is not a results.json of `afdcd evaluate`.")
+    return results[key]
+
+
+def _demo(models: list[str], example: list[str], longest_side: int, write_space: Path | None, **options: Any) -> None:
+    unused = ("port", "share", "device") if write_space else ("title", "overwrite")
+    options = given(options)
+    names = [f"--{name}" for name in unused if name in options]
+    if names:  # an option that would do nothing is a mistake
+        where = "with" if write_space else "without"
+        raise ValueError(f"{' and '.join(names)} would do nothing {where} --write_space; leave it out.")
+    hide_loading_bars()
+    if write_space:
+        from ..demo.space import write_space as write
+
+        folder = write(titled(models), write_space, example, longest_side=longest_side, **options)
+        print(f"{folder} is a Space. Try it:  cd {folder} && python app.py")
+        print("Publish it:  hf repos create YOU/NAME --type space --space-sdk gradio")
+        print(f"             hf upload YOU/NAME {folder} . --repo-type space")
+        return
+    try:
+        from ..demo.app import launch_demo
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ValueError(str(error)) from error
+    launch_demo(titled(models), example, longest_side=longest_side, **options)
