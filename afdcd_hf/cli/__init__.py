@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, words = _command(commands.choices, words)
         name, hint = command.prog, command.on_interruption
         quieten()
-        status = command.run(**command.options(words)) if command.run else None
+        options = command.options(words)  # --help ends here, as does `afdcd chart` without a kind
+        status = command.run(**options) if command.run else None
         leave_process_group()
         return status or 0
     except KeyboardInterrupt as interruption:  # TrainingInterrupted among them: a signal that was answered by saving

@@ -27,6 +27,7 @@ MISTAKES = {
     "a mistyped kind of chart": (["chart", "curvs"], "afdcd: unknown kind of chart 'curvs'. Close: curves"),
     "a mistyped option": (["evaluate", "--modle", "x"], "afdcd evaluate: unknown option --modle. Close: --model"),
     "a mistyped option of a training": (["train", "--cofig", "x"], "Unknown argument 'cofig'. Close: config"),
+    "a missing kind of chart": (["chart"], "the following arguments are required: KIND"),
     "a missing option": (["evaluate", "--model", "m"], "the following arguments are required: --dataset"),
     "scales": (["evaluate", "--model", "m", "--dataset", "d", "--scales", "1e6"], "'1e6' must be a number above 0"),
     "a device": (["evaluate", "--model", "m", "--dataset", "d", "--device", "gpu"], "'gpu' is not a device such as"),
