@@ -241,7 +241,7 @@ def _push(folder: str, repo_id: str, **options: Any) -> None:
     width = max(len(f"{file.size:,}") for file in plan.files)
     for file in plan.files:
         print(f"{file.size:>{width},} bytes  {file.name}")
-    print(f"{plan.size:>{width},} bytes in {len(plan.files)} files")
+    print(f"{sum(file.size for file in plan.files):>{width},} bytes in {len(plan.files)} files")
     if plan.left_out:
         print(f"not uploaded: {', '.join(plan.left_out)}")
     for note in plan.notes:

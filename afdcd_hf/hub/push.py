@@ -29,15 +29,6 @@ class PushPlan:
     notes: Sequence[str] = ()  # what the user should know
     commit: CommitInfo | None = None  # None where nothing was sent
 
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return sum(file.size for file in self.files)
-
-    def noting(self, note: str) -> PushPlan:
-        """The plan with one more note."""
-        return replace(self, notes=[*self.notes, note])
-
 
 def push_folder(
     folder: str | Path,
@@ -81,11 +72,12 @@ def push_folder(
             is_private = _visibility(api, repo_id, private)
             if is_private is not None and not overwrite_card:
                 plan = _keeping_card(plan, api, revision)
+        note = f"{repo_id} exists and is {'private' if is_private else 'public'}"
+        if is_private is None:
+            note = f"{repo_id} is new{' and would be private' if private else ''}"
     except OSError as error:
-        return plan.noting(f"the Hub could not be asked: {error}")
-    if is_private is None:
-        return plan.noting(f"{repo_id} is new{' and would be private' if private else ''}")
-    return plan.noting(f"{repo_id} exists and is {'private' if is_private else 'public'}")
+        note = f"the Hub could not be asked: {error}"
+    return replace(plan, notes=[*plan.notes, note])
 
 
 def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) -> PushPlan:
@@ -138,7 +130,8 @@ def plain_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
 
     A PermissionError where there is no token or the Hub refuses it, a ConnectionError where it cannot be reached.
     """
-    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
     try:
         yield
@@ -148,24 +141,19 @@ def plain_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
         cause = error if isinstance(error, HTTPError) else error.__cause__
         if not isinstance(cause, HTTPError):
             raise
-        raise _plain(cause, repo_id, endpoint) from error
-
-
-def _plain(error: Exception, repo_id: str, endpoint: str) -> OSError:
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import HfHubHTTPError
-
-    said = (str(getattr(error, "server_message", None) or error).strip() or type(error).__name__).splitlines()[0]
-    if not isinstance(error, HfHubHTTPError):  # of the connection, not of what was asked
-        return ConnectionError(f"{endpoint} cannot be reached, or the connection broke: {said}")
-    status = error.response.status_code
-    if status == 401:
-        token = "refuses the token" if get_token() else "wants a token"
-        return PermissionError(f"{endpoint} {token} for {repo_id} ({status}: {said}): {_LOG_IN}.")
-    if status == 403:
-        advice = f"use a token with write access to {repo_id.split('/')[0]!r}, or another name"
-        return PermissionError(f"{endpoint} refuses to write to {repo_id} ({status}: {said}): {advice}.")
-    return OSError(f"{endpoint} refuses {repo_id} ({status}: {said}).")
+        said = str(getattr(cause, "server_message", None) or cause).strip() or type(cause).__name__
+        if not isinstance(cause, HfHubHTTPError):  # of the connection, not of what was asked
+            broken = f"{endpoint} cannot be reached, or the connection broke: {said.splitlines()[0]}"
+            raise ConnectionError(broken) from error
+        status = cause.response.status_code
+        said = f"({status}: {said.splitlines()[0]})"
+        if status == 401:
+            token = "refuses the token" if get_token() else "wants a token"
+            raise PermissionError(f"{endpoint} {token} for {repo_id} {said}: {_LOG_IN}.") from error
+        if status == 403:
+            advice = f"use a token with write access to {repo_id.split('/')[0]!r}, or another name"
+            raise PermissionError(f"{endpoint} refuses to write to {repo_id} {said}: {advice}.") from error
+        raise OSError(f"{endpoint} refuses {repo_id} {said}.") from error
 
 
 def _visibility(api: HfApi, repo_id: str, private: bool | None) -> bool | None:
@@ -190,7 +178,7 @@ def _keeping_card(plan: PushPlan, api: HfApi, revision: str | None) -> PushPlan:
     if len(others) == len(plan.files) or not _handwritten_on_hub(api, plan.repo_id, revision):
         return plan
     note = f"the {CARD_NAME} on the Hub was not generated and stays as it is; --overwrite_card replaces it"
-    return replace(plan.noting(note), files=others)
+    return replace(plan, files=others, notes=[*plan.notes, note])
 
 
 def _handwritten_on_hub(api: HfApi, repo_id: str, revision: str | None) -> bool:

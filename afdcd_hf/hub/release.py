@@ -88,6 +88,8 @@ def to_markdown(found: Sequence[Released]) -> str:
 
 
 def _release(one: Released, plan: ReleasePlan, checkpoint: Path, dry_run: bool) -> None:
+    from huggingface_hub import HfApi
+
     row, folder = one.row, Path(plan.output_dir) / one.repo_id.split("/")[1]
     results, data_dir = folder / RESULTS_NAME, plan.data.get(row.dataset)
     is_converted, is_evaluated = (folder / "config.json").is_file(), results.is_file()
@@ -111,18 +113,12 @@ def _release(one: Released, plan: ReleasePlan, checkpoint: Path, dry_run: bool) 
         raise ValueError(f"not pushed: measured and reported mIoU differ by more than {100 * plan.tolerance:g} points")
     commit = push_folder(folder, one.repo_id, private=plan.private).commit
     assert commit is not None  # it is only without one in a dry run
-    _tag_and_collect(one.repo_id, plan, commit.oid)
-    one.done = f"pushed: {commit.commit_url}"
-
-
-def _tag_and_collect(repo_id: str, plan: ReleasePlan, commit: str) -> None:
-    from huggingface_hub import HfApi
-
     api = HfApi(library_name="afdcd_hf")
-    with plain_hub_errors(repo_id, api.endpoint):
+    with plain_hub_errors(one.repo_id, api.endpoint):
         if plan.tag:
-            api.create_tag(repo_id, tag=plan.tag, revision=commit, exist_ok=True)
+            api.create_tag(one.repo_id, tag=plan.tag, revision=commit.oid, exist_ok=True)
         if plan.collection:
-            owner = repo_id.split("/")[0]
+            owner = one.repo_id.split("/")[0]
             slug = api.create_collection(plan.collection, namespace=owner, private=plan.private, exists_ok=True).slug
-            api.add_collection_item(slug, item_id=repo_id, item_type="model", exists_ok=True)
+            api.add_collection_item(slug, item_id=one.repo_id, item_type="model", exists_ok=True)
+    one.done = f"pushed: {commit.commit_url}"

@@ -273,12 +273,6 @@ class _Request(BaseHTTPRequestHandler):
         about = {"id": name, "modelId": name, "sha": sha, "private": self._repo(name).private, "tags": []}
         return {**about, "siblings": [{"rfilename": path} for path in files]}
 
-    @_route("GET", "/api/models/{name}/refs")
-    def _refs(self, name: str) -> dict:
-        branches = self._repo(name).branches.items()
-        refs = [{"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": sha} for branch, sha in branches]
-        return {"branches": refs, "tags": [], "converts": []}
-
     @_route("GET", "/api/models/{name}/tree/{revision}")
     def _tree(self, name: str, revision: str) -> list:
         files = self._files(name, revision)[1].items()

