@@ -15,11 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_same_size(image: Image.Image, label: np.ndarray, name: str = "") -> None:
-    """Raises if an image and its label, `(H, W)`, differ in size.
-
-    Raises:
-        ValueError: If they do; it begins with `name`.
-    """
+    """Raises ValueError, beginning with `name`, if an image and its label, `(H, W)`, differ in size."""
     if (image.height, image.width) != label.shape[:2]:
         raise SampleError(
             f"{name}{': ' if name else ''}the image is {image.height}x{image.width} pixels but its label "
@@ -44,12 +40,8 @@ def check_labels(label: np.ndarray, num_labels: int, ignore_index: int, name: st
             f"{name}: the label has shape {label.shape} and dtype {label.dtype}, but one integer class id a pixel is "
             "expected; colour-coded labels must be turned into ids first."
         )
-    outside = label >= num_labels
-    if label.dtype.kind == "i":
-        outside |= label < 0
-    outside &= label != ignore_index
-    if outside.any():
-        wrong = label[outside]
+    wrong = label[((label < 0) | (label >= num_labels)) & (label != ignore_index)]
+    if wrong.size:
         values = np.unique(wrong).tolist()
         shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
         raise SampleError(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .decoding import DecodedRows
+from .scenes import generate_scene
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -15,27 +19,50 @@ if TYPE_CHECKING:
     from .benchmarks import SplitFiles
 
 
-def decoded_rows(columns: Mapping[str, list[Any]], label_map: Mapping[int, int]) -> Dataset:
-    """A dataset of images and labels that lie in files or in memory.
+def scene_rows(
+    split: str, splits: Sequence[str], num_images: int, size: tuple[int, int] = (96, 192), seed: int = 0
+) -> Dataset:
+    """Scenes of one of the `splits`, never the same in two splits or under two seeds.
 
-    Args:
-        columns: `image` and `label` as paths or bytes of files (a label may be None), and `name`.
-        label_map: Value in the label files → train id or ignore index; values not listed stay.
+    Raises:
+        ValueError: If `num_images`, `size` or `seed` is out of range.
     """
+    if not 1 <= num_images < 2**32 or seed < 0:
+        raise ValueError(f"num_images={num_images}, seed={seed}: at least one image and a seed >= 0 are needed.")
+    # Every (seed, split) owns a range of 2^32 scene seeds, so that validation scenes can't have been trained on.
+    block = seed * len(splits) + list(splits).index(split)
+    scenes = _draw_scenes(block << 32, num_images, tuple(size) if isinstance(size, list) else size)
+    names = [f"scenes/{split}/{index:06d}" for index in range(num_images)]
+    return _rows({"image": [scene[0] for scene in scenes], "label": [scene[1] for scene in scenes], "name": names}, {})
+
+
+@lru_cache(maxsize=4)  # one process often loads the same split again
+def _draw_scenes(first_seed: int, count: int, size: tuple[int, int]) -> list[tuple[Any, ...]]:
+    return [tuple(map(_ppm, generate_scene(first_seed + index, size))) for index in range(count)]
+
+
+def _ppm(pixels: np.ndarray) -> dict[str, Any]:
+    """A header and the pixels: packing a PNG takes as long as drawing a scene."""
+    header = f"P{5 if pixels.ndim == 2 else 6}\n{pixels.shape[1]} {pixels.shape[0]}\n255\n"
+    return {"bytes": header.encode() + pixels.tobytes(), "path": None}
+
+
+def file_rows(root: Path, files: SplitFiles, part: slice = slice(None)) -> Dataset:
+    """A split's files; names are paths below `root`."""
+    columns = {
+        "image": [str(image) for image in files.images[part]],
+        "label": [None if label is None else str(label) for label in files.labels[part]],
+        "name": [image.relative_to(root).as_posix() for image in files.images[part]],
+    }
+    return _rows(columns, files.label_map)
+
+
+def _rows(columns: Mapping[str, list[Any]], label_map: Mapping[int, int]) -> Dataset:
     from datasets import Dataset, Features, Image, Value
 
     undecoded = Image(decode=False)
     features = Features({"image": undecoded, "label": undecoded, "name": Value("string")})
     return Dataset.from_dict(dict(columns), features=features).with_transform(DecodedRows.with_map(label_map))
-
-
-def file_columns(root: Path, files: SplitFiles, part: slice = slice(None)) -> dict[str, list[str | None]]:
-    """The columns of a split's files; names are paths below `root`."""
-    return {
-        "image": [str(image) for image in files.images[part]],
-        "label": [None if label is None else str(label) for label in files.labels[part]],
-        "name": [image.relative_to(root).as_posix() for image in files.images[part]],
-    }
 
 
 def with_decoding(dataset: Any) -> Any:
@@ -56,14 +83,7 @@ def with_decoding(dataset: Any) -> Any:
 def standard_columns(dataset: Dataset, name: str, split: str, standard: Mapping[str, str]) -> Dataset:
     """Columns `image` and `label`, undecoded, and `name`; others are dropped, since they would be decoded in vain.
 
-    Args:
-        dataset: Any dataset.
-        name: What errors call it.
-        split: Its split, for the names of images without a path.
-        standard: Column → "image" and "label".
-
-    Raises:
-        ValueError: If a column is not there, or holds no images.
+    `standard`: column → "image" and "label". Raises ValueError if a column is not there, or holds no images.
     """
     from datasets import Image, Value
 
@@ -75,7 +95,8 @@ def standard_columns(dataset: Dataset, name: str, split: str, standard: Mapping[
         )
     for column, role in standard.items():
         feature = dataset.features[column]
-        if not _holds_images(feature):
+        encoded = isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
+        if not encoded and not isinstance(feature, Image) and feature not in (Value("binary"), Value("large_binary")):
             raise ValueError(
                 f"The {role}s of {name!r} must be images, but column {column!r} holds {feature}. Choose {role}_column "
                 f"among {', '.join(dataset.column_names)}; in a folder of images, the metadata file must have the "
@@ -90,10 +111,8 @@ def standard_columns(dataset: Dataset, name: str, split: str, standard: Mapping[
 def told_apart(dataset: Dataset, name: str) -> Dataset:
     """The dataset, with labels that differ from what `map` writes, which has no path (`DecodedRows`).
 
-    Labels without paths become plain bytes. No content is copied, and none is read.
-
-    Raises:
-        ValueError: If some labels have paths and others only bytes.
+    Labels without paths become plain bytes. No content is copied, and none is read. Raises ValueError if some labels
+    have paths and others only bytes.
     """
     from datasets import Image
 
@@ -106,13 +125,6 @@ def told_apart(dataset: Dataset, name: str) -> Dataset:
     flat = dataset.cast_column("image", Image()).flatten()  # what is to be decoded is not flattened
     flat = flat.rename_column("label.bytes", "label").cast_column("image", Image(decode=False))
     return flat.select_columns(["image", "label", "name"])
-
-
-def _holds_images(feature: Any) -> bool:
-    from datasets import Image, Value
-
-    encoded = isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
-    return encoded or isinstance(feature, Image) or feature in (Value("binary"), Value("large_binary"))
 
 
 def _names(dataset: Dataset, split: str) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,26 +15,17 @@ from ..models.image_modes_afdcd import as_rgb
 from .image_files import SampleError, open_image
 
 MAX_VALUE = 65535  # what a 16-bit PNG can hold, and so the largest key of a label map
-_PALETTE_OR_GREY = ("L", "P", "1")
-_LOSSLESS = (
-    "PNG",
-    "TIFF",
-    "BMP",
-    "GIF",
-    "PPM",
-)  # Pillow returns what is stored, but for `_as_stored`
-
-# An image as `datasets.Image(decode=False)` hands it out, {"bytes": ..., "path": ...}, or the bytes of its file.
-Stored = Mapping[str, Any] | bytes
+_LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # Pillow returns what is stored, but for `_as_stored`
 
 
 @dataclass(frozen=True)
 class DecodedRows:
     """The dataset's transform: RGB images, labels with train ids. No closure, since workers have to unpickle it.
 
-    The columns `image` and `label` have to be undecoded (`datasets.Image(decode=False)`), so that an error can name the
-    file, and because how a label is stored tells what it holds: `Dataset.map` stores a label that its function returns
-    as bytes without a path, and that label was mapped when the function got it. All others hold the files' values.
+    The columns `image` and `label` have to be undecoded (`datasets.Image(decode=False)`, or bytes), so that an error
+    can name the file, and because how a label is stored tells what it holds: `Dataset.map` stores a label that its
+    function returns as bytes without a path, and that label was mapped when the function got it. All others hold the
+    files' values.
 
     Labels are single-channel integers: grey values of 1 (read as 0 and 1), 2, 4, 8, 16 or 32 bits, or palette indices
     (never the palette's colours). They come out in mode "L", or "I" where an id needs more than 8 bits.
@@ -52,10 +44,9 @@ class DecodedRows:
             ValueError: If a key or a value is no such number, or a key comes twice (as 7 and "7").
         """
         pairs = [(_number(key, "key"), _number(value, "value")) for key, value in label_map.items()]
-        keys = [key for key, _ in pairs]
-        doubled = sorted({key for key in keys if keys.count(key) > 1})
-        if doubled:
-            raise ValueError(f"label_map has more than one entry for {doubled[0]}; leave one.")
+        for key, times in Counter(key for key, _ in pairs).items():
+            if times > 1:
+                raise ValueError(f"label_map has more than one entry for {key}; leave one.")
         return cls(tuple(sorted(pair for pair in pairs if pair[0] != pair[1])))
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -72,11 +63,11 @@ class DecodedRows:
                 rows[column] = [decode(stored, name) for stored, name in zip(batch[column], names, strict=True)]
         return rows
 
-    def _label(self, stored: Stored | None, name: str | None) -> Image.Image | None:
-        if not _is_there(stored):
+    def _label(self, stored: Any, name: str | None) -> Image.Image | None:
+        opened, described = _open(stored, "label", name)
+        if opened is None:
             return None
-        described = _described(stored, "label", name)
-        label = _class_ids(_open(stored, described), described)
+        label = _class_ids(opened, described)
         written_by_map = not isinstance(stored, bytes) and stored["path"] is None
         return self._mapped(label) if self.label_map and not written_by_map else label
 
@@ -105,17 +96,20 @@ def _number(given: Any, what: str) -> int:
     return number
 
 
-def _is_there(stored: Stored | None) -> TypeGuard[Stored]:
-    return isinstance(stored, bytes) or (
-        stored is not None and any(stored[key] is not None for key in ("bytes", "path"))
-    )
+def _open(stored: Any, role: str, name: str | None) -> tuple[Image.Image | None, str]:
+    """The image, None if there is none, and what errors call it, such as `train/b.png: the label (/data/b.png)`."""
+    nothing = {"bytes": None, "path": None}
+    parts = nothing | {"bytes": stored} if isinstance(stored, bytes) else stored or nothing
+    content, path = parts["bytes"], parts["path"]
+    described = f"{name}: the {role}{f' ({path})' if path else ''}" if name else f"the {role} {path or 'of a row'}"
+    source = path if content is None else content
+    return (None if source is None else open_image(source, described)), described
 
 
-def _rgb_image(stored: Stored | None, name: str | None) -> Image.Image:
-    if not _is_there(stored):
+def _rgb_image(stored: Any, name: str | None) -> Image.Image:
+    image, described = _open(stored, "image", name)
+    if image is None:
         raise SampleError(f"{name or 'a row'} has no image; take that row out of the dataset.")
-    described = _described(stored, "image", name)
-    image = _open(stored, described)
     try:
         image = as_rgb(image)
     except ValueError as error:
@@ -129,7 +123,7 @@ def _class_ids(label: Image.Image, described: str) -> Image.Image:
     if label.format not in _LOSSLESS:
         raise SampleError(f"{described} is a {label.format}, which can change class ids; labels must be PNG.")
     # A palette image holds ids too: convert("L") would turn their *colours* into grey values.
-    if label.mode in _PALETTE_OR_GREY or label.mode.startswith("I"):
+    if label.mode in ("L", "P", "1") or label.mode.startswith("I"):
         return _label_image(_as_stored(label, described))
     if label.mode == "LA" and label.getextrema()[1] == (255, 255):  # an opaque alpha channel says nothing
         return label.getchannel("L")
@@ -153,17 +147,3 @@ def _as_stored(label: Image.Image, described: str) -> np.ndarray:
 def _label_image(values: np.ndarray) -> Image.Image:
     fits = values.dtype.itemsize == 1 or (values.size and 0 <= values.min() and values.max() <= 255)
     return Image.fromarray(values.astype(np.uint8 if fits else np.int32, copy=False))
-
-
-def _open(stored: Stored, described: str) -> Image.Image:
-    if isinstance(stored, Image.Image):
-        raise ValueError(f"{described} was decoded by `datasets`: cast its column to datasets.Image(decode=False).")
-    if isinstance(stored, bytes):
-        return open_image(stored, described)
-    return open_image(stored["path"] if stored["bytes"] is None else stored["bytes"], described)
-
-
-def _described(stored: Stored, role: str, name: str | None) -> str:
-    """Such as `train/b.png: the label (/data/trainannot/b.png)`."""
-    path = stored["path"] if isinstance(stored, Mapping) else None
-    return f"{name}: the {role}{f' ({path})' if path else ''}" if name else f"the {role} {path or 'of a row'}"

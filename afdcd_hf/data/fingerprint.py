@@ -13,8 +13,6 @@ from PIL import Image
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_BATCH = 256
-
 
 def is_generated(name: str) -> bool:
     """Whether a data set's fingerprints are `of_pixels`: who claims a score and who verifies it must agree."""
@@ -39,7 +37,7 @@ def fingerprint(dataset: Dataset, *, of_pixels: bool = False) -> str:
         FileNotFoundError: If a file has gone.
     """
     digest = hashlib.sha256()
-    for batch in dataset.with_format(None).iter(_BATCH):
+    for batch in dataset.with_format(None).iter(batch_size=256):
         names = batch.get("name") or [""] * len(batch["image"])
         for name, image, label in zip(names, batch["image"], batch["label"], strict=True):
             content = [_pixels(stored) if of_pixels else _size(stored) for stored in (image, label)]

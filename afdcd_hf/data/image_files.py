@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,40 +45,39 @@ def open_image(source: str | Path | bytes, described: str) -> Image.Image:
         ImageFileError: If the file is missing, no regular file, not an image, damaged, or has more pixels than Pillow
             reads (`PIL.Image.MAX_IMAGE_PIXELS`, twice).
     """
-    with named_errors(described):
-        content = source if isinstance(source, bytes) else _read(Path(source))
-        if content.startswith(_PNG_SIGNATURE):
-            _check_png(content)
-        image: Image.Image = Image.open(io.BytesIO(content))
-        image.load()
-        kind, stored_as = image.format, _stored_as(image, content)
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-            image.format = kind
-        image.info.update(stored_as)
-        return image
-
-
-@contextmanager
-def named_errors(described: str) -> Iterator[None]:
-    """Turns what PIL raises over a file into an `ImageFileError` that names it; such errors pass unchanged."""
     try:
-        yield
-    except (ImageFileError, SampleError):
-        raise
+        return _opened(source if isinstance(source, bytes) else _content(Path(source)))
     except Image.DecompressionBombError as error:
-        raise ImageFileError(
-            f"{described} cannot be read: {error} Use a smaller copy; for files that you trust, raise the number of "
-            "pixels allowed: PIL.Image.MAX_IMAGE_PIXELS."
-        ) from error
+        what = f"{error} Use a smaller copy; for files that you trust, raise PIL.Image.MAX_IMAGE_PIXELS."
+        raise ImageFileError(f"{described} cannot be read: {what}") from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        what = f"{error.strerror}. Put the file back, or take the row out of the dataset."
+        raise ImageFileError(f"{described} cannot be read: {what}") from error
     except _DAMAGED as error:
-        raise ImageFileError(f"{described} cannot be read: {_reason(error)}") from error
+        what = "not an image" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
+        raise ImageFileError(
+            f"{described} cannot be read: {what}. The file is damaged or incomplete: copy or download it again, or "
+            "take it out of the dataset."
+        ) from error
 
 
-def _read(path: Path) -> bytes:
+def _content(path: Path) -> bytes:
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         raise IsADirectoryError(0, "It is a folder, a pipe or a device, not a regular file")
     return path.read_bytes()
+
+
+def _opened(content: bytes) -> Image.Image:
+    if content.startswith(_PNG_SIGNATURE):
+        _check_png(content)
+    image: Image.Image = Image.open(io.BytesIO(content))
+    image.load()
+    kind, stored_as = image.format, _stored_as(image, content)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+        image.format = kind
+    image.info.update(stored_as)
+    return image
 
 
 def _check_png(content: bytes) -> None:
@@ -108,10 +105,3 @@ def _stored_as(image: Image.Image, content: bytes) -> dict[str | tuple[int, int]
         kind, _, _, largest, *_ = content[:64].split() + 4 * [b""]
         return {"altered": kind == b"P4" or largest not in (b"255", b"65535")}
     return {}
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
-        return f"{error.strerror}. Put the file back, or take the row out of the dataset."
-    what = "not an image" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
-    return f"{what}. The file is damaged or incomplete: copy or download it again, or take it out of the dataset."

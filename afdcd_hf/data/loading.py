@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .benchmarks import BENCHMARKS, Benchmark, SplitFiles, find_files, get_benchmark
+from .benchmarks import BENCHMARKS, Benchmark, find_files, get_benchmark
 from .checks import check_labels, check_same_size
-from .columns import decoded_rows, file_columns
-from .scenes import scene_columns
+from .columns import file_rows, scene_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,17 +60,32 @@ def load_benchmark(
     if split not in benchmark.split_sizes:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(benchmark.split_sizes)}.")
     of_files = {"data_dir": data_dir, "list_file": list_file}
-    of_scenes = {"size": size, "num_images": num_images, "seed": seed}
-    unwanted = of_scenes if benchmark.files else of_files
+    of_scenes: dict[str, Any] = {"size": size, "num_images": num_images, "seed": seed}
+    unwanted, source = (
+        (of_scenes, "is read from files") if benchmark.files else (of_files, "is generated and reads no files")
+    )
     given = [f"{option}={str(value)!r}" for option, value in unwanted.items() if value is not None]
     if given:
-        source = "is read from files" if benchmark.files else "is generated and reads no files"
         raise ValueError(f"{name} {source}: leave out {' and '.join(given)}.")
-    if benchmark.files:
-        return _from_files(benchmark, split, _existing(benchmark, data_dir), list_file)
-    given_options: dict[str, Any] = {option: value for option, value in of_scenes.items() if value is not None}
-    options = {"num_images": benchmark.split_sizes[split], **given_options}
-    return decoded_rows(scene_columns(split, tuple(benchmark.split_sizes), **options), {})
+    if benchmark.files is None:
+        options = {"num_images": benchmark.split_sizes[split]}
+        options |= {option: value for option, value in of_scenes.items() if value is not None}
+        return scene_rows(split, tuple(benchmark.split_sizes), **options)
+    root = _existing(benchmark, data_dir)
+    files = find_files(benchmark, root, split, list_file)
+    found, published = len(files.images), benchmark.split_sizes[split]
+    if found != published and list_file is None:
+        logger.warning("%s %s has %d images, published are %d: %s", name, split, found, published, root)
+    return file_rows(root, files)
+
+
+def _existing(benchmark: Benchmark, data_dir: str | Path | None) -> Path:
+    if data_dir is None:
+        raise ValueError(f"{benchmark.name} is read from files: give data_dir, a folder with {benchmark.layout}.")
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"data_dir {root} is no folder; {benchmark.name} needs one with {benchmark.layout}.")
+    return root
 
 
 def load_split(
@@ -92,30 +106,33 @@ def load_split(
     """One split of a benchmark or of any other dataset, with the rows of `load_benchmark`.
 
     Args:
-        name: A benchmark's name; else a dataset for `load_other`: a folder, a Parquet file or a Hub id.
-        split: Name of the split.
+        name: A benchmark's name; or a folder of Parquet files, of images with a metadata file, with `images/<split>`
+            and `labels/<split>` (or `masks`) of the same file stems, or written by `save_to_disk`; a Parquet file; or
+            an id on the Hub. What is downloaded from there is announced in the log, and kept in `datasets`' cache.
+        split: Name of the split. Outside benchmarks, "val" finds "validation", and the other way round; outside folders
+            of `save_to_disk` also a part, as "train[:80%]". A Parquet file and a single saved dataset are the split
+            "train" unless they say otherwise.
         data_dir: Folder of a benchmark's files; of another dataset, the folder inside it.
         max_samples: Keep only the first so many.
-        list_file: As in `load_benchmark`; benchmarks only.
-        image_column: As `label_column`, `label_map`, `labels_as`, `config` and `revision`: what `load_other` needs to
-            know of a dataset that is no benchmark.
+        list_file: As in `load_benchmark`. Benchmarks only; the next six are for other datasets only.
+        image_column: Column with the images, by default "image".
+        label_column: Column with the labels, images of class ids; null where there is no label. By default "label".
+        label_map: Value in the labels → train id, 255 = ignored; values not listed stay. Keys may be strings.
+        labels_as: Benchmark whose files hold the same values as these labels: its map is taken.
+        config: Configuration of a Hub dataset that has several.
+        revision: Branch, tag or commit of a Hub dataset.
         labelled: Whether labels are wanted; without, rows have only `image` and `name`.
 
     Raises:
-        ValueError: If the dataset, the split or a column is unknown, the split is empty, or an option is not for this
+        ValueError: If the dataset cannot be found or read, the split or a column is not there, a column holds no
+            images, the split is empty, the labels' map is given twice or is not valid, or an option is not for this
             kind of dataset.
-        FileNotFoundError: If files of the benchmark are missing.
+        FileNotFoundError: If files of the benchmark are missing, or an image or a label has no counterpart.
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"A number of samples must be 1 or more, got {max_samples}.")
-    options: dict[str, Any] = {
-        "image_column": image_column,
-        "label_column": label_column,
-        "label_map": label_map,
-        "labels_as": labels_as,
-        "config": config,
-        "revision": revision,
-    }
+    options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "label_map": label_map}
+    options |= {"labels_as": labels_as, "config": config, "revision": revision}
     given = {option: value for option, value in options.items() if value is not None}
     if name in BENCHMARKS:
         if given:
@@ -144,14 +161,12 @@ def class_names(name: str, given: Sequence[str] | None = None, labels_as: str | 
         return list(BENCHMARKS[name].classes)
     if given and labels_as:
         raise ValueError(f"labels_as={labels_as!r} brings the class names; leave out class_names.")
-    if labels_as:
-        return list(get_benchmark(labels_as).classes)
-    if not given:
+    if not given and not labels_as:
         raise ValueError(
             f"Dataset {name!r} is no benchmark ({', '.join(sorted(BENCHMARKS))}): give its class_names, in id order, "
             "or labels_as, if its labels are those of a benchmark."
         )
-    return list(given)
+    return list(given or get_benchmark(str(labels_as)).classes)
 
 
 @dataclass(frozen=True)
@@ -189,40 +204,18 @@ def check_layout(name: str, data_dir: str | Path | None, *, decode: bool = True)
     if benchmark.files is None:
         return [SplitCheck(split, size, size, size) for split, size in benchmark.split_sizes.items()]
     root = _existing(benchmark, data_dir)
-    return [_check_files(benchmark, root, split, decode) for split in benchmark.split_sizes]
+    return [_check_split(benchmark, root, split, decode) for split in benchmark.split_sizes]
 
 
-def _check_files(benchmark: Benchmark, root: Path, split: str, decode: bool) -> SplitCheck:
+def _check_split(benchmark: Benchmark, root: Path, split: str, decode: bool) -> SplitCheck:
     expected = benchmark.split_sizes[split]
     try:
         files = find_files(benchmark, root, split)
-        if decode:
-            _check_first_pair(benchmark, root, files)
+        row = file_rows(root, files, slice(1))[0] if decode else {"label": None}
+        if row["label"] is not None:
+            label = np.asarray(row["label"])
+            check_same_size(row["image"], label, row["name"])
+            check_labels(label, benchmark.num_labels, benchmark.ignore_index, row["name"])
     except (OSError, ValueError) as error:
         return SplitCheck(split, expected, problem=" ".join(str(error).split()))
     return SplitCheck(split, expected, len(files.images), sum(label is not None for label in files.labels))
-
-
-def _check_first_pair(benchmark: Benchmark, root: Path, files: SplitFiles) -> None:
-    row = decoded_rows(file_columns(root, files, slice(1)), files.label_map)[0]
-    if row["label"] is not None:
-        label = np.asarray(row["label"])
-        check_same_size(row["image"], label, row["name"])
-        check_labels(label, benchmark.num_labels, benchmark.ignore_index, row["name"])
-
-
-def _existing(benchmark: Benchmark, data_dir: str | Path | None) -> Path:
-    if data_dir is None:
-        raise ValueError(f"{benchmark.name} is read from files: give data_dir, a folder with {benchmark.layout}.")
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"data_dir {root} is no folder; {benchmark.name} needs one with {benchmark.layout}.")
-    return root
-
-
-def _from_files(benchmark: Benchmark, split: str, root: Path, list_file: str | Path | None) -> Dataset:
-    files = find_files(benchmark, root, split, list_file)
-    found, published = len(files.images), benchmark.split_sizes[split]
-    if found != published and list_file is None:
-        logger.warning("%s %s has %d images, published are %d: %s", benchmark.name, split, found, published, root)
-    return decoded_rows(file_columns(root, files), files.label_map)

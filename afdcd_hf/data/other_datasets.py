@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from ..suggestions import close_names
 from .benchmarks import BENCHMARKS, Benchmark, Layout, find_files, get_benchmark
-from .columns import decoded_rows, file_columns, standard_columns, told_apart
+from .columns import file_rows, standard_columns, told_apart
 from .decoding import DecodedRows
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetBuilder
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SPLITS = ("train", "val", "test")
 _VALIDATION = ("val", "validation", "valid")  # names of one split
 _PAIRS = Layout(  # images and labels in folders of their own, of the same file stems
     images=("images/{split}", "{split}/images"),
-    labels=tuple(form.format(kind) for kind in ("labels", "masks") for form in ("{}/{{split}}", "{{split}}/{}")),
+    labels=("labels/{split}", "{split}/labels", "masks/{split}", "{split}/masks"),
     split_names={name: (name, *_VALIDATION) for name in _VALIDATION},
 )
 _LAYOUT = "images/<split>/ and labels/<split>/ (or masks/<split>/, or the split outside), PNG labels of the same stems"
@@ -42,29 +43,7 @@ def load_other(
     revision: str | None = None,
     labelled: bool = True,
 ) -> Dataset:
-    """One split of any dataset of images and labels, with the rows of `load_benchmark`.
-
-    Args:
-        name: A folder of Parquet files, of images with a metadata file, with `images/<split>` and `labels/<split>` (or
-            `masks`) of the same file stems, or written by `save_to_disk`; a Parquet file; or an id on the Hub. What is
-            downloaded from there is announced in the log, and kept in `datasets`' cache.
-        split: Name of the split ("val" finds "validation", and the other way round); outside folders of `save_to_disk`
-            also a part of it, as "train[:80%]". A Parquet file and a single saved dataset are the split "train" unless
-            they say otherwise.
-        data_dir: Folder inside the dataset, as in `datasets.load_dataset`.
-        image_column: Column with the images.
-        label_column: Column with the labels, images of class ids; null where there is no label.
-        label_map: Value in the labels → train id, 255 = ignored; values not listed stay. Keys may be strings.
-        labels_as: Benchmark whose files hold the same values as these labels: its map is taken.
-        config: Configuration of a Hub dataset that has several.
-        revision: Branch, tag or commit of a Hub dataset.
-        labelled: Whether there is a column of labels; without, rows have only `image` and `name`.
-
-    Raises:
-        ValueError: If the dataset cannot be found or read, the split or a column is not there, a column holds no
-            images, the split is empty, or the labels' map is given twice or is not valid.
-        FileNotFoundError: If an image or a label in folders of their own has no counterpart.
-    """
+    """What `load_split` gives of a dataset that is no benchmark."""
     if label_map is not None and labels_as is not None:
         raise ValueError(f"labels_as={labels_as!r} brings its own map; leave out label_map.")
     mapping = get_benchmark(labels_as).label_map if labels_as else label_map or {}
@@ -73,10 +52,11 @@ def load_other(
         raise ValueError(f"image_column and label_column are both {image_column!r}; they must be two columns.")
     options = {"data_dir": str(data_dir) if data_dir else None, "name": config, "revision": revision}
     given = {key: value for key, value in options.items() if value is not None}
-    pairs = _pairs(Path(name).expanduser(), split)
-    if pairs is not None:
+    root = Path(name).expanduser()
+    if _holds_pairs(root, split):
         _refuse(given, f"{name!r}, a folder of images and labels")
-        rows = decoded_rows(pairs, mapping)
+        row = Benchmark(str(root), (), (), dict.fromkeys(_SPLITS, 0), "", "", "", _LAYOUT, _PAIRS)
+        rows = file_rows(root, find_files(row, root, split)).with_transform(transform)
         return rows if labelled else rows.select_columns(["image", "name"])
     dataset = _load(name, split, given)
     if len(dataset) == 0:
@@ -86,36 +66,34 @@ def load_other(
     return (told_apart(dataset, name) if labelled and transform.label_map else dataset).with_transform(transform)
 
 
-def _pairs(root: Path, split: str) -> dict[str, list[str | None]] | None:
-    """The columns of a folder of images and labels, or None where it is no such folder."""
-    splits = dict.fromkeys(("train", "val", "test"), 0)
+def _holds_pairs(root: Path, split: str) -> bool:
     parts = [
-        [root / path for one in (*splits, split) for path in _PAIRS.paths(folders, one)]
+        [root / path for one in (*_SPLITS, split) for path in _PAIRS.paths(folders, one)]
         for folders in (_PAIRS.images, _PAIRS.labels)
     ]
     described = any(root.glob("metadata.*")) or any(root.glob("*/metadata.*"))
-    if described or not all(any(path.is_dir() for path in paths) for paths in parts):
-        return None
-    row = Benchmark(str(root), (), (), splits, "", "", "", _LAYOUT, _PAIRS)
-    return file_columns(root, find_files(row, root, split))
+    return not described and all(any(path.is_dir() for path in paths) for paths in parts)
 
 
 def _load(name: str, split: str, options: dict[str, str]) -> Dataset:
-    import datasets
-
     path = Path(name).expanduser()
     if path.is_file() and path.suffix.lower() == ".parquet":
         _refuse(options, f"{name!r}, a single file")
-        return _build(datasets.load_dataset_builder("parquet", data_files=str(path)), name, split)
+        return _build(name, split, "parquet", data_files=str(path))
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         _refuse(options, f"{name!r}, a folder written by save_to_disk")
         return _saved(path, split)
     if path.is_dir():
-        _refuse({key: value for key, value in options.items() if key == "revision"}, f"the folder {name!r}")
-        return _build(_builder(str(path), options), name, split)
+        _refuse(options.keys() & {"revision"}, f"the folder {name!r}")
+        return _build(name, split, str(path), **options)
     if path.exists() or not _HUB_ID.fullmatch(name):
         raise _unknown(name, "it is no Hub id either")
-    return _from_hub(name, split, options)
+    from datasets import config
+
+    kept = Path(config.HF_DATASETS_CACHE)
+    if not (kept / name.replace("/", "___")).is_dir():  # else an unreachable Hub is no problem
+        _check_on_hub(name, options.get("revision"))
+    return _build(name, split, name, kept, **options)
 
 
 def _refuse(options: Iterable[str], what: str) -> None:
@@ -133,22 +111,7 @@ def _saved(path: Path, split: str) -> Dataset:
         raise ValueError(f"{str(path)!r} is empty or damaged; save it again ({_one_line(error)}).") from error
     if isinstance(found, datasets.Dataset):
         found = {str(found.split or "train"): found}
-    split = _known_split(str(path), split, found, parts=False)
-    return found[split].with_format(None)
-
-
-def _from_hub(name: str, split: str, options: dict[str, str]) -> Dataset:
-    from datasets import config
-
-    kept = Path(config.HF_DATASETS_CACHE)
-    if not (kept / name.replace("/", "___")).is_dir():  # else an unreachable Hub is no problem
-        _check_on_hub(name, options.get("revision"))
-    builder = _builder(name, options)
-    _known_split(name, split, _splits_of(builder))
-    if not os.path.isdir(builder.cache_dir):
-        size = f" ({builder.info.download_size / 2**20:,.0f} MiB)" if builder.info.download_size else ""
-        logger.warning("Downloading %s%s from the Hugging Face Hub; it is kept in %s", name, size, kept)
-    return _build(builder, name, split)
+    return found[_known_split(str(path), split, found)].with_format(None)
 
 
 def _check_on_hub(name: str, revision: str | None) -> None:
@@ -164,19 +127,20 @@ def _check_on_hub(name: str, revision: str | None) -> None:
         raise _unknown(name, f"the Hub is not reachable ({_one_line(error)})") from error
 
 
-def _builder(name: str, options: dict[str, str]) -> DatasetBuilder:
+def _build(name: str, split: str, path: str, downloads: Path | None = None, **options: Any) -> Dataset:
     import datasets
-
-    try:
-        return datasets.load_dataset_builder(name, **options)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from error
-
-
-def _build(builder: DatasetBuilder, name: str, split: str) -> Dataset:
     from datasets.exceptions import DatasetsError
 
-    split = _known_split(name, split, _splits_of(builder))
+    try:
+        builder = datasets.load_dataset_builder(path, **options)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+    known = [str(own) for own in builder.info.splits or builder.config.data_files or ()]
+    parts = [part.strip().partition("[") for part in split.split("+")]  # such as "train[:80%]+val"
+    split = "+".join(f"{_known_split(name, own, known)}{bracket}{rest}" for own, bracket, rest in parts)
+    if downloads is not None and not os.path.isdir(builder.cache_dir):
+        size = f" ({builder.info.download_size / 2**20:,.0f} MiB)" if builder.info.download_size else ""
+        logger.warning("Downloading %s%s from the Hugging Face Hub; it is kept in %s", name, size, downloads)
     try:
         builder.download_and_prepare()
     except (DatasetsError, OSError, ValueError) as error:
@@ -187,22 +151,14 @@ def _build(builder: DatasetBuilder, name: str, split: str) -> Dataset:
         raise ValueError(f"The split {split!r} of {name!r} is empty or cannot be read: {_one_line(error)}.") from error
 
 
-def _splits_of(builder: DatasetBuilder) -> list[str]:
-    return [str(split) for split in builder.info.splits or builder.config.data_files or ()]
-
-
-def _known_split(name: str, split: str, known: Iterable[str], parts: bool = True) -> str:
-    """The split as the dataset calls it; with `parts`, also of sums and slices such as "train[:80%]+val"."""
-    known, asked = list(known), split.split("+") if parts else [split]
-    result = []
-    for part in asked:
-        base, bracket, rest = part.strip().partition("[") if parts else (part, "", "")
-        names = (base, *_VALIDATION) if base in _VALIDATION else (base,)
-        own = next((own for own in names if own in known or not known), None)
-        if own is None:
-            raise ValueError(f"{name!r} has no split {base!r}; it has {', '.join(known)}.")
-        result.append(f"{own}{bracket}{rest}")
-    return "+".join(result)
+def _known_split(name: str, split: str, known: Iterable[str]) -> str:
+    """The split as the dataset calls it."""
+    known = list(known)
+    names = (split, *_VALIDATION) if split in _VALIDATION else (split,)
+    own = next((own for own in names if own in known or not known), None)
+    if own is None:
+        raise ValueError(f"{name!r} has no split {split!r}; it has {', '.join(known)}.")
+    return own
 
 
 def _unknown(name: str, reason: str) -> ValueError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +17,6 @@ from .columns import with_decoding
 from .image_files import SampleError
 
 
-class PairedTransform(Protocol):
-    """Turns an image and its label into tensors, drawing only from `rng`."""
-
-    def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> dict[str, Tensor]: ...
-
-
 class TrainingSamples(Dataset):
     """Augmented samples for the Trainer, the same on any number of workers and after a resume.
 
@@ -32,7 +26,7 @@ class TrainingSamples(Dataset):
     Args:
         dataset: A `datasets.Dataset` with image columns `image` and `label`, or anything indexable whose rows have such
             PIL images, and perhaps a `name`.
-        transform: Called as `transform(image, label, rng)`, such as `RandomScaleCropFlip`.
+        transform: Turns an image and its label into tensors, drawing only from the generator: `RandomScaleCropFlip`.
         num_labels: Number of classes K.
         seed: Non-negative seed of the augmentation.
         ignore_index: Label of pixels that are not trained on.
@@ -50,7 +44,7 @@ class TrainingSamples(Dataset):
     def __init__(
         self,
         dataset: Any,
-        transform: PairedTransform,
+        transform: Callable[[Image.Image, Image.Image, np.random.Generator], Mapping[str, Tensor]],
         *,
         num_labels: int,
         seed: int = 0,
@@ -90,7 +84,7 @@ class TrainingSamples(Dataset):
         row = self.dataset[index]
         name = row.get("name") or f"image {index}"
         check_labels(np.asarray(row["label"]), self.num_labels, self.ignore_index, name)
-        return self._augmented(row["image"], row["label"], np.random.default_rng(self._seeds(index)), name)
+        return self._augmented(row["image"], row["label"], self._rng(index), name)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor | str]]:
         """The samples of a batch, as a `DataLoader` asks for them."""
@@ -112,14 +106,14 @@ class TrainingSamples(Dataset):
 
     def _unlabelled(self, index: int) -> dict[str, Tensor | str]:
         """An unlabelled image in the place of sample `index`."""
-        rng = np.random.default_rng([*self._seeds(int(index)), 1])
+        rng = self._rng(int(index), 1)
         chosen = int(rng.integers(len(self.unlabelled)))
         row = self.unlabelled[chosen]
         label = Image.fromarray(np.full((row["image"].height, row["image"].width), self.ignore_index, np.int32))
         return self._augmented(row["image"], label, rng, row.get("name") or f"unlabelled image {chosen}")
 
-    def _seeds(self, index: int) -> list[int]:
-        return [self.seed, int(self.epoch), index]
+    def _rng(self, *numbers: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, int(self.epoch), *numbers])
 
     def _augmented(
         self, image: Image.Image, label: Image.Image, rng: np.random.Generator, name: str
@@ -137,9 +131,8 @@ def collate_samples(samples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, 
     Where every sample has a `name`, the batch has the list of them as `names`, for messages; no model sees it.
     In a worker of a `DataLoader` the batch is made in shared memory at once, not copied there afterwards.
     """
-    batch: dict[str, Any] = default_collate(
-        [{key: value for key, value in sample.items() if key != "name"} for sample in samples]
-    )
+    tensors = [{key: value for key, value in sample.items() if key != "name"} for sample in samples]
+    batch: dict[str, Any] = default_collate(tensors)
     if all("name" in sample for sample in samples):
         batch["names"] = [sample["name"] for sample in samples]
     return batch

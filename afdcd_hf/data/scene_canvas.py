@@ -10,41 +10,26 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
-Choice = TypeVar("Choice")
-
-SKY, BUILDING, ROAD, SIDEWALK, TREE, POLE, CAR, PERSON = range(8)
-VOID = 255
 
 
-# One palette for walls, doors, signs, vehicles and clothes: a colour alone must not give its class away.
-URBAN: tuple[Colour, ...] = (
-    (196, 188, 172), (158, 78, 60), (112, 112, 116), (72, 74, 80), (222, 218, 208), (140, 120, 98), (54, 66, 96),
-    (66, 92, 66), (178, 150, 96), (96, 128, 150), (150, 44, 40), (38, 38, 42), (206, 170, 60), (120, 150, 120),
-    (170, 176, 182), (90, 60, 48), (128, 116, 140), (204, 120, 84),
-)  # fmt: skip
-GREYS: tuple[Colour, ...] = (
-    (92, 92, 96), (118, 117, 115), (140, 140, 142), (164, 160, 154), (72, 74, 78), (150, 138, 124),
-)  # fmt: skip
-MARKS: tuple[Colour, ...] = ((226, 226, 220), (186, 184, 178), (214, 190, 110))
-LEAVES: tuple[tuple[Colour, ...], ...] = (
-    ((70, 104, 48), (92, 122, 58), (54, 86, 50), (110, 128, 66)),  # summer
-    ((186, 112, 44), (168, 66, 42), (196, 152, 60), (128, 96, 52)),  # autumn
-    ((128, 152, 74), (214, 172, 182), (226, 214, 210), (98, 132, 66)),  # spring
-    ((58, 78, 56), (84, 84, 62), (112, 98, 76)),  # winter
-)
+class Label:
+    """The ids of the classes."""
+
+    SKY, BUILDING, ROAD, SIDEWALK, TREE, POLE, CAR, PERSON = range(8)
+    VOID = 255
 
 
 class Chance(random.Random):
     """Draws of numbers, colours and noise."""
 
-    def one_of(self, options: Sequence[Choice]) -> Choice:
+    def one_of(self, options: Sequence[Any]) -> Any:
         return options[int(self.random() * len(options))]
 
     def whole(self, low: int, high: int) -> int:
@@ -71,21 +56,17 @@ class Chance(random.Random):
 
 @dataclass(frozen=True)
 class Light:
-    """Time of day and weather.
+    """Time of day and weather."""
 
-    Colours of the sky (above, at the horizon) and of the light; how fast things fade into the low sky; how dark shadows
-    are and whether the sun casts them; shares of lit windows and of clouds; the strength of reflections in the road.
-    """
-
-    high: Colour
-    low: Colour
-    ambient: tuple[float, float, float]
-    haze: float
-    shadow: float
-    sunny: bool
-    lit: float
-    clouds: float
-    wet: float
+    high: Colour  # of the sky above
+    low: Colour  # of the sky at the horizon
+    ambient: tuple[float, float, float]  # colour of the light
+    haze: float  # how fast things fade into the low sky
+    shadow: float  # how dark shadows are
+    sunny: bool  # whether the sun casts them
+    lit: float  # share of lit windows
+    clouds: float  # their share
+    wet: float  # strength of reflections in the road
 
 
 NOON = Light((96, 148, 214), (190, 210, 232), (1.06, 1.03, 0.97), 0.003, 0.45, True, 0.0, 0.5, 0.0)
@@ -98,13 +79,7 @@ LIGHTS = (NOON, NOON, NOON, NOON, OVERCAST, OVERCAST, RAIN, DUSK, NIGHT, FOG)
 
 
 class Canvas:
-    """Camera and light of one scene, and what was painted so far: at each pixel of the doubled size a shape's number.
-
-    Args:
-        chance: Where all draws come from.
-        height: Of the finished image, in pixels.
-        width: Likewise.
-    """
+    """Camera and light of a scene, and what is painted so far: at each pixel of the doubled size a shape's number."""
 
     def __init__(self, chance: Chance, height: int, width: int) -> None:
         self.chance = chance
@@ -118,7 +93,7 @@ class Canvas:
         self.sun = (chance.one_of((-1, 1)) * chance.uniform(0.3, 1.3), chance.uniform(-0.8, 0.8))  # shadow of a metre
         self.looks: list[list[float]] = []  # red, green, blue, texture of each shape
         self.classes: list[int] = []
-        self.shapes = Image.new("I", (self.width, self.height), self.ink(SKY, self.light.low))
+        self.shapes = Image.new("I", (self.width, self.height), self.ink(Label.SKY, self.light.low))
         self.shadows = Image.new("L", (width, height))
         self.pen, self.shadow_pen = ImageDraw.Draw(self.shapes), ImageDraw.Draw(self.shadows)
 
@@ -129,10 +104,8 @@ class Canvas:
         share = z * self.light.haze / (1 + z * self.light.haze)
         gain *= 1 - share
         ambient = (1.0, 1.0, 1.0) if glows else self.light.ambient
-        self.looks.append(
-            [gain * own * value + share * low for own, value, low in zip(ambient, colour, self.light.low, strict=True)]
-            + [grain]
-        )
+        seen = zip(ambient, colour, self.light.low, strict=True)
+        self.looks.append([gain * own * value + share * low for own, value, low in seen] + [grain])
         self.classes.append(class_id)
         return len(self.classes) - 1
 
@@ -150,9 +123,6 @@ class Canvas:
         column, scale = self.post(x, z)
         return column, self.horizon + scale * (self.eye - y)
 
-    def polygon(self, points: Sequence[Point], ink: int) -> None:
-        self.pen.polygon(points, fill=ink)
-
     def panel(self, a: Point, b: Point, low: float, high: float, ink: int) -> None:
         """An upright rectangle over the line on the ground from a to b, each (x, z)."""
         (xa, sa), (xb, sb), row, eye = self.post(*a), self.post(*b), self.horizon, self.eye
@@ -161,9 +131,6 @@ class Canvas:
 
     def disc(self, x: float, y: float, rx: float, ry: float, ink: int) -> None:
         self.pen.ellipse((x - rx, y - ry, x + rx, y + ry), fill=ink)
-
-    def plate(self, x: float, y: float, rx: float, ry: float, ink: int) -> None:
-        self.pen.rectangle((x - rx, y - ry, x + rx, y + ry), fill=ink)
 
     def bar(self, x: float, top: float, bottom: float, width: float, ink: int) -> None:
         """An upright rectangle around column x, at least two pixels wide: one pixel of the label."""
@@ -197,12 +164,12 @@ class Canvas:
         chance = self.chance
         texture = chance.smooth(height, width, 1.3) + chance.smooth(height, width, 3) - 1
         image = mean[..., :3] * (1 + 0.6 / 255 * mean[..., 3:] * texture)
-        self._light_ground(image, (label == ROAD) | (label == SIDEWALK))
-        image = np.where((label == SKY)[..., None], self._sky(height, width), image)
+        self._light_ground(image, (label == Label.ROAD) | (label == Label.SIDEWALK))
+        image = np.where((label == Label.SKY)[..., None], self._sky(height, width), image)
         if self.light.wet:  # mirror what is above the horizon in the road
             top = int(self.horizon / 2) + 1
             mirrored = image[np.maximum(2 * top - 2 - np.arange(top, height), 0)]
-            image[top:] += self.light.wet * (label[top:] == ROAD)[..., None] * (mirrored - image[top:])
+            image[top:] += self.light.wet * (label[top:] == Label.ROAD)[..., None] * (mirrored - image[top:])
         return self._expose(image), label
 
     def _light_ground(self, image: np.ndarray, ground: np.ndarray) -> None:
@@ -246,62 +213,6 @@ def halve_label(label: np.ndarray) -> np.ndarray:
 
 def void_borders(label: np.ndarray) -> np.ndarray:
     """Ignore the pixels that touch a car or a person from outside, as where annotators were unsure."""
-    thing = np.pad((label == CAR) | (label == PERSON), 1)
+    thing = np.pad((label == Label.CAR) | (label == Label.PERSON), 1)
     near = thing[:-2, 1:-1] | thing[2:, 1:-1] | thing[1:-1, :-2] | thing[1:-1, 2:]
-    return np.where(near & ~thing[1:-1, 1:-1], np.uint8(VOID), label)
-
-
-class Street:
-    """The ground plan: kerbs and lane lines at fixed x, pavements' widths, where a zebra crossing lies, the season."""
-
-    def __init__(self, chance: Chance) -> None:
-        lane, lanes = chance.uniform(2.9, 3.4), chance.one_of((2, 2, 3, 3, 4))
-        own = chance.whole(0, lanes - 1)
-        self.lines = [lane * (number - own - 0.5) for number in range(lanes + 1)]
-        self.parking = {side: chance.random() < 0.5 for side in (-1, 1)}
-        self.kerbs = {-1: self.lines[0] - 2.2 * self.parking[-1], 1: self.lines[-1] + 2.2 * self.parking[1]}
-        self.pavements = {side: chance.uniform(2.2, 5.5) for side in (-1, 1)}
-        self.zebra = chance.uniform(7, 22) if chance.random() < 0.4 else None
-        self.leaves = chance.one_of(LEAVES)
-
-
-def paint_skyline(canvas: Canvas, street: Street) -> None:
-    """Distant buildings and trees along the horizon."""
-    chance, scale, x = canvas.chance, canvas.focal / 140, 0.0
-    tall = chance.one_of((9, 16, 30)) * scale
-    while x < canvas.width:
-        width, height = chance.uniform(7, 22) * scale, chance.uniform(0.35, 1) * tall
-        if chance.random() < 0.65:
-            wall = canvas.ink(BUILDING, chance.colour(URBAN), 110, grain=30)
-            canvas.bar(x + width / 2, canvas.horizon - height, canvas.horizon + 2, width, wall)
-        else:
-            leaf = canvas.ink(TREE, chance.colour(street.leaves), 110, grain=90)
-            canvas.disc(x + width / 2, canvas.horizon, 0.6 * width, 0.5 * height, leaf)
-        x += width * chance.uniform(0.7, 1.1)
-
-
-def paint_ground(canvas: Canvas, street: Street) -> None:
-    """Road and pavements, with slabs, kerbs, lane marks, and a zebra crossing."""
-    chance, top = canvas.chance, int(canvas.horizon) + 1
-    rows = np.arange(top, canvas.height, dtype=np.float32)[:, None] + 0.5
-    z = np.minimum(canvas.focal * canvas.eye / (rows - canvas.horizon), 140)
-    x = (np.arange(canvas.width, dtype=np.float32) + 0.5 - canvas.centre) * (z / canvas.focal) - canvas.bend * z * z
-    left, right, lines = street.kerbs[-1], street.kerbs[1], street.lines
-    paving, slab = chance.colour(URBAN + GREYS), chance.uniform(0.8, 2)
-    slabs = [canvas.ink(SIDEWALK, paving, gain=chance.uniform(0.88, 1.08), grain=50) for _ in range(4)]
-    which = np.where(z < 15, np.floor(x / slab) + 3 * np.floor(z / slab), 0)
-    shapes = slabs[0] + which.astype(np.int32) % 4
-    shapes[(x > left - 0.25) & (x < right + 0.25)] = canvas.ink(SIDEWALK, paving, gain=1.25)
-    road = (x > left) & (x < right)
-    shapes[road] = canvas.ink(ROAD, chance.colour(GREYS), grain=70)
-    if chance.random() < 0.25:  # a cycle or bus lane
-        shapes[road & (x > lines[-2])] = canvas.ink(ROAD, chance.colour(URBAN), grain=70)
-    half, period = 0.06 + 0.0012 * z, chance.uniform(6, 11)
-    broken = (z + chance.uniform(0, 9)) % period < 0.45 * period
-    marks = (np.abs(x - lines[0]) < half) | (np.abs(x - lines[-1]) < half)
-    for line in lines[1:-1]:
-        marks |= (np.abs(x - line) < half) & broken
-    if street.zebra:
-        marks |= (z > street.zebra) & (z < street.zebra + 3) & (np.floor(1.8 * x) % 2 == 0)
-    shapes[marks & road] = canvas.ink(ROAD, chance.colour(MARKS))
-    canvas.shapes.paste(Image.fromarray(shapes), (0, top))
+    return np.where(near & ~thing[1:-1, 1:-1], np.uint8(Label.VOID), label)

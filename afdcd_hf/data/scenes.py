@@ -6,33 +6,13 @@ so that shape and context have to be learned.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .scene_canvas import (
-    BUILDING,
-    CAR,
-    GREYS,
-    MARKS,
-    PERSON,
-    POLE,
-    TREE,
-    URBAN,
-    VOID,
-    Canvas,
-    Chance,
-    Colour,
-    Point,
-    Street,
-    paint_ground,
-    paint_skyline,
-    void_borders,
-)  # fmt: skip
+from .scene_canvas import Canvas, Chance, Colour, Label, Point, void_borders
 
 SCENE_CLASSES: tuple[str, ...] = ("sky", "building", "road", "sidewalk", "tree", "pole", "car", "person")
 SCENE_PALETTE: tuple[Colour, ...] = (
@@ -40,6 +20,22 @@ SCENE_PALETTE: tuple[Colour, ...] = (
     (225, 30, 50),
 )  # fmt: skip
 
+# One palette for walls, doors, signs, vehicles and clothes: a colour alone must not give its class away.
+URBAN: tuple[Colour, ...] = (
+    (196, 188, 172), (158, 78, 60), (112, 112, 116), (72, 74, 80), (222, 218, 208), (140, 120, 98), (54, 66, 96),
+    (66, 92, 66), (178, 150, 96), (96, 128, 150), (150, 44, 40), (38, 38, 42), (206, 170, 60), (120, 150, 120),
+    (170, 176, 182), (90, 60, 48), (128, 116, 140), (204, 120, 84),
+)  # fmt: skip
+GREYS: tuple[Colour, ...] = (
+    (92, 92, 96), (118, 117, 115), (140, 140, 142), (164, 160, 154), (72, 74, 78), (150, 138, 124),
+)  # fmt: skip
+MARKS: tuple[Colour, ...] = ((226, 226, 220), (186, 184, 178), (214, 190, 110))
+LEAVES: tuple[tuple[Colour, ...], ...] = (
+    ((70, 104, 48), (92, 122, 58), (54, 86, 50), (110, 128, 66)),  # summer
+    ((186, 112, 44), (168, 66, 42), (196, 152, 60), (128, 96, 52)),  # autumn
+    ((128, 152, 74), (214, 172, 182), (226, 214, 210), (98, 132, 66)),  # spring
+    ((58, 78, 56), (84, 84, 62), (112, 98, 76)),  # winter
+)
 SKINS: tuple[Colour, ...] = ((232, 190, 160), (198, 146, 112), (146, 98, 70), (92, 62, 46))
 HAIRS: tuple[Colour, ...] = ((34, 28, 26), (88, 60, 40), (176, 142, 92), (150, 150, 150), (150, 44, 40))
 GLASS: tuple[Colour, ...] = ((22, 26, 32), (60, 74, 88), (96, 118, 136), (120, 130, 128))
@@ -78,74 +74,86 @@ def generate_scene(seed: int, size: tuple[int, int] = (96, 192)) -> tuple[np.nda
     Raises:
         ValueError: If the seed is not a whole number >= 0, or the size is not two whole numbers >= 32.
     """
-    chance = Chance(str(_checked_seed(seed)))  # as text: hashed, whereas some numbers beyond 32 bits give equal draws
-    canvas = Canvas(chance, *_checked_size(size))
+    if not _whole(seed, 0):
+        raise ValueError(f"seed={seed!r} is not a whole number of at least 0; pass one such as 0, 1, 2, ...")
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(_whole(side, 32) for side in size):
+        expected = "(height, width) in whole pixels of at least 32"
+        raise ValueError(f"size={size!r} is not {expected}; pass one such as (96, 192)")
+    chance = Chance(str(int(seed)))  # as text: hashed, whereas some numbers beyond 32 bits give equal draws
+    canvas = Canvas(chance, int(size[0]), int(size[1]))
     street = Street(chance)
-    paint_skyline(canvas, street)
-    paint_ground(canvas, street)
+    _paint_skyline(canvas, street)
+    _paint_ground(canvas, street)
     things = [*_traffic(canvas, street), *_people(canvas, street)]
     for side in (-1, 1):
         things += [*_buildings(canvas, street, side), *_kerbside(canvas, street, side)]
     for _, paint, details in sorted(things, key=lambda thing: -thing[0]):
         paint(canvas, *details)
     if chance.random() < 0.35:  # the front of our own car, which data sets ignore
-        bonnet = canvas.ink(VOID, chance.colour(URBAN), gain=0.8)
-        canvas.disc(
-            canvas.width / 2, canvas.height, 0.7 * canvas.width, canvas.height * chance.uniform(0.05, 0.1), bonnet
-        )
+        bonnet, high = canvas.ink(Label.VOID, chance.colour(URBAN), gain=0.8), canvas.height * chance.uniform(0.05, 0.1)
+        canvas.disc(canvas.width / 2, canvas.height, 0.7 * canvas.width, high, bonnet)
     image, label = canvas.photograph()
     return image, void_borders(label) if chance.random() < 0.3 else label
 
 
-def _checked_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed={seed!r} is not a whole number of at least 0; pass one such as 0, 1, 2, ...")
-    return int(seed)
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
 
 
-def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
-    pair = tuple(size) if isinstance(size, (tuple, list)) else ()
-    whole = all(isinstance(side, (int, np.integer)) and not isinstance(side, bool) for side in pair)
-    if len(pair) != 2 or not whole or min(pair) < 32:
-        expected = "(height, width) in whole pixels of at least 32"
-        raise ValueError(f"size={size!r} is not {expected}; pass one such as (96, 192)")
-    return int(pair[0]), int(pair[1])
+class Street:
+    """The ground plan: kerbs and lane lines at fixed x, pavements' widths, where a zebra crossing lies, the season."""
+
+    def __init__(self, chance: Chance) -> None:
+        lane, lanes = chance.uniform(2.9, 3.4), chance.one_of((2, 2, 3, 3, 4))
+        own = chance.whole(0, lanes - 1)
+        self.lines = [lane * (number - own - 0.5) for number in range(lanes + 1)]
+        self.parking = {side: chance.random() < 0.5 for side in (-1, 1)}
+        self.kerbs = {-1: self.lines[0] - 2.2 * self.parking[-1], 1: self.lines[-1] + 2.2 * self.parking[1]}
+        self.pavements = {side: chance.uniform(2.2, 5.5) for side in (-1, 1)}
+        self.zebra = chance.uniform(7, 22) if chance.random() < 0.4 else None
+        self.leaves = chance.one_of(LEAVES)
 
 
-def scene_columns(
-    split: str, splits: Sequence[str], num_images: int, size: tuple[int, int] = (96, 192), seed: int = 0
-) -> dict[str, list[Any]]:
-    """Encoded scenes of one split, never the same in two splits or under two seeds.
-
-    Args:
-        split: One of `splits`.
-        splits: All splits, in their order.
-        num_images: How many.
-        size: Height and width.
-        seed: Which scenes.
-
-    Raises:
-        ValueError: If `num_images` or `seed` is out of range.
-    """
-    if not 1 <= num_images < 2**32 or seed < 0:
-        raise ValueError(f"num_images={num_images}, seed={seed}: at least one image and a seed >= 0 are needed.")
-    # Every (seed, split) owns a range of 2^32 scene seeds, so that validation scenes can't have been trained on.
-    block = seed * len(splits) + list(splits).index(split)
-    scenes = _draw_scenes(block << 32, num_images, _checked_size(size))
-    names = [f"scenes/{split}/{index:06d}" for index in range(num_images)]
-    return {"image": [image for image, _ in scenes], "label": [label for _, label in scenes], "name": names}
+def _paint_skyline(canvas: Canvas, street: Street) -> None:
+    """Distant buildings and trees along the horizon."""
+    chance, scale, x = canvas.chance, canvas.focal / 140, 0.0
+    tall = chance.one_of((9, 16, 30)) * scale
+    while x < canvas.width:
+        width, height = chance.uniform(7, 22) * scale, chance.uniform(0.35, 1) * tall
+        if chance.random() < 0.65:
+            wall = canvas.ink(Label.BUILDING, chance.colour(URBAN), 110, grain=30)
+            canvas.bar(x + width / 2, canvas.horizon - height, canvas.horizon + 2, width, wall)
+        else:
+            leaf = canvas.ink(Label.TREE, chance.colour(street.leaves), 110, grain=90)
+            canvas.disc(x + width / 2, canvas.horizon, 0.6 * width, 0.5 * height, leaf)
+        x += width * chance.uniform(0.7, 1.1)
 
 
-@lru_cache(maxsize=4)  # one process often loads the same split again
-def _draw_scenes(first_seed: int, count: int, size: tuple[int, int]) -> list[tuple[Any, Any]]:
-    scenes = (generate_scene(first_seed + index, size) for index in range(count))
-    return [(_encode(image), _encode(label)) for image, label in scenes]
-
-
-def _encode(pixels: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PPM")  # a header and the bytes; packing a PNG takes as long as drawing
-    return {"bytes": buffer.getvalue(), "path": None}
+def _paint_ground(canvas: Canvas, street: Street) -> None:
+    """Road and pavements, with slabs, kerbs, lane marks, and a zebra crossing."""
+    chance, top = canvas.chance, int(canvas.horizon) + 1
+    rows = np.arange(top, canvas.height, dtype=np.float32)[:, None] + 0.5
+    z = np.minimum(canvas.focal * canvas.eye / (rows - canvas.horizon), 140)
+    x = (np.arange(canvas.width, dtype=np.float32) + 0.5 - canvas.centre) * (z / canvas.focal) - canvas.bend * z * z
+    left, right, lines = street.kerbs[-1], street.kerbs[1], street.lines
+    paving, slab = chance.colour(URBAN + GREYS), chance.uniform(0.8, 2)
+    slabs = [canvas.ink(Label.SIDEWALK, paving, gain=chance.uniform(0.88, 1.08), grain=50) for _ in range(4)]
+    which = np.where(z < 15, np.floor(x / slab) + 3 * np.floor(z / slab), 0)
+    shapes = slabs[0] + which.astype(np.int32) % 4
+    shapes[(x > left - 0.25) & (x < right + 0.25)] = canvas.ink(Label.SIDEWALK, paving, gain=1.25)
+    road = (x > left) & (x < right)
+    shapes[road] = canvas.ink(Label.ROAD, chance.colour(GREYS), grain=70)
+    if chance.random() < 0.25:  # a cycle or bus lane
+        shapes[road & (x > lines[-2])] = canvas.ink(Label.ROAD, chance.colour(URBAN), grain=70)
+    half, period = 0.06 + 0.0012 * z, chance.uniform(6, 11)
+    broken = (z + chance.uniform(0, 9)) % period < 0.45 * period
+    marks = (np.abs(x - lines[0]) < half) | (np.abs(x - lines[-1]) < half)
+    for line in lines[1:-1]:
+        marks |= (np.abs(x - line) < half) & broken
+    if street.zebra:
+        marks |= (z > street.zebra) & (z < street.zebra + 3) & (np.floor(1.8 * x) % 2 == 0)
+    shapes[marks & road] = canvas.ink(Label.ROAD, chance.colour(MARKS))
+    canvas.shapes.paste(Image.fromarray(shapes), (0, top))
 
 
 def _buildings(canvas: Canvas, street: Street, side: int) -> Iterator[Thing]:
@@ -230,7 +238,7 @@ def _paint_building(canvas: Canvas, side: int, x: float, z0: float, z1: float, h
     for along, length, sunlit in ((False, 9.0, dz > 0), (True, z1 - z0, side * dx > 0)):
         far = z0 + along * length / 2
         gain = 1 + light.shadow * (0.25 if sunlit else -0.5)
-        wall, trim, sign, glass = (canvas.ink(BUILDING, colour, far, gain, grain) for colour in colours)
+        wall, trim, sign, glass = (canvas.ink(Label.BUILDING, colour, far, gain, grain) for colour in colours)
 
         def panel(u: float, width: float, low: float, high: float, ink: int, along: bool = along) -> None:
             ends = [(x, z0 + end) if along else (x + side * end, z0) for end in (u, u + width)]
@@ -240,9 +248,9 @@ def _paint_building(canvas: Canvas, side: int, x: float, z0: float, z1: float, h
         panel(0, length, height - 0.4, height, trim)
         if abs(canvas.post(*(x, z1) if along else (x + side * length, z0))[0] - canvas.post(x, z0)[0]) < 12:
             continue
-        sky = canvas.ink(BUILDING, light.low, gain=0.9, glows=True)
-        panes = [glass, glass, sky, canvas.ink(BUILDING, GLASS[0], far)]
-        panes += [canvas.ink(BUILDING, LAMPLIGHT, far, glows=True)] * round(12 * light.lit)
+        sky = canvas.ink(Label.BUILDING, light.low, gain=0.9, glows=True)
+        panes = [glass, glass, sky, canvas.ink(Label.BUILDING, GLASS[0], far)]
+        panes += [canvas.ink(Label.BUILDING, LAMPLIGHT, far, glows=True)] * round(12 * light.lit)
         for u in (0.4 + pitch * number for number in range(int((length - 0.3) / pitch))):
             for low in (1 + 3.1 * floor for floor in range(shop, int((height - 0.9) / 3.1))):
                 if far < 20:
@@ -262,8 +270,8 @@ def _paint_tree(canvas: Canvas, x: float, z: float, kind: str, street: Street) -
     tall, leaf = height * scale, chance.colour(street.leaves)
     canvas.cast(x, z, 0.15 * height, height)
     if kind != "bush":
-        bark = canvas.ink(TREE, BARK, z, chance.uniform(0.7, 1.3), 60)
-        canvas.polygon([(column - 0.2 * scale - 1, ground), (column, ground - 0.8 * tall),
+        bark = canvas.ink(Label.TREE, BARK, z, chance.uniform(0.7, 1.3), 60)
+        canvas.pen.polygon([(column - 0.2 * scale - 1, ground), (column, ground - 0.8 * tall),
                         (column + 0.2 * scale + 1, ground)], bark)  # fmt: skip
     if kind == "bare":
         for number in range(12):
@@ -272,7 +280,7 @@ def _paint_tree(canvas: Canvas, x: float, z: float, kind: str, street: Street) -
     else:
         ry = (0.5 if kind == "bush" else 0.34) * tall
         rx, middle = ry * (1.6 if kind == "bush" else 0.75 + 0.4 * chance.random()), ground - max(ry, tall - ry)
-        inks = [canvas.ink(TREE, leaf, z, 0.6 + 0.1 * step, 120) for step in range(7)]
+        inks = [canvas.ink(Label.TREE, leaf, z, 0.6 + 0.1 * step, 120) for step in range(7)]
         for _ in range(int(min(18, 7 + 0.4 * ry))):
             across, down, size = chance.uniform(-0.8, 0.8), chance.uniform(-0.8, 0.8), chance.uniform(0.15, 0.42)
             down *= 1 - 0.6 * abs(across)
@@ -286,31 +294,31 @@ def _paint_pole(canvas: Canvas, x: float, z: float, kind: str, inward: int, meta
     height, width = POLES[kind]
     height *= chance.uniform(0.9, 1.15)
     canvas.cast(x, z, 0.08, height)
-    ink, top = canvas.ink(POLE, metal, z), ground - height * scale
+    ink, top = canvas.ink(Label.POLE, metal, z), ground - height * scale
     canvas.bar(column, top, ground, width * scale, ink)
     if kind == "lamp":
         end, lit = column + inward * chance.uniform(1, 2) * scale, canvas.light.lit > 0.2
         canvas.stroke((column, top), (end, top - 0.25 * scale), 0.1 * scale, ink)
-        bulb = canvas.ink(POLE, LAMPLIGHT if lit else metal, z, glows=lit)
+        bulb = canvas.ink(Label.POLE, LAMPLIGHT if lit else metal, z, glows=lit)
         canvas.disc(end, top - 0.25 * scale, 0.35 * scale + 1, 0.13 * scale + 1, bulb)
     elif kind == "sign":
-        rim, face = (canvas.ink(POLE, chance.colour(URBAN + MARKS), z) for _ in range(2))
-        shape = canvas.disc if chance.random() < 0.5 else canvas.plate
-        shape(column, top + 0.3 * scale, 0.36 * scale + 1, 0.36 * scale + 1, rim)
-        shape(column, top + 0.3 * scale, 0.22 * scale, 0.22 * scale, face)
+        rim, face = (canvas.ink(Label.POLE, chance.colour(URBAN + MARKS), z) for _ in range(2))
+        shape, y = canvas.pen.ellipse if chance.random() < 0.5 else canvas.pen.rectangle, top + 0.3 * scale
+        for radius, paint in ((0.36 * scale + 1, rim), (0.22 * scale, face)):
+            shape((column - radius, y - radius, column + radius, y + radius), paint)
     elif kind == "signal":
         if chance.random() < 0.4:  # the lights hang over the road
             canvas.stroke((column, top), (column + inward * 2.2 * scale, top), 0.12 * scale, ink)
             column += inward * 2.2 * scale
-        canvas.bar(column, top - 0.1 * scale, top + scale, 0.42 * scale + 1, canvas.ink(POLE, (40, 42, 40), z))
+        canvas.bar(column, top - 0.1 * scale, top + scale, 0.42 * scale + 1, canvas.ink(Label.POLE, (40, 42, 40), z))
         on = chance.whole(0, 2)
-        bulb = canvas.ink(POLE, ((235, 50, 40), (240, 180, 50), (70, 220, 130))[on], z, glows=True)
+        bulb = canvas.ink(Label.POLE, ((235, 50, 40), (240, 180, 50), (70, 220, 130))[on], z, glows=True)
         canvas.disc(column, top + (0.12 + 0.32 * on) * scale, 0.13 * scale, 0.13 * scale, bulb)
 
 
 def _paint_car(canvas: Canvas, x: float, z: float, away: bool) -> None:
     """An outline extruded to the car's width: the faces that we can see, its side, windows, wheels and lamps."""
-    chance, light = canvas.chance, canvas.light
+    chance, light, polygon = canvas.chance, canvas.light, canvas.pen.polygon
     (outline, glass, half), colour = chance.one_of(VEHICLES), chance.colour(URBAN)
     length, belt = outline[-1][0], outline[2][1]
     eye = -z if away else z + length  # where we are along the car, from its rear
@@ -321,54 +329,54 @@ def _paint_car(canvas: Canvas, x: float, z: float, away: bool) -> None:
 
     canvas.shade([(x + a * half, z + b) for a, b in ((-1, -0.2), (-1, length), (1, length), (1, -0.2))])
     canvas.cast(x, z + length / 2, 1.5, 1.4)
-    tyre, pane = canvas.ink(CAR, (26, 26, 28), z), canvas.ink(CAR, GLASS[0], z, 1.3)
+    tyre, pane = canvas.ink(Label.CAR, (26, 26, 28), z), canvas.ink(Label.CAR, GLASS[0], z, 1.3)
     for v in (-half, half - 0.4):
         near = 0 if away else length
-        canvas.polygon([corner(near, v + a, y) for a, y in ((0, 0), (0, 0.5), (0.4, 0.5), (0.4, 0))], tyre)
+        polygon([corner(near, v + a, y) for a, y in ((0, 0), (0, 0.5), (0.4, 0.5), (0.4, 0))], tyre)
     edges = list(enumerate(zip(outline, outline[1:], strict=False)))
     for number, ((u0, y0), (u1, y1)) in edges[::-1] if away else edges:
         if (y0 - y1) * (eye - u0) + (u1 - u0) * (canvas.eye - y0) <= 0:
             continue
         level = abs(u1 - u0) / (abs(u1 - u0) + abs(y1 - y0))
-        ink = canvas.ink(CAR, colour, z, 0.8 + 0.35 * level, 8)
-        canvas.polygon([corner(u0, -half, y0), corner(u1, -half, y1), corner(u1, half, y1), corner(u0, half, y0)], ink)
+        ink = canvas.ink(Label.CAR, colour, z, 0.8 + 0.35 * level, 8)
+        polygon([corner(u0, -half, y0), corner(u1, -half, y1), corner(u1, half, y1), corner(u0, half, y0)], ink)
         if number in glass:
             a, b, v = u0 + 0.1 * (u1 - u0), u0 + 0.9 * (u1 - u0), 0.88 * half
             low, high = y0 + 0.1 * (y1 - y0), y0 + 0.9 * (y1 - y0)
-            canvas.polygon([corner(a, -v, low), corner(b, -v, high), corner(b, v, high), corner(a, v, low)], pane)
+            polygon([corner(a, -v, low), corner(b, -v, high), corner(b, v, high), corner(a, v, low)], pane)
     seen = x + canvas.bend * z * z
     if abs(seen) > half:
         v = -half if seen > 0 else half
         gain = 0.85 + light.shadow * (0.2 if v * canvas.sun[0] < 0 else -0.4)
-        canvas.polygon([corner(u, v, y) for u, y in outline], canvas.ink(CAR, colour, z, gain, 8))
+        polygon([corner(u, v, y) for u, y in outline], canvas.ink(Label.CAR, colour, z, gain, 8))
         roof = [(u, y) for u, y in outline if y >= belt + 0.05]
         left, right, top = roof[0][0] + 0.1, roof[-1][0] - 0.1, max(y for _, y in roof) - 0.1
         window = [corner(u, v, y) for u, y in ((left, belt + 0.05), (left, top), (right, top), (right, belt + 0.05))]
-        canvas.polygon(window, pane)
+        polygon(window, pane)
         for u in (0.19 * length, 0.8 * length):
-            canvas.polygon([corner(u + 0.34 * a, v, 0.34 + 0.34 * b) for a, b in OCTAGON], tyre)
+            polygon([corner(u + 0.34 * a, v, 0.34 + 0.34 * b) for a, b in OCTAGON], tyre)
     lit = light.lit > 0.1 or chance.random() < 0.2
-    lamp = canvas.ink(CAR, (235, 40, 30) if away else (250, 240, 210), z, 1.0 if lit else 0.7, glows=lit)
+    lamp = canvas.ink(Label.CAR, (235, 40, 30) if away else (250, 240, 210), z, 1.0 if lit else 0.7, glows=lit)
     for v in (-half + 0.05, half - 0.35):
         u, y = (0, 0.68) if away else (length, 0.55)
-        canvas.polygon([corner(u, v + a, y + b) for a, b in ((0, 0), (0, 0.2), (0.3, 0.2), (0.3, 0))], lamp)
+        polygon([corner(u, v + a, y + b) for a, b in ((0, 0), (0, 0.2), (0.3, 0.2), (0.3, 0))], lamp)
 
 
 def _paint_person(canvas: Canvas, x: float, z: float, height: float) -> None:
     """Legs, arms, body, head and hair, and perhaps a bag."""
-    chance, (column, ground, scale) = canvas.chance, canvas.foot(x, z)
+    chance, polygon, (column, ground, scale) = canvas.chance, canvas.pen.polygon, canvas.foot(x, z)
     tall, stride, coat = height * scale, chance.uniform(0, 0.13), chance.uniform(-0.02, 0.2)
-    top, legs, extra = (canvas.ink(PERSON, chance.colour(URBAN), z, grain=25) for _ in range(3))
-    skin, hair = canvas.ink(PERSON, chance.colour(SKINS), z), canvas.ink(PERSON, chance.colour(HAIRS), z)
+    top, legs, extra = (canvas.ink(Label.PERSON, chance.colour(URBAN), z, grain=25) for _ in range(3))
+    skin, hair = canvas.ink(Label.PERSON, chance.colour(SKINS), z), canvas.ink(Label.PERSON, chance.colour(HAIRS), z)
     hip, neck, head = ground - 0.48 * tall, ground - 0.84 * tall, 0.068 * tall
     canvas.cast(x, z, 0.22, height)
     for sign in (-1, 1):
         foot = column + sign * (0.05 + stride) * tall
         side = column + sign * 0.1 * tall
-        canvas.polygon([(side, hip), (column, hip), (foot - 0.045 * tall, ground), (foot + 0.045 * tall, ground)], legs)
+        polygon([(side, hip), (column, hip), (foot - 0.045 * tall, ground), (foot + 0.045 * tall, ground)], legs)
         canvas.stroke((side, neck + 0.04 * tall), (side + sign * (0.06 + stride / 2) * tall, hip), 0.065 * tall, top)
     wide, hem = 0.12 * tall, hip + coat * tall
-    canvas.polygon([(column - wide, neck), (column + wide, neck), (column + wide, hem), (column - wide, hem)], top)
+    polygon([(column - wide, neck), (column + wide, neck), (column + wide, hem), (column - wide, hem)], top)
     canvas.disc(column, neck - 1.7 * head, 0.85 * head, 0.6 * head, hair)
     canvas.disc(column, neck - 0.9 * head, 0.8 * head, 1.1 * head, skin)
     if chance.random() < 0.3:

@@ -1,3 +1,5 @@
+"""Labels and images of every kind of file, as they are stored; damaged files are named and never read in silence."""
+
 from __future__ import annotations
 
 import io
@@ -16,23 +18,34 @@ from afdcd_hf.data.image_files import open_image
 from afdcd_hf.data.loading import load_benchmark
 
 
-def decoded(content, label_map=None, path="x.png"):
-    return DecodedRows.with_map(label_map or {})({"label": [stored(content, path)]})["label"][0]
+def decoded(content, label_map=None):
+    return DecodedRows.with_map(label_map or {})({"label": [stored(content, "x.png")]})["label"][0]
+
+
+def image_of(content):
+    return DecodedRows()({"image": [stored(content, "x.png")], "name": ["a"]})["image"][0]
+
+
+def file_of(image, kind="TIFF", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
 
 
 # Labels and images of every kind
 
 
 def test_labels_of_every_integer_mode_hold_the_ids_of_their_files():
-    buffer = io.BytesIO()
-    Image.fromarray(np.int32([[0, 7, 70000]])).save(buffer, format="TIFF")
-    assert ids(decoded(png(np.uint8([[0, 7, 200]])))) == [[0, 7, 200]]
-    assert ids(decoded(png(np.array([[False, True]])))) == [[0, 1]]
-    small = decoded(png(np.uint16([[0, 7, 255]])))
-    assert small.mode == "L" and ids(small) == [[0, 7, 255]]
-    large = decoded(png(np.uint16([[0, 7, 300]])))
-    assert large.mode == "I" and ids(large) == [[0, 7, 300]]
-    assert ids(decoded(buffer.getvalue())) == [[0, 7, 70000]]
+    for content, mode, expected in (
+        (png(np.uint8([[0, 7, 200]])), "L", [0, 7, 200]),
+        (png(np.array([[False, True]])), "L", [0, 1]),
+        (png(np.uint16([[0, 7, 255]])), "L", [0, 7, 255]),
+        (png(np.uint16([[0, 7, 300]])), "I", [0, 7, 300]),
+        (file_of(Image.fromarray(np.int32([[0, 7, 70000]]))), "I", [0, 7, 70000]),
+        (file_of(Image.frombytes("I;16B", (2, 1), np.array([300, 5], ">u2").tobytes())), "I", [300, 5]),
+    ):
+        label = decoded(content)
+        assert label.mode == mode and ids(label) == [expected]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -46,118 +59,37 @@ def test_pngs_of_few_bits_hold_what_is_stored(bits, kind):
     assert ids(decoded(content, {1: 7}))[0] == [7 if value == 1 else value for value in values[0].tolist()]
 
 
-def tiff(mode, photometric, bits, data):
+def tiff(photometric, bits, data):
     """A TIFF of 4x1 pixels with the tags that matter."""
-    tags = [
-        (256, 4),
-        (257, 1),
-        (258, bits),
-        (259, 1),
-        (262, photometric),
-        (273, 8),
-        (277, 1),
-        (278, 1),
-        (279, len(data)),
-    ]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    directory = struct.pack("<H", len(tags)) + entries + b"\0" * 4
-    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + b"\0" * 4
 
 
-def test_tiffs_that_pillow_stretches_are_read_as_stored_and_inverted_ones_refused():
-    assert ids(decoded(tiff("L;4", 1, 4, bytes([0x01, 0x2F])))) == [[0, 1, 2, 15]]
-    assert ids(decoded(tiff("L", 1, 8, bytes([0, 1, 2, 255])))) == [[0, 1, 2, 255]]
+def test_files_that_pillow_stretches_are_read_as_stored_and_inverted_ones_refused():
+    assert ids(decoded(tiff(1, 4, bytes([0x01, 0x2F])))) == [[0, 1, 2, 15]]
+    assert ids(decoded(tiff(1, 8, bytes([0, 1, 2, 255])))) == [[0, 1, 2, 255]]
     with pytest.raises(ValueError, match=r"x\.png is a TIFF whose values Pillow changes .*; save it as PNG"):
-        decoded(tiff("L;I", 0, 8, bytes([0, 1, 2, 255])))
+        decoded(tiff(0, 8, bytes([0, 1, 2, 255])))
     assert ids(decoded(b"P5 2 1 255\n\x00\x03")) == [[0, 3]]
     for changed in (b"P5 2 1 3\n\x00\x03", b"P5 # of 3\n 2 1 255\n\x00\x03", b"P4 2 1\n\x80"):
         with pytest.raises(ValueError, match="is a PPM whose values Pillow changes"):
             decoded(changed)
 
 
-def test_big_endian_16_bit_labels_are_read():
-    buffer = io.BytesIO()
-    Image.frombytes("I;16B", (2, 1), np.array([300, 5], ">u2").tobytes()).save(buffer, format="TIFF")
-    assert Image.open(buffer).mode == "I;16B"
-    assert ids(decoded(buffer.getvalue(), {300: 4})) == [[4, 5]]
-
-
-def test_palette_labels_hold_indices_and_their_colours_do_not_matter():
-    picture = Image.fromarray(np.uint8([[5, 11]])).convert("P")
-    picture.putdata([5, 11])
-    picture.putpalette([200] * 768)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    assert ids(decoded(buffer.getvalue(), {11: 255})) == [[5, 255]]
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 def test_values_are_mapped_alike_in_8_16_and_32_bits(dtype):
     values, label_map = np.arange(256).reshape(8, 32), {v: (v * 7 + 3) % 200 for v in range(0, 256, 3)}
-    buffer = io.BytesIO()
-    Image.fromarray(values.astype(dtype)).save(buffer, format="TIFF")
-    label = decoded(buffer.getvalue(), label_map)
+    label = decoded(file_of(Image.fromarray(values.astype(dtype))), label_map)
     assert label.mode == "L" and ids(label) == [[label_map.get(v, v) for v in row] for row in values.tolist()]
 
 
-def test_a_map_reaches_16_bit_values_and_may_need_16_bits_itself():
+def test_a_map_reaches_16_bit_values_and_may_need_16_bits_itself_and_no_value_is_wrapped():
     assert ids(decoded(png(np.uint16([[26001, 4, 65535]])), {26001: 13, 65535: 255})) == [[13, 4, 255]]
     large = decoded(png(np.uint8([[1, 2]])), {1: 300})
     assert large.mode == "I" and ids(large) == [[300, 2]]
-
-
-def test_values_beyond_8_bits_are_reported_and_not_wrapped():
-    label = decoded(png(np.uint16([[0, 256, 256]])))
     with pytest.raises(ValueError, match=r"x\.png: 2 label pixels lie outside 0\.\.18 \(values 256\)"):
-        check_labels(np.asarray(label), 19, 255, "x.png")
-
-
-def test_an_opaque_alpha_channel_is_dropped_and_any_other_refused():
-    opaque, clear = (np.dstack([np.uint8([[3, 4]]), np.uint8([[255, alpha]])]) for alpha in (255, 0))
-    assert ids(decoded(png(opaque))) == [[3, 4]]
-    with pytest.raises(ValueError, match="image mode is LA"):
-        decoded(png(clear))
-
-
-def test_colours_and_jpegs_are_refused_as_labels_with_the_file(tmp_path):
-    camvid_folder(tmp_path)
-    colours, lossy = tmp_path / "trainannot" / "a.png", tmp_path / "trainannot" / "b.png"
-    Image.new("RGB", (6, 4)).save(colours)
-    Image.new("L", (6, 4)).save(lossy, format="JPEG")
-    dataset = load_benchmark("camvid", "train", tmp_path)
-    with pytest.raises(
-        ValueError, match=rf"train/a\.png: the label \({colours}\): the label's image mode is RGB, .* colour-coded"
-    ):
-        dataset[0]
-    with pytest.raises(ValueError, match=rf"train/b\.png: the label \({lossy}\) is a JPEG, which can change class ids"):
-        dataset[1]
-    with pytest.raises(ValueError, match=rf"the label {colours}: the label's image mode is RGB"):
-        dataset.select_columns("label")[0]
-
-
-def image_of(content, name="a"):
-    return DecodedRows()({"image": [stored(content, "x.png")], "name": [name]})["image"][0]
-
-
-def test_images_of_16_bits_are_scaled_and_those_of_unknown_range_refused():
-    assert np.asarray(image_of(png(np.uint16([[0, 257, 65535]])))).tolist() == [[[0] * 3, [1] * 3, [255] * 3]]
-    buffer = io.BytesIO()
-    Image.fromarray(np.float32([[0.5]])).save(buffer, format="TIFF")
-    with pytest.raises(ValueError, match=r"a: the image \(x\.png\) has mode F: its pixels are floating-point"):
-        image_of(buffer.getvalue())
-
-
-def test_orientation_tags_are_obeyed_in_image_and_label():
-    tag = Image.Exif()
-    tag[0x0112] = 6  # to be turned clockwise for viewing
-    files = []
-    for kind, pixels in (("JPEG", np.zeros((8, 16, 3), np.uint8)), ("PNG", np.uint8([[1, 2, 3, 4]] * 2))):
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format=kind, exif=tag)
-        files.append(stored(buffer.getvalue()))
-    rows = DecodedRows()({"image": files[:1], "label": files[1:]})
-    assert rows["image"][0].size == (8, 16)
-    assert ids(rows["label"][0]) == [[value, value] for value in (1, 2, 3, 4)]
+        check_labels(np.asarray(decoded(png(np.uint16([[0, 256, 256]])))), 19, 255, "x.png")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +108,41 @@ def test_label_maps_that_mean_nothing_are_refused(label_map, message):
         DecodedRows.with_map(label_map)
 
 
+def test_colours_alpha_and_jpegs_are_refused_as_labels_with_the_file(tmp_path):
+    opaque, clear = (np.dstack([np.uint8([[3, 4]]), np.uint8([[255, alpha]])]) for alpha in (255, 0))
+    assert ids(decoded(png(opaque))) == [[3, 4]]
+    with pytest.raises(ValueError, match="image mode is LA"):
+        decoded(png(clear))
+    folder = camvid_folder(tmp_path) / "trainannot"
+    Image.new("RGB", (6, 4)).save(folder / "a.png")
+    Image.new("L", (6, 4)).save(folder / "b.png", format="JPEG")
+    dataset = load_benchmark("camvid", "train", tmp_path)
+    for index, reason in enumerate(
+        (": the label's image mode is RGB, .* colour-coded", " is a JPEG, which can change")
+    ):
+        path = f"{'ab'[index]}.png"
+        with pytest.raises(ValueError, match=rf"train/{path}: the label \({folder}/{path}\){reason}"):
+            dataset[index]
+    with pytest.raises(ValueError, match=rf"the label {folder}/a\.png: the label's image mode is RGB"):
+        dataset.select_columns("label")[0]
+
+
+def test_images_of_16_bits_are_scaled_and_those_of_unknown_range_refused():
+    assert np.asarray(image_of(png(np.uint16([[0, 257, 65535]])))).tolist() == [[[0] * 3, [1] * 3, [255] * 3]]
+    with pytest.raises(ValueError, match=r"a: the image \(x\.png\) has mode F: its pixels are floating-point"):
+        image_of(file_of(Image.fromarray(np.float32([[0.5]]))))
+
+
+def test_orientation_tags_are_obeyed_in_image_and_label():
+    tag = Image.Exif()
+    tag[0x0112] = 6  # to be turned clockwise for viewing
+    image = file_of(Image.fromarray(np.zeros((8, 16, 3), np.uint8)), "JPEG", exif=tag)
+    label = file_of(Image.fromarray(np.uint8([[1, 2, 3, 4]] * 2)), "PNG", exif=tag)
+    rows = DecodedRows()({"image": [stored(image)], "label": [stored(label)]})
+    assert rows["image"][0].size == (8, 16)
+    assert ids(rows["label"][0]) == [[value, value] for value in (1, 2, 3, 4)]
+
+
 # Damaged files
 
 
@@ -191,13 +158,12 @@ def test_a_flipped_bit_in_a_png_is_never_read_in_silence():
     assert ids(decoded(content + b"what some tools append")) == ids(decoded(content))
 
 
-def test_an_image_of_too_many_pixels_is_said_to_be_too_large_and_not_damaged(tmp_path, monkeypatch):
+def test_an_image_of_too_many_pixels_is_said_to_be_too_large_and_not_damaged(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     large = grey_png(np.zeros((20, 20), np.uint8), 8)
-    for read in (decoded, image_of, lambda content: open_image(content, "x")):
-        with pytest.raises(OSError, match=r"\(400 pixels\) exceeds limit of 200 pixels.*MAX_IMAGE_PIXELS") as caught:
-            read(large)
-        assert "damaged" not in str(caught.value)
+    with pytest.raises(OSError, match=r"\(400 pixels\) exceeds limit of 200 pixels.*MAX_IMAGE_PIXELS") as caught:
+        open_image(large, "x")
+    assert "damaged" not in str(caught.value)
 
 
 @pytest.mark.timeout(20)
@@ -208,30 +174,22 @@ def test_pipes_devices_and_folders_are_no_image_files(tmp_path, make):
         DecodedRows()({"label": [stored(None, str(tmp_path / "a.png"))], "name": ["train/a.png"]})
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_a_truncated_image_names_its_file(tmp_path, suffix):
-    camvid_folder(tmp_path, image_suffix=suffix, size=(64, 64))
-    path = tmp_path / "train" / f"b{suffix}"
+def test_images_and_labels_that_are_truncated_empty_or_gone_name_their_file(tmp_path):
+    labels = camvid_folder(tmp_path, image_suffix=".jpg", size=(64, 64), stems="abcd") / "trainannot"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:-1000])
+    (tmp_path / "train" / "d.jpg").write_bytes(file_of(Image.fromarray(noise), "JPEG")[:-1000])
+    (labels / "a.png").write_bytes(png(noise[..., 0])[:-200])
+    (labels / "b.png").write_bytes(b"")
     dataset = load_benchmark("camvid", "train", tmp_path)
-    with pytest.raises(
-        OSError, match=rf"train/b{suffix}: the image \({path}\) cannot be read: .* damaged or "
-    ) as caught:
-        dataset[1]
-    assert "\n" not in str(caught.value)
-    assert dataset[0]["name"] == f"train/a{suffix}"
-
-
-def test_labels_that_are_truncated_empty_or_gone_name_their_file(tmp_path):
-    folder = camvid_folder(tmp_path, size=(64, 64)) / "trainannot"
-    (folder / "a.png").write_bytes(png(np.random.default_rng(0).integers(0, 11, (64, 64), np.uint8))[:-200])
-    (folder / "b.png").write_bytes(b"")
-    dataset = load_benchmark("camvid", "train", tmp_path)
-    (folder / "c.png").unlink()
-    for index, reason in enumerate(
-        (".*", "not an image. The file is damaged", "No such file or directory. Put the file")
+    (labels / "c.png").unlink()
+    for index, (role, path, reason) in enumerate(
+        (
+            ("label", labels / "a.png", ".*truncated"),
+            ("label", labels / "b.png", "not an image. The file is damaged"),
+            ("label", labels / "c.png", "No such file or directory. Put the file"),
+            ("image", tmp_path / "train" / "d.jpg", ".* damaged or incomplete: copy"),
+        )
     ):
-        with pytest.raises(OSError, match=rf"the label \({folder}/{'abc'[index]}\.png\) cannot be read: {reason}"):
+        with pytest.raises(OSError, match=rf"train/.\.jpg: the {role} \({path}\) cannot be read: {reason}") as caught:
             dataset[index]
+        assert "\n" not in str(caught.value)

@@ -1,5 +1,9 @@
+"""Datasets by name: benchmarks, folders, Parquet files, the Hub; which options, splits and columns they have."""
+
 from __future__ import annotations
 
+import json
+import logging
 import pickle
 import shutil
 from dataclasses import replace
@@ -10,7 +14,7 @@ import paths
 import pytest
 from miniatures import camvid_folder
 from PIL import Image
-from stored_pictures import as_arrays, ids, raw_dataset
+from stored_pictures import ADE20K_MAP, as_arrays, ids, png, raw_dataset, stored
 from torch.utils.data import DataLoader
 
 from afdcd_hf.data.benchmarks import BENCHMARKS, get_benchmark
@@ -25,31 +29,45 @@ def _private_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets_cache")
 
 
-# Rows
-
-
-def without_labels(monkeypatch, root):
-    """A camvid whose split is published without labels."""
+@pytest.fixture
+def unlabelled(tmp_path, monkeypatch):
+    """A camvid whose split train is published without labels."""
     camvid = get_benchmark("camvid")
-    unlabelled = replace(camvid, files=replace(camvid.files, unlabelled=("train",)))
-    monkeypatch.setitem(BENCHMARKS, "camvid", unlabelled)
-    shutil.rmtree(camvid_folder(root) / "trainannot")
-    return root
+    monkeypatch.setitem(BENCHMARKS, "camvid", replace(camvid, files=replace(camvid.files, unlabelled=("train",))))
+    shutil.rmtree(camvid_folder(tmp_path / "unlabelled") / "trainannot")
+    return tmp_path / "unlabelled"
 
 
-def test_rows_of_a_split_without_labels_have_none(tmp_path, monkeypatch):
-    dataset = load_benchmark("camvid", "train", without_labels(monkeypatch, tmp_path))
-    assert dataset[1]["label"] is None and dataset[1]["image"].size == (6, 4)
-    assert dataset[:2]["label"] == [None, None] == list(dataset["label"][:2])
-    assert dataset.map(lambda row: row)[0]["label"] is None
+# Benchmarks
 
 
-def test_two_workers_and_a_pickle_give_the_rows_of_the_main_process(tmp_path):
-    dataset = load_benchmark("camvid", "train", camvid_folder(tmp_path))
+def test_rows_are_rgb_images_and_remapped_labels_with_a_name_in_every_view(tmp_path, caplog):
+    dataset = load_benchmark("camvid", "train", str(camvid_folder(tmp_path)))
+    assert "camvid train has 3 images, published are 367" in caplog.text
+    assert dataset.column_names == ["image", "label", "name"] and len(dataset) == 3
+    row = dataset[1]
+    assert row["image"].mode == "RGB" and row["image"].size == (6, 4) and row["label"].mode == "L"
+    assert ids(row["label"])[0] == [255, 1, 1, 1, 1, 1] and row["name"] == "train/b.png"
+    for view in (dataset.select([0, 2]), dataset.shuffle(seed=0)):
+        for row in view:
+            label = ids(row["label"])[0]
+            assert label[0] == 255 and label[1] == np.array(row["image"])[0, 0, 0]
+    assert [ids(label)[0][0] for label in (*dataset[:2]["label"], dataset["label"][2])] == [255] * 3
+    assert dataset.select_columns("name")[2] == {"name": "train/c.png"}
+    wider = dataset.map(lambda row: {"width": row["image"].width})
+    assert wider[2]["width"] == 6 and ids(wider[2]["label"])[0][:2] == [255, 2]
+    stored_label = {"bytes": None, "path": str(tmp_path / "trainannot" / "c.png")}
+    assert wider.with_format(None)[2]["label"] == stored_label  # the file as it is
     loader = DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=as_arrays)
     rows = [row for batch in loader for row in batch]
     assert rows == as_arrays(dataset) == as_arrays(pickle.loads(pickle.dumps(dataset)))
-    assert rows[2][0] == "train/c.png" and rows[2][2][0] == [255, 2, 2, 2, 2, 2]
+
+
+def test_rows_of_a_split_without_labels_have_none(unlabelled):
+    dataset = load_benchmark("camvid", "train", unlabelled)
+    assert dataset[1]["label"] is None and dataset[1]["image"].size == (6, 4)
+    assert dataset[:2]["label"] == [None, None] == list(dataset["label"][:2])
+    assert dataset.map(lambda row: row)[0]["label"] is None
 
 
 def test_an_image_returned_by_a_function_for_map_keeps_its_pixels(tmp_path):
@@ -61,59 +79,80 @@ def test_an_image_returned_by_a_function_for_map_keeps_its_pixels(tmp_path):
     assert np.array_equal(np.asarray(dataset.map(lambda row: row)[0]["image"]), before)  # no second JPEG compression
 
 
-# Benchmarks
-
-
 def test_list_files_choose_the_images_whatever_the_published_number(tmp_path, caplog):
     camvid_folder(tmp_path)
     (tmp_path / "two.txt").write_text("train/c.png trainannot/c.png\ntrain/a.png trainannot/a.png\n")
-    for loaded in (
-        load_benchmark("camvid", "train", tmp_path, list_file=tmp_path / "two.txt"),
-        load_split("camvid", "train", str(tmp_path), list_file=str(tmp_path / "two.txt")),
-    ):
-        assert [row["name"] for row in loaded] == ["train/c.png", "train/a.png"]
-        assert ids(loaded[0]["label"])[0][:2] == [255, 2]
+    loaded = load_split("camvid", "train", str(tmp_path), list_file=str(tmp_path / "two.txt"))
+    assert [row["name"] for row in loaded] == ["train/c.png", "train/a.png"]
+    assert ids(loaded[0]["label"])[0][:2] == [255, 2]
     assert not caplog.records  # "published are 367" would be said of the whole split only
 
 
-def test_an_empty_split_is_an_error(tmp_path):
-    datasets.DatasetDict({"train": raw_dataset(), "test": raw_dataset(labels=())}).save_to_disk(tmp_path / "empty")
-    with pytest.raises(ValueError, match="empty' is empty or damaged; save it again"):
-        load_split(str(tmp_path / "empty"), "test")
-    raw_dataset(labels=()).to_parquet(tmp_path / "mine.parquet")
-    with pytest.raises(ValueError, match=r"The split 'train' of .*mine\.parquet' is empty"):
-        load_split(str(tmp_path / "mine.parquet"), "train")
+def test_scenes_repeat_more_of_them_only_append_and_splits_and_seeds_share_none():
+    def pixels_of(split="train", **options):
+        rows = load_benchmark("scenes", split, size=(32, 64), **options)
+        assert [row["name"] for row in rows] == [f"scenes/{split}/{index:06d}" for index in range(len(rows))]
+        for row in rows:
+            assert row["image"].mode == "RGB" and row["image"].size == row["label"].size == (64, 32)
+            assert row["label"].mode == "L" and set(np.unique(np.array(row["label"]))) <= {*range(8), 255}
+        return [np.array(row["image"]).tobytes() for row in rows]
+
+    many = pixels_of(num_images=4)
+    assert pixels_of(num_images=2) == many[:2]
+    others = [pixels_of("val", num_images=4), pixels_of(num_images=4, seed=1), pixels_of("val", num_images=4, seed=1)]
+    assert len({*many, *sum(others, [])}) == 16
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="the real CamVid is not here")
+def test_the_real_camvid_loads_with_labels_in_range_and_no_warning(caplog):
+    train, val, test = check_layout("camvid", CAMVID)
+    assert (train.found, train.problem, val.found, val.problem) == (367, None, 101, None)
+    assert "no folder test " in test.problem and "Splits found there: train, val" in test.problem
+    for row in load_split("camvid", "val", CAMVID, max_samples=10):
+        label = np.asarray(row["label"])
+        assert row["image"].size == (480, 360) and label.shape == (360, 480)
+        check_labels(label, 11, 255, row["name"])
+        assert (label[:60] != 3).all() and (label[300:] == 3).mean() > 0.1  # the road is below, not above
+    assert not caplog.records
+
+
+# Options
 
 
 def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
     camvid_folder(tmp_path)
-    with pytest.raises(ValueError, match="label_column, label_map cannot be given for the benchmark camvid"):
-        load_split("camvid", "train", tmp_path, label_map={}, label_column="label")
-    with pytest.raises(ValueError, match=r"list_file='x\.txt' is only for benchmarks"):
-        load_split("mine", "train", list_file="x.txt")
     raw_dataset().save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match="data_dir and config cannot be given for .* written by save_to_disk"):
-        load_split(str(tmp_path / "saved"), "train", "sub", config="small")
-    with pytest.raises(ValueError, match="revision cannot be given for the folder"):
-        load_split(str(tmp_path), "train", revision="v1")
-    with pytest.raises(ValueError, match="labels_as='camvid' brings its own map; leave out label_map"):
-        load_split(str(tmp_path / "saved"), "train", labels_as="camvid", label_map={1: 2})
-    with pytest.raises(ValueError, match="both 'image'; they must be two columns"):
-        load_split(str(tmp_path / "saved"), "train", label_column="image")
-    with pytest.raises(ValueError, match="1 or more, got 0"):
-        load_split("camvid", "train", tmp_path, max_samples=0)
-
-
-def test_class_names_come_from_one_place():
-    assert class_names("camvid")[3] == "road" and class_names("mine", ["a", "b"]) == ["a", "b"]
-    for arguments, message in (
-        (("camvid", ["a"]), "class_names is only for datasets that are no benchmark"),
-        (("camvid", None, "voc"), "labels_as is only for datasets that are no benchmark"),
-        (("mine", ["a"], "camvid"), "leave out class_names"),
-        (("mine",), "give its class_names, in id order, or labels_as"),
-    ):
+    saved = str(tmp_path / "saved")
+    for load, arguments, options, message in (
+        (load_benchmark, ("camvit",), {}, "'camvit'; known are scenes, .* Close: camvid"),
+        (load_benchmark, ("camvid", "trainval", tmp_path), {}, "has no split 'trainval'; it has train, val, test"),
+        (load_benchmark, ("camvid", "train", tmp_path), {"size": (9, 9)}, r"from files: leave out size='\(9, 9\)'"),
+        (load_benchmark, ("camvid", "train"), {}, "give data_dir, a folder with train/ and trainannot/"),
+        (load_benchmark, ("scenes", "train", tmp_path), {}, "is generated and reads no files: leave out data_dir="),
+        (load_benchmark, ("scenes",), {"list_file": "x.txt"}, r"leave out list_file='x\.txt'"),
+        (load_benchmark, ("scenes",), {"num_images": 0}, "num_images=0"),
+        (load_benchmark, ("scenes",), {"seed": -1}, "seed=-1"),
+        (load_benchmark, ("scenes",), {"size": (31, 96)}, r"size=.*\(height, width\).*at least 32"),
+        (load_split, ("camvid", "train", tmp_path), {"label_map": {}, "label_column": "label"},
+         "label_column, label_map cannot be given for the benchmark camvid"),
+        (load_split, ("camvid", "train", tmp_path), {"max_samples": 0}, "1 or more, got 0"),
+        (load_split, ("mine", "train"), {"list_file": "x.txt"}, r"list_file='x\.txt' is only for benchmarks"),
+        (load_split, (saved, "train", "sub"), {"config": "small"}, "data_dir and config cannot .* by save_to_disk"),
+        (load_split, (str(tmp_path), "train"), {"revision": "v1"}, "revision cannot be given for the folder"),
+        (load_split, (saved, "train"), {"labels_as": "camvid", "label_map": {1: 2}},
+         "labels_as='camvid' brings its own map; leave out label_map"),
+        (load_split, (saved, "train"), {"label_column": "image"}, "both 'image'; they must be two columns"),
+        (load_split, (saved, "train"), {"labels_as": "camvit"}, "Unknown benchmark 'camvit'"),
+        (class_names, ("camvid", ["a"]), {}, "class_names is only for datasets that are no benchmark"),
+        (class_names, ("camvid", None, "voc"), {}, "labels_as is only for datasets that are no benchmark"),
+        (class_names, ("mine", ["a"], "camvid"), {}, "leave out class_names"),
+        (class_names, ("mine",), {}, "give its class_names, in id order, or labels_as"),
+        (check_layout, ("camvid", None), {}, "give data_dir"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            class_names(*arguments)
+            load(*arguments, **options)
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder; camvid needs"):
+        load_benchmark("camvid", "train", tmp_path / "nowhere")
 
 
 # The layout check
@@ -127,35 +166,224 @@ def test_the_layout_check_looks_at_every_split(tmp_path):
     assert val.found == 0 and "val/a.png: 24 label pixels lie outside 0..10 (values 17)" in val.problem
     assert test.found == 0 and "has no folder test and no testannot" in test.problem
     assert [check.found for check in check_layout("camvid", tmp_path, decode=False)] == [3, 1, 0]
+    scenes = [(check.split, check.found, check.problem) for check in check_layout("scenes", None)]
+    assert scenes == [("train", 400, None), ("val", 100, None)]
 
 
-def test_the_layout_check_sees_sizes_damage_and_missing_labels(tmp_path, monkeypatch):
-    camvid_folder(tmp_path, "train")
-    camvid_folder(tmp_path, "val")
+def test_the_layout_check_sees_sizes_damage_and_missing_labels(tmp_path, unlabelled):
+    for split in ("train", "val"):
+        camvid_folder(tmp_path, split)
     Image.new("L", (5, 4)).save(tmp_path / "trainannot" / "a.png")
-    (tmp_path / "val" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "val" / "a.png").write_bytes(b"no image")
     train, val, _ = check_layout("camvid", tmp_path)
     assert train.problem.startswith("train/a.png: the image is 4x6 pixels but its label 4x5 (height x width)")
     assert "val/a.png: the image" in val.problem and "damaged" in val.problem
-    unlabelled = check_layout("camvid", without_labels(monkeypatch, tmp_path / "other"))[0]
-    assert (unlabelled.found, unlabelled.labelled, unlabelled.problem) == (3, 0, None)
+    without = check_layout("camvid", unlabelled)[0]
+    assert (without.found, without.labelled, without.problem) == (3, 0, None)
 
 
-def test_the_layout_check_needs_a_folder_but_for_scenes(tmp_path):
-    assert [(check.split, check.found, check.problem) for check in check_layout("scenes", None)] == [
-        ("train", 400, None),
-        ("val", 100, None),
-    ]
-    with pytest.raises(ValueError, match="give data_dir"):
-        check_layout("camvid", None)
-    with pytest.raises(FileNotFoundError, match="is no folder"):
-        check_layout("camvid", tmp_path / "nowhere")
+# Other datasets: files, splits, columns
 
 
-@pytest.mark.skipif(not CAMVID.is_dir(), reason="the real CamVid is not here")
-def test_the_real_camvid_passes_the_layout_check_and_every_label_is_in_range():
-    train, val, test = check_layout("camvid", CAMVID)
-    assert (train.found, train.problem, val.found, val.problem) == (367, None, 101, None) and test.problem
-    for row in load_split("camvid", "val", CAMVID, max_samples=10):
-        assert row["image"].size == row["label"].size == (480, 360)
-        check_labels(np.asarray(row["label"]), 11, 255, row["name"])
+def test_a_parquet_folder_with_splits_columns_of_other_names_and_raw_values(tmp_path):
+    for split, labels in (("train", ((1, 0), (2, 150))), ("validation", ((3, 3),))):
+        raw = raw_dataset(labels=labels, scene_id=[7] * len(labels))
+        raw = raw.rename_columns({"image": "photo", "label": "annotation"}).rename_column("scene_id", "label")
+        raw.to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    choice = {"image_column": "photo", "label_column": "annotation"}
+    as_json = {str(value): train_id for value, train_id in ADE20K_MAP.items()}
+    dataset = load_split(str(tmp_path), "train", max_samples=9, **choice, label_map=as_json)
+    assert dataset.column_names == ["image", "label", "name"] and dataset["name"][:] == ["0.png", "1.png"]
+    assert [ids(row["label"]) for row in dataset] == [[[0, 255]], [[1, 149]]]
+    counts = {"train[:50%]": 1, "validation": 1, "val": 1, "train+val": 3}
+    assert {split: len(load_split(str(tmp_path), split, **choice)) for split in counts} == counts
+    for split, options, message in (
+        ("test", choice, r"has no split 'test'; it has train, validation\."),
+        ("train", {}, r"no column 'image'; it has photo, annotation, label\. .*with image_column\."),
+        ("train", {"image_column": "photo"}, r"labels of .* must be images, but column 'label' holds Value\('int64'\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_split(str(tmp_path), split, **options)
+
+
+def test_single_parquet_files_and_saved_datasets_are_the_split_train_or_have_several(tmp_path):
+    raw_dataset(paths=False).to_parquet(tmp_path / "mine.parquet")
+    raw_dataset().save_to_disk(tmp_path / "one")
+    both = {"train": raw_dataset(), "val": raw_dataset(labels=((9, 9),), name=["mine"])}
+    datasets.DatasetDict(both).save_to_disk(tmp_path / "several")
+    datasets.DatasetDict({"train": raw_dataset(labels=())}).save_to_disk(tmp_path / "empty")
+    dataset = load_split(str(tmp_path / "mine.parquet"), "train")
+    assert dataset["name"][:] == ["train/000000", "train/000001"] and ids(dataset[1]["label"]) == [[2, 150]]
+    assert len(load_split(str(tmp_path / "one"), "train")) == 2
+    (row,) = load_split(str(tmp_path / "several"), "validation")
+    assert row["name"] == "mine" and ids(row["label"]) == [[9, 9]]
+    for name in ("mine.parquet", "one"):
+        with pytest.raises(ValueError, match="has no split 'val'; it has train"):  # never another split in its place
+            load_split(str(tmp_path / name), "val")
+    with pytest.raises(ValueError, match="empty' is empty or damaged; save it again"):
+        load_split(str(tmp_path / "empty"), "train")
+    raw_dataset(labels=()).to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(ValueError, match=r"The split 'train' of .*mine\.parquet' is empty"):
+        load_split(str(tmp_path / "mine.parquet"), "train")
+
+
+def test_a_folder_of_images_with_a_metadata_file(tmp_path):
+    lines = []
+    for stem in ("x/a", "y/a"):
+        for kind, content in (("images", np.zeros((1, 2, 3), np.uint8)), ("labels", np.uint8([[255, 4]]))):
+            path = tmp_path / "train" / kind / f"{stem}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(content))
+        lines.append(json.dumps({"image_file_name": f"images/{stem}.png", "label_file_name": f"labels/{stem}.png"}))
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(lines))
+    dataset = load_split(str(tmp_path), "train")
+    assert dataset["name"][:] == ["x/a.png", "y/a.png"] and ids(dataset[1]["label"]) == [[255, 4]]
+
+
+@pytest.mark.parametrize(("form", "kind"), [("images/{}", "labels"), ("{}/images", "masks")])
+def test_images_and_labels_in_folders_of_their_own_are_paired_by_file_name(tmp_path, form, kind):
+    for split, count in (("train", 3), ("validation", 2)):
+        for folder, mode in (("images", "RGB"), (kind, "L")):
+            place = tmp_path / form.format(split).replace("images", folder)
+            place.mkdir(parents=True)
+            for index in range(count):
+                Image.new(mode, (2, 1), 1 if mode == "L" else (index, 0, 0)).save(place / f"{index}.png")
+    dataset = load_split(str(tmp_path), "train", label_map={1: 7})
+    assert ids(dataset[2]["label"]) == [[7, 7]] and np.asarray(dataset[2]["image"])[0, 0].tolist() == [2, 0, 0]
+    assert dataset["name"][2] == f"{form.format('train')}/2.png"
+    assert len(load_split(str(tmp_path), "val")) == len(load_split(str(tmp_path), "validation")) == 2
+    with pytest.raises(FileNotFoundError, match="has no folder .* needed for .*'s split test.*found there: train, val"):
+        load_split(str(tmp_path), "test")
+    with pytest.raises(ValueError, match="revision cannot be given for .*, a folder of images and labels"):
+        load_split(str(tmp_path), "train", revision="v1")
+    (place / "0.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 in .* without label \(0\.png\)"):
+        load_split(str(tmp_path), "val")
+
+
+def test_images_without_labels_are_loaded_from_every_kind_of_dataset(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (2, 1)).save(tmp_path / "photos" / f"{name}.jpg")
+    raw_dataset().to_parquet(tmp_path / "mine.parquet")
+    for rows, count in (
+        (load_split("camvid", "train", camvid_folder(tmp_path / "camvid"), labelled=False), 3),
+        (load_split(str(tmp_path / "photos"), "train", labelled=False), 2),
+        (load_split(str(tmp_path / "mine.parquet"), "train", labelled=False), 2),
+    ):
+        assert len(rows) == count and set(rows[1]) == {"image", "name"} and rows[1]["image"].mode == "RGB"
+
+
+# Other datasets: labels
+
+
+def test_labels_as_takes_map_and_classes_of_a_benchmark(tmp_path):
+    raw_dataset(labels=((3, 11),)).save_to_disk(tmp_path / "copy")
+    assert ids(load_split(str(tmp_path / "copy"), "train", labels_as="camvid")[0]["label"]) == [[3, 255]]
+    assert class_names("copy", labels_as="camvid")[3] == class_names("camvid")[3] == "road"
+    assert class_names("mine", ["a", "b"]) == ["a", "b"]
+
+
+def test_labels_partly_without_paths_and_partly_without_content_are_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(np.uint8([[1]])))
+    mixed = [stored(None, str(tmp_path / "a.png")), stored(png(np.uint8([[1]])))]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    both = datasets.Dataset.from_dict({"image": mixed, "label": mixed}, features=features)
+    both.to_parquet(tmp_path / "mixed.parquet")
+    with pytest.raises(ValueError, match="Some labels of .* are stored as paths and others without"):
+        load_split(str(tmp_path / "mixed.parquet"), "train", label_map={1: 0})
+
+
+@pytest.mark.parametrize("form", ["saved with paths", "saved without paths", "parquet of images"])
+def test_labels_are_mapped_once_whatever_map_returns(tmp_path, form):
+    values, path = ((1, 2), (0, 1), (150, 0)), tmp_path / "ade"
+    if form == "parquet of images":
+        labels = [Image.fromarray(np.uint8([pair])) for pair in values]
+        images = {"image": [Image.new("RGB", (2, 1))] * 3, "label": labels}
+        path = tmp_path / "ade.parquet"
+        datasets.Dataset.from_dict(images).to_parquet(path)
+    else:
+        raw_dataset(paths="with paths" in form, labels=values).save_to_disk(path)
+    dataset = load_split(str(path), "train", **({"labels_as": "ade20k"} if "of" in form else {"label_map": ADE20K_MAP}))
+    returned = dataset.map(lambda row: {"label": row["label"]})
+    views = [dataset, dataset.map(lambda row: {"width": 2}), returned, returned.map(lambda row: row)]
+    views += [dataset.map(lambda row: row, batched=True), pickle.loads(pickle.dumps(dataset))]
+    for view in views:
+        assert [ids(label) for label in view[:]["label"]] == [[[0, 1]], [[255, 0]], [[149, 255]]]
+    changed = returned.map(lambda row: {"label": row["label"].point(lambda value: value + 10)})
+    assert ids(changed[0]["label"]) == [[10, 11]] and dataset[0]["image"].mode == "RGB"
+
+
+def test_missing_labels_stay_missing(tmp_path):
+    raw_dataset(paths=False, labels=((1, 2), None)).save_to_disk(tmp_path / "ade")
+    dataset = load_split(str(tmp_path / "ade"), "train", label_map=ADE20K_MAP)
+    for view in (dataset, dataset.map(lambda row: row)):
+        assert view[1]["label"] is None and ids(view[0]["label"]) == [[0, 1]]
+    assert dataset["name"][1] == "train/000001"
+
+
+def test_saved_benchmarks_hold_the_files_values_or_what_map_returned(tmp_path):
+    dataset = load_benchmark("camvid", "train", camvid_folder(tmp_path / "camvid"))
+    expected = as_arrays(dataset)
+    dataset.with_format(None).save_to_disk(tmp_path / "raw")
+    dataset.map(lambda row: {"label": row["label"]}).with_format(None).save_to_disk(tmp_path / "mapped")
+    dataset.to_parquet(tmp_path / "raw.parquet")
+    assert as_arrays(load_split(str(tmp_path / "raw.parquet"), "train", label_map={11: 255})) == expected
+    for path in (tmp_path / "camvid").rglob("*.png"):
+        path.unlink()  # save_to_disk has copied what they held
+    assert as_arrays(load_split(str(tmp_path / "raw"), "train", label_map={"11": 255})) == expected
+    assert as_arrays(load_split(str(tmp_path / "mapped"), "train")) == expected
+    assert 11 in np.asarray(load_split(str(tmp_path / "raw"), "train")[0]["label"])
+
+
+# What cannot be loaded, and the Hub
+
+
+def test_unknown_and_unreadable_datasets_are_named_in_one_line(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"")
+    (tmp_path / "mine.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "empty").mkdir()
+    for label in ("cat", "dog"):  # a classification dataset
+        (tmp_path / "pets" / "train" / label).mkdir(parents=True)
+        (tmp_path / "pets" / "train" / label / "a.png").write_bytes(png(np.zeros((1, 2, 3), np.uint8)))
+    no_hub_id = "no folder and no .parquet file here, and it is no Hub id either"
+    for name, message in {
+        "nobody/nothing": r"'nobody/nothing' is no benchmark \(.*camvid.*\), no folder .*Hub is not reachable",
+        "camvit": "'camvit' is no benchmark .* Close: camvid",
+        str(tmp_path / "nowhere"): no_hub_id,
+        str(tmp_path / "a.zip"): no_hub_id,
+        "a/b/c": no_hub_id,
+        str(tmp_path / "empty"): "empty' cannot be read: .* Expected are Parquet files, images with a",
+        str(tmp_path / "mine.parquet"): r"mine\.parquet' cannot be read: .*",
+        str(tmp_path / "pets"): "'label' holds ClassLabel.* columns image_file_name and label_file_name",
+    }.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            load_split(name, "train")
+        assert "\n" not in str(caught.value)
+
+
+def test_downloads_are_announced_once_with_where_they_go(tmp_path, caplog, monkeypatch):
+    """From a Hub whose only dataset, someone/ade, lies in a folder."""
+    raw_dataset().to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")
+    builder_of, asked = datasets.load_dataset_builder, []
+
+    def load_dataset_builder(name, **options):
+        asked.append((name, options))
+        return builder_of(str(tmp_path / "hub"), **{key: value for key, value in options.items() if key != "revision"})
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.dataset_info", lambda api, name, **options: asked.append((name, options))
+    )
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    with caplog.at_level(logging.WARNING):
+        with pytest.raises(ValueError, match="'someone/ade' has no split 'val'; it has train"):
+            load_split("someone/ade", "val")
+        assert not caplog.records  # found out before the download
+        dataset = load_split("someone/ade", "train", revision="v2", label_map=ADE20K_MAP)
+    assert ids(dataset[1]["label"]) == [[1, 149]]
+    assert asked[-2:] == [("someone/ade", {"revision": "v2", "timeout": 10}), ("someone/ade", {"revision": "v2"})]
+    assert f"Downloading someone/ade from the Hugging Face Hub; it is kept in {tmp_path / 'cache'}" in caplog.text
+    caplog.clear()
+    load_split("someone/ade", "train")
+    assert "Downloading" not in caplog.text

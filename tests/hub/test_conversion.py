@@ -318,7 +318,7 @@ def test_another_network_a_lone_backbone_and_another_number_of_classes_are_recog
     [
         ({}, "No checkpoint at .*absent.pth"),
         ({"network": "pspnet_resnet52"}, "Unknown released network 'pspnet_resnet52'. Close: .*Known: deeplabv3_res"),
-        ({"dataset": "citiscapes"}, "did you mean 'cityscapes'"),
+        ({"dataset": "citiscapes"}, "Close: cityscapes"),
         ({"classes": ["a"]}, "not both"),
         ({"dataset": None, "classes": ["a", "b", "a"]}, "Class names occur twice: a"),
         ({"published": "afdcd/pspnet-r18-voc"}, "is a pspnet_resnet18 for voc, not a pspnet_mobilenetv2"),

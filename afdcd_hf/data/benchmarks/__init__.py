@@ -5,12 +5,12 @@ A new benchmark is a new file here; `row.py` says what its keys mean.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
+from ...suggestions import close_names
 from ..scenes import SCENE_CLASSES, SCENE_PALETTE
-from .finding import find_files
-from .row import Benchmark, Layout, SplitFiles, Submission, read_benchmark
+from .finding import SplitFiles, find_files
+from .row import Benchmark, Layout, Submission, read_benchmark
 
 SCENES = Benchmark(
     name="scenes",
@@ -36,8 +36,6 @@ def get_benchmark(name: str) -> Benchmark:
         ValueError: If there is none of that name.
     """
     if name not in BENCHMARKS:
-        started = [known for known in BENCHMARKS if name and known.startswith(name.lower())]
-        close = started or get_close_matches(name.lower(), BENCHMARKS, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ValueError(f"Unknown benchmark {name!r}; known are {', '.join(BENCHMARKS)}{hint}")
+        known = ", ".join(BENCHMARKS)
+        raise ValueError(f"Unknown benchmark {name!r}; known are {known}.{close_names(name.lower(), BENCHMARKS)}")
     return BENCHMARKS[name]

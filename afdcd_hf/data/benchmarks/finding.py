@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .lists import ListedFiles, ListFile, first, plain, read_list
-from .row import Benchmark, Layout, SplitFiles
+from .row import Benchmark
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of one split, in order.
+
+    Attributes:
+        images: Image files.
+        labels: The label file of each image; None where the split is published without labels.
+        label_map: Value in these label files → train id or ignore index; values not listed stay.
+    """
+
+    images: tuple[Path, ...]
+    labels: tuple[Path | None, ...]
+    label_map: Mapping[int, int]
 
 
 def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Path | None = None) -> SplitFiles:
@@ -31,23 +46,15 @@ def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Pa
             and named.
         ValueError: If two files have one key, or a list cannot be used.
     """
-    assert benchmark.files is not None
-    tree = _Tree(benchmark, benchmark.files, _home(benchmark, benchmark.files, root))
+    tree = _Tree(benchmark, root)
     path = list_file if list_file is not None else tree.own_list(split)
     listed = None if path is None else read_list(path, root)
     if listed is not None and listed.names_labels:
         return _listed_pairs(tree, listed, root)
     found = tree.scan(split)
     if listed is not None:
-        return _picked_pairs(tree, found, listed)
-    return _all_pairs(tree.chosen_without_list(split, found) if benchmark.files.lists else found)
-
-
-def _home(benchmark: Benchmark, layout: Layout, root: Path) -> Path:
-    """The data set's own root: `root`, or the first of the usual parents in it that holds a folder of images."""
-    folders = [path for split in benchmark.split_sizes for path in layout.paths(layout.images, split)]
-    homes = [root, *(root / home for home in layout.homes)]
-    return next((home for home in homes if any((home / path).is_dir() for path in folders)), root)
+        return _picked_pairs(found, listed, tree.layout.image_ending)
+    return _all_pairs(found, tree.keys_without_list(split) if tree.layout.lists else None)
 
 
 @dataclass(frozen=True)
@@ -57,18 +64,20 @@ class _Found:
     images: Mapping[str, Path]
     labels: Mapping[str, Path]
     label_map: Mapping[int, int]
-    image_place: str
+    image_place: Path
     label_place: str
     labels_optional: bool
 
 
-@dataclass(frozen=True)
 class _Tree:
-    """A benchmark's folders under its home."""
+    """A benchmark's folders under its home: `root`, or the first of the usual parents in it with a folder of images."""
 
-    benchmark: Benchmark
-    layout: Layout
-    home: Path
+    def __init__(self, benchmark: Benchmark, root: Path) -> None:
+        assert benchmark.files is not None
+        self.benchmark, self.layout = benchmark, benchmark.files
+        folders = [path for split in benchmark.split_sizes for path in self.layout.paths(self.layout.images, split)]
+        homes = [root, *(root / home for home in self.layout.homes)]
+        self.home = next((home for home in homes if any((home / path).is_dir() for path in folders)), root)
 
     def scan(self, split: str) -> _Found:
         layout, optional = self.layout, split in self.layout.unlabelled
@@ -76,71 +85,66 @@ class _Tree:
         wanted = [(image_dirs, layout.images), *([] if optional else [(label_dirs, layout.labels)])]
         missing = [" or ".join(layout.paths(paths, split)) for there, paths in wanted if not there]
         if missing:
-            raise self.lacking(split, f"folder {' and no '.join(missing)}")
-        ending = layout.image_ending
-        images = _by_key(_files(image_dirs[0], IMAGE_SUFFIXES, layout.nested), ending, image_dirs[0])
-        if not images:
-            raise _nothing_in(image_dirs[0], [f"{ending}{suffix}" for suffix in IMAGE_SUFFIXES])
+            raise self._lacking(split, f"folder {' and no '.join(missing)}")
+        place, ending = image_dirs[0], layout.image_ending
+        images = _by_key(_files(place, IMAGE_SUFFIXES, layout.nested), ending)
         labels, label_map = self._labels(label_dirs, images)
-        if not labels and not optional:
-            usable = [f"{end}.png" for end, values in layout.label_endings.items() if values is not None]
-            raise _nothing_in(label_dirs[0], usable)
-        place = " or ".join(map(str, label_dirs)) or str(self.home)
-        return _Found(images, labels, label_map, str(image_dirs[0]), place, optional)
+        usable = [f"{end}.png" for end, values in layout.label_endings.items() if values is not None]
+        for found, folders, endings in (
+            (images, image_dirs, [f"{ending}{suffix}" for suffix in IMAGE_SUFFIXES]),
+            (labels or optional, label_dirs, usable),
+        ):
+            if not found:
+                raise FileNotFoundError(f"{folders[0]} holds no file ending in {', '.join(endings)} (in either case).")
+        return _Found(images, labels, label_map, place, " or ".join(map(str, label_dirs)) or str(self.home), optional)
 
-    def _there(self, templates: tuple[str, ...], split: str) -> list[Path]:
+    def _there(self, templates: Sequence[str], split: str) -> list[Path]:
         paths = [self.home / path for path in self.layout.paths(templates, split)]
         return [path for path in paths if path.is_dir()]
 
     def _labels(self, folders: list[Path], images: Mapping[str, Path]) -> tuple[dict[str, Path], Mapping[int, int]]:
         """The label files by key, and the map of their kind."""
-        files = [(folder, _files(folder, (".png",), self.layout.nested)) for folder in folders]
+        files = [_files(folder, (".png",), self.layout.nested) for folder in folders]
         for ending, label_map in self.layout.label_endings.items():
             labels: dict[str, Path] = {}
-            for folder, paths in files if label_map is not None else ():
-                more = _by_key([path for path in paths if self.ending_of(path.stem) == ending], ending, folder)
-                labels = {
-                    key: path for key, path in more.items() if self.layout.lists or not labels or key in images
-                } | labels
+            for paths in files if label_map is not None else ():
+                more = _by_key([path for path in paths if self.ending_of(path.stem) == ending], ending)
+                some = self.layout.lists or not labels  # else only what the images lack
+                labels = {key: path for key, path in more.items() if some or key in images} | labels
             if labels:
-                return {key: labels[key] for key in sorted(labels)}, label_map or {}
+                return dict(sorted(labels.items())), label_map or {}
         return {}, {}
 
     def ending_of(self, stem: str) -> str | None:
         """The longest ending of a label file that fits."""
-        fitting = [ending for ending in self.layout.label_endings if stem.endswith(ending)]
-        return max(fitting, key=len, default=None)
+        return max((ending for ending in self.layout.label_endings if stem.endswith(ending)), key=len, default=None)
 
     def own_list(self, split: str) -> Path | None:
         """The list of a split that comes with the data."""
         paths = [self.home / path for path in self.layout.paths(self.layout.lists, split)]
         return next((path for path in paths if path.is_file()), None)
 
-    def chosen_without_list(self, split: str, found: _Found) -> _Found:
+    def keys_without_list(self, split: str) -> set[str]:
+        """The keys of a split's images, where there should be a list but is none (`Layout.without_list`)."""
         rule = self.layout.without_list.get(split, {})
         without = self.own_list(rule["but_not"]) if rule else None
         folder = self.home / rule.get("labels", "")
         if without is None or not folder.is_dir():
             wanted = self.layout.paths(self.layout.lists, split)[0]
             helpful = f" (or {rule['labels']}/*.png and a list of {rule['but_not']})" if rule else ""
-            raise self.lacking(split, f"list {wanted}{helpful}")
-        keys = set(_by_key(_files(folder, (".png",)), "", folder)) | self._ids(self.own_list(rule["and"]))
-        keys -= self._ids(without)
+            raise self._lacking(split, f"list {wanted}{helpful}")
         logger.info(
             "%s has no list of %s: taking the images with a label in %s and those of %s, without those of %s",
             self.home, split, rule["labels"], rule["and"], rule["but_not"],
         )  # fmt: skip
-        of_split = [{key: path for key, path in part.items() if key in keys} for part in (found.images, found.labels)]
-        return replace(found, images=of_split[0], labels=of_split[1])
+        keys, also = set(_by_key(_files(folder, (".png",)), "")), self.own_list(rule["and"])
+        return (keys | (_ids(also) if also else set())) - _ids(without)
 
-    def _ids(self, path: Path | None) -> set[str]:
-        return set() if path is None else {key_of(columns[0]) for columns in read_list(path, path.parent).rows}
-
-    def lacking(self, split: str, what: str) -> FileNotFoundError:
-        complete = filter(self._complete, self.benchmark.split_sizes)
+    def _lacking(self, split: str, what: str) -> FileNotFoundError:
         return FileNotFoundError(
             f"{self.home} has no {what}, needed for {self.benchmark.name}'s split {split}. Expected: "
-            f"{self.benchmark.layout}. Splits found there: {first(complete, 9)}."
+            f"{self.benchmark.layout}. Splits found there: "
+            f"{first(filter(self._complete, self.benchmark.split_sizes), 9)}."
         )
 
     def _complete(self, split: str) -> bool:
@@ -149,41 +153,39 @@ class _Tree:
         return listed and all(self._there(paths, split) for paths in folders)
 
 
+def _ids(path: Path) -> set[str]:
+    return {_key(columns[0]) for columns in read_list(path, path.parent).rows.values()}
+
+
 def _files(folder: Path, suffixes: tuple[str, ...], nested: bool = False) -> list[Path]:
     """Files ending in `suffixes` in either case, in order; hidden ones (such as macOS's `._x.png`) are no data."""
     if nested:
         with os.scandir(folder) as entries:
             inner = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
         return [path for name in inner for path in _files(folder / name, suffixes)]
-    return [
-        Path(folder, name)
-        for name in sorted(os.listdir(folder))
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-    ]
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    return [Path(folder, name) for name in names if os.path.splitext(name)[1].lower() in suffixes]
 
 
-def _by_key(paths: Iterable[Path], ending: str, folder: Path) -> dict[str, Path]:
+def _by_key(paths: Iterable[Path], ending: str) -> dict[str, Path]:
     """Files by what images and labels have in common: the stem without its ending; files without it are no data."""
     keyed: dict[str, Path] = {}
     for path in paths:
-        if not path.stem.endswith(ending):
-            continue
-        key = plain(path.stem.removesuffix(ending))
-        if key in keyed:
-            raise ValueError(f"{folder} has both {keyed[key].name} and {path.name}; remove one of them.")
-        keyed[key] = path
+        if path.stem.endswith(ending):
+            other = keyed.setdefault(plain(path.stem.removesuffix(ending)), path)
+            if other is not path:
+                raise ValueError(f"{path.parent} has both {other.name} and {path.name}; remove one of them.")
     return keyed
 
 
-def _nothing_in(folder: Path, endings: Iterable[str]) -> FileNotFoundError:
-    return FileNotFoundError(f"{folder} holds no file ending in {', '.join(endings)} (in either case).")
-
-
-def _all_pairs(found: _Found) -> SplitFiles:
-    """Every image with its label."""
-    images, labels = found.images, found.labels
+def _all_pairs(found: _Found, keys: set[str] | None) -> SplitFiles:
+    """Every image, or those with the keys, with its label."""
+    images, labels = (
+        {key: path for key, path in part.items() if keys is None or key in keys}
+        for part in (found.images, found.labels)
+    )
     if found.labels_optional and not labels:
-        return SplitFiles(tuple(images.values()), (None,) * len(images))
+        return SplitFiles(tuple(images.values()), (None,) * len(images), {})
     lonely = [
         (found.image_place, "label", [path.name for key, path in images.items() if key not in labels]),
         (found.label_place, "image", [path.name for key, path in labels.items() if key not in images]),
@@ -194,30 +196,24 @@ def _all_pairs(found: _Found) -> SplitFiles:
     return SplitFiles(tuple(images.values()), tuple(labels[key] for key in images), found.label_map)
 
 
-def _picked_pairs(tree: _Tree, found: _Found, listed: ListFile) -> SplitFiles:
+def _picked_pairs(found: _Found, listed: ListFile, image_ending: str) -> SplitFiles:
     """The images of a list of one column, with their labels; images that are not listed need none."""
-    keys = [key_of(entry).removesuffix(tree.layout.image_ending) for (entry,) in listed.rows]
-    images = [_in_place(found.images.get(key), entry) for key, (entry,) in zip(keys, listed.rows, strict=True)]
+    keys = {entry: _key(entry).removesuffix(image_ending) for (entry,) in listed.rows.values()}
+    entries = [entry for (entry,) in listed.rows.values()]
+    images = [_in_place(found.images.get(keys[entry]), entry) for entry in entries]
     paths = listed.checked(images, f"are not in {found.image_place}")
-    labels = [found.labels.get(key) for key in keys]
+    labels = [found.labels.get(keys[entry]) for entry in entries]
     if found.labels_optional and not any(labels):
-        return SplitFiles(paths, tuple(labels))
+        return SplitFiles(paths, tuple(labels), {})
     return SplitFiles(paths, listed.checked(labels, f"have no label in {found.label_place}"), found.label_map)
 
 
 def _listed_pairs(tree: _Tree, listed: ListFile, root: Path) -> SplitFiles:
     """The images and labels of a list of two columns, wherever they lie."""
-    label_map = _common_map(tree, listed)
-    find, place = ListedFiles((tree.home, root)), f"are not under {root}"
-    images = listed.checked([find(image) for image, _ in listed.rows], place)
-    return SplitFiles(images, listed.checked([find(label) for _, label in listed.rows], place, column=1), label_map)
-
-
-def _common_map(tree: _Tree, listed: ListFile) -> Mapping[int, int]:
     endings = tree.layout.label_endings
     lines: dict[str, int] = {}  # the first line of each kind
-    for line, (_, label) in zip(listed.lines, listed.rows, strict=True):
-        ending = tree.ending_of(key_of(label))
+    for line, (_, label) in listed.rows.items():
+        ending = tree.ending_of(_key(label))
         if ending is None or endings[ending] is None:
             usable = " or ".join(f"*{end}.png" for end, values in endings.items() if values is not None)
             raise ValueError(
@@ -228,10 +224,14 @@ def _common_map(tree: _Tree, listed: ListFile) -> Mapping[int, int]:
     if len(lines) > 1:
         mixed = " and ".join(f"*{ending}.png (line {line})" for ending, line in lines.items())
         raise ValueError(f"{listed.path} lists {mixed}, whose class ids are numbered differently: list one kind only.")
-    return next(values or {} for ending, values in endings.items() if ending in lines)
+    find, place = ListedFiles((tree.home, root)), f"are not under {root}"
+    images, labels = (
+        listed.checked([find(row[column]) for row in listed.rows.values()], place, column) for column in (0, 1)
+    )
+    return SplitFiles(images, labels, endings[next(iter(lines))] or {})
 
 
-def key_of(entry: str) -> str:
+def _key(entry: str) -> str:
     """The id, file name or path without folders, and without the suffix if it is an image's: ids may have dots."""
     name = entry.rsplit("/", 1)[-1]
     stem, suffix = os.path.splitext(name)

@@ -26,22 +26,15 @@ def first(names: Iterable[str], limit: int = 3) -> str:
 
 @dataclass(frozen=True)
 class ListFile:
-    """A list that was read.
-
-    Attributes:
-        path: The list.
-        lines: Line number of each row, from 1.
-        rows: Either all of one column (an image: id, file name or path) or all of two (paths of image and label).
-    """
+    """A list that was read: line number → an image (id, file name or path), or the paths of an image and its label."""
 
     path: Path
-    lines: tuple[int, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: dict[int, tuple[str, ...]]
 
     @property
     def names_labels(self) -> bool:
         """Whether there are two columns."""
-        return len(self.rows[0]) == 2
+        return len(next(iter(self.rows.values()))) == 2
 
     def checked(self, found: Sequence[Path | None], problem: str, column: int = 0) -> tuple[Path, ...]:
         """What was `found` for each row; images that are listed more than once are a warning.
@@ -49,8 +42,8 @@ class ListFile:
         Raises:
             FileNotFoundError: If something is None, with counts, names and line numbers.
         """
-        rows = zip(self.rows, self.lines, found, strict=True)
-        missing = [f"{row[column]} (line {line})" for row, line, path in rows if path is None]
+        rows = zip(self.rows.items(), found, strict=True)
+        missing = [f"{row[column]} (line {line})" for (line, row), path in rows if path is None]
         if missing:
             files = ("images", "labels")[column]
             raise FileNotFoundError(
@@ -76,66 +69,42 @@ def read_list(path: str | Path, root: Path) -> ListFile:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not text in UTF-8 or UTF-16, lists nothing, or a line has more than two columns or another
-            number than the first line.
+            number than the lines before it.
     """
     path = Path(path).expanduser()
     place = next((place for place in (path, root / path) if place.is_file()), None)
     if place is None:
         raise FileNotFoundError(f"The list {path} is not there, nor in {root}; without a list, a split is read whole.")
-    rows = {number: _columns(line) for number, line in enumerate(_text(place).splitlines(), 1)}
-    rows = {number: columns for number, columns in rows.items() if columns}
+    content = place.read_bytes()
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
+    if "\0" in text or "\ufffd" in text:
+        raise ValueError(f"The list {place} is not text in UTF-8 or UTF-16; save it in UTF-8.")
+    rows: dict[int, tuple[str, ...]] = {}
+    for number, line in enumerate(plain(text).splitlines(), 1):
+        columns = _columns(line)
+        if columns and (len(columns) > 2 or len(columns) != len(next(iter(rows.values()), columns))):
+            raise ValueError(
+                f"{place}, line {number}, has {len(columns)} columns; expected are one (image) or two (image and "
+                "label), as many as in the lines before it. Where a path has blanks, put a tab after it."
+            )
+        if columns:
+            rows[number] = columns
     if not rows:
         raise ValueError(f"{place} lists no image.")
-    _check_columns(place, rows)
-    return ListFile(place, tuple(rows), tuple(rows.values()))
-
-
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = content.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The list {path} is not text in UTF-8 ({error}); save it in UTF-8.") from error
-    if "\0" in text:
-        raise ValueError(f"The list {path} is not text in UTF-8 (it holds zero bytes); save it in UTF-8.")
-    return plain(text)
+    return ListFile(place, rows)
 
 
 def _columns(line: str) -> tuple[str, ...]:
     if line.lstrip().startswith("#"):
         return ()
-    parts = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
-    return tuple(_with_slashes(part) for part in parts if part)
-
-
-def _with_slashes(entry: str) -> str:
-    """C:\\data\\a.png becomes /data/a.png, a path of another machine."""
-    entry = entry.replace("\\", "/")
-    return entry[2:] if entry[1:3] == ":/" else entry
-
-
-def _check_columns(path: Path, rows: dict[int, tuple[str, ...]]) -> None:
-    expected = len(next(iter(rows.values())))
-    for number, columns in rows.items():
-        if len(columns) > 2:
-            raise ValueError(
-                f"{path}, line {number}, has {len(columns)} columns; expected are one (image) or two (image and "
-                "label). Where a path has blanks, put a tab after it."
-            )
-        if len(columns) != expected:
-            raise ValueError(
-                f"{path}, line {number}, has {len(columns)} columns, but the lines before it have {expected}: name the "
-                "labels of all images or of none."
-            )
+    parts = [part.strip().replace("\\", "/") for part in (line.split("\t") if "\t" in line else line.split())]
+    # C:\data\a.png becomes /data/a.png, a path of another machine
+    return tuple(part[2:] if part[1:3] == ":/" else part for part in parts if part)
 
 
 class ListedFiles:
-    """Finds listed paths; every folder is listed once, whatever the number of paths.
-
-    Args:
-        bases: Folders to which the paths may be relative, in this order.
-    """
+    """Finds listed paths below some folders; each folder is read once, whatever the number of paths."""
 
     def __init__(self, bases: Sequence[Path]) -> None:
         self._bases = [str(base) for base in dict.fromkeys(bases)]
@@ -144,15 +113,13 @@ class ListedFiles:
     def __call__(self, entry: str) -> Path | None:
         """The file, or None.
 
-        A path that begins with a slash may also be of another machine ("/SegNet/CamVid/train/a.png"): folders are
-        dropped from its left until something is found.
-
         Raises:
             ValueError: If the path leaves its base.
         """
         parts = [part for part in entry.split("/") if part not in ("", ".")]
         if ".." in parts:
             raise ValueError(f"{entry}: listed paths must lie under data_dir, without '..'.")
+        # one that begins with a slash may be another machine's: folders are dropped from its left until it is found
         for dropped in range(len(parts) if entry.startswith("/") else min(len(parts), 1)):
             for base in self._bases:
                 path = self._below(base, parts[dropped:])
@@ -160,17 +127,13 @@ class ListedFiles:
                     return Path(path)
         return None
 
-    def _below(self, path: str, parts: Sequence[str]) -> str | None:
-        """The path with these parts below it, as they are spelled on the disk."""
+    def _below(self, folder: str, parts: Sequence[str]) -> str | None:
+        """The path with these parts below the folder, as they are spelled on the disk."""
         for part in parts:
-            name = self._names_in(path).get(part)
-            if name is None:
+            if folder not in self._names:
+                names = os.listdir(folder) if os.path.isdir(folder) else ()
+                self._names[folder] = {plain(name): name for name in names}
+            if part not in self._names[folder]:
                 return None
-            path = os.path.join(path, name)
-        return path
-
-    def _names_in(self, folder: str) -> dict[str, str]:
-        if folder not in self._names:
-            names = os.listdir(folder) if os.path.isdir(folder) else ()
-            self._names[folder] = {plain(name): name for name in names}
-        return self._names[folder]
+            folder = os.path.join(folder, self._names[folder][part])
+        return folder

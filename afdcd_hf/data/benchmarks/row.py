@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,36 +32,21 @@ class Layout:
         unlabelled: Splits that are (also) published without labels.
     """
 
-    images: tuple[str, ...]
-    labels: tuple[str, ...]
+    images: Sequence[str]
+    labels: Sequence[str]
     label_endings: Mapping[str, Mapping[int, int] | None] = field(default_factory=lambda: {"": {}})
-    homes: tuple[str, ...] = ()
+    homes: Sequence[str] = ()
     image_ending: str = ""
-    split_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    lists: tuple[str, ...] = ()
+    split_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    lists: Sequence[str] = ()
     without_list: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     nested: bool = False
-    unlabelled: tuple[str, ...] = ()
+    unlabelled: Sequence[str] = ()
 
-    def paths(self, templates: tuple[str, ...], split: str) -> list[str]:
+    def paths(self, templates: Sequence[str], split: str) -> list[str]:
         """The templates with the split's names."""
         names = self.split_names.get(split, (split,))
         return list(dict.fromkeys(template.format(split=name) for template in templates for name in names))
-
-
-@dataclass(frozen=True)
-class SplitFiles:
-    """The files of one split, in order.
-
-    Attributes:
-        images: Image files.
-        labels: The label file of each image; None where the split is published without labels.
-        label_map: Value in these label files → train id or ignore index; values not listed stay.
-    """
-
-    images: tuple[Path, ...]
-    labels: tuple[Path | None, ...]
-    label_map: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,11 +55,11 @@ class Submission:
 
     Attributes:
         label_ids: Train id → value in the PNG; values not listed stay.
-        file_name: Name of an image (path under `data_dir`) → name of its PNG; by default its stem.
+        file_name: Name of an image (path under `data_dir`) → name of its PNG.
     """
 
     label_ids: Mapping[int, int]
-    file_name: Callable[[str], str] = lambda name: f"{PurePosixPath(name).stem}.png"
+    file_name: Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -115,16 +99,6 @@ class Benchmark:
         """Number of classes."""
         return len(self.classes)
 
-    @property
-    def id2label(self) -> dict[int, str]:
-        """Class name by train id, as in a model's config."""
-        return dict(enumerate(self.classes))
-
-    @property
-    def label2id(self) -> dict[str, int]:
-        """Train id by class name."""
-        return {name: index for index, name in enumerate(self.classes)}
-
 
 def read_benchmark(path: Path) -> Benchmark:
     """The row of a file of the table, with these keys besides the attributes of `Benchmark` of the same name.
@@ -137,26 +111,25 @@ def read_benchmark(path: Path) -> Benchmark:
     - `like`: another file; what is not said here is as there, and `classes` are more classes.
     """
     facts = _facts(path)
-    values = sorted(facts["classes"])
-    label_map = {value: 255 for value in facts.get("ignored", ())}
-    label_map |= {value: index for index, value in enumerate(values) if value != index}
+    rows, files = dict(sorted(facts.pop("classes").items())), facts.pop("files")
+    label_map = dict.fromkeys(facts.pop("ignored", ()), 255)
+    label_map |= {value: index for index, value in enumerate(rows) if value != index}
     kinds = {"published": label_map, "train ids": {}, "other ids": None}
-    files: dict[str, Any] = {
-        name: tuple(given) if isinstance(given, list) else given for name, given in facts["files"].items()
-    }
-    endings = {ending: kinds[kind] for ending, kind in files.pop("label_endings", {"": "published"}).items()}
-    files["split_names"] = {split: tuple(names) for split, names in files.get("split_names", {}).items()}
-    layout = Layout(label_endings=endings, **files)
-    rows = [facts["classes"][value] for value in values]
+    endings = files.pop("label_endings", {"": "published"})
+    if (submission := facts.pop("submission", None)) is not None:
+        label_ids = {index: value for index, value in enumerate(rows) if value != index}
+        label_ids |= {255: submission["ignored"]} if "ignored" in submission else {}
+        removed, ending = files.get("image_ending", ""), submission.get("ending", ".png")
+        submission = Submission(label_ids, lambda name: PurePosixPath(name).stem.removesuffix(removed) + ending)
     return Benchmark(
         name=path.stem,
-        classes=tuple(name for name, *_ in rows),
-        palette=tuple((red, green, blue) for _, red, green, blue in rows),
-        split_sizes=facts["splits"],
-        files=layout,
-        submission=_submission(facts["submission"], values, layout) if "submission" in facts else None,
+        classes=tuple(name for name, *_ in rows.values()),
+        palette=tuple((red, green, blue) for _, red, green, blue in rows.values()),
+        split_sizes=facts.pop("splits"),
+        files=Layout(label_endings={ending: kinds[kind] for ending, kind in endings.items()}, **files),
+        submission=submission,
         label_map=label_map,
-        **{name: facts[name] for name in ("licence", "homepage", "citation", "layout")},
+        **facts,
     )
 
 
@@ -164,16 +137,5 @@ def _facts(path: Path) -> dict[str, Any]:
     facts = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if "like" not in facts:
         return facts
-    other = _facts(path.with_name(f"{facts['like']}.yaml"))
+    other = _facts(path.with_name(f"{facts.pop('like')}.yaml"))
     return other | facts | {name: other[name] | facts.get(name, {}) for name in ("files", "classes")}
-
-
-def _submission(facts: Mapping[str, Any], values: list[int], layout: Layout) -> Submission:
-    label_ids = {index: value for index, value in enumerate(values) if index != value}
-    if "ignored" in facts:
-        label_ids[255] = facts["ignored"]
-    return Submission(label_ids, partial(_result_name, layout.image_ending, facts.get("ending", ".png")))
-
-
-def _result_name(image_ending: str, ending: str, name: str) -> str:
-    return f"{PurePosixPath(name).stem.removesuffix(image_ending)}{ending}"
