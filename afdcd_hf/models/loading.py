@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,8 @@ def load_model(name_or_path: str | Path) -> nn.Module:
         ValueError: weights are missing, damaged or of other shapes, or the model needs code of its own.
         OSError: neither a local folder nor a Hub id, or a file is missing in it.
     """
-
-    def load(name: str) -> tuple[nn.Module, dict[str, Any]]:
-        return AutoModelForSemanticSegmentation.from_pretrained(
-            name,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below
-            trust_remote_code=False,
-        )
-
-    model, info = _loaded(load, name_or_path, "a segmenter")
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below
+    model, info = _loaded(AutoModelForSemanticSegmentation, name_or_path, "a segmenter", **options)
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
         raise ValueError(f"{str(name_or_path)!r} lacks {len(names)} of the model's weights, e.g. {names[:3]}.")
@@ -44,17 +34,13 @@ def load_model(name_or_path: str | Path) -> nn.Module:
 
 def load_processor(name_or_path: str | Path) -> Any:
     """Load a model's image processor; code in its folder is never run. Errors as for `load_model`."""
-
-    def load(name: str) -> Any:
-        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-
-    return _loaded(load, name_or_path, "an image processor")
+    return _loaded(AutoImageProcessor, name_or_path, "an image processor")
 
 
-def _loaded(load: Callable[[str], Any], name_or_path: str | Path, what: str) -> Any:
+def _loaded(auto_class: Any, name_or_path: str | Path, what: str, **options: Any) -> Any:
     name = os.path.expanduser(name_or_path)
     try:
-        return load(name)
+        return auto_class.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:
         problem = " ".join(str(error).split())
         if "trust_remote_code" in problem:

@@ -24,7 +24,7 @@ from afdcd_hf.hub.push_files import shown_pictures
 REPO = "street/tiny"
 SOURCE = {
     "backbone_afdcd.py", "configuration_afdcd.py", "heads.py", "image_modes_afdcd.py", "image_processing_afdcd.py",
-    "modeling_afdcd.py", "upload_afdcd.py",
+    "modeling_afdcd.py",
 }  # fmt: skip
 NETWORK = {"config.json", "model.safetensors", "preprocessor_config.json", *SOURCE}
 PROTOCOL = {

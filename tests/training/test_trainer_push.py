@@ -17,7 +17,7 @@ from afdcd_hf.hub.model_card import MARKER
 REPO = "street/student"
 STUDENT = {
     "config.json", "model.safetensors", "preprocessor_config.json", "backbone_afdcd.py", "configuration_afdcd.py",
-    "heads.py", "image_modes_afdcd.py", "image_processing_afdcd.py", "modeling_afdcd.py", "upload_afdcd.py",
+    "heads.py", "image_modes_afdcd.py", "image_processing_afdcd.py", "modeling_afdcd.py",
 }  # fmt: skip
 PUSHING = {"push_to_hub": True, "hub_model_id": REPO}
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
@@ -123,8 +123,9 @@ def test_a_network_without_a_configuration_is_pushed_too(hub, tmp_path):
     assert pushed(hub).keys() == {
         "model.safetensors",
         "preprocessor_config.json",
+        "configuration_afdcd.py",
+        "heads.py",
         "image_modes_afdcd.py",
-        "upload_afdcd.py",
         "image_processing_afdcd.py",
     }
 
