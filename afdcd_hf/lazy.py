@@ -18,33 +18,21 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
     Args:
         package: its `__name__`.
     """
-    module_of = _names_for_type_checkers(package)
+    module = sys.modules[package]
+    source = module.__spec__.loader.get_source(package)  # type: ignore[union-attr]
+    module_of: dict[str, str] = {}
+    for block in ast.parse(source).body:
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING":
+            for node in block.body:
+                if isinstance(node, ast.ImportFrom):
+                    module_of |= {alias.name: "." * node.level + (node.module or "") for alias in node.names}
 
     def get(name: str) -> Any:
         if name not in module_of:
             known = ", ".join(sorted(module_of))
             raise AttributeError(f"module {package!r} has no attribute {name!r}; public names: {known}")
-        value = getattr(import_module(f".{module_of[name]}", package), name)
-        setattr(sys.modules[package], name, value)
+        value = getattr(import_module(module_of[name], package), name)
+        setattr(module, name, value)
         return value
 
-    def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *module_of})
-
-    return get, names, sorted(module_of)
-
-
-def _names_for_type_checkers(package: str) -> dict[str, str]:
-    """Name -> module, relative to the package."""
-    spec = sys.modules[package].__spec__
-    source = spec.loader.get_source(package)  # type: ignore[union-attr]
-    blocks = (node for node in ast.parse(source).body if isinstance(node, ast.If))
-    imports = (
-        node
-        for block in blocks
-        if isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-    )
-    # a dot less than in the import, since `import_module` gets one in front
-    return {alias.name: "." * (node.level - 1) + (node.module or "") for node in imports for alias in node.names}
+    return get, lambda: sorted({*vars(module), *module_of}), sorted(module_of)

@@ -7,9 +7,9 @@ yet, registration waits until it is. Nothing of transformers is half imported at
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 
 def register_when_used() -> None:
@@ -48,16 +48,11 @@ def register() -> None:
 
 
 class _AfterTransformers:
-    """Leaves finding and loading transformers to others, and registers once it is loaded."""
+    """Leaves finding and loading transformers to Python, and registers once it is loaded."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != "transformers":
-            return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
-        if spec is not None and spec.loader is not None:
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec: Any = PathFinder.find_spec(fullname, path, target) if fullname == "transformers" else None
+        if spec is not None:
             load = spec.loader.exec_module
 
             def load_and_register(module: ModuleType) -> None:
@@ -65,5 +60,5 @@ class _AfterTransformers:
                 sys.meta_path.remove(self)
                 register()
 
-            setattr(spec.loader, "exec_module", load_and_register)  # noqa: B010  (mypy: no assignment to a method)
+            spec.loader.exec_module = load_and_register
         return spec

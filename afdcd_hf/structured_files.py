@@ -12,7 +12,11 @@ import yaml
 T = TypeVar("T")
 
 # Far beyond any recipe; a file of a few lines can otherwise stand for thousands of millions of values.
-_MOST_BYTES, _MOST_VALUES, _DEEPEST = 2**20, 10_000, 20
+_MOST_KIB, _MOST_VALUES, _DEEPEST = 256, 10_000, 20
+_TOO_LARGE = (
+    f"more than {_MOST_VALUES:,} values (aliases counted as what they repeat) or {_DEEPEST} levels of nesting: this is "
+    "no recipe."
+)
 
 
 def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:  # type: ignore[assignment]
@@ -33,10 +37,8 @@ def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:  # type: 
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} ({what}) is not valid JSON: {error}. Restore the file or write it again.") from error
     if not isinstance(value, kind):
-        names: dict[type, str] = {dict: "an object", list: "an array"}
-        raise ValueError(
-            f"{path} ({what}) must hold {names.get(kind, kind.__name__)}, but holds {type(value).__name__}."
-        )
+        wanted = "an object" if kind is dict else "an array"
+        raise ValueError(f"{path} ({what}) must hold {wanted}, but holds {type(value).__name__}.")
     return value
 
 
@@ -48,8 +50,8 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
         ValueError: not valid YAML, a key that stands twice, too large, or no `key: value` lines.
     """
     path = Path(path)
-    if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"{path} is larger than {_MOST_BYTES >> 20} MiB: this is no recipe.")
+    if path.stat().st_size > _MOST_KIB * 1024:
+        raise ValueError(f"{path} is larger than {_MOST_KIB} KiB: this is no recipe.")
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError is one
@@ -69,13 +71,23 @@ def parse_yaml(text: str) -> Any:
         ValueError: not valid YAML, a key that stands twice, or more or deeper values than any recipe has.
     """
     try:
-        _check_extent(text)
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ValueError(f"{line}{error.problem or error.context}.") from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError(_TOO_LARGE) from error
+    values, count = [(value, 0)], 0
+    while values:  # an alias counts as what it repeats
+        each, depth = values.pop()
+        count += 1
+        if count > _MOST_VALUES or depth > _DEEPEST:
+            raise ValueError(_TOO_LARGE)
+        if isinstance(each, (dict, list)):
+            values += [(inner, depth + 1) for inner in (each.values() if isinstance(each, dict) else each)]
+    return value
 
 
 class _Loader(yaml.SafeLoader):
@@ -111,29 +123,3 @@ for _tag, _pattern, _first in (
 ):
     _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
 _Loader.add_constructor(_LEADING_ZERO, _refuse_leading_zero)
-
-
-def _check_extent(text: str) -> None:
-    """Count values and depth without building them: an alias counts as what it repeats."""
-    anchored: dict[str, int] = {}
-    sizes, anchors = [0], []  # values within each collection that is still open; names of these
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
-            sizes.append(1)
-            anchors.append(event.anchor)
-        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
-            size, anchor = sizes.pop(), anchors.pop()
-            sizes[-1] += size
-            if anchor is not None:
-                anchored[anchor] = size
-        elif isinstance(event, yaml.AliasEvent):
-            if event.anchor in anchors:
-                raise ValueError(f"*{event.anchor} stands within what it repeats.")
-            sizes[-1] += anchored.get(event.anchor or "", 1)
-        elif isinstance(event, yaml.ScalarEvent):
-            sizes[-1] += 1
-        if len(sizes) > _DEEPEST or sum(sizes) > _MOST_VALUES:
-            raise ValueError(
-                f"more than {_MOST_VALUES:,} values (aliases counted as what they repeat) or {_DEEPEST} levels of "
-                "nesting: this is no recipe."
-            )

@@ -35,14 +35,14 @@ BROKEN = {
     "leading zero": ("max_steps: 010", "010 can mean an octal or a decimal number"),
     "a list as a key": ("? [1, 2]\n: 3", "unhashable"),
     "a tag": ("a: !!python/name:os.system x", "could not determine a constructor"),
-    "repeats itself": ("a: &a [*a]", r"\*a stands within what it repeats"),
+    "repeats itself": ("a: &a [*a]", "20 levels of nesting"),
     "unknown alias": ("a: *b", "undefined alias"),
     "a billion laughs": (LAUGHS, "more than 10,000 values"),
     "deep": ("a: " + "[" * 100_000, "20 levels of nesting"),
-    "many keys": ("".join(f"k{i}: 1\n" for i in range(100_000)), "more than 10,000 values"),
+    "many keys": ("".join(f"k{i}: 1\n" for i in range(20_000)), "more than 10,000 values"),
     "control characters": ("a: \0", "special characters are not allowed"),
     "digits": ("a: " + "1" * 5000, "digits"),
-    "large": ("#" * 2**21, "larger than 1 MiB"),
+    "large": ("#" * 2**19, "larger than 256 KiB"),
 }
 
 

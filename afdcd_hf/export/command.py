@@ -15,8 +15,7 @@ from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
 from ..inference.onnx_segmenter import check_packages, load_segmenter
-from .onnx import check_output, export_onnx
-from .parity import format_parity
+from .onnx import check_output, export_onnx, format_parity
 from .quantisation import quantise_onnx
 from .runtimes import compare_runtimes, format_runtimes
 
@@ -40,21 +39,7 @@ def export_saved_onnx(
 ) -> None:
     """Export a saved model; `<name>_export.json` beside the graph says what was measured, which is also printed.
 
-    Args:
-        model: Folder or Hub id.
-        output: File to write, named `.onnx`.
-        upsample: As in `export_onnx`, like the next three.
-        argmax: Likewise.
-        size: Likewise.
-        opset: Likewise.
-        int8: Also write the int8 version, and compare size and speed.
-        dataset: Benchmark, folder or Hub id, to calibrate and evaluate on.
-        data_dir: Its files.
-        calibration_split: Split for calibration; "train" where None.
-        calibration_samples: Images of it; 32 where None.
-        evaluate_split: Split to measure mean IoU on; none where None.
-        max_samples: Only the first so many images of it.
-        overwrite: Replace files of an earlier export.
+    The arguments are those of the command, whose help describes them; `dataset` is its `--calibration_dataset`.
 
     Raises:
         ValueError: If options do not go together, or the export fails.
@@ -62,20 +47,18 @@ def export_saved_onnx(
     """
     check_packages()
     needs_data = [f"--{name}" for name, given in (("int8", int8), ("evaluate_split", evaluate_split)) if given]
-    refusals = {
-        f"{'/'.join(needs_data)} needs images: give --calibration_dataset (and --data_dir).": needs_data
-        and not dataset,
-        f"--calibration_dataset {dataset} is for --int8 or --evaluate_split: give one of them.": dataset
-        and not needs_data,
-        "--data_dir needs --calibration_dataset, the name of what lies there.": data_dir and not dataset,
-        "--calibration_split is for --int8: add it.": calibration_split and not int8,
-        "--calibration_samples is for --int8: add it.": calibration_samples is not None and not int8,
-        "--max_samples limits --evaluate_split: give the split.": max_samples is not None and not evaluate_split,
-        "With --argmax, label maps can only be scored at the image's size: add --upsample.": evaluate_split
-        and argmax
-        and not upsample,
-    }
-    for message, applies in refusals.items():
+    for applies, message in (
+        (needs_data and not dataset, f"{'/'.join(needs_data)} needs images: give --calibration_dataset."),
+        (dataset and not needs_data, "--calibration_dataset is for --int8 or --evaluate_split: give one of them."),
+        (data_dir and not dataset, "--data_dir needs --calibration_dataset, the name of what lies there."),
+        (calibration_split and not int8, "--calibration_split is for --int8: add it."),
+        (calibration_samples is not None and not int8, "--calibration_samples is for --int8: add it."),
+        (max_samples is not None and not evaluate_split, "--max_samples limits --evaluate_split: give the split."),
+        (
+            evaluate_split and argmax and not upsample,
+            "With --argmax, label maps can only be scored at the image's size: add --upsample.",
+        ),
+    ):
         if applies:
             raise ValueError(message)
     files = {"ONNX": check_output(output, overwrite)}
@@ -87,23 +70,21 @@ def export_saved_onnx(
     # before the long work: data that is not there is known at once
     calibration = load_split(dataset, calibration_split or "train", data_dir) if int8 and dataset else None
     evaluation = load_split(dataset, evaluate_split, data_dir, max_samples) if evaluate_split and dataset else None
-    network, processor = load_segmenter(model)
+    segmenter, processor = load_segmenter(model)
     if evaluation is not None and dataset in BENCHMARKS:
-        check_classes(network, BENCHMARKS[dataset].classes, dataset)
+        check_classes(segmenter, BENCHMARKS[dataset].classes, dataset)
     options: dict[str, Any] = {"upsample": upsample, "argmax": argmax, "size": size, "opset": opset}
     print("tracing the graph, and comparing it with PyTorch ...", flush=True)
-    rows = export_onnx(network, processor, files["ONNX"], overwrite=overwrite, **options)
+    rows = export_onnx(segmenter, processor, files["ONNX"], overwrite=overwrite, **options)
     print(f"PyTorch and onnxruntime, same input:\n{format_parity(rows)}\nwritten: {files['ONNX']}", flush=True)
     found: dict[str, Any] = {"model": model, **options, "parity": [asdict(row) for row in rows]}
     if calibration is not None:
-        samples = 32 if calibration_samples is None else calibration_samples
-        names = quantise_onnx(
-            files["ONNX"], files["ONNX int8"], calibration, processor, samples=samples, overwrite=overwrite
-        )
+        limits: dict[str, Any] = {"samples": calibration_samples or 32, "overwrite": overwrite}
+        names = quantise_onnx(files["ONNX"], files["ONNX int8"], calibration, processor, **limits)
         print(f"written: {files['ONNX int8']}, calibrated on {len(names)} images of {dataset}", flush=True)
         found["calibration"] = {"dataset": dataset, "split": calibration_split or "train", "images": names}
     if int8 or evaluation is not None:
-        compared = compare_runtimes(network, files, processor, evaluation)
+        compared = compare_runtimes(segmenter, files, processor, evaluation)
         print(format_runtimes(compared))
         print(f"{machine_name()}, one image at a time, onnxruntime {version('onnxruntime')}")
         found["runtimes"] = [asdict(row) for row in compared]

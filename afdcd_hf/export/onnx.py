@@ -6,46 +6,48 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ..atomic_io import check_can_write, written_whole
+from ..data.transforms import run_processor
 from ..inference.onnx_segmenter import METADATA_KEY, OnnxSegmenter, check_packages
 from ..model_utils import align_corners_of
 from ..models.modeling_afdcd import upsample_logits
-from .parity import ParityRow, check_parity
-from .pooling import PoolingByProducts
 
 # batch, height, width: sides that strides divide and sides that they do not, wide and high, one image and several
 PARITY_SHAPES = ((1, 128, 128), (2, 97, 129), (1, 360, 480), (3, 130, 66), (1, 256, 512))
+# of the largest score; float32 sums of some thousand products in another order differ by up to about 1e-5
+TOLERANCE = 1e-4
 
 
-class Graph(nn.Module):
-    """What is exported: the model, then perhaps stretching to the input's size and the choice of the best class."""
+@dataclass(frozen=True)
+class ParityRow:
+    """One input given to the model and to the graph.
 
-    def __init__(self, model: nn.Module, upsample: bool, argmax: bool):
-        super().__init__()
-        self.model = model
-        self.upsample = upsample
-        self.argmax = argmax
+    Attributes:
+        batch, height, width: of the input.
+        difference: largest absolute difference of a score; for label maps, by how much the score of a label in the
+            graph's map falls short of the pixel's best at most.
+        largest_score: largest absolute score of the model, to judge the difference by.
+        other_labels: share of the pixels whose best class is another one.
+    """
 
-    def scores(self, pixel_values: Tensor) -> Tensor:
-        """Class scores `(B, K, h, w)`."""
-        logits = self.model(pixel_values=pixel_values).logits
-        if not self.upsample:
-            return logits
-        return upsample_logits(logits, (pixel_values.shape[-2], pixel_values.shape[-1]), align_corners_of(self.model))
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """The graph's output."""
-        with PoolingByProducts():
-            scores = self.scores(pixel_values)
-        return scores.argmax(1).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32) if self.argmax else scores
+    batch: int
+    height: int
+    width: int
+    difference: float
+    largest_score: float
+    other_labels: float
 
 
 def export_onnx(
@@ -89,10 +91,21 @@ def export_onnx(
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"size={size!r}: expected height and width, two positive whole numbers.")
     graph = Graph(copy.deepcopy(model).cpu().float().eval(), upsample, argmax)
-    facts = _facts(model, processor, upsample, argmax, size)
+    config: Any = model.config
+    described = json.loads(processor.to_json_string())
+    described.pop("auto_map", None)  # names files that do not lie beside a graph
+    facts = {
+        "id2label": {str(index): name for index, name in config.id2label.items()},
+        "align_corners": align_corners_of(model),
+        "ignore_index": getattr(config, "semantic_loss_ignore_index", 255),
+        "output": "labels" if argmax else "logits",
+        "upsample": upsample,
+        "size": None if size is None else list(size),
+        "processor": described,
+    }
     with written_whole(output) as part:
         proto = _trace(graph, size, opset)
-        _name_axes(proto.graph, facts)
+        _name_axes(proto.graph, upsample, argmax)
         attach_facts(proto, facts)
         part.write_bytes(proto.SerializeToString())
         shapes = PARITY_SHAPES if size is None else [(batch, *size) for batch in (1, 2, 3)]
@@ -121,18 +134,57 @@ def attach_facts(proto: Any, facts: dict[str, Any]) -> None:
     proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
 
 
-def _facts(model: Any, processor: Any, upsample: bool, argmax: bool, size: Sequence[int] | None) -> dict[str, Any]:
-    described = json.loads(processor.to_json_string())
-    described.pop("auto_map", None)  # names files that do not lie beside a graph
-    return {
-        "id2label": {str(index): name for index, name in model.config.id2label.items()},
-        "align_corners": align_corners_of(model),
-        "ignore_index": getattr(model.config, "semantic_loss_ignore_index", 255),
-        "output": "labels" if argmax else "logits",
-        "upsample": upsample,
-        "size": None if size is None else list(size),
-        "processor": described,
-    }
+class Graph(nn.Module):
+    """What is exported: the model, then perhaps stretching to the input's size and the choice of the best class."""
+
+    def __init__(self, model: nn.Module, upsample: bool, argmax: bool):
+        super().__init__()
+        self.model = model
+        self.upsample = upsample
+        self.argmax = argmax
+
+    def scores(self, pixel_values: Tensor) -> Tensor:
+        """Class scores `(B, K, h, w)`."""
+        logits = self.model(pixel_values=pixel_values).logits
+        if not self.upsample:
+            return logits
+        return upsample_logits(logits, (pixel_values.shape[-2], pixel_values.shape[-1]), align_corners_of(self.model))
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """The graph's output."""
+        with PoolingByProducts():
+            scores = self.scores(pixel_values)
+        return scores.argmax(1).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32) if self.argmax else scores
+
+
+class PoolingByProducts(TorchFunctionMode):
+    """Inside, `adaptive_avg_pool2d` is computed by two matrix products.
+
+    torch's exporter writes the cells of the example's size into the graph, which is silently wrong at other sizes.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace that one function, and leave all others alone."""
+        return (cell_means if func is F.adaptive_avg_pool2d else func)(*args, **(kwargs or {}))
+
+
+def cell_means(input: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
+    """What `torch.nn.functional.adaptive_avg_pool2d` gives for `(..., H, W)`, by matrix products."""
+    vertical, horizontal = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
+    if vertical == horizontal == 1:
+        return input.mean((-2, -1), keepdim=True)
+    if vertical is not None:
+        input = _shares(vertical, input.shape[-2], input) @ input
+    return input if horizontal is None else input @ _shares(horizontal, input.shape[-1], input).T
+
+
+def _shares(cells: int, side: int, like: Tensor) -> Tensor:
+    """`(cells, side)`: what each pixel of a side counts in the mean of each cell. Neighbouring cells may overlap."""
+    cell = torch.arange(cells, device=like.device)[:, None]
+    pixel = torch.arange(side, device=like.device)
+    inside = (pixel >= cell * side // cells) & (pixel < ((cell + 1) * side + cells - 1) // cells)
+    counts = inside.to(like.dtype)
+    return counts / counts.sum(1, keepdim=True)
 
 
 def _trace(graph: Graph, size: tuple[int, int] | None, opset: int | None) -> Any:
@@ -155,7 +207,9 @@ def _trace(graph: Graph, size: tuple[int, int] | None, opset: int | None) -> Any
                 verbose=False,
             )
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:  # torch's OnnxExporterError too
-        raise ValueError(_refusal(error, size)) from error
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        hint = "" if size else " Some models can only be exported for one size: try --size HEIGHT WIDTH."
+        raise ValueError(f"torch cannot export this model to ONNX.{hint} It says: {reason}") from error
     assert program is not None  # with dynamo=True
     proto = program.model_proto
     written = next(entry.version for entry in proto.opset_import if not entry.domain)
@@ -167,32 +221,85 @@ def _trace(graph: Graph, size: tuple[int, int] | None, opset: int | None) -> Any
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's news of its inner workings; what goes wrong is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations within the exporter
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 
-def _refusal(error: Exception, size: tuple[int, int] | None) -> str:
-    reason = " ".join(str(error.__cause__ or error).split())[:300]
-    hint = "" if size else " Some models can only be exported for one size: try --size HEIGHT WIDTH."
-    return f"torch cannot export this model to ONNX.{hint} It says: {reason}"
-
-
-def _name_axes(graph: Any, facts: dict[str, Any]) -> None:
+def _name_axes(graph: Any, upsample: bool, argmax: bool) -> None:
     """Readable names for the open axes, in place of formulae in symbols of torch's."""
-    sides = ("height", "width") if facts["upsample"] else ("map_height", "map_width")
-    names: dict[str, tuple[str | None, ...]] = {graph.input[0].name: ("batch", None, "height", "width")}
-    names[graph.output[0].name] = ("batch", *sides) if facts["output"] == "labels" else ("batch", None, *sides)
-    for value in (*graph.input, *graph.output):
-        for dim, name in zip(value.type.tensor_type.shape.dim, names[value.name], strict=True):
+    sides = ("height", "width") if upsample else ("map_height", "map_width")
+    output = ("batch", *sides) if argmax else ("batch", "classes", *sides)
+    for value, names in ((graph.input[0], ("batch", "channels", "height", "width")), (graph.output[0], output)):
+        for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
             if dim.dim_param:
                 dim.dim_param = name
     del graph.value_info[:]  # the shapes within, in the same formulae: runtimes infer them anew
+
+
+def check_parity(
+    scores_of: Callable[[Tensor], Tensor],
+    graph: Callable[[np.ndarray], np.ndarray],
+    processor: Any,
+    shapes: Iterable[tuple[int, int, int]],
+    *,
+    labels: bool = False,
+) -> list[ParityRow]:
+    """Give images of several sizes to model and graph.
+
+    Args:
+        scores_of: `(B, 3, H, W)` float32 to class scores `(B, K, h, w)` in PyTorch.
+        graph: the same input as an array, to the same scores or, with `labels`, to class ids `(B, h, w)`.
+        processor: image processor of the model, so that inputs have the range that it is used to.
+        shapes: batch size, height and width of each input.
+        labels: the graph gives label maps.
+
+    Raises:
+        ValueError: the graph fails on an input, gives another shape, or differs by more than `TOLERANCE`.
+    """
+    rows = [_compare(scores_of, graph, processor, shape, labels) for shape in shapes]
+    if not all(row.difference <= TOLERANCE * row.largest_score for row in rows):  # so that NaN does not pass
+        raise ValueError(
+            f"The graph differs from the model beyond {TOLERANCE:g} of the largest score; nothing was written.\n"
+            f"{format_parity(rows)}\n"
+            "If only the sizes differ in which the graph was not traced, fix the size: --size HEIGHT WIDTH."
+        )
+    return rows
+
+
+def format_parity(rows: Sequence[ParityRow]) -> str:
+    """A table with a line per input."""
+    lines = [f"{'input':<16}{'max difference':>16}{'largest score':>15}{'other labels':>14}"]
+    for row in rows:
+        size = f"{row.batch}x{row.height}x{row.width}"
+        lines.append(f"{size:<16}{row.difference:>16.1e}{row.largest_score:>15.2f}{row.other_labels:>14.2%}")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def _compare(scores_of: Any, graph: Any, processor: Any, shape: tuple[int, int, int], labels: bool) -> ParityRow:
+    batch, height, width = shape
+    rng = np.random.default_rng(shape)  # colour ramps with noise, the same on every call
+    ramp = np.linspace(0, 200, height)[:, None, None] * rng.random(3) + np.linspace(0, 50, width)[None, :, None]
+    noisy = (ramp + rng.integers(0, 56, (batch, height, width, 3))).clip(0, 255).astype(np.uint8)
+    inputs = torch.stack([run_processor(processor, torch.from_numpy(pixels).permute(2, 0, 1)) for pixels in noisy])
+    scores = scores_of(inputs).float()
+    result = torch.from_numpy(graph(inputs.numpy()))
+    expected = scores.argmax(1) if labels else scores
+    if result.shape != expected.shape:
+        given, wanted = tuple(result.shape), tuple(expected.shape)
+        raise ValueError(f"For an input of {tuple(inputs.shape)} the graph gives {given}, the model {wanted}.")
+    classes = result.long() if labels else result.argmax(1)
+    if labels:
+        difference = (scores.amax(1) - scores.gather(1, classes[:, None])[:, 0]).max()
+    else:
+        difference = (scores - result).abs().max()
+    others = (classes != scores.argmax(1)).double().mean()
+    return ParityRow(*shape, difference.item(), scores.abs().max().item(), others.item())

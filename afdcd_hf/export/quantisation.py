@@ -51,18 +51,45 @@ def quantise_onnx(
             that is no exported one.
         OSError: the file exists, and `overwrite` is off, or cannot be written.
     """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
     output = check_output(output, overwrite)
-    segmenter = OnnxSegmenter(graph)
+    facts = OnnxSegmenter(graph).facts
     if len(dataset) < 1 or samples < 1:
         raise ValueError(f"Calibration needs an image or more: {samples} of {len(dataset)} were asked for.")
     number = min(samples, len(dataset))
+    indices = [index * len(dataset) // number for index in range(number)]
     names: list[str] = []
+    inputs = calibration_inputs(dataset, indices, processor, facts["size"], names)
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(inputs, None)
+
+    root, level = logging.getLogger(), logging.getLogger().level
     with written_whole(output) as part, TemporaryDirectory() as folder:
-        prepared = Path(folder, "prepared.onnx")
-        _prepare(Path(graph), prepared)
-        indices = [index * len(dataset) // number for index in range(number)]
-        _quantise(prepared, part, calibration_inputs(dataset, indices, processor, segmenter.facts["size"], names))
-        _describe(part, segmenter.facts)
+        prepared = Path(folder, "prepared.onnx")  # with normalisation folded into convolutions, and shapes inferred
+        quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
+        root.setLevel(logging.ERROR)  # onnxruntime's advice to do what has been done; it logs through the root
+        try:
+            quantize_static(
+                str(prepared),
+                str(part),
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                op_types_to_quantize=list(_QUANTISED),
+                nodes_to_exclude=_left_in_float(onnx.load(prepared).graph),
+            )
+        finally:
+            root.setLevel(level)
+        proto = onnx.load(part)
+        attach_facts(proto, facts)
+        onnx.save(proto, part)
         OnnxSegmenter(part)  # the runtime takes it
     return names
 
@@ -91,49 +118,8 @@ def calibration_inputs(
         yield {"pixel_values": np.ascontiguousarray(pixels[None])}
 
 
-def _prepare(graph: Path, output: Path) -> None:
-    """Fold normalisation into convolutions and infer shapes, as quantisation wants it."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    quant_pre_process(str(graph), str(output), skip_symbolic_shape=True)
-
-
-def _quantise(graph: Path, output: Path, inputs: Iterator[dict[str, np.ndarray]]) -> None:
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(inputs, None)
-
-    root, level = logging.getLogger(), logging.getLogger().level
-    root.setLevel(logging.ERROR)  # onnxruntime's advice to do what has been done; it logs through the root
-    try:
-        quantize_static(
-            str(graph),
-            str(output),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            op_types_to_quantize=list(_QUANTISED),
-            nodes_to_exclude=_left_in_float(onnx.load(graph).graph),
-        )
-    finally:
-        root.setLevel(level)
-
-
 def _left_in_float(graph: Any) -> list[str]:
     """Nodes whose inputs are no images' features: products of two activations, and arithmetic on shapes."""
     weights = {tensor.name for tensor in graph.initializer}
     weights |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
     return [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and not weights & set(node.input)]
-
-
-def _describe(graph: Path, facts: dict[str, Any]) -> None:
-    import onnx
-
-    proto = onnx.load(graph)
-    attach_facts(proto, facts)
-    onnx.save(proto, graph)

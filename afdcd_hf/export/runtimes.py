@@ -19,6 +19,8 @@ from ..inference.segment import make_sample
 from ..inference.settings import WHOLE_IMAGE
 from ..model_utils import evaluating
 
+_WARMUP = 3  # turns that are not counted
+
 
 @dataclass(frozen=True)
 class RuntimeRow:
@@ -68,49 +70,39 @@ def compare_runtimes(
     Raises:
         ValueError: a graph that gives label maps smaller than the image, which cannot be scored.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: at least one turn must be counted.")
     segmenters = {name: OnnxSegmenter(path) for name, path in graphs.items()}
     model = model.cpu()
     fixed = next((one.facts["size"] for one in segmenters.values() if one.facts["size"]), None)
     inputs = torch.zeros(1, 3, *(fixed or size))
     if dataset is not None and fixed is None:
         inputs = make_sample(processor, dataset[0]["image"]).pixel_values[None].float()
-    runners: dict[str, Callable[[], Any]] = {"PyTorch": lambda: model(pixel_values=inputs)}
+    runners: dict[str, Callable[[], Any]] = {"PyTorch": partial(model, pixel_values=inputs)}
     runners |= {name: partial(one.run, inputs.numpy()) for name, one in segmenters.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
     with evaluating(model), torch.no_grad():
-        latencies = take_turns(runners, repeats)
-    megabytes = {"PyTorch": sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 1e6}
-    megabytes |= {name: one.path.stat().st_size / 1e6 for name, one in segmenters.items()}
-    scores: dict[str, float] = {}
-    if dataset is not None:
-        settings = WHOLE_IMAGE
-        for one in segmenters.values():
-            settings = one.settings_for(settings)
-        for name, segmenter in {"PyTorch": model, **segmenters}.items():
-            scores[name] = evaluate_segmenter(segmenter, dataset, processor=processor, settings=settings)["mean_iou"]
-    return [
-        RuntimeRow(
-            name,
-            megabytes[name],
-            float(np.median(seconds)),
-            float(np.percentile(seconds, 95)),
-            scores.get(name),
-            scores[name] - scores["PyTorch"] if scores else None,
-        )
-        for name, seconds in latencies.items()
-    ]
-
-
-def take_turns(runners: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Call each runner in turn, again and again; the seconds of each one's calls, without the first `warmup` turns."""
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats}: at least one turn must be counted.")
-    found: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(warmup + repeats):
-        for name, run in runners.items():
-            start = perf_counter()
-            run()
-            found[name].append(perf_counter() - start)
-    return {name: seconds[warmup:] for name, seconds in found.items()}
+        for _ in range(_WARMUP + repeats):
+            for name, run in runners.items():
+                start = perf_counter()
+                run()
+                seconds[name].append(perf_counter() - start)
+    settings = WHOLE_IMAGE
+    for one in segmenters.values():
+        settings = one.settings_for(settings)
+    rows: list[RuntimeRow] = []
+    for name, segmenter in {"PyTorch": model, **segmenters}.items():
+        if isinstance(segmenter, OnnxSegmenter):
+            size_in_bytes = segmenter.path.stat().st_size
+        else:
+            size_in_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        median, p95 = np.percentile(seconds[name][_WARMUP:], [50, 95]).tolist()
+        score = change = None
+        if dataset is not None:
+            score = evaluate_segmenter(segmenter, dataset, processor=processor, settings=settings)["mean_iou"]
+            change = score - (rows[0].mean_iou if rows else score)
+        rows.append(RuntimeRow(name, size_in_bytes / 1e6, median, p95, score, change))
+    return rows
 
 
 def format_runtimes(rows: Sequence[RuntimeRow]) -> str:

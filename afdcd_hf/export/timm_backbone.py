@@ -13,7 +13,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 
@@ -83,16 +83,24 @@ def export_timm_backbone(model: nn.Module, processor: Any, output: str | Path) -
 
 def _write(model: AfDcdForSemanticSegmentation, processor: Any, folder: Path) -> list[str]:
     """Everything into the folder, and the check; what the plain model has beyond the backbone."""
-    options = dict(model.config.backbone_kwargs or {})
+    settings = model.config
+    options = dict(settings.backbone_kwargs or {})
     with torch.device("meta"):
-        own = timm.create_model(model.config.backbone, features_only=True, **options)
-    if own.feature_info.reduction()[-1] != model.config.output_stride:  # else it has that stride by nature
-        options["output_stride"] = model.config.output_stride
+        own = timm.create_model(settings.backbone, features_only=True, **options)
+    if own.feature_info.reduction()[-1] != settings.output_stride:  # else it has that stride by nature
+        options["output_stride"] = settings.output_stride
     out_indices = options.pop("out_indices", None)
     features = {} if out_indices is None else {"out_indices": tuple(out_indices)}
-    plain = timm.create_model(model.config.backbone, num_classes=0, **options)
-    weights, lacking = _plain_weights(model.backbone.net, plain)
-    save_file(weights, folder / "model.safetensors")
+    plain = timm.create_model(settings.backbone, num_classes=0, **options)
+    # feature models put the model under `model.`, or write `stages.0` as `stages_0`
+    backbone = copy.deepcopy(model.backbone.net).cpu().eval()
+    ours = {name.removeprefix("model.").replace(".", "_"): tensor for name, tensor in backbone.state_dict().items()}
+    wanted = plain.state_dict()
+    named = {name: ours.pop(name.replace(".", "_")) for name in wanted if name.replace(".", "_") in ours}
+    if ours or any(named[name].shape != wanted[name].shape for name in named):
+        raise ValueError(f"{len(ours)} tensors of the backbone have no place in timm's model, e.g. {list(ours)[:3]}.")
+    save_file({name: tensor.contiguous() for name, tensor in named.items()}, folder / "model.safetensors")
+    lacking = sorted(set(wanted) - set(named))
     # Mean and deviation for pixels of 0 to 1, as timm counts them
     largest = 255 * (processor.rescale_factor if processor.do_rescale else 1)
     given = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
@@ -100,23 +108,21 @@ def _write(model: AfDcdForSemanticSegmentation, processor: Any, folder: Path) ->
     # timm insists on every tensor where the numbers of classes agree, and with features alone it asks for 0. Another
     # number makes it accept that layers behind the maps are lacking.
     classes = 1000 if lacking else 0
+    kept = {name: plain.pretrained_cfg.get(name) for name in _KEPT}
     config = {
         "architecture": plain.pretrained_cfg["architecture"],
         "num_classes": classes,
         "num_features": plain.num_features,
         "model_args": options,
-        "pretrained_cfg": {
-            **{name: plain.pretrained_cfg.get(name) for name in _KEPT},
-            **{"mean": mean, "std": std, "num_classes": classes},
-        },
+        "pretrained_cfg": {**kept, "mean": mean, "std": std, "num_classes": classes},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    _check(model, folder, features)
+    _check(backbone, settings.backbone, folder, features)
     readme = _README.format(
-        name=model.config.backbone,
-        classes=model.config.num_labels,
+        name=settings.backbone,
+        classes=settings.num_labels,
         options="".join(f", {name}={value}" for name, value in features.items()),
-        stride=model.config.output_stride,
+        stride=settings.output_stride,
         mean=[round(value, 6) for value in mean],
         std=[round(value, 6) for value in std],
         order=", channels in the order BGR" if getattr(processor, "do_flip_channels", False) else " (RGB)",
@@ -126,28 +132,15 @@ def _write(model: AfDcdForSemanticSegmentation, processor: Any, folder: Path) ->
     return lacking
 
 
-def _plain_weights(net: nn.Module, plain: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-    """The backbone's tensors under the plain model's names, and the names for which there are none."""
-    # feature models put the model under `model.`, or write `stages.0` as `stages_0`
-    ours = {name.removeprefix("model.").replace(".", "_"): tensor for name, tensor in net.state_dict().items()}
-    wanted = plain.state_dict()
-    named = {name: ours.pop(name.replace(".", "_")) for name in wanted if name.replace(".", "_") in ours}
-    if ours or any(named[name].shape != wanted[name].shape for name in named):
-        raise ValueError(f"{len(ours)} tensors of the backbone have no place in timm's model, e.g. {list(ours)[:3]}.")
-    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
-    return weights, sorted(set(wanted) - set(named))
-
-
-def _check(model: AfDcdForSemanticSegmentation, folder: Path, features: dict[str, Any]) -> None:
+def _check(backbone: nn.Module, name: str, folder: Path, features: dict[str, Any]) -> None:
     """Load the folder as its users will, and compare the maps."""
     try:
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True, **features).eval()
     except RuntimeError as error:
         raise ValueError(f"timm does not take the exported backbone back: {' '.join(str(error).split())}") from error
-    backbone = copy.deepcopy(model.backbone.net).cpu().eval()
     size = loaded.pretrained_cfg["input_size"][-2:]
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(next(backbone.parameters()).dtype)
     with torch.no_grad():
         pairs = list(zip(loaded.to(image.dtype)(image), backbone(image), strict=True))
     if not all(torch.equal(given, wanted) for given, wanted in pairs):
-        raise ValueError(f"timm's {model.config.backbone!r}, loaded from the exported folder, gives other maps.")
+        raise ValueError(f"timm's {name!r}, loaded from the exported folder, gives other maps.")
