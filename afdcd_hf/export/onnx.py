@@ -194,7 +194,7 @@ def _trace(graph: Graph, size: tuple[int, int] | None, opset: int | None) -> Any
     free = torch.export.Dim.DYNAMIC
     axes = {0: free} if size is not None else {0: free, 2: free, 3: free}
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph,
                 (),
@@ -219,18 +219,16 @@ def _trace(graph: Graph, size: tuple[int, int] | None, opset: int | None) -> Any
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's news of its inner workings; what goes wrong is raised."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Without exporters' news of their inner workings; what goes wrong is raised."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations within the exporter
             yield
     finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _name_axes(graph: Any, upsample: bool, argmax: bool) -> None:
@@ -252,14 +250,7 @@ def check_parity(
     *,
     labels: bool = False,
 ) -> list[ParityRow]:
-    """Give images of several sizes to model and graph.
-
-    Args:
-        scores_of: `(B, 3, H, W)` float32 to class scores `(B, K, h, w)` in PyTorch.
-        graph: the same input as an array, to the same scores or, with `labels`, to class ids `(B, h, w)`.
-        processor: image processor of the model, so that inputs have the range that it is used to.
-        shapes: batch size, height and width of each input.
-        labels: the graph gives label maps.
+    """Give inputs of these shapes to `scores_of` in PyTorch and to `graph`, which answers with scores or label maps.
 
     Raises:
         ValueError: the graph fails on an input, gives another shape, or differs by more than `TOLERANCE`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +12,7 @@ import numpy as np
 from ..atomic_io import written_whole
 from ..inference.onnx_segmenter import OnnxSegmenter
 from ..inference.segment import make_sample
-from .onnx import attach_facts, check_output
+from .onnx import attach_facts, check_output, quiet
 
 # What is worth integers. Left in float: stretching and arg max, so that the scores keep their fineness.
 _QUANTISED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "Concat", "Relu", "Clip", "MaxPool")
@@ -68,12 +67,10 @@ def quantise_onnx(
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(inputs, None)
 
-    root, level = logging.getLogger(), logging.getLogger().level
     with written_whole(output) as part, TemporaryDirectory() as folder:
         prepared = Path(folder, "prepared.onnx")  # with normalisation folded into convolutions, and shapes inferred
         quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
-        root.setLevel(logging.ERROR)  # onnxruntime's advice to do what has been done; it logs through the root
-        try:
+        with quiet():  # onnxruntime would advise to do what has been done
             quantize_static(
                 str(prepared),
                 str(part),
@@ -85,8 +82,6 @@ def quantise_onnx(
                 op_types_to_quantize=list(_QUANTISED),
                 nodes_to_exclude=_left_in_float(onnx.load(prepared).graph),
             )
-        finally:
-            root.setLevel(level)
         proto = onnx.load(part)
         attach_facts(proto, facts)
         onnx.save(proto, part)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from afdcd_hf.export.runtimes import RuntimeRow, compare_runtimes, format_runtim
 from afdcd_hf.export.timm_backbone import export_timm_backbone
 from afdcd_hf.inference.onnx_segmenter import OnnxSegmenter, load_onnx
 from afdcd_hf.inference.pseudo_labels import write_pseudo_labels
+from afdcd_hf.models.loading import load_model, load_processor
 
 BGR = {"do_flip_channels": True, "do_rescale": False, "image_mean": [104.0, 117.0, 123.0], "image_std": [1, 1, 1]}
 needs_onnx = pytest.mark.skipif(
@@ -33,8 +36,8 @@ needs_onnx = pytest.mark.skipif(
 )
 
 
-def pictures(count=4, size=(48, 64)):
-    return [labelled_image(index, 4, *size) for index in range(count)]
+def pictures(count=4, size=(48, 64), num_labels=4):
+    return [labelled_image(index, num_labels, *size) for index in range(count)]
 
 
 def trained_looking(model):
@@ -52,17 +55,32 @@ def exported(tmp_path_factory):
     """A PSPNet, its processor (BGR), its graph for every size, and the parity found."""
     model, processor = trained_looking(segmenter(head="pspnet", channels=32)), AfDcdImageProcessor(**BGR)
     path = tmp_path_factory.mktemp("psp") / "model.onnx"
-    return model, processor, path, export_onnx(model, processor, path)
+    model.head.train()
+    rows = export_onnx(model, processor, path)
+    assert model.head.training and not model.backbone.training  # only a copy is exported
+    return model.eval(), processor, path, rows
 
 
 @pytest.fixture(scope="module")
-def fixed_labels(tmp_path_factory):
-    """A DeepLabV3 and its graph, fixed to 48x64 pixels, that gives label maps of that size."""
-    model, processor = trained_looking(segmenter(1, head="deeplabv3")), AfDcdImageProcessor()
-    model.head.train()
-    path = tmp_path_factory.mktemp("labels") / "model.onnx"
-    export_onnx(model, processor, path, upsample=True, argmax=True, size=(48, 64))
-    return model, processor, path
+def by_command(tmp_path_factory):
+    """What the command exports: label maps of 32x48 pixels, and int8, of a model and images in CamVid's layout.
+
+    The folder, the arguments and what was printed.
+    """
+    folder = tmp_path_factory.mktemp("command")
+    model = trained_looking(load_model(saved_model(folder / "model", "camvid")))
+    inputs = load_processor(folder / "model")(images=pictures(1, (32, 48))[0]["image"], return_tensors="pt")
+    with torch.no_grad():  # or one class would win everywhere
+        model.head.classifier.bias -= model(**inputs).logits.mean(dim=(0, 2, 3))
+    model.save_pretrained(folder / "model")
+    for split in ("train", "val"):
+        camvid_folder(folder / "data", split, 2, size=(32, 48))
+    words = ["export", str(folder / "model"), "--format", "onnx", "--output", str(folder / "out" / "m.onnx")]
+    words += ["--size", "32", "48", "--upsample", "--argmax", "--int8", "--calibration-dataset", "camvid"]
+    words += ["--data-dir", str(folder / "data"), "--evaluate-split", "val"]
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main(words) == 0
+    return folder, words, printed.getvalue()
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 6, (2, 5), (None, 3), (4, None)])
@@ -161,20 +179,23 @@ def test_a_graph_is_scored_like_its_model_and_brings_its_image_processor(exporte
 
 
 @needs_onnx
-def test_a_label_graph_of_fixed_size_gives_the_models_label_maps(fixed_labels, tmp_path):
-    model, processor, path = fixed_labels
-    graph, picture = OnnxSegmenter(path), pictures(1)[0]["image"]
-    assert model.head.training and not model.backbone.training  # as the fixture left it: only a copy is exported
+def test_a_label_graph_of_fixed_size_gives_the_models_label_maps(by_command, tmp_path):
+    model, processor = load_model(by_command[0] / "model").eval(), load_processor(by_command[0] / "model")
+    path = by_command[0] / "out" / "m.onnx"
+    graph, picture = OnnxSegmenter(path), pictures(1, (32, 48))[0]["image"]
     labels = graph.run(processor(images=picture, return_tensors="np")["pixel_values"])
-    assert labels.dtype == np.uint8 and labels.shape == (1, 48, 64)
+    assert labels.dtype == np.uint8 and labels.shape == (1, 32, 48) and len(np.unique(labels)) > 1
     assert np.array_equal(labels[0], segment_image(model, processor, picture))
     assert np.array_equal(labels[0], segment_image(graph, processor, picture))
-    assert graph.run(np.zeros((5, 3, 48, 64), np.float32)).shape == (5, 48, 64)
-    with pytest.raises(ValueError, match=r"48x64 pixels \(height x width\), not 48x65"):
-        graph.run(np.zeros((1, 3, 48, 65), np.float32))
+    assert graph.run(np.zeros((5, 3, 32, 48), np.float32)).shape == (5, 32, 48)
+    with pytest.raises(ValueError, match=r"32x48 pixels \(height x width\), not 32x49"):
+        graph.run(np.zeros((1, 3, 32, 49), np.float32))
     picture.save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="gives classes without scores, hence no confidence"):
         write_pseudo_labels(path, [tmp_path / "x.png"], tmp_path / "out", progress=False)
+    # slid over larger images, and so is the model
+    rows = compare_runtimes(model, {"ONNX": path}, processor, pictures(2, (40, 64), 11), repeats=1)
+    assert rows[1].mean_iou == pytest.approx(rows[0].mean_iou, abs=0.05)  # labels, not scores, are joined
 
 
 @needs_onnx
@@ -236,7 +257,7 @@ def test_a_graph_of_fixed_size_is_calibrated_on_the_centres_of_images():
 
 
 @needs_onnx
-def test_runtimes_are_compared_on_size_latency_and_mean_iou(exported, fixed_labels):
+def test_runtimes_are_compared_on_size_latency_and_mean_iou(exported):
     model, processor, path, _ = exported
     rows = compare_runtimes(model, {"ONNX": path}, processor, pictures(), repeats=2)
     expected = evaluate_segmenter(model, pictures(), processor=processor, progress=False)["mean_iou"]
@@ -247,10 +268,6 @@ def test_runtimes_are_compared_on_size_latency_and_mean_iou(exported, fixed_labe
     assert compare_runtimes(model, {}, processor, repeats=1)[0].mean_iou is None
     with pytest.raises(ValueError, match="repeats=0"):
         compare_runtimes(model, {}, processor, repeats=0)
-    # A graph of fixed size is slid over larger images, and so is the model
-    model, processor, path = fixed_labels
-    rows = compare_runtimes(model, {"ONNX": path}, processor, pictures(2, (50, 80)), repeats=1)
-    assert rows[1].mean_iou == pytest.approx(rows[0].mean_iou, abs=0.05)  # labels, not scores, are joined
 
 
 def test_the_table_says_what_was_not_measured():
@@ -312,37 +329,29 @@ def test_what_timm_cannot_give_back_is_refused_and_nothing_kept(tmp_path):
 
 
 @needs_onnx
-def test_the_command_writes_graph_int8_and_report(tmp_path, capsys):
-    saved_model(tmp_path / "model", "camvid")
-    for split in ("train", "val"):
-        camvid_folder(tmp_path / "data", split, 2, size=(32, 48))
-    words = ["export", str(tmp_path / "model"), "--format", "onnx", "--output", str(tmp_path / "out" / "m.onnx")]
-    words += ["--size", "32", "48", "--upsample", "--int8", "--calibration-dataset", "camvid"]
-    words += ["--data-dir", str(tmp_path / "data"), "--evaluate-split", "val"]
-    assert main(words) == 0
-    printed = capsys.readouterr().out
+def test_the_command_writes_graph_int8_and_report_and_other_commands_take_the_graphs(by_command, tmp_path, capsys):
+    folder, words, printed = by_command
     assert "3x32x48" in printed and "ONNX int8" in printed and "mIoU %" in printed
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"m.onnx", "m_int8.onnx", "m_export.json"}
-    report = json.loads((tmp_path / "out" / "m_export.json").read_text())
+    assert {p.name for p in (folder / "out").iterdir()} == {"m.onnx", "m_int8.onnx", "m_export.json"}
+    report = json.loads((folder / "out" / "m_export.json").read_text())
     assert [row["runtime"] for row in report["runtimes"]] == ["PyTorch", "ONNX", "ONNX int8"]
     assert report["runtimes"][0]["mean_iou"] == report["runtimes"][1]["mean_iou"]
     assert report["calibration"]["images"] == ["train/a.png", "train/b.png"]
     assert report["evaluated_on"] == {"dataset": "camvid", "split": "val", "num_images": 2}
     assert "onnxruntime" in report["versions"]
-    # The two other commands take the graphs: slid over the images, as they are fixed to one size
-    data = ["--dataset", "camvid", "--data-dir", str(tmp_path / "data"), "--device", "cpu"]
+    data = ["--dataset", "camvid", "--data-dir", str(folder / "data"), "--device", "cpu"]
     for name, expected in (("m", report["runtimes"][1]), ("m_int8", report["runtimes"][2])):
         results = tmp_path / f"{name}.json"
-        graph = ["--model", str(tmp_path / "out" / f"{name}.onnx")]
+        graph = ["--model", str(folder / "out" / f"{name}.onnx")]
         assert main(["evaluate", *graph, *data, "--output", str(results)]) == 0
-        scores = json.loads(results.read_text())
+        scores = json.loads(results.read_text())  # slid over the images, as the graph is fixed to one size
         assert scores["mean_iou"] == expected["mean_iou"] and scores["protocol"]["window"] == [32, 48]
-        images, out = str(tmp_path / "data" / "val"), str(tmp_path / f"{name}_out")
+        images, out = str(folder / "data" / "val"), str(tmp_path / f"{name}_out")
         assert main(["predict", images, *graph, "--output", out, "--device", "cpu"]) == 0
         assert len(list((tmp_path / f"{name}_out" / "ids").iterdir())) == 2
-    before = (tmp_path / "out" / "m.onnx").read_bytes()
+    before = (folder / "out" / "m.onnx").read_bytes()
     assert "m.onnx exists" in answer(capsys, *words)
-    assert (tmp_path / "out" / "m.onnx").read_bytes() == before
+    assert (folder / "out" / "m.onnx").read_bytes() == before
 
 
 @needs_onnx

@@ -8,9 +8,6 @@ default label i shows its table's values as vertical bands, column x holding val
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
@@ -25,42 +22,23 @@ CAMVID_VALUES = {value: value for value in range(11)} | {11: 255}
 _SPLIT_YEARS = {"train": 2007, "trainval": 2008, "val": 2009, "train_aug": 2010, "test": 2011}
 
 
-def file_values(index: int, values: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """Label number `index`, as its file holds it: (H, W) uint8, column x holds `values[(x + index) % len(values)]`."""
-    height, width = size
-    bands = np.asarray(values, np.uint8)[(np.arange(width) + index) % len(values)]
-    return np.broadcast_to(bands, (height, width)).copy()
-
-
-def train_ids(label: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
+def train_ids(label, table):
     """What a label file holding `label` must be loaded as, (H, W) uint8; KeyError for values not in the table."""
     return np.array([table[int(value)] for value in label.ravel()], np.uint8).reshape(label.shape)
 
 
-def cityscapes_folder(
-    root: Path,
-    split: str = "train",
-    count: int = 3,
-    *,
-    size: tuple[int, int] = (8, 16),
-    city: str = "aachen",
-    kinds: Sequence[str] = ("labelIds",),
-    labels: Sequence[np.ndarray] | None = None,
-) -> Path:
-    """leftImg8bit/<split>/<city>/<city>_000000_00000i_leftImg8bit.png and gtFine/<split>/<city>/..._gtFine_*.png.
+def cityscapes_folder(root, split="train", count=3, *, size=(8, 16), city="aachen", kinds=("labelIds",), labels=None):
+    """leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_*.png.
 
-    Beside the labels lie the polygons and instance ids of the published archive.
-
-    Args:
-        kinds: Which label files: "labelIds" (34 ids), "labelTrainIds" (the same as train ids), both; () is no gtFine.
-        labels: Arrays of the 34 ids, also where only "labelTrainIds" are written.
+    Beside the labels, whose `kinds` are "labelIds" and "labelTrainIds", lie the polygons and instance ids of the
+    published archive; no kinds are no gtFine. `labels` holds arrays of the 34 ids in any case.
     """
     for index, label in enumerate(_labels(labels, count, size, CITYSCAPES_VALUES)):
         stem = f"{city}_000000_{index:06d}"
         _save_image(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", index, label.shape)
         truth = root / "gtFine" / split / city
         if kinds:
-            _save_label(truth / f"{stem}_gtFine_instanceIds.png", label, bits=16)
+            _save_label(truth / f"{stem}_gtFine_instanceIds.png", label.astype(np.uint16))
             (truth / f"{stem}_gtFine_polygons.json").write_text("{}")
         for kind in kinds:
             shown = label if kind == "labelIds" else train_ids(label, CITYSCAPES_IDS)
@@ -69,24 +47,12 @@ def cityscapes_folder(
 
 
 def voc_folder(
-    root: Path,
-    split: str = "train",
-    count: int = 3,
-    *,
-    size: tuple[int, int] = (8, 12),
-    inside: str = "",
-    label_folder: str | None = "SegmentationClass",
-    id_list: str | None = "",
-    labels: Sequence[np.ndarray] | None = None,
-) -> Path:
+    root, split="train", count=3, *, size=(8, 12), inside="", label_folder="SegmentationClass", id_list="", labels=None
+):
     """JPEGImages/*.jpg, SegmentationClass/*.png (with VOC's palette) or SegmentationClassAug/*.png (grey), and a list.
 
-    Ids are 2007_00000i for train, 2008_... for trainval, 2009_... for val, 2010_... for train_aug, 2011_... for test.
-
-    Args:
-        inside: Folder under `root` that holds all this, such as "VOCdevkit/VOC2012".
-        label_folder: Where the labels go; None writes none.
-        id_list: The list of ids; "" is ImageSets/Segmentation/<split>.txt, None writes none.
+    All lies in `inside`, such as "VOCdevkit/VOC2012"; labels go to `label_folder` (None: nowhere); the list of ids is
+    `id_list` (None: none), or ImageSets/Segmentation/<split>.txt.
     """
     home = root / inside
     ids = []
@@ -94,8 +60,7 @@ def voc_folder(
         ids.append(f"{_SPLIT_YEARS[split]}_{index:06d}")
         _save_image(home / "JPEGImages" / f"{ids[-1]}.jpg", index, label.shape)
         if label_folder is not None:
-            palette = label_folder == "SegmentationClass"
-            _save_label(home / label_folder / f"{ids[-1]}.png", label, palette=palette)
+            _save_label(home / label_folder / f"{ids[-1]}.png", label, palette=label_folder == "SegmentationClass")
     if id_list is not None:
         path = home / (id_list or f"ImageSets/Segmentation/{split}.txt")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,49 +68,23 @@ def voc_folder(
     return root
 
 
-def ade20k_folder(
-    root: Path,
-    split: str = "train",
-    count: int = 3,
-    *,
-    size: tuple[int, int] = (8, 12),
-    inside: str = "",
-    image_suffix: str = ".jpg",
-    bits: int = 8,
-    labels: Sequence[np.ndarray] | None = None,
-) -> Path:
-    """images/{training,validation}/ADE_train_0000000i.jpg and annotations/{training,validation}/ADE_train_0000000i.png.
-
-    Args:
-        inside: Folder under `root` that holds all this, such as "ADEChallengeData2016".
-        bits: 8, or 16 for 16-bit label PNGs.
-    """
+def ade20k_folder(root, split="train", count=3, *, size=(8, 12), image_suffix=".jpg", labels=None):
+    """images/{training,validation}/ADE_*.jpg and annotations/{training,validation}/ADE_*.png."""
     folder = {"train": "training", "val": "validation"}[split]
     for index, label in enumerate(_labels(labels, count, size, ADE20K_VALUES)):
         stem = f"ADE_{split}_{index + 1:08d}"
-        _save_image(root / inside / "images" / folder / f"{stem}{image_suffix}", index, label.shape)
-        _save_label(root / inside / "annotations" / folder / f"{stem}.png", label, bits=bits)
+        _save_image(root / "images" / folder / f"{stem}{image_suffix}", index, label.shape)
+        _save_label(root / "annotations" / folder / f"{stem}.png", label)
     return root
 
 
 def coco_stuff_folder(
-    root: Path,
-    split: str = "train",
-    count: int = 3,
-    *,
-    size: tuple[int, int] = (8, 12),
-    image_root: str = "images",
-    label_root: str = "stuffthingmaps",
-    image_suffix: str = ".jpg",
-    remapped_too: bool = False,
-    labels: Sequence[np.ndarray] | None = None,
-) -> Path:
-    """images/{train2017,val2017}/00000000000i.jpg and stuffthingmaps/{train2017,val2017}/00000000000i.png.
+    root, split="train", count=3, *, size=(8, 12), image_root="images", label_root="stuffthingmaps",
+    image_suffix=".jpg", remapped_too=False, labels=None,
+):  # fmt: skip
+    """images/{train2017,val2017}/*.jpg and stuffthingmaps/{train2017,val2017}/*.png, or below other roots.
 
-    Args:
-        image_root: Parent of the images' folder; "" puts train2017/ and val2017/ into `root` itself.
-        label_root: Parent of the labels' folder.
-        remapped_too: Also 00000000000i_labelTrainIds.png beside each label, as mmsegmentation's users have them.
+    `remapped_too`: also *_labelTrainIds.png beside each label, as mmsegmentation's users have them.
     """
     folder = f"{split}2017"
     for index, label in enumerate(_labels(labels, count, size, COCO_STUFF_VALUES)):
@@ -158,16 +97,7 @@ def coco_stuff_folder(
     return root
 
 
-def camvid_folder(
-    root: Path,
-    split: str = "train",
-    count: int = 3,
-    *,
-    size: tuple[int, int] = (4, 6),
-    stems: Sequence[str] | None = None,
-    image_suffix: str = ".png",
-    labels: Sequence[np.ndarray] | None = None,
-) -> Path:
+def camvid_folder(root, split="train", count=3, *, size=(4, 6), stems=None, image_suffix=".png", labels=None):
     """<split>/*.png and <split>annot/*.png, named a, b, c, ... or by `stems` (whose number is the count).
 
     Unlike in the other builders, label i is by default i everywhere, but for void (11) in the upper left pixel.
@@ -183,21 +113,22 @@ def camvid_folder(
     return root
 
 
-def _labels(
-    labels: Sequence[np.ndarray] | None, count: int, size: tuple[int, int], table: Mapping[int, int]
-) -> Sequence[np.ndarray]:
-    return [file_values(index, tuple(table), size) for index in range(count)] if labels is None else labels
+def _labels(labels, count, size, table):
+    if labels is not None:
+        return labels
+    bands = [np.array(list(table), np.uint8)[(np.arange(size[1]) + index) % len(table)] for index in range(count)]
+    return [np.broadcast_to(row, size).copy() for row in bands]
 
 
-def _save_image(path: Path, index: int, size: tuple[int, int]) -> None:
+def _save_image(path, index, size):
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = (index % 256, 20, 30)
     Image.new("RGB", (size[1], size[0]), colour).save(path, format="PNG" if "png" in path.suffix.lower() else "JPEG")
 
 
-def _save_label(path: Path, label: np.ndarray, bits: int = 8, palette: bool = False) -> None:
+def _save_label(path, label, palette=False):
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(label.astype(np.uint16 if bits == 16 else np.uint8))
+    image = Image.fromarray(label if label.dtype == np.uint16 else label.astype(np.uint8))
     if palette:
         image = image.convert("P")
         image.putdata(label.ravel().tolist())
@@ -205,7 +136,7 @@ def _save_label(path: Path, label: np.ndarray, bits: int = 8, palette: bool = Fa
     image.save(path, format="PNG")
 
 
-def voc_colour(value: int) -> tuple[int, int, int]:
+def voc_colour(value):
     """VOC's colour of a class: bits 0, 3, 6, ... of its id are the red channel from the highest bit down, and so on."""
     return tuple(
         sum(((value >> (3 * place + channel)) & 1) << (7 - place) for place in range(8)) for channel in range(3)

@@ -165,17 +165,15 @@ def with_scores(trainer: SegmentationTrainer, *scores: float) -> SegmentationTra
     return trainer
 
 
-def run_two_processes(script: str | Path, *arguments: str | Path, timeout: float = 120) -> str:
-    """Run a script under torchrun on two CPU processes (gloo); its output, or a failure that shows it."""
-    return run_processes(script, *arguments, processes=2, timeout=timeout)
-
-
 def run_processes(
-    script: str | Path, *arguments: str | Path, processes: int, gpus: bool = False, timeout: float = 120
+    script: str | Path, *arguments: str | Path, processes: int = 2, gpus: bool = False, timeout: float = 120
 ) -> str:
-    """As `run_two_processes`, for any number; with `gpus` on one GPU each (nccl)."""
+    """Run a script under torchrun, on CPU processes (gloo) or one GPU each (nccl); its output, or what went wrong."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(_free_port()), str(script), *map(str, arguments)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(script), *map(str, arguments)]
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers")))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if not gpus:
@@ -187,7 +185,4 @@ def run_processes(
     return done.stdout
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+run_two_processes = run_processes

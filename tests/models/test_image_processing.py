@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from images import labelled_image
 from PIL import Image
+from tiny import segmenter
 from transformers import AutoImageProcessor, pipeline
 
 from afdcd_hf import AfDcdImageProcessor, AfDcdOutput
@@ -25,11 +27,8 @@ def picture():
     return Image.fromarray(pixels)
 
 
-@pytest.fixture
-def label_map():
-    ids = np.random.default_rng(1).integers(0, 4, (7, 11), dtype=np.uint8)
-    ids[2] = 255
-    return Image.fromarray(ids)
+LABELS = np.random.default_rng(1).integers(0, 4, (7, 11), dtype=np.uint8)
+LABELS[2] = 255
 
 
 def pixel_values(processor, picture, **kwargs):
@@ -57,17 +56,12 @@ def test_the_released_networks_get_bgr_minus_the_mean_exactly(picture):
     assert np.array_equal(pixel_values(AfDcdImageProcessor(**RELEASED), picture)[0].numpy(), expected)
 
 
-def test_options_of_one_call_win_over_the_processors(picture):
+def test_options_of_one_call_win_and_a_tensor_gives_the_same_as_its_image(picture):
     processor, released = AfDcdImageProcessor(), AfDcdImageProcessor(**RELEASED)
     assert torch.equal(pixel_values(processor, picture, **RELEASED), pixel_values(released, picture))
-    plain = pixel_values(processor, picture, do_flip_channels=False)
-    assert torch.equal(pixel_values(processor, picture), plain)
-
-
-def test_a_tensor_gives_the_same_as_the_picture_it_came_from(picture):
     tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    for processor in (AfDcdImageProcessor(), AfDcdImageProcessor(**RELEASED)):
-        assert torch.equal(pixel_values(processor, tensor), pixel_values(processor, picture))
+    for one in (processor, released):
+        assert torch.equal(pixel_values(one, tensor), pixel_values(one, picture))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "LA", "RGBA", "CMYK", "I;16"])
@@ -85,19 +79,13 @@ def test_pixels_of_unknown_range_are_refused(picture):
             AfDcdImageProcessor()(images=array)
 
 
-@pytest.mark.parametrize("options", [{}, RELEASED])
-def test_label_maps_are_neither_normalised_nor_flipped_and_keep_255(picture, label_map, options):
-    batch = AfDcdImageProcessor(**options)(images=picture, segmentation_maps=label_map, return_tensors="pt")
-    assert batch["labels"].dtype == torch.int64
-    assert np.array_equal(batch["labels"][0].numpy(), np.asarray(label_map))
-
-
-def test_resizing_is_off_until_asked_for_and_keeps_label_values(picture, label_map):
-    processor = AfDcdImageProcessor(do_resize=True, size={"height": 14, "width": 22})
-    batch = processor(images=picture, segmentation_maps=label_map, return_tensors="pt")
-    assert batch["pixel_values"].shape[-2:] == batch["labels"].shape[-2:] == (14, 22)
-    expected = np.asarray(label_map).repeat(2, axis=0).repeat(2, axis=1)
-    assert np.array_equal(batch["labels"][0].numpy(), expected)
+@pytest.mark.parametrize("options", [{}, RELEASED, {"do_resize": True, "size": {"height": 14, "width": 22}}])
+def test_label_maps_are_neither_normalised_nor_flipped_keep_255_and_are_resized_by_repeating(picture, options):
+    labels = Image.fromarray(LABELS)
+    batch = AfDcdImageProcessor(**options)(images=picture, segmentation_maps=labels, return_tensors="pt")
+    repeats = 2 if options.get("do_resize") else 1
+    assert batch["labels"].dtype == torch.int64 and batch["pixel_values"].shape[-2:] == batch["labels"].shape[-2:]
+    assert np.array_equal(batch["labels"][0].numpy(), LABELS.repeat(repeats, axis=0).repeat(repeats, axis=1))
 
 
 def test_pictures_of_different_sizes_come_as_a_list(picture):
@@ -122,61 +110,48 @@ def test_a_saved_processor_loads_with_its_options(picture, tmp_path, options):
 # Post-processing
 
 
-@pytest.fixture
-def outputs():
-    return AfDcdOutput(logits=torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0)))
+OUTPUTS = AfDcdOutput(logits=torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0)))
 
 
-def label_maps(outputs, sizes, align_corners):
+def label_maps(sizes, align_corners):
     return [
         F.interpolate(logits[None], size, mode="bilinear", align_corners=align_corners)[0].argmax(0)
-        for logits, size in zip(outputs.logits, sizes, strict=True)
+        for logits, size in zip(OUTPUTS.logits, sizes, strict=True)
     ]
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_label_maps_are_the_arg_max_of_stretched_logits_at_each_pictures_size(outputs, align_corners):
+def test_label_maps_are_the_arg_max_of_stretched_logits_at_each_images_size(align_corners):
     sizes = [(17, 30), (9, 8)]
-    processor = AfDcdImageProcessor(align_corners=align_corners)
-    maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-    assert [one.dtype for one in maps] == [torch.int64] * 2
-    expected = label_maps(outputs, sizes, align_corners)
-    assert all(torch.equal(one, other) for one, other in zip(maps, expected, strict=True))
-    other_way = label_maps(outputs, sizes, not align_corners)
-    assert not torch.equal(maps[0], other_way[0])  # so that the test tells the two apart
-
-
-def test_target_sizes_may_be_a_tensor(outputs):
-    sizes = [(17, 30), (9, 8)]
-    maps = AfDcdImageProcessor().post_process_semantic_segmentation(outputs, target_sizes=torch.tensor(sizes))
-    assert all(torch.equal(a, b) for a, b in zip(maps, label_maps(outputs, sizes, True), strict=True))
-
-
-def test_without_target_sizes_label_maps_keep_the_resolution_of_the_logits(outputs):
-    maps = AfDcdImageProcessor().post_process_semantic_segmentation(outputs)
-    assert torch.equal(torch.stack(list(maps)), outputs.logits.argmax(1))
+    post_process = AfDcdImageProcessor(align_corners=align_corners).post_process_semantic_segmentation
+    for given in (sizes, torch.tensor(sizes)):
+        maps = post_process(OUTPUTS, target_sizes=given)
+        assert [one.dtype for one in maps] == [torch.int64] * 2
+        assert all(map(torch.equal, maps, label_maps(sizes, align_corners)))
+    assert not torch.equal(maps[0], label_maps(sizes, not align_corners)[0])  # so that the test tells the two apart
+    assert torch.equal(torch.stack(list(post_process(OUTPUTS))), OUTPUTS.logits.argmax(1))
 
 
 @pytest.mark.parametrize("sizes", [[(8, 8)], [(8, 8)] * 3])
-def test_a_wrong_number_of_target_sizes_is_refused_with_both_numbers(outputs, sizes):
+def test_a_wrong_number_of_target_sizes_is_refused_with_both_numbers(sizes):
     with pytest.raises(ValueError, match=f"{len(sizes)} target_sizes were given for 2 images"):
-        AfDcdImageProcessor().post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        AfDcdImageProcessor().post_process_semantic_segmentation(OUTPUTS, target_sizes=sizes)
 
 
 # Pipeline
 
 
-def test_the_pipeline_runs_unasked_and_agrees_with_segment_image(tiny_model, labelled_images, tmp_path, monkeypatch):
+def test_the_pipeline_runs_unasked_and_agrees_with_segment_image(tmp_path, monkeypatch):
     def refuse(prompt=""):
         raise AssertionError(f"the pipeline asked: {prompt}")
 
     monkeypatch.setattr(builtins, "input", refuse)
     names = ["road", "car", "sky", "tree"]
-    model = tiny_model(head="pspnet", seed=6, id2label=dict(enumerate(names))).eval()
+    model = segmenter(6, head="pspnet", id2label=dict(enumerate(names))).eval()
     processor = AfDcdImageProcessor()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    picture = labelled_images(height=30, width=44)[0]["image"]
+    picture = labelled_image(0, 4, 30, 44)["image"]
     found = pipeline("image-segmentation", model=str(tmp_path), device="cpu")(picture)
     label_map = segment_image(model, processor, picture)
     assert label_map.shape == (30, 44)
