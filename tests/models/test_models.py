@@ -101,24 +101,22 @@ def test_logits_of_any_size_come_out_at_the_heads_stride_rounded_up(head, output
     assert outputs.loss.ndim == 0 and outputs.loss.isfinite()
 
 
-def test_auxiliary_logits_appear_only_in_training_or_with_labels():
-    model, pixel_values = segmenter(auxiliary_head=True), images(2, 3, 16, 16)
+def test_auxiliary_logits_and_hidden_states_appear_where_they_are_wanted_only():
+    model, pixel_values = segmenter(auxiliary_head=True), images(2, 3, 32, 32)
     assert model(pixel_values).aux_logits is not None
-    assert model.eval()(pixel_values).aux_logits is None
+    model.eval()
+    outputs = model(pixel_values)
+    assert outputs.aux_logits is None and outputs.hidden_states is None
     assert model(pixel_values, labels=labels_for(pixel_values)).aux_logits is not None
     assert segmenter()(pixel_values).aux_logits is None
-
-
-def test_hidden_states_are_the_maps_of_the_backbone_where_asked_for():
-    model, pixel_values = segmenter().eval(), images(1, 3, 32, 32)
-    assert model(pixel_values).hidden_states is None
     maps = model(pixel_values, output_hidden_states=True).hidden_states
     assert all(map(torch.equal, maps, model.backbone(pixel_values)))
-    assert [one.shape[1] for one in maps] == model.backbone.channels
-    assert [32 // one.shape[-1] for one in maps] == model.backbone.strides
+    assert [(one.shape[1], 32 // one.shape[-1]) for one in maps] == list(
+        zip(model.backbone.channels, model.backbone.strides, strict=True)
+    )
 
 
-def test_outputs_are_a_tuple_and_attentions_are_declined_as_transformers_code_asks():
+def test_outputs_are_a_tuple_where_asked_for_and_attentions_and_other_shapes_are_refused():
     model, pixel_values = segmenter(auxiliary_head=True).eval(), images(1, 3, 32, 32)
     options = {"labels": labels_for(pixel_values), "output_hidden_states": True, "output_attentions": False}
     outputs, as_tuple = model(pixel_values, **options), model(pixel_values, **options, return_dict=False)
@@ -129,12 +127,9 @@ def test_outputs_are_a_tuple_and_attentions_are_declined_as_transformers_code_as
     assert torch.equal(model(pixel_values, return_dict=True).logits, outputs.logits)
     with pytest.raises(ValueError, match="return no attentions; leave it out"):
         model(pixel_values, output_attentions=True)
-
-
-@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 4, 16, 16), (1, 16, 16, 3)])
-def test_pixel_values_of_another_shape_are_refused_with_both_shapes(shape):
-    with pytest.raises(ValueError, match=re.escape(f"must be (B, 3, H, W), got {shape}")):
-        segmenter()(torch.zeros(shape))
+    for shape in [(3, 16, 16), (1, 4, 16, 16), (1, 16, 16, 3)]:
+        with pytest.raises(ValueError, match=re.escape(f"must be (B, 3, H, W), got {shape}")):
+            model(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("head", ["deeplabv3", "pspnet", "fcn"])
@@ -164,6 +159,10 @@ def randomised(module):
     return module.eval()
 
 
+def maps_of(channels, strides):
+    return [images(2, c, 128 // s, 192 // s) for c, s in zip(channels, strides, strict=True)]
+
+
 def number_of_weights(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -178,7 +177,7 @@ def test_lraspp_computes_what_torchvisions_does():
     parts = theirs.high_classifier, theirs.low_classifier
     weight, bias = torch.cat([part.weight for part in parts], 1), sum(part.bias for part in parts)
     ours.classifier.load_state_dict({"weight": weight, "bias": bias})
-    maps = [images(2, c, 128 // s, 192 // s) for c, s in zip(channels, strides, strict=True)]
+    maps = maps_of(channels, strides)
     torch.testing.assert_close(ours(maps), theirs({"low": maps[1], "high": maps[-1]}))
     assert number_of_weights(ours) == number_of_weights(theirs) - 5  # one bias
 
@@ -194,7 +193,7 @@ def test_the_segformer_head_computes_what_transformers_does():
         projection.load_state_dict({"weight": mlp.weight[:, :, None, None], "bias": mlp.bias})
     copy_by_order(nn.Sequential(theirs.linear_fuse, theirs.batch_norm), ours.features.fuse)
     copy_by_order(theirs.classifier, ours.classifier)
-    maps = [images(2, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
+    maps = maps_of(channels, strides)
     torch.testing.assert_close(ours(maps), theirs(maps[1:]))
     assert number_of_weights(ours) == number_of_weights(theirs)
 
@@ -207,9 +206,9 @@ def test_deeplabv3plus_computes_what_segmentation_models_pytorch_does():
     ours = HEADS["deeplabv3plus"](channels, strides, config).eval()
     for from_theirs, to_ours in ((theirs.aspp, ours.pyramid), (theirs.block1, ours.skip), (theirs.block2, ours.fuse)):
         copy_by_order(from_theirs, to_ours)
-    maps = [images(2, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
+    maps = maps_of(channels, strides)
     # theirs counts the image itself as the first map
-    torch.testing.assert_close(ours(maps), theirs([images(2, 3, 64, 96), *maps]))
+    torch.testing.assert_close(ours(maps), theirs([images(2, 3, 128, 192), *maps]))
     assert number_of_weights(ours) == number_of_weights(theirs)
 
 
@@ -221,7 +220,7 @@ def test_fpn_computes_what_segmentation_models_pytorch_does():
     laterals = [theirs.p2.skip_conv, theirs.p3.skip_conv, theirs.p4.skip_conv, theirs.p5]
     copy_by_order(nn.ModuleList(laterals), ours.lateral)
     copy_by_order(theirs.seg_blocks[::-1], ours.levels)
-    maps = [images(2, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
+    maps = maps_of(channels, strides)
     torch.testing.assert_close(ours(maps), theirs(maps))
     assert number_of_weights(ours) == number_of_weights(theirs)
 
@@ -332,19 +331,10 @@ def test_atrous_rates_follow_the_stride_unless_given_and_dilate_the_head(fields,
 
 
 def test_a_configuration_is_the_same_after_saving(tmp_path):
-    config = AfDcdConfig(
-        backbone="mobilenetv2_100",
-        backbone_kwargs={"drop_path_rate": 0.1},
-        head="pspnet",
-        head_channels=48,
-        atrous_rates=(2, 5),
-        auxiliary_head=True,
-        auxiliary_loss_weight=0.2,
-        align_corners=False,
-        semantic_loss_ignore_index=7,
-        id2label={0: "road", 1: "sky"},
-        label2id={"road": 0, "sky": 1},
-    )
+    fields = {"backbone": "mobilenetv2_100", "backbone_kwargs": {"drop_path_rate": 0.1}, "head": "pspnet"}
+    fields |= {"head_channels": 48, "atrous_rates": (2, 5), "auxiliary_head": True, "auxiliary_loss_weight": 0.2}
+    fields |= {"align_corners": False, "semantic_loss_ignore_index": 7, "id2label": {0: "road", 1: "sky"}}
+    config = AfDcdConfig(**fields, label2id={"road": 0, "sky": 1})
     config.save_pretrained(tmp_path)
     loaded = AfDcdConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()
