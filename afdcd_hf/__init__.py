@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .losses.afdcd import AfDcdLoss as AfDcdLoss
     from .losses.attention_transfer import AttentionTransferLoss as AttentionTransferLoss
     from .losses.base import DistillationLoss as DistillationLoss
+    from .losses.base import MapLoss as MapLoss
     from .losses.bpkd import BPKDLoss as BPKDLoss
     from .losses.cirkd import CIRKDLoss as CIRKDLoss
     from .losses.cwd import CWDLoss as CWDLoss
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from .losses.fitnet import FitNetLoss as FitNetLoss
     from .losses.ifvd import IFVDLoss as IFVDLoss
     from .losses.kd import KDLoss as KDLoss
-    from .losses.map_loss import MapLoss as MapLoss
     from .losses.mgd import MGDLoss as MGDLoss
     from .losses.skd import SKDLoss as SKDLoss
     from .metrics.boundary_iou import StreamingBoundaryIoU as StreamingBoundaryIoU

@@ -62,13 +62,13 @@ def as_segmenter(
         >>> tuple(wrapped(pixel_values=torch.zeros(1, 3, 8, 8)).logits.shape)
         (1, 4, 8, 8)
     """
-    if id2label is not None and sorted(id2label) != list(range(num_labels or len(id2label))):
-        raise ValueError(
-            f"id2label names the classes {sorted(id2label)}; expected a name for each of 0 to "
-            f"{(num_labels or len(id2label)) - 1}."
-        )
     config = None
     if id2label is not None:
+        expected = range(num_labels or len(id2label))
+        if sorted(id2label) != list(expected):
+            raise ValueError(
+                f"id2label names the classes {sorted(id2label)}; expected a name for each of 0 to {expected[-1]}."
+            )
         config = PreTrainedConfig(id2label=dict(id2label), label2id={name: i for i, name in id2label.items()})
     elif num_labels is not None:
         config = PreTrainedConfig(num_labels=num_labels)
@@ -78,7 +78,7 @@ def as_segmenter(
 def _logits(outputs: Any, key: str | int | None, model: str) -> Tensor:
     logits = _pick(outputs, key)
     if not isinstance(logits, Tensor) or logits.ndim != 4:
-        found = f"{type(outputs).__name__}"
+        found = type(outputs).__name__
         if isinstance(outputs, Mapping):
             found += f" with the keys {', '.join(map(str, outputs))}"
         elif isinstance(outputs, (list, tuple)):

@@ -55,12 +55,22 @@ class LayerTap:
     """
 
     def __init__(self, model: nn.Module, layer: str):
+        match = _PATH.match(layer)
+        if match is None:
+            raise ValueError(
+                f"Layer {layer!r} is not a module path; write 'a.b.c', or 'a.b.c[-1]' for one of several maps, and "
+                "':nhwc' behind it where the map is (B, h, w, C)."
+            )
+        path, modules = match["path"], dict(model.named_modules())
+        if path not in modules:
+            raise ValueError(f"{type(model).__name__} has no module {path!r}.{close_names(path, modules)}")
         self.layer = layer
-        path, self._index, self._channels_last = _parse(layer)
+        self._index = None if match["index"] is None else int(match["index"])
+        self._channels_last = match["last"] is not None
         self._map: Tensor | None = None
         self._open = False
         self._then: Callable[[], None] | None = None
-        self._handle = _find(model, path).register_forward_hook(self._record)
+        self._handle = modules[path].register_forward_hook(self._record)
 
     def open(self, then: Callable[[], None] | None = None) -> None:
         """Forget what was kept and record the next forward pass; call `then` when the map is there."""
@@ -94,7 +104,13 @@ def run_tapped(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap])
     for tap in taps:
         tap.open()
     outputs = model(pixel_values=pixel_values)
-    return outputs, _activations(_logits(model, outputs), taps)
+    logits = getattr(outputs, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"{type(model).__name__} returns a {type(outputs).__name__} without .logits; wrap it: "
+            "afdcd_hf.as_segmenter(network)."
+        )
+    return outputs, _activations(logits, taps)
 
 
 class _AllSeen(Exception):
@@ -177,43 +193,12 @@ def _activations(logits: Tensor | None, taps: Sequence[LayerTap]) -> Activations
     return Activations(logits, maps[0] if maps else None, tuple(maps[1:]))
 
 
-def _logits(model: nn.Module, outputs: object) -> Tensor:
-    logits = getattr(outputs, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise ValueError(
-            f"{type(model).__name__} returns a {type(outputs).__name__} without .logits; wrap it: "
-            "afdcd_hf.as_segmenter(network)."
-        )
-    return logits
-
-
-def _parse(layer: str) -> tuple[str, int | None, bool]:
-    """Module path, index of the map, whether it lies channels last."""
-    match = _PATH.match(layer)
-    if match is None:
-        raise ValueError(
-            f"Layer {layer!r} is not a module path; write 'a.b.c', or 'a.b.c[-1]' for one of several maps, and ':nhwc' "
-            "behind it where the map is (B, h, w, C)."
-        )
-    index = match["index"]
-    return match["path"], None if index is None else int(index), match["last"] is not None
-
-
-def _find(model: nn.Module, path: str) -> nn.Module:
-    modules = dict(model.named_modules())
-    if path in modules:
-        return modules[path]
-    raise ValueError(f"{type(model).__name__} has no module {path!r}.{close_names(path, modules)}")
-
-
 def _select(output: Any, index: int | None, layer: str) -> Tensor:
-    several = hasattr(output, "to_tuple") or isinstance(output, (list, tuple))
-    if several:
-        maps = output.to_tuple() if hasattr(output, "to_tuple") else output
-        if index is None:
-            if len(maps) != 1:
-                raise ValueError(f"Layer {layer!r} returns {len(maps)} values; pick one, e.g. '{layer}[-1]'.")
-            index = 0
+    maps = output.to_tuple() if hasattr(output, "to_tuple") else output
+    if isinstance(maps, (list, tuple)):
+        if index is None and len(maps) != 1:
+            raise ValueError(f"Layer {layer!r} returns {len(maps)} values; pick one, e.g. '{layer}[-1]'.")
+        index = index or 0
         if not -len(maps) <= index < len(maps):
             raise ValueError(f"Layer {layer!r} returns {len(maps)} values; index {index} is out of range.")
         output = maps[index]

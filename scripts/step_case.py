@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from afdcd_hf import AfDcdForSemanticSegmentation, DistillationTrainer, DistillationTrainingArguments
-from afdcd_hf.losses.masks import random_mask
+from afdcd_hf.losses.mgd import random_mask
 from afdcd_hf.losses.projectors import plain_projector
 from afdcd_hf.losses.random_source import RandomSource
 from afdcd_hf.training.distributed import rank_generator

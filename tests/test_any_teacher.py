@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -42,11 +41,6 @@ def test_the_examples_of_the_guide_run(number, tmp_path, monkeypatch):
     else:
         folder = Path(names["trainer"].args.output_dir)
         assert (folder / "model.safetensors").is_file() and names["trainer"].state.global_step == 2
-
-
-def test_the_guide_has_an_example_of_each_kind():
-    assert len(EXAMPLES) == 3
-    assert sum("segmentation_models_pytorch" in example for example in EXAMPLES) == 1
 
 
 # as_segmenter
@@ -200,20 +194,6 @@ def test_each_pair_is_compared_by_its_own_loss(tmp_path):
             torch.testing.assert_close(terms[f"contrast_{number}"], 0.02 * raw["contrast"])
 
 
-def test_a_layer_may_be_compared_with_two_layers_of_the_teacher(tmp_path):
-    layers = {"student_layer": ["backbone[-1]"] * 2, "teacher_layer": ["backbone[-2]", "backbone[-1]"]}
-    trainer = distilling(tmp_path, loss="af_dcd", loss_kwargs={"af_dcd": FEATURE_ONLY["af_dcd"]}, **layers)
-    trainer.train()
-    assert [loss.teacher_channels for loss in trainer.loss_module.losses] == [16, 48]
-
-
-def test_one_layer_in_a_list_is_the_layer_itself(tmp_path):
-    listed = distilling(tmp_path, student_layer=["backbone[-1]"], teacher_layer=["backbone[-1]"])
-    plain = distilling(tmp_path)
-    assert listed.args.student_layer == "backbone[-1]"
-    assert same(weights(listed.loss_module), weights(plain.loss_module))
-
-
 def test_several_pairs_resume_where_they_stopped(tmp_path):
     options = {**TWO, "loss_kwargs": loss_options(patch_size=1), "save_strategy": "steps", "save_steps": 1}
     whole = distilling(tmp_path / "whole", teacher=segformer(), **options)
@@ -284,17 +264,6 @@ def test_a_missing_map_of_one_pair_is_explained():
         loss(student, teacher)
     with pytest.raises(ValueError, match="belong to different numbers of maps"):
         build_loss("af_dcd", {"af_dcd": loss_options()["af_dcd"]}, (3, 3), (8,))
-
-
-def test_several_pairs_keep_configuration_and_cite_once():
-    loss = build_loss("kd+af_dcd", loss_options(), (3, 5), (8, 16))
-    config = json.loads(json.dumps(loss.get_config_dict()))["af_dcd"]["pairs"]
-    assert [(one["student_channels"], one["teacher_channels"]) for one in config] == [(3, 8), (5, 16)]
-    assert len(loss.citations) == 2
-    assert {name.split(".projector")[0] for name in loss.state_dict() if "projector" in name} == {
-        "losses.af_dcd.losses.0",
-        "losses.af_dcd.losses.1",
-    }
 
 
 # Shapes

@@ -17,32 +17,9 @@ from .dist import DISTLoss
 from .fitnet import FitNetLoss
 from .ifvd import IFVDLoss
 from .kd import KDLoss
-from .map_loss import MapLoss
 from .mgd import MGDLoss
 from .own_losses import load_own_loss
 from .skd import SKDLoss
-
-__all__ = [
-    "LOSSES",
-    "AfDcdLoss",
-    "AttentionTransferLoss",
-    "BPKDLoss",
-    "CIRKDLoss",
-    "CWDLoss",
-    "DISTLoss",
-    "DistillationLoss",
-    "FitNetLoss",
-    "IFVDLoss",
-    "KDLoss",
-    "LossPerPair",
-    "LossSum",
-    "MGDLoss",
-    "MapLoss",
-    "SKDLoss",
-    "build_loss",
-    "needs_feature_map",
-    "validate_loss_spec",
-]
 
 LOSSES: dict[str, type[DistillationLoss]] = {
     loss.name: loss
@@ -91,7 +68,7 @@ def build_loss(
         ValueError: see `validate_loss_spec`; or channel counts that are missing or do not fit the options.
     """
     classes = _classes(spec, loss_kwargs)
-    channels = (_each(student_channels), _each(teacher_channels))
+    channels = [tuple(each) if isinstance(each, Sequence) else (each,) for each in (student_channels, teacher_channels)]
     if len(channels[0]) != len(channels[1]):
         raise ValueError(
             f"student_channels={student_channels} and teacher_channels={teacher_channels} belong to different numbers "
@@ -107,11 +84,7 @@ def build_loss(
 
 
 def validate_loss_spec(spec: str, loss_kwargs: LossOptions | None) -> list[str]:
-    """Check a recipe's loss before any model is built.
-
-    Args:
-        spec: see `build_loss`.
-        loss_kwargs: see `build_loss`.
+    """Check a recipe's loss before any model is built; arguments as for `build_loss`.
 
     Returns:
         The names in `spec`, in its order.
@@ -143,12 +116,12 @@ def _classes(spec: str, loss_kwargs: LossOptions | None) -> dict[str, type[Disti
             raise ValueError(f"the loss {found[0]!r} is more than once in loss={spec!r}; name each loss once.")
         classes[found[0]] = found[1]
     options = loss_kwargs or {}
-    strangers = [name for name in options if name not in classes]
-    if strangers:
-        raise ValueError(
-            f"loss_kwargs has options for {strangers[0]!r}, which is not in loss={spec!r}; "
-            f"add it to the loss, or remove them. Options go under the name of a loss: {', '.join(classes)}."
-        )
+    for name in options:
+        if name not in classes:
+            raise ValueError(
+                f"loss_kwargs has options for {name!r}, which is not in loss={spec!r}; "
+                f"add it to the loss, or remove them. Options go under the name of a loss: {', '.join(classes)}."
+            )
     for name, loss_class in classes.items():
         _check_options(name, loss_class, options.get(name, {}))
     return classes
@@ -161,14 +134,11 @@ def _check_options(name: str, loss_class: type[DistillationLoss], options: Mappi
     unknown = [option for option in options if option not in accepted]
     if unknown:
         raise ValueError(f"unknown option {name}.{unknown[0]}; {name} accepts {', '.join(accepted)}.")
-    missing = [option for option in accepted if accepted[option] is inspect.Parameter.empty and option not in options]
+    values = {**accepted, **options}
+    missing = [f"{name}.{option}" for option, value in values.items() if value is inspect.Parameter.empty]
     if missing:
-        raise ValueError(f"missing {' and '.join(f'{name}.{option}' for option in missing)}; give it a value.")
-    loss_class.check_options({**accepted, **options})
-
-
-def _each(channels: Channels) -> tuple[int | None, ...]:
-    return tuple(channels) if isinstance(channels, Sequence) else (channels,)
+        raise ValueError(f"missing {' and '.join(missing)}; give it a value.")
+    loss_class.check_options(values)
 
 
 def _build_one(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from ..citations import AF_DCD
 from ..features import Activations
-from ..ops.checks import check_choice, check_divides, check_whole
+from ..ops.checks import check_choice, check_divides, check_whole, optional
 from ..ops.contrast import channel_contrast, check_contrast_settings, omni_contrast, spatial_contrast
 from ..ops.precision import at_least_float32
 from .base import given
-from .restoration import RestorationLoss, restoration_error
+from .mgd import RestorationLoss, restoration_error
 
 # each contrast with the options that concern it alone; the values of the others mean "does not apply"
 CONTRASTS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
@@ -41,18 +41,15 @@ class AfDcdLoss(RestorationLoss):
     compares logits; the paper adds both.
 
     Args:
-        feature_weight: λ_fd, at least 0.
-        contrast_weight: λ_ctr, at least 0.
         contrast: "omni", "spatial" or "channel".
-        mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call from `generator`;
-            "center" hides the middle third of rows and columns.
+        mask: as in MGDLoss.
         mask_ratio: ζ in [0, 1); for mask "random".
         projector: "plain", "enhanced", "bottleneck", "depthwise" (starts as the identity), or "none" (with
             `mask_ratio=0`: S' = align(S)); costs in `afdcd_hf/losses/projectors.py`.
         pool_size: kernel and stride of the max-pooling before the contrast; 1 or None for none (CamVid).
         patch_size: side of a patch of the pooled map; for "omni" and "spatial".
         channel_groups: must divide Ct; for "omni" and "channel".
-        temperature: τ of the contrast, above 0.
+        temperature: τ of the contrast.
         distance: "l1" (released code) or "l2" (best in the paper's ablation).
         negatives: "other_groups" (released code) or "all" (the paper's figure); for "omni".
         reduction: "paper" as above. "mean" divides L_fd further by Ct·h·w, and L_ctr by `channel_groups` (for
@@ -63,6 +60,11 @@ class AfDcdLoss(RestorationLoss):
 
     name = "af_dcd"
     map_terms = {"feature": "feature_weight", "contrast": "contrast_weight"}
+    checks = {
+        **RestorationLoss.checks,
+        "pool_size": optional(check_whole),
+        "contrast": lambda name, value: check_choice(name, value, CONTRASTS),
+    }
     citation = AF_DCD
 
     def __init__(
@@ -92,9 +94,6 @@ class AfDcdLoss(RestorationLoss):
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
         super().check_options(options)
-        if options["pool_size"] is not None:
-            check_whole("pool_size", options["pool_size"])
-        check_choice("contrast", options["contrast"], CONTRASTS)
         own_options = CONTRASTS[options["contrast"]][1]
         if "negatives" not in own_options and options["negatives"] != "other_groups":
             raise ValueError(
@@ -104,56 +103,53 @@ class AfDcdLoss(RestorationLoss):
         given = {name: options[name] for name in (*own_options, "temperature", "distance", "backend")}
         check_contrast_settings(**{**NOT_APPLICABLE, **given})
 
-    def raw_terms(self, student_map: Tensor, teacher_map: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute both terms without their weights.
+    def raw_terms(
+        self,
+        student_map: Tensor | None,
+        teacher_map: Tensor | None,
+        mask: Tensor | None = None,
+        terms: Container[str] = ("feature", "contrast"),
+    ) -> dict[str, Tensor]:
+        """The terms without their weights, `{"feature": L_fd, "contrast": L_ctr}`.
 
         Args:
             student_map: `(B, Cs, h, w)`, any floating dtype.
             teacher_map: `(B, Ct, h', w')`, any floating dtype; never receives a gradient.
             mask: `(B, 1, h, w)`, 1 = kept, 0 = hidden; drawn as configured when None.
-
-        Returns:
-            `{"feature": L_fd, "contrast": L_ctr}`, scalars.
+            terms: those wanted.
         """
-        return self._terms(Activations(None, student_map), Activations(None, teacher_map), list(self.map_terms), mask)
-
-    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
-        return self._terms(student, teacher, list(self.switched_on(self.map_terms)), None)
-
-    def _terms(
-        self, student: Activations, teacher: Activations, wanted: list[str], mask: Tensor | None
-    ) -> dict[str, Tensor]:
-        student_map, target = self.maps(student, teacher)
+        student_map, target = self.maps(Activations(None, student_map), Activations(None, teacher_map))
         batch, _, height, width = student_map.shape
         if mask is not None and mask.shape != (batch, 1, height, width):
             raise ValueError(f"the mask has shape {tuple(mask.shape)}; expected {(batch, 1, height, width)}.")
-        if "contrast" in wanted:
-            self._check_patch_fits(height, width)
         restored = self.restored(student_map, mask)  # (B, Ct, h, w)
-        terms = {}
-        if "feature" in wanted:
-            terms["feature"] = restoration_error(restored, target, reduction=self.reduction)
-        if "contrast" in wanted:
-            terms["contrast"] = self._contrast_term(at_least_float32(restored), target)
-        return terms
+        raw = {}
+        if "feature" in terms:
+            raw["feature"] = restoration_error(restored, target, reduction=self.reduction)
+        if "contrast" in terms:
+            raw["contrast"] = self._contrast_term(at_least_float32(restored), target)
+        return raw
+
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        return self.raw_terms(student.feature_map, teacher.feature_map, terms=self.switched_on(self.map_terms))
 
     def _contrast_term(self, restored: Tensor, target: Tensor) -> Tensor:
-        if self.pool_size is not None and self.pool_size > 1:
-            restored, target = F.max_pool2d(restored, self.pool_size), F.max_pool2d(target, self.pool_size)
         contrast, own_options = CONTRASTS[self.contrast]
+        pool = self.pool_size or 1
+        _check_patch_fits(restored, pool, self.patch_size if "patch_size" in own_options else 1)
+        if pool > 1:
+            restored, target = F.max_pool2d(restored, pool), F.max_pool2d(target, pool)
         options = {name: getattr(self, name) for name in (*own_options, "temperature", "distance", "backend")}
         term = contrast(restored, target, **options)
-        anchors_per_position = options.get("channel_groups", 1)
-        return term / anchors_per_position if self.reduction == "mean" else term
+        return term / options.get("channel_groups", 1) if self.reduction == "mean" else term
 
-    def _check_patch_fits(self, height: int, width: int) -> None:
-        pool = self.pool_size or 1
-        patch = self.patch_size if "patch_size" in CONTRASTS[self.contrast][1] else 1
-        if min(height, width) >= pool * patch:
-            return
-        least, pooled = pool * patch, f"{height // pool}x{width // pool}"
+
+def _check_patch_fits(student_map: Tensor, pool: int, patch: int) -> None:
+    (height, width), least = student_map.shape[-2:], pool * patch
+    if min(height, width) < least:
         raise ValueError(
-            f"the student's map is {height}x{width}; after pooling by {pool} that is {pooled}, smaller than a patch "
-            f"of {patch}x{patch}. The map must be at least {least}x{least}, which at output stride 8 takes a crop of "
-            f"{8 * least}x{8 * least}: use a larger crop, or a smaller pool_size or patch_size."
+            f"the student's map is {height}x{width}; after pooling by {pool} that is {height // pool}x{width // pool}, "
+            f"smaller than a patch of {patch}x{patch}. The map must be at least {least}x{least}, which at output "
+            f"stride 8 takes a crop of {8 * least}x{8 * least}: use a larger crop, or a smaller pool_size or "
+            "patch_size."
         )

@@ -7,16 +7,11 @@ from torch.nn import functional as F
 
 from ..features import Activations
 from ..ops.precision import in_float32
-from .base import given
-from .map_loss import MapLoss, unit_vectors
+from .base import MapLoss, given, unit_vectors
 
 
 def attention(feature_map: Tensor) -> Tensor:
-    """Each image's mean of squares over the channels of `(B, C, h, w)`, as a vector of length 1 over its positions.
-
-    Returns:
-        `(B, h·w)`, at least 0; all zeros for an image whose map is zero.
-    """
+    """Each image's mean of squares over the channels of `(B, C, h, w)`, as a vector `(B, h·w)` of length 1, or 0."""
     return unit_vectors(feature_map.square().mean(dim=1).flatten(start_dim=1), dim=1)
 
 
@@ -35,16 +30,11 @@ class AttentionTransferLoss(MapLoss):
         L    = Σ (Q(S) - Q(T))² / (B·h·w)
 
     Nothing needs equal channels, so the loss has no weights of its own. The maps' signs and scales do not matter. As Q
-    has length 1, L is at most 2 / (h·w): hence the large weight. A teacher map of another size is resized before Q.
-    Every position counts. The paper writes the norm of the difference, its authors' code and this the mean of squares.
-
-    Published weights: 10 000 beside KD with 1 (`loss: kd+at`), for the head's last map (`student_layer:
-    head.features`, likewise for the teacher). As L falls with h·w, a weight belongs to one size of map.
+    has length 1, L is at most 2 / (h·w): hence the large weight, which belongs to one size of map. A teacher map of
+    another size is resized before Q. Every position counts. The paper writes the norm of the difference, its authors'
+    code and this the mean of squares. The default weight is the published one, for the head's last map, beside KD.
 
     Relations: CWDLoss compares where each channel is active, this where all of them together are.
-
-    Args:
-        weight: at least 0.
     """
 
     name = "at"

@@ -1,9 +1,9 @@
-"""The contract of a distillation loss, and what all of them share."""
+"""The contract of a distillation loss, and what losses on logits, labels and feature maps share."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..features import Activations
-from ..ops.checks import check_weight
+from ..ops.checks import check_weight, check_whole
 from ..ops.precision import at_least_float32
 from .random_source import RandomSource
 
@@ -28,7 +28,7 @@ class DistillationLoss(nn.Module):
     What holds for all of ours: the teacher gets no gradient; its map or logits are resized bilinearly
     (align_corners=False) to the student's; a term of weight 0 is not computed, and what it alone needs is not built
     (DistributedDataParallel stops at weights that take no part); layers run in the caller's autocast, everything else
-    in float32, or in float64 where that is what comes in.
+    in float32, or in float64 where that is what comes in. Weights are at least 0, temperatures above 0.
 
     Bad options, channels, maps, logits or labels raise ValueError: options and channels in the constructor, the others
     in `forward`.
@@ -84,8 +84,7 @@ class DistillationLoss(nn.Module):
 
     @property
     def reads_teacher_logits(self) -> bool:
-        """Whether `forward` may read the teacher's logits; where no loss does, the teacher runs no further than its
-        maps."""
+        """Whether `forward` may read the teacher's logits; where no loss does, the teacher stops at its maps."""
         return not self.map_terms or bool(self.switched_on(self.logits_terms))
 
     @property
@@ -133,16 +132,13 @@ class DistillationLoss(nn.Module):
         return {term: weight for term, weight in weights.items() if weight > 0}
 
     def logits(self, student: Activations, teacher: Activations) -> tuple[Tensor, Tensor]:
-        """Both models' logits in float32 or float64, `(B, K, h, w)` each: the student's size, the teacher's detached.
-
-        Raises:
-            ValueError: logits of different batch sizes or numbers of classes.
-        """
+        """Both models' logits in float32 or float64, `(B, K, h, w)` each: the student's size, the teacher's detached;
+        ValueError for other batch sizes or numbers of classes."""
         ours, theirs = student.logits, teacher.logits
         if ours is None or theirs is None or ours.ndim != 4 or theirs.ndim != 4 or len(ours) != len(theirs):
-            shapes = [None if each is None else tuple(each.shape) for each in (ours, theirs)]
             raise ValueError(
-                f"student logits {shapes[0]} and teacher logits {shapes[1]} must both be (B, K, h, w) of one batch."
+                f"student logits {_shape(ours)} and teacher logits {_shape(theirs)} must both be (B, K, h, w) of one "
+                "batch."
             )
         if ours.shape[1] != theirs.shape[1]:
             raise ValueError(
@@ -150,19 +146,84 @@ class DistillationLoss(nn.Module):
                 f"needs the same classes in both: use a teacher trained on this data, or leave {self.name!r} out of "
                 "the loss."
             )
-        return comparable(ours, theirs)
+        return _comparable(ours, theirs)
+
+    def members(self, student: Activations, labels: Tensor | None, size: Sequence[int]) -> Tensor:
+        """`class_members` for the student's classes and the option `ignore_index`; ValueError without proper labels."""
+        logits = student.logits
+        if labels is None or logits is None or labels.ndim != 3 or len(labels) != len(logits):
+            raise ValueError(
+                f"the loss {self.name!r} reads labels (B, H, W) beside the student's logits (B, K, h, w); it got "
+                f"labels {_shape(labels)} and logits {_shape(logits)}."
+            )
+        return class_members(labels, logits.shape[1], size, self.ignore_index)
 
     def get_config_dict(self) -> dict[str, Any]:
         """The constructor's arguments, ready for JSON."""
         return dict(self._options)
 
 
-def comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps `(B, C, h, w)` in float32 or float64; the teacher's without gradient, at the student's size."""
+class MapLoss(DistillationLoss):
+    """A loss on one map of each model.
+
+    Most published weights of such losses belong to the last map of the *head*; ours by default takes the last map of
+    the backbone. With our models `student_layer: head.features` and `teacher_layer: head.features` name the former.
+
+    Args:
+        student_channels: Cs; None where no term on maps is switched on.
+        teacher_channels: Ct; likewise.
+        options: of the subclass.
+
+    Raises:
+        ValueError: a bad option, or a channel count that is not a whole number of at least 1.
+    """
+
+    needs_feature_map = True
+
+    def __init__(self, student_channels: int | None, teacher_channels: int | None, **options: Any) -> None:
+        super().__init__(student_channels=student_channels, teacher_channels=teacher_channels, **options)
+        if self.reads_map(options):
+            check_whole("student_channels", student_channels)
+            check_whole("teacher_channels", teacher_channels)
+
+    def new_align(self) -> nn.Module:
+        """A 1×1 convolution with bias from Cs to Ct channels, or the identity where they are equal."""
+        if self.student_channels == self.teacher_channels:
+            return nn.Identity()
+        return nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1)
+
+    def maps(self, student: Activations, teacher: Activations) -> tuple[Tensor, Tensor]:
+        """Both maps in float32 or float64, `(B, Cs, h, w)` and `(B, Ct, h, w)`: the student's size, the teacher's
+        detached; ValueError for a map that is missing, or of other channels, or of another batch."""
+        ours = self._checked("student", student.feature_map, self.student_channels)
+        theirs = self._checked("teacher", teacher.feature_map, self.teacher_channels)
+        if len(ours) != len(theirs):
+            raise ValueError(f"the student's map has batch size {len(ours)} and the teacher's {len(theirs)}.")
+        return _comparable(ours, theirs)
+
+    def _checked(self, role: str, feature_map: Tensor | None, channels: int) -> Tensor:
+        if feature_map is None:
+            raise ValueError(
+                f"the loss {self.name!r} compares feature maps and got none of the {role}; "
+                f"name the layer to capture with {role}_layer."
+            )
+        if feature_map.ndim != 4 or feature_map.shape[1] != channels:
+            raise ValueError(
+                f"the {role}'s map has shape {tuple(feature_map.shape)}; expected (B, {channels}, h, w), as "
+                f"{role}_channels={channels} was given when the loss was built."
+            )
+        return feature_map
+
+
+def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
     if teacher.shape[-2:] != student.shape[-2:]:
         teacher = F.interpolate(teacher, student.shape[-2:], mode="bilinear", align_corners=False)
     return student, teacher
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)
 
 
 def option_defaults(loss: type[DistillationLoss]) -> dict[str, Any]:
@@ -174,3 +235,32 @@ def option_defaults(loss: type[DistillationLoss]) -> dict[str, Any]:
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A constructor's arguments, from its `locals()` before it sets a variable, for `super().__init__`."""
     return {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+
+
+def class_members(labels: Tensor, num_classes: int, size: Sequence[int], ignore_index: int | None = 255) -> Tensor:
+    """Which positions of a map of `size` (h, w) belong to which class: `(B, K, h·w)` bool, at most one a position.
+
+    The nearest of the labels `(B, H, W)` int64 counts. Those outside 0 ... K - 1 belong to no class, nor does
+    `ignore_index`, if there is one.
+    """
+    # float32 holds whole numbers below 2²⁴ exactly; interpolate takes no integers
+    nearest = F.interpolate(labels.unsqueeze(1).float(), size, mode="nearest").flatten(start_dim=2)  # (B, 1, N)
+    classes = torch.arange(num_classes, device=labels.device).view(1, -1, 1)
+    members = nearest == classes  # (B, K, N)
+    return members if ignore_index is None else members & (classes != ignore_index)
+
+
+def kl_divergences(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+    """`KL(softmax(teacher / τ) ‖ softmax(student / τ))` along `dim`, which the result lacks."""
+    student, teacher = (F.log_softmax(each / temperature, dim) for each in (student, teacher))
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim)
+
+
+def unit_vectors(vectors: Tensor, dim: int) -> Tensor:
+    """Float32 or float64 `vectors` divided by their L2 norm along `dim`, except where that is 0.
+
+    Vectors of zeros, which maps behind a ReLU have, stay zero and let the gradient through as it is. A small number
+    added to the norm, as is usual, would multiply their gradient by its inverse, 10⁸ for instance.
+    """
+    norms = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    return vectors / norms.masked_fill(norms == 0, 1.0)

@@ -9,26 +9,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..features import Activations
-from ..ops.checks import check_positive, check_whole
+from ..ops.checks import check_ignore_index, check_positive, check_whole
 from ..ops.precision import in_float32
-from .base import DistillationLoss, given
-from .label_maps import check_ignore_index, check_labels, class_members
+from .base import DistillationLoss, given, kl_divergences
 
 # what hidden positions get before the softmax: of no weight there, and finite in the differences of logarithms
 HIDDEN = -1e30
 
 
 def split_by_borders(members: Tensor, size: Sequence[int], edge_width: int) -> tuple[Tensor, Tensor]:
-    """The labelled positions within `edge_width` of another class, and the other labelled ones: a class's dilation
-    without its erosion, over all classes.
+    """The labelled positions within `edge_width` of another class, and the other labelled ones; each `(B, h·w)` bool.
 
-    Args:
-        members: `(B, K, h·w)` bool, at most one class a position.
-        size: (h, w).
-        edge_width: positions to either side of a border.
-
-    Returns:
-        Two `(B, h·w)` bool, disjoint; positions without a class are in neither, and make no border.
+    A class's dilation without its erosion, over all classes of `members` `(B, K, h·w)` bool. Positions without a class
+    are in neither, and make no border.
     """
     near = F.max_pool2d(members.unflatten(2, size).float(), 2 * edge_width + 1, stride=1, padding=edge_width)
     several = near.sum(1).flatten(1) > 1  # (B, h·w), classes within reach
@@ -39,10 +32,7 @@ def split_by_borders(members: Tensor, size: Sequence[int], edge_width: int) -> t
 @in_float32
 def edge_divergence(student_logits: Tensor, teacher_logits: Tensor, edge: Tensor, temperature: float) -> Tensor:
     """Mean over the positions of `edge` `(B, h·w)` bool of T² · KL over the classes; 0 where there is none."""
-    student, teacher = (
-        F.log_softmax(logits.flatten(2) / temperature, dim=1) for logits in (student_logits, teacher_logits)
-    )  # (B, K, h·w)
-    divergences = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)  # (B, h·w)
+    divergences = kl_divergences(student_logits.flatten(2), teacher_logits.flatten(2), temperature, dim=1)  # (B, h·w)
     return temperature**2 * divergences.masked_fill(~edge, 0.0).sum() / edge.sum().clamp(min=1)
 
 
@@ -54,10 +44,9 @@ def body_divergence(student_logits: Tensor, teacher_logits: Tensor, body: Tensor
     """
     hidden = ~body.unsqueeze(1)
     student, teacher = (
-        F.log_softmax((logits.flatten(2) / temperature).masked_fill(hidden, HIDDEN), dim=2)
-        for logits in (student_logits, teacher_logits)
-    )  # (B, K, h·w)
-    divergences = F.kl_div(student, teacher, reduction="none", log_target=True).sum(2)  # (B, K)
+        (each.flatten(2) / temperature).masked_fill(hidden, HIDDEN) for each in (student_logits, teacher_logits)
+    )
+    divergences = kl_divergences(student, teacher, temperature=1.0, dim=2)  # (B, K)
     counted = body.any(1).sum().clamp(min=1) * divergences.shape[1]
     return temperature**2 * divergences.sum() / counted
 
@@ -77,10 +66,6 @@ class BPKDLoss(DistillationLoss):
     Relations: with no border L_body is CWDLoss on logits; where all is border L_edge is KDLoss.
 
     Args:
-        edge_weight: at least 0.
-        body_weight: at least 0.
-        edge_temperature: T of L_edge, above 0.
-        body_temperature: T of L_body, above 0.
         edge_width: positions of the logits' grid to either side of a border; 1 is 8 pixels at output stride 8.
         ignore_index: label that belongs to neither part; None where there is none.
     """
@@ -113,12 +98,10 @@ class BPKDLoss(DistillationLoss):
         super().__init__(**given(locals()))
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
-        labels, _ = check_labels(self.name, labels, student.logits)
         logits = self.logits(student, teacher)
         size = logits[0].shape[-2:]
         with torch.no_grad():
-            members = class_members(labels, logits[0].shape[1], size, self.ignore_index)
-            edge, body = split_by_borders(members, size, self.edge_width)
+            edge, body = split_by_borders(self.members(student, labels, size), size, self.edge_width)
         return {
             "bpkd_edge": edge_divergence(*logits, edge, temperature=self.edge_temperature),
             "bpkd_body": body_divergence(*logits, body, temperature=self.body_temperature),

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..features import Activations
-from ..ops.checks import check_positive, check_whole
+from ..ops.checks import check_ignore_index, check_positive, check_whole, optional
 from ..ops.precision import in_float32
-from .base import given
-from .gathering import gather_batch
-from .label_maps import check_ignore_index, check_labels, class_members
-from .map_loss import MapLoss, unit_vectors
+from .base import MapLoss, given, kl_divergences, unit_vectors
 from .queues import ClassQueues, pixels_of_classes, regions_of_classes
 from .random_source import uniform
 
 SIZES = ("pool_size", "pixel_queue", "region_queue", "pixels_per_image", "pixel_draws", "region_draws")
-
-
-def row_divergences(student_relation: Tensor, teacher_relation: Tensor, temperature: float) -> Tensor:
-    """`KL(softmax(teacher / τ) ‖ softmax(student / τ))` of each row of two `(..., M)` similarities: `(...)`."""
-    student = F.log_softmax(student_relation / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_relation / temperature, dim=-1)
-    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
 
 
 @in_float32
@@ -35,19 +25,12 @@ def cross_image_divergence(
 ) -> Tensor:
     """Mean over pairs of images, and over the pixels of the first, of the divergence of their similarities.
 
-    Args:
-        student: `(B, A, Cs)` vectors of length 1 of A pixels of this process's images.
-        teacher: `(B, A, Ct)`, the same.
-        all_student: `(N, A, Cs)` of the images of all processes; N = B with one process.
-        all_teacher: `(N, A, Ct)`.
-        temperature: τ, above 0.
-
-    Returns:
-        A scalar, 0 where all cosines agree.
+    Vectors of length 1: `(B, A, Cs)` and `(B, A, Ct)` of A pixels of this process's images, and N instead of B for the
+    images of all processes.
     """
     divergences = [
         # (A, N, A): a row holds the cosines of one pixel with all pixels of one image
-        row_divergences(_cosines(own, all_student), _cosines(taught, all_teacher), temperature).mean()
+        kl_divergences(_cosines(own, all_student), _cosines(taught, all_teacher), temperature, dim=-1).mean()
         for own, taught in zip(student, teacher, strict=True)
     ]
     return torch.stack(divergences).mean()
@@ -55,20 +38,12 @@ def cross_image_divergence(
 
 @in_float32
 def memory_divergence(student: Tensor, teacher: Tensor, memory: Tensor, anchors: Tensor, temperature: float) -> Tensor:
-    """Mean over the anchors of the divergence of their similarities to what was drawn from the memory.
+    """Mean over the anchors `(B, A)` bool of the divergence of their similarities to vectors `(M, C)` of the memory.
 
-    Args:
-        student: `(B, A, C)` vectors of length 1.
-        teacher: the same.
-        memory: `(M, C)`.
-        anchors: `(B, A)` bool.
-        temperature: τ, above 0.
-
-    Returns:
-        A scalar, 0 without any anchor.
+    Student and teacher are `(B, A, C)` of length 1; 0 without any anchor.
     """
     memory = memory.to(student.dtype)
-    divergences = row_divergences(student @ memory.T, teacher @ memory.T, temperature)  # (B, A)
+    divergences = kl_divergences(student @ memory.T, teacher @ memory.T, temperature, dim=-1)  # (B, A)
     return divergences.masked_fill(~anchors, 0.0).sum() / anchors.sum().clamp(min=1)
 
 
@@ -97,29 +72,23 @@ class CIRKDLoss(MapLoss):
     4·K·(pixel_queue + region_queue)·Ct bytes: 428 MB for 19 classes and a head of 256 channels, but 3.4 GB for the 2048
     channels of a ResNet's last map, and each checkpoint as much: choose smaller queues there.
 
-    Published: weights 1, 0.1 and 0.1 and the options' defaults, for the head's last map (`head.features` in our
-    models). Unlike the authors' code, the head's last convolution has a bias; draws come, with replacement, from the
-    filled part of the queues of classes seen so far, where theirs take as many from each class's whole queue; and maps
-    are pooled before the minibatch term for every model, to keep the matrices of all pairs small, where theirs are for
-    SegFormer alone.
+    The defaults are the published ones, for the head's last map. Unlike the authors' code, the head's last convolution
+    has a bias; draws come, with replacement, from the filled part of the queues of classes seen so far, where theirs
+    take as many from each class's whole queue; and maps are pooled before the minibatch term for every model, to keep
+    the matrices of all pairs small, where theirs are for SegFormer alone.
 
     Relations: the similarities of SKDLoss are inside one image, and compared by their squared difference.
 
     Args:
-        minibatch_weight: at least 0.
-        pixel_weight: at least 0.
-        region_weight: at least 0.
-        num_classes: K; needed where `pixel_weight` or `region_weight` is above 0. In a recipe it may be left out:
-            `build_loss` gets it from the models.
+        num_classes: K; needed for the memory. In a recipe it may be left out: `build_loss` gets it from the models.
         ignore_index: a label that is ignored; None where all of 0 to K-1 count.
-        temperature: τ, above 0.
         pool_size: side of the cells averaged before the minibatch term, the last ones smaller where the size does not
             divide; 1 for none. The matrices have N·(h·w / pool_size²)² numbers an image, N images in the batch.
         pixel_queue: pixels kept a class.
-        region_queue: regions kept a class.
+        region_queue: likewise.
         pixels_per_image: pixels taken in a class and image.
         pixel_draws: pixels drawn a step.
-        region_draws: regions drawn a step.
+        region_draws: likewise.
     """
 
     name = "cirkd"
@@ -128,7 +97,12 @@ class CIRKDLoss(MapLoss):
         "cirkd_pixel": "pixel_weight",
         "cirkd_region": "region_weight",
     }
-    checks = {"temperature": check_positive, "ignore_index": check_ignore_index, **dict.fromkeys(SIZES, check_whole)}
+    checks = {
+        "temperature": check_positive,
+        "ignore_index": check_ignore_index,
+        "num_classes": optional(check_whole),
+        **dict.fromkeys(SIZES, check_whole),
+    }
     citation = """@inproceedings{yang2022cross,
   title     = {Cross-Image Relational Knowledge Distillation for Semantic Segmentation},
   author    = {Yang, Chuanguang and Zhou, Helong and An, Zhulin and Jiang, Xue and Xu, Yongjun and Zhang, Qian},
@@ -162,42 +136,40 @@ class CIRKDLoss(MapLoss):
                 "missing cirkd.num_classes: the memory has a queue for each class. Give the number of classes, or "
                 "leave the memory out with pixel_weight=0 and region_weight=0."
             )
-        self.head = _projection_head(self.student_channels, self.teacher_channels)
+        self.head = nn.Sequential(
+            nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1, bias=False),
+            nn.BatchNorm2d(self.teacher_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(self.teacher_channels, self.teacher_channels, kernel_size=1),
+        )
         if pixel_weight > 0:
             self.pixels = ClassQueues(num_classes, pixel_queue, self.teacher_channels)
         if region_weight > 0:
             self.regions = ClassQueues(num_classes, region_queue, self.teacher_channels)
 
-    @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
-        super().check_options(options)
-        if options["num_classes"] is not None:
-            check_whole("num_classes", options["num_classes"])
-
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
-        maps = self.maps(student, teacher)
-        terms = {"cirkd_minibatch": self._minibatch_term(*maps)} if self.minibatch_weight > 0 else {}
+        student_map, teacher_map = self.maps(student, teacher)
+        terms = {}
+        if self.minibatch_weight > 0:
+            terms["cirkd_minibatch"] = self._minibatch_term(student_map, teacher_map)
         if self.pixel_weight > 0 or self.region_weight > 0:
-            labels, logits = check_labels(self.name, labels, student.logits)
-            if logits.shape[1] != self.num_classes:
+            members = self.members(student, labels, teacher_map.shape[-2:])  # (B, K, h·w)
+            if members.shape[1] != self.num_classes:
                 raise ValueError(
-                    f"the models have {logits.shape[1]} classes and cirkd.num_classes is {self.num_classes}; "
-                    f"give num_classes={logits.shape[1]}."
+                    f"the models have {members.shape[1]} classes and cirkd.num_classes is {self.num_classes}; "
+                    f"give num_classes={members.shape[1]}."
                 )
-            terms |= self._memory_terms(*maps, labels)
+            terms |= self._memory_terms(student_map, teacher_map, members)
         return terms
 
-    def _minibatch_term(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        student, teacher = (
-            _pixels(F.avg_pool2d(each, self.pool_size, ceil_mode=True)) for each in (student_map, teacher_map)
-        )
-        return cross_image_divergence(
-            student, teacher, _of_all_processes(student), _of_all_processes(teacher), self.temperature
-        )
+    def _minibatch_term(self, *maps: Tensor) -> Tensor:
+        student, teacher = (_pixels(F.avg_pool2d(each, self.pool_size, ceil_mode=True)) for each in maps)
+        # Without gradients the loss is only tried out: before training, on the CPU, where nccl could gather nothing.
+        everyone = (gather_batch(each) if torch.is_grad_enabled() else each for each in (student, teacher))
+        return cross_image_divergence(student, teacher, *everyone, self.temperature)
 
-    def _memory_terms(self, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _memory_terms(self, student_map: Tensor, teacher_map: Tensor, members: Tensor) -> dict[str, Tensor]:
         student, teacher = _pixels(self.head(student_map)), _pixels(teacher_map)  # (B, h·w, Ct)
-        members = class_members(labels, self.num_classes, teacher_map.shape[-2:], self.ignore_index)  # (B, K, h·w)
         if torch.is_grad_enabled():
             self._remember(teacher, members)
         terms = {}
@@ -216,21 +188,35 @@ class CIRKDLoss(MapLoss):
             self.regions.append(*map(gather_batch, regions_of_classes(teacher, members)))
 
 
-def _projection_head(student_channels: int, teacher_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False),
-        nn.BatchNorm2d(teacher_channels),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(teacher_channels, teacher_channels, kernel_size=1),
-    )
-
-
 @in_float32
 def _pixels(feature_map: Tensor) -> Tensor:
     """`(B, C, h, w)` to vectors of length 1, `(B, h·w, C)`."""
     return unit_vectors(feature_map.flatten(2).transpose(1, 2), dim=2)
 
 
-def _of_all_processes(vectors: Tensor) -> Tensor:
-    # Without gradients the loss is only tried out: before training, on the CPU, where nccl could gather nothing.
-    return gather_batch(vectors) if torch.is_grad_enabled() else vectors
+def gather_batch(tensor: Tensor) -> Tensor:
+    """Concatenate the tensors `(B, ...)` of all processes, of one shape and dtype, in the order of ranks.
+
+    Gradients flow to every process: each one receives the sum of what all processes' losses ask of its part. DDP then
+    takes the mean, so that the mean of the losses over processes is what is minimised. Call it on every process, at the
+    same point.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    return _GatherBatch.apply(tensor)
+
+
+class _GatherBatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.batch = tensor.shape[0]
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may use the given one elsewhere
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank() * ctx.batch :][: ctx.batch]

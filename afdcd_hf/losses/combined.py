@@ -12,20 +12,19 @@ from .base import DistillationLoss
 
 
 class _Several(DistillationLoss):
-    """What both kinds share; `losses` is a ModuleDict or a ModuleList."""
+    losses: Any  # a ModuleDict or a ModuleList
 
-    def _parts(self) -> list[DistillationLoss]:
+    @property
+    def parts(self) -> list[DistillationLoss]:
         return list(self.losses.values() if isinstance(self.losses, nn.ModuleDict) else self.losses)
 
     @property
     def reads_teacher_logits(self) -> bool:
-        """Whether any of the losses does."""
-        return any(loss.reads_teacher_logits for loss in self._parts())
+        return any(loss.reads_teacher_logits for loss in self.parts)
 
     @property
     def citations(self) -> list[str]:
-        """BibTeX of all of them, each once."""
-        return list(dict.fromkeys(text for loss in self._parts() for text in loss.citations))
+        return list(dict.fromkeys(text for loss in self.parts for text in loss.citations))
 
 
 class LossSum(_Several):
@@ -38,7 +37,7 @@ class LossSum(_Several):
     def __init__(self, losses: Mapping[str, DistillationLoss]) -> None:
         super().__init__()
         self.losses = nn.ModuleDict(losses)
-        self.needs_feature_map = any(loss.needs_feature_map for loss in losses.values())
+        self.needs_feature_map = any(loss.needs_feature_map for loss in self.parts)
 
     def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the terms of all losses; ValueError when two of them use the same name."""
@@ -53,7 +52,7 @@ class LossSum(_Several):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments of each loss under its name."""
-        return {name: loss.get_config_dict() for name, loss in zip(self.losses, self._parts(), strict=True)}
+        return {name: loss.get_config_dict() for name, loss in self.losses.items()}
 
 
 class LossPerPair(_Several):
@@ -82,11 +81,10 @@ class LossPerPair(_Several):
                     f"{role}; name {len(self.losses)} layers with {role}_layer."
                 )
         merged: dict[str, Tensor] = {}
-        for index, loss in enumerate(self.losses):
-            terms = loss(seen["student"][index], seen["teacher"][index], labels)
-            merged.update({f"{name}_{index + 1}": term for name, term in terms.items()})
+        for number, (loss, *pair) in enumerate(zip(self.losses, *seen.values(), strict=True), 1):
+            merged.update({f"{name}_{number}": term for name, term in loss(*pair, labels).items()})
         return merged
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments of each loss, in the order of the pairs."""
-        return {"pairs": [loss.get_config_dict() for loss in self._parts()]}
+        return {"pairs": [loss.get_config_dict() for loss in self.parts]}

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..features import Activations
 from ..ops.checks import check_positive
 from ..ops.precision import in_float32
-from .base import given
-from .map_loss import MapLoss
+from .base import MapLoss, given, kl_divergences
 
 
 @in_float32
 def channel_wise_divergence(student_map: Tensor, teacher_map: Tensor, temperature: float = 4.0) -> Tensor:
     """`T² / (B·C) · Σ_channels KL(softmax(teacher / T) ‖ softmax(student / T))`, the softmax over the positions of two
     `(B, C, h, w)`."""
-    student, teacher = (
-        F.log_softmax(each.flatten(start_dim=2) / temperature, dim=2) for each in (student_map, teacher_map)
-    )  # (B, C, h·w)
-    per_channel = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=2)  # (B, C)
-    return temperature**2 * per_channel.mean()
+    return temperature**2 * kl_divergences(student_map.flatten(2), teacher_map.flatten(2), temperature, dim=2).mean()
 
 
 class CWDLoss(MapLoss):
@@ -34,19 +28,12 @@ class CWDLoss(MapLoss):
     On maps S is align(S): a 1×1 convolution with bias that trains beside the student, or the identity where the
     channels are equal. On logits a channel is a class. Every position counts.
 
-    Published weights: 50 for the head's last map (`student_layer: head.features`, likewise for the teacher), 3 for
-    logits, τ = 4 for both, beside KD with 1 (`loss: kd+cwd`). C is Ct, as in the authors' code; CIRKD's code divides by
-    Cs, where a 50 acts like a 100 here for 128 → 256 channels. A constant added to a channel changes nothing; a map
-    twice as large in value is one at half the temperature, so weights and τ belong to one kind of map.
+    The defaults are the published ones, for the head's last map, beside KD. C is Ct, as in the authors' code; CIRKD's
+    divides by Cs, where a 50 acts like a 100 here for 128 → 256 channels. A constant added to a channel changes
+    nothing; a map twice as large in value is one at half the temperature: weights and τ belong to one kind of map.
 
     Relations: KDLoss normalises over classes at each pixel; this normalises over pixels in each channel.
     AttentionTransferLoss puts all channels into one map first.
-
-    Args:
-        map_weight: at least 0.
-        logits_weight: at least 0.
-        map_temperature: τ for maps, above 0.
-        logits_temperature: τ for logits, above 0.
     """
 
     name = "cwd"

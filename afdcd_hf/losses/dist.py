@@ -19,10 +19,8 @@ ROUNDING = 1e-6
 def pearson_distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     """Mean of `1 - ρ` over all vectors along `dim` of two `(N, K)`; ρ is Pearson's correlation coefficient.
 
-    Vectors that do not vary correlate with nothing: they count as 1 and get no gradient.
-
-    Returns:
-        A scalar in [0, 2], 0 where each vector is a positive multiple of the other plus a constant.
+    In [0, 2]; 0 where each vector is a positive multiple of the other plus a constant. Vectors that do not vary
+    correlate with nothing: they count as 1 and get no gradient.
     """
     student, teacher = _deviations(student, dim), _deviations(teacher, dim)
     norms = student.norm(dim=dim) * teacher.norm(dim=dim)
@@ -30,7 +28,6 @@ def pearson_distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
 
 
 def _deviations(vectors: Tensor, dim: int) -> Tensor:
-    """From the mean; all zeros, without gradient, for a vector of equal components."""
     deviations = vectors - vectors.mean(dim, keepdim=True)
     constant = deviations.norm(dim=dim, keepdim=True) <= ROUNDING * vectors.norm(dim=dim, keepdim=True)
     return deviations.masked_fill(constant, 0.0)
@@ -56,17 +53,10 @@ class DISTLoss(DistillationLoss):
         L_intra = T² · mean over classes of 1 - ρ(Ys[:, k], Yt[:, k])
 
     Compares the models' own low-resolution logits. Every pixel counts, ignored labels included. On several processes
-    each one takes L_intra over the pixels of its own images.
-
-    Published for Cityscapes: β = γ = 1, without a temperature (T = 1), in the authors' code.
+    each one takes L_intra over the pixels of its own images. The defaults are those published for Cityscapes.
 
     Relations: KDLoss asks for equal probabilities; this for the same up to scale and shift, which is easier on a small
     student of a strong teacher.
-
-    Args:
-        inter_weight: β, at least 0.
-        intra_weight: γ, at least 0.
-        temperature: T, above 0.
     """
 
     name = "dist"

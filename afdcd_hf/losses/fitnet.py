@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..features import Activations
-from ..ops.checks import check_choice
+from ..ops.checks import check_flag
 from ..ops.precision import in_float32
-from .base import given
-from .map_loss import MapLoss
+from .base import MapLoss, given
 
 # added to a channel's variance: keeps the gradient of channels that hardly vary finite
 EPSILON = 1e-5
@@ -40,32 +37,34 @@ class FitNetLoss(MapLoss):
 
     `align` is a 1×1 convolution with bias, or the identity where Cs = Ct; it trains beside the student. The paper
     sums (times ½) where this is a mean, and uses the term to initialise the student before distilling logits; here
-    it is there from the first step to the last, as the segmentation papers that compare with it do. Every position
-    counts.
+    it is there from the first step to the last, as the segmentation papers that compare with it do, with weights of 1
+    to 10 on the head's last map. Every position counts.
 
     With `normalize=True` align(S) and T are standardised over h and w, per image and channel, before they are compared:
     NFD (Liu et al., 2022, arXiv 2207.05256), in which magnitudes do not count. Its weight is not known to us.
-
-    Published weights: 1 to 10 for the mean over the head's last map (`student_layer: head.features`, likewise for the
-    teacher). Over other maps, and over the backbone's last, which is the default here, they have to be found.
 
     Relations: AfDcdLoss with `contrast_weight=0` hides positions first and lets 3×3 convolutions restore them; CWDLoss
     compares where a channel is active and leaves out how strongly.
 
     Args:
-        weight: at least 0.
         normalize: compare standardised maps.
     """
 
     name = "fitnet"
     map_terms = {"fitnet": "weight"}
-    checks = {"normalize": partial(check_choice, known=(True, False))}
+    checks = {"normalize": check_flag}
     citation = """@inproceedings{romero2015fitnets,
   title     = {FitNets: Hints for Thin Deep Nets},
   author    = {Romero, Adriana and Ballas, Nicolas and Ebrahimi Kahou, Samira and Chassang, Antoine and
                Gatta, Carlo and Bengio, Yoshua},
   booktitle = {International Conference on Learning Representations},
   year      = {2015}
+}"""
+    nfd_citation = """@article{liu2022normalized,
+  title   = {Normalized Feature Distillation for Semantic Segmentation},
+  author  = {Liu, Tao and Yang, Xi and Chen, Chenshu},
+  journal = {arXiv preprint arXiv:2207.05256},
+  year    = {2022}
 }"""
 
     def __init__(
@@ -82,17 +81,8 @@ class FitNetLoss(MapLoss):
 
     @property
     def citations(self) -> list[str]:
-        """BibTeX of FitNets and, with `normalize`, of NFD."""
-        return [self.citation, NFD] if self.normalize else [self.citation]
+        return [self.citation, self.nfd_citation] if self.normalize else [self.citation]
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
         student_map, teacher_map = self.maps(student, teacher)
         return {"fitnet": hint_error(self.align(student_map), teacher_map, normalize=self.normalize)}
-
-
-NFD = """@article{liu2022normalized,
-  title   = {Normalized Feature Distillation for Semantic Segmentation},
-  author  = {Liu, Tao and Yang, Xi and Chen, Chenshu},
-  journal = {arXiv preprint arXiv:2207.05256},
-  year    = {2022}
-}"""

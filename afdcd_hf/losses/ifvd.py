@@ -6,21 +6,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..features import Activations
+from ..ops.checks import check_ignore_index
 from ..ops.precision import in_float32
-from .base import given
-from .label_maps import check_ignore_index, check_labels, class_members
-from .map_loss import MapLoss, unit_vectors
+from .base import MapLoss, given, unit_vectors
 
 
 def centre_similarity(feature_map: Tensor, members: Tensor) -> Tensor:
-    """Cosine similarity of each position to the mean of its class in the same image.
+    """Cosine similarity `(B, h·w)` of each position to the mean of its class in the same image; 0 without a class.
 
-    Args:
-        feature_map: `(B, C, h, w)`.
-        members: `(B, K, h·w)` of the map's dtype, 1 where the position is of the class and 0 elsewhere.
-
-    Returns:
-        `(B, h·w)` in [-1, 1]; 0 where a position has no class.
+    `feature_map` is `(B, C, h, w)`, `members` `(B, K, h·w)` of its dtype, 1 where the position is of the class.
     """
     vectors = feature_map.flatten(start_dim=2)  # (B, C, N)
     sums = members @ vectors.transpose(1, 2)  # (B, K, C), of the direction of the means
@@ -45,19 +39,15 @@ class IFVDLoss(MapLoss):
 
     Positions without a class add 0, and are counted in the divisor, as in the authors' code; a batch without any label
     gives 0. The gradient also flows through the student's centres. Nothing needs equal channels, so the loss has no
-    weights of its own. The published training adds a discriminator; it is left out, as SKDLoss explains.
-
-    Published weights, for the head's last map (`student_layer: head.features`, likewise for the teacher): 20 beside KD
-    with 1 (`loss: kd+ifvd`) in the later scripts that compare with it (the default here); 200 beside KD with 10 in the
-    authors' own.
+    weights of its own. The published training adds a discriminator; it is left out, as SKDLoss explains. The default
+    weight is that of later scripts that compare with it, for the head's last map, beside KD; the authors' is 200 beside
+    10 times KD.
 
     Relations: SKDLoss compares similarities of all pairs of positions and reads no labels; this compares one number
     per position. It costs 2·B·K·(Cs + Ct)·h·w multiplications forward, for K classes.
 
     Args:
-        weight: at least 0.
-        ignore_index: label that belongs to no class, as for the task loss; labels outside 0 ... K - 1 (K the
-            number of the student's classes) never do. None where there is none.
+        ignore_index: label that belongs to no class; labels outside 0 ... K - 1 never do. None where there is none.
     """
 
     name = "ifvd"
@@ -81,7 +71,5 @@ class IFVDLoss(MapLoss):
         super().__init__(**given(locals()))
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
-        labels, logits = check_labels(self.name, labels, student.logits)
         maps = self.maps(student, teacher)
-        members = class_members(labels, logits.shape[1], maps[0].shape[-2:], self.ignore_index)
-        return {"ifvd": variation_error(*maps, members)}
+        return {"ifvd": variation_error(*maps, self.members(student, labels, maps[0].shape[-2:]))}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..features import Activations
-from ..ops.checks import check_choice, check_positive
+from ..ops.checks import check_flag, check_positive, optional
 from ..ops.precision import in_float32
 from .base import DistillationLoss, given
 
@@ -47,19 +43,24 @@ class KDLoss(DistillationLoss):
     Relations: AfDcdLoss compares feature maps; the paper adds both.
 
     Args:
-        weight: λ_kd, at least 0.
-        temperature: T, above 0. None for 1, or with `standardize` for LSKD's base temperature 2.
+        temperature: T; None for 1, or with `standardize` for LSKD's base temperature 2.
         standardize: compare standardised logits.
     """
 
     name = "kd"
     logits_terms = {"kd": "weight"}
-    checks = {"standardize": partial(check_choice, known=(True, False))}
+    checks = {"standardize": check_flag, "temperature": optional(check_positive)}
     citation = """@article{hinton2015distilling,
   title   = {Distilling the Knowledge in a Neural Network},
   author  = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
   journal = {arXiv preprint arXiv:1503.02531},
   year    = {2015}
+}"""
+    lskd_citation = """@inproceedings{sun2024logit,
+  title     = {Logit Standardization in Knowledge Distillation},
+  author    = {Sun, Shangquan and Ren, Wenqi and Li, Jingzhi and Wang, Rui and Cao, Xiaochun},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2024}
 }"""
 
     def __init__(self, *, weight: float = 1.0, temperature: float | None = None, standardize: bool = False) -> None:
@@ -67,16 +68,9 @@ class KDLoss(DistillationLoss):
             temperature = 2.0 if standardize else 1.0
         super().__init__(**given(locals()))
 
-    @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
-        super().check_options(options)
-        if options["temperature"] is not None:
-            check_positive("temperature", options["temperature"])
-
     @property
     def citations(self) -> list[str]:
-        """BibTeX of KD and, with `standardize`, of LSKD."""
-        return [self.citation, LSKD] if self.standardize else [self.citation]
+        return [self.citation, self.lskd_citation] if self.standardize else [self.citation]
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
         ours, theirs = self.logits(student, teacher)
@@ -85,11 +79,3 @@ class KDLoss(DistillationLoss):
                 raise ValueError("kd.standardize divides by the spread over classes and needs 2 classes; there is 1.")
             ours, theirs = standardized(ours), standardized(theirs)
         return {"kd": kd_divergence(ours, theirs, self.temperature)}
-
-
-LSKD = """@inproceedings{sun2024logit,
-  title     = {Logit Standardization in Knowledge Distillation},
-  author    = {Sun, Shangquan and Ren, Wenqi and Li, Jingzhi and Wang, Rui and Cao, Xiaochun},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year      = {2024}
-}"""

@@ -1,12 +1,87 @@
-"""MGD: the teacher's map restored from a masked map of the student."""
+"""MGD: the teacher's map restored from a masked map of the student, which Af-DCD builds on."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from ..features import Activations
-from .base import given
-from .restoration import RestorationLoss, restoration_error
+from ..ops.checks import check_choice, check_fraction
+from ..ops.precision import in_float32
+from .base import MapLoss, given
+from .projectors import PROJECTORS
+from .random_source import RandomSource, uniform
+
+
+def random_mask(feature_map: Tensor, mask_ratio: float, source: RandomSource | None = None) -> Tensor:
+    """A mask `(B, 1, h, w)` like a map `(B, C, h, w)`: 1, kept, with probability `1 - mask_ratio`, else 0, hidden.
+
+    `source` has a generator on the map's device; None takes torch's global one.
+    """
+    return (uniform(feature_map[:, :1], source) >= mask_ratio).to(feature_map.dtype)
+
+
+def center_mask(feature_map: Tensor) -> Tensor:
+    """Hide the middle third: rows h//3 to 2h//3 and columns w//3 to 2w//3, ends excluded; as `random_mask`."""
+    height, width = feature_map.shape[-2:]
+    mask = torch.ones_like(feature_map[:, :1])
+    mask[:, :, height // 3 : 2 * height // 3, width // 3 : 2 * width // 3] = 0
+    return mask
+
+
+def restore(student_map: Tensor, mask: Tensor, align: nn.Module, projector: nn.Module) -> Tensor:
+    """S' = projector(mask ⊙ align(student_map)): `(B, Cs, h, w)` to `(B, Ct, h, w)`, in the layers' dtype."""
+    aligned = align(student_map)
+    # masked after the alignment: its bias must not show at hidden positions
+    return projector(aligned * mask.to(aligned.dtype))
+
+
+@in_float32
+def restoration_error(restored: Tensor, target: Tensor, reduction: str = "paper") -> Tensor:
+    """`Σ (restored - target)² / B` of two `(B, Ct, h, w)` for "paper", the mean over all values for "mean".
+
+    Only the difference is kept for the backward pass: the teacher's map, which nothing else needs by then, is freed.
+    """
+    divisor = restored.numel() if reduction == "mean" else restored.shape[0]
+    return (restored - target).square().sum() / divisor
+
+
+class RestorationLoss(MapLoss):
+    """A loss on S' = projector(mask ⊙ align(S)), with options `mask`, `mask_ratio`, `projector` and `reduction`."""
+
+    checks = {
+        "mask": partial(check_choice, known=("random", "center")),
+        "mask_ratio": check_fraction,
+        "projector": partial(check_choice, known=PROJECTORS),
+        "reduction": partial(check_choice, known=("paper", "mean")),
+    }
+
+    def __init__(self, student_channels: int | None, teacher_channels: int | None, **options: Any) -> None:
+        super().__init__(student_channels, teacher_channels, **options)
+        if self.reads_map(options):
+            self.align = self.new_align()
+            self.projector = PROJECTORS[options["projector"]](self.teacher_channels)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        super().check_options(options)
+        mask, ratio = options["mask"], options["mask_ratio"]
+        if options["projector"] == "none" and (mask != "random" or ratio > 0):
+            hides = f"mask_ratio={ratio}" if mask == "random" else f"mask={mask!r}"
+            raise ValueError(
+                f"projector='none' restores nothing, but {hides} hides positions: set mask_ratio=0 with mask='random', "
+                "or use a projector."
+            )
+
+    def restored(self, student_map: Tensor, mask: Tensor | None = None) -> Tensor:
+        """S' `(B, Ct, h, w)`, in the layers' dtype; `mask` `(B, 1, h, w)` is drawn as configured if None."""
+        if mask is None and self.mask == "random":
+            mask = random_mask(student_map, self.mask_ratio, self._source)
+        return restore(student_map, center_mask(student_map) if mask is None else mask, self.align, self.projector)
 
 
 class MGDLoss(RestorationLoss):
@@ -25,7 +100,6 @@ class MGDLoss(RestorationLoss):
     without mask and projector.
 
     Args:
-        weight: α, at least 0.
         mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call from `generator`;
             "center" hides the middle third of rows and columns.
         mask_ratio: λ of the paper, in [0, 1); for mask "random".

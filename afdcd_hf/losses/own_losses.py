@@ -11,21 +11,13 @@ from types import ModuleType
 
 from .base import DistillationLoss
 
-ENTRY_POINTS = "afdcd_hf.losses"
-
 
 def load_own_loss(word: str) -> tuple[str, type[DistillationLoss]] | None:
-    """Find the class that a word of a recipe's loss names.
+    """Find the class that a word of a recipe's loss names, and what the loss is called.
 
-    Args:
-        word: `path/to/file.py:ClassName`, the path relative to the working directory, or the name of an entry point of
-            the group `afdcd_hf.losses`. The file is run, as `import` would.
-
-    Returns:
-        What the loss is called (the class's or the entry point's name) and its class; None for a word of neither kind.
-
-    Raises:
-        ValueError: no such file or class, code that fails, or a class that is not a `DistillationLoss`.
+    The word is `path/to/file.py:ClassName`, the path relative to the working directory, or the name of an entry point
+    of the group `afdcd_hf.losses`; None for any other. The file is run, as `import` would; ValueError where there is
+    no such file or class, its code fails, or the class is not a `DistillationLoss`.
     """
     path, colon, name = word.rpartition(":")
     if colon and path.endswith(".py"):
@@ -33,7 +25,7 @@ def load_own_loss(word: str) -> tuple[str, type[DistillationLoss]] | None:
         if found is None:
             raise ValueError(f"loss={word!r}: {path} defines no {name!r}.")
     else:
-        entry = next(iter(entry_points(group=ENTRY_POINTS, name=word)), None)
+        entry = next(iter(entry_points(group="afdcd_hf.losses", name=word)), None)
         if entry is None:
             return None
         name, found = word, entry.load()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..ops.precision import in_float32
-from .map_loss import unit_vectors
+from .base import unit_vectors
 
 NO_CLASS = -1
 
@@ -34,11 +33,9 @@ class ClassQueues(nn.Module):
 
     @torch.no_grad()
     def append(self, vectors: Tensor, classes: Tensor) -> None:
-        """Put each vector into the queue of its class, in place of the oldest one if that is full.
+        """Put each vector `(M, C)` into the queue of its class `(M,)`, in place of the oldest one if that is full.
 
-        Args:
-            vectors: `(M, C)` floating; those that are not finite are left out.
-            classes: `(M,)` int64, 0 to K-1; -1 for further vectors to leave out.
+        Vectors of class -1 and those that are not finite are left out.
         """
         num_classes, size, _ = self.vectors.shape
         classes = torch.where(vectors.isfinite().all(1), classes, NO_CLASS)
@@ -52,13 +49,9 @@ class ClassQueues(nn.Module):
         self.appended += number
 
     def draw(self, uniform: Tensor) -> Tensor:
-        """Vectors drawn with replacement, equally many of each class that has any (up to one).
+        """Vectors `(M, C)` drawn with replacement, equally many of each class that has any (up to one).
 
-        Args:
-            uniform: `(M,)` random numbers in [0, 1), which choose inside a class.
-
-        Returns:
-            `(M, C)`, a copy without gradient; zeros while all queues are empty.
+        The random numbers `(M,)` in [0, 1) choose inside a class. Zeros while all queues are empty.
         """
         held = self.appended.clamp(max=self.vectors.shape[1])  # (K,)
         present = held > 0
@@ -82,37 +75,28 @@ def pixels_of_classes(vectors: Tensor, members: Tensor, most: int, uniform: Tens
         vectors: `(B, A, C)`, one a pixel.
         members: `(B, K, A)` bool, at most one class a pixel.
         most: pixels a class and image.
-        uniform: `(B, A)` random numbers; the pixels with the smallest are chosen.
+        uniform: `(B, A)` random numbers in [0, 1); the pixels with the smallest are chosen.
 
     Returns:
         Vectors `(B·R, C)` and their classes `(B·R,)` with R = min(A, K·most), -1 where fewer pixels were to be had: a
         shape that does not hang on the labels can be gathered over processes.
     """
-    num_classes = members.shape[1]
-    labels = torch.where(members.any(1), members.to(torch.int8).argmax(1), num_classes)  # (B, A)
-    shuffled = uniform.argsort(dim=1)
-    order = shuffled.gather(1, labels.gather(1, shuffled).argsort(dim=1, stable=True))  # by class, shuffled inside
-    in_order = labels.gather(1, order)
-    number = F.pad(members.sum(2), (0, 1))  # (B, K + 1); how many have no class is not needed
-    start = number.cumsum(1) - number
-    ordinals = torch.arange(labels.shape[1], device=labels.device) - start.gather(1, in_order)
-    chosen = (ordinals < most) & (in_order < num_classes)
-    front = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, : num_classes * most]  # (B, R)
-    classes = torch.where(chosen, in_order, NO_CLASS).gather(1, front)
-    places = order.gather(1, front).unsqueeze(2).expand(-1, -1, vectors.shape[2])
+    _, num_classes, pixels = members.shape
+    most = min(most, pixels)
+    numbers, places = uniform.unsqueeze(1).masked_fill(~members, 2.0).topk(most, largest=False)  # (B, K, most)
+    chosen = (numbers < 2).flatten(1)
+    front = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :pixels]  # (B, R), those chosen first
+    classes = torch.arange(num_classes, device=members.device).repeat_interleave(most)
+    classes = torch.where(chosen, classes, NO_CLASS).gather(1, front)
+    places = places.flatten(1).gather(1, front).unsqueeze(2).expand(-1, -1, vectors.shape[2])
     return vectors.gather(1, places).flatten(0, 1), classes.flatten()
 
 
 @in_float32
 def regions_of_classes(vectors: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean vector of each class in each image, of length 1.
+    """The mean vector, of length 1, of each class in each image; arguments as for `pixels_of_classes`.
 
-    Args:
-        vectors: `(B, A, C)`, one a pixel.
-        members: `(B, K, A)` bool, at most one class a pixel.
-
-    Returns:
-        Vectors `(B·K, C)` and their classes `(B·K,)`, -1 for a class that the image does not show.
+    Gives `(B·K, C)` and their classes `(B·K,)`, -1 for a class that the image does not show.
     """
     means = unit_vectors(members.to(vectors.dtype) @ vectors, dim=2)  # of the sum: its direction is that of the mean
     classes = torch.where(members.any(2), torch.arange(members.shape[1], device=members.device), NO_CLASS)

@@ -17,33 +17,21 @@ _SOURCES: WeakValueDictionary[int, RandomSource] = WeakValueDictionary()
 
 
 class RandomSource:
-    """A generator and the number that stands for it in compiled code.
-
-    Args:
-        generator: on the device where numbers are drawn.
-    """
+    """A generator, on the device where numbers are drawn, and the number that stands for it in compiled code."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-        self.number = next(_NUMBERS)
+        self.generator, self.number = generator, next(_NUMBERS)
         _SOURCES[self.number] = self
 
-    def __reduce__(self):
-        # a copy has a generator of its own, and so needs a number of its own
-        return RandomSource, (self.generator,)
-
-    def uniform(self, like: Tensor) -> Tensor:
-        """Numbers in [0, 1), float32, of the shape and device of `like`; the same ones compiled or not.
-
-        Raises:
-            RuntimeError: from torch, where the generator is on another kind of device.
-        """
-        return torch.ops.afdcd.uniform(like.detach(), self.number)
+    def __reduce__(self) -> tuple:
+        return RandomSource, (self.generator,)  # a copied generator needs a number of its own
 
 
 def uniform(like: Tensor, source: RandomSource | None) -> Tensor:
     """Numbers in [0, 1), float32, of the shape and device of `like`, from `source` or torch's global generator."""
-    return torch.rand(like.shape, device=like.device) if source is None else source.uniform(like)
+    if source is None:
+        return torch.rand(like.shape, device=like.device)
+    return torch.ops.afdcd.uniform(like.detach(), source.number)
 
 
 # Marked as random, so that compilers neither merge two draws nor repeat one in the backward pass. Defined this way
@@ -53,13 +41,11 @@ torch.library.define(
 )
 
 
+@torch.library.impl("afdcd::uniform", "default")
 def _uniform(like: Tensor, number: int) -> Tensor:
     return torch.rand(like.shape, device=like.device, generator=_SOURCES[number].generator, dtype=torch.float32)
 
 
-def _describe(like: Tensor, number: int) -> Tensor:
+@torch.library.register_fake("afdcd::uniform")
+def _(like: Tensor, number: int) -> Tensor:
     return torch.empty(like.shape, device=like.device, dtype=torch.float32)
-
-
-torch.library.impl("afdcd::uniform", "default", _uniform)
-torch.library.register_fake("afdcd::uniform", _describe)

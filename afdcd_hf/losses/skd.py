@@ -8,9 +8,8 @@ from torch.nn import functional as F
 from ..features import Activations
 from ..ops.checks import check_whole
 from ..ops.precision import in_float32
-from .base import given
+from .base import MapLoss, given, unit_vectors
 from .kd import kd_divergence
-from .map_loss import MapLoss, unit_vectors
 
 
 def similarities(feature_map: Tensor) -> Tensor:
@@ -24,13 +23,9 @@ def similarities(feature_map: Tensor) -> Tensor:
 
 @in_float32
 def pairwise_error(student_map: Tensor, teacher_map: Tensor, pool_size: int = 2) -> Tensor:
-    """`Σ (a_ij(S) - a_ij(T))² / (B·N²)` over the N² pairs of the pooled maps' positions, a the cosine similarity.
+    """`Σ (a_ij(S) - a_ij(T))² / (B·N²)` over the N² pairs of positions of two max-pooled maps `(B, C, h, w)`.
 
-    Args:
-        student_map: `(B, Cs, h, w)`.
-        teacher_map: `(B, Ct, h, w)`.
-        pool_size: kernel and stride of the max-pooling before; cells cut off by the right or lower border count too,
-            so N = ⌈h / pool_size⌉·⌈w / pool_size⌉.
+    a is the cosine similarity. Cells cut off by the right or lower border count too: N = ⌈h / pool⌉·⌈w / pool⌉.
     """
     pooled = [F.max_pool2d(each, pool_size, ceil_mode=True) for each in (student_map, teacher_map)]
     return F.mse_loss(similarities(pooled[0]), similarities(pooled[1]))
@@ -50,19 +45,14 @@ class SKDLoss(MapLoss):
     Numbers got here are therefore those of the pairwise and pixelwise parts, and not of the full method.
 
     Nothing needs equal channels, so the loss has no weights of its own. Every position counts. Memory: two `(B, N, N)`
-    matrices and their gradient, N = 2048 for a map of 64×128.
-
-    Published weights, for the head's last map (`student_layer: head.features`, likewise for the teacher): pairwise 10,
-    pixelwise 1, pooled by 2, in the later scripts that compare with it (the defaults here); pairwise 1, pixelwise 10,
-    pooled to 2×2 positions (half the map's sides), in the authors' own.
+    matrices and their gradient, N = 2048 for a map of 64×128. The defaults are those of later scripts that compare with
+    it, for the head's last map; the authors' own weigh 1 and 10, pooled to 2×2 positions (half the map's sides).
 
     Relations: L_pixelwise is KDLoss at temperature 1. In a sum with it (`loss: kd+skd`) set `pixelwise_weight=0`, or
     logits are compared twice. IFVDLoss compares similarities of positions to the centres of their classes instead of
     to each other.
 
     Args:
-        pairwise_weight: at least 0.
-        pixelwise_weight: at least 0.
         pool_size: of L_pairwise; 1 for none.
     """
 

@@ -1,24 +1,40 @@
-"""Argument checks shared by the contrastive functions and the losses; all raise ValueError."""
+"""Checks of options, shared by the contrast and the losses; all raise ValueError."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
 
+def optional(check: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
+    """The same check, which lets None pass."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
 def check_choice(name: str, value: Any, known: Iterable[object]) -> None:
-    """Refuse a value that is not one of the `known` names, and list them."""
+    """Refuse a value that is not one of the `known`, and list them."""
     names = list(known)
     if value not in names:
         raise ValueError(f"unknown {name}={value!r}; use one of {', '.join(map(repr, names))}.")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Refuse anything but True and False."""
+    check_choice(name, value, (True, False))
+
+
 def check_whole(name: str, value: Any) -> None:
     """Refuse anything but a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    if not _is_whole(value) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+def check_ignore_index(name: str, value: Any) -> None:
+    """Refuse anything but a whole number and None."""
+    if value is not None and not _is_whole(value):
+        raise ValueError(f"{name}={value!r} must be a whole number, or None where no label is ignored.")
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -43,19 +59,18 @@ def check_fraction(name: str, value: Any) -> None:
 
 
 def check_divides(groups: int, channels: int, of: str) -> None:
-    """Refuse a number of channel groups that does not divide `channels`, and name divisors close to it.
-
-    Args:
-        groups: the channel_groups given, at least 1.
-        channels: what they must divide.
-        of: how the error calls `channels`, such as "teacher_channels=2040".
-    """
+    """Refuse channel groups that do not divide `channels`, which the error calls `of`, and name divisors close by."""
     if channels % groups == 0:
         return
     # one group contrasts nothing over channels, so it is no substitute for several
     divisors = [number for number in range(2, channels + 1) if channels % number == 0] or [1]
-    near = sorted(sorted(divisors, key=lambda number: abs(number - groups))[:3])
-    raise ValueError(f"channel_groups={groups} does not divide {of}; use a divisor such as {_either(near)}.")
+    *near, last = sorted(sorted(divisors, key=lambda number: abs(number - groups))[:3])
+    either = f"{', '.join(map(str, near))} or {last}" if near else last
+    raise ValueError(f"channel_groups={groups} does not divide {of}; use a divisor such as {either}.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _check_finite(name: str, value: Any) -> None:
@@ -64,8 +79,3 @@ def _check_finite(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} is text, not a number; in a YAML file write 2e-6 as 2.0e-6.")
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name}={value!r} must be a finite number.")
-
-
-def _either(numbers: list[int]) -> str:
-    *first, last = map(str, numbers)
-    return f"{', '.join(first)} or {last}" if first else last

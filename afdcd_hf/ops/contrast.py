@@ -12,8 +12,7 @@ from torch import Tensor
 
 from .checks import check_choice, check_divides, check_positive, check_whole
 from .contrast_native import contrast_native, native_unavailable
-from .contrast_reference import NEGATIVES, NORMS, Settings, contrast_reference
-from .contrast_torch import contrast_torch
+from .contrast_reference import NEGATIVES, NORMS, Settings, contrast_reference, contrast_torch
 from .contrast_triton import contrast_triton, triton_unavailable
 from .precision import at_least_float32, without_autocast
 
@@ -21,15 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(NamedTuple):
-    """One way to compute the value and, at once, the gradient.
+    """One way to compute the value and, at once, the gradient."""
 
-    Args:
-        run: takes student, teacher, the gradient to fill or None, and the settings.
-        unavailable: the reason why it cannot run for a student and a teacher map, or None.
-    """
-
-    run: Callable[[Tensor, Tensor, Tensor | None, Settings], Tensor]
-    unavailable: Callable[[Tensor, Tensor], str | None]
+    run: Callable[[Tensor, Tensor, Tensor | None, Settings], Tensor]  # student, teacher, gradient to fill if wanted
+    unavailable: Callable[[Tensor, Tensor], str | None]  # why it cannot run for these maps
 
 
 BACKENDS = {
@@ -134,7 +128,7 @@ def check_contrast_settings(
 
 def _contrast(student: Tensor, teacher: Tensor, settings: Settings, backend: str) -> Tensor:
     check_contrast_settings(**settings._asdict(), backend=backend)
-    _check_maps(student, teacher, settings.patch_size, settings.channel_groups)
+    _check_maps(student, teacher, settings)
     if backend == "reference":
         with without_autocast(student):
             student, teacher = (
@@ -159,6 +153,7 @@ def _with_gradient(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its derivative by the student: a map, or empty if not wanted; both at least float32."""
+    settings = Settings(patch_size, channel_groups, float(temperature), distance, negatives)
     name = _automatic(student, teacher) if backend == "auto" else backend
     with without_autocast(student):
         if name not in HALVES:
@@ -170,7 +165,6 @@ def _with_gradient(
         # of the whole map, as the derivative of cropping would be two more copies
         gradient = _empty_gradient(student).zero_() if with_gradient else None
         target = None if gradient is None else _crop(gradient, patch_size)
-        settings = Settings(patch_size, channel_groups, float(temperature), distance, negatives)
         loss = BACKENDS[name].run(_crop(student, patch_size), _crop(teacher, patch_size), target, settings)
     return loss, loss.new_empty(0) if gradient is None else gradient
 
@@ -203,19 +197,20 @@ def _scale_gradient(ctx: Any, grad_loss: Tensor | None, grad_gradient: Tensor | 
 _with_gradient.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 
 
-def _check_maps(student: Tensor, teacher: Tensor, patch_size: int, channel_groups: int) -> None:
+def _check_maps(student: Tensor, teacher: Tensor, settings: Settings) -> None:
     if student.ndim != 4 or student.shape != teacher.shape:
         raise ValueError(
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be maps (B, C, H, W) of the same "
             "shape; project the student to the teacher's channels and resize one of them first."
         )
     batch, channels, height, width = student.shape
-    if batch == 0 or min(height, width) < patch_size:
+    size = settings.patch_size
+    if batch == 0 or min(height, width) < size:
         raise ValueError(
-            f"maps of shape {tuple(student.shape)} hold no patch of {patch_size}x{patch_size}; "
+            f"maps of shape {tuple(student.shape)} hold no patch of {size}x{size}; "
             "use larger maps (a larger crop, less pooling) or a smaller patch_size."
         )
-    check_divides(channel_groups, channels, of=f"the {channels} channels of the maps")
+    check_divides(settings.channel_groups, channels, of=f"the {channels} channels of the maps")
 
 
 def _crop(feature_map: Tensor, patch_size: int) -> Tensor:

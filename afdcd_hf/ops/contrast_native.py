@@ -1,8 +1,7 @@
-"""The contrastive terms on a CPU by `contrast_kernel.c`, compiled by the system's C compiler at first use.
+"""The contrastive terms on a CPU by `contrast_kernel.c`, compiled by the system's C compiler (`$CC`) at first use.
 
 The library is kept in the user's cache (`$XDG_CACHE_HOME/afdcd_hf`, else `~/.cache/afdcd_hf`), under a name made of
-source, compiler, flags and machine, and written whole: processes that compile at once replace it by the same. Where
-the cache cannot be written, each process compiles for itself. `$CC` chooses the compiler.
+source, compiler, flags and machine. Where the cache cannot be written, each process compiles for itself.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -62,17 +62,10 @@ def native_unavailable(student: Tensor, teacher: Tensor) -> str | None:
 
 
 def contrast_native(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
-    """Return what `contrast_reference` returns, and fill the student's gradient.
-
-    Patches are spread over as many threads as PyTorch may use; their number changes no bit of the results. Each needs
-    about three times the numbers of a patch.
-
-    Args:
-        student: as in `contrast_reference`, like teacher and settings.
-        gradient: None, or a map like `student` that receives the derivative of the loss.
-    """
+    """What `contrast_torch` does. Patches are spread over as many threads as PyTorch may use; their number changes no
+    bit of the results. Each needs about three times the numbers of a patch."""
     patch_size, channel_groups, temperature, distance, negatives = settings
-    student, teacher = student.resolve_neg(), teacher.resolve_neg()  # what lies in memory is what they are
+    student, teacher = student.resolve_neg(), teacher.resolve_neg()  # so that memory holds what they are
     batch, channels, height, width = student.shape
     rows, columns = height // patch_size, width // patch_size
     positions, losses = batch * height * width, torch.empty(batch * rows * columns, dtype=torch.float64)
@@ -100,12 +93,9 @@ def _run(function: Callable[..., int], task: Task, patches: int) -> None:
     def some(first: int) -> int:  # ctypes lets other threads run meanwhile
         return function(ctypes.byref(task), ctypes.c_int64(first), ctypes.c_int64(min(first + chunk, patches)))
 
-    if chunk == patches:
-        failed = some(0)
-    else:
-        with ThreadPoolExecutor(threads, "afdcd-contrast") as pool:
-            failed = any(list(pool.map(some, range(0, patches, chunk))))
-    if failed:
+    with ThreadPoolExecutor(threads, "afdcd-contrast") if chunk < patches else nullcontext() as pool:
+        failed = list((pool.map if pool else map)(some, range(0, patches, chunk)))
+    if any(failed):
         raise MemoryError("no memory for one patch of the contrast: use a smaller patch_size.")
 
 

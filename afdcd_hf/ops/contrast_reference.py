@@ -1,4 +1,5 @@
-"""The definition of the contrastive terms in plain PyTorch; every other backend is tested against this file.
+"""The contrastive terms in plain PyTorch: their definition, against which every other backend is tested, and the same
+arithmetic a portion of the patches at a time.
 
 A map `(B, C, H, W)` is cut in non-overlapping N×N patches and its channels in M contiguous groups, so one patch holds
 N²·M vectors of C/M channels. Within a patch, the student's vector s_a is an anchor, the teacher's vector t_a at the
@@ -19,6 +20,8 @@ The division by B·H·W, not by the number of anchors, is part of the meaning of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -30,37 +33,21 @@ NEGATIVES = ("other_groups", "all")
 # On CUDA the backward of torch.cdist fills a buffer of patches·vectors²·channels numbers (32 MiB for one patch at the
 # defaults and 2048 channels), so patches are taken in portions whose buffer has at most this many numbers (256 MiB).
 BUFFER_NUMBERS = 2**26
+CPU_NUMBERS = 2**18  # similarities of a portion of `contrast_torch`: they stay in the cache
 
 
 class Settings(NamedTuple):
-    """What is compared with what.
+    """What is compared with what."""
 
-    Args:
-        patch_size: N, divides H and W.
-        channel_groups: M, divides C.
-        temperature: τ, above 0.
-        distance: "l1" or "l2". At distance 0 the gradient of both is 0.
-        negatives: "other_groups" or "all".
-    """
-
-    patch_size: int
-    channel_groups: int
-    temperature: float
-    distance: str
-    negatives: str
+    patch_size: int  # N, divides H and W
+    channel_groups: int  # M, divides C
+    temperature: float  # τ, above 0
+    distance: str  # "l1" or "l2"; at distance 0 the gradient of both is 0
+    negatives: str  # "other_groups" or "all"
 
 
 def contrast_reference(student: Tensor, teacher: Tensor, settings: Settings) -> Tensor:
-    """The InfoNCE sum over all anchors, divided by B·H·W.
-
-    Args:
-        student: `(B, C, H, W)` float32 or float64.
-        teacher: like `student`.
-        settings: that fit them.
-
-    Returns:
-        A scalar of the maps' dtype.
-    """
+    """The InfoNCE sum over all anchors of two `(B, C, H, W)` float32 or float64, divided by B·H·W."""
     batch, _, height, width = student.shape
     patch_size, channel_groups, temperature, distance, negatives = settings
     anchors = patch_vectors(student, patch_size, channel_groups)  # (patches, V, C/M), V = N²·M
@@ -80,13 +67,7 @@ def contrast_reference(student: Tensor, teacher: Tensor, settings: Settings) -> 
 def patch_vectors(feature_map: Tensor, patch_size: int, channel_groups: int) -> Tensor:
     """Cut a map into the vectors of its patches.
 
-    Args:
-        feature_map: `(B, C, H, W)`.
-        patch_size: N, divides H and W.
-        channel_groups: M, divides C.
-
-    Returns:
-        `(patches, N²·M, C/M)`; the vector of position (i, j) and group k has index (i·N + j)·M + k.
+    Gives `(patches, N²·M, C/M)`; the vector of position (i, j) and group k has index (i·N + j)·M + k.
     """
     return patch_grid(feature_map, patch_size, channel_groups).flatten(0, 2).flatten(1, 3)
 
@@ -111,3 +92,43 @@ def distances(anchors: Tensor, candidates: Tensor, distance: str) -> Tensor:
     """`(patches, A, V)` of `(patches, A, C/M)` and `(patches, V, C/M)`, "l1" or "l2"."""
     # the matrix-product shortcut for the Euclidean norm loses digits where vectors are close: exactly the positives
     return torch.cdist(anchors, candidates, p=NORMS[distance], compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def contrast_torch(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
+    """Return what `contrast_reference` returns, and fill `gradient`, a map like `student`, with the derivative by it.
+
+    No similarity is kept for the backward pass: the gradient is formed while a portion of them is at hand. With p(a, j)
+    the softmax of anchor a over its positive and its negatives:
+
+        ∂loss/∂s_a = 1 / (τ·B·H·W) · Σ_j (1[j = a] - p(a, j)) · ∂‖s_a - t_j‖/∂s_a
+    """
+    patch_size, channel_groups, temperature, distance, negatives = settings
+    excluded = excluded_pairs(patch_size, channel_groups, negatives, student.device)  # (V, V)
+    positions = student.numel() // student.shape[1]  # B·H·W
+    loss = student.new_zeros(())
+    for part in _portions(student, patch_size, excluded.numel(), channel_groups):
+        anchors = patch_vectors(student[part], patch_size, channel_groups)  # (portion, V, C/M)
+        candidates = patch_vectors(teacher[part], patch_size, channel_groups)
+        lengths = distances(anchors, candidates, distance)  # (portion, V, V)
+        similarity = (lengths / -temperature).masked_fill_(excluded, -torch.inf)
+        loss += (similarity.logsumexp(2) - similarity.diagonal(dim1=1, dim2=2)).sum()
+        if gradient is not None:
+            weights = similarity.softmax(2).neg_()
+            weights.diagonal(dim1=1, dim2=2).add_(1)
+            weights /= temperature * positions
+            pulled = torch.ops.aten._cdist_backward(weights, anchors, candidates, NORMS[distance], lengths)
+            target = patch_grid(gradient[part], patch_size, channel_groups)
+            target.copy_(pulled.view(target.shape))
+    return loss / positions
+
+
+def _portions(feature_map: Tensor, patch_size: int, pairs: int, channel_groups: int) -> Iterator[tuple[slice, ...]]:
+    """Indices that cover a map in rectangles of one image, each of one patch or a bounded number of them."""
+    batch, channels, height, width = feature_map.shape
+    if feature_map.device.type == "cpu":
+        patches = max(1, CPU_NUMBERS // pairs)
+    else:
+        patches = max(1, BUFFER_NUMBERS // (pairs * channels // channel_groups))
+    rows, columns = max(1, patches // (width // patch_size)) * patch_size, min(patches * patch_size, width)
+    for image, top, left in product(range(batch), range(0, height, rows), range(0, width, columns)):
+        yield slice(image, image + 1), slice(None), slice(top, top + rows), slice(left, left + columns)

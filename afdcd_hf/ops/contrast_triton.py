@@ -1,9 +1,7 @@
 """The contrastive terms on a GPU by the kernels of `triton_kernels.py`, a bounded portion of the patches at a time.
 
-Beside the gradient and one loss per anchor, the memory is that of one portion: three rearranged copies of its vectors
-and its similarities, each of at most `PORTION_NUMBERS` float32 numbers, 256 MiB together. Copies are worth their time:
-in a map, the vectors of a patch lie in runs of N numbers, and the inner loops would wait for scattered reads of them.
-A copy reads each number once; the loops read it V times or more.
+A portion's vectors are copied, rearranged (three copies with its similarities are 256 MiB at most): in a map they lie
+in runs of N numbers, and the inner loops, which read each number V times or more, would wait for scattered reads.
 
 Every similarity and every number of the gradient is summed by one thread in one order, whatever the tile that tuning
 finds fastest, the rows' tile is fixed, and nothing is added atomically: equal inputs give equal bits.
@@ -14,7 +12,6 @@ Importing this file needs no Triton; running it does.
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -47,23 +44,6 @@ def triton_unavailable(student: Tensor, teacher: Tensor) -> str | None:
     return None
 
 
-def contrast_triton(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
-    """Return what `contrast_reference` returns, in float32, and fill the student's gradient.
-
-    Args:
-        student: as in `contrast_reference`, like teacher and settings; but each map may be of float32, bfloat16 or
-            float16, which is converted exactly.
-        gradient: None, or a float32 map like `student` that receives the derivative of the loss.
-    """
-    patch_size, channel_groups, temperature, distance, negatives = settings
-    cut = plan_cut(student.shape, patch_size, channel_groups)
-    group_size = patch_size**2 if negatives == "other_groups" else 0  # vectors that exclude each other
-    # Triton launches on the current GPU, which need not be the tensor's
-    with torch.cuda.device(student.device) if student.device.type == "cuda" else nullcontext():
-        losses = _anchor_losses(student, teacher, gradient, cut, temperature, distance == "l2", group_size)
-        return losses.sum() / cut.positions
-
-
 class Cut(NamedTuple):
     """How maps are cut in vectors, and how many of these are taken at a time."""
 
@@ -77,11 +57,7 @@ class Cut(NamedTuple):
     padded_channels: int
     portion: int  # patches at a time
     anchors: int  # anchors of a patch at a time: all of them, unless V² alone is beyond a portion
-
-    @property
-    def positions(self) -> int:
-        """B·H·W."""
-        return self.patches * self.patch_size**2
+    positions: int  # B·H·W
 
 
 def plan_cut(shape: torch.Size, patch_size: int, channel_groups: int) -> Cut:
@@ -95,20 +71,20 @@ def plan_cut(shape: torch.Size, patch_size: int, channel_groups: int) -> Cut:
     patches = batch * rows * columns
     portion = max(1, min(patches, most, MOST_PATCHES))
     sizes = vectors, channels, padded_vectors, padded_channels
-    return Cut(patch_size, rows, columns, patches, *sizes, portion, anchors)
+    return Cut(patch_size, rows, columns, patches, *sizes, portion, anchors, patches * patch_size**2)
 
 
-def _anchor_losses(
-    student: Tensor,
-    teacher: Tensor,
-    gradient: Tensor | None,
-    cut: Cut,
-    temperature: float,
-    squared: bool,
-    group_size: int,
-) -> Tensor:
-    """Every anchor's loss, `(patches, padded_vectors)` float32, 0 for the padding; fills the gradient."""
+def contrast_triton(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
+    """What `contrast_torch` does, in float32; maps of bfloat16 and float16 are converted exactly."""
+    with torch.cuda.device_of(student):  # Triton launches on the current GPU, which need not be the tensor's
+        return _contrast(student, teacher, gradient, settings)
+
+
+def _contrast(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
     from . import triton_kernels as kernels
+
+    cut, temperature, squared = plan_cut(student.shape, *settings[:2]), settings.temperature, settings.distance == "l2"
+    group_size = settings.patch_size**2 if settings.negatives == "other_groups" else 0  # these exclude each other
 
     def buffer(*sizes: int) -> Tensor:
         return torch.empty(sizes, dtype=torch.float32, device=student.device)
@@ -129,7 +105,7 @@ def _anchor_losses(
     # the gradient reads the teacher candidate by candidate, the comparison channel by channel: each has its own copy
     by_vector = candidates if gradient is None else buffer(*vectors)
     similarity = buffer(cut.portion, cut.padded_vectors, cut.anchors)
-    losses = buffer(cut.patches, cut.padded_vectors)
+    losses = buffer(cut.patches, cut.padded_vectors)  # 0 for the padding
     for first in range(0, cut.patches, cut.portion):
         patches = min(cut.portion, cut.patches - first)
         for feature_map, by_channel, second in ((student, anchors, anchors), (teacher, candidates, by_vector)):
@@ -154,7 +130,7 @@ def _anchor_losses(
                     anchors, by_vector, similarity, gradient, first, start, some, cut.vectors, *place(gradient),
                     **padded, PATCH_SIZE=cut.patch_size, SQUARED=squared,
                 )  # fmt: skip
-    return losses
+    return losses.sum() / cut.positions
 
 
 @cache
@@ -176,8 +152,7 @@ def _tuned(kernel: str, other_block: str, anchors: int, others: int) -> Any:
 def tile_choices(anchors: int, others: int) -> list[tuple[int, int, int, int]]:
     """At most three (anchors, others, warps, unrolling) that divide padded sizes, the likely best first.
 
-    Both sides stay below the number of threads: only then does every thread load what it needs itself, without
-    exchanges through shared memory at each step of the loop.
+    Both sides stay below the number of threads: then no loop step exchanges values through shared memory.
     """
     sides = _side(anchors), _side(others)
     warps = {16: 1, 32: 2, 64: 4}[max(sides)]
@@ -197,8 +172,8 @@ def _side(padded: int) -> int:
 
 
 def _interpreted() -> bool:
-    if os.environ.get("TRITON_INTERPRET", "").lower() not in ("1", "true", "yes", "on", "y"):
-        return False
-    from . import triton_kernels
+    if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y"):
+        from . import triton_kernels
 
-    return triton_kernels.INTERPRETED
+        return triton_kernels.INTERPRETED
+    return False

@@ -20,20 +20,18 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """A context in which autocast is off for the device of `tensor`."""
-    device_type = tensor.device.type
-    if not torch.amp.is_autocast_available(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def in_float32(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Decorator: tensors given by position arrive in float32 (float64 stays), and autocast is off inside."""
+    """Decorator: floating tensors given by position, the first among them, arrive in float32 (float64 stays), and
+    autocast is off inside."""
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Result:
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        with without_autocast(tensors[0]):
-            return function(*(_widened(arg) for arg in args), **kwargs)
+    def wrapped(first: Tensor, *others: Any, **options: Any) -> Result:
+        with without_autocast(first):
+            return function(*(_widened(each) for each in (first, *others)), **options)
 
     return wrapped
 

@@ -4,9 +4,8 @@ Notation of `contrast_reference.py`; a patch has V = N²·M vectors of K = C/M c
 (k·N + i)·N + j for group k and position (i, j): positions run fastest, because they are neighbours in an NCHW map.
 Buffers hold a portion of the patches and are padded with zeros to whole blocks: V to VECTORS, K to CHANNELS.
 
-Why the similarities are stored at all, a bounded portion at a time: the arithmetic, not the memory, is the limit. No
-tensor core computes an L1 distance, so every (anchor, candidate, channel) costs two additions for the similarity, and
-about four instructions for the gradient; recomputing the former costs more than writing one number per K channels.
+The similarities are stored, a bounded portion at a time, as the arithmetic is the limit: no tensor core computes an L1
+distance, so recomputing one for the gradient costs more than writing one number per K channels.
 
 Both inner loops are sums of outer differences, like a matrix product on ordinary cores. They are fast only if a thread
 owns a square of the tile (so that few loads feed many additions), but Triton lays out elementwise tiles in strips.

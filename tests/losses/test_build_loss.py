@@ -1,13 +1,18 @@
-"""build_loss, validate_loss_spec, LossSum, and losses of one's own."""
+"""build_loss, validate_loss_spec, LossSum, and losses of one's own, with the example of the documentation."""
 
 from __future__ import annotations
 
 import json
+import re
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
+import paths
 import pytest
 import torch
+from tiny import distilling, logged
 
+from afdcd_hf.compare.runs import _recipe
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import (
     AfDcdLoss,
@@ -18,6 +23,7 @@ from afdcd_hf.losses import (
     own_losses,
     validate_loss_spec,
 )
+from afdcd_hf.training.arguments import parse_arguments
 
 AF_DCD = {"feature_weight": 2e-6, "contrast_weight": 5e-3, "pool_size": 1, "channel_groups": 4, "mask": "center"}
 BOTH = {"kd": {"weight": 0.5}, "af_dcd": AF_DCD}
@@ -29,34 +35,19 @@ def activations(channels, seed):
     return Activations(logits, torch.randn(2, channels, 8, 8, generator=generator))
 
 
-def test_one_name_gives_the_loss_itself():
-    loss = build_loss("af_dcd", {"af_dcd": AF_DCD}, 3, 8)
-    assert isinstance(loss, AfDcdLoss)
-    assert (loss.student_channels, loss.teacher_channels, loss.channel_groups) == (3, 8, 4)
-
-
 def test_a_loss_on_logits_needs_no_channels_and_no_options():
     assert build_loss("kd", None).get_config_dict() == {"weight": 1.0, "temperature": 1.0, "standardize": False}
     assert isinstance(build_loss("kd", {"kd": {"weight": 2.0}}, 3, 8), KDLoss)
 
 
 def test_several_names_give_the_merged_terms_of_each():
-    both = build_loss("kd+af_dcd", BOTH, 3, 8)
+    assert validate_loss_spec(" kd + af_dcd ", BOTH) == ["kd", "af_dcd"]
+    both = build_loss(" kd + af_dcd ", BOTH, 3, 8)
     student, teacher = activations(3, seed=0), activations(8, seed=1)
     terms = both(student, teacher)
     assert list(terms) == ["kd", "feature", "contrast"]
     expected = KDLoss(weight=0.5)(student, teacher) | both.losses["af_dcd"](student, teacher)
     assert all(torch.equal(terms[name], expected[name]) for name in terms)
-
-
-def test_the_order_and_spaces_of_the_names_are_free():
-    assert validate_loss_spec(" af_dcd + kd ", BOTH) == ["af_dcd", "kd"]
-    assert list(build_loss("af_dcd + kd", BOTH, 3, 8).losses) == ["af_dcd", "kd"]
-
-
-def test_a_sum_needs_a_feature_map_when_one_part_does():
-    assert LossSum({"kd": KDLoss(), "af_dcd": AfDcdLoss(3, 8, **AF_DCD)}).needs_feature_map
-    assert not LossSum({"kd": KDLoss()}).needs_feature_map
 
 
 def test_a_sum_carries_the_configs_citations_and_weights_of_its_parts():
@@ -75,11 +66,6 @@ def test_two_losses_with_one_term_name_are_refused():
         clash(student, student)
 
 
-def test_validation_passes_what_can_be_built():
-    assert validate_loss_spec("kd+af_dcd", BOTH) == ["kd", "af_dcd"]
-    assert validate_loss_spec("kd", None) == ["kd"]
-
-
 @pytest.mark.parametrize("check", [validate_loss_spec, lambda spec, options: build_loss(spec, options, 3, 8)])
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
@@ -96,8 +82,6 @@ def test_validation_passes_what_can_be_built():
         ("af_dcd", {"af_dcd": {"contrast_weight": 1.0}}, "missing af_dcd.feature_weight;"),
         ("kd+af_dcd", None, "missing af_dcd.feature_weight and af_dcd.contrast_weight;"),
         ("kd", {"kd": {"temperature": 0}}, "temperature=0 must be greater than 0"),
-        ("af_dcd", {"af_dcd": {**AF_DCD, "mask_ratio": 1}}, "mask_ratio=1 must be"),
-        ("af_dcd", {"af_dcd": {**AF_DCD, "contrast": "dense"}}, "unknown contrast='dense'"),
     ],
 )
 def test_bad_specs_are_refused_alike_with_and_without_channels(check, spec, options, message):
@@ -187,3 +171,55 @@ def test_an_installed_package_may_offer_a_loss_by_entry_point(monkeypatch):
     entry = EntryPoint("theirs", "afdcd_hf.losses.kd:KDLoss", "afdcd_hf.losses")
     monkeypatch.setattr(own_losses, "entry_points", lambda group, name: [entry] if name == "theirs" else [])
     assert isinstance(build_loss("theirs", {"theirs": {"weight": 2.0}}), KDLoss)
+
+
+# In a training
+
+(EXAMPLE,) = re.findall(r"^```python\n# my_loss\.py\n(.*?)^```", (paths.DOCS / "losses.md").read_text(), re.M | re.S)
+
+
+@pytest.fixture
+def my_loss(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_loss.py").write_text(EXAMPLE)
+
+
+def test_the_example_trains_by_name_with_options_of_a_recipe_or_the_command_line(my_loss, tmp_path):
+    for recipe, argv in (
+        ({"loss": "kd+my_loss.py:Cosine", "Cosine.weight": 2.0}, []),
+        ({"loss": "kd"}, ["--loss", "kd+my_loss.py:Cosine", "--Cosine.weight", "2.0"]),
+    ):
+        args = parse_arguments(recipe, argv, distils=True)[-1]
+        assert args.loss_kwargs == {"Cosine": {"weight": 2.0}}
+    trainer = distilling(tmp_path / "run", loss=args.loss, loss_kwargs=args.loss_kwargs)
+    before = trainer.loss_module.losses["Cosine"].align.weight.detach().clone()
+    trainer.train()
+    assert all(0 < value < 4 for value in logged(trainer, "loss_cosine"))
+    assert not torch.equal(trainer.loss_module.losses["Cosine"].align.weight, before)
+
+
+def test_a_comparison_keeps_the_options_of_such_a_loss(my_loss):
+    plan = SimpleNamespace(shared={"loss": "kd+my_loss.py:Cosine", "Cosine.weight": 2.0, "cwd.map_weight": 1.0})
+    recipe = _recipe(plan, SimpleNamespace(name="mine", settings={}), None, {})
+    assert recipe == {"loss": "kd+my_loss.py:Cosine", "Cosine.weight": 2.0}
+
+
+def test_an_instance_trains_in_place_of_a_name(my_loss, tmp_path):
+    loss = build_loss("my_loss.py:Cosine", None, 32, 48)
+    trainer = distilling(tmp_path / "run", loss=None, loss_kwargs=None, loss_instance=loss)
+    trainer.train()
+    assert trainer.loss_module is loss and len(logged(trainer, "loss_cosine")) == 2
+
+
+@pytest.mark.parametrize("given", [{"loss": None}, {"loss": "kd", "loss_instance": True}])
+def test_neither_a_name_nor_an_instance_and_both_are_refused(my_loss, tmp_path, given):
+    if "loss_instance" in given:
+        given["loss_instance"] = build_loss("kd", None)
+    with pytest.raises(ValueError, match="Give the loss once"):
+        distilling(tmp_path / "run", loss_kwargs=None, **given)
+
+
+def test_an_instance_for_other_channels_is_refused_before_training(my_loss, tmp_path):
+    loss = build_loss("my_loss.py:Cosine", None, 8, 48)
+    with pytest.raises(ValueError, match=r"student's map has shape .* expected \(B, 8, h, w\)"):
+        distilling(tmp_path / "run", loss=None, loss_kwargs=None, loss_instance=loss)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import CIRKDLoss, build_loss
-from afdcd_hf.losses.cirkd import cross_image_divergence, memory_divergence, row_divergences
+from afdcd_hf.losses.base import kl_divergences
+from afdcd_hf.losses.cirkd import cross_image_divergence
 from afdcd_hf.losses.queues import ClassQueues, pixels_of_classes, queue_names, regions_of_classes
 
 SMALL = {"num_classes": 3, "pixel_queue": 5, "region_queue": 4, "pixels_per_image": 2, "pixel_draws": 6}
@@ -47,7 +48,7 @@ def test_the_divergence_of_rows_by_hand():
     # at τ = 0.5 the teacher says 3:1 where the student says 1:1, and 1:1 in the second row
     teacher = torch.tensor([[0.5 * math.log(3), 0.0], [0.0, 0.0]])
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert row_divergences(torch.zeros(2, 2), teacher, 0.5).tolist() == pytest.approx([expected, 0], rel=1e-5)
+    assert kl_divergences(torch.zeros(2, 2), teacher, 0.5, dim=-1).tolist() == pytest.approx([expected, 0], rel=1e-5)
 
 
 def test_the_minibatch_term_equals_loops_over_images_and_pixels():
@@ -105,15 +106,6 @@ def test_maps_are_averaged_over_cells_before_the_minibatch_term_whatever_their_s
     torch.testing.assert_close(loss(student, teacher)["cirkd_minibatch"], cross_image_divergence(s, t, s, t, 0.1))
 
 
-def test_relations_ignore_the_length_of_vectors_and_a_common_rotation():
-    loss = small_loss(3, 3, **only("minibatch"))
-    teacher = some(3, 1)
-    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2))).Q
-    turned = torch.einsum("dc,bchw->bdhw", 4 * rotation, teacher.feature_map)
-    assert loss(Activations(teacher.logits, turned), teacher)["cirkd_minibatch"].item() == pytest.approx(0, abs=1e-6)
-    assert loss(some(3, 0), teacher)["cirkd_minibatch"] > 0.1
-
-
 # Labels
 
 
@@ -146,27 +138,16 @@ def test_pixels_without_a_class_are_no_anchors_of_the_memory_terms(unknown):
     assert all(torch.equal(terms[0][name], terms[1][name]) and terms[0][name] > 0 for name in terms[0])
 
 
-def test_no_anchor_at_all_gives_zero_also_with_a_full_memory():
-    vectors = torch.randn(2, 5, 4).requires_grad_()
-    term = memory_divergence(vectors, torch.randn(2, 5, 4), torch.randn(6, 4), torch.zeros(2, 5, dtype=torch.bool), 0.1)
-    term.backward()
-    assert term == 0 and vectors.grad.eq(0).all()
-
-
 def test_labels_are_taken_at_the_maps_size_and_only_known_classes_enter():
     loss = small_loss()
     labels = torch.tensor([[0, 255], [2, 7]]).repeat_interleave(10, 0).repeat_interleave(14, 1)
     loss(some(3, 0, size=(10, 14)), some(4, 1, size=(10, 14)), torch.stack([labels, labels]))
     assert loss.pixels.appended.tolist() == [4, 0, 4]  # two pixels an image
     assert loss.regions.appended.tolist() == [2, 0, 2]
-
-
-def test_ignore_index_keeps_one_of_the_classes_out():
-    labels = torch.zeros(2, 5, 7, dtype=torch.int64)
-    for ignored, expected in ((0, 0), (None, 2)):
+    for ignored, expected in ((0, [0, 0, 2]), (None, [2, 0, 2])):
         loss = small_loss(ignore_index=ignored)
-        loss(some(3, 0), some(4, 1), labels)
-        assert loss.regions.appended[0] == expected
+        loss(some(3, 0, size=(10, 14)), some(4, 1, size=(10, 14)), torch.stack([labels, labels]))
+        assert loss.regions.appended.tolist() == expected
 
 
 # Memory
@@ -175,7 +156,7 @@ def test_ignore_index_keeps_one_of_the_classes_out():
 def test_a_queue_keeps_the_newest_vectors_of_each_class():
     queues = ClassQueues(num_classes=3, size=2, channels=1)
     queues.append(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0, 2, 0]))
-    queues.append(torch.tensor([[4.0], [5.0]]), torch.tensor([0, -1]))
+    queues.append(torch.tensor([[4.0], [5.0], [math.nan]]), torch.tensor([0, -1, 1]))  # neither no class nor NaN
     assert queues.vectors.squeeze(2).tolist() == [[4, 3], [0, 0], [2, 0]]
     assert queues.appended.tolist() == [3, 0, 1]
 
@@ -184,12 +165,6 @@ def test_of_more_vectors_than_fit_the_last_ones_stay():
     queues = ClassQueues(num_classes=1, size=3, channels=1)
     queues.append(torch.arange(8.0).unsqueeze(1), torch.zeros(8, dtype=torch.int64))
     assert sorted(queues.vectors.flatten().tolist()) == [5, 6, 7] and queues.appended.item() == 8
-
-
-def test_vectors_that_are_not_finite_do_not_enter():
-    queues = ClassQueues(num_classes=1, size=3, channels=2)
-    queues.append(torch.tensor([[1.0, math.nan], [1.0, math.inf], [1.0, 2.0]]), torch.zeros(3, dtype=torch.int64))
-    assert queues.appended.item() == 1 and queues.vectors[0, 0].tolist() == [1, 2]
 
 
 def test_draws_are_shared_equally_by_the_classes_that_have_vectors():
@@ -222,16 +197,6 @@ def test_pixels_are_chosen_by_their_random_numbers_within_class_and_image():
     chosen = sorted(zip(classes.tolist(), rows.flatten().tolist(), strict=True))[-5:]
     assert chosen == [(0, 2), (0, 3), (1, 1), (1, 6), (1, 7)]
     assert (classes == -1).sum() == 3
-
-
-def test_every_pixel_of_a_class_is_as_likely():
-    members = torch.ones(1, 1, 6, dtype=torch.bool)
-    vectors, generator = torch.arange(6.0).view(1, 6, 1), torch.Generator().manual_seed(0)
-    drawn = [
-        pixels_of_classes(vectors, members, 2, torch.rand(1, 6, generator=generator))[0].flatten() for _ in range(600)
-    ]
-    counts = torch.cat(drawn).long().bincount(minlength=6)
-    assert counts.sum() == 1200 and counts.min() > 160 and counts.max() < 240  # 200 each, standard deviation 11.5
 
 
 def test_a_region_is_the_mean_of_its_class_in_one_image_and_has_length_one():

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import BPKDLoss, CWDLoss, DISTLoss, KDLoss
+from afdcd_hf.losses.base import class_members
 from afdcd_hf.losses.bpkd import split_by_borders
 from afdcd_hf.losses.dist import pearson_distance, relation_terms
 from afdcd_hf.losses.kd import kd_divergence
-from afdcd_hf.losses.label_maps import class_members
 
 GOLDEN = paths.GOLDEN / "losses.safetensors"
 TEMPERATURES = pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -57,18 +57,6 @@ def test_kd_of_two_pixels_with_two_classes_by_hand(temperature):
     assert term.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_shift_of_all_classes_changes_nothing_for_kd_and_dist():
-    teacher = logits()
-    terms = call(KDLoss(), teacher + 3, teacher) | call(DISTLoss(), teacher + 3, teacher)
-    assert all(term.item() == pytest.approx(0, abs=1e-6) for term in terms.values())
-
-
-def test_the_gradient_of_kd_is_the_difference_of_the_distributions():
-    student, teacher = logits().requires_grad_(), logits(seed=1)
-    call(KDLoss(), student, teacher)["kd"].backward()
-    torch.testing.assert_close(student.grad, (student.softmax(1) - teacher.softmax(1)).detach() / (2 * 3 * 4))
-
-
 def test_logits_far_apart_stay_finite():
     student = torch.tensor([1e4, -1e4]).view(1, 2, 1, 1).requires_grad_()
     loss = call(KDLoss(), student, -student.detach())["kd"]
@@ -95,14 +83,6 @@ def test_standardized_kd_equals_a_loop_over_pixels_in_numpy():
             total += divergence(*probabilities)
     term = call(KDLoss(standardize=True), student, teacher)["kd"]
     assert term.item() == pytest.approx(2.0**2 * total / 24, rel=1e-5)
-
-
-def test_standardized_kd_ignores_scale_and_shift_of_each_pixels_logits():
-    teacher = logits()
-    scales = torch.rand(2, 1, 3, 4, generator=torch.Generator().manual_seed(2)) + 0.1
-    loss = KDLoss(standardize=True)
-    assert call(loss, scales * teacher - 5, teacher)["kd"].item() == pytest.approx(0, abs=1e-6)
-    assert call(KDLoss(), scales * teacher - 5, teacher)["kd"] > 0.01
 
 
 def test_the_temperature_of_standardized_kd_is_2_unless_it_is_given():
@@ -141,13 +121,6 @@ def test_both_terms_of_dist_equal_numpys_correlations(temperature):
     intra = np.mean([1 - np.corrcoef(s, t)[0, 1] for s, t in zip(rows[0].T, rows[1].T, strict=True)])
     actual = relation_terms(student, teacher, temperature)
     assert [term.item() for term in actual] == pytest.approx([temperature**2 * inter, temperature**2 * intra], rel=1e-5)
-
-
-def test_the_inter_class_distance_ignores_scale_and_shift_of_each_pixels_probabilities():
-    student, teacher = logits((6, 5)).softmax(1), logits((6, 5), seed=1).softmax(1)
-    squeezed = student * torch.linspace(0.1, 0.9, 6).unsqueeze(1) + 0.02
-    torch.testing.assert_close(pearson_distance(squeezed, teacher, 1), pearson_distance(student, teacher, 1))
-    assert not torch.allclose(pearson_distance(squeezed, teacher, 0), pearson_distance(student, teacher, 0))
 
 
 def test_a_student_that_says_the_same_everywhere_gives_one_without_gradient():

@@ -10,13 +10,14 @@ import sys
 
 import pytest
 import torch
-from test_backends import CASES, NATIVE_RUNS, TOLERANCE, assert_equals_reference, maps_of, value_and_gradient
+from test_backends import CASES, NATIVE_RUNS, SMALL, TOLERANCE, assert_equals_reference, maps_of, value_and_gradient
 
 from afdcd_hf.ops import contrast, contrast_native, omni_contrast
 
 needs_a_compiler = pytest.mark.skipif(not NATIVE_RUNS, reason="needs a C compiler")
-OPTIONS = {"patch_size": 2, "channel_groups": 3}
 FIRST_USE = """
+import sys
+sys.modules["triton"] = None  # importing the functions needs none
 import torch
 from afdcd_hf.ops import omni_contrast
 print(omni_contrast(*torch.ones(2, 1, 6, 2, 2), patch_size=2, channel_groups=3, backend="native").item())
@@ -57,7 +58,7 @@ def compiler(library, tmp_path, monkeypatch):
 
 
 def some_loss(backend="native"):
-    return omni_contrast(*maps_of((1, 6, 2, 4)), **OPTIONS, backend=backend)
+    return omni_contrast(*maps_of((1, 6, 2, 4)), **SMALL, backend=backend)
 
 
 @needs_a_compiler
@@ -75,7 +76,9 @@ def test_other_instruction_sets_give_the_same(instructions, fresh, monkeypatch):
 
 
 @needs_a_compiler
-def test_it_is_compiled_once_and_kept_for_the_next_process(fresh, compiler):
+def test_it_is_compiled_once_for_all_processes_and_anew_for_another_source_or_compiler(
+    fresh, compiler, tmp_path, monkeypatch
+):
     expected = some_loss()
     (kept,) = fresh.iterdir()  # whole: no part of a file is left
     assert kept.name.startswith("contrast-")
@@ -83,11 +86,6 @@ def test_it_is_compiled_once_and_kept_for_the_next_process(fresh, compiler):
     assert torch.equal(some_loss(), expected)
     (call,) = compiler.read_text().splitlines()
     assert call.startswith("--some-flag -std=gnu11 -O3") and "fast-math" not in call
-
-
-@needs_a_compiler
-def test_another_source_or_compiler_is_another_library(fresh, compiler, tmp_path, monkeypatch):
-    some_loss()
     changed = tmp_path / "contrast_kernel.c"
     changed.write_text(contrast_native.SOURCE.read_text() + "/* changed */\n")
     for change in (
@@ -126,7 +124,7 @@ def test_a_cache_that_cannot_be_written_costs_a_compilation_a_process(fresh, com
 
 
 @needs_a_compiler
-def test_two_processes_may_compile_at_once(fresh, compiler):
+def test_two_processes_may_compile_at_once_and_import_no_triton(fresh, compiler):
     environment = {**os.environ, "SLOW": "2", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", FIRST_USE]
     runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -135,39 +133,28 @@ def test_two_processes_may_compile_at_once(fresh, compiler):
     assert len(list(fresh.iterdir())) == 1
 
 
-def test_without_a_compiler_auto_takes_torch_and_says_so_once(fresh, monkeypatch, caplog):
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(contrast_native.shutil, "which", lambda name: None)
-    with caplog.at_level(logging.INFO, logger="afdcd_hf.ops"):
-        assert torch.equal(some_loss("auto"), some_loss("torch")) and torch.equal(some_loss("auto"), some_loss("auto"))
-    assert [record.getMessage() for record in caplog.records] == [
-        "contrast backend on cpu: torch (chosen by backend='auto'; native cannot run: no C compiler (cc, gcc or clang) "
-        "was found)"
-    ]
-    with pytest.raises(ValueError, match="backend='native' cannot run: no C compiler .*; use backend='torch'"):
-        some_loss()
-
-
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
         ("echo old compiler >&2; exit 1", "fake-cc .* failed: old compiler"),
         ('while [ "$1" != -o ]; do shift; done; echo text >"$2"', "could not be compiled or loaded: .*contrast.so"),
         (None, "could not be compiled or loaded: .*No such file.*fake-cc"),
+        ("", r"no C compiler \(cc, gcc or clang\) was found"),
     ],
 )
 def test_a_compiler_that_fails_is_tried_once_and_named(script, reason, fresh, tmp_path, monkeypatch):
-    fake = tmp_path / "fake-cc"
+    fake, calls = tmp_path / "fake-cc", tmp_path / "calls"
     if script:
-        fake.write_text(f"#!/bin/sh\necho called >>{tmp_path / 'calls'}\n{script}\n")
+        fake.write_text(f"#!/bin/sh\necho called >>{calls}\n{script}\n")
         fake.chmod(0o755)
-    monkeypatch.setenv("CC", str(fake))
+    monkeypatch.setenv("CC", str(fake) if script != "" else "")
+    monkeypatch.setattr(contrast_native.shutil, "which", lambda name: None)
     for _ in range(2):
         with pytest.raises(ValueError, match=f"backend='native' cannot run: .*{reason}.*; use backend='torch'"):
             some_loss()
     assert not fresh.exists()
     assert torch.equal(some_loss("auto"), some_loss("torch"))
-    assert not script or (tmp_path / "calls").read_text() == "called\n"
+    assert not script or calls.read_text() == "called\n"
 
 
 @needs_a_compiler

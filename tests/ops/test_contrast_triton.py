@@ -26,15 +26,18 @@ on_gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason
 pytest.importorskip("triton")
 
 OMNI = {"patch_size": 2, "channel_groups": 3, "temperature": 0.5, "distance": "l1", "negatives": "other_groups"}
-# map, patch size, groups, negatives; V vectors of K channels are padded to 16, 32 or a multiple of 64
+# map, patch size, groups, negatives, distance; V vectors of K channels are padded to 16, 32 or a multiple of 64
 CASES = {
-    "V=12 K=2, several images, rows and columns": ((2, 6, 4, 6), 2, 3, "other_groups"),
-    "V=27 K=17, an image of one patch": ((1, 51, 3, 3), 3, 3, "other_groups"),
-    "V=80 K=2, several tiles": ((1, 10, 4, 4), 4, 5, "other_groups"),
-    "V=64 K=1, a whole tile": ((1, 1, 8, 8), 8, 1, "all"),
-    "omni against all": ((1, 20, 3, 3), 3, 4, "all"),
-    "spatial, K=70": ((1, 70, 2, 4), 2, 1, "all"),
-    "channel, K=20": ((1, 100, 1, 2), 1, 5, "all"),
+    "V=12 K=2, several images, rows and columns": ((2, 6, 4, 6), 2, 3, "other_groups", "l1"),
+    "the same, l2": ((2, 6, 4, 6), 2, 3, "other_groups", "l2"),
+    "V=27 K=17, an image of one patch": ((1, 51, 3, 3), 3, 3, "other_groups", "l2"),
+    "V=80 K=2, several tiles": ((1, 10, 4, 4), 4, 5, "other_groups", "l1"),
+    "V=64 K=1, a whole tile": ((1, 1, 8, 8), 8, 1, "all", "l2"),
+    "omni against all": ((1, 20, 3, 3), 3, 4, "all", "l1"),
+    "spatial, K=70": ((1, 70, 2, 4), 2, 1, "all", "l1"),
+    "channel, K=20": ((1, 100, 1, 2), 1, 5, "all", "l2"),
+    # 81 positions in each of two groups: whole tiles hold nothing but excluded pairs
+    "V=162, a group wider than a tile": ((1, 2, 9, 9), 9, 2, "other_groups", "l1"),
 }
 
 
@@ -73,19 +76,12 @@ def assert_equals_reference(*maps, **settings):
     assert_equal(actual, value_and_gradient(*maps, **settings, backend="reference"))
 
 
-@pytest.mark.parametrize("distance", ["l1", "l2"])
 @pytest.mark.parametrize("case", CASES)
-def test_value_and_gradient_equal_the_reference(case, distance, device):
-    shape, patch_size, groups, negatives = CASES[case]
+def test_value_and_gradient_equal_the_reference(case, device):
+    shape, patch_size, groups, negatives, distance = CASES[case]
     settings = {"patch_size": patch_size, "channel_groups": groups, "negatives": negatives}
     settings |= {"temperature": 0.5, "distance": distance, "upstream": -2.5}
     assert_equals_reference(*random_maps(shape, device), **settings)
-
-
-def test_a_group_wider_than_a_tile_leaves_no_row_without_a_maximum(device):
-    # 81 positions in each of two groups: whole tiles hold nothing but excluded pairs
-    settings = {**OMNI, "patch_size": 9, "channel_groups": 2}
-    assert_equals_reference(*random_maps((1, 2, 9, 9), device), **settings)
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
@@ -97,31 +93,21 @@ def test_halves_are_computed_in_float32(dtype, rounding, device):
     assert_equal((value, gradient.float()), expected, rtol=rounding + 1e-4)
 
 
-def test_the_maps_may_differ_in_dtype(device):
-    student, teacher = random_maps(device=device)
-    teacher = teacher.bfloat16()
-    expected = value_and_gradient(student, teacher.float(), "reference", **OMNI)
-    assert_equal(value_and_gradient(student, teacher, **OMNI), expected)
-
-
 def strided(kind, tensor):
     if kind == "channels last":
         return tensor.contiguous(memory_format=torch.channels_last)
     if kind == "cropped":
-        larger = torch.full(
-            (*tensor.shape[:2], tensor.shape[2] + 1, tensor.shape[3] + 3), torch.nan, device=tensor.device
-        )
+        larger = tensor.new_full((*tensor.shape[:2], tensor.shape[2] + 1, tensor.shape[3] + 3), torch.nan)
         larger[..., :-1, :-3] = tensor
         return larger[..., :-1, :-3]
     return tensor.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
 
 
-@pytest.mark.parametrize(
-    "kinds", [("channels last", "cropped"), ("cropped", "permuted"), ("permuted", "channels last")]
-)
-def test_strides_do_not_matter(kinds, device):
+@pytest.mark.parametrize("kinds", [("channels last", "cropped"), ("cropped", "permuted")])
+def test_strides_and_a_teacher_of_another_dtype_do_not_matter(kinds, device):
     student, teacher = (tensor.detach() for tensor in random_maps((2, 6, 2, 4), device))
-    expected = value_and_gradient(student, teacher, "reference", **OMNI)
+    teacher = teacher.bfloat16()
+    expected = value_and_gradient(student, teacher.float(), "reference", **OMNI)
     maps = [strided(kind, tensor) for kind, tensor in zip(kinds, (student, teacher), strict=True)]
     assert not any(tensor.is_contiguous() for tensor in maps)
     assert_equal(value_and_gradient(*maps, **OMNI), expected)
@@ -136,17 +122,12 @@ def test_equal_vectors_count_the_negatives_and_give_a_zero_gradient(distance, de
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2"])
-def test_numbers_that_both_maps_share_have_the_sign_zero(distance, device):
-    student, teacher = (tensor.detach().relu() for tensor in random_maps(device=device))  # half of the numbers are 0
-    assert_equals_reference(student, teacher, **{**OMNI, "distance": distance})
-
-
-@pytest.mark.parametrize("distance", ["l1", "l2"])
-def test_large_distances_do_not_overflow(distance, device):
-    student, teacher = (1e3 * tensor.detach() for tensor in random_maps(device=device))
+def test_large_distances_do_not_overflow_and_shared_numbers_have_the_sign_zero(distance, device):
+    # half of the numbers are 0 in both maps; the weights are 0 or 1, so that the rounding of similarities around 1e4
+    # does not show
+    student, teacher = (1e3 * tensor.detach().relu() for tensor in random_maps(device=device))
     settings = {**OMNI, "temperature": 0.07, "distance": distance}
     value, gradient = value_and_gradient(student, teacher, **settings)
-    # the weights are 0 or 1 here, so that the rounding of similarities around 1e4 does not show
     expected = value_and_gradient(student.double(), teacher.double(), "reference", **settings)
     assert_equal((value.double(), gradient.double()), expected)
 
@@ -288,4 +269,4 @@ def test_all_of_this_passes_in_tritons_interpreter():
     run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     passed = re.search(r"(\d+) passed", run.stdout)
-    assert passed and int(passed[1]) > 30, run.stdout[-2000:]  # not skipped
+    assert passed and int(passed[1]) > 18, run.stdout[-2000:]  # not skipped
