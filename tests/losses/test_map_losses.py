@@ -48,12 +48,6 @@ def on_maps(loss, student_map, teacher_map, labels=None):
 # Unit vectors
 
 
-def test_unit_vectors_have_length_one_and_the_direction_they_had():
-    vectors = torch.tensor([[3.0, 4.0], [-5.0, 12.0]])
-    torch.testing.assert_close(unit_vectors(vectors, 1), torch.tensor([[0.6, 0.8], [-5 / 13, 12 / 13]]))
-    torch.testing.assert_close(unit_vectors(vectors, 0), F.normalize(vectors, dim=0))
-
-
 def test_a_zero_vector_stays_zero_and_its_gradient_stays_small():
     vectors = torch.zeros(1, 4).requires_grad_()
     units = unit_vectors(vectors, 1)
@@ -125,13 +119,6 @@ def test_maps_and_logits_have_weights_and_temperatures_of_their_own():
     terms = loss(student, teacher)
     torch.testing.assert_close(terms["cwd_map"], 2 * channel_wise_divergence(aligned, teacher.feature_map, 0.5))
     torch.testing.assert_close(terms["cwd_logits"], 7 * channel_wise_divergence(student.logits, teacher.logits, 3.0))
-
-
-def test_values_far_apart_stay_finite():
-    student = torch.tensor([1e4, -1e4]).view(1, 1, 1, 2).requires_grad_()
-    divergence = channel_wise_divergence(student, -student.detach(), temperature=1.0)
-    divergence.backward()
-    assert divergence.item() == pytest.approx(2e4) and torch.isfinite(student.grad).all()
 
 
 # SKD
