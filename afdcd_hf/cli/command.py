@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..suggestions import close_names
 
 if TYPE_CHECKING:
-    from ..inference.settings import InferenceSettings
+    from ..inference.segment import InferenceSettings
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu)(:\d+)?")
@@ -161,7 +161,7 @@ def add_inference_options(command: argparse.ArgumentParser) -> None:
 
 def inference_settings(options: dict[str, Any]) -> InferenceSettings:
     """Take what `add_inference_options` added, but the device, which is tried, out of a command's options."""
-    from ..inference.settings import InferenceSettings
+    from ..inference.segment import InferenceSettings
 
     check_device(options["device"])
     scales, flip, window, stride = (options.pop(name) for name in ("scales", "flip", "window", "stride"))

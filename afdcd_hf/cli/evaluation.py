@@ -148,7 +148,7 @@ def _predict(
         done = predict_images(model, inputs, output_dir, dataset=dataset, overwrite=overwrite, **options)
         print(f"{len(done)} images segmented in {output_dir}")
         return
-    from ..inference.pseudo_labels import write_pseudo_labels
+    from ..inference.predictions import write_pseudo_labels
 
     if overwrite or dataset:
         raise ValueError("--as_labels writes a new folder, without colours: leave out --overwrite and --dataset.")

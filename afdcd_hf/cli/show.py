@@ -88,7 +88,7 @@ def _confusion(output: Path, matrix: str, normalize: str) -> Path:
 
 
 def _predictions(output: Path, models: list[str], **options: Any) -> Path:
-    from ..inference.side_by_side import draw_predictions
+    from ..inference.predictions import draw_predictions
 
     hide_loading_bars()
     by_title = titled(models)

@@ -1,7 +1,4 @@
-"""What a model costs: parameters, multiply-accumulates, and measured time and memory.
-
-Everything is loaded on first use.
-"""
+"""What a model costs: parameters, multiply-accumulates, and measured time and memory."""
 
 from __future__ import annotations
 

@@ -10,22 +10,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..model_utils import evaluating
+from ..model_utils import device_of, dtype_of, evaluating
 
 
-def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
-    """Count the numbers a model stores.
-
-    Args:
-        model: the model; for a distilled student, without the loss's own layers.
-        trainable_only: count only the parameters with `requires_grad`. Otherwise every tensor of the state dict counts,
-            hence also the running statistics and step counters of batch norm.
-
-    Returns:
-        The number of elements. A tensor that is shared under several names counts once.
-    """
-    if trainable_only:
-        return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+def count_parameters(model: nn.Module) -> int:
+    """Count the numbers that a model stores: every tensor of its state dict, hence also the running statistics and step
+    counters of batch norm. A tensor that is shared under several names counts once."""
     # keep_vars hands out the tensors themselves, so that shared ones can be told by their identity.
     state = model.state_dict(keep_vars=True).values()
     return sum({id(tensor): tensor.numel() for tensor in state if isinstance(tensor, torch.Tensor)}.values())
@@ -46,21 +36,22 @@ def count_macs(model: nn.Module, size: tuple[int, int], channels: int = 3) -> in
         channels: channels of the image.
 
     Raises:
-        ValueError: `size` is not a pair of positive whole numbers or `channels` is not positive.
+        ValueError: `size` is not a pair of positive whole numbers.
     """
-    numbers = (*size, channels) if isinstance(size, (tuple, list)) else ()
-    if len(numbers) != 3 or any(not isinstance(number, int) or number < 1 for number in numbers):
-        raise ValueError(
-            f"size={size!r}, channels={channels!r} is no shape of an image; pass size=(height, width) and channels "
-            "as positive whole numbers, for example size=(512, 1024), channels=3."
-        )
-    reference = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), torch.zeros(()))
-    image = torch.zeros(1, channels, *size, device=reference.device, dtype=reference.dtype)
+    check_size(size)
+    image = torch.zeros(1, channels, *size, device=device_of(model), dtype=dtype_of(model))
     counter = FlopCounterMode(display=False)
     # PyTorch has no formula for the CPU's fused attention: as plain matrix products it is counted on every device.
     with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         model(pixel_values=image)
     return counter.get_total_flops() // 2
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raises ValueError unless this is an image's (height, width)."""
+    sides = size if isinstance(size, (tuple, list)) else (size,)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"size={size!r}: expected size=(height, width), two positive whole numbers of pixels.")
 
 
 def count_macs_at(model: nn.Module, sizes: Iterable[tuple[int, int]]) -> list[int]:

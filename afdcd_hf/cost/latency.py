@@ -1,15 +1,17 @@
-"""Measures what a model costs on the device at hand: `profile_model`."""
+"""What a model costs on the device at hand: `profile_model` measures time and memory."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
-from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,54 +19,44 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from ..atomic_io import written_whole
 from ..inference.segment import PRECISIONS
 from ..model_utils import device_of, dtype_of
-from .counting import count_macs_at, count_parameters
-from .machine import convolves_in_tf32, device_name, load_average, versions
-from .memory import MIB, peak_allocated, weight_bytes
+from .counting import check_size, count_macs_at, count_parameters
+from .machine import device_name, load_average, versions
 
 SIZES = ((512, 512), (512, 1024), (1024, 2048))
-FEWEST_PASSES = 3  # of a measurement that its time limit cuts short
 HEADER = (
     f"{'input':>11}{'batch':>7}{'GMACs':>9}{'median ms':>11}{'p95 ms':>10}{'images/s':>10}{'peak MiB':>10}{'passes':>8}"
 )
+_FEWEST_PASSES = 3  # of a measurement that its time limit cuts short
 
 
 @dataclass(frozen=True)
 class ProfileSettings:
     """How to measure.
 
-    Attributes:
-        batch_size: images in a forward pass.
-        precision: as in inference: "fp32" (the type of the weights), or "bf16" or "fp16" (autocast).
-        channels_last: lay out weights and images with the channels last.
-        compile: compile the model with `torch.compile`, anew for each size.
-        warmup: passes before those that count.
-        repeats: passes that count.
-        max_seconds: time limit for the passes of each size that count, after which fewer have to do; at least three.
-        memory: measure peak memory, in one more pass.
-
     Raises:
         ValueError: a number is not positive or the precision is unknown.
     """
 
-    batch_size: int = 1
-    precision: str = "fp32"
-    channels_last: bool = False
-    compile: bool = False
-    warmup: int = 10
-    repeats: int = 40
-    max_seconds: float = 30.0
-    memory: bool = True
+    batch_size: int = 1  # images in a forward pass
+    precision: str = "fp32"  # as in inference: "fp32" (the type of the weights), or "bf16" or "fp16" (autocast)
+    channels_last: bool = False  # lay out weights and images with the channels last
+    compile: bool = False  # with `torch.compile`, anew for each size
+    warmup: int = 10  # passes before those that count
+    repeats: int = 40  # passes that count
+    max_seconds: float = 30.0  # limit for the passes of a size that count, after which at least three have to do
+    memory: bool = True  # measure peak memory, in one more pass
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "warmup", "repeats"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r}: expected a positive whole number.")
-        if not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
+        if not 0 < self.max_seconds < math.inf:
             raise ValueError(f"max_seconds={self.max_seconds!r}: expected a positive number of seconds.")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r} is unknown; expected one of {', '.join(PRECISIONS)}.")
@@ -72,47 +64,31 @@ class ProfileSettings:
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """The cost of a model at one size of input.
+    """The cost of a model at one size of input."""
 
-    Attributes:
-        num_parameters: every number that the model stores, as `count_parameters` counts.
-        macs: multiply-accumulates of one image, as `count_macs` counts.
-        height, width, batch_size: of the input.
-        device: the GPU, or the processor and its number of threads.
-        setting: precision and what else was asked for, such as "fp32, channels last".
-        median_seconds, p95_seconds: of the forward pass of a batch.
-        images_per_second: images of all passes that count, by the time these took.
-        peak_memory_mb: MiB that weights, input, maps and workspaces take at most, by PyTorch's allocator; not Python,
-            libraries, or what the allocator keeps in reserve. None where it was not measured.
-        warmup, repeats: passes before those that count, and passes that count.
-        load_average: programs that wanted a core during the minute before; None where it is not known.
-        versions: of torch, and of CUDA, cuDNN and driver on a GPU.
-        date: day of the measurement, as 2026-01-31.
-    """
-
-    num_parameters: int
-    macs: int
+    num_parameters: int  # every number that the model stores, as `count_parameters` counts
+    macs: int  # multiply-accumulates of one image, as `count_macs` counts
     height: int
     width: int
     batch_size: int
-    device: str
-    setting: str
-    median_seconds: float
+    device: str  # the GPU, or the processor and its number of threads
+    setting: str  # precision and what else was asked for, such as "fp32, channels last"
+    median_seconds: float  # of the forward pass of a batch
     p95_seconds: float
-    images_per_second: float
+    images_per_second: float  # images of all passes that count, by the time these took
+    # MiB that weights, input, maps and workspaces take at most, by PyTorch's allocator; not Python, libraries, or what
+    # the allocator keeps in reserve. None where it was not measured.
     peak_memory_mb: float | None
-    warmup: int
-    repeats: int
-    load_average: float | None
-    versions: str
-    date: str
+    warmup: int  # passes before those that count
+    repeats: int  # passes that count
+    load_average: float | None  # programs that wanted a core during the minute before; None where it is not known
+    versions: str  # of torch, and of CUDA, cuDNN and driver on a GPU
+    date: str  # of the measurement, as 2026-01-31
 
     def describe(self) -> str:
         """What the row was measured on, and how."""
-        return (
-            f"{self.num_parameters / 1e6:.2f} M parameters; {self.device}; {self.setting}; {self.versions}; measured "
-            f"{self.date}"
-        )
+        parameters = f"{self.num_parameters / 1e6:.2f} M parameters"
+        return f"{parameters}; {self.device}; {self.setting}; {self.versions}; measured {self.date}"
 
     def format(self) -> str:
         """One line under `HEADER`; "-" stands for not measured."""
@@ -162,12 +138,28 @@ def profile_rows(
 ) -> Iterator[ProfileRow]:
     """As `profile_model`, with each row as soon as it is measured."""
     settings = settings or ProfileSettings()
-    sizes = [_checked_size(size) for size in sizes]
+    for size in sizes:
+        check_size(size)
     if not sizes:
         raise ValueError("sizes is empty: give at least one (height, width).")
-    where = _checked_device(device)  # before a model is loaded
-    network = _measured_model(model, where, settings)
-    return (_profile_row(network, size, settings) for size in sizes)
+    try:
+        torch.empty(0, device=device)  # before a model is loaded
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={str(device)!r} cannot be used here; expected e.g. cpu or cuda. ({reason})"
+        ) from error
+    if isinstance(model, nn.Module):
+        measured, device = copy.deepcopy(model), device or device_of(model)
+    else:
+        from ..models.loading import load_model
+
+        measured, device = load_model(str(model)), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if PRECISIONS[settings.precision] is not None and dtype_of(measured) == torch.float64:
+        raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; cast the model.")
+    layout = torch.channels_last if settings.channels_last else torch.preserve_format
+    measured = measured.to(device, memory_format=layout).eval()  # type: ignore[call-overload]  # torch lists no such pair
+    return (_profile_row(measured, size, settings) for size in sizes)
 
 
 def write_profile(path: str | Path, model: str, rows: Sequence[ProfileRow]) -> None:
@@ -177,48 +169,12 @@ def write_profile(path: str | Path, model: str, rows: Sequence[ProfileRow]) -> N
         part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
-    sides = tuple(size) if isinstance(size, (tuple, list)) else (size,)
-    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
-        raise ValueError(f"size={size!r}: expected (height, width), two positive whole numbers of pixels.")
-    return sides
-
-
-def _checked_device(device: str | torch.device | None) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device={str(device)!r} cannot be used here; expected e.g. cpu or cuda. ({reason})"
-        ) from error
-    if torch.device(device).type == "meta":
-        raise ValueError("device='meta' computes nothing, so that there is nothing to measure; expected e.g. cpu.")
-    return torch.device(device)
-
-
-def _measured_model(model: nn.Module | str | Path, device: torch.device | None, settings: ProfileSettings) -> nn.Module:
-    if isinstance(model, nn.Module):
-        measured = copy.deepcopy(model)
-        device = device or device_of(model)
-    else:
-        from ..models.loading import load_model
-
-        measured = load_model(str(model))
-        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if PRECISIONS[settings.precision] is not None and dtype_of(measured) == torch.float64:
-        raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; cast the model.")
-    layout = torch.channels_last if settings.channels_last else torch.preserve_format
-    return measured.to(device, memory_format=layout).eval()  # type: ignore[call-overload]  # torch lists no such pair
-
-
 def _profile_row(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> ProfileRow:
     device, load = device_of(model), load_average()
     with torch.no_grad(), _explained(size, settings):
         [macs] = count_macs_at(model, [size])
         seconds, peak = _measure(model, size, settings)
+    weights = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
     return ProfileRow(
         num_parameters=count_parameters(model),
         macs=macs,
@@ -230,7 +186,7 @@ def _profile_row(model: nn.Module, size: tuple[int, int], settings: ProfileSetti
         median_seconds=float(np.median(seconds)),
         p95_seconds=float(np.percentile(seconds, 95)),
         images_per_second=settings.batch_size * len(seconds) / sum(seconds),
-        peak_memory_mb=None if peak is None else (weight_bytes(model) + peak) / MIB,
+        peak_memory_mb=None if peak is None else (sum(weights.values()) + peak) / 2**20,
         warmup=settings.warmup,
         repeats=len(seconds),
         load_average=load,
@@ -241,26 +197,35 @@ def _profile_row(model: nn.Module, size: tuple[int, int], settings: ProfileSetti
 
 def _measure(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> tuple[list[float], int | None]:
     """Seconds of each pass that counts, and bytes that one takes at most beside the weights."""
-    device, run = device_of(model), _runner(model, settings)
-    images = _noise(model, size, settings)
+    device, autocast = device_of(model), PRECISIONS[settings.precision]
+    forward: Callable[..., Any] = model
+    if settings.compile:
+        torch.compiler.reset()  # else later sizes get the graph for any size, or none after the eighth
+        forward = torch.compile(model, dynamic=False)
+
+    def noise() -> Tensor:  # zeros would be cheaper to multiply on a GPU, which then clocks higher
+        generator = torch.Generator(device).manual_seed(0)
+        shape = (settings.batch_size, 3, *size)
+        images = torch.randn(shape, device=device, dtype=dtype_of(model), generator=generator)
+        return images.contiguous(memory_format=torch.channels_last) if settings.channels_last else images
+
+    def run(images: Tensor) -> None:
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            forward(pixel_values=images)
+
+    images = noise()
     for _ in range(settings.warmup):
         run(images)
     seconds: list[float] = []
-    while len(seconds) < settings.repeats and (len(seconds) < FEWEST_PASSES or sum(seconds) < settings.max_seconds):
-        seconds.append(_seconds(partial(run, images), device))
+    while len(seconds) < settings.repeats and (len(seconds) < _FEWEST_PASSES or sum(seconds) < settings.max_seconds):
+        _wait_for(device)
+        start = perf_counter()
+        run(images)
+        _wait_for(device)
+        seconds.append(perf_counter() - start)
     del images
     # this pass makes its input itself, so that the allocator sees it come
-    peak = peak_allocated(lambda: run(_noise(model, size, settings)), device) if settings.memory else None
-    return seconds, peak
-
-
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, with everything the device still has to do waited for before and after it."""
-    _wait_for(device)
-    start = perf_counter()
-    call()
-    _wait_for(device)
-    return perf_counter() - start
+    return seconds, peak_allocated(lambda: run(noise()), device) if settings.memory else None
 
 
 def _wait_for(device: torch.device) -> None:
@@ -268,35 +233,44 @@ def _wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _noise(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> Tensor:
-    """Images as the model takes them; zeros would be cheaper to multiply on a GPU, which then clocks higher."""
-    device, shape = device_of(model), (settings.batch_size, 3, *size)
-    generator = torch.Generator(device).manual_seed(0)
-    images = torch.randn(shape, device=device, dtype=dtype_of(model), generator=generator)
-    return images.contiguous(memory_format=torch.channels_last) if settings.channels_last else images
+def peak_allocated(run: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes that tensors took at most during one call, beyond what was there before it; None on unknown devices.
 
-
-def _runner(model: nn.Module, settings: ProfileSettings) -> Callable[[Tensor], Any]:
-    device_type, autocast = device_of(model).type, PRECISIONS[settings.precision]
-    forward: Callable[..., Any] = model
-    if settings.compile:
-        torch.compiler.reset()  # else later sizes get the graph for any size, or none after the eighth
-        forward = torch.compile(model, dynamic=False)
-
-    def run(images: Tensor) -> Any:
-        with torch.autocast(device_type, dtype=autocast, enabled=autocast is not None):
-            return forward(pixel_values=images)
-
-    return run
+    On a GPU from the caching allocator's own count. On a CPU the allocator keeps none, so that the call runs under
+    PyTorch's profiler, which notes every tensor and workspace that is taken and given back.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        return None
+    # read when the profiler first runs: without it, that reports its own start and end, and a missing GPU as an error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as noted:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        noted.export_chrome_trace(str(trace))  # the one public form in which single allocations come out
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]"]
+    return max(accumulate(size for _, size in sorted(changes)), default=0)
 
 
 def _setting(model: nn.Module, settings: ProfileSettings) -> str:
-    dtype = dtype_of(model)
+    device, dtype = device_of(model), dtype_of(model)
     if settings.precision != "fp32":
         words = [f"{settings.precision} autocast"]
+    elif dtype != torch.float32:
+        words = [str(dtype).removeprefix("torch.")]
     else:
-        words = ["fp32" if dtype == torch.float32 else str(dtype).removeprefix("torch.")]
-        words += ["TF32 convolutions"] if convolves_in_tf32(device_of(model), dtype) else []
+        words = ["fp32"]
+        nvidia = device.type == "cuda" and not torch.version.hip
+        if nvidia and torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0):
+            words.append("TF32 convolutions")  # PyTorch's default
     words += ["channels last"] if settings.channels_last else []
     words += ["compiled"] if settings.compile else []
     return ", ".join(words)
@@ -308,17 +282,12 @@ def _explained(size: tuple[int, int], settings: ProfileSettings) -> Iterator[Non
     shown = f"{settings.batch_size} x 3 x {size[0]} x {size[1]}"
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"Input of {shown} does not fit into the GPU's memory; take fewer or smaller images."
-        ) from error
     except ValueError as error:  # the model's own check
         raise ValueError(f"The model cannot take an input of {shown}: {error}") from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # of a GPU, of the CPU
             raise ValueError(f"Input of {shown} does not fit into memory; take fewer or smaller images.") from error
         tried = "torch.compile, or the pass after it, failed" if settings.compile else "The forward pass failed"
         advice = "measure without compiling, or another size" if settings.compile else "take another size"
-        # the first line that says something; the rest of PyTorch's messages are stack frames of C++
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        reason = str(error).strip().partition("\n")[0]  # the rest of PyTorch's messages are stack frames of C++
         raise ValueError(f"{tried} on an input of {shown}; {advice}. {type(error).__name__}: {reason}") from error

@@ -27,14 +27,13 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's with the number of cores that torch uses: "AMD EPYC, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        threads = torch.get_num_threads()
-        return f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
-    return f"{device.type} of {processor_name()}"
+    if device.type != "cpu":
+        return f"{device.type} of {_processor_name()}"
+    threads = torch.get_num_threads()
+    return f"{_processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def processor_name() -> str:
-    """As the system calls it, or else the kind of machine."""
+def _processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():  # Linux, where Python's own answer is empty or "x86_64"
         for line in cpuinfo.read_text(errors="replace").splitlines():
@@ -58,10 +57,3 @@ def versions(device: torch.device) -> str:
 def load_average() -> float | None:
     """Programs that wanted a core during the last minute; None where the system does not count them."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def convolves_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether convolutions of float32 run in TF32, which is PyTorch's default on recent GPUs."""
-    if device.type != "cuda" or dtype != torch.float32 or torch.version.hip:
-        return False
-    return torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0)

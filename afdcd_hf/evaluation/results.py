@@ -13,16 +13,12 @@ from typing import Any
 from ..atomic_io import check_can_write, written_whole
 from ..charts import plot_confusion_matrix
 from ..cost.machine import library_versions, machine_name
+from ..inference.segment import WHOLE_IMAGE
 from ..metrics.confusion_csv import write_confusion_csv
 
 
 def check_writable(path: str | Path, overwrite: bool = False) -> None:
-    """Look before a long evaluation whether its results can be written.
-
-    Raises:
-        FileExistsError: `path`, or the confusion matrix beside it, exists and `overwrite` is off.
-        OSError: nothing can be written there.
-    """
+    """Before a long evaluation: an OSError where its results cannot be written, or exist and `overwrite` is off."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give --output the name of a file, such as {path}/results.json.")
@@ -37,13 +33,8 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
 
     The confusion matrix goes beside it: `results.json` gets `results_confusion.csv` and `results_confusion.png`.
 
-    Args:
-        path: file to write; its folder is made.
-        scores: what `evaluate_segmenter` returned.
-        context: what the protocol should add, e.g. model, dataset, split.
-
-    Returns:
-        What was written as JSON.
+    `scores` are those of `evaluate_segmenter`, `context` is what the protocol should add, e.g. model, dataset, split.
+    Returns what was written as JSON.
     """
     protocol = {**context, **scores["protocol"], "date": date.today().isoformat(), "machine": machine_name()}
     plain = {name: value for name, value in scores.items() if name != "confusion_matrix"}
@@ -66,31 +57,20 @@ def dataset_context(name: str, split: str, data_dir: Any = None, **options: Any)
 
 def evaluate_command(protocol: Mapping[str, Any]) -> str:
     """The shell command that repeats an evaluation; `FOLDER` stands for the reader's copy of the images."""
-    words = ["afdcd", "evaluate"]
-
-    def add(name: str, *values: Any) -> None:
-        words.extend([f"--{name}", *map(str, values)])
-
-    for name in ("model", "dataset", "split"):
-        add(name, protocol[name])
-    if protocol["dataset"] != "scenes":
-        add("data_dir", "FOLDER")
+    options: dict[str, Any] = {name: protocol[name] for name in ("model", "dataset", "split")}
+    options["data_dir"] = None if protocol["dataset"] == "scenes" else "FOLDER"
     for name in ("list_file", "max_samples", "image_column", "label_column", "labels_as", "boundary_ratio"):
-        if protocol.get(name) is not None:
-            add(name, protocol[name])
-    if protocol.get("label_map"):
-        add("label_map", json.dumps(protocol["label_map"]))
-    if protocol["scales"] != [1.0]:
-        add("scales", *protocol["scales"])
-    for name in ("window", "stride"):
-        if protocol.get(name):
-            add(name, *protocol[name])
-    if protocol["precision"] != "fp32":
-        add("precision", protocol["precision"])
-    if protocol["flip"]:
-        add("flip")
-    if protocol["absent_classes"] == "count as 0":
-        add("absent_as_zero")
+        options[name] = protocol.get(name)
+    options["label_map"] = json.dumps(protocol["label_map"]) if protocol.get("label_map") else None
+    usual = WHOLE_IMAGE.describe()
+    options |= {name: protocol[name] for name in usual if protocol.get(name, usual[name]) != usual[name]}
+    options["absent_as_zero"] = protocol["absent_classes"] == "count as 0"
+    words = ["afdcd", "evaluate"]
+    for name, value in options.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            words += [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
     return shlex.join(words)
 
 

@@ -6,7 +6,7 @@ The Trainer, `afdcd evaluate` and the quickstart all come through here, so that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -22,8 +22,7 @@ from tqdm.auto import tqdm
 from ..data.checks import check_labels, check_same_size
 from ..data.columns import with_decoding
 from ..inference.predictions import one_ahead
-from ..inference.segment import Predictor, Sample, as_array, make_sample
-from ..inference.settings import WHOLE_IMAGE, InferenceSettings
+from ..inference.segment import WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample
 from ..metrics.boundary_iou import StreamingBoundaryIoU
 from ..metrics.mean_iou import StreamingMeanIoU
 from ..model_utils import align_corners_of, device_of, dtype_of
@@ -32,14 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluationSamples(Dataset):
-    """Images as the model wants them, beside the label as it is.
-
-    Args:
-        dataset: indexable, with PIL images in `image` and `label` (None where there is none) and, optionally, a `name`.
-        processor: image processor of the model.
-        num_labels: number of classes K; a label outside 0..K-1 that is not ignored is an error naming the image.
-        ignore_index: label that is not counted.
-    """
+    """Images as the model wants them, beside the label as it is; arguments as in `evaluate_segmenter`."""
 
     def __init__(
         self, dataset: Sequence[Mapping[str, Any]], processor: Any, num_labels: int, ignore_index: int = 255
@@ -107,12 +99,11 @@ def evaluate_segmenter(
         progress: show a bar on the main process.
 
     Returns:
-        `mean_iou`, `mean_accuracy`, `overall_accuracy`, `frequency_weighted_iou` (0..1), `per_category_iou`,
-        `per_category_accuracy`, `absent_classes`, `num_pixels`, with `boundary_ratio` also `mean_boundary_iou` and
-        `per_category_boundary_iou`; `confusion_matrix`, `(K, K)` int64, rows = truth; `num_images`, `num_labelled` of
+        What `StreamingMeanIoU.compute` returns (all NaN, and `num_pixels` 0, where no pixel is labelled), with
+        `boundary_ratio` also what `StreamingBoundaryIoU.compute` does; `confusion_matrix`, `(K, K)` int64, rows =
+        truth; `num_images`, `num_labelled` of
         them, `seconds` (of this process: waiting for images, model, label maps, counting, all) and `protocol`
-        (everything above that influences the numbers). Where no pixel is labelled, `num_pixels` is 0 and all scores
-        are NaN.
+        (everything above that influences the numbers).
 
     Raises:
         ValueError: an empty dataset, an unknown number of classes or only one, a `boundary_ratio` out of range, an
@@ -122,49 +113,7 @@ def evaluate_segmenter(
     if len(dataset) == 0:
         raise ValueError("There is nothing to evaluate: the dataset is empty.")
     config, state = getattr(model, "config", None), PartialState()
-    num_labels = _number_of_classes(model, num_labels)
-    if ignore_index is None:
-        ignore_index = getattr(config, "semantic_loss_ignore_index", 255)
-    names = id2label or getattr(config, "id2label", None)
-    options: dict[str, Any] = {"id2label": names, "absent_as_zero": absent_as_zero, "device": device_of(model)}
-    metrics: list[Any] = [StreamingMeanIoU(num_labels, ignore_index, **options)]
-    if boundary_ratio is not None:
-        metrics.append(StreamingBoundaryIoU(num_labels, ignore_index, boundary_ratio, **options))
-    predictor = Predictor(model, settings)
-    samples = EvaluationSamples(dataset, processor, num_labels, ignore_index)
-    mine = range(state.process_index, len(samples), state.num_processes)
-    # With a generator of its own, the loader draws nothing from torch's
-    loader = DataLoader(
-        samples, batch_size, sampler=mine, num_workers=num_workers, collate_fn=list, generator=torch.Generator()
-    )
-    bar = tqdm(
-        total=len(mine), desc="evaluate", unit="image", disable=not (progress and state.is_main_process), leave=False
-    )
-    with bar, predictor.seconds.of("all"):
-        num_labelled = _score(predictor, loader, metrics, on_prediction, bar.update)
-    for metric in metrics:
-        metric.reduce(lambda counts: reduce(counts, "sum"))
-    scores = {name: value for metric in metrics for name, value in metric.compute().items()}
-    found = torch.tensor([num_labelled, predictor.multiple > 1], device=device_of(model))
-    num_labelled, padded = reduce(found, "sum").tolist()
-    matrix = metrics[0].confusion_matrix.cpu().numpy()
-    if state.is_main_process and num_labelled > 1:
-        _question(matrix, metrics[0].class_names)
-    return {
-        **scores,
-        "confusion_matrix": matrix,
-        "num_images": len(samples),
-        "num_labelled": num_labelled,
-        "seconds": {part: round(seconds, 3) for part, seconds in predictor.seconds.items()},
-        "protocol": {
-            **_protocol(model, processor, settings, ignore_index, absent_as_zero, boundary_ratio),
-            **({"input_padding": "zeros, to a multiple that the model takes"} if padded else {}),
-        },
-    }
-
-
-def _number_of_classes(model: nn.Module, num_labels: int | None) -> int:
-    num_labels = num_labels or getattr(getattr(model, "config", None), "num_labels", None)
+    num_labels = num_labels or getattr(config, "num_labels", None)
     if num_labels is None:
         raise ValueError(
             f"The number of classes is unknown: {type(model).__name__} has no config.num_labels. Pass num_labels to "
@@ -175,7 +124,51 @@ def _number_of_classes(model: nn.Module, num_labels: int | None) -> int:
             "A model of one class is right at every pixel, whatever it has learned: its score of 100 % would say "
             "nothing. Give the background a class of its own."
         )
-    return num_labels
+    if ignore_index is None:
+        ignore_index = getattr(config, "semantic_loss_ignore_index", 255)
+    names = id2label or getattr(config, "id2label", None)
+    options: dict[str, Any] = {"id2label": names, "absent_as_zero": absent_as_zero, "device": device_of(model)}
+    metrics = [StreamingMeanIoU(num_labels, ignore_index, **options)]
+    if boundary_ratio is not None:
+        metrics.append(StreamingBoundaryIoU(num_labels, ignore_index, boundary_ratio, **options))
+    predictor = Predictor(model, settings)
+    samples = EvaluationSamples(dataset, processor, num_labels, ignore_index)
+    mine = range(state.process_index, len(samples), state.num_processes)
+    # With a generator of its own, the loader draws nothing from torch's
+    loader = DataLoader(
+        samples, batch_size, sampler=mine, num_workers=num_workers, collate_fn=list, generator=torch.Generator()
+    )
+    silent = not (progress and state.is_main_process)
+    with tqdm(total=len(mine), desc="evaluate", unit="image", disable=silent, leave=False) as bar:
+        with predictor.seconds.of("all"):
+            num_labelled = _score(predictor, loader, metrics, on_prediction, bar.update)
+    for metric in metrics:
+        metric.reduce(lambda counts: reduce(counts, "sum"))
+    found = torch.tensor([num_labelled, predictor.multiple > 1], device=device_of(model))
+    num_labelled, padded = reduce(found, "sum").tolist()
+    matrix = metrics[0].confusion_matrix.cpu().numpy()
+    [present] = np.nonzero(matrix.sum(1))
+    if state.is_main_process and num_labelled > 1 and len(present) == 1:
+        logger.warning(
+            "All labelled pixels are %r: this score says little. Do the labels mean what the model thinks? In masks of "
+            '0 and 255, 255 is ignored; label_map {"255": 1} makes it a class.',
+            metrics[0].class_names[present[0]],
+        )
+    return {
+        **{name: value for metric in metrics for name, value in metric.compute().items()},
+        "confusion_matrix": matrix,
+        "num_images": len(samples),
+        "num_labelled": num_labelled,
+        "seconds": {part: round(seconds, 3) for part, seconds in predictor.seconds.items()},
+        "protocol": {
+            **predictor.settings.describe(),
+            **_protocol(model, processor),
+            "ignore_index": ignore_index,
+            "absent_classes": "count as 0" if absent_as_zero else "left out of the mean",
+            "boundary_ratio": boundary_ratio,
+            **({"input_padding": "zeros, to a multiple that the model takes"} if padded else {}),
+        },
+    }
 
 
 def _score(
@@ -184,16 +177,14 @@ def _score(
     """Count, and hand on, every prediction; how many had a label."""
     num_labelled, seconds = 0, predictor.seconds
 
-    def waited() -> Generator[list[Sample], None, None]:
-        with closing(one_ahead(iter(loader))) as batches:
-            while True:
-                with seconds.of("waiting for images"):
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                yield batch
+    def next_batch() -> list[Sample] | None:
+        with seconds.of("waiting for images"):
+            return next(batches, None)
 
-    with closing(waited()) as batches, closing(predictor.label_maps(batches)) as predictions:
+    with (
+        closing(one_ahead(iter(loader))) as batches,
+        closing(predictor.label_maps(iter(next_batch, None))) as predictions,
+    ):
         for sample, label_map in predictions:
             if sample.label is not None:
                 with seconds.of("counting"):
@@ -207,31 +198,12 @@ def _score(
     return num_labelled
 
 
-def _question(matrix: np.ndarray, names: Sequence[str]) -> None:
-    """Say so where the truth has one class only: a score of it says little, and the labels may mean something else."""
-    [present] = np.nonzero(matrix.sum(1))
-    if len(present) == 1:
-        logger.warning(
-            "All labelled pixels are %r: this score says little. Do the labels mean what the model thinks? In masks of "
-            '0 and 255, 255 is ignored; label_map {"255": 1} makes it a class.',
-            names[present[0]],
-        )
-
-
-def _protocol(
-    model: nn.Module,
-    processor: Any,
-    settings: InferenceSettings,
-    ignore_index: int,
-    absent_as_zero: bool,
-    boundary_ratio: float | None,
-) -> dict[str, Any]:
-    """Everything that influences the number, besides weights and images."""
+def _protocol(model: nn.Module, processor: Any) -> dict[str, Any]:
+    """What influences the number, of model and processor."""
     resizes, rescales, normalises = (
         getattr(processor, f"do_{what}", False) for what in ("resize", "rescale", "normalize")
     )
     return {
-        **settings.describe(),
         "dtype": str(dtype_of(model)).removeprefix("torch."),
         "scored_at": "label size",
         "logits_upsampling": "bilinear",
@@ -242,7 +214,4 @@ def _protocol(
         "rescale_factor": processor.rescale_factor if rescales else None,
         "image_mean": list(processor.image_mean) if normalises else None,
         "image_std": list(processor.image_std) if normalises else None,
-        "ignore_index": ignore_index,
-        "absent_classes": "count as 0" if absent_as_zero else "left out of the mean",
-        "boundary_ratio": boundary_ratio,
     }

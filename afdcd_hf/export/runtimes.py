@@ -15,8 +15,7 @@ from torch import nn
 
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.onnx_segmenter import OnnxSegmenter
-from ..inference.segment import make_sample
-from ..inference.settings import WHOLE_IMAGE
+from ..inference.segment import WHOLE_IMAGE, make_sample
 from ..model_utils import evaluating
 
 _WARMUP = 3  # turns that are not counted

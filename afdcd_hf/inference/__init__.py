@@ -8,11 +8,8 @@ from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .onnx_segmenter import OnnxSegmenter, load_onnx, load_segmenter
-    from .predictions import predict_images
-    from .pseudo_labels import write_pseudo_labels
-    from .segment import Predictor, predict_label_maps, segment_image
-    from .settings import InferenceSettings
-    from .side_by_side import draw_predictions
-    from .submission import PredictionWriter, zip_predictions
+    from .predictions import draw_predictions, predict_images, write_pseudo_labels
+    from .segment import InferenceSettings, Predictor, segment_image
+    from .submission import PredictionWriter
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

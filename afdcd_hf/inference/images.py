@@ -12,18 +12,14 @@ from ..atomic_io import written_whole
 from ..data.image_files import open_image
 from ..models.image_modes_afdcd import as_rgb
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict[str, Path]:
     """The images among files and folders.
 
-    Folders are searched with their sub-folders, in the order of the paths; hidden files and folders are skipped, and
-    links to folders are not followed. A file that is named itself is taken whatever its name.
-
-    Args:
-        inputs: Files and folders.
-        skip: Folders in which nothing is looked for.
+    Folders are searched with their sub-folders, in the order of the paths, without hidden ones and those of `skip`. A
+    file that is named itself is taken whatever its name.
 
     Returns:
         Name of the PNG that belongs to an image, below its folder (of a file: of its name) → the image, once each.
@@ -38,28 +34,30 @@ def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict
     for path in (Path(given).expanduser() for given in inputs):
         if not path.exists():
             raise FileNotFoundError(f"There is no image or folder {path}.")
-        for image, inside in _in_folder(path, skip) if path.is_dir() else [(path, PurePath(path.name))]:
-            first = found.setdefault(png_name(inside), image)
+        for image in _in_folder(path, skip) if path.is_dir() else [path]:
+            name = png_name(image.relative_to(path) if path.is_dir() else path.name)
+            first = found.setdefault(name, image)
             if first.resolve() != image.resolve():
                 raise ValueError(
-                    f"{first} and {image} would both be written to {png_name(inside)}: rename one of them, or segment "
-                    "them into different folders."
+                    f"{first} and {image} would both be written to {name}: rename one of them, or segment them into "
+                    "different folders."
                 )
     return found
 
 
-def _in_folder(folder: Path, skip: Sequence[Path]) -> list[tuple[Path, PurePath]]:
+def _in_folder(folder: Path, skip: Sequence[Path]) -> list[Path]:
     skipped = {path.resolve() for path in skip}
-    found: list[tuple[Path, PurePath]] = []
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            if skipped.isdisjoint(path.resolve().parents):
-                found.append((path, inside))
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in _SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and skipped.isdisjoint(path.resolve().parents)
+    ]
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds no image: no file below it ends in {', '.join(IMAGE_SUFFIXES)} (in either case)."
+            f"{folder} holds no image: no file below it ends in {', '.join(_SUFFIXES)} (in either case)."
         )
     return found
 
@@ -67,17 +65,12 @@ def _in_folder(folder: Path, skip: Sequence[Path]) -> list[tuple[Path, PurePath]
 def png_name(name: str | PurePath) -> str:
     """The name of the PNG that belongs to an image: `a/b.jpg` → `a/b.png`, but `frame.0001` → `frame.0001.png`."""
     name = PurePath(name)
-    known = name.suffix.lower() in IMAGE_SUFFIXES  # another suffix may be all that tells two names apart
+    known = name.suffix.lower() in _SUFFIXES  # another suffix may be all that tells two names apart
     return (name.with_suffix(".png") if known else name.with_name(f"{name.name}.png")).as_posix()
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """Read an image as viewers show it: upright, as RGB with 8 bits; see `open_image` and `as_rgb`.
-
-    Raises:
-        OSError: If the file is no image, damaged, no regular file, too large, or of a kind that has no defined colours;
-            the message names it.
-    """
+    """Read an image as viewers show it, upright, as RGB with 8 bits; an OSError names a file that cannot be read so."""
     try:
         return as_rgb(open_image(path, str(path)))
     except ValueError as error:

@@ -16,20 +16,14 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 
 from ..models.loading import load_model, load_processor
 from ..models.modeling_afdcd import AfDcdOutput
-from .settings import InferenceSettings
+from .segment import InferenceSettings
 
-# entry of the graph's metadata that holds, as JSON, what is needed beside the graph
-METADATA_KEY = "afdcd"
-_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+METADATA_KEY = "afdcd"  # entry of the graph's metadata that holds, as JSON, what is needed beside the graph
 
 
 def check_packages() -> None:
-    """What the extra `export` installs must be there.
-
-    Raises:
-        ValueError: a package is missing.
-    """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    """Raises ValueError where something that the extra `export` installs is missing."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"ONNX needs {', '.join(missing)}, which is not installed: pip install 'afdcd-hf[export]'.")
 
@@ -38,8 +32,8 @@ class OnnxSegmenter(nn.Module):
     """A graph of `export_onnx` or `quantise_onnx`, run by onnxruntime on the CPU.
 
     It is called as the models are, `segmenter(pixel_values=...).logits`, and carries the `config` that
-    `evaluate_segmenter`, `segment_image` and `predict_label_maps` ask for. A graph that gives label maps is answered
-    for by scores of one for the class chosen and zero for the others.
+    `evaluate_segmenter` and `segment_image` ask for. A graph that gives label maps is answered for by scores of one for
+    the class chosen and zero for the others.
 
     Args:
         path: the `.onnx` file.
@@ -61,7 +55,10 @@ class OnnxSegmenter(nn.Module):
         super().__init__()
         self.path = Path(path)
         self._session = _open(self.path, threads or torch.get_num_threads())
-        self.facts = _read_facts(self._session, self.path)
+        facts = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if facts is None:
+            raise ValueError(f"{path} was not made by `afdcd export`: its classes and images are unknown.")
+        self.facts = json.loads(facts)
         id2label = {int(index): name for index, name in self.facts["id2label"].items()}
         self.config = PreTrainedConfig(id2label=id2label, label2id={name: i for i, name in id2label.items()})
         self.config.align_corners = self.facts["align_corners"]
@@ -100,11 +97,6 @@ def load_onnx(path: str | Path, threads: int | None = None) -> tuple[OnnxSegment
         return segmenter, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
-def settings_for(model: nn.Module, settings: InferenceSettings) -> InferenceSettings:
-    """The settings; for a graph of fixed size with windows of that size, unless they have some already."""
-    return model.settings_for(settings) if isinstance(model, OnnxSegmenter) else settings
-
-
 def load_segmenter(name_or_path: str) -> tuple[Any, Any]:
     """A model and its image processor, from a folder, a Hub id or an `.onnx` file of `afdcd export`."""
     if Path(name_or_path).suffix == ".onnx":
@@ -127,10 +119,3 @@ def _open(path: Path, threads: int) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise ValueError(f"onnxruntime cannot read {path}: {error}") from error
-
-
-def _read_facts(session: Any, path: Path) -> dict[str, Any]:
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    if text is None:
-        raise ValueError(f"{path} was not made by `afdcd export`: it does not say which classes and images it is for.")
-    return json.loads(text)

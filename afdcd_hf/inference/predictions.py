@@ -1,8 +1,9 @@
-"""`afdcd predict`: a saved model on a user's images."""
+"""A saved model on a user's images: label maps to look at, labels to train on, figures."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,32 +16,26 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..atomic_io import check_can_write, written_whole
+from ..charts import plot_predictions
 from ..charts.label_maps import distinct_palette, draw_overlay
 from ..data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from ..data.loading import load_split
 from .images import find_images, open_rgb, save_png
-from .onnx_segmenter import load_segmenter, settings_for
-from .segment import Predictor, Sample, as_array, make_sample
-from .settings import WHOLE_IMAGE, InferenceSettings
+from .onnx_segmenter import OnnxSegmenter, load_segmenter
+from .segment import IGNORED, WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample, segment_image
 
 T = TypeVar("T")
-IDS, COLOR, OVERLAY, LEGEND = "ids", "color", "overlay", "classes.json"
+_LEGEND = "classes.json"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The files of one segmented image.
-
-    Attributes:
-        image: The image itself.
-        ids: PNG of class ids, one channel, 8 bits (16 for a model of more than 256 classes).
-        color: PNG with each class in its colour.
-        overlay: PNG with the image under these colours and lines between the classes.
-    """
+    """The files of one segmented image: the image itself, and three PNGs."""
 
     image: Path
-    ids: Path
-    color: Path
-    overlay: Path
+    ids: Path  # class ids, one channel, 8 bits (16 for a model of more than 256 classes)
+    color: Path  # each class in its colour
+    overlay: Path  # the image under these colours and lines between the classes
 
 
 def predict_images(
@@ -51,25 +46,22 @@ def predict_images(
     dataset: str | None = None,
     settings: InferenceSettings = WHOLE_IMAGE,
     device: str | torch.device | None = None,
-    overlay_opacity: float = 0.5,
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Prediction]:
     """Segment images: `<output>/ids/a/b.png`, `color/a/b.png` and `overlay/a/b.png` for the image `a/b.jpg`.
 
-    Images are read one ahead and turned upright as their EXIF data say (`open_rgb`): all three PNGs have the size
-    that viewers show. `<output>/classes.json` lists name and colour of each class id. One image that cannot be read
-    does not stop the others.
+    All three have the size that viewers show, upright. `<output>/classes.json` lists name and colour of each class id.
+    One image that cannot be read does not stop the others.
 
     Args:
         model: Folder, Hub id or `.onnx` file.
-        inputs: Images, and folders whose images are taken, with those of their sub-folders.
+        inputs: Images, and folders of them; see `find_images`.
         output: Folder to write to; an existing one is added to.
         dataset: Benchmark whose colours to use; by default the one with the model's classes, and generated colours
             where there is none.
         settings: Scales, flip, window and precision.
         device: Where to run; by default a GPU where there is one.
-        overlay_opacity: Share of colour in the overlay, 0 to 1.
         overwrite: Replace files of an earlier run.
         progress: Show a bar.
 
@@ -77,73 +69,143 @@ def predict_images(
         The files of each image, in order.
 
     Raises:
-        FileNotFoundError: If an input is missing, or a folder holds no image.
-        FileExistsError: If a file to write exists, unless `overwrite` is set.
         ValueError: If two images would get the same file, the benchmark is unknown or has not as many classes as the
-            model, the opacity is out of range, or the model's scores are not finite.
-        OSError: If nothing can be written to the folder; at the end, if images could not be read: all others are then
-            written.
+            model, or the model's scores are not finite.
+        OSError: If an input is missing, a file to write exists (unless `overwrite` is set) or cannot be written, or the
+            folder holds another model's predictions; at the end, if images could not be read.
     """
-    if not 0 <= overlay_opacity <= 1:
-        raise ValueError(f"overlay_opacity is a share of 0 to 1, not {overlay_opacity}.")
     benchmark = None if dataset is None else get_benchmark(dataset)
     output = Path(output).expanduser()
-    kinds = (IDS, COLOR, OVERLAY)
-    images = find_images(inputs, skip=[output / kind for kind in kinds])
-    plan = [Prediction(image, *(output / kind / name for kind in kinds)) for name, image in images.items()]
-    check_outputs(
-        (file for one in plan for file in (one.ids, one.color, one.overlay)), images.values(), output, overwrite
-    )
-    network, processor = load_segmenter(str(model))
-    config: Any = network.config
-    names, colors = class_legend(config.id2label, benchmark)
-    _check_legend(output / LEGEND, legend := _legend(names, colors), overwrite)
-    network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    of_image = {one.image: one for one in plan}
-    settings = settings_for(network, settings)
-    for path, image, label_map in segment_files(Predictor(network, settings), processor, list(of_image), progress):
+    folders = [output / kind for kind in ("ids", "color", "overlay")]
+    images = find_images(inputs, skip=folders)
+    plan = {image: Prediction(image, *(folder / name for folder in folders)) for name, image in images.items()}
+    _check_outputs(plan.values(), output, overwrite)
+    network, processor = _loaded(model, device)
+    names, colors = class_legend(network.config.id2label, benchmark)
+    pairs = enumerate(zip(names, colors.tolist(), strict=True))
+    legend = {str(index): {"name": name, "color": color} for index, (name, color) in pairs}
+    if (output / _LEGEND).exists() and not overwrite and json.loads((output / _LEGEND).read_text()) != legend:
+        raise FileExistsError(f"{output} holds another model's predictions: give another --output_dir, or --overwrite.")
+    predictor = Predictor(network, settings)
+    for path, image, label_map in _segment_files(predictor, processor, list(plan), progress):
         if legend:  # only once there is a prediction to explain
-            with written_whole(output / LEGEND) as part:
-                part.write_text(legend, encoding="utf-8")
-            legend = ""
+            _write_json(output / _LEGEND, legend)
+            legend = {}
         # The same depth for all images of a model, whatever classes occur in one
-        save_png(label_map.astype(np.uint8 if len(colors) <= 256 else np.uint16), of_image[path].ids)
-        save_png(colors[label_map], of_image[path].color)
-        save_png(draw_overlay(image, label_map, colors, overlay_opacity), of_image[path].overlay)
-    return plan
+        save_png(label_map.astype(np.uint8 if len(colors) <= 256 else np.uint16), plan[path].ids)
+        save_png(colors[label_map], plan[path].color)
+        save_png(draw_overlay(image, label_map, colors), plan[path].overlay)
+    return list(plan.values())
 
 
-def segment_files(
-    predictor: Predictor, processor: Any, paths: Sequence[Path], progress: bool = True
-) -> Iterator[tuple[Path, Image.Image, np.ndarray]]:
-    """Each image file that can be read, upright as RGB, with its label map.
+def write_pseudo_labels(
+    model: str | Path,
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    confidence: float = 0.9,
+    settings: InferenceSettings = WHOLE_IMAGE,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> tuple[int, float]:
+    """Segment images without labels, and write them and the outcome as a data set to train on (`dataset: <output>`).
+
+    It is a folder for `datasets`' imagefolder: `train/images`, `train/labels` (PNGs of class ids, 255 = ignored) and
+    `train/metadata.jsonl`; `classes.json` lists the class names in order, for `class_names`. Images are copied; those
+    that are not upright RGB are written anew, as PNG, as the model saw them.
+
+    Args:
+        model: As in `predict_images`, like all options that are not listed here.
+        inputs: Likewise.
+        output: Folder to write, new or empty.
+        confidence: Pixels whose class has a lower probability are ignored; 0 to 1.
+
+    Returns:
+        The number of images, and the share of their pixels that is labelled.
 
     Raises:
-        OSError: At the end, if files could not be read.
-        ValueError: If the model's scores are not finite.
+        ValueError: If the confidence is out of range, the model has more than 255 classes or gives no scores.
+        OSError: If the folder is not empty. Both also as in `predict_images`.
     """
-    unreadable: list[str] = []
+    if not 0 <= confidence <= 1:
+        raise ValueError(f"confidence is a probability from 0 to 1, not {confidence}.")
+    output = Path(output).expanduser()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} is not empty: give a new folder for the data set.")
+    names = {image: name for name, image in find_images(inputs, skip=[output]).items()}
+    folder = output / "train"
+    check_can_write(folder / "metadata.jsonl")
+    network, processor = _loaded(model, device)
+    classes = [network.config.id2label[index] for index in range(network.config.num_labels)]
+    if len(classes) > IGNORED:
+        raise ValueError(f"The model has {len(classes)} classes; with 255 as the ignored label, 255 are possible.")
+    if isinstance(network, OnnxSegmenter) and network.facts["output"] == "labels":
+        raise ValueError(f"{model} gives classes without scores, hence no confidence: export it without --argmax.")
+    predictor = Predictor(network, settings, least_confidence=confidence)
+    rows, labelled, pixels = [], 0, 0
+    try:
+        for path, image, label_map in _segment_files(predictor, processor, list(names), progress):
+            kept = _write_image(path, image, folder / "images", names[path])
+            save_png(label_map, folder / "labels" / names[path])
+            rows.append({"image_file_name": f"images/{kept}", "label_file_name": f"labels/{names[path]}"})
+            labelled, pixels = labelled + int(np.count_nonzero(label_map != IGNORED)), pixels + label_map.size
+    finally:  # what is done can be used, also after a file that cannot be read, or Ctrl-C
+        with written_whole(folder / "metadata.jsonl") as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _write_json(output / _LEGEND, classes)
+    return len(rows), labelled / max(pixels, 1)
 
-    def opened() -> Iterator[tuple[Path, Image.Image, Sample]]:
-        for path in paths:
-            try:
-                image = open_rgb(path)
-            except OSError as error:
-                unreadable.append(str(error))
-            else:
-                yield path, image, make_sample(processor, image, str(path))
 
-    bar = tqdm(total=len(paths), desc="predict", unit="image", disable=not progress, leave=False)
-    with bar:
-        for path, image, sample in one_ahead(opened()):
-            [(_, label_map)] = predictor.label_maps([[sample]])
-            yield path, image, as_array(label_map)
-            bar.update()
-    if unreadable:
-        raise OSError(
-            f"{len(unreadable)} of {len(paths)} images could not be read; the others are written. Not read:\n  "
-            + "\n  ".join(unreadable)
-        )
+def draw_predictions(
+    models: Mapping[str, str | Path],
+    path: str | Path,
+    *,
+    dataset: str,
+    split: str = "val",
+    data_dir: str | Path | None = None,
+    indices: Sequence[int] = (0, 1, 2, 3, 4),
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Draw a row per image and a column per model, beside image and truth.
+
+    Args:
+        models: Column title -> folder or Hub id.
+        path: Image to write.
+        dataset: Benchmark, for its images, class names and colours.
+        split, data_dir, indices: Which of its images.
+        notes: A line under some columns' titles, e.g. `{"teacher": "mIoU 61.2 %"}`.
+
+    Raises:
+        ValueError: If the benchmark is unknown, or an index is beyond the split.
+    """
+    benchmark = get_benchmark(dataset)
+    images = load_split(dataset, split, data_dir)
+    if max(indices) >= len(images):
+        raise ValueError(f"{dataset}'s {split} split has {len(images)} images; index {max(indices)} is out of range.")
+    rows = [images[index] for index in indices]
+    columns = {"image": [np.asarray(r["image"]) for r in rows], "truth": [np.asarray(r["label"]) for r in rows]}
+    for title, folder in models.items():
+        model, processor = load_segmenter(str(folder))
+        columns[title] = [segment_image(model, processor, row["image"]) for row in rows]
+    return plot_predictions(columns, benchmark.palette, benchmark.classes, path, notes=notes or {})
+
+
+def class_legend(id2label: Mapping[int, str], benchmark: Benchmark | None = None) -> tuple[list[str], np.ndarray]:
+    """Names and colours, `(K, 3)` uint8 RGB, of a model's classes.
+
+    They are the benchmark's (names only where the model has just `LABEL_0`, `LABEL_1`, ...), by default of the one with
+    the same classes; colours are generated where there is none. Another number of classes is a ValueError.
+    """
+    names = [str(id2label.get(index, f"LABEL_{index}")) for index in range(len(id2label))]
+    if benchmark is None:
+        same = (one for one in BENCHMARKS.values() if _plain(one.classes) == _plain(names))
+        benchmark = next(same, None)
+    if benchmark is None:
+        return names, distinct_palette(len(names))
+    if benchmark.num_labels != len(names):
+        raise ValueError(f"The model has {len(names)} classes and {benchmark.name} {benchmark.num_labels}.")
+    unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    return list(benchmark.classes) if unnamed else names, np.array(benchmark.palette, np.uint8)
 
 
 def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
@@ -155,62 +217,68 @@ def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
             yield item
 
 
-def class_legend(id2label: Mapping[int, str], benchmark: Benchmark | None = None) -> tuple[list[str], np.ndarray]:
-    """Names and colours of a model's classes.
+def _loaded(model: str | Path, device: str | torch.device | None) -> tuple[Any, Any]:
+    network, processor = load_segmenter(str(model))
+    return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), processor
 
-    Args:
-        id2label: Of the model's configuration.
-        benchmark: Whose colours to use; by default the one of the same classes, and generated ones if there is none.
 
-    Returns:
-        K names, the benchmark's where the model has only `LABEL_0`, `LABEL_1`, ..., and `(K, 3)` uint8 RGB.
+def _segment_files(
+    predictor: Predictor, processor: Any, paths: Sequence[Path], progress: bool
+) -> Iterator[tuple[Path, Image.Image, np.ndarray]]:
+    """Each image file that can be read, upright as RGB, with its label map; at the end an OSError names the others."""
+    unreadable: list[str] = []
 
-    Raises:
-        ValueError: If the benchmark has not as many classes.
-    """
-    names = [str(id2label.get(index, f"LABEL_{index}")) for index in range(len(id2label))]
-    if benchmark is None:
-        same = (one for one in BENCHMARKS.values() if _plain(one.classes) == _plain(names))
-        benchmark = next(same, None)
-    if benchmark is None:
-        return names, distinct_palette(len(names))
-    if benchmark.num_labels != len(names):
-        raise ValueError(
-            f"The model has {len(names)} classes and {benchmark.name} {benchmark.num_labels}, so that its colours do "
-            "not fit. Leave the dataset out for the model's own."
+    def opened() -> Iterator[tuple[Path, Image.Image, Sample]]:
+        for path in paths:
+            try:
+                image = open_rgb(path)
+            except OSError as error:
+                unreadable.append(str(error))
+            else:
+                yield path, image, make_sample(processor, image, str(path))
+
+    with tqdm(total=len(paths), desc="predict", unit="image", disable=not progress, leave=False) as bar:
+        for path, image, sample in one_ahead(opened()):
+            [(_, label_map)] = predictor.label_maps([[sample]])
+            yield path, image, as_array(label_map)
+            bar.update()
+    if unreadable:
+        raise OSError(
+            f"{len(unreadable)} of {len(paths)} images could not be read; the others are written. Not read:\n  "
+            + "\n  ".join(unreadable)
         )
-    unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-    return list(benchmark.classes) if unnamed else names, np.array(benchmark.palette, np.uint8)
+
+
+def _check_outputs(plan: Iterable[Prediction], output: Path, overwrite: bool) -> None:
+    """Nothing of the user's may be lost, and the folder can be written: said before anything is computed."""
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; predictions need a folder.")
+    given = {one.image.resolve() for one in plan}
+    for path in (file for one in plan for file in (one.ids, one.color, one.overlay)):
+        if path.resolve() in given:
+            raise ValueError(f"{path} is an image to segment and would be written over: give another output folder.")
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists: give another --output_dir, or --overwrite.")
+    check_can_write(output / _LEGEND)
+
+
+def _write_image(path: Path, image: Image.Image, folder: Path, png: str) -> str:
+    """The file as it is, if everybody reads it as the model did; the name below the folder."""
+    with Image.open(path) as stored:
+        as_seen = stored.mode == "RGB" and stored.getexif().get(0x0112, 1) == 1 and path.suffix
+    if not as_seen:
+        save_png(np.asarray(image), folder / png)
+        return png
+    name = str(Path(png).with_suffix(path.suffix))
+    with written_whole(folder / name) as part:
+        shutil.copyfile(path, part)
+    return name
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with written_whole(path) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _plain(names: Iterable[str]) -> list[str]:
     return [name.lower().replace("_", " ").replace("-", " ") for name in names]
-
-
-def check_outputs(files: Iterable[Path], images: Iterable[Path], output: Path, overwrite: bool) -> None:
-    """Nothing of the user's may be lost, and the folder can be written: said before anything is computed."""
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; predictions need a folder.")
-    given = {image.resolve() for image in images}
-    for path in files:
-        if path.resolve() in given:
-            raise ValueError(f"{path} is an image to segment and would be written over: give another output folder.")
-        if path.exists() and not overwrite:
-            raise FileExistsError(
-                f"{path} exists: give another --output_dir, or --overwrite to replace an earlier run's."
-            )
-    check_can_write(output / LEGEND)
-
-
-def _legend(names: Sequence[str], colors: np.ndarray) -> str:
-    pairs = zip(names, colors.tolist(), strict=True)
-    legend = {str(index): {"name": name, "color": color} for index, (name, color) in enumerate(pairs)}
-    return json.dumps(legend, indent=2, ensure_ascii=False) + "\n"
-
-
-def _check_legend(path: Path, legend: str, overwrite: bool) -> None:
-    if path.exists() and not overwrite and path.read_text(encoding="utf-8") != legend:
-        raise FileExistsError(
-            f"{path} lists other classes or colours: {path.parent} holds another model's predictions. Give another "
-            "--output_dir, or --overwrite."
-        )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice, product
 from time import perf_counter
 from typing import Any
@@ -20,14 +21,71 @@ from torch.nn import functional as F
 from ..model_utils import align_corners_of, device_of, dtype_of, evaluating
 from ..models.image_modes_afdcd import as_rgb
 from ..models.modeling_afdcd import upsample_logits
-from .settings import PRECISIONS, WHOLE_IMAGE, InferenceSettings
-from .windows import join_windows, place_windows
 
 logger = logging.getLogger(__name__)
 
+# name -> what autocast computes in; None: no autocast, the model runs in the type of its weights
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 IGNORED = 255  # what pixels get whose class is too uncertain
 _AT_ONCE = 2**21  # scores (8 MB) up to which all classes are stretched together
 _MULTIPLES = (32, 64)  # what the sides of inputs are padded to where a model refuses others
+
+Window = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How label maps are made of images. The default: the whole image, once, at its own scale.
+
+    Attributes:
+        scales: factors by which the model's input is resized.
+        flip: also run the mirrored input (left and right exchanged).
+        window: height and width, in pixels of the scaled input, of the windows that are run instead of the whole.
+        stride: from one window to the next, downwards and to the right; two thirds of the window where None.
+        precision: "fp32" (the type of the weights, no autocast), or "bf16" or "fp16" (autocast).
+
+    Raises:
+        ValueError: a value that cannot be, such as a stride beyond the window, which would skip pixels.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        # Lists come from JSON and the command line; tuples keep the settings hashable and equal to others.
+        scales = tuple(self.scales) if isinstance(self.scales, (tuple, list)) else (self.scales,)
+        if not scales or not all(isinstance(scale, (int, float)) and 0 < scale < math.inf for scale in scales):
+            raise ValueError(f"scales={self.scales!r}: expected one or more positive factors, such as (0.75, 1.0).")
+        window, stride = (_height_and_width(name, getattr(self, name)) for name in ("window", "stride"))
+        if stride and not window:
+            raise ValueError(f"stride={stride} without a window: give the window's height and width as well.")
+        if window and not stride:
+            stride = max(1, round(2 * window[0] / 3)), max(1, round(2 * window[1] / 3))
+        if window and stride and (stride[0] > window[0] or stride[1] > window[1]):
+            raise ValueError(f"stride={stride} exceeds window={window}: pixels between windows would be left out.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision={self.precision!r} is unknown; expected one of {', '.join(PRECISIONS)}.")
+        for name, value in (("scales", tuple(map(float, scales))), ("window", window), ("stride", stride)):
+            object.__setattr__(self, name, value)
+
+    def describe(self) -> dict[str, Any]:
+        """Entries of a protocol, fit for JSON; `InferenceSettings(**entries)` gives the settings back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def _height_and_width(name: str, value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    sides = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"{name}={value!r}: expected (height, width), two positive whole numbers of pixels.")
+    return sides
+
+
+WHOLE_IMAGE = InferenceSettings()
 
 
 @dataclass(frozen=True)
@@ -76,11 +134,9 @@ class Predictor:
     - Images of equal size in a batch run together, others one after the other.
     - A window starts every `stride` pixels; the last of a row or column is moved back inside, and a side shorter than
       the window is taken whole. The logits of a window are stretched to its size, summed, and divided by the number of
-      windows that saw the pixel, as mmsegmentation's sliding inference does. Where one window covers all, its logits
-      are those of the whole image.
+      windows that saw the pixel, as in mmsegmentation.
     - A scaled input is resized bilinearly (half-pixel centres, no antialiasing, as in training).
-    - With several scales, or a flip, class probabilities are averaged at the label map's size (the softmax of each
-      pass; the mirrored one is turned back), as in mmsegmentation's test-time augmentation.
+    - With several scales, or a flip, the softmax of each pass is averaged at the label map's size, as there.
     - All stretching of logits is bilinear, with `align_corners` of the model's configuration (False without one).
     - Inputs are not padded, unless the model fails on their size: then with zeros, below and to the right, to a
       multiple of 32 or 64, and the padding is cut off its scores.
@@ -92,7 +148,7 @@ class Predictor:
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
-        settings: windows, scales, flip, precision.
+        settings: windows, scales, flip, precision; an ONNX graph of fixed size adds windows of that size.
         least_confidence: pixels whose (average) probability is below get 255; None for a class everywhere.
 
     Attributes:
@@ -104,15 +160,12 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        settings: InferenceSettings = WHOLE_IMAGE,
-        least_confidence: float | None = None,
+        self, model: nn.Module, settings: InferenceSettings = WHOLE_IMAGE, least_confidence: float | None = None
     ) -> None:
         if PRECISIONS[settings.precision] is not None and dtype_of(model) == torch.float64:
             raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; use fp32.")
         self.model = model
-        self.settings = settings
+        self.settings = model.settings_for(settings) if hasattr(model, "settings_for") else settings
         self.least_confidence = least_confidence
         self.multiple = 1
         self.seconds = Seconds(float)
@@ -165,23 +218,21 @@ class Predictor:
     def _most_probable(self, probabilities: Tensor) -> Tensor:
         highest, classes = probabilities.max(0)
         label_map = classes.to(_id_type(len(probabilities)))
-        return (
-            label_map
-            if self.least_confidence is None
-            else label_map.masked_fill(highest < self.least_confidence, IGNORED)
-        )
+        if self.least_confidence is None:
+            return label_map
+        return label_map.masked_fill(highest < self.least_confidence, IGNORED)
 
     def _logits(self, inputs: Tensor, group: list[Sample], at_once: int) -> Iterator[Tensor]:
         """Float32 logits `(K, h, w)` of each sample in one pass, one sample at a time."""
-        height, width = inputs.shape[-2:]
-        windows = place_windows((height, width), self.settings.window, self.settings.stride)
+        size = inputs.shape[-2], inputs.shape[-1]
+        windows = _place_windows(size, self.settings.window, self.settings.stride)
         crops = (image[:, rows, columns] for image in inputs for rows, columns in windows)
         of_windows = self._each(crops, at_once)
         for sample in group:
             if len(windows) == 1:
                 logits = next(of_windows)
             else:
-                logits = join_windows(of_windows, windows, (height, width), align_corners_of(self.model))
+                logits = _join_windows(of_windows, windows, size, align_corners_of(self.model))
             if not logits.amax() < float("inf"):  # NaN compares as False
                 precision = self.settings.precision
                 hint = "" if precision == "fp32" else f" in {precision}; try --precision fp32"
@@ -200,24 +251,24 @@ class Predictor:
                 yield one.float()
 
     def _forward(self, inputs: Tensor) -> Tensor:
-        try:
-            return self._padded(inputs, self.multiple)
-        except (RuntimeError, AssertionError) as error:
-            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):  # of a GPU, of the CPU
-                raise
-            height, width = inputs.shape[-2:]
-            for multiple in (one for one in _MULTIPLES if one > self.multiple and (height % one or width % one)):
-                try:
-                    logits = self._padded(inputs, multiple)
-                except (RuntimeError, AssertionError):
-                    continue  # told below
+        height, width = inputs.shape[-2:]
+        reason: Exception | None = None
+        for multiple in (self.multiple, *(one for one in _MULTIPLES if one > self.multiple)):
+            try:
+                logits = self._padded(inputs, multiple)
+            except (RuntimeError, AssertionError) as error:
+                if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):  # of a GPU, of the CPU
+                    raise
+                reason = reason or error
+                continue
+            if multiple != self.multiple:
                 self.multiple = multiple
                 logger.warning("The model takes no input of %dx%d: padded to multiples of %d.", height, width, multiple)
-                return logits
-            raise ValueError(
-                f"The model failed on an input of {height}x{width} pixels: {' '.join(str(error).split())[:200]}. If it "
-                "is made for one size only, slide a window of that size over the image: --window HEIGHT WIDTH."
-            ) from error
+            return logits
+        raise ValueError(
+            f"The model failed on an input of {height}x{width} pixels: {' '.join(str(reason).split())[:200]}. If it is "
+            "made for one size only, slide a window of that size over the image: --window HEIGHT WIDTH."
+        ) from reason
 
     def _padded(self, inputs: Tensor, multiple: int) -> Tensor:
         """Logits; where padding was necessary, at the input's size."""
@@ -226,37 +277,23 @@ class Predictor:
         autocast = PRECISIONS[self.settings.precision]
         with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
             inputs = inputs.to(dtype_of(self.model))
-            if not (below or right):
-                return self.model(pixel_values=inputs).logits
-            inputs = F.pad(inputs, (0, right, 0, below))
+            inputs = F.pad(inputs, (0, right, 0, below)) if below or right else inputs
             logits = self.model(pixel_values=inputs).logits
+        if not (below or right):
+            return logits
         size = inputs.shape[-2], inputs.shape[-1]
-        stretched = upsample_logits(logits.float(), size, align_corners_of(self.model))
-        return stretched[..., :height, :width]
-
-
-def predict_label_maps(
-    model: nn.Module, batches: Iterable[Sequence[Sample]], settings: InferenceSettings = WHOLE_IMAGE
-) -> Generator[tuple[Sample, Tensor], None, None]:
-    """`Predictor(model, settings).label_maps(batches)`."""
-    return Predictor(model, settings).label_maps(batches)
+        return upsample_logits(logits.float(), size, align_corners_of(self.model))[..., :height, :width]
 
 
 def segment_image(
     model: nn.Module, processor: Any, image: Image.Image, settings: InferenceSettings = WHOLE_IMAGE
 ) -> np.ndarray:
-    """Segment one image.
-
-    Args:
-        model: as for `Predictor`, which does the work.
-        processor: image processor of the model.
-        image: image of any mode, read as RGB.
-        settings: windows, scales, flip, precision.
+    """Segment one image of any mode, which is read as RGB, with a model and its image processor; see `Predictor`.
 
     Returns:
         `(H, W)` class ids at the image's size: uint8 for models with up to 256 classes, uint16 otherwise.
     """
-    [(_, label_map)] = predict_label_maps(model, [[make_sample(processor, image)]], settings)
+    [(_, label_map)] = Predictor(model, settings).label_maps([[make_sample(processor, image)]])
     return as_array(label_map)
 
 
@@ -267,18 +304,10 @@ def as_array(label_map: Tensor) -> np.ndarray:
 
 
 def best_classes(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """The class of the highest score at each pixel, of equal ones the first: `upsample_logits(...).argmax(1)`.
+    """The class of the highest of finite scores `(K, h, w)` at each pixel of a map `(H, W)`, of equal ones the first.
 
     Large maps are made class by class, so that K of them need never be there at once: the result is the same to the
     bit, and comes sooner where K maps exceed the processor's cache.
-
-    Args:
-        logits: `(K, h, w)`, finite.
-        size: (H, W) of the label map.
-        align_corners: as in `upsample_logits`.
-
-    Returns:
-        `(H, W)` class ids, uint8 or int32.
     """
     id_type = _id_type(len(logits))
     if len(logits) * size[0] * size[1] <= _AT_ONCE:
@@ -303,3 +332,37 @@ def _rescale(images: Tensor, scale: float) -> Tensor:
         return images
     size = [max(1, round(side * scale)) for side in images.shape[-2:]]
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def _place_windows(
+    size: tuple[int, int], window: tuple[int, int] | None, stride: tuple[int, int] | None
+) -> list[Window]:
+    """Rows and columns of the windows that cover an image of (height, width), row by row; see `Predictor`."""
+    if window is None:
+        return [(slice(0, size[0]), slice(0, size[1]))]
+    assert stride is not None  # settings with a window have one
+    rows, columns = (
+        [slice(start, min(start + length, side)) for start in _starts(side, length, step)]
+        for side, length, step in zip(size, window, stride, strict=True)
+    )
+    return list(product(rows, columns))
+
+
+def _starts(side: int, window: int, stride: int) -> list[int]:
+    last = max(side - window, 0)
+    return [*range(0, last, stride), last]
+
+
+def _join_windows(
+    logits: Iterator[Tensor], windows: Sequence[Window], size: tuple[int, int], align_corners: bool
+) -> Tensor:
+    """One score map `(K, *size)`; draws as many logits as there are windows, so that only one is there at a time."""
+    total: Tensor | None = None
+    times = torch.zeros(size)
+    for (rows, columns), one in zip(windows, islice(logits, len(windows)), strict=True):
+        total = one.new_zeros(len(one), *size) if total is None else total
+        region = total[:, rows, columns]
+        region += upsample_logits(one[None], (region.shape[-2], region.shape[-1]), align_corners)[0]
+        times[rows, columns] += 1
+    assert total is not None  # every image has a window
+    return total.div_(times.to(total.device))

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..atomic_io import written_whole
 
-CORNER = "truth \\ prediction"
 _FORMULA = tuple("=+-@\t\r")  # what spreadsheets take for the beginning of a formula, and would compute
 
 
@@ -28,12 +27,8 @@ def check_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> np
         )
     if len(class_names) != len(counts):
         raise ValueError(f"{len(class_names)} class names came with a confusion matrix of {len(counts)} classes.")
-    if counts.size and counts.min() < 0:
-        row, column = np.argwhere(counts < 0)[0]
-        raise ValueError(
-            f"The confusion matrix counts {counts[row, column]} pixels of {class_names[row]!r} as "
-            f"{class_names[column]!r}; counts cannot be negative."
-        )
+    if (counts < 0).any():
+        raise ValueError(f"The confusion matrix counts {counts.min()} pixels somewhere; counts cannot be negative.")
     return counts.astype(np.int64)
 
 
@@ -41,24 +36,13 @@ def write_confusion_csv(matrix: np.ndarray, class_names: Sequence[str], path: st
     """Writes pixel counts with a header line of the predicted classes and the true class first in each line.
 
     A name that a spreadsheet would take for a formula gets an apostrophe in front, which `read_confusion_csv` removes.
-    An existing file is replaced, in one step: a reader sees the old file or the new one, never a part.
-
-    Args:
-        matrix: `(K, K)` integer counts, rows = truth.
-        class_names: K names.
-        path: File to write. Missing folders are made.
-
-    Returns:
-        The path written.
-
-    Raises:
-        ValueError: See `check_confusion_matrix`.
+    An existing file is replaced, in one step. See `check_confusion_matrix` for matrix, names and errors.
     """
     counts, path = check_confusion_matrix(matrix, class_names), Path(path)
+    names = [text_cell(name) for name in class_names]
     with written_whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        names = [text_cell(name) for name in class_names]
-        writer.writerow([CORNER, *names])
+        writer.writerow(["truth \\ prediction", *names])
         writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
     return path
 
@@ -68,37 +52,32 @@ def text_cell(text: str) -> str:
     return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
 
 
-def _name_in(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell
-
-
 def read_confusion_csv(path: str | Path) -> tuple[np.ndarray, list[str]]:
-    """Reads what `write_confusion_csv` wrote.
-
-    Returns:
-        `(K, K)` int64 counts, rows = truth, and the K class names.
+    """Reads what `write_confusion_csv` wrote: `(K, K)` int64 counts, rows = truth, and the K class names.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no such table; the message names the line.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte order mark in front
-        lines = [[_name_in(cell) for cell in line] for line in csv.reader(file) if line]
-    if not lines or len(lines[0]) < 2 or len(lines) != len(lines[0]):
+        header, *lines = [[_name_in(cell) for cell in line] for line in csv.reader(file) if line] or [[]]
+    names = header[1:]
+    if not names or len(lines) != len(names):
         raise ValueError(
-            f"{path} has {len(lines)} lines and {len(lines[0]) if lines else 0} columns; expected a header with the "
-            "predicted classes, then one line for each class in the same order, its name first."
+            f"{path} has {len(names)} columns and {len(lines)} lines of counts; expected a header with the predicted "
+            "classes, then one line for each class in the same order, its name first."
         )
-    names = lines[0][1:]
-    counts = [_read_row(path, number, line, names) for number, line in enumerate(lines[1:])]
+    counts = []
+    for number, (name, line) in enumerate(zip(names, lines, strict=True), 2):
+        try:
+            if line[0] != name or len(line) != len(names) + 1:
+                raise ValueError(f"{line[0]!r} and {len(line) - 1} numbers")
+            counts.append([int(cell) for cell in line[1:]])
+        except ValueError as error:
+            expected = f"expected the class {name!r}, as in the header, and {len(names)} whole numbers of pixels"
+            raise ValueError(f"{path}, line {number}: {error}; {expected}.") from error
     return check_confusion_matrix(np.array(counts, np.int64), names), names
 
 
-def _read_row(path: str | Path, index: int, line: list[str], names: Sequence[str]) -> list[int]:
-    expected = f"expected the class {names[index]!r}, as in the header, and {len(names)} whole numbers of pixels"
-    if line[0] != names[index] or len(line) != len(names) + 1:
-        raise ValueError(f"{path}, line {index + 2}, holds {line[0]!r} and {len(line) - 1} numbers; {expected}.")
-    try:
-        return [int(cell) for cell in line[1:]]
-    except ValueError as error:
-        raise ValueError(f"{path}, line {index + 2}: {error}; {expected}.") from error
+def _name_in(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .counting import StreamingCounts, as_int64, bounded_ids, check_maps, check_range, mean_of_defined, ratio
-
 PADDING_LABEL = -100  # what the Trainer pads references with when it gathers maps of different sizes
-_CHUNK = 1 << 18  # pixels that are counted at a time on the CPU, so that what is made of them stays in its cache
+
+Self = TypeVar("Self", bound="StreamingMeanIoU")
 
 
-class StreamingMeanIoU(StreamingCounts):
+class StreamingMeanIoU:
     """Segmentation scores whose memory does not depend on the number of images.
 
-    The only state is a `(K, K)` int64 confusion matrix, rows = truth, columns = prediction. The keys of `compute` are
-    those of `evaluate`'s `mean_iou`, and some more. With TP, FP and FN of a class over *all* pixels seen, its IoU is
-    TP / (TP + FP + FN) and its accuracy TP / (TP + FN).
+    The only state is an int64 confusion matrix. The keys of `compute` are those of `evaluate`'s `mean_iou`, and some
+    more. With TP, FP and FN of a class over *all* pixels seen, its IoU is TP / (TP + FP + FN) and its accuracy
+    TP / (TP + FN).
 
     Args:
         num_labels: Number of classes K.
         ignore_index: Reference value that is not counted; -100 (padding) never is.
-        id2label: Class names by index, used as keys of the result; see `StreamingCounts`.
+        id2label: Class names by index (integers or, from JSON, strings), used as keys of the result.
         absent_as_zero: IoU of a class that is neither in the truth nor predicted: `False` (default) makes it NaN and
-            leaves it out of the mean; `True` counts it as 0, as the released code's `score.py` does.
+            leaves it out of the mean; `True` counts it as 0, as the released code does.
         device: Where the matrix lives; by default where the first predictions are.
+
+    Attributes:
+        class_names: K names; a class without one has its index as name, and names that occur twice get it appended.
 
     Raises:
         ValueError: If `num_labels` is not positive or `id2label` names a class outside 0..K-1.
@@ -50,16 +53,27 @@ class StreamingMeanIoU(StreamingCounts):
         absent_as_zero: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(num_labels, ignore_index, id2label, device, (num_labels, num_labels))
+        if num_labels < 1:
+            raise ValueError(f"num_labels={num_labels}: at least one class is needed.")
+        self.num_labels = num_labels
+        self.ignore_index = ignore_index
         self.absent_as_zero = absent_as_zero
+        self.class_names = _class_names(num_labels, id2label or {})
+        self._device = torch.device(device) if device is not None else None
+        self.reset()
 
     @property
     def confusion_matrix(self) -> Tensor:
         """A copy of the counts: `(K, K)` int64, entry (t, p) = pixels of class t predicted as p."""
-        return self._counts.clone()
+        return self._counts[:-1, :-1].clone()
+
+    def reset(self) -> None:
+        """Forgets everything counted so far."""
+        # The last row and column hold what is in no class.
+        self._counts = torch.zeros(2 * [self.num_labels + 1], dtype=torch.int64, device=self._device)
 
     def update(self, predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> None:
-        """Counts the pixels of one or more label maps; small integer types (uint8) are the fastest.
+        """Counts the pixels of one or more label maps.
 
         Args:
             predictions: Class ids, any shape and integer dtype, 0..K-1 wherever the reference is not ignored.
@@ -69,32 +83,35 @@ class StreamingMeanIoU(StreamingCounts):
             ValueError: If the shapes differ, a dtype is not integer, or a counted value is outside 0..K-1. Nothing is
                 counted then.
         """
-        check_maps(predictions, references)
-        device = self._settle(predictions)
-        flat = _flat(predictions, device), _flat(references, device)
-        step = _CHUNK if device.type == "cpu" else max(1, len(flat[0]))
-        starts = range(0, len(flat[0]), step) or [0]
-        tables = (self._count(*(ids[start : start + step] for ids in flat)) for start in starts)
-        counts, invalid = self._read(sum(tables, start=next(tables)))
-        if invalid.item():  # the only value read back to the host, so valid input costs one synchronisation
-            predicted, truth = (as_int64(ids).to(device) for ids in (predictions, references))
-            counted = (truth != self.ignore_index) & (truth != PADDING_LABEL)
-            marks = f"{self.ignore_index} (ignore_index) or {PADDING_LABEL}"
-            check_range(predicted[counted], truth[counted], self.num_labels, marks)
-        self._add(counts)
+        self._count(*self._checked(predictions, references))
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
-        """`update` in the calling style of `evaluate`; also takes two lists of maps, whose sizes may vary.
-
-        Raises:
-            ValueError: As `update`, and if the two lists differ in length.
-        """
+        """`update` in the calling style of `evaluate`; also takes two equally long lists of maps of any sizes."""
         if not isinstance(predictions, (list, tuple)):
             return self.update(predictions, references)
         if len(predictions) != len(references):
             raise ValueError(f"{len(predictions)} predictions but {len(references)} references.")
         for pair in zip(predictions, references, strict=True):
             self.update(*(ids if isinstance(ids, Tensor) else np.asarray(ids) for ids in pair))
+
+    def merge(self: Self, other: Self) -> Self:
+        """Adds what another metric, of as many classes, counted, as if its updates had been made here."""
+        if other.num_labels != self.num_labels:
+            raise ValueError(f"A metric of {other.num_labels} classes can't be merged into one of {self.num_labels}.")
+        self._counts = self._counts + other._counts.to(self._counts.device)
+        return self
+
+    def reduce(self: Self, reducer: Callable[[Tensor], Tensor]) -> Self:
+        """Replaces the counts by their sum over processes; call it on every rank, once, before `compute`.
+
+        `reducer` sums a tensor over processes, such as `lambda counts: accelerator.reduce(counts, "sum")`; a ValueError
+        tells if it gathers them instead.
+        """
+        total = reducer(self._counts.clone())
+        if total.shape != self._counts.shape:
+            raise ValueError(f"The reducer returned {tuple(total.shape)}: it must sum over processes, not gather.")
+        self._counts = total.to(self._counts)
+        return self
 
     def compute(self) -> dict[str, Any]:
         """Scores of everything counted so far; the counts stay.
@@ -107,53 +124,85 @@ class StreamingMeanIoU(StreamingCounts):
             counted.
         """
         matrix = self._counts.cpu().numpy()
-        hits, truth, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-        union, num_pixels = truth + predicted - hits, int(matrix.sum())
-        iou, accuracy = ratio(hits, union), ratio(hits, truth)
+        hits, truth, predicted = (counts[:-1] for counts in (matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)))
+        union, num_pixels = truth + predicted - hits, int(truth.sum())
+        iou, accuracy = _ratio(hits, union), _ratio(hits, truth)
         if self.absent_as_zero and num_pixels:
             iou[union == 0] = 0.0
         return {
-            "mean_iou": mean_of_defined(iou),
-            "mean_accuracy": mean_of_defined(accuracy),
+            "mean_iou": _mean_of_defined(iou),
+            "mean_accuracy": _mean_of_defined(accuracy),
             "overall_accuracy": float(hits.sum() / num_pixels) if num_pixels else float("nan"),
             # A class without true pixels has the weight 0, whatever its IoU
             "frequency_weighted_iou": float(np.nansum(truth / num_pixels * iou)) if num_pixels else float("nan"),
-            "per_category_iou": self._by_class(iou),
-            "per_category_accuracy": self._by_class(accuracy),
+            "per_category_iou": dict(zip(self.class_names, iou.tolist(), strict=True)),
+            "per_category_accuracy": dict(zip(self.class_names, accuracy.tolist(), strict=True)),
             "absent_classes": [name for name, pixels in zip(self.class_names, union, strict=True) if pixels == 0],
             "num_pixels": num_pixels,
         }
 
-    # Counting. Asking of every pixel whether it is ignored or out of range takes far longer than counting it. So all
-    # pairs (reference, prediction) are counted in a table that has room for such values, and the table is asked. Its
-    # rows are the references from -101 upwards, its columns the predictions -1..K; the outermost stand for all beyond.
+    def _checked(self, predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
+        """Both maps on the metric's device, with 0..K-1 and, where ignored, K."""
+        check_maps(predictions, references)
+        if self._device is None:
+            self._device = predictions.device if isinstance(predictions, Tensor) else torch.device("cpu")
+        predicted, truth = (_as_ids(ids, self._device) for ids in (predictions, references))
+        ignored = (truth == self.ignore_index) | (truth == PADDING_LABEL)
+        for name, ids in (("references", truth), ("predictions", predicted)):
+            outside = ((ids < 0) | (ids >= self.num_labels)) & ~ignored
+            if outside.any():
+                values = torch.unique(ids[outside]).tolist()
+                some = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+                raise ValueError(
+                    f"{name} outside 0..{self.num_labels - 1}: values {some}. References to leave out must be "
+                    f"{self.ignore_index} (ignore_index) or {PADDING_LABEL}."
+                )
+        return predicted.masked_fill(ignored, self.num_labels), truth.masked_fill(ignored, self.num_labels)
 
-    @property
-    def _row_range(self) -> tuple[int, int]:
-        return PADDING_LABEL - 1, max(self.num_labels, 255) + 1
-
-    def _count(self, predicted: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> Tensor:
-        """The table of some pixels."""
-        (low, high), columns = self._row_range, self.num_labels + 2
-        rows = bounded_ids(truth, low, high)
-        if not low < self.ignore_index < high:
-            rows[as_int64(truth) == self.ignore_index] = PADDING_LABEL
-        cells = torch.add(bounded_ids(predicted, -1, self.num_labels), rows, alpha=columns)
-        table = torch.bincount(cells.sub_(low * columns - 1), minlength=(high - low + 1) * columns)
-        return table.view(-1, columns)
-
-    def _read(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """The confusion matrix in the table, and the number of pixels that are neither in it nor ignored."""
-        low, high = self._row_range
-        for value in {self.ignore_index, PADDING_LABEL}:
-            if low < value < high:
-                table[value - low] = 0
-        counts = table[-low : self.num_labels - low, 1:-1].contiguous()
-        return counts, table.sum() - counts.sum()
+    def _count(self, predicted: Tensor, truth: Tensor, times: Tensor | None = None) -> None:
+        """Add pairs of ids 0..K, each so many times."""
+        side = self.num_labels + 1
+        counts = torch.bincount((truth * side + predicted).flatten(), times, minlength=side * side)
+        # Out of place: counts made under torch.inference_mode() must not be written to outside of it.
+        self._counts = self._counts.to(counts.device) + counts.view(side, side).long()
 
 
-def _flat(values: Tensor | np.ndarray, device: torch.device) -> Tensor | np.ndarray:
-    """One-dimensional and on the metric's device; arrays stay arrays on the CPU, where they are converted in parts."""
-    if isinstance(values, np.ndarray) and device.type != "cpu":
-        values = torch.from_numpy(np.array(values, dtype=np.uint8 if values.dtype == np.uint8 else np.int64))
-    return values.to(device).reshape(-1) if isinstance(values, Tensor) else values.reshape(-1)
+def check_maps(predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> None:
+    """Raises ValueError if two label maps differ in shape or hold anything but integers."""
+    if tuple(predictions.shape) != tuple(references.shape):
+        raise ValueError(
+            f"predictions have shape {tuple(predictions.shape)} and references {tuple(references.shape)}: they "
+            "must be equal. Resize the logits to the label's size before the argmax."
+        )
+    for name, values in (("predictions", predictions), ("references", references)):
+        kind = str(values.dtype).removeprefix("torch.")
+        if not kind.startswith(("int", "uint")):
+            raise ValueError(f"{name} have dtype {kind}; integer class ids are expected (the argmax of logits).")
+
+
+def _as_ids(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
+    """As int32, or int64 where that is too small."""
+    if isinstance(values, np.ndarray):
+        # A copy: torch warns about read-only arrays (those of PIL) and refuses negative strides (flipped ones).
+        values = torch.from_numpy(values.copy())
+    small = values.dtype.itemsize < 4 or values.dtype == torch.int32
+    return values.to(device, torch.int32 if small else torch.int64)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+def _mean_of_defined(values: np.ndarray) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+def _class_names(num_labels: int, id2label: Mapping[Any, str]) -> list[str]:
+    names = {int(index): name for index, name in id2label.items()}
+    outside = sorted(index for index in names if not 0 <= index < num_labels)
+    if outside:
+        raise ValueError(f"id2label names classes {outside[:5]}; num_labels={num_labels} allows 0..{num_labels - 1}.")
+    ordered = [names.get(index, str(index)) for index in range(num_labels)]
+    times = Counter(ordered)
+    return [name if times[name] == 1 else f"{name} ({index})" for index, name in enumerate(ordered)]

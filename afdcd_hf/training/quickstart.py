@@ -14,7 +14,7 @@ from typing import Any
 from ..charts import load_history, plot_training_curves
 from ..hub.card_facts import FACTS_NAME, CardFacts, ComparisonRow, Picture, read_facts, write_facts
 from ..hub.model_card import write_card
-from ..inference.side_by_side import draw_predictions
+from ..inference.predictions import draw_predictions
 from .runs import distill, train
 
 TITLES = {"teacher": "teacher", "student-alone": "student alone", "distilled": "distilled (Af-DCD)"}

@@ -19,7 +19,7 @@ from transformers.trainer_utils import TrainOutput
 from ..data.samples import collate_samples
 from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import held_alone
-from ..inference.settings import InferenceSettings
+from ..inference.segment import InferenceSettings
 from ..losses.task import TaskLoss
 from .callbacks import AveragedWeights, Randomness, TimeBudget
 from .checkpoints import check_whole, checkpoint_to_resume

@@ -60,6 +60,10 @@ def confusion_by_hand(model: nn.Module, rows: list[dict], num_labels: int, align
     return total
 
 
+def evaluate(model: nn.Module, rows: list[dict], **options) -> dict:
+    return evaluate_segmenter(model, rows, **{"processor": AfDcdImageProcessor(), "progress": False, **options})
+
+
 def without_matrix(scores: dict) -> dict:
     """What can be compared with == and written as JSON."""
     return {name: value for name, value in scores.items() if name not in ("confusion_matrix", "seconds")}
@@ -82,7 +86,7 @@ def test_scores_equal_those_of_sklearn_on_predictions_made_by_hand():
     matrix = confusion_by_hand(model, rows, 4)
     assert (matrix.sum(axis=0) > 0).sum() >= 3  # several classes are predicted: there is something to get wrong
     hits, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    scores = evaluate_segmenter(model, rows, processor=AfDcdImageProcessor(), progress=False)
+    scores = evaluate(model, rows)
     iou = hits / (truth + predicted - hits)
     assert list(scores["per_category_iou"].values()) == pytest.approx(iou.tolist(), abs=1e-12)
     assert scores["mean_iou"] == pytest.approx(iou.mean(), abs=1e-12)
@@ -98,89 +102,66 @@ def test_scores_equal_those_of_sklearn_on_predictions_made_by_hand():
 def test_pictures_of_mixed_sizes_score_the_same_in_batches_of_one_three_and_seven():
     # In float64, because another batch may round the last bit of float32 otherwise, and a pixel tip over.
     model, rows = lively(segmenter()).double(), odd_images()
-    one, three, seven = (
-        evaluate_segmenter(model, rows, processor=AfDcdImageProcessor(), batch_size=size, progress=False)
-        for size in (1, 3, 7)
-    )
+    one, three, seven = (evaluate(model, rows, batch_size=size) for size in (1, 3, 7))
     assert without_matrix(one) == without_matrix(three) == without_matrix(seven) and one["absent_classes"] == []
     assert np.array_equal(one["confusion_matrix"], seven["confusion_matrix"])
 
 
-def test_an_image_and_a_label_of_different_size_are_an_error_naming_both_sizes():
-    rows = odd_images()
-    rows[2] = {**rows[2], "label": Image.new("L", (24, 12))}
-    with pytest.raises(ValueError, match=r"bands_2: the image is 16x24 pixels but its label 12x24"):
-        evaluate_segmenter(segmenter(), rows, processor=AfDcdImageProcessor(), progress=False)
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"label": Image.new("L", (24, 12)), "name": "bands"}, "bands: the image is 16x24 pixels but its label 12x24"),
+        ({"label": Image.new("L", (24, 16), 9), "name": "bands"}, r"bands: 384 .* outside 0\.\.3 \(values 9\)"),
+        ({"label": Image.new("L", (24, 16), 4)}, "image 1: 384 label pixels"),  # it has no name
+    ],
+)
+def test_a_label_that_does_not_fit_is_an_error_naming_the_image(row, message):
+    first = odd_images()[0]
+    with pytest.raises(ValueError, match=message):
+        evaluate(segmenter(), [first, {"image": first["image"], **row}])
 
 
-def test_a_label_outside_the_classes_is_an_error_naming_image_and_value():
-    rows = odd_images()
-    label = np.asarray(rows[1]["label"]).copy()
-    label[3, 5] = 9
-    rows[1] = {**rows[1], "label": Image.fromarray(label)}
-    with pytest.raises(ValueError, match=r"bands_1: 1 label pixels lie outside 0\.\.3 \(values 9\)"):
-        evaluate_segmenter(segmenter(), rows, processor=AfDcdImageProcessor(), progress=False)
-
-
-def test_an_image_without_a_name_is_named_by_its_position():
-    rows = [{"image": row["image"], "label": row["label"]} for row in odd_images()]
-    rows[4]["label"] = Image.new("L", (24, 16), 4)
-    with pytest.raises(ValueError, match=r"image 4: 384 label pixels"):
-        evaluate_segmenter(segmenter(), rows, processor=AfDcdImageProcessor(), progress=False)
-
-
-def test_a_model_of_one_class_is_not_scored_and_a_truth_of_one_class_is_questioned(caplog):
-    with pytest.raises(ValueError, match="A model of one class is right at every pixel"):
-        evaluate_segmenter(segmenter(num_labels=1), odd_images(), processor=AfDcdImageProcessor(), progress=False)
+def test_what_cannot_be_scored_is_refused_and_a_truth_of_one_class_is_questioned(caplog):
+    for model, given, options, message in (
+        (segmenter(num_labels=1), odd_images(), {}, "A model of one class is right at every pixel"),
+        (segmenter(), [], {}, "the dataset is empty"),
+        (Plain(4), odd_images(), {}, "Pass num_labels to evaluate_segmenter"),
+        (segmenter(), odd_images(), {"boundary_ratio": 2, "on_prediction": pytest.fail}, "ratio=2: expected a share"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(model, given, **options)
     crack = np.where(np.asarray(odd_images()[0]["label"]) == 1, 255, 0).astype(np.uint8)  # a mask of 0 and 255
-    rows = 2 * [{**odd_images()[0], "label": Image.fromarray(crack)}]
-    evaluate_segmenter(segmenter(num_labels=2), rows, processor=AfDcdImageProcessor(), progress=False)
+    evaluate(segmenter(num_labels=2), 2 * [{**odd_images()[0], "label": Image.fromarray(crack)}])
     assert "All labelled pixels are 'LABEL_0': this score says little" in caplog.text
     caplog.clear()
-    evaluate_segmenter(segmenter(), odd_images(), processor=AfDcdImageProcessor(), progress=False)
+    evaluate(segmenter(), odd_images())
     assert not caplog.text
-
-
-def test_weights_that_are_not_finite_give_no_score():
-    model = segmenter()
-    with torch.no_grad():
-        model.head.classifier.weight.view(-1)[0] = float("nan")
-    with pytest.raises(ValueError, match="bands_0: the model's scores are not finite"):
-        evaluate_segmenter(model, odd_images(), processor=AfDcdImageProcessor(), progress=False)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_no_random_state_is_touched(num_workers):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    options = {"processor": AfDcdImageProcessor(), "num_workers": num_workers, "progress": False}
-    scores = evaluate_segmenter(segmenter(), odd_images(), **options)
+    scores = evaluate(segmenter(), odd_images(), num_workers=num_workers)
     assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
     parts = scores["seconds"]
     assert parts.keys() == {"waiting for images", "model", "label maps", "counting", "all"}
     assert 0 < sum(parts.values()) - parts["all"] <= parts["all"] + 0.01
 
 
-def test_an_empty_dataset_is_an_error():
-    with pytest.raises(ValueError, match="the dataset is empty"):
-        evaluate_segmenter(segmenter(), [], processor=AfDcdImageProcessor())
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_the_networks_mode_is_restored_also_after_an_error(training):
     model, rows = segmenter().train(training), odd_images()[:1]
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    evaluate_segmenter(model, rows, processor=AfDcdImageProcessor(), progress=False)
+    evaluate(model, rows)
     assert all(module.training == training for module in model.modules())
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     with pytest.raises(ValueError):
-        evaluate_segmenter(
-            model, [{**rows[0], "label": Image.new("L", (24, 16), 77)}], processor=AfDcdImageProcessor(), progress=False
-        )
+        evaluate(model, [{**rows[0], "label": Image.new("L", (24, 16), 77)}])
     assert all(module.training == training for module in model.modules())
 
 
 def test_the_protocol_says_everything_that_influences_the_number():
-    scores = evaluate_segmenter(segmenter(), odd_images(), processor=AfDcdImageProcessor(), progress=False)
+    scores = evaluate(segmenter(), odd_images())
     assert json.loads(json.dumps(scores["protocol"])) == {
         "scales": [1.0],
         "flip": False,
@@ -201,18 +182,14 @@ def test_the_protocol_says_everything_that_influences_the_number():
         "absent_classes": "left out of the mean",
         "boundary_ratio": None,
     }
-
-
-def test_the_protocol_tells_what_the_released_networks_processor_does():
-    released = AfDcdImageProcessor(
-        do_flip_channels=True, do_rescale=False, image_mean=[104, 117, 123], image_std=[1, 1, 1]
-    )
-    protocol = evaluate_segmenter(segmenter(), odd_images()[:1], processor=released, progress=False)["protocol"]
-    assert (protocol["channel_order"], protocol["rescale_factor"]) == ("BGR", None)
-    assert (protocol["image_mean"], protocol["image_std"]) == ([104, 117, 123], [1, 1, 1])
-    bare = AfDcdImageProcessor(do_normalize=False)
-    protocol = evaluate_segmenter(segmenter(), odd_images()[:1], processor=bare, progress=False)["protocol"]
-    assert protocol["image_mean"] is None and protocol["image_std"] is None
+    released = {"do_flip_channels": True, "do_rescale": False, "image_mean": [104, 117, 123], "image_std": [1, 1, 1]}
+    resize = {"do_resize": True, "size": {"height": 32, "width": 32}, "do_normalize": False}
+    for options, facts in (
+        (released, {"channel_order": "BGR", "rescale_factor": None, "image_mean": [104, 117, 123]}),
+        (resize, {"input_size": resize["size"], "input_resampling": "bilinear", "image_mean": None, "image_std": None}),
+    ):
+        scores = evaluate(segmenter(), odd_images()[:2], processor=AfDcdImageProcessor(**options))
+        assert scores["protocol"].items() >= facts.items() and scores["num_pixels"] == 15 * 24 + 23 * 16
 
 
 SLIDING = InferenceSettings(scales=(0.75, 1.5), flip=True, window=(12, 16), stride=(7, 9), precision="bf16")
@@ -220,10 +197,7 @@ SLIDING = InferenceSettings(scales=(0.75, 1.5), flip=True, window=(12, 16), stri
 
 def test_settings_reach_the_network_and_the_protocol():
     model, seen = lively(segmenter()), {}
-    scores = evaluate_segmenter(
-        model, odd_images(), processor=AfDcdImageProcessor(), settings=SLIDING, progress=False, batch_size=2,
-        on_prediction=seen.__setitem__,
-    )  # fmt: skip
+    scores = evaluate(model, odd_images(), settings=SLIDING, batch_size=2, on_prediction=seen.__setitem__)
     assert scores["protocol"].items() >= SLIDING.describe().items()
     for row in odd_images():
         assert np.array_equal(seen[row["name"]], segment_image(model, AfDcdImageProcessor(), row["image"], SLIDING))
@@ -231,9 +205,7 @@ def test_settings_reach_the_network_and_the_protocol():
 
 def test_boundaries_are_scored_on_the_same_label_maps():
     model, rows, seen = lively(segmenter()), odd_images(), {}
-    scores = evaluate_segmenter(
-        model, rows, processor=AfDcdImageProcessor(), boundary_ratio=0.1, on_prediction=seen.__setitem__, progress=False
-    )
+    scores = evaluate(model, rows, boundary_ratio=0.1, on_prediction=seen.__setitem__)
     metric = StreamingBoundaryIoU(4, ratio=0.1, id2label=model.config.id2label)
     for row in rows:
         metric.update(seen[row["name"]], np.asarray(row["label"]))
@@ -245,10 +217,7 @@ def test_boundaries_are_scored_on_the_same_label_maps():
 def test_every_prediction_is_handed_on_once_with_its_name():
     model, rows, calls = lively(segmenter()), odd_images(), []
     del rows[2]["name"]
-    evaluate_segmenter(
-        model, rows, processor=AfDcdImageProcessor(), batch_size=3, on_prediction=lambda *call: calls.append(call),
-        progress=False,
-    )  # fmt: skip
+    evaluate(model, rows, batch_size=3, on_prediction=lambda *call: calls.append(call))
     assert sorted(name for name, _ in calls) == sorted(row.get("name", "image 2") for row in rows)
     for name, label_map in calls:
         image = next(row["image"] for row in rows if row.get("name", "image 2") == name)
@@ -259,10 +228,8 @@ def test_images_without_a_label_are_segmented_but_not_scored():
     model, rows, names = lively(segmenter()), odd_images(), []
     some = [{**row, "label": None} if index % 2 else row for index, row in enumerate(rows)]
     del some[1]["label"]
-    scores = evaluate_segmenter(
-        model, some, processor=AfDcdImageProcessor(), on_prediction=lambda name, _: names.append(name), progress=False
-    )
-    labelled = evaluate_segmenter(model, rows[::2], processor=AfDcdImageProcessor(), progress=False)
+    scores = evaluate(model, some, on_prediction=lambda name, _: names.append(name))
+    labelled = evaluate(model, rows[::2])
     assert names == [row["name"] for row in rows]
     assert (scores["num_images"], scores["num_labelled"]) == (7, 4)
     assert without_matrix(scores) == {**without_matrix(labelled), "num_images": 7}
@@ -270,73 +237,34 @@ def test_images_without_a_label_are_segmented_but_not_scored():
 
 def test_without_any_label_all_scores_are_nan():
     rows, names = [{**row, "label": None} for row in odd_images()], []
-    scores = evaluate_segmenter(
-        segmenter(), rows, processor=AfDcdImageProcessor(), boundary_ratio=0.02, progress=False,
-        on_prediction=lambda name, _: names.append(name),
-    )  # fmt: skip
+    scores = evaluate(segmenter(), rows, boundary_ratio=0.02, on_prediction=lambda name, _: names.append(name))
     means = ("mean_iou", "mean_accuracy", "overall_accuracy", "frequency_weighted_iou", "mean_boundary_iou")
     assert all(np.isnan(scores[name]) for name in means) and np.isnan(list(scores["per_category_iou"].values())).all()
     assert scores["num_pixels"] == scores["num_labelled"] == scores["confusion_matrix"].sum() == 0
     assert len(names) == scores["num_images"] == 7
 
 
-def test_a_boundary_ratio_out_of_range_is_refused_before_anything_is_computed():
-    with pytest.raises(ValueError, match="ratio=2: expected a share"):
-        evaluate_segmenter(
-            segmenter(), odd_images(), processor=AfDcdImageProcessor(), boundary_ratio=2, on_prediction=pytest.fail
-        )
-
-
-def test_a_resizing_processor_is_scored_at_the_labels_size_and_named_in_the_protocol():
-    resize = AfDcdImageProcessor(do_resize=True, size={"height": 32, "width": 32})
-    scores = evaluate_segmenter(segmenter(), odd_images(), processor=resize, batch_size=3, progress=False)
-    assert scores["num_pixels"] == sum((height - 1) * width for height, width in SIZES)
-    size = json.loads(json.dumps(scores["protocol"]["input_size"]))
-    assert size == {"height": 32, "width": 32}
-
-
-def test_absent_classes_are_left_out_or_count_as_zero():
-    model = lively(segmenter(num_labels=6))
+def test_another_ignore_index_and_absent_classes_count_as_asked_for():
+    model, rows = lively(segmenter(num_labels=6)), odd_images()
     with torch.no_grad():
         model.head.classifier.bias[4:] = -1e6  # classes 4 and 5 are neither in the truth nor predicted
-    rows = odd_images()
-    left_out, as_zero = (
-        evaluate_segmenter(model, rows, processor=AfDcdImageProcessor(), absent_as_zero=value, progress=False)
-        for value in (False, True)
-    )
-    assert left_out["absent_classes"] == as_zero["absent_classes"] == ["LABEL_4", "LABEL_5"]
-    assert as_zero["mean_iou"] == pytest.approx(left_out["mean_iou"] * 4 / 6, abs=1e-12)
-    assert as_zero["protocol"]["absent_classes"] == "count as 0"
-
-
-def test_another_ignore_index_is_counted_as_ignored():
-    rows = odd_images()
+    usual = evaluate(model, rows)
     for row in rows:
-        label = np.asarray(row["label"]).copy()
-        label[label == 255] = 200
-        row["label"] = Image.fromarray(label)
-    scores = evaluate_segmenter(
-        lively(segmenter()), rows, processor=AfDcdImageProcessor(), ignore_index=200, progress=False
-    )
-    usual = evaluate_segmenter(lively(segmenter()), odd_images(), processor=AfDcdImageProcessor(), progress=False)
-    assert scores["mean_iou"] == usual["mean_iou"] and scores["protocol"]["ignore_index"] == 200
+        row["label"] = row["label"].point(lambda value: 200 if value == 255 else value)
+    scores = evaluate(model, rows, ignore_index=200, absent_as_zero=True)
+    assert scores["absent_classes"] == usual["absent_classes"] == ["LABEL_4", "LABEL_5"]
+    assert scores["mean_iou"] == pytest.approx(usual["mean_iou"] * 4 / 6, abs=1e-12)
+    assert scores["protocol"].items() >= {"ignore_index": 200, "absent_classes": "count as 0"}.items()
 
 
 def test_a_plain_module_without_configuration_works_when_the_number_of_classes_is_given():
     model, rows = Plain(4), odd_images()
     names = {0: "a", 1: "b", 2: "c", 3: "d"}
-    scores = evaluate_segmenter(
-        model, rows, processor=AfDcdImageProcessor(), num_labels=4, id2label=names, progress=False
-    )
+    scores = evaluate(model, rows, num_labels=4, id2label=names)
     matrix = confusion_by_hand(model, rows, 4, align_corners=False)
     iou = matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
     assert scores["per_category_iou"] == pytest.approx(dict(zip("abcd", iou, strict=True)), abs=1e-12)
     assert scores["protocol"]["align_corners"] is False
-
-
-def test_a_plain_module_without_the_number_of_classes_is_an_error_that_asks_for_it():
-    with pytest.raises(ValueError, match="num_labels"):
-        evaluate_segmenter(Plain(4), odd_images(), processor=AfDcdImageProcessor(), progress=False)
 
 
 PROCESSES = {"batch_size": 2, "boundary_ratio": 0.05, "settings": InferenceSettings(flip=True, window=(16, 16))}
@@ -346,9 +274,7 @@ PROCESSES = {"batch_size": 2, "boundary_ratio": 0.05, "settings": InferenceSetti
 def test_two_processes_score_an_odd_number_of_pictures_to_the_last_digit_as_one_does(tmp_path):
     run_two_processes(__file__, tmp_path)
     model, label_maps = lively(segmenter()).double(), {}  # as above
-    alone = evaluate_segmenter(
-        model, some_labelled(), processor=AfDcdImageProcessor(), **PROCESSES, on_prediction=label_maps.__setitem__
-    )
+    alone = evaluate(model, some_labelled(), **PROCESSES, on_prediction=label_maps.__setitem__)
     assert alone["num_labelled"] == 6 and 0 < alone["mean_boundary_iou"] < 1
     for rank in (0, 1):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == json.loads(json.dumps(_as_json(alone)))
@@ -376,9 +302,7 @@ def _score_on_this_rank(folder: Path) -> None:
 
     state = PartialState(cpu=True)
     model = lively(segmenter()).double()
-    scores = evaluate_segmenter(
-        model, some_labelled(), processor=AfDcdImageProcessor(), **PROCESSES, on_prediction=write
-    )
+    scores = evaluate(model, some_labelled(), **PROCESSES, on_prediction=write)
     assert state.num_processes == 2
     (folder / f"{state.process_index}.json").write_text(json.dumps(_as_json(scores)))
 

@@ -26,7 +26,7 @@ from afdcd_hf.export.quantisation import calibration_inputs, quantise_onnx
 from afdcd_hf.export.runtimes import RuntimeRow, compare_runtimes, format_runtimes
 from afdcd_hf.export.timm_backbone import export_timm_backbone
 from afdcd_hf.inference.onnx_segmenter import OnnxSegmenter, load_onnx
-from afdcd_hf.inference.pseudo_labels import write_pseudo_labels
+from afdcd_hf.inference.predictions import write_pseudo_labels
 from afdcd_hf.models.loading import load_model, load_processor
 
 BGR = {"do_flip_channels": True, "do_rescale": False, "image_mean": [104.0, 117.0, 123.0], "image_std": [1, 1, 1]}

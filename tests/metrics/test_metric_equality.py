@@ -6,14 +6,11 @@ import copy
 
 import numpy as np
 import pytest
-import torch
 from miniatures import CITYSCAPES_IDS, cityscapes_folder, train_ids
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
-from tiny import segmenter
-from torch.nn import functional as F
 
-from afdcd_hf import AfDcdImageProcessor, StreamingMeanIoU, evaluate_segmenter
+from afdcd_hf import StreamingMeanIoU
 from afdcd_hf.metrics.streaming_mean_iou.streaming_mean_iou import StreamingMeanIoUMetric
 
 IGNORED = 255
@@ -55,7 +52,11 @@ def flat(maps, references):
     return np.concatenate([one[truth != IGNORED] for one, truth in zip(maps, references, strict=True)])
 
 
-def assert_equals_scikit_learn(scores, predictions, references, num_labels, atol):
+@pytest.mark.parametrize("seed", range(8))
+def test_scores_equal_scikit_learns(seed):
+    num_labels = (19, 21, 11, 150)[seed % 4]
+    predictions, references = random_maps(seed, num_labels)
+    scores, atol = scores_of(predictions, references, num_labels), 1e-12
     predicted, truth = flat(predictions, references), flat(references, references)
     present = np.union1d(predicted, truth)
     iou = jaccard_score(truth, predicted, labels=present, average=None, zero_division=0)
@@ -69,15 +70,7 @@ def assert_equals_scikit_learn(scores, predictions, references, num_labels, atol
     assert np.isnan(scores["per_category_iou"][absent]).all()
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_scores_equal_scikit_learns(seed):
-    num_labels = (19, 21, 11, 150)[seed % 4]
-    predictions, references = random_maps(seed, num_labels)
-    scores = scores_of(predictions, references, num_labels)
-    assert_equals_scikit_learn(scores, predictions, references, num_labels, atol=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_counting_absent_classes_as_zero_equals_the_released_codes_formula(seed):
     """Classes counted from 1 so that ignored pixels become 0; an epsilon keeps the denominator from being zero."""
     predictions, references = random_maps(seed)
@@ -96,42 +89,6 @@ def test_counting_absent_classes_as_zero_equals_the_released_codes_formula(seed)
     assert scores["mean_iou"] == pytest.approx(iou.mean(), rel=0, abs=1e-12)
     assert scores["overall_accuracy"] == pytest.approx(both.sum() / (labelled + epsilon), rel=0, abs=1e-12)
     assert scores["mean_iou"] < scores_of(predictions, references, 19)["mean_iou"]
-
-
-@pytest.fixture(scope="module")
-def camvid(shared_dir):
-    """Five validation images with labels of eleven classes, void being 255."""
-    folder = shared_dir / "data" / "camvid"
-    if not (folder / "val").is_dir():
-        pytest.skip(f"{folder} is not there")
-    rows = []
-    for path in sorted((folder / "val").iterdir())[::20][:5]:
-        label = np.array(Image.open(folder / "valannot" / f"{path.stem}.png"))
-        label[label == 11] = IGNORED
-        rows.append({"image": Image.open(path).convert("RGB"), "label": Image.fromarray(label), "name": path.name})
-    return rows
-
-
-def predict(model, processor, image):
-    """Whole image, stretched to its own size: written without the package's inference code."""
-    pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        logits = model.eval()(pixel_values=pixel_values).logits
-    stretched = F.interpolate(
-        logits, (image.height, image.width), mode="bilinear", align_corners=model.config.align_corners
-    )
-    return stretched.argmax(1)[0].numpy()
-
-
-def test_a_networks_scores_on_camvid_equal_scikit_learns(camvid):
-    model, processor = segmenter(seed=9, num_labels=11), AfDcdImageProcessor()
-    references = [np.array(row["label"]) for row in camvid]
-    predictions = [predict(model, processor, row["image"]) for row in camvid]
-    assert len(np.unique(np.stack(predictions))) > 3, "a constant prediction would test little"
-    scores = evaluate_segmenter(model, camvid, processor=processor, progress=False)
-    arrays = {name: np.array(list(value.values())) for name, value in scores.items() if name.startswith("per_category")}
-    assert_equals_scikit_learn({**scores, **arrays}, predictions, references, 11, atol=1e-6)
-    assert_equals_scikit_learn(scores_of(predictions, references, 11), predictions, references, 11, atol=1e-12)
 
 
 def official_scores(predictions, truths):

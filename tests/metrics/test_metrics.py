@@ -1,3 +1,5 @@
+"""StreamingMeanIoU: by hand, pixel by pixel, and what it refuses."""
+
 from __future__ import annotations
 
 import math
@@ -7,7 +9,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix
 
 from afdcd_hf.metrics.mean_iou import StreamingMeanIoU
 
@@ -17,14 +18,15 @@ PREDICTION = np.array([[0, 0, 1, 1], [2, 2, 0, 77]])
 MEANS = ("mean_iou", "mean_accuracy", "overall_accuracy", "frequency_weighted_iou")
 
 
-def metric_of(predictions, references, num_labels=3, **options):
+def metric_of(predictions=PREDICTION, references=TRUTH, num_labels=3, **options):
     metric = StreamingMeanIoU(num_labels, **options)
     metric.update(predictions, references)
     return metric
 
 
 def test_three_classes_score_as_worked_out_by_hand():
-    scores = metric_of(PREDICTION, TRUTH, id2label={0: "road", 1: "car", 2: "sky"}).compute()
+    metric = metric_of(id2label={0: "road", 1: "car", 2: "sky"})
+    scores = metric.compute()
     assert scores["per_category_iou"] == pytest.approx({"road": 2 / 3, "car": 1 / 3, "sky": 1 / 2})
     assert scores["per_category_accuracy"] == pytest.approx({"road": 2 / 3, "car": 1 / 2, "sky": 1.0})
     assert scores["mean_iou"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 2) / 3)
@@ -33,25 +35,8 @@ def test_three_classes_score_as_worked_out_by_hand():
     assert scores["frequency_weighted_iou"] == pytest.approx(3 / 6 * 2 / 3 + 2 / 6 * 1 / 3 + 1 / 6 * 1 / 2)
     assert scores["absent_classes"] == [] and scores["num_pixels"] == 6
     assert all(type(scores[key]) is float for key in MEANS)
-
-
-def test_rows_are_the_truth_and_columns_the_prediction():
-    metric = metric_of(PREDICTION, TRUTH)
     metric.confusion_matrix.zero_()  # a copy
-    assert metric.confusion_matrix.tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
-
-
-@pytest.mark.parametrize("shape", [(4000,), (3, 17, 31), (2, 1, 5, 7)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.int64, np.uint64])
-def test_counts_equal_scikit_learns_for_any_shape_and_dtype(shape, dtype):
-    rng = np.random.default_rng(0)
-    predictions, references = (rng.integers(0, 19, shape).astype(dtype) for _ in range(2))
-    references[references == 18] = 120
-    counted = references.ravel() != 120
-    expected = confusion_matrix(references.ravel()[counted], predictions.ravel()[counted], labels=range(19))
-    for as_input in (np.asarray, torch.from_numpy):
-        metric = metric_of(as_input(predictions), as_input(references), num_labels=19, ignore_index=120)
-        np.testing.assert_array_equal(metric.confusion_matrix.numpy(), expected)
+    assert metric.confusion_matrix.tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]  # rows are the truth
 
 
 def count_pixel_by_pixel(predictions, references, num_labels, ignore_index):
@@ -69,20 +54,21 @@ def count_pixel_by_pixel(predictions, references, num_labels, ignore_index):
 ODD_VALUES = (-(2**40), -101, -100, -1, 255, 256, 257, 300, 65535, 2**32 - 100, 2**32, 2**32 + 1)
 
 
-@pytest.mark.parametrize("ignore_index", [0, 2, 255, 256, 300, -1, -100, -101, 65535, 2**32 + 1])
+@pytest.mark.parametrize("ignore_index", [0, 2, 255, 256, 300, -1, -100, -101, 65535])
 @pytest.mark.parametrize("num_labels", [1, 3, 255, 256, 300])
-def test_every_ignore_index_and_value_is_treated_as_pixel_by_pixel(num_labels, ignore_index):
+def test_every_ignore_index_dtype_and_value_is_treated_as_pixel_by_pixel(num_labels, ignore_index):
     rng = np.random.default_rng(ignore_index % 1000 + num_labels)
-    outcomes = set()
+    outcomes, shape = set(), (3, 1, 4, 5)
     for dtype in (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64):
         limits = np.iinfo(dtype)
         odd = [value for value in (*ODD_VALUES, num_labels) if limits.min <= value <= limits.max]
         for share in (0.0, 0.0, 0.05):
-            maps = [rng.integers(0, min(num_labels, limits.max + 1), 60).astype(dtype) for _ in range(2)]
+            maps = [rng.integers(0, min(num_labels, limits.max + 1), shape).astype(dtype) for _ in range(2)]
             if limits.min <= ignore_index <= limits.max:
-                maps[1][rng.random(60) < 0.3] = ignore_index
+                maps[1][rng.random(shape) < 0.3] = ignore_index
             for ids in maps:
-                ids[rng.random(60) < share] = rng.choice(odd) if odd else 0
+                ids[rng.random(shape) < share] = rng.choice(odd) if odd else 0
+            before = [ids.copy() for ids in maps]
             expected = count_pixel_by_pixel(*maps, num_labels, ignore_index)
             outcomes.add(expected is None)
             for as_input in (np.asarray, torch.from_numpy):
@@ -93,29 +79,8 @@ def test_every_ignore_index_and_value_is_treated_as_pixel_by_pixel(num_labels, i
                 else:
                     metric.update(*map(as_input, maps))
                     assert np.array_equal(metric.confusion_matrix.numpy(), expected)
+            assert np.array_equal(before, maps)
     assert outcomes == {False, True}
-
-
-def test_large_maps_are_counted_in_parts_that_add_up_and_one_wrong_pixel_is_found():
-    rng = np.random.default_rng(0)
-    predictions, references = rng.integers(0, 5, (2, 3, 500, 377))  # more than two parts
-    metric = metric_of(predictions, references, num_labels=5)
-    expected = confusion_matrix(references.ravel(), predictions.ravel())
-    np.testing.assert_array_equal(metric.confusion_matrix.numpy(), expected)
-    references[0, 0, 0] = 5
-    with pytest.raises(ValueError, match=r"1 references outside 0\.\.4: values 5"):
-        metric.update(predictions, references)
-    np.testing.assert_array_equal(metric.confusion_matrix.numpy(), expected)
-
-
-@pytest.mark.parametrize("ignore_index", [255, 1000])
-def test_the_maps_given_are_left_as_they_are(ignore_index):
-    truth = np.where(TRUTH == 255, ignore_index, TRUTH)
-    for dtype in (np.uint8, np.int32, np.int64) if ignore_index == 255 else (np.int32, np.int64):
-        maps = PREDICTION.astype(dtype), truth.astype(dtype)
-        for as_input in (np.asarray, torch.from_numpy):
-            metric_of(*map(as_input, maps), ignore_index=ignore_index)
-            assert (maps[0] == PREDICTION).all() and (maps[1] == truth).all()
 
 
 def test_read_only_and_flipped_arrays_are_counted_without_a_warning():
@@ -127,31 +92,22 @@ def test_read_only_and_flipped_arrays_are_counted_without_a_warning():
     assert metric.compute()["mean_iou"] == 1.0
 
 
-def test_an_absent_class_is_nan_listed_and_left_out_of_the_mean():
-    scores = metric_of(PREDICTION, TRUTH, num_labels=4, id2label={3: "train"}).compute()
-    assert math.isnan(scores["per_category_iou"]["train"]) and math.isnan(scores["per_category_accuracy"]["train"])
-    assert scores["absent_classes"] == ["train"]
-    assert scores["mean_iou"] == pytest.approx(0.5)
-
-
-def test_an_absent_class_counts_as_zero_in_the_released_codes_convention():
-    scores = metric_of(PREDICTION, TRUTH, num_labels=4, absent_as_zero=True).compute()
-    assert scores["per_category_iou"]["3"] == 0.0 and scores["absent_classes"] == ["3"]
-    assert scores["mean_iou"] == pytest.approx(1.5 / 4)
-    assert scores["mean_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    usual = metric_of(PREDICTION, TRUTH, num_labels=4).compute()
-    assert scores["frequency_weighted_iou"] == usual["frequency_weighted_iou"]  # no pixel, no weight
-
-
-def test_a_class_that_is_only_predicted_has_iou_zero_but_no_accuracy():
-    scores = metric_of(np.array([0, 1]), np.array([0, 0]), num_labels=2).compute()
-    assert scores["per_category_iou"] == {"0": 0.5, "1": 0.0} and scores["absent_classes"] == []
-    assert scores["mean_accuracy"] == 0.5
+def test_an_absent_class_is_listed_and_left_out_of_the_mean_or_counts_as_zero():
+    left_out = metric_of(num_labels=4, id2label={3: "train"}).compute()
+    assert math.isnan(left_out["per_category_iou"]["train"]) and math.isnan(left_out["per_category_accuracy"]["train"])
+    assert left_out["absent_classes"] == ["train"] and left_out["mean_iou"] == pytest.approx(0.5)
+    as_zero = metric_of(num_labels=4, absent_as_zero=True).compute()  # the released code's convention
+    assert as_zero["per_category_iou"]["3"] == 0.0 and as_zero["absent_classes"] == ["3"]
+    assert as_zero["mean_iou"] == pytest.approx(1.5 / 4) and as_zero["mean_accuracy"] == left_out["mean_accuracy"]
+    assert as_zero["frequency_weighted_iou"] == left_out["frequency_weighted_iou"]  # no pixel, no weight
+    only_predicted = metric_of(np.array([0, 1]), np.array([0, 0]), num_labels=2).compute()
+    assert only_predicted["per_category_iou"] == {"0": 0.5, "1": 0.0} and only_predicted["absent_classes"] == []
+    assert only_predicted["mean_accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("absent_as_zero", [False, True])
 def test_nothing_counted_gives_nan_without_a_warning(absent_as_zero):
-    metric = metric_of(PREDICTION, np.full_like(TRUTH, 255), absent_as_zero=absent_as_zero)
+    metric = metric_of(references=np.full_like(TRUTH, 255), absent_as_zero=absent_as_zero)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores = metric.compute()
@@ -159,49 +115,36 @@ def test_nothing_counted_gives_nan_without_a_warning(absent_as_zero):
     assert scores["num_pixels"] == 0 and scores["absent_classes"] == ["0", "1", "2"]
 
 
-def test_merging_two_metrics_equals_updating_one():
-    left, right = metric_of(PREDICTION, TRUTH), metric_of(TRUTH[:1], PREDICTION[:1])
-    joint = metric_of(PREDICTION, TRUTH)
+def test_merging_and_reducing_over_processes_equal_updating_one():
+    other, joint = metric_of(TRUTH[:1], PREDICTION[:1]), metric_of()
     joint.update(TRUTH[:1], PREDICTION[:1])
-    assert left.merge(right) is left
-    assert torch.equal(left.confusion_matrix, joint.confusion_matrix)
-    assert right.confusion_matrix.sum() == 4
-
-
-def test_reduce_replaces_the_counts_by_the_sum_over_processes():
-    metric = metric_of(PREDICTION, TRUTH)
-    other = metric_of(TRUTH[:1], PREDICTION[:1])
-    expected = metric.confusion_matrix + other.confusion_matrix
-    assert torch.equal(metric.reduce(lambda counts: counts.add_(other.confusion_matrix)).confusion_matrix, expected)
-
-
-def test_a_reducer_that_gathers_is_refused():
+    merged, reduced = metric_of(), metric_of().reduce(lambda counts: counts.add_(other._counts))
+    assert merged.merge(other) is merged
+    assert torch.equal(merged.confusion_matrix, joint.confusion_matrix)
+    assert torch.equal(reduced.confusion_matrix, joint.confusion_matrix) and other.confusion_matrix.sum() == 4
     with pytest.raises(ValueError, match="sum them over processes, not gather"):
-        metric_of(PREDICTION, TRUTH).reduce(lambda counts: torch.stack([counts, counts]))
+        metric_of().reduce(lambda counts: torch.stack([counts, counts]))
+    with pytest.raises(ValueError, match="4 classes can't be merged into one of 3"):
+        metric_of().merge(StreamingMeanIoU(4))
 
 
 def test_add_batch_takes_maps_of_different_sizes_like_evaluate():
     metric = StreamingMeanIoU(3)
     metric.add_batch(predictions=[PREDICTION, [[0, 1]]], references=[TRUTH, [[0, 2]]])
     metric.add_batch(predictions=torch.tensor([2]), references=torch.tensor([2]))
-    expected = metric_of(PREDICTION, TRUTH).merge(metric_of(np.array([0, 1, 2]), np.array([0, 2, 2])))
+    expected = metric_of().merge(metric_of(np.array([0, 1, 2]), np.array([0, 2, 2])))
     assert torch.equal(metric.confusion_matrix, expected.confusion_matrix)
     with pytest.raises(ValueError, match="2 predictions but 1 references"):
         metric.add_batch(predictions=[PREDICTION, PREDICTION], references=[TRUTH])
 
 
-def test_the_state_is_one_matrix_however_many_images_were_seen():
-    metric = metric_of(PREDICTION, TRUTH)
+def test_the_state_is_one_matrix_however_many_images_were_seen_until_it_is_reset():
+    metric = metric_of()
     size = len(pickle.dumps(metric))
     for _ in range(50):
         metric.update(PREDICTION, TRUTH)
     assert len(pickle.dumps(metric)) == size and metric.compute()["num_pixels"] == 51 * 6
-    assert metric.confusion_matrix.dtype == torch.int64
-
-
-def test_reset_forgets_and_compute_does_not():
-    metric = metric_of(PREDICTION, TRUTH)
-    assert metric.compute() == metric.compute()
+    assert metric.confusion_matrix.dtype == torch.int64 and metric.compute() == metric.compute()
     metric.reset()
     assert metric.compute()["num_pixels"] == 0
 
@@ -211,42 +154,36 @@ def test_counts_made_in_inference_mode_can_be_extended_outside():
     with torch.inference_mode():
         metric.update(torch.tensor([0, 1]), torch.tensor([0, 1]))
     metric.update(torch.tensor([2]), torch.tensor([2]))
-    assert metric.merge(metric_of(PREDICTION, TRUTH)).compute()["num_pixels"] == 9
+    assert metric.merge(metric_of()).compute()["num_pixels"] == 9
 
 
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        ([[0, 1]], [[0, 3]], r"1 references outside 0\.\.2: values 3\. .* 255 .* -100"),
-        ([[0, 1]], [[-1, 0]], r"1 references outside 0\.\.2: values -1"),
-        ([[3, 7]], [[0, 0]], r"2 predictions outside 0\.\.2: values 3, 7"),
-        ([[-1, 0]], [[0, 0]], r"1 predictions outside 0\.\.2: values -1"),
+        ([[0, 1]], [[0, 3]], r"references outside 0\.\.2: values 3\. .* 255 .* -100"),
+        ([[0, 1]], [[-1, 0]], r"references outside 0\.\.2: values -1"),
+        ([[3, 7]], [[0, 0]], r"predictions outside 0\.\.2: values 3, 7"),
         ([[0, 1, 2]], [[0, 1]], r"shape \(1, 3\) and references \(1, 2\)"),
         ([[0.0, 1.0]], [[0, 1]], r"predictions have dtype (torch\.)?float64"),
         ([[0, 1]], [[True, False]], r"references have dtype (torch\.)?bool"),
     ],
 )
 def test_bad_maps_are_refused_and_nothing_is_counted(predictions, references, message):
-    metric = metric_of(PREDICTION, TRUTH)
+    metric = metric_of()
     for as_input in (np.array, torch.from_numpy):
         with pytest.raises(ValueError, match=message):
             metric.update(as_input(np.array(predictions)), as_input(np.array(references)))
     assert metric.compute()["num_pixels"] == 6
 
 
-def test_class_names_survive_json_and_duplicates():
+def test_class_names_survive_json_and_duplicates_and_bad_settings_are_refused():
     assert StreamingMeanIoU(3, id2label={"0": "road", "2": "car"}).class_names == ["road", "1", "car"]
     names = StreamingMeanIoU(3, id2label={0: "door", 1: "door", 2: "car"}).class_names
     assert names == ["door (0)", "door (1)", "car"]
-
-
-def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="num_labels=0"):
         StreamingMeanIoU(0)
     with pytest.raises(ValueError, match=r"names classes \[3\]; num_labels=3 allows 0\.\.2"):
         StreamingMeanIoU(3, id2label={3: "car"})
-    with pytest.raises(ValueError, match="4 classes can't be merged into one of 3"):
-        StreamingMeanIoU(3).merge(StreamingMeanIoU(4))
 
 
 @pytest.mark.gpu
@@ -258,7 +195,4 @@ def test_counts_on_a_gpu_are_those_of_the_cpu(dtype):
     metric = metric_of(*maps, num_labels=150, device="cuda")
     metric.update(*(torch.from_numpy(ids).cuda() for ids in maps))
     assert metric.confusion_matrix.is_cuda
-    expected = metric_of(*maps, num_labels=150).confusion_matrix
-    assert torch.equal(metric.confusion_matrix.cpu(), 2 * expected)
-    with pytest.raises(ValueError, match=r"outside 0\.\.99"):
-        metric_of(*maps, num_labels=100, device="cuda")
+    assert torch.equal(metric.confusion_matrix.cpu(), 2 * metric_of(*maps, num_labels=150).confusion_matrix)

@@ -15,7 +15,7 @@ from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.hub.card_facts import read_facts
 from afdcd_hf.hub.model_card import render_card
 from afdcd_hf.hub.verify import verify
-from afdcd_hf.inference.side_by_side import draw_predictions
+from afdcd_hf.inference.predictions import draw_predictions
 from afdcd_hf.training import quickstart
 from afdcd_hf.training.runs import FinishedRun
 

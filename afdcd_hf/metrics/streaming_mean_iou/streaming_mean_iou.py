@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -15,8 +15,7 @@ import evaluate
 import numpy as np
 import torch
 
-from afdcd_hf.metrics.counting import check_maps, check_range
-from afdcd_hf.metrics.mean_iou import PADDING_LABEL, StreamingMeanIoU
+from afdcd_hf.metrics.mean_iou import PADDING_LABEL, StreamingMeanIoU, check_maps
 
 _DESCRIPTION = """
 Mean intersection over union of segmentation maps, with the calls, options and results of `mean_iou`. Maps are counted
@@ -27,7 +26,6 @@ _INPUTS = """
     Predictions and references are label maps: one array or tensor of any shape, or a list with one map per image, whose
     sizes may differ. Integers of the int32 range; -100 in the references is padding.
 """
-_DENSE_WIDTH = 1024  # widest range of values counted in one dense table, of 8 MB
 
 
 class StreamingMeanIoUMetric(evaluate.Metric):
@@ -40,7 +38,7 @@ class StreamingMeanIoUMetric(evaluate.Metric):
     Args:
         config_name: As in `evaluate`, like all options that are not listed here.
         num_labels: Number of classes K; must be given here or to `compute`.
-        ignore_index: True value (after `label_map` and `reduce_labels`) that is not counted.
+        ignore_index: True value (after `label_map` and `reduce_labels`) that is not counted; 255 by default.
         nan_to_num: Number to write in place of NaN results; the means leave undefined classes out regardless.
         label_map: True value → class; values not listed stay.
         reduce_labels: Then lower true values by one, 0 becoming 255.
@@ -57,30 +55,12 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         [0.67, 0.5]
     """
 
-    def __init__(
-        self,
-        config_name: str | None = None,
-        *,
-        num_labels: int | None = None,
-        ignore_index: int = 255,
-        nan_to_num: float | None = None,
-        label_map: Mapping[int, int] | None = None,
-        reduce_labels: bool = False,
-        absent_as_zero: bool = False,
-        **evaluate_options: Any,
-    ) -> None:
-        self._options = {
-            "num_labels": num_labels,
-            "ignore_index": ignore_index,
-            "nan_to_num": nan_to_num,
-            "label_map": label_map,
-            "reduce_labels": reduce_labels,
-            "absent_as_zero": absent_as_zero,
-        }
-        theirs = inspect.signature(evaluate.Metric.__init__).parameters.keys() - {"self", "kwargs"}
-        _check_known(evaluate_options, {*self._options, *theirs})
+    def __init__(self, config_name: str | None = None, **options: Any) -> None:
+        theirs = inspect.signature(evaluate.Metric.__init__).parameters
+        self._options = {name: value for name, value in options.items() if name not in theirs}
+        inspect.signature(_scores).bind_partial(None, **self._options)  # evaluate would drop unknown ones silently
         self._counts: Counter[tuple[int, int]] = Counter()  # of (true value, predicted value)
-        super().__init__(config_name, **evaluate_options)
+        super().__init__(config_name, **{name: value for name, value in options.items() if name in theirs})
 
     def add(
         self, *, prediction: Any = None, reference: Any = None, predictions: Any = None, references: Any = None
@@ -90,11 +70,7 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         self._count(prediction, references if reference is None else reference)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None) -> None:
-        """Count the maps of a batch.
-
-        Raises:
-            ValueError: If two lists differ in length, shapes differ or values are no integers.
-        """
+        """Count the maps of a batch; a ValueError tells if lengths or shapes differ or values are no integers."""
         if references is None or not isinstance(predictions, (list, tuple)):
             return self._count(predictions, references)
         if len(predictions) != len(references):
@@ -105,10 +81,7 @@ class StreamingMeanIoUMetric(evaluate.Metric):
     def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any] | None:
         """Scores of the maps given here and of those added before, which are then forgotten.
 
-        Args:
-            predictions: As `add_batch` takes them.
-            references: Likewise.
-            options: Those of the class, from `num_labels` on, in place of what was given when the metric was made.
+        `options` are those of the class, from `num_labels` on, in place of what was given when the metric was made.
 
         Returns:
             On process 0 `mean_iou`, `mean_accuracy` and `overall_accuracy`, floats in 0..1, and `per_category_iou` and
@@ -117,12 +90,8 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         Raises:
             ValueError: If the number of classes is unknown, or a value that is counted is outside 0..K-1; maps that
                 were added are kept then.
-            TypeError: If an option is unknown.
         """
-        _check_known(options, self._options)
         options = {**self._options, **{name: value for name, value in options.items() if value is not None}}
-        if options["num_labels"] is None:
-            raise ValueError("The number of classes is unknown; pass num_labels to evaluate.load or to compute.")
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
         _scores(self._counts, **options)  # raises while the counts are still here
@@ -159,12 +128,6 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         return _scores(total, **options)
 
 
-def _check_known(options: Mapping[str, Any], known: Iterable[str]) -> None:
-    unknown = sorted(options.keys() - set(known))
-    if unknown:  # evaluate itself would drop them silently
-        raise TypeError(f"Unknown options {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
-
-
 def _as_array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
@@ -172,45 +135,41 @@ def _as_array(values: Any) -> np.ndarray:
 def _pairs(truth: np.ndarray, predicted: np.ndarray) -> Counter[tuple[int, int]]:
     """How often each pair of values occurs in two maps."""
     check_maps(predicted, truth)
-    if not truth.size:
-        return Counter()
-    ends = [(int(values.min()), int(values.max())) for values in (truth, predicted)]
-    lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
-    if lowest < -(2**31) or highest >= 2**31:
-        raise ValueError(f"Class ids of the int32 range are expected, but there are values {lowest}..{highest}.")
-    truth, predicted = (values.ravel().astype(np.int64) - lowest for values in (truth, predicted))
-    if highest - lowest < _DENSE_WIDTH:
-        table = np.bincount(truth * _DENSE_WIDTH + predicted)
-        codes = np.flatnonzero(table)
-        pairs, counts = np.stack(np.divmod(codes, _DENSE_WIDTH), 1), table[codes]
-    else:
-        pairs, counts = np.unique(np.stack([truth, predicted], 1), axis=0, return_counts=True)
-    return Counter(dict(zip(map(tuple, (pairs + lowest).tolist()), counts.tolist(), strict=True)))
+    for values in (truth, predicted):
+        if values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
+            raise ValueError(
+                f"Class ids of the int32 range are expected, but there are values {values.min()}..{values.max()}."
+            )
+    # a pair is one number: the truth in its upper 32 bits, the prediction in the lower
+    codes, counts = np.unique(
+        (truth.ravel().astype(np.int64) << 32) | predicted.ravel().astype(np.int32).view(np.uint32), return_counts=True
+    )
+    ids = (codes >> 32).tolist(), codes.astype(np.int32).tolist()
+    return Counter(dict(zip(zip(*ids, strict=True), counts.tolist(), strict=True)))
 
 
 def _scores(
     counts: Counter[tuple[int, int]],
     *,
-    num_labels: int,
-    ignore_index: int,
-    nan_to_num: float | None,
-    label_map: Mapping[int, int] | None,
-    reduce_labels: bool,
-    absent_as_zero: bool,
+    num_labels: int | None = None,
+    ignore_index: int = 255,
+    nan_to_num: float | None = None,
+    label_map: Mapping[int, int] | None = None,
+    reduce_labels: bool = False,
+    absent_as_zero: bool = False,
 ) -> dict[str, Any]:
+    if num_labels is None:
+        raise ValueError("The number of classes is unknown; pass num_labels to evaluate.load or to compute.")
     raw, predicted = np.array(list(counts), np.int64).reshape(-1, 2).T
-    times, truth = np.array(list(counts.values()), np.int64), raw.copy()
+    truth = raw.copy()
     for old, new in (label_map or {}).items():
         truth[raw == int(old)] = int(new)
     if reduce_labels:
         truth = np.where((truth == 0) | (truth == 255), 255, truth - 1)
-    counted = (truth != ignore_index) & (raw != PADDING_LABEL)
-    rows, columns, numbers = (torch.from_numpy(values[counted]) for values in (truth, predicted, times))
-    marks = f"{ignore_index} (ignore_index) or {PADDING_LABEL}, after label_map and reduce_labels"
-    check_range(columns, rows, num_labels, marks, numbers)
-    matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64)
-    matrix.index_put_((rows, columns), numbers, accumulate=True)
-    scores = StreamingMeanIoU(num_labels, absent_as_zero=absent_as_zero).reduce(lambda _: matrix).compute()
+    truth[raw == PADDING_LABEL] = PADDING_LABEL
+    metric = StreamingMeanIoU(num_labels, ignore_index, absent_as_zero=absent_as_zero)
+    metric._count(*metric._checked(predicted, truth), times=torch.tensor(list(counts.values()), dtype=torch.float64))
+    scores = metric.compute()
     results = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
     for name in ("per_category_iou", "per_category_accuracy"):
         results[name] = np.array(list(scores[name].values()))
