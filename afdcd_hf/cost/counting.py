@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..inference.segment import height_and_width
 from ..model_utils import device_of, dtype_of, evaluating
 
 
@@ -38,20 +39,13 @@ def count_macs(model: nn.Module, size: tuple[int, int], channels: int = 3) -> in
     Raises:
         ValueError: `size` is not a pair of positive whole numbers.
     """
-    check_size(size)
+    height_and_width("size", size)
     image = torch.zeros(1, channels, *size, device=device_of(model), dtype=dtype_of(model))
     counter = FlopCounterMode(display=False)
     # PyTorch has no formula for the CPU's fused attention: as plain matrix products it is counted on every device.
     with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         model(pixel_values=image)
     return counter.get_total_flops() // 2
-
-
-def check_size(size: tuple[int, int]) -> None:
-    """Raises ValueError unless this is an image's (height, width)."""
-    sides = size if isinstance(size, (tuple, list)) else (size,)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"size={size!r}: expected size=(height, width), two positive whole numbers of pixels.")
 
 
 def count_macs_at(model: nn.Module, sizes: Iterable[tuple[int, int]]) -> list[int]:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ..atomic_io import written_whole
-from ..inference.segment import PRECISIONS
+from ..inference.segment import PRECISIONS, height_and_width
 from ..model_utils import device_of, dtype_of
-from .counting import check_size, count_macs_at, count_parameters
+from .counting import count_macs_at, count_parameters
 from .machine import device_name, load_average, versions
 
 SIZES = ((512, 512), (512, 1024), (1024, 2048))
@@ -139,7 +139,7 @@ def profile_rows(
     """As `profile_model`, with each row as soon as it is measured."""
     settings = settings or ProfileSettings()
     for size in sizes:
-        check_size(size)
+        height_and_width("size", size)
     if not sizes:
         raise ValueError("sizes is empty: give at least one (height, width).")
     try:
@@ -282,9 +282,7 @@ def _explained(size: tuple[int, int], settings: ProfileSettings) -> Iterator[Non
     shown = f"{settings.batch_size} x 3 x {size[0]} x {size[1]}"
     try:
         yield
-    except ValueError as error:  # the model's own check
-        raise ValueError(f"The model cannot take an input of {shown}: {error}") from error
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # of a GPU, of the CPU
             raise ValueError(f"Input of {shown} does not fit into memory; take fewer or smaller images.") from error
         tried = "torch.compile, or the pass after it, failed" if settings.compile else "The forward pass failed"

@@ -37,29 +37,22 @@ Window = tuple[slice, slice]
 class InferenceSettings:
     """How label maps are made of images. The default: the whole image, once, at its own scale.
 
-    Attributes:
-        scales: factors by which the model's input is resized.
-        flip: also run the mirrored input (left and right exchanged).
-        window: height and width, in pixels of the scaled input, of the windows that are run instead of the whole.
-        stride: from one window to the next, downwards and to the right; two thirds of the window where None.
-        precision: "fp32" (the type of the weights, no autocast), or "bf16" or "fp16" (autocast).
-
     Raises:
         ValueError: a value that cannot be, such as a stride beyond the window, which would skip pixels.
     """
 
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    window: tuple[int, int] | None = None
-    stride: tuple[int, int] | None = None
-    precision: str = "fp32"
+    scales: tuple[float, ...] = (1.0,)  # factors by which the model's input is resized
+    flip: bool = False  # also run the mirrored input (left and right exchanged)
+    window: tuple[int, int] | None = None  # (height, width) of windows of the scaled input that are run instead of it
+    stride: tuple[int, int] | None = None  # from one to the next, (down, right); None: two thirds of the window
+    precision: str = "fp32"  # the type of the weights, no autocast; or "bf16" or "fp16" (autocast)
 
     def __post_init__(self) -> None:
         # Lists come from JSON and the command line; tuples keep the settings hashable and equal to others.
         scales = tuple(self.scales) if isinstance(self.scales, (tuple, list)) else (self.scales,)
         if not scales or not all(isinstance(scale, (int, float)) and 0 < scale < math.inf for scale in scales):
             raise ValueError(f"scales={self.scales!r}: expected one or more positive factors, such as (0.75, 1.0).")
-        window, stride = (_height_and_width(name, getattr(self, name)) for name in ("window", "stride"))
+        window, stride = (height_and_width(name, getattr(self, name)) for name in ("window", "stride"))
         if stride and not window:
             raise ValueError(f"stride={stride} without a window: give the window's height and width as well.")
         if window and not stride:
@@ -76,7 +69,8 @@ class InferenceSettings:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def _height_and_width(name: str, value: Any) -> tuple[int, int] | None:
+def height_and_width(name: str, value: Any) -> tuple[int, int] | None:
+    """The value as a tuple, None as None; raises ValueError unless it is two positive whole numbers."""
     if value is None:
         return None
     sides = tuple(value) if isinstance(value, (tuple, list)) else (value,)
@@ -90,19 +84,12 @@ WHOLE_IMAGE = InferenceSettings()
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, ready for the model.
+    """One image, ready for the model."""
 
-    Attributes:
-        name: what errors and files call it.
-        pixel_values: `(3, h, w)` float, from the image processor.
-        size: (height, width) that its label map shall have.
-        label: `(height, width)` integer class ids, None where there are none.
-    """
-
-    name: str
-    pixel_values: Tensor
-    size: tuple[int, int]
-    label: Tensor | None = None
+    name: str  # what errors and files call it
+    pixel_values: Tensor  # `(3, h, w)` float, from the image processor
+    size: tuple[int, int]  # (height, width) that its label map shall have
+    label: Tensor | None = None  # `(height, width)` integer class ids
 
 
 def make_sample(processor: Any, image: Image.Image, name: str = "", label: Tensor | None = None) -> Sample:

@@ -122,7 +122,7 @@ def test_merging_and_reducing_over_processes_equal_updating_one():
     assert merged.merge(other) is merged
     assert torch.equal(merged.confusion_matrix, joint.confusion_matrix)
     assert torch.equal(reduced.confusion_matrix, joint.confusion_matrix) and other.confusion_matrix.sum() == 4
-    with pytest.raises(ValueError, match="sum them over processes, not gather"):
+    with pytest.raises(ValueError, match="sum over processes, not gather"):
         metric_of().reduce(lambda counts: torch.stack([counts, counts]))
     with pytest.raises(ValueError, match="4 classes can't be merged into one of 3"):
         metric_of().merge(StreamingMeanIoU(4))
