@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping
 from datetime import date
@@ -38,7 +37,8 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
     """
     protocol = {**context, **scores["protocol"], "date": date.today().isoformat(), "machine": machine_name()}
     plain = {name: value for name, value in scores.items() if name != "confusion_matrix"}
-    results = _without_nan({**plain, "protocol": {**protocol, "versions": library_versions()}})
+    text = json.dumps({**plain, "protocol": {**protocol, "versions": library_versions()}})
+    results = json.loads(text, parse_constant=lambda _: None)  # NaN is not JSON
     path = Path(path)
     with written_whole(path) as part:
         part.write_text(json.dumps(results, indent=2) + "\n")
@@ -76,9 +76,3 @@ def evaluate_command(protocol: Mapping[str, Any]) -> str:
 
 def _confusion_files(path: Path) -> tuple[Path, Path]:
     return path.with_name(f"{path.stem}_confusion.csv"), path.with_name(f"{path.stem}_confusion.png")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

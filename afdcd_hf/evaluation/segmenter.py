@@ -101,9 +101,8 @@ def evaluate_segmenter(
     Returns:
         What `StreamingMeanIoU.compute` returns (all NaN, and `num_pixels` 0, where no pixel is labelled), with
         `boundary_ratio` also what `StreamingBoundaryIoU.compute` does; `confusion_matrix`, `(K, K)` int64, rows =
-        truth; `num_images`, `num_labelled` of
-        them, `seconds` (of this process: waiting for images, model, label maps, counting, all) and `protocol`
-        (everything above that influences the numbers).
+        truth; `num_images`, `num_labelled` of them, `seconds` (of this process: waiting for images, model, label maps,
+        counting, all) and `protocol` (everything above that influences the numbers).
 
     Raises:
         ValueError: an empty dataset, an unknown number of classes or only one, a `boundary_ratio` out of range, an

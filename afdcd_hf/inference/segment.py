@@ -152,7 +152,8 @@ class Predictor:
         if PRECISIONS[settings.precision] is not None and dtype_of(model) == torch.float64:
             raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; use fp32.")
         self.model = model
-        self.settings = model.settings_for(settings) if hasattr(model, "settings_for") else settings
+        adapt: Any = getattr(model, "settings_for", None)
+        self.settings = adapt(settings) if adapt else settings
         self.least_confidence = least_confidence
         self.multiple = 1
         self.seconds = Seconds(float)

@@ -126,7 +126,8 @@ class StreamingMeanIoU:
         matrix = self._counts.cpu().numpy()
         hits, truth, predicted = (counts[:-1] for counts in (matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)))
         union, num_pixels = truth + predicted - hits, int(truth.sum())
-        iou, accuracy = _ratio(hits, union), _ratio(hits, truth)
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: undefined
+            iou, accuracy = hits / union, hits / truth
         if self.absent_as_zero and num_pixels:
             iou[union == 0] = 0.0
         return {
@@ -187,10 +188,6 @@ def _as_ids(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
         values = torch.from_numpy(values.copy())
     small = values.dtype.itemsize < 4 or values.dtype == torch.int32
     return values.to(device, torch.int32 if small else torch.int64)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
 def _mean_of_defined(values: np.ndarray) -> float:

@@ -207,6 +207,7 @@ def test_an_image_is_segmented_at_its_own_size_as_the_configuration_says(align_c
     label_map = segment_image(model, AfDcdImageProcessor(), image, settings)
     expected = slow_probabilities(model, sample, settings).argmax(0)
     assert label_map.dtype == np.uint8 and (label_map == expected).mean() > 0.99
+    assert segment_image(segmenter(num_labels=300), AfDcdImageProcessor(), image).dtype == np.uint16
 
 
 @pytest.mark.parametrize("align_corners", [True, False])

@@ -17,19 +17,13 @@ import torch
 
 from afdcd_hf.metrics.mean_iou import PADDING_LABEL, StreamingMeanIoU, check_maps
 
-_DESCRIPTION = """
-Mean intersection over union of segmentation maps, with the calls, options and results of `mean_iou`. Maps are counted
-when they are added and then forgotten: memory and disk do not grow with their number.
-"""
-
-_INPUTS = """
-    Predictions and references are label maps: one array or tensor of any shape, or a list with one map per image, whose
-    sizes may differ. Integers of the int32 range; -100 in the references is padding.
-"""
-
 
 class StreamingMeanIoUMetric(evaluate.Metric):
-    """Segmentation scores in the calling style of `evaluate`, whose memory does not depend on the number of images.
+    """Mean intersection over union of segmentation maps, with the calls, options and results of `mean_iou`.
+
+    Predictions and references are label maps: one array or tensor of any shape, or a list with one map per image, whose
+    sizes may differ. Integers of the int32 range; -100 in the references is padding. Maps are counted when they are
+    added and then forgotten: memory and disk do not grow with their number.
 
     It counts pairs of raw values, so that everything but the maps may be told as late as `compute`. Unlike `mean_iou`,
     a counted value outside 0..K-1 is an error instead of a pixel missing from some of the sums, and `label_map` maps
@@ -101,9 +95,9 @@ class StreamingMeanIoUMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         label_map = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
+            description=str(__doc__),
             citation="",
-            inputs_description=_INPUTS,
+            inputs_description=str(StreamingMeanIoUMetric.__doc__),
             features=datasets.Features({"predictions": label_map, "references": label_map}),
         )
 
