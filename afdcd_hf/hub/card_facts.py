@@ -39,7 +39,7 @@ InFolder = Annotated[
     str,
     (lambda path: not Path(path).is_absolute() and ".." not in Path(path).parts, "a path in the card's folder"),
 ]
-_NUMBERS: dict[type, type] = {bool: bool, int: numbers.Integral, float: numbers.Real}
+_NUMBERS: dict[Any, Any] = {bool: bool, int: numbers.Integral, float: numbers.Real}
 # What a free-form value may be, and how it is kept.
 _FREE = (
     (Mapping, Mapping[str, Any]), ((list, tuple), list[Any]), (str, str), (bool, bool), (int, int),

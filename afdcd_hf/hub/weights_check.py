@@ -28,7 +28,7 @@ def check_weights(folder: Path) -> list[str]:
         FileNotFoundError: there are no weights, or not all parts of them.
         ValueError: a file is damaged, or tensors are missing, unknown, of another shape or type, or not finite.
     """
-    names, found = _weight_files(folder), {}
+    names, found = _weight_files(folder), dict[str, Tensor]()
     for name in names:
         found |= read_safetensors(folder / name) if name != INDEX_NAME else {}
     config = folder / CONFIG_NAME
