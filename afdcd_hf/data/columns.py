@@ -49,7 +49,7 @@ def _ppm(pixels: np.ndarray) -> dict[str, Any]:
 
 def file_rows(root: Path, files: SplitFiles, part: slice = slice(None)) -> Dataset:
     """A split's files; names are paths below `root`."""
-    columns = {
+    columns: dict[str, list[Any]] = {
         "image": [str(image) for image in files.images[part]],
         "label": [None if label is None else str(label) for label in files.labels[part]],
         "name": [image.relative_to(root).as_posix() for image in files.images[part]],

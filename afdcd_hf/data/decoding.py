@@ -98,8 +98,9 @@ def _number(given: Any, what: str) -> int:
 
 def _open(stored: Any, role: str, name: str | None) -> tuple[Image.Image | None, str]:
     """The image, None if there is none, and what errors call it, such as `train/b.png: the label (/data/b.png)`."""
-    nothing = {"bytes": None, "path": None}
-    parts = nothing | {"bytes": stored} if isinstance(stored, bytes) else stored or nothing
+    parts: Mapping[str, Any] = {"bytes": stored, "path": None}
+    if not isinstance(stored, bytes) and stored is not None:
+        parts = stored
     content, path = parts["bytes"], parts["path"]
     described = f"{name}: the {role}{f' ({path})' if path else ''}" if name else f"the {role} {path or 'of a row'}"
     source = path if content is None else content

@@ -68,7 +68,7 @@ def load_benchmark(
     if given:
         raise ValueError(f"{name} {source}: leave out {' and '.join(given)}.")
     if benchmark.files is None:
-        options = {"num_images": benchmark.split_sizes[split]}
+        options: dict[str, Any] = {"num_images": benchmark.split_sizes[split]}
         options |= {option: value for option, value in of_scenes.items() if value is not None}
         return scene_rows(split, tuple(benchmark.split_sizes), **options)
     root = _existing(benchmark, data_dir)
@@ -188,13 +188,12 @@ class SplitCheck:
     problem: str | None = None
 
 
-def check_layout(name: str, data_dir: str | Path | None, *, decode: bool = True) -> list[SplitCheck]:
-    """Looks at all splits of a benchmark, without loading more than a pair of each.
+def check_layout(name: str, data_dir: str | Path | None) -> list[SplitCheck]:
+    """Looks at all splits of a benchmark, and at the sizes and the label values of each first pair.
 
     Args:
         name: Key in `BENCHMARKS`.
         data_dir: Folder with the benchmark's files.
-        decode: Also decode the first image and label of each split, and check their sizes and the label's values.
 
     Raises:
         ValueError: If the benchmark is unknown, or `data_dir` is missing.
@@ -204,14 +203,14 @@ def check_layout(name: str, data_dir: str | Path | None, *, decode: bool = True)
     if benchmark.files is None:
         return [SplitCheck(split, size, size, size) for split, size in benchmark.split_sizes.items()]
     root = _existing(benchmark, data_dir)
-    return [_check_split(benchmark, root, split, decode) for split in benchmark.split_sizes]
+    return [_check_split(benchmark, root, split) for split in benchmark.split_sizes]
 
 
-def _check_split(benchmark: Benchmark, root: Path, split: str, decode: bool) -> SplitCheck:
+def _check_split(benchmark: Benchmark, root: Path, split: str) -> SplitCheck:
     expected = benchmark.split_sizes[split]
     try:
         files = find_files(benchmark, root, split)
-        row = file_rows(root, files, slice(1))[0] if decode else {"label": None}
+        row = file_rows(root, files, slice(1))[0]
         if row["label"] is not None:
             label = np.asarray(row["label"])
             check_same_size(row["image"], label, row["name"])

@@ -50,7 +50,7 @@ def load_other(
     transform = DecodedRows.with_map(mapping)
     if image_column == label_column:
         raise ValueError(f"image_column and label_column are both {image_column!r}; they must be two columns.")
-    options = {"data_dir": str(data_dir) if data_dir else None, "name": config, "revision": revision}
+    options: dict[str, Any] = {"data_dir": str(data_dir) if data_dir else None, "name": config, "revision": revision}
     given = {key: value for key, value in options.items() if value is not None}
     root = Path(name).expanduser()
     if _holds_pairs(root, split):
@@ -75,7 +75,7 @@ def _holds_pairs(root: Path, split: str) -> bool:
     return not described and all(any(path.is_dir() for path in paths) for paths in parts)
 
 
-def _load(name: str, split: str, options: dict[str, str]) -> Dataset:
+def _load(name: str, split: str, options: dict[str, Any]) -> Dataset:
     path = Path(name).expanduser()
     if path.is_file() and path.suffix.lower() == ".parquet":
         _refuse(options, f"{name!r}, a single file")

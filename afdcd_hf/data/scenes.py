@@ -97,7 +97,7 @@ def generate_scene(seed: int, size: tuple[int, int] = (96, 192)) -> tuple[np.nda
 
 
 def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
 
 
 class Street:

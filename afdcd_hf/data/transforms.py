@@ -112,11 +112,10 @@ class RandomScaleCropFlip:
         pixel_values = torch.zeros(3, *self.crop_size)
         labels = torch.full(self.crop_size, self.ignore_index)
         labels[place] = torch.from_numpy(resize_nearest(ids, scale, rows, columns).astype(np.int64))
-        if not self._recolour and self._rotate is None:
-            pixel_values[place] = run_processor(self.processor, pixels)
-            return {"pixel_values": pixel_values, "labels": labels}
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator only
-            torch.manual_seed(int(rng.integers(2**63)))
+        draws = bool(self._recolour) or self._rotate is not None
+        with torch.random.fork_rng(devices=[], enabled=draws):  # torchvision draws from torch's global generator only
+            if draws:
+                torch.manual_seed(int(rng.integers(2**63)))
             for change in self._recolour:
                 pixels = change(pixels)
             pixel_values[place] = run_processor(self.processor, pixels)

@@ -65,8 +65,7 @@ def test_rows_are_rgb_images_and_remapped_labels_with_a_name_in_every_view(tmp_p
 
 def test_rows_of_a_split_without_labels_have_none(unlabelled):
     dataset = load_benchmark("camvid", "train", unlabelled)
-    assert dataset[1]["label"] is None and dataset[1]["image"].size == (6, 4)
-    assert dataset[:2]["label"] == [None, None] == list(dataset["label"][:2])
+    assert dataset[1]["image"].size == (6, 4) and list(dataset["label"][:2]) == [None, None]
     assert dataset.map(lambda row: row)[0]["label"] is None
 
 
@@ -158,21 +157,15 @@ def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
 # The layout check
 
 
-def test_the_layout_check_looks_at_every_split(tmp_path):
+def test_the_layout_check_looks_at_every_split_and_its_first_pair(tmp_path, unlabelled):
     camvid_folder(tmp_path, "train")
     camvid_folder(tmp_path, "val", labels=[np.full((4, 6), 17, np.uint8)])
     train, val, test = check_layout("camvid", tmp_path)
     assert (train.split, train.expected, train.found, train.labelled, train.problem) == ("train", 367, 3, 3, None)
     assert val.found == 0 and "val/a.png: 24 label pixels lie outside 0..10 (values 17)" in val.problem
     assert test.found == 0 and "has no folder test and no testannot" in test.problem
-    assert [check.found for check in check_layout("camvid", tmp_path, decode=False)] == [3, 1, 0]
     scenes = [(check.split, check.found, check.problem) for check in check_layout("scenes", None)]
     assert scenes == [("train", 400, None), ("val", 100, None)]
-
-
-def test_the_layout_check_sees_sizes_damage_and_missing_labels(tmp_path, unlabelled):
-    for split in ("train", "val"):
-        camvid_folder(tmp_path, split)
     Image.new("L", (5, 4)).save(tmp_path / "trainannot" / "a.png")
     (tmp_path / "val" / "a.png").write_bytes(b"no image")
     train, val, _ = check_layout("camvid", tmp_path)
@@ -284,16 +277,6 @@ def test_labels_as_takes_map_and_classes_of_a_benchmark(tmp_path):
     assert class_names("mine", ["a", "b"]) == ["a", "b"]
 
 
-def test_labels_partly_without_paths_and_partly_without_content_are_refused(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(np.uint8([[1]])))
-    mixed = [stored(None, str(tmp_path / "a.png")), stored(png(np.uint8([[1]])))]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
-    both = datasets.Dataset.from_dict({"image": mixed, "label": mixed}, features=features)
-    both.to_parquet(tmp_path / "mixed.parquet")
-    with pytest.raises(ValueError, match="Some labels of .* are stored as paths and others without"):
-        load_split(str(tmp_path / "mixed.parquet"), "train", label_map={1: 0})
-
-
 @pytest.mark.parametrize("form", ["saved with paths", "saved without paths", "parquet of images"])
 def test_labels_are_mapped_once_whatever_map_returns(tmp_path, form):
     values, path = ((1, 2), (0, 1), (150, 0)), tmp_path / "ade"
@@ -314,12 +297,19 @@ def test_labels_are_mapped_once_whatever_map_returns(tmp_path, form):
     assert ids(changed[0]["label"]) == [[10, 11]] and dataset[0]["image"].mode == "RGB"
 
 
-def test_missing_labels_stay_missing(tmp_path):
+def test_missing_labels_stay_missing_and_those_with_and_without_path_cannot_be_mixed(tmp_path):
     raw_dataset(paths=False, labels=((1, 2), None)).save_to_disk(tmp_path / "ade")
     dataset = load_split(str(tmp_path / "ade"), "train", label_map=ADE20K_MAP)
     for view in (dataset, dataset.map(lambda row: row)):
         assert view[1]["label"] is None and ids(view[0]["label"]) == [[0, 1]]
     assert dataset["name"][1] == "train/000001"
+    (tmp_path / "a.png").write_bytes(png(np.uint8([[1]])))
+    mixed = [stored(None, str(tmp_path / "a.png")), stored(png(np.uint8([[1]])))]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    both = datasets.Dataset.from_dict({"image": mixed, "label": mixed}, features=features)
+    both.to_parquet(tmp_path / "mixed.parquet")
+    with pytest.raises(ValueError, match="Some labels of .* are stored as paths and others without"):
+        load_split(str(tmp_path / "mixed.parquet"), "train", label_map={1: 0})
 
 
 def test_saved_benchmarks_hold_the_files_values_or_what_map_returned(tmp_path):
