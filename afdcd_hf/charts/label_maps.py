@@ -81,14 +81,8 @@ def as_colors(palette: Palette) -> np.ndarray:
 def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """Lay the classes' colours over an image, with white lines between classes.
 
-    Args:
-        image: RGB, of the label map's size.
-        label_map: `(H, W)` class ids, any integer dtype.
-        colors: `(K, 3)` uint8 RGB.
-        opacity: share of colour, 0 (the image) to 1.
-
-    Returns:
-        `(H, W, 3)` uint8 RGB.
+    The RGB image has the size of the `(H, W)` label map of any integer dtype, colours are `(K, 3)` uint8, the opacity
+    is their share, 0 (the image) to 1; the result is `(H, W, 3)` uint8 RGB.
     """
     overlay = np.array(Image.blend(image, Image.fromarray(colors[label_map]), opacity))
     width, lines = max(1, round(_LINE_WIDTH * min(label_map.shape))), np.zeros(label_map.shape, bool)
@@ -191,13 +185,8 @@ def distinct_palette(num_colors: int) -> np.ndarray:
     """Colours that are told apart as well as so many can be; neither black, white nor grey is among them.
 
     Each colour is the one farthest (in Oklab, where distances are about as seen) from all before it, so that the
-    palette is always the same and a shorter one is the beginning of a longer one.
-
-    Args:
-        num_colors: number of colours K, 1 to 4096; another one is a ValueError.
-
-    Returns:
-        `(K, 3)` uint8 RGB.
+    palette is always the same and a shorter one is the beginning of a longer one: `(K, 3)` uint8 RGB for K of 1 to
+    4096; another number is a ValueError.
     """
     if not 1 <= num_colors <= LARGEST_PALETTE:
         raise ValueError(f"A palette can have 1 to {LARGEST_PALETTE} colours; {num_colors} were asked for.")

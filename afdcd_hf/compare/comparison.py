@@ -26,7 +26,7 @@ from ..folder_lock import held_alone
 from ..hub.card_facts import HUB_ID
 from ..structured_files import parse_yaml, read_yaml
 from ..training.arguments import DataArguments
-from .plan import ALONE, Plan, folder_name
+from .plan import ALONE, Plan
 from .runs import (
     RESULT_NAME,
     RUN_FOLDER,
@@ -78,11 +78,6 @@ def check_plan(plan: Plan, output: str | Path) -> None:
         ValueError: A recipe with an unknown key or an invalid value, or no teacher.
         OSError: The teacher cannot be found.
     """
-    places: dict[str, str] = {}
-    for method in plan.methods:
-        other = places.setdefault(folder_name(method.name), method.name)
-        if other != method.name:
-            raise ValueError(f"{other!r} and {method.name!r} would lie in the same folder; rename one of the methods.")
     for run in all_runs(plan):
         if run.kind != "run" or (run.budget, run.seed) == (plan.budgets[0], plan.seeds[0]):
             run_arguments(run, run_settings(plan, run, Path(output), {}))
@@ -111,9 +106,8 @@ def find_data(plan: Plan) -> None:
 def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] = lambda line: None) -> Outcome:
     """Train whatever of a plan is not finished yet, and write table, CSV and charts.
 
-    First the teacher, where the plan has one; then the candidates of each method, of which the best on the tuning
-    seed is kept; then the runs, seed by seed. Each training is a process of its own, whose log lies in its folder. A
-    finished one is kept as long as its settings are the plan's.
+    First the teacher, where the plan has one; then the candidates of each method, of which the best is kept; then the
+    runs, seed by seed. Each training is a process of its own with a log in its folder; finished ones are kept.
 
     Args:
         plan: What to compare.
@@ -148,7 +142,12 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
             folder, settings = output / run.place, run_settings(plan, run, output, results)
             resume = _resumable(folder / RUN_FOLDER, folder / RECIPE_NAME, _yaml(settings))
             if run.place in results:
-                _check_machine(run, folder, results[run.place])
+                machines = results[run.place].machine, machine_name()
+                if run.budget and run.budget.is_time and machines[0] != machines[1]:
+                    raise ValueError(
+                        f"{folder} was trained on {machines[0]}, and this is {machines[1]}: seconds of two machines "
+                        "cannot be compared. Give another --output_dir, or continue on that machine."
+                    )
                 continue
             show(f"[{number}/{len(runs)}] {run.title} ...{_time_left(runs, results, failed)}")
             result = _train(run, settings, folder, resume, plan.processes, lock)
@@ -194,13 +193,8 @@ def _train(
 def run_logged(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) -> int:
     """Run a command, append what it prints to a file, and return its exit status.
 
-    Args:
-        command: Program and arguments.
-        log: The file.
-        keep_open: File descriptors that the command inherits.
-
-    Raises:
-        ComparisonStopped: SIGINT or SIGTERM came; the command was told to stop, and has ended.
+    It inherits the file descriptors `keep_open`. At SIGINT or SIGTERM it is told to stop, and ComparisonStopped raised
+    when it has.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -273,14 +267,6 @@ def _resumable(run: Path, recipe: Path, text: str) -> bool:
     aside = next(path for n in range(1, 10**6) if not (path := run.with_name(f"{run.name}-stopped-{n}")).exists())
     run.rename(aside)
     return False
-
-
-def _check_machine(run: Run, folder: Path, result: RunResult) -> None:
-    if run.budget and run.budget.is_time and result.machine != machine_name():
-        raise ValueError(
-            f"{folder} was trained on {result.machine}, and this is {machine_name()}: seconds of two machines cannot "
-            "be compared. Give another --output_dir, or continue on that machine."
-        )
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -142,8 +142,11 @@ def _plan(raw: dict[str, Any], has_teacher: bool) -> Plan:
     recipe = load_recipe(own["recipe"]) if own.get("recipe") else {}
     shared = {key: value for key, value in {**recipe, **raw}.items() if key not in _FIXED}
     methods = [_method(str(name), settings) for name, settings in _mapping("methods", own["methods"]).items()]
+    names = [method.name for method in methods]
+    alike = [name for name in names if [folder_name(one) for one in names].count(folder_name(name)) > 1]
+    _need(not alike, f"{' and '.join(map(repr, alike))} would lie in the same folder; rename one of the methods.")
     given = own["budgets"] if isinstance(own["budgets"], list) else [own["budgets"]]
-    budgets = [_budget(one, [method.name for method in methods]) for one in given]
+    budgets = [_budget(one, names) for one in given]
     steps, timed = recipe.get("max_steps"), any(budget.seconds for budget in budgets)
     _need(steps or not timed, "a budget in seconds needs a recipe with max_steps, the steps of its schedule.")
     tuned, tuning = any(method.candidates for method in methods), _mapping("tuning", own.get("tuning", {}))

@@ -73,13 +73,9 @@ def _tuning_places(method: Method) -> dict[str, Mapping[str, Any]]:
 
 
 def run_settings(plan: Plan, run: Run, output: Path, results: Mapping[str, RunResult]) -> dict[str, Any]:
-    """The recipe of a training, but for the output folder.
+    """The recipe of a training, but for its output folder, from the results by place of those before it.
 
-    Args:
-        plan: The comparison.
-        run: One of its trainings.
-        output: The comparison's folder.
-        results: By place, of the trainings before; where tuning is missing, the first candidate is taken.
+    Where tuning has no results yet, the first candidate is taken.
     """
     if run.kind == "teacher":
         return dict(plan.teacher or {})

@@ -26,13 +26,9 @@ _Runs = Mapping[str, Sequence[RunResult]]  # of each method, in the plan's order
 
 
 def write_report(plan: Plan, output: Path, results: Sequence[RunResult], *, charts: bool = True) -> None:
-    """Write what is known so far, replacing the report of an earlier call.
+    """Write what the finished trainings tell (at least one of a table), replacing the report of an earlier call.
 
-    Args:
-        plan: What is compared.
-        output: Folder of the comparison.
-        results: Every finished training, in the plan's order; at least one of the tables.
-        charts: Also draw `mean_iou_<budget>.png` and `over_time_<budget>.png`.
+    With `charts`, `mean_iou_<budget>.png` and `over_time_<budget>.png` are drawn too.
     """
     tables = _tables(plan, results)
     _write_csv(output / CSV_NAME, results)

@@ -46,11 +46,7 @@ class Segmenter:
 
 
 def load_segmenters(models: Mapping[str, str | Path], device: str | torch.device | None = None) -> list[Segmenter]:
-    """Load the models of a page.
-
-    Args:
-        models: title -> folder or Hub id.
-        device: where to run; by default a GPU where there is one.
+    """Load the models of a page, title -> folder or Hub id, to a device, by default a GPU where there is one.
 
     Raises:
         ValueError: there is no model, or weights are missing in its file.
@@ -101,12 +97,7 @@ def read_upload(path: str | Path, longest_side: int = LONGEST_SIDE) -> tuple[Ima
 
 
 def example_images(given: Sequence[str | Path]) -> list[Path]:
-    """The given images, read once; three generated street scenes where there are none.
-
-    Raises:
-        FileNotFoundError: one does not exist.
-        ValueError: one is not an image.
-    """
+    """The given images, which exist and can be read, or an error; three generated street scenes if none is given."""
     paths = [Path(path).expanduser().resolve() for path in given]
     for path in paths:
         if not path.is_file():

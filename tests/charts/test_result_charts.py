@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from afdcd_hf.charts import plot_class_iou, plot_confusion_matrix
 
@@ -79,14 +78,9 @@ def test_two_results_have_bars_numbers_gains_and_a_legend_with_the_means(draw):
     assert legend == ["student alone (mean 55.0 %)", "Af-DCD (mean 57.7 %)"]
 
 
-def test_order_gain_starts_with_the_largest_gain_and_ends_with_what_has_none(bars):
-    axes = bars(PAIR, order="gain")
-    assert rows(axes) == ["mean", "pole", "car", "road", "train"] and widths(axes)["Af-DCD"][1:] == [35, 50, 88, 0]
-
-
-def test_results_are_matched_by_class_name_not_by_position(bars):
-    axes = bars({"a": ALONE, "b": dict(reversed(ALONE.items()))})
-    assert widths(axes)["a"] == widths(axes)["b"]
+def test_order_gain_starts_with_the_largest_gain_and_results_are_matched_by_name(bars):
+    axes = bars({"a": ALONE, "b": dict(reversed(DISTILLED.items()))}, order="gain")
+    assert rows(axes) == ["mean", "pole", "car", "road", "train"] and widths(axes)["b"][1:] == [35, 50, 88, 0]
 
 
 def test_one_or_three_results_have_no_gain_column_and_a_class_one_result_lacks_reads_na(bars):
@@ -110,7 +104,7 @@ def test_forty_classes_are_all_drawn_and_of_more_the_extremes_or_those_in_the_da
     assert axes.get_title() == "2 of 152 classes are in the data" and rows(axes) == ["mean", "road", "car"]
 
 
-@pytest.mark.parametrize(("count", "n_results"), [(11, 2), (19, 5), (150, 2)])
+@pytest.mark.parametrize(("count", "n_results"), [(19, 5), (150, 2)])
 def test_no_text_of_the_bars_covers_another(draw, count, n_results):
     results = {f"result {index}": many(count, seed=index) for index in range(n_results)}
     assert covered_texts(draw(plot_class_iou, results, title="val")) == []
@@ -174,7 +168,7 @@ def test_more_classes_have_a_list_of_the_largest_confusions_and_beyond_forty_num
     assert rows(figure.axes[0]) == names and figure.get_supxlabel().endswith("\n75 %  class0 → class1")
 
 
-@pytest.mark.parametrize("count", [2, 20, 21, 171])
+@pytest.mark.parametrize("count", [2, 20, 171])
 def test_no_text_of_the_map_covers_another(draw, count):
     matrix = np.random.default_rng(0).integers(0, 9, (count, count)) + 100 * np.eye(count, dtype=np.int64)
     matrix[1] = 0
@@ -197,7 +191,3 @@ def test_what_is_no_confusion_matrix_is_refused(matrix, names, normalize, messag
     with pytest.raises(ValueError, match=message):
         plot_confusion_matrix(matrix, names, tmp_path / "confusion.png", normalize=normalize)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_map_is_written(tmp_path):
-    assert Image.open(plot_confusion_matrix(MATRIX, NAMES, tmp_path / "new" / "map.png")).width > 600

@@ -49,24 +49,16 @@ def recipe_of(plan, name, budget=0):
 # What a run gets
 
 
-def test_the_student_alone_gets_the_recipe_without_teacher_and_loss(plan_file):
-    settings = recipe_of(load_plan(plan_file()), "alone")
-    assert settings["max_steps"] == 30 and settings["seed"] == 0
-    assert not {key for key in settings if key in ("teacher", "loss") or "." in key}
-    assert settings["backbone_kwargs"] == load_recipe("quickstart")["backbone_kwargs"]
-
-
-def test_a_method_that_names_a_loss_leaves_out_the_options_of_the_recipes_loss(plan_file):
-    settings = recipe_of(load_plan(plan_file()), "kd")
-    assert settings["loss"] == "kd" and settings["teacher"] == "out/teacher/run"
-    assert {key for key in settings if "." in key} == {"kd.weight"}
-
-
-def test_a_method_without_a_loss_changes_only_what_it_names(plan_file):
-    settings, recipe = recipe_of(load_plan(plan_file()), "feature only"), load_recipe("quickstart")
+def test_a_method_changes_only_what_it_names_and_leaves_out_what_belongs_to_another_loss(plan_file):
+    plan, recipe = load_plan(plan_file()), load_recipe("quickstart")
+    alone, kd, feature_only = (recipe_of(plan, name) for name in ("alone", "kd", "feature only"))
+    assert (alone["max_steps"], alone["seed"], alone["backbone_kwargs"]) == (30, 0, recipe["backbone_kwargs"])
+    assert not {key for key in alone if key in ("teacher", "loss") or "." in key}
+    assert kd["loss"] == "kd" and kd["teacher"] == "out/teacher/run"
+    assert {key for key in kd if "." in key} == {"kd.weight"}
     options = {key: value for key, value in recipe.items() if "." in key}
-    assert settings["loss"] == "af_dcd" and settings["af_dcd.contrast_weight"] == 0.0
-    assert {key: settings[key] for key in options} == {**options, "af_dcd.contrast_weight": 0.0}
+    assert feature_only["loss"] == "af_dcd" and feature_only["af_dcd.contrast_weight"] == 0.0
+    assert {key: feature_only[key] for key in options} == {**options, "af_dcd.contrast_weight": 0.0}
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(30, [7, 14, 21, 28]), (300, [61, 122, 183, 244]), (1, [])])
@@ -108,12 +100,9 @@ def test_a_plan_counts_its_runs_and_names_its_budgets(plan_file):
     assert as_long.name == "time-of-feature-only-30" and as_long.is_time
 
 
-def test_keys_of_the_command_line_replace_those_of_the_plan_and_the_recipe(plan_file):
+def test_the_command_line_replaces_keys_of_plan_and_recipe_and_the_teacher_that_would_be_trained(plan_file):
     plan = load_plan(plan_file(total_batch_size=4), {"total_batch_size": 2, "data_dir": "D"})
     assert plan.shared["total_batch_size"] == 2 and plan.shared["data_dir"] == plan.teacher["data_dir"] == "D"
-
-
-def test_a_teacher_on_the_command_line_replaces_the_one_that_would_be_trained(plan_file):
     plan = load_plan(plan_file(), {"teacher": "owner/teacher"})
     assert plan.teacher is None and plan.shared["teacher"] == "owner/teacher"
 

@@ -28,8 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
 ]
 TITLES = ["Plain", "${1+1} <b>odd</b>"]
-SECONDS = 60
-SECONDS_TO_START = 200  # of which Gradio's and transformers' imports take most on a busy machine
+SECONDS, SECONDS_TO_START = 60, 200  # Gradio's and transformers' imports take most on a busy machine
 
 
 def saved_model(folder: Path, seed: int) -> Path:
