@@ -23,8 +23,8 @@ def answer(capsys, *argv: str) -> str:
 
 def saved_model(folder: Path, dataset: str) -> Path:
     benchmark = BENCHMARKS[dataset]
-    model = segmenter(num_labels=benchmark.num_labels)
-    model.config.id2label, model.config.label2id = benchmark.id2label, benchmark.label2id
+    names = dict(enumerate(benchmark.classes))
+    model = segmenter(id2label=names, label2id={name: index for index, name in names.items()}, num_labels=len(names))
     model.save_pretrained(folder)
     AfDcdImageProcessor().save_pretrained(folder)
     return folder
