@@ -19,7 +19,6 @@ from afdcd_hf import Activations, as_segmenter, capture
 from afdcd_hf.losses import build_loss
 from afdcd_hf.recipes import load_recipe
 from afdcd_hf.training.arguments import parse_arguments
-from afdcd_hf.training.distillation import observe
 
 GUIDE = paths.DOCS / "any_teacher.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
@@ -194,15 +193,6 @@ def test_each_pair_is_compared_by_its_own_loss(tmp_path):
             torch.testing.assert_close(terms[f"contrast_{number}"], 0.02 * raw["contrast"])
 
 
-def test_several_pairs_resume_where_they_stopped(tmp_path):
-    options = {**TWO, "loss_kwargs": loss_options(patch_size=1), "save_strategy": "steps", "save_steps": 1}
-    whole = distilling(tmp_path / "whole", teacher=segformer(), **options)
-    whole.train()
-    resumed = distilling(tmp_path / "resumed", segmenter(7), segformer(), **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
-    assert same(weights(resumed.loss_module), weights(whole.loss_module))
-
-
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -267,20 +257,6 @@ def test_a_missing_map_of_one_pair_is_explained():
 
 
 # Shapes
-
-
-@pytest.mark.parametrize(
-    ("student_layer", "teacher_layer"),
-    [("backbone[0]", "segformer.stages.3"), ("backbone[-1]", "decode_head.batch_norm")],
-)
-def test_the_teachers_map_may_be_smaller_or_larger(tmp_path, student_layer, teacher_layer):
-    layers = {"student_layer": student_layer, "teacher_layer": teacher_layer}
-    trainer = distilling(tmp_path, teacher=segformer(), **layers)
-    sizes = [observe(*each).feature_map.shape[2:] for each in (
-        (trainer.student, IMAGES, [student_layer]), (trainer.teacher, IMAGES, [teacher_layer]))]  # fmt: skip
-    assert sizes[0] != sizes[1] and sizes[0][0] != sizes[0][1]
-    trainer.train()
-    assert all(0 < value < 100 for value in logged(trainer, "loss_feature"))
 
 
 class ChannelsLast(nn.Module):

@@ -1,4 +1,8 @@
-"""The task loss: what the labels ask for, in method and baseline alike."""
+"""The task loss: what the labels ask for, in method and baseline alike.
+
+Scores are `(B, K, H, W)` float logits at the label's size, labels `(B, H, W)` int64, of which `ignore_index` does not
+count.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,8 @@ def hard_pixel_cross_entropy(
     """Cross entropy of the hard pixels alone (OHEM, Shrivastava et al., arXiv 1604.03540).
 
     Hard is a pixel whose class has a probability below `threshold`, and in any case the hardest share `at_least` of
-    the pixels, as the usual scripts for Cityscapes do.
-
-    Args:
-        scores: `(B, K, H, W)` float logits at the label's size.
-        labels: `(B, H, W)` int64; pixels of `ignore_index` do not count.
-        class_weights: `(K,)`; they scale each pixel's loss, and the mean is over pixels.
+    the pixels, as the usual scripts for Cityscapes do. Class weights `(K,)` scale each pixel's loss; the mean is over
+    pixels.
     """
     counted = labels != ignore_index
     if not counted.any():
@@ -43,12 +43,7 @@ def hard_pixel_cross_entropy(
 
 
 def dice_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """1 - soft Dice over the batch, mean over the classes that its labels hold (Milletari et al., arXiv 1606.04797).
-
-    Args:
-        scores: `(B, K, H, W)` float logits at the label's size.
-        labels: `(B, H, W)` int64; pixels of `ignore_index` do not count.
-    """
+    """1 - soft Dice over the batch, mean over the classes that its labels hold (Milletari et al., arXiv 1606.04797)."""
     counted = labels != ignore_index
     if not counted.any():
         return scores.sum() * 0
@@ -60,12 +55,7 @@ def dice_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor
 
 
 def lovasz_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """Lovász-softmax over the batch, mean over the classes that its labels hold (Berman et al., arXiv 1705.08790).
-
-    Args:
-        scores: `(B, K, H, W)` float logits at the label's size.
-        labels: `(B, H, W)` int64; pixels of `ignore_index` do not count.
-    """
+    """Lovász-softmax over the batch, mean over the classes that its labels hold (Berman et al., arXiv 1705.08790)."""
     counted = labels != ignore_index
     if not counted.any():
         return scores.sum() * 0
@@ -154,9 +144,7 @@ class TaskLoss(nn.Module):
     def forward(self, outputs: Any, labels: Tensor) -> dict[str, Tensor]:
         """Weighted terms "task" and, where `outputs.aux_logits` is there, "auxiliary"; in float32, also under autocast.
 
-        Args:
-            outputs: anything with `.logits` `(B, K, h, w)`.
-            labels: `(B, H, W)` int64.
+        `outputs` has `.logits` `(B, K, h, w)`; `labels` are `(B, H, W)` int64.
         """
         terms = {"task": self.weight * self._loss(outputs.logits, labels)}
         aux_logits = getattr(outputs, "aux_logits", None)
