@@ -26,14 +26,8 @@ class AveragedWeights(TrainerCallback):
 
     Batch norm's running mean and variance are averaged like the weights, so that they belong to them; integer buffers
     are copied. Half-precision weights are averaged in float32: at d = 0.9998, steps would be lost in them. (torch's
-    AveragedModel copies the first step, and timm's ModelEmaV3 has another d.)
-
-    Args:
-        model: the model that is trained.
-        decay: upper limit of d, between 0 and 1.
-
-    Attributes:
-        model: the averaged model, in eval mode and without gradients.
+    AveragedModel copies the first step, and timm's ModelEmaV3 has another d.) The attribute `model` is the averaged
+    model, in eval mode and without gradients.
     """
 
     def __init__(self, model: nn.Module, decay: float):

@@ -136,9 +136,7 @@ def check_whole(checkpoint: Path) -> None:
 def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> str | None:
     """The folder to resume from, verified by the main process; leftovers of a killed run are removed.
 
-    Args:
-        args: of the run.
-        wanted: a checkpoint's folder; True or "last" for the last complete one in `args.output_dir`; None for none.
+    `wanted` is a checkpoint's folder; True or "last" for the last complete one in `args.output_dir`; None for none.
 
     Raises:
         FileNotFoundError: there is no complete checkpoint, or no such folder.

@@ -42,10 +42,6 @@ class Interruption(TrainerCallback):
     The first signal asks for a stop; a second SIGINT ends the process at once, as if nobody had listened. Where several
     processes train, any of them may be asked: all agree on the step after which they stop. transformers' own
     enable_jit_checkpoint does not do: it writes no marker, waits for 3 s, and knows neither Ctrl-C nor other processes.
-
-    Args:
-        args: of the training.
-        save: saves a checkpoint at once.
     """
 
     def __init__(self, args: TrainingArguments, save: Callable[[], None]):

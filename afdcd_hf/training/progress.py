@@ -22,8 +22,7 @@ _LEFT_OUT = ("epoch", "total_flos", "time_", "train_time_")
 class TermMeans:
     """Sums of the loss terms since the last line of the log. A term counts 0 in a step that does not have it.
 
-    Args:
-        report: log the terms of the first batch of all.
+    With `report`, the terms of the first batch of all are logged.
     """
 
     def __init__(self, *, report: bool = False) -> None:

@@ -55,13 +55,7 @@ _EFFECTS = {
 
 
 class CheckpointCallback(TrainerCallback):
-    """Adds to transformers' checkpoints what our runs need to continue exactly, and marks them as complete.
-
-    Attributes:
-        unfinished: the checkpoint that is being written.
-        saved_step: of the last one that was completed.
-        resumed_step: with which this training began; 0 for a new one.
-    """
+    """Adds to transformers' checkpoints what our runs need to continue exactly, and marks them as complete."""
 
     def __init__(self, trainer: SegmentationTrainer):
         self.trainer: Any = trainer
@@ -69,9 +63,9 @@ class CheckpointCallback(TrainerCallback):
 
     def begin(self, checkpoint: Path | None) -> None:
         """Take back what each process alone knew, from a checkpoint that this run can continue."""
-        self.unfinished: Path | None = None
-        self.saved_step: int | None = None
-        self.resumed_step = 0
+        self.unfinished: Path | None = None  # the checkpoint that is being written
+        self.saved_step: int | None = None  # of the last one that was completed
+        self.resumed_step = 0  # with which this training begins
         if checkpoint is None:
             return
         trainer, args = self.trainer, self.trainer.args
@@ -93,12 +87,8 @@ class CheckpointCallback(TrainerCallback):
     def save(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
         """Write the student alone; into a checkpoint, also what the rest of the training needs. On every process.
 
-        Args:
-            folder: made if it is missing.
-            weights: the student's, where FSDP or DeepSpeed has gathered them.
-
-        Raises:
-            OSError: it could not be written there; with the place where it lies instead, or what to free.
+        `weights` are the student's, where FSDP or DeepSpeed has gathered them. An OSError says where the student lies
+        instead, or what to free.
         """
         trainer, step = self.trainer, self.trainer.state.global_step
         if trainer.args.check_finite:
@@ -221,14 +211,11 @@ def _of_process(folder: Path, rank: int) -> Path:
 
 
 def _check_same_run(folder: Path, now: dict[str, Any], args: Any, deepspeed: bool) -> None:
-    """Say what will make the continuation differ, and refuse what cannot be continued.
-
-    DeepSpeed keeps the optimizer's state where this does not look.
-    """
+    """Say what will make the continuation differ, and refuse what cannot be continued."""
     marker: dict[str, Any] = {"resumable": (folder / "scheduler.pt").is_file()}  # as transformers writes it
     if (folder / MARKER_NAME).is_file():
         marker = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
-    if not marker.get("resumable") and not deepspeed:
+    if not marker.get("resumable") and not deepspeed:  # which keeps the optimizer's state elsewhere
         raise ValueError(
             f"{folder} holds the student only (save_only_model), without optimizer and schedule: it cannot be "
             "resumed. Start a new run from that student, on the command line with --model."

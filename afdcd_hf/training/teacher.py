@@ -31,8 +31,7 @@ def running_teacher(
     """The model that runs in the teacher's place: itself, or a copy that computes the same and is faster.
 
     The teacher is left as it is. The copy shares all weights that are the same in both, so that only folded and
-    re-ordered ones take memory; changes made to the teacher later do not reach it. Hooks on the teacher's layers fire
-    in the copy as well.
+    re-ordered ones take memory. Hooks on the teacher's layers fire in the copy as well.
 
     Args:
         teacher: on its device.

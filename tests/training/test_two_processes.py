@@ -20,6 +20,7 @@ from tiny import (
     loss_options,
     passes_of,
     pictures,
+    run_processes,
     run_two_processes,
     same,
     samples,
@@ -82,7 +83,7 @@ def distil(folder: Path, student: torch.nn.Module, resume: str | None = None, **
     trainer.train(resume_from_checkpoint=resume)
     log = {name: logged(trainer, name) for name in (*TERMS, *CIRKD_TERMS, "eval_mean_iou", "grad_norm")}
     log |= {"per_device": trainer.args.per_device_train_batch_size, "sharded": trainer.is_fsdp_enabled}
-    return {name: tensor.contiguous() for name, tensor in whole_tensors(weights(trainer.model)).items()}, log
+    return {name: each.cpu().contiguous() for name, each in whole_tensors(weights(trainer.model)).items()}, log
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,14 @@ def test_a_sharded_student_is_saved_whole_so_are_the_losses_weights_and_it_resum
     assert same(seen, left(sharded, "resumed")[0])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_with_synchronised_batch_norm_train_what_one_trains(tmp_path):
+    for count in (1, 2):
+        run_processes(__file__, tmp_path / str(count), "gpus", processes=count, gpus=True)
+    assert largest_difference(*(left(tmp_path / str(count), "usual")[0] for count in (1, 2))) < 1e-3
+
+
 def test_a_signal_to_one_process_and_a_nan_in_one_stop_both(two):
     assert [(two / f"stopped-{rank}").read_text() for rank in (0, 1)] == [str(two / "stopped" / "checkpoint-4")] * 2
     message, other = ((two / f"nan-{rank}.txt").read_text() for rank in (0, 1))
@@ -231,15 +240,15 @@ def _pretend_to_be_gpus() -> None:
     PartialState.__init__ = initialise_as_gpu
 
 
-def _on_this_rank(folder: Path, sharded: bool) -> None:
+def _on_this_rank(folder: Path, kind: str = "") -> None:
     from accelerate import PartialState
 
-    if sharded:
+    if kind == "sharded":
         plugin = {"VERSION": "2", "STATE_DICT_TYPE": "FULL_STATE_DICT", "AUTO_WRAP_POLICY": "NO_WRAP"}
         plugin |= {"RESHARD_AFTER_FORWARD": "true", "CPU_RAM_EFFICIENT_LOADING": "false"}  # as accelerate launch does
         os.environ |= {"ACCELERATE_USE_FSDP": "true", **{f"FSDP_{name}": value for name, value in plugin.items()}}
         _pretend_to_be_gpus()
-    rank = PartialState(cpu=True).process_index
+    rank = PartialState(cpu=kind != "gpus").process_index
 
     def run(name: str, student: torch.nn.Module, resume: str | None = None, **options):
         print(f"[{name}]", flush=True)
@@ -247,7 +256,10 @@ def _on_this_rank(folder: Path, sharded: bool) -> None:
         save_file(trained, folder / f"{name}-{rank}.safetensors")
         (folder / f"{name}-{rank}.json").write_text(json.dumps(log))
 
-    if sharded:
+    if kind == "gpus":
+        run("usual", segmenter(), train_dataset=samples(8, scales=[1.0]), use_cpu=False, learning_rate=0.05)
+        return
+    if kind == "sharded":
         run("usual", alike())
         run("resumed", alike(), str(folder / "usual" / "checkpoint-2"))
         run("at-times", alike(), **AT_TIMES)
@@ -277,5 +289,5 @@ def _on_this_rank(folder: Path, sharded: bool) -> None:
 
 if __name__ == "__main__":  # one of the two processes
     torch.set_num_threads(1)
-    _on_this_rank(Path(sys.argv[1]), sharded="sharded" in sys.argv)
+    _on_this_rank(Path(sys.argv[1]), *sys.argv[2:])
     leave_process_group()
