@@ -186,6 +186,8 @@ def test_a_compiled_distillation_has_the_eager_ones_terms_and_saves_plain_names(
     assert counted["stats"]["unique_graphs"] == 2 and not counted["graph_break"]  # student with loss, and teacher
     for term in ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"):
         assert logged(compiled, term) == pytest.approx(logged(eager, term), rel=1e-4), term
+    timed = {name for name in compiled.state.log_history[0] if name.startswith("time_")}  # it is not looked into
+    assert {"time_teacher", "time_forward", "time_backward"} <= timed and not {"time_student", "time_loss"} & timed
     checkpoint = tmp_path / "compiled" / "checkpoint-2"
     plain = segmenter().state_dict().keys()
     assert load_file(checkpoint / "model.safetensors").keys() == plain
