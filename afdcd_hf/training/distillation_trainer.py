@@ -95,22 +95,15 @@ class DistillationTrainer(SegmentationTrainer):
         """The distillation loss with its weights (align, projector)."""
         return self.trained_module.loss
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Task and distillation loss of one batch; all terms go to the log, as means over all steps."""
-        pixel_values, teacher = self._images(inputs), None
+    def _run(self, model: nn.Module, pixel_values: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """With the distillation loss, at the steps that have it."""
+        teacher = None
         if self.args.distils_at(self.state.global_step, self.share_done):
             teacher = self._teach(pixel_values)
             self.timer.lap("teacher")
-        outputs = model(pixel_values=pixel_values, labels=inputs["labels"], teacher=teacher)
+        outputs = model(pixel_values=pixel_values, labels=labels, teacher=teacher)
         self.timer.lap(self._forward_part)
-        self._record(outputs["terms"], inputs.get("names"))
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        return outputs["loss"], outputs["terms"], outputs
 
     @torch.no_grad()  # not inference_mode: its tensors cannot take part in the projector's backward pass
     def _teach(self, pixel_values: Tensor) -> Activations:

@@ -223,28 +223,26 @@ class SegmentationTrainer(HubTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Task loss of one batch; its terms go to the log."""
-        outputs = model(pixel_values=self._images(inputs))
-        self.timer.lap("student")
-        terms = self.task_loss(outputs, inputs["labels"])
-        self.timer.lap("loss")
-        self._record({name: term.detach() for name, term in terms.items()}, inputs.get("names"))
-        loss = torch.stack(list(terms.values())).sum()
-        return (loss, outputs) if return_outputs else loss
-
-    def _images(self, inputs: dict[str, Any]) -> Tensor:
-        """The batch's images as the model wants them."""
+        """Loss of one batch; its terms go to the log, as means over all steps."""
         pixel_values = inputs["pixel_values"]
         if self.args.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         self.timer.lap("data")
         self.timer.images += len(pixel_values)
-        return pixel_values
-
-    def _record(self, terms: dict[str, Tensor], names: Sequence[str] | None) -> None:
-        self.guard.watch(terms, names)
+        loss, terms, outputs = self._run(model, pixel_values, inputs["labels"])
+        self.guard.watch(terms, inputs.get("names"))
         # An epoch's last step may accumulate fewer batches: each step counts as much as another, as in the loss.
         self.terms.add(terms, 1 / getattr(self, "current_gradient_accumulation_steps", 1))
+        return (loss, outputs) if return_outputs else loss
+
+    def _run(self, model: nn.Module, pixel_values: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """The loss, its detached terms, and the model's outputs."""
+        outputs = model(pixel_values=pixel_values)
+        self.timer.lap("student")
+        terms = self.task_loss(outputs, labels)
+        self.timer.lap("loss")
+        loss = torch.stack(list(terms.values())).sum()
+        return loss, {name: term.detach() for name, term in terms.items()}, outputs
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
         """As in transformers, which calls it before every optimizer step."""
