@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -117,18 +117,11 @@ def test_a_resumed_run_speaks_for_the_steps_before_it_and_its_own_times_are_sane
     assert logged_seconds < metrics["train_seconds_in_steps"] and trainer.speed.steps == 5
 
 
-def test_peak_memory_is_in_mebibytes_and_the_process_s_own():
-    def measure(queue) -> None:
-        before = peak_memory_mb(torch.device("cpu"))
-        block = torch.ones(100, 2**20)  # 400 MiB
-        queue.put(peak_memory_mb(torch.device("cpu")) - before + 0 * block[0, 0].item())
-
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    process = context.Process(target=measure, args=(queue,))
-    process.start()
-    process.join(timeout=60)
-    assert process.exitcode == 0 and 380 < queue.get() < 420
+def test_peak_memory_is_in_mebibytes():
+    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far
+    before = peak_memory_mb(torch.device("cpu"))
+    block = torch.ones(100, 2**20)  # 400 MiB
+    assert 380 < peak_memory_mb(torch.device("cpu")) - before < 420 and block.is_contiguous()
 
 
 @pytest.mark.parametrize("count", [8, 12], ids=["even", "shorter last step"])
