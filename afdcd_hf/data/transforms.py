@@ -15,8 +15,8 @@ from torchvision.transforms import v2
 
 from ..models.image_modes_afdcd import as_rgb
 from .checks import check_same_size
-from .resizing import resize_bilinear, resize_nearest, resized_side
 
+_ONE = 2**11  # weights of the bilinear resizing have 11 bits, as OpenCV's for uint8
 PAPER_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0)
 
 
@@ -159,3 +159,48 @@ def _kept(rng: np.random.Generator, side: int, crop: int) -> np.ndarray:
     """The pixels of the resized image's axis that the crop keeps; padding, if any, follows them."""
     start = int(rng.integers(max(side - crop, 0) + 1))
     return np.arange(start, min(start + crop, side))
+
+
+# Resizing: the part of a resized image or label that a crop keeps, computed without the rest. Pixels are sampled where
+# the released code's `cv2.resize(image, None, fx=scale, fy=scale)` samples: at 1/scale of the source from one pixel to
+# the next, also where scale × side is no whole number and the result's side is rounded.
+
+
+def resized_side(side: int, scale: float) -> int:
+    """Length of a resized side in pixels: rounded (halves to even), but at least 1."""
+    return max(1, round(side * scale))
+
+
+def resize_bilinear(pixels: np.ndarray, scale: float, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Some rows and columns of the bilinearly resized image: `INTER_LINEAR`, within a grey level of OpenCV.
+
+    Output pixel x shows source position (x + ½) / scale - ½; two neighbours an axis whatever the scale (no
+    antialiasing), edges repeated, rounded once. `(h, w, 3)` uint8, `(H,)` rows and `(W,)` columns in any order (falling
+    ones mirror the result) give `(H, W, 3)` uint8.
+    """
+    top, bottom, down = _neighbours(rows, scale, pixels.shape[0])
+    left, right, across = _neighbours(columns, scale, pixels.shape[1])
+    first = top.min()
+    region = pixels[first : bottom.max() + 1]
+    mixed = region.take(left, axis=1) * (_ONE - across)[:, None]
+    mixed += region.take(right, axis=1) * across[:, None]
+    result = mixed[top - first] * (_ONE - down)[:, None, None]
+    result += mixed[bottom - first] * down[:, None, None]
+    return ((result + _ONE**2 // 2) // _ONE**2).astype(np.uint8)
+
+
+def _neighbours(kept: np.ndarray, scale: float, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each pixel kept along an axis: its two source pixels, and the weight of the second in units of 1/`_ONE`."""
+    position = np.clip((kept + 0.5) / scale - 0.5, 0, length - 1)
+    low = position.astype(np.int64)
+    weight = np.rint((position - low) * _ONE).astype(np.int32)
+    return low, np.minimum(low + 1, length - 1), weight
+
+
+def resize_nearest(ids: np.ndarray, scale: float, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The same of class ids, `(h, w)`, by nearest neighbour: `INTER_NEAREST`; pixel x shows input pixel ⌊x / scale⌋."""
+    for axis, kept in enumerate((rows, columns)):
+        # 1 / scale first, as OpenCV does: 7 / 0.7 and 7 * (1 / 0.7) lie on two sides of 10
+        source = np.minimum((kept * (1 / scale)).astype(np.int64), ids.shape[axis] - 1)
+        ids = ids.take(source, axis=axis)
+    return ids

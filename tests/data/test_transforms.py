@@ -9,8 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from transformers import SegformerImageProcessor
 
-from afdcd_hf.data.resizing import resize_bilinear, resize_nearest, resized_side
-from afdcd_hf.data.transforms import PAPER_SCALES, RandomScaleCropFlip
+from afdcd_hf.data.transforms import PAPER_SCALES, RandomScaleCropFlip, resize_bilinear, resize_nearest, resized_side
 from afdcd_hf.models.image_modes_afdcd import as_rgb
 
 SCALES = [k / 10 for k in range(5, 21)]
