@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,16 +83,13 @@ def test_every_command_has_an_example_that_parses_and_names_its_defaults(name):
             assert f"(default {shown})" in text, action.option_strings
 
 
-def test_help_and_version_and_exit_statuses(capsys):
+def test_help_version_exit_statuses_and_tab_completion(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in commands()) and "exit status:" in text
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"afdcd {__version__}\n"
-
-
-def test_tab_completion_is_printed_for_a_shell(capsys):
     assert main(["--print_completion", "bash"]) == 0
     assert "--boundary_ratio" in capsys.readouterr().out
 
@@ -143,19 +141,14 @@ def test_help_and_mistakes_import_nothing_heavy():
     assert done.stdout.strip().endswith("False False False") and "distill" in done.stdout
 
 
-def test_a_model_that_is_not_there_is_named(capsys):
-    line = answer(capsys, "evaluate", "--model", "no/such-model", "--dataset", "scenes", "--device", "cpu")
-    assert "'no/such-model' is neither a local folder nor a Hub id" in line
-
-
-def spoil_weights(content: bytes):
+def weights(content: bytes):
     return lambda folder: (folder / "model.safetensors").write_bytes(content)
 
 
-def spoil_config(**changes):
+def config(**changes):
     def spoil(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        written = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**written, **changes}))
 
     return spoil
 
@@ -165,10 +158,11 @@ EVIL = {
     "auto_map": {"AutoConfig": "evil.Config", "AutoModelForSemanticSegmentation": "evil.Model"},
 }
 SPOILT = {
-    "truncated": (spoil_weights(b"\x80\x00\x00\x00\x00\x00\x00\x00{"), "cannot be loaded as a segmenter"),
-    "a web page": (spoil_weights(b"<!DOCTYPE html><html>not found</html>"), "cannot be loaded as a segmenter"),
-    "other shapes": (spoil_config(head_channels=4), "weights of other shapes than its config.json says"),
-    "code of its own": (spoil_config(**EVIL), "brings code of its own (auto_map in its config.json), which is not run"),
+    "not there": (shutil.rmtree, "is neither a local folder nor a Hub id"),
+    "truncated": (weights(b"\x80\x00\x00\x00\x00\x00\x00\x00{"), "cannot be loaded as a segmenter"),
+    "a web page": (weights(b"<!DOCTYPE html><html>not found</html>"), "cannot be loaded as a segmenter"),
+    "other shapes": (config(head_channels=4), "weights of other shapes than its config.json says"),
+    "code of its own": (config(**EVIL), "brings code of its own (auto_map in its config.json), which is not run"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
 }
 
@@ -178,7 +172,6 @@ def test_a_spoilt_model_folder_is_one_line_that_names_it(tmp_path, capsys, what)
     folder = saved_model(tmp_path / "model", "scenes")
     spoil, words = SPOILT[what]
     spoil(folder)
-    line = answer(
-        capsys, "evaluate", "--model", str(folder), "--dataset", "scenes", "--max_samples", "1", "--device", "cpu"
-    )
+    options = ["--dataset", "scenes", "--max_samples", "1", "--device", "cpu"]
+    line = answer(capsys, "evaluate", "--model", str(folder), *options)
     assert words in line and str(folder) in line

@@ -12,7 +12,7 @@ from transformers.trainer_utils import SchedulerType
 
 from afdcd_hf.data.transforms import PAPER_SCALES
 from afdcd_hf.losses import validate_loss_spec
-from afdcd_hf.recipes import list_recipes, load_recipe, recipe_path
+from afdcd_hf.recipes import list_recipes, load_recipe
 from afdcd_hf.training.arguments import merge_arguments, parse_arguments, training_part
 from afdcd_hf.training.option_values import plain_value
 from afdcd_hf.training.options import DataArguments
@@ -40,16 +40,12 @@ def train(argv=(), recipe=None):
     return parse_arguments(training_part(RECIPE) if recipe is None else recipe, argv, distils=False)
 
 
-def test_a_recipe_alone_fills_the_dataclasses_in_their_order():
+def test_a_recipe_fills_the_dataclasses_in_their_order_and_the_command_line_overrides_it():
     model, teacher, data, args = distil()
     assert model.backbone_kwargs == {"stem_type": "deep"} and teacher.teacher is None
-    assert data.crop_size == [96, 192] and data.scales == [0.5, 1.0]
-    assert args.max_steps == 300 and args.use_cpu is True
+    assert (data.crop_size, data.scales, args.max_steps, args.use_cpu) == ([96, 192], [0.5, 1.0], 300, True)
     assert args.loss_kwargs == {"kd": {"weight": 1.0}, "af_dcd": {"feature_weight": 2e-6, "contrast_weight": 5e-3}}
     assert tuple(DataArguments().scales) == PAPER_SCALES
-
-
-def test_the_command_line_overrides_the_recipe():
     argv = ["--max_steps", "7", "--crop-size", "32", "48", "--scales", "1.0", "--learning-rate=0.5", "--auxiliary_head"]
     argv += ["--backbone_kwargs", '{"a": [1]}', "--teacher", "runs/teacher", "--save_strategy", "no"]
     model, teacher, data, args = distil(argv)
@@ -58,22 +54,12 @@ def test_the_command_line_overrides_the_recipe():
     assert args.save_strategy.value == "no"
 
 
-@pytest.mark.parametrize(
-    ("argv", "loss", "option", "value"),
-    [
-        (["--kd.weight=0.5"], "kd", "weight", 0.5),
-        (["--kd.temperature", "4"], "kd", "temperature", 4),
-        (["--af_dcd.feature_weight", "1e-5"], "af_dcd", "feature_weight", 1e-5),
-        (["--af_dcd.mask", "center"], "af_dcd", "mask", "center"),
-        (["--af_dcd.pool_size", "null"], "af_dcd", "pool_size", None),
-        (["--af_dcd.projector=enhanced"], "af_dcd", "projector", "enhanced"),
-    ],
-)
-def test_dotted_options_reach_their_loss_beside_those_of_the_recipe(argv, loss, option, value):
-    kwargs = distil(argv)[-1].loss_kwargs
-    assert kwargs[loss][option] == value and type(kwargs[loss][option]) is type(value)
-    for name, options in distil()[-1].loss_kwargs.items():
-        assert all(kwargs[name][key] == given for key, given in options.items() if (name, key) != (loss, option))
+def test_dotted_options_reach_their_loss_beside_those_of_the_recipe():
+    argv = ["--kd.weight=0.5", "--kd.temperature", "4", "--af_dcd.feature_weight", "1e-5", "--af_dcd.mask", "center"]
+    kwargs = distil([*argv, "--af_dcd.pool_size", "null", "--af_dcd.projector=enhanced"])[-1].loss_kwargs
+    own = {"feature_weight": 1e-5, "contrast_weight": 5e-3, "mask": "center", "pool_size": None}
+    assert kwargs == {"kd": {"weight": 0.5, "temperature": 4}, "af_dcd": {**own, "projector": "enhanced"}}
+    assert type(kwargs["kd"]["temperature"]) is int
 
 
 @pytest.mark.parametrize(
@@ -102,7 +88,6 @@ KD = {"loss": "kd"}
 MISTAKES = {
     "unknown option": (["--max_step", "3"], {}, r"Unknown argument 'max_step'\. Close: .*max_steps"),
     "unknown option after =": (["--crop-sizes=3"], {}, r"Unknown argument 'crop_sizes'.*crop_size"),
-    "mistyped config": (["--cofig", "x"], {}, r"Unknown argument 'cofig'\. Close: config"),
     "unknown recipe key": ([], {"backbon": "resnet18"}, r"Unknown argument 'backbon'.*Close: .*backbone"),
     "nothing like it": ([], {"xyzzy": 1}, r"Unknown argument 'xyzzy'\. --help_all"),
     "option of an unknown loss": (["--af_dc.mask", "center"], {}, r"unknown loss 'af_dc'; known losses: .*af_dcd"),
@@ -145,11 +130,7 @@ MISTAKES = {
     "no accumulation": ([], {**KD, "gradient_accumulation_steps": 0}, r"gradient_accumulation_steps=0 must be 1 or"),
     "no epoch": ([], {**KD, "num_train_epochs": 0}, r"num_train_epochs=0.0 must be above 0"),
     "steps and epochs": ([], {**KD, "num_train_epochs": 2, "max_steps": 5}, r"exclude each other: .*max_steps=-1"),
-    "warm-up to the end": (
-        [],
-        {**KD, "warmup_steps": 5, "max_steps": 5},
-        r"warmup_steps=5 must be less than the run.s 5 steps",
-    ),
+    "warm-up to the end": ([], {**KD, "warmup_steps": 5, "max_steps": 5}, r"warmup_steps=5 must be less than the run"),
     "transformers' range": ([], {**KD, "adam_beta1": 3}, r"adam_beta1=3.0 must be 0 or more, below 1"),
     "transformers' type": ([], {**KD, "full_determinism": "maybe"}, r"full_determinism='maybe' must be true or false"),
     "an unknown score": ([], {**KD, "metric_for_best_model": "eval_loss"}, r"'eval_loss' is not among.*mean_iou"),
@@ -245,11 +226,6 @@ def test_an_unknown_recipe_lists_the_known_ones_and_the_closest():
     assert all(name in str(error.value) for name in list_recipes())
 
 
-def test_the_bundled_recipes_are_found_by_name():
-    assert "quickstart" in list_recipes() and len(list_recipes()) >= 2
-    assert all(recipe_path(name).is_file() for name in list_recipes())
-
-
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_value_of_a_bundled_recipe_arrives_as_it_is_written_and_its_crop_fits_its_loss(name, tmp_path):
     recipe = load_recipe(name)
@@ -262,10 +238,8 @@ def test_every_value_of_a_bundled_recipe_arrives_as_it_is_written_and_its_crop_f
             loss, option = key.split(".")
             assert values["loss_kwargs"][loss][option] == written, key
         elif key not in machine:
-            arrived = plain_value(values[key])
-            assert arrived == (
-                {"true": True, "false": False}.get(written, written) if key.startswith("pre") else written
-            )
+            meant = {"true": True, "false": False}.get(written, written) if key.startswith("pre") else written
+            assert plain_value(values[key]) == meant, key
     assert model.output_stride in (8, 16, 32)
     if "loss" in recipe and "af_dcd" in validate_loss_spec(args.loss, args.loss_kwargs):
         options = args.loss_kwargs["af_dcd"]

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import distilling, pictures, same, samples, segmenter, supervised, weights
 
 from afdcd_hf import AfDcdImageProcessor
+from afdcd_hf.training import runs
 from afdcd_hf.training.disk_space import check_room, check_writable, checkpoint_bytes, number_of_checkpoints
 from afdcd_hf.training.preflight import check_images, evenly_spread, preflight
 
@@ -29,8 +30,8 @@ def with_label(label: np.ndarray | None, index: int = 0) -> dict:
     return {**row, "label": None if label is None else Image.fromarray(label.astype(np.uint8))}
 
 
-class Keeping(torch.nn.Module):
-    """A teacher that always predicts the class it is made for, or with None what it sees."""
+class Teacher(torch.nn.Module):
+    """Predicts one class everywhere, or with None what it sees: the grey values of `labelled_image`."""
 
     def __init__(self, best: int | None):
         super().__init__()
@@ -38,31 +39,24 @@ class Keeping(torch.nn.Module):
         self.best = best
 
     def forward(self, pixel_values):
-        batch, _, height, width = pixel_values.shape
-        if self.best is None:  # the grey values of `labelled_image`, as the processor leaves them
-            processor = AfDcdImageProcessor()
-            mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
-            steps = torch.tensor([((255 * (c + 1) // 5 / 255 - mean) / std).mean() for c in range(4)])
-            levels = pixel_values.mean(1)
-            scores = -(levels[:, None] - steps[None, :, None, None]).abs()
-            return SimpleNamespace(logits=scores * self.scale)
-        scores = torch.zeros(batch, 4, height, width)
-        scores[:, self.best] = 1
+        processor = AfDcdImageProcessor()
+        mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+        steps = torch.tensor([((255 * (c + 1) // 5 / 255 - mean) / std).mean() for c in range(4)])
+        scores = -(pixel_values.mean(1)[:, None] - steps[None, :, None, None]).abs()
+        if self.best is not None:
+            scores = torch.zeros_like(scores)
+            scores[:, self.best] = 1
         return SimpleNamespace(logits=scores * self.scale)
 
 
-def test_good_images_give_one_line():
+def test_good_images_give_one_line_and_are_spread_over_all():
+    assert evenly_spread(5, 16) == [0, 1, 2, 3, 4] and len(evenly_spread(2975, 16)) == 16
+    assert evenly_spread(2975, 16)[:2] == [0, 198] and evenly_spread(2975, 16)[-1] == 2974
     rows = [labelled_image(index, 4, 32, 48) for index in range(20)] + [labelled_image(20, 4, 16, 24)]
     assert (
         look(rows)
         == "16 of 21 training images are readable: 16x24 to 32x48 pixels (height x width), 4 of 4 classes occur"
     )
-
-
-def test_the_images_looked_at_are_spread_over_all():
-    assert evenly_spread(5, 16) == [0, 1, 2, 3, 4]
-    assert evenly_spread(2975, 16)[:2] == [0, 198] and evenly_spread(2975, 16)[-1] == 2974
-    assert len(evenly_spread(2975, 16)) == 16
 
 
 @pytest.mark.parametrize(
@@ -100,7 +94,7 @@ def test_an_image_that_cannot_be_read_is_an_oserror():
 @pytest.mark.parametrize(("best", "near_chance"), [(None, False), (0, True)], ids=["good", "constant"])
 def test_a_teacher_near_chance_is_warned_of(tmp_path, caplog, best, near_chance):
     caplog.set_level(logging.INFO, "afdcd_hf")
-    trainer = distilling(tmp_path, teacher=Keeping(best), loss="kd", loss_kwargs=None, eval_dataset=pictures(12))
+    trainer = distilling(tmp_path, teacher=Teacher(best), loss="kd", loss_kwargs=None, eval_dataset=pictures(12))
     preflight(trainer, CLASSES)
     (line,) = [record for record in caplog.records if "The teacher reaches" in record.getMessage()]
     assert (line.levelno == logging.WARNING) is near_chance
@@ -186,24 +180,28 @@ def test_the_plan_is_told_and_what_is_odd_about_it(tmp_path, caplog):
 @pytest.mark.parametrize("command", ["train", "distill"])
 @pytest.mark.parametrize("preflight_option", [[], ["--preflight", "false"]], ids=["usual", "left out"])
 def test_commands_run_the_checks_unless_told_not_to(tmp_path, monkeypatch, command, preflight_option):
-    from afdcd_hf.training import runs
+    class StopRun(Exception):
+        """Where training would begin."""
+
+    def train(*_, **__):
+        raise StopRun
 
     called = []
-    monkeypatch.setattr(runs, "preflight", lambda trainer, names: called.append(names))
-    monkeypatch.setattr(runs.SegmentationTrainer, "train", lambda *_, **__: (_ for _ in ()).throw(StopRun))
-    names = ("sky", "sun")
-    monkeypatch.setattr(runs, "load_model", lambda name: segmenter(1, num_labels=2))
-    monkeypatch.setattr(runs, "build_model", lambda *_: (segmenter(num_labels=2), AfDcdImageProcessor()))
-    monkeypatch.setattr(runs, "_processor_of", lambda name: None)
-    monkeypatch.setattr(runs, "prepare_facts", lambda *_, **__: None)
+    model, processor = segmenter(num_labels=2), AfDcdImageProcessor()
     two = [{**row, "label": Image.fromarray(np.zeros((32, 48), np.uint8))} for row in pictures(4)]
+    monkeypatch.setattr(runs, "preflight", lambda trainer, names: called.append(names))
+    monkeypatch.setattr(runs.SegmentationTrainer, "train", train)
+    monkeypatch.setattr(runs, "load_model", lambda name: segmenter(1, num_labels=2))
+    monkeypatch.setattr(runs, "build_model", lambda *_: (model, processor))
+    monkeypatch.setattr(runs, "_processor_of", lambda name: None)
+    monkeypatch.setattr(runs, "prepare_facts", lambda *_: None)
     monkeypatch.setattr(runs, "load_split", lambda **_: two)
-    argv = ["--output_dir", str(tmp_path / "run"), "--class_names", *names, "--dataset", "x", "--use_cpu", "true"]
+    argv = ["--output_dir", str(tmp_path / "run"), "--class_names", "sky", "sun", "--dataset", "x", "--use_cpu", "true"]
     argv += ["--per_device_train_batch_size", "2", "--crop_size", "32", "48", "--report_to", "none", *preflight_option]
     argv += ["--teacher", "somewhere", "--loss", "kd"] if command == "distill" else []
     with pytest.raises(StopRun):
         getattr(runs, command)(None, argv)
-    assert [list(given) for given in called] == ([] if preflight_option else [list(names)])
+    assert called == ([] if preflight_option else [["sky", "sun"]])
 
 
 def halves(first: int, second: int) -> dict:
@@ -234,20 +232,12 @@ def test_the_ignored_label_must_not_be_a_class(tmp_path):
         preflight(trainer, CLASSES)
 
 
-def test_a_student_that_refuses_an_evaluation_image_is_found_before_the_first_step(tmp_path):
-    class Picky(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = segmenter()
-            self.config = self.inner.config
+def test_a_student_that_refuses_an_evaluation_image_is_found_before_the_first_step(tmp_path, monkeypatch):
+    student = segmenter()
 
-        def forward(self, pixel_values, labels=None):
-            raise RuntimeError("The size of tensor a (3)\nmust match that of tensor b (4)")
+    def refuse(pixel_values, labels=None):
+        raise RuntimeError("The size of tensor a (3)\nmust match that of tensor b (4)")
 
-    trainer = supervised(tmp_path, Picky())
+    monkeypatch.setattr(student, "forward", refuse)
     with pytest.raises(ValueError, match=r"image of 32x48 pixels \(height x width\), so it .*The size of tensor"):
-        preflight(trainer, CLASSES)
-
-
-class StopRun(Exception):
-    """Where training would begin."""
+        preflight(supervised(tmp_path, student), CLASSES)
