@@ -52,9 +52,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(command, "--dataset_id", metavar="USER/NAME", help="the data set on the Hub, for its table of results")
     add(command, "--reported", nargs=2, metavar=("PERCENT", "SOURCE"), help="published mIoU, and where it stands")
     add(command, "--results", metavar="JSON", help="results.json of `afdcd evaluate`, for other scores")
-    picture = {"dest": "pictures", "nargs": 2, "metavar": ("FILE", "CAPTION"), "help": "may be repeated"}
-    add(command, "--picture", action="append", default=[], **picture)
-    add(command, "--tag", dest="tags", action="append", default=[], help="may be repeated")
+    repeated: dict[str, Any] = {"action": "append", "default": [], "help": "may be repeated"}
+    add(command, "--picture", dest="pictures", nargs=2, metavar=("FILE", "CAPTION"), **repeated)
+    add(command, "--tag", dest="tags", **repeated)
     add(command, "--note", dest="notes", action="append", default=[], help="a paragraph for the reader; likewise")
     speed = command.add_argument_group("speed on this machine")
     flag(speed, "--latency", "measure it")

@@ -41,19 +41,19 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor:
             "pretrained_backbone", "backbone_kwargs", "output_stride", "head", "head_channels", "atrous_rates",
             "auxiliary_head",
         )  # fmt: skip
-        model = AfDcdForSemanticSegmentation.from_backbone(
+        new = AfDcdForSemanticSegmentation.from_backbone(
             args.backbone,
             id2label=dict(enumerate(classes)),
             label2id={name: index for index, name in enumerate(classes)},
             **{name: getattr(args, name) for name in names},
         )
-        processor = _new_processor(model, args.preprocessing, teacher_processor)
+        model, processor = new, _new_processor(new, args.preprocessing, teacher_processor)
     if teacher_processor is not None:
         _check_same_input(processor, teacher_processor)
     return model, processor
 
 
-def origin_of(args: ModelArguments) -> dict[str, str | None]:
+def origin_of(args: ModelArguments) -> dict[str, Any]:
     """The weights that `build_model` starts from, as facts of the card: local paths stay private."""
     if args.model is not None:
         if Path(args.model).exists():
@@ -67,7 +67,9 @@ def origin_of(args: ModelArguments) -> dict[str, str | None]:
     return {"started_from": f"ImageNet weights of {args.backbone} from the file {file}"}
 
 
-def _new_processor(model: nn.Module, preprocessing: str | None, teacher_processor: Any) -> AfDcdImageProcessor:
+def _new_processor(
+    model: AfDcdForSemanticSegmentation, preprocessing: str | None, teacher_processor: Any
+) -> AfDcdImageProcessor:
     if preprocessing is None and teacher_processor is not None:
         settings = _input_settings(teacher_processor)
     elif preprocessing == "released":

@@ -15,13 +15,15 @@ DEFAULT_STEPS = 40_000
 _PAPER_SCALES = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]
 
 
+def _given(choice: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in choice.items() if value is not None}
+
+
 @dataclass
 class ModelArguments:
     """The model to train."""
 
-    model: str | None = option(
-        None, "Folder or Hub id of a saved model to start from, instead of a new one.", path=True
-    )
+    model: str | None = option(None, "Folder or Hub id of a saved model to start from; else a new one.", path=True)
     backbone: str = option("resnet18", "timm name of the backbone.")
     backbone_kwargs: dict | None = option(None, "Arguments of timm.create_model (JSON).")
     pretrained_backbone: bool | str = option(True, "ImageNet weights: true, false, or a .safetensors file.", path=True)
@@ -30,9 +32,7 @@ class ModelArguments:
     head_channels: int | None = option(None, "Width of the head; by default the paper's.", at_least=1)
     atrous_rates: list[int] | None = option(None, "DeepLabV3's dilations.", at_least=1)
     auxiliary_head: bool = option(False, "Add an auxiliary head on the last but one map.")
-    preprocessing: str | None = option(
-        None, "timm (as its weights) or released (BGR); default: the teacher's, else timm."
-    )
+    preprocessing: str | None = option(None, "timm (as its weights) or released (BGR); default: the teacher's or timm.")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -60,8 +60,7 @@ class TeacherArguments:
             return None
         folder = self.unlabelled_dir or (data.data_dir if self.unlabelled_dataset == data.dataset else None)
         choice = {"name": self.unlabelled_dataset, "split": self.unlabelled_split, "labelled": False}
-        given = {"data_dir": folder, "list_file": self.unlabelled_list}
-        return choice | {name: value for name, value in given.items() if value is not None}
+        return _given({**choice, "data_dir": folder, "list_file": self.unlabelled_list})
 
 
 @dataclass
@@ -103,12 +102,10 @@ class DataArguments:
 
     def choice(self, part: Literal["train", "eval"]) -> dict[str, Any]:
         """The images and labels to train or to evaluate on: what `load_split` takes."""
-        names = ("data_dir", "image_column", "label_column", "label_map", "labels_as")
-        given = {name: getattr(self, name) for name in names}
-        own = {"list_file": f"{part}_list", "max_samples": f"max_{part}_samples"}
-        given |= {name: getattr(self, field_name) for name, field_name in own.items()}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        return {"name": self.dataset, "split": getattr(self, f"{part}_split"), **chosen}
+        own = {"name": "dataset", "split": f"{part}_split", "list_file": f"{part}_list"}
+        own |= {"max_samples": f"max_{part}_samples"}
+        own |= {name: name for name in ("data_dir", "image_column", "label_column", "label_map", "labels_as")}
+        return _given({name: getattr(self, field) for name, field in own.items()})
 
 
 @dataclass

@@ -87,31 +87,14 @@ def _look(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
 
 
 def check_images(
-    part: str,
-    rows: Rows,
-    processor: Any,
-    class_names: Sequence[str],
-    ignore_index: int = 255,
-    *,
-    trains: bool = False,
+    part: str, rows: Rows, processor: Any, class_names: Sequence[str], ignore_index: int = 255, *, trains: bool = False
 ) -> str:
-    """Read some images, evenly spread over a dataset, and their labels.
-
-    Args:
-        part: "training" or "evaluation", for messages.
-        rows: with PIL images in `image` and `label`.
-        processor: image processor of the model.
-        class_names: in the order of their ids.
-        ignore_index: label that does not count.
-        trains: whether every image needs a label, and the classes that occur are questioned.
-
-    Returns:
-        A line on what was seen.
+    """Read some images and labels, evenly spread over rows with `image` and `label`; return a line on what was seen.
 
     Raises:
         OSError: a file cannot be read; the error names it, and says how many more there are.
-        ValueError: a label that does not fit its image, holds other values than 0..K-1 and `ignore_index`, is missing
-            though needed, or labels of which nothing, or a single class, is left to learn.
+        ValueError: a label that does not fit its image, holds other values than 0..K-1 and `ignore_index` or, where
+            the model `trains` on it, is missing; labels of which nothing, or a single class, is left to learn.
     """
     samples = EvaluationSamples(rows, processor, len(class_names), ignore_index)
     indices, sizes, problems = evenly_spread(len(rows), _IMAGES), [], []

@@ -54,18 +54,12 @@ def prepare_facts(
     data: DataArguments,
     recipe_name: str | Path | None,
     teacher_name: str | None,
-    origin: Mapping[str, str | None],
+    origin: Mapping[str, Any],
 ) -> CardFacts | None:
     """All that a card says before anything is trained or scored, tried by rendering it; None off the main process.
 
-    Names of recipe and teacher may be paths: what is written has their last part only.
-
-    Args:
-        trainer: the trainer, before the training.
-        data: images and labels.
-        recipe_name: name or file of the recipe.
-        teacher_name: folder or Hub id of the teacher.
-        origin: the weights that the model started from, as facts of the card.
+    Names of recipe and teacher may be paths: what is written has their last part only. `origin` has the weights that
+    the model started from, as facts of the card.
 
     Raises:
         ValueError: something that the card could not say, such as the MACs of a model that refuses the crop's size.
@@ -120,12 +114,7 @@ def write_report(
     """Score the saved folder (not the model in memory) and write results, curves, facts and card into it.
 
     Runs on all ranks, which share the evaluation; only the main process writes, and returns the card's facts.
-
-    Args:
-        trainer: the trainer, after the training.
-        data: images and labels.
-        facts: of `prepare_facts`.
-        seconds: wall-clock time of the training.
+    `facts` are of `prepare_facts`; the training took so many `seconds` of wall-clock time.
     """
     args, folder = trainer.args, Path(trainer.args.output_dir)
     scores = evaluate_segmenter(

@@ -62,7 +62,7 @@ def _run(config: str | Path | None, argv: Sequence[str], *, distils: bool) -> Fi
     recipe = load_recipe(config) if config else {}
     given = merge_arguments(recipe if distils else training_part(recipe), argv, distils=distils)
     model_args, *others, data, args = build_arguments(given, distils=distils)
-    teacher_args = others[0] if distils else TeacherArguments()
+    teacher_args: Any = others[0] if distils else TeacherArguments()
     if distils and teacher_args.teacher is None:
         raise ValueError("A distillation needs --teacher: the folder or Hub id of a trained model.")
     with _output_of(args):
@@ -70,11 +70,11 @@ def _run(config: str | Path | None, argv: Sequence[str], *, distils: bool) -> Fi
         set_seed(args.seed)
         model, processor = build_model(model_args, data.classes(), _processor_of(teacher_args.teacher))
         parts = {"processing_class": processor, **_datasets(data, args, processor, teacher_args)}
-        trainer = (
-            SegmentationTrainer(model, args, **parts)
-            if teacher is None
-            else DistillationTrainer(model, teacher, args, **parts)
-        )
+        trainer: SegmentationTrainer
+        if teacher is None:
+            trainer = SegmentationTrainer(model, args, **parts)
+        else:
+            trainer = DistillationTrainer(model, teacher, args, **parts)
         facts = prepare_facts(trainer, data, config, teacher_args.teacher, origin_of(model_args))
         if args.preflight:
             preflight(trainer, data.classes())
