@@ -109,23 +109,12 @@ def test_a_run_with_it_is_the_run_without_it_to_the_bit(tmp_path, make, options)
     assert all(same(*pair) for pair in zip(*states, strict=True))
 
 
-class Plain(nn.Module):
-    """A model without gradient checkpointing."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = segmenter()
-
-    def forward(self, pixel_values):
-        return self.net(pixel_values=pixel_values)
-
-
 def test_a_model_that_cannot_is_refused_before_training_and_so_are_options_that_would_be_dropped(tmp_path):
     hrnet = {"backbone": "hrnet_w18_small", "backbone_kwargs": {"out_indices": [1, 2, 3, 4]}, "output_stride": 32}
     with pytest.raises(ValueError, match="timm offers no gradient checkpointing for this backbone"):
         supervised(tmp_path, segmenter(**hrnet), gradient_checkpointing=True)
-    with pytest.raises(ValueError, match="Plain lacks"):
-        supervised(tmp_path, Plain(), gradient_checkpointing=True)
+    with pytest.raises(ValueError, match="Sequential lacks"):
+        supervised(tmp_path, nn.Sequential(segmenter()), gradient_checkpointing=True)
     for kwargs in ({"use_reentrant": True}, {"preserve_rng_state": False}):
         with pytest.raises(ValueError, match="takes no further options"):
             supervised(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs=kwargs)

@@ -21,90 +21,81 @@ RELEASED_MEAN = [104.00698793, 116.66876762, 122.67891434]  # blue, green, red
 RELEASED = dict(do_flip_channels=True, do_rescale=False, image_mean=RELEASED_MEAN, image_std=[1.0, 1.0, 1.0])
 
 
-@pytest.fixture
-def picture():
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 11, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
+PIXELS = np.random.default_rng(0).integers(0, 256, (7, 11, 3), dtype=np.uint8)
+IMAGE = Image.fromarray(PIXELS)
 LABELS = np.random.default_rng(1).integers(0, 4, (7, 11), dtype=np.uint8)
 LABELS[2] = 255
 
 
-def pixel_values(processor, picture, **kwargs):
-    return processor(images=picture, return_tensors="pt", **kwargs)["pixel_values"]
-
-
-def channels_first(picture):
-    return np.asarray(picture).astype(np.float64).transpose(2, 0, 1)
+def pixel_values(processor, image=IMAGE, **kwargs):
+    return processor(images=image, return_tensors="pt", **kwargs)["pixel_values"]
 
 
 # Preprocessing
 
 
-def test_by_default_a_picture_is_normalised_as_for_imagenet(picture):
+def test_by_default_an_image_is_normalised_as_for_imagenet():
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    expected = (channels_first(picture) / 255 - mean[:, None, None]) / std[:, None, None]
-    values = pixel_values(AfDcdImageProcessor(), picture)
+    expected = ((PIXELS / 255 - mean) / std).transpose(2, 0, 1)
+    values = pixel_values(AfDcdImageProcessor())
     assert values.shape == (1, 3, 7, 11) and values.dtype == torch.float32
     np.testing.assert_allclose(values[0].numpy(), expected, atol=2e-6)
 
 
-def test_the_released_networks_get_bgr_minus_the_mean_exactly(picture):
-    bgr = np.asarray(picture)[:, :, ::-1].astype(np.float32)
-    expected = (bgr - np.array(RELEASED_MEAN, dtype=np.float32)).transpose(2, 0, 1)
-    assert np.array_equal(pixel_values(AfDcdImageProcessor(**RELEASED), picture)[0].numpy(), expected)
+def test_the_released_models_get_bgr_minus_the_mean_exactly():
+    expected = PIXELS[:, :, ::-1].astype(np.float32) - np.array(RELEASED_MEAN, dtype=np.float32)
+    assert np.array_equal(pixel_values(AfDcdImageProcessor(**RELEASED))[0].numpy(), expected.transpose(2, 0, 1))
 
 
-def test_options_of_one_call_win_and_a_tensor_gives_the_same_as_its_image(picture):
+def test_options_of_one_call_win_and_a_tensor_gives_the_same_as_its_image():
     processor, released = AfDcdImageProcessor(), AfDcdImageProcessor(**RELEASED)
-    assert torch.equal(pixel_values(processor, picture, **RELEASED), pixel_values(released, picture))
-    tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    assert torch.equal(pixel_values(processor, **RELEASED), pixel_values(released))
+    tensor = torch.from_numpy(PIXELS).permute(2, 0, 1)
     for one in (processor, released):
-        assert torch.equal(pixel_values(one, tensor), pixel_values(one, picture))
+        assert torch.equal(pixel_values(one, tensor), pixel_values(one))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "LA", "RGBA", "CMYK", "I;16"])
-def test_every_mode_becomes_three_channels_by_the_one_rule(picture, mode):
-    deep = Image.fromarray(np.asarray(picture)[..., 0].astype(np.uint16) * 257)
-    image = deep if mode == "I;16" else picture.convert(mode)
+def test_every_mode_becomes_three_channels_by_the_one_rule(mode):
+    deep = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)
+    image = deep if mode == "I;16" else IMAGE.convert(mode)
     assert torch.equal(pixel_values(AfDcdImageProcessor(), image), pixel_values(AfDcdImageProcessor(), as_rgb(image)))
 
 
-def test_pixels_of_unknown_range_are_refused(picture):
+def test_pixels_of_unknown_range_are_refused():
     with pytest.raises(ValueError, match="mode F: its pixels are floating-point numbers"):
-        AfDcdImageProcessor()(images=picture.convert("F"))
+        AfDcdImageProcessor()(images=IMAGE.convert("F"))
     for array in (np.zeros((3, 4, 5), np.uint16), torch.zeros(3, 4, 5, dtype=torch.int32)):
         with pytest.raises(ValueError, match="array of .*int.*; expected uint8"):
             AfDcdImageProcessor()(images=array)
 
 
 @pytest.mark.parametrize("options", [{}, RELEASED, {"do_resize": True, "size": {"height": 14, "width": 22}}])
-def test_label_maps_are_neither_normalised_nor_flipped_keep_255_and_are_resized_by_repeating(picture, options):
+def test_label_maps_are_neither_normalised_nor_flipped_keep_255_and_are_resized_by_repeating(options):
     labels = Image.fromarray(LABELS)
-    batch = AfDcdImageProcessor(**options)(images=picture, segmentation_maps=labels, return_tensors="pt")
+    batch = AfDcdImageProcessor(**options)(images=IMAGE, segmentation_maps=labels, return_tensors="pt")
     repeats = 2 if options.get("do_resize") else 1
     assert batch["labels"].dtype == torch.int64 and batch["pixel_values"].shape[-2:] == batch["labels"].shape[-2:]
     assert np.array_equal(batch["labels"][0].numpy(), LABELS.repeat(repeats, axis=0).repeat(repeats, axis=1))
 
 
-def test_pictures_of_different_sizes_come_as_a_list(picture):
-    pictures = [picture, picture.resize((5, 4))]
-    values = AfDcdImageProcessor()(images=pictures)["pixel_values"]
+def test_images_of_different_sizes_come_as_a_list():
+    both = [IMAGE, IMAGE.resize((5, 4))]
+    values = AfDcdImageProcessor()(images=both)["pixel_values"]
     assert [tuple(value.shape) for value in values] == [(3, 7, 11), (3, 4, 5)]
     with pytest.raises(ValueError):
-        AfDcdImageProcessor()(images=pictures, return_tensors="pt")
+        AfDcdImageProcessor()(images=both, return_tensors="pt")
 
 
 @pytest.mark.parametrize("options", [{}, RELEASED, {"align_corners": False}])
-def test_a_saved_processor_loads_with_its_options(picture, tmp_path, options):
+def test_a_saved_processor_loads_with_its_options(tmp_path, options):
     processor = AfDcdImageProcessor(**options)
     processor.save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(loaded) is AfDcdImageProcessor
     for name, value in options.items():
         assert np.array_equal(getattr(loaded, name), value)
-    assert torch.equal(pixel_values(loaded, picture), pixel_values(processor, picture))
+    assert torch.equal(pixel_values(loaded), pixel_values(processor))
 
 
 # Post-processing
