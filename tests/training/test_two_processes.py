@@ -48,7 +48,7 @@ AT_TIMES = {"distill_every": 2}  # the first and the third step
 CIRKD = {"num_classes": 4, "pixel_queue": 7, "region_queue": 5, "pixels_per_image": 2, "pixel_draws": 16}
 CIRKD |= {"region_draws": 8, "pixel_weight": 1.0, "region_weight": 1.0, "minibatch_weight": 5.0}
 REMEMBERING = {"loss": "cirkd", "loss_kwargs": {"cirkd": CIRKD}, "save_strategy": "no", "eval_strategy": "no"}
-RANDOM = {"loss_kwargs": loss_options(mask="random"), "logging_steps": 2, "save_strategy": "no", "eval_strategy": "no"}
+RANDOM = {"loss_kwargs": loss_options(mask="random"), "logging_steps": 2, "save_strategy": "no", "eval_steps": 4}
 TERMS = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast")
 CIRKD_TERMS = ("loss", "loss_cirkd_minibatch", "loss_cirkd_pixel", "loss_cirkd_region")
 
