@@ -15,7 +15,6 @@ from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.hub.card_facts import read_facts
 from afdcd_hf.hub.model_card import render_card
 from afdcd_hf.hub.verify import verify
-from afdcd_hf.inference.predictions import draw_predictions
 from afdcd_hf.training import quickstart
 from afdcd_hf.training.runs import FinishedRun
 
@@ -113,8 +112,3 @@ def test_other_files_are_not_written_over(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds other files, such as mine.txt; give another --output_dir"):
         quickstart.quickstart(tmp_path)
-
-
-def test_a_picture_of_an_image_that_is_not_there_is_refused(finished, tmp_path):
-    with pytest.raises(ValueError, match="val split has 5 images; index 9 is out of range"):
-        draw_predictions({}, tmp_path / "x.png", dataset="scenes", indices=[0, 9])
