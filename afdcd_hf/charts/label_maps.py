@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.patches import Patch
 
 Palette = Sequence[Sequence[int]] | np.ndarray
-Columns = Mapping[str, Sequence[np.ndarray]]
+Columns = Mapping[str, Sequence[np.ndarray | str]]
 IGNORE_INDEX = 255
 MOST_CLASSES = 24  # in the legend
 CELL_WIDTH, TITLE_LENGTH = 2.7, 22  # inches, characters in a line
@@ -78,6 +78,14 @@ def as_colors(palette: Palette) -> np.ndarray:
     return colors.astype(np.uint8)
 
 
+def mark_errors(prediction: np.ndarray, truth: np.ndarray, right: int) -> np.ndarray:
+    """Where a label map is wrong, and as what: its own ids there, `right` elsewhere, 255 where the truth has it.
+
+    Both maps are `(H, W)` of any integer dtype, ids of the classes below `right`; the result is int64.
+    """
+    return np.where(truth == IGNORE_INDEX, IGNORE_INDEX, np.where(prediction == truth, right, prediction)).astype(int)
+
+
 def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """Lay the classes' colours over an image, with white lines between classes.
 
@@ -106,8 +114,8 @@ def plot_predictions(
 
     Args:
         columns: title to arrays, in drawing order; all columns have the same length. `(H, W, 3)` uint8 RGB is shown as
-            it is, an `(H, W)` integer map in its classes' colours, 255 black. Each row takes its proportions from its
-            first array.
+            it is, an `(H, W)` integer map in its classes' colours, 255 black, and a text is written. Each row takes its
+            proportions from its first array; it has one.
         palette: `(K, 3)` colours 0-255.
         class_names: K names; the legend lists the classes that occur, in their order. Of more than 24 it lists those
             that cover most of the maps, and says how many more there are.
@@ -127,9 +135,10 @@ def plot_predictions(
         raise ValueError(f"{len(class_names)} class names came with {len(colors)} colours; pass one name per colour.")
     if stray := sorted(set(notes) - set(columns)):
         raise ValueError(f"notes={stray} belong to no column; the columns are {list(columns)}.")
-    shown = {title: [_as_rgb(title, array, colors) for array in arrays] for title, arrays in columns.items()}
-    swatches = _swatches([array for arrays in columns.values() for array in arrays], colors, class_names)
-    heights = [CELL_WIDTH * array.shape[0] / array.shape[1] for array in next(iter(columns.values()))]
+    shown = {title: [_as_rgb(title, cell, colors) for cell in cells] for title, cells in columns.items()}
+    rows = [[cell for cell in row if not isinstance(cell, str)] for row in zip(*columns.values(), strict=True)]
+    swatches = _swatches([array for row in rows for array in row], colors, class_names)
+    heights = [CELL_WIDTH * row[0].shape[0] / row[0].shape[1] for row in rows]
     width = CELL_WIDTH * len(columns)
     longest_name = max((len(str(swatch.get_label())) for swatch in swatches), default=0)
     per_line = max(1, int(width / (0.65 + 0.105 * longest_name)))
@@ -138,22 +147,26 @@ def plot_predictions(
     with figure_file(path, width, sum(heights) + 0.8 + 0.1 * len(heights) + below) as figure:
         figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
         grid = figure.subplots(len(heights), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
-        for column, (title, arrays) in enumerate(columns.items()):
+        for column, (title, cells) in enumerate(columns.items()):
             heading = textwrap.fill(title, TITLE_LENGTH, max_lines=2, placeholder="…")
             grid[0, column].set_title(heading, fontsize=14, pad=22 if notes else 6)
             if title in notes:
                 grid[0, column].annotate(notes[title], (0.5, 1), (0, 5), **under)
-            for axes, array, rgb in zip(grid[:, column], arrays, shown[title], strict=True):
-                # blending neighbours would invent colours, hence classes
-                axes.imshow(rgb, interpolation="nearest" if array.ndim == 2 else "antialiased", aspect="auto")
+            for axes, cell, rgb in zip(grid[:, column], cells, shown[title], strict=True):
                 axes.set_axis_off()
+                if isinstance(cell, str):
+                    axes.text(0.5, 0.5, cell, transform=axes.transAxes, ha="center", va="center", fontsize=11)
+                else:  # blending neighbours would invent colours, hence classes
+                    axes.imshow(rgb, interpolation="nearest" if cell.ndim == 2 else "antialiased", aspect="auto")
         if swatches:
             spacing: dict[str, Any] = {"ncols": per_line, "handlelength": 1.3, "columnspacing": 1.4}
             figure.legend(handles=swatches, loc="outside lower center", **spacing)
     return path
 
 
-def _as_rgb(title: str, array: np.ndarray, colors: np.ndarray) -> np.ndarray:
+def _as_rgb(title: str, array: np.ndarray | str, colors: np.ndarray) -> np.ndarray | None:
+    if isinstance(array, str):
+        return None
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
         return array
     try:

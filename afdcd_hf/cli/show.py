@@ -36,6 +36,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(kind, "--split", default="val", help="of it")
     add(kind, "--data_dir", help="folder of the benchmark's files")
     add(kind, "--indices", type=whole(0), nargs="+", default=[0, 25, 50, 75], help="which images")
+    flag(kind, "--errors", "show under each prediction where it is wrong, and as what")
 
     text = "show in a web page what saved models make of an image, side by side; or write the page as a Space"
     command = add_command(

@@ -17,8 +17,10 @@ from tqdm.auto import tqdm
 
 from ..atomic_io import check_can_write, written_whole
 from ..charts import plot_predictions
-from ..charts.label_maps import distinct_palette, draw_overlay
+from ..charts.figures import shorten
+from ..charts.label_maps import TITLE_LENGTH, distinct_palette, draw_overlay, mark_errors
 from ..data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from ..data.checks import check_classes
 from ..data.loading import load_split
 from .images import find_images, open_rgb, save_png
 from .onnx_segmenter import OnnxSegmenter, load_segmenter
@@ -26,6 +28,7 @@ from .segment import IGNORED, WHOLE_IMAGE, InferenceSettings, Predictor, Sample,
 
 T = TypeVar("T")
 _LEGEND = "classes.json"
+_RIGHT = 240, 240, 240  # pale, and lighter than the grey of any benchmark's class
 
 
 @dataclass(frozen=True)
@@ -164,30 +167,58 @@ def draw_predictions(
     split: str = "val",
     data_dir: str | Path | None = None,
     indices: Sequence[int] = (0, 1, 2, 3, 4),
+    errors: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> Path:
     """Draw a row per image and a column per model, beside image and truth.
 
     Args:
-        models: Column title -> folder or Hub id.
+        models: Column title -> folder or Hub id, at least one.
         path: Image to write.
-        dataset: Benchmark, for its images, class names and colours.
-        split, data_dir, indices: Which of its images.
+        dataset: As `load_split` takes it; classes and colours are the benchmark's, or those of the first model.
+        split, data_dir, indices: Which of its images; all have labels.
+        errors: Add, under each prediction, its wrong pixels in the colours of the classes predicted, and their share.
         notes: A line under some columns' titles, e.g. `{"teacher": "mIoU 61.2 %"}`.
 
     Raises:
-        ValueError: If the benchmark is unknown, or an index is beyond the split.
+        ValueError: If the dataset cannot be read, an index is beyond the split or its image has no label, or a model
+            has another number of classes.
     """
-    benchmark = get_benchmark(dataset)
     images = load_split(dataset, split, data_dir)
     if max(indices) >= len(images):
         raise ValueError(f"{dataset}'s {split} split has {len(images)} images; index {max(indices)} is out of range.")
     rows = [images[index] for index in indices]
-    columns = {"image": [np.asarray(r["image"]) for r in rows], "truth": [np.asarray(r["label"]) for r in rows]}
-    for title, folder in models.items():
-        model, processor = load_segmenter(str(folder))
+    if unlabelled := [index for index, row in zip(indices, rows, strict=True) if row["label"] is None]:
+        raise ValueError(f"{dataset}'s {split} split has no labels for images {unlabelled}; choose others.")
+    loaded = {title: load_segmenter(str(folder)) for title, folder in models.items()}
+    benchmark = BENCHMARKS.get(dataset)
+    names, colors = class_legend(next(iter(loaded.values()))[0].config.id2label, benchmark)
+    columns: dict[str, list[Any]] = {"image": [np.asarray(row["image"]) for row in rows]}
+    truths = columns["truth"] = [np.asarray(row["label"]) for row in rows]
+    for title, (model, processor) in loaded.items():
+        check_classes(model, names, dataset)
         columns[title] = [segment_image(model, processor, row["image"]) for row in rows]
-    return plot_predictions(columns, benchmark.palette, benchmark.classes, path, notes=notes or {})
+    if errors:
+        columns = _with_errors(columns, truths, len(names))
+        names, colors = [*names, "correct"], np.array([*colors, _RIGHT])
+    notes = {"image": f"{Path(dataset).name} {split}", **(notes or {})}
+    return plot_predictions(columns, colors, names, path, notes=notes)
+
+
+def _with_errors(columns: Mapping[str, list[Any]], truths: Sequence[np.ndarray], right: int) -> dict[str, list[Any]]:
+    """Below each row another with the models' errors, and their shares where the truth stands above."""
+    below: dict[str, list[Any]] = {title: [""] * len(truths) for title in columns}
+    for row, truth in enumerate(truths):
+        lines = ["Wrong pixels, in the colour", "of the class predicted", ""]
+        for title in list(columns)[2:]:
+            below[title][row] = mark_errors(columns[title][row], truth, right)
+            wrong = below[title][row][truth != IGNORED] != right
+            lines.append(f"{shorten(title, TITLE_LENGTH)}: {100 * wrong.sum() / max(wrong.size, 1):.1f} %")
+        below["truth"][row] = "\n".join(lines)
+    return {
+        title: [cell for pair in zip(cells, below[title], strict=True) for cell in pair]
+        for title, cells in columns.items()
+    }
 
 
 def class_legend(id2label: Mapping[int, str], benchmark: Benchmark | None = None) -> tuple[list[str], np.ndarray]:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from afdcd_hf.charts import colorize, plot_predictions
+from afdcd_hf.charts.label_maps import mark_errors
 
 PALETTE = [(128, 64, 128), (250, 170, 30), (0, 0, 230)]
 NAMES = ["road", "lamp", "car"]
@@ -32,6 +33,11 @@ def test_each_id_gets_its_colour_and_255_the_ignore_colour(dtype):
 def test_an_id_without_a_colour_and_what_is_no_map_or_palette_are_refused(label, palette, message):
     with pytest.raises(ValueError, match=message):
         colorize(label, palette)
+
+
+def test_errors_are_the_predicted_ids_where_the_truth_has_another():
+    prediction, truth = np.array([[0, 2, 1], [2, 2, 0]], np.uint8), np.array([[0, 1, 255], [2, 0, 1]], np.uint8)
+    assert mark_errors(prediction, truth, right=3).tolist() == [[3, 2, 255], [3, 2, 0]]
 
 
 # Predictions
@@ -63,7 +69,9 @@ def test_titles_notes_and_the_classes_that_occur_are_written(draw):
     assert [axes.get_title() for axes in top] == ["image", "truth", "distilled"] and len(figure.axes) == 6
     assert [text.get_text() for axes in top for text in axes.texts] == ["mIoU 61.2 %"]
     assert legend(figure) == ["road", "lamp", "ignored"]
-    assert legend(draw(plot_predictions, {"image": grid()["image"]}, PALETTE, NAMES)) == []
+    image, *_ = grid()["image"]
+    figure = draw(plot_predictions, {"a": ["3 %", image], "b": [image, image]}, PALETTE, NAMES)
+    assert legend(figure) == [] and [text.get_text() for axes in figure.axes for text in axes.texts] == ["3 %"]
 
 
 def test_columns_run_left_to_right_and_rows_top_to_bottom(draw):

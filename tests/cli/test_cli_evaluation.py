@@ -175,7 +175,8 @@ def test_charts_are_drawn_from_files_and_never_over_others(cityscapes, tmp_path,
     assert "chart.png exists" in answer(capsys, *matrix)
     assert main([*matrix, "--overwrite"]) == 0
     models = [f"tiny={cityscapes / 'model'}", "--dataset", "cityscapes", "--data-dir", str(cityscapes / "data")]
-    assert main(["chart", "predictions", *models, "--indices", "0", "2", "--output", str(tmp_path / "p.png")]) == 0
+    drawn = [*models, "--errors", "--indices", "0", "2", "--output", str(tmp_path / "p.png")]
+    assert main(["chart", "predictions", *drawn]) == 0
     assert "same title" in answer(capsys, "chart", "classes", "x=a.json", "x=b.json")
     assert "index 9 is out of range" in answer(capsys, "chart", "predictions", *models, "--indices", "9")
 

@@ -18,7 +18,7 @@ from afdcd_hf.data.loading import load_split
 from afdcd_hf.inference import predictions
 from afdcd_hf.inference.images import open_rgb
 from afdcd_hf.inference.onnx_segmenter import load_segmenter
-from afdcd_hf.inference.predictions import class_legend, predict_images, write_pseudo_labels
+from afdcd_hf.inference.predictions import class_legend, draw_predictions, predict_images, write_pseudo_labels
 from afdcd_hf.inference.segment import InferenceSettings, Predictor, make_sample, segment_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)  # predictions of more than one class
@@ -318,3 +318,37 @@ def test_an_overlay_of_opacity_zero_is_the_image_with_centred_white_lines_wider_
     label_map[800:] = 1
     drawn = draw_overlay(Image.new("RGB", (1700, 1600)), label_map, distinct_palette(2), 0.0)
     assert np.flatnonzero(drawn[:, 0, 0]).tolist() == [798, 799, 800, 801]
+
+
+# Beside the truth
+
+
+@pytest.fixture
+def labelled(model, tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A folder of one labelled image, its label (a column wrong, half of another ignored), and what the model sees."""
+    seen = segment_image(*load_segmenter(str(model)), Image.fromarray(PIXELS))
+    label = seen.copy()
+    label[:, 0], label[:12, 1] = (seen[:, 0] + 1) % 4, 255
+    picture(tmp_path / "data" / "images" / "val" / "a.png")
+    picture(tmp_path / "data" / "labels" / "val" / "a.png", label)
+    return tmp_path / "data", label, seen
+
+
+def test_predictions_stand_beside_a_users_own_labels_with_their_errors_below(model, labelled, tmp_path, monkeypatch):
+    folder, label, seen = labelled
+    monkeypatch.setattr(predictions, "plot_predictions", lambda *args, notes: (*args, notes))
+    drawn = draw_predictions({"mine": model}, tmp_path / "x.png", dataset=str(folder), indices=[0], errors=True)
+    columns, colors, names, path, notes = drawn
+    assert names == [*NAMES, "correct"] and colors[:4].tolist() == distinct_palette(4).tolist()
+    assert path == tmp_path / "x.png" and notes == {"image": "data val"}
+    assert list(columns) == ["image", "truth", "mine"] and all(len(cells) == 2 for cells in columns.values())
+    assert np.array_equal(columns["truth"][0], label) and np.array_equal(columns["mine"][0], seen)
+    errors = np.full((24, 40), 4)
+    errors[:, 0], errors[:12, 1] = seen[:, 0], 255
+    assert np.array_equal(columns["mine"][1], errors)
+    assert columns["image"][1] == "" and columns["truth"][1].endswith("mine: 2.5 %")  # 24 of 948
+
+
+def test_a_model_of_other_classes_is_not_drawn_in_the_colours_of_a_benchmark(model, tmp_path):
+    with pytest.raises(ValueError, match="classes"):
+        draw_predictions({"mine": model}, tmp_path / "x.png", dataset="scenes", indices=[0])
