@@ -44,7 +44,8 @@ LOSS_WEIGHTS_NAME, RAW_STUDENT_NAME = "distillation.safetensors", "raw_student.s
 # What a checkpoint holds, or the restored optimizer and schedule would override.
 _FIXED = ("loss", "optim", "optim_args", "learning_rate", "weight_decay", "decay_all", "lr_scheduler_type")
 # What takes effect at once when it is changed, so that the run does not end as the uninterrupted one would.
-_FREE = ("loss_kwargs", "student_layer", "teacher_layer", "lr_scheduler_kwargs", "warmup_steps", "max_steps")
+_FREE = ("loss_kwargs", "task_loss", "class_weights", "task_weight", "aux_weight", "student_layer", "teacher_layer",
+         "lr_scheduler_kwargs", "warmup_steps", "max_steps")  # fmt: skip
 _EFFECTS = {
     "processes": "dropout and random masks differ from the uninterrupted run's",
     "images_per_step": "the order of the images and the meaning of the steps change",

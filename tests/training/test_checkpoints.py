@@ -303,11 +303,12 @@ def test_what_makes_a_continuation_differ_is_said(tmp_path, caplog):
     supervised(tmp_path, max_steps=3, save_total_limit=2, **SAVING).train()
     other = {"seed": 1, "per_device_train_batch_size": 2, "train_dataset": samples(10), "max_steps": 4}
     with caplog.at_level("WARNING", logger="afdcd_hf"):
-        trainer = supervised(tmp_path, warmup_steps=1, **other)
+        trainer = supervised(tmp_path, warmup_steps=1, task_loss="dice", **other)
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     for words in ("images per step were 4, now 2", "training samples were 8, now 10", "seed were 42, now 1"):
         assert words in caplog.text
     assert "max_steps was 3, now 4: the run changes there" in caplog.text and "warmup_steps was" in caplog.text
+    assert "task_loss was cross_entropy, now dice" in caplog.text
     assert "checkpoint-2 is not the newest" in caplog.text and "processes" not in caplog.text
 
 
