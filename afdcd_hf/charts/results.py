@@ -23,6 +23,11 @@ NORMALIZATIONS = {"truth": "true", "prediction": "predicted"}
 NUMBERS_UP_TO, NAMES_UP_TO = 20, 40  # classes; beyond, cells and ticks are too small for text
 NUMBER_FROM = 0.05  # percent
 MOST_LISTED = 15
+_COUNTS = ("num_images", "num_pixels")  # of other images, or of fewer
+_MODELS_OWN = {
+    "model", "dtype", "logits_upsampling", "align_corners", "input_size", "input_resampling", "input_padding",
+    "channel_order", "rescale_factor", "image_mean", "image_std", "boundary_ratio", "date", "machine", "versions",
+}  # fmt: skip
 _EMPTY: dict[str, Any] = {"facecolor": "#EFEFEF", "edgecolor": "#B5B5B5", "hatch": "///", "linewidth": 0.0}
 
 
@@ -69,6 +74,22 @@ def plot_class_iou(results: Results, path: str | Path, *, title: str | None = No
         texts = [f"{name} (mean {mean:.1f} %)" for name, mean in zip(results, means, strict=True)]
         add_legend(figure, [Patch(color=SERIES_COLORS[index], label=text) for index, text in enumerate(texts)])
     return path
+
+
+def protocol_differences(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was not the same when results were measured, though it changes scores: `["flip: False, True"]`.
+
+    Args:
+        results: name of each to the content of its results.json. A field that one lacks reads None; fields that
+            belong to the model, such as its image mean, may differ.
+    """
+    counted = [{name: one.get(name) for name in _COUNTS} | dict(one.get("protocol") or {}) for one in results.values()]
+    differences = []
+    for field in dict.fromkeys(field for one in counted for field in one if field not in _MODELS_OWN):
+        values = [one.get(field) for one in counted]
+        if any(value != values[0] for value in values):
+            differences.append(f"{field}: {', '.join(map(str, values))}")
+    return differences
 
 
 def _checked_percent(results: Results) -> tuple[list[str], np.ndarray]:

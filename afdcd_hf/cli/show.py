@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     kind = _kind(kinds, "classes", _classes, "IoU of every class, two or more results side by side", "RESULTS")
     kind.add_argument("results", nargs="+", metavar="[TITLE=]RESULTS", help="results.json, or a folder that holds one")
     add(kind, "--order", choices=("classes", "gain"), default="classes", help="of the classes")
+    flag(kind, "--allow_other_protocol", "draw results that were not measured alike, and say so above them")
 
     kind = _kind(kinds, "confusion", _confusion, "heat map of a confusion matrix", "CSV")
     kind.add_argument("matrix", metavar="CSV", help="the file that `afdcd evaluate --output` writes")
@@ -74,11 +76,22 @@ def _curves(output: Path, runs: list[str]) -> Path:
     return plot_training_curves({title: load_history(run) for title, run in titled(runs).items()}, output)
 
 
-def _classes(output: Path, results: list[str], order: str) -> Path:
+def _classes(output: Path, results: list[str], order: str, allow_other_protocol: bool) -> Path:
     from ..charts import plot_class_iou
+    from ..charts.results import protocol_differences
 
     found = {title: _read(path, "per_category_iou") for title, path in titled(results).items()}
-    return plot_class_iou(found, output, order=order)
+    if (differences := protocol_differences(found)) and not allow_other_protocol:
+        what = f"{', '.join(found)} were not measured alike, so that no gain can be read from them"
+        raise ValueError(
+            f"{what}: {'; '.join(differences)}. Evaluate them with the same options, or --allow_other_protocol."
+        )
+    protocol = next(iter(found.values())).get("protocol") or {}
+    title = f"{Path(protocol['dataset']).name} {protocol['split']}" if {"dataset", "split"} <= set(protocol) else None
+    if differences:
+        title = textwrap.fill(f"Not measured alike: {'; '.join(differences)}", 80, max_lines=4)
+    by_class = {title: one["per_category_iou"] for title, one in found.items()}
+    return plot_class_iou(by_class, output, title=title, order=order)
 
 
 def _confusion(output: Path, matrix: str, normalize: str) -> Path:
@@ -94,17 +107,22 @@ def _predictions(output: Path, models: list[str], **options: Any) -> Path:
     hide_loading_bars()
     by_title = titled(models)
     scored = {title: Path(folder) / "results.json" for title, folder in by_title.items()}
-    notes = {title: f"mIoU {100 * _read(path, 'mean_iou'):.1f} %" for title, path in scored.items() if path.is_file()}
+    notes = {
+        title: f"mIoU {100 * _read(path, 'mean_iou')['mean_iou']:.1f} %"
+        for title, path in scored.items()
+        if path.is_file()
+    }
     return draw_predictions(by_title, output, notes=notes, **options)
 
 
-def _read(path: str | Path, key: str) -> Any:
+def _read(path: str | Path, key: str) -> dict[str, Any]:
+    """The content of a results.json that has that key."""
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
     results: dict[str, Any] = read_json(path, "results.json of `afdcd evaluate`")
     if key not in results:
         raise ValueError(f"{path} has no {key}: it is not a results.json of `afdcd evaluate`.")
-    return results[key]
+    return results
 
 
 def _demo(models: list[str], example: list[str], longest_side: int, write_space: Path | None, **options: Any) -> None:

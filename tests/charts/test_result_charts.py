@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from afdcd_hf.charts import plot_class_iou, plot_confusion_matrix
+from afdcd_hf.charts.results import protocol_differences
 
 ALONE = {"road": 0.9, "pole": 0.25, "car": 0.5, "train": None}
 DISTILLED = {"road": 0.88, "pole": 0.35, "car": 0.5, "train": math.nan}
@@ -126,6 +127,19 @@ def test_results_that_cannot_be_compared_are_refused_and_nothing_is_written(resu
     with pytest.raises(ValueError, match=message):
         plot_class_iou(results, tmp_path / "iou.png", order=order)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_changes_a_score_must_be_the_same_and_what_belongs_to_a_model_need_not():
+    def one(num_images: int = 4, **protocol) -> dict:
+        return {"num_images": num_images, "num_pixels": 99, "protocol": {"split": "val", "scales": [1.0], **protocol}}
+
+    same = one(model="b", image_mean=[0.5], date="2026-11-29", machine="m", max_samples=None, versions={})
+    assert protocol_differences({"a": one(), "b": same}) == [] == protocol_differences({"a": one()})
+    other = one(2, scales=[0.5, 1.0], flip=True, max_samples=2)
+    assert protocol_differences({"a": one(flip=False), "b": same, "c": other}) == [
+        "num_images: 4, 4, 2", "scales: [1.0], [1.0], [0.5, 1.0]", "flip: False, None, True",
+        "max_samples: None, None, 2",
+    ]  # fmt: skip
 
 
 # Confusion matrix

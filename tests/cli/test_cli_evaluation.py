@@ -171,6 +171,14 @@ def test_charts_are_drawn_from_files_and_never_over_others(cityscapes, tmp_path,
     results = [f"first={tmp_path / 'a.json'}", f"second={tmp_path / 'a.json'}"]
     assert main(["chart", "classes", *results, *output]) == 0
     assert (tmp_path / "chart.png").read_bytes()[:4] == b"\x89PNG"
+    mirrored = json.loads((tmp_path / "a.json").read_text())
+    mirrored["protocol"]["flip"] = True
+    (tmp_path / "b.json").write_text(json.dumps(mirrored))
+    unequal = ["chart", "classes", str(tmp_path / "a.json"), str(tmp_path / "b.json"), *output, "--overwrite"]
+    assert (
+        "a.json, b.json were not measured alike" in (said := answer(capsys, *unequal)) and "flip: False, True" in said
+    )
+    assert main([*unequal, "--allow_other_protocol"]) == 0
     matrix = ["chart", "confusion", str(tmp_path / "a_confusion.csv"), *output]
     assert "chart.png exists" in answer(capsys, *matrix)
     assert main([*matrix, "--overwrite"]) == 0
