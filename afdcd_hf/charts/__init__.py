@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .label_maps import colorize, plot_predictions
+from .label_maps import colorize, plot_predictions, plot_samples
 from .results import plot_class_iou, plot_confusion_matrix
 from .runs import load_history, plot_training_curves
 
@@ -12,5 +12,6 @@ __all__ = [
     "plot_class_iou",
     "plot_confusion_matrix",
     "plot_predictions",
+    "plot_samples",
     "plot_training_curves",
 ]

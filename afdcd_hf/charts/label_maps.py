@@ -164,6 +164,21 @@ def plot_predictions(
     return path
 
 
+def plot_samples(
+    rows: Sequence[Mapping[str, Any]], palette: Palette, class_names: Sequence[str], path: str | Path
+) -> Path:
+    """Draw a row per image: the image, its labels over it, and the labels alone; ignored pixels are black.
+
+    Rows have a PIL RGB `image` and a PIL `label` of class ids; the rest is as in `plot_predictions`.
+    """
+    colors = np.zeros((max(len(palette), IGNORE_INDEX + 1), 3), np.uint8)
+    colors[: len(palette)] = as_colors(palette)
+    labels = [np.asarray(row["label"]) for row in rows]
+    overlays = [draw_overlay(row["image"], label, colors) for row, label in zip(rows, labels, strict=True)]
+    columns = {"image": [np.asarray(row["image"]) for row in rows], "labels over it": overlays, "labels": labels}
+    return plot_predictions(columns, palette, class_names, path)
+
+
 def _as_rgb(title: str, array: np.ndarray | str, colors: np.ndarray) -> np.ndarray | None:
     if isinstance(array, str):
         return None

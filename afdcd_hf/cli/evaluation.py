@@ -47,12 +47,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(data, "--dataset", required=True, help="benchmark (`afdcd datasets`), or folder or Hub id")
     add(data, "--data_dir", help="folder of the benchmark's files")
     add(data, "--split", default="val", help="of the dataset")
-    add(data, "--list_file", help="list of images (and labels) to score instead of the whole split")
-    add(data, "--max_samples", type=whole(), help="score only the first so many images")
-    add(data, "--image_column", help="of a dataset that is not a benchmark (default image)")
-    add(data, "--label_column", help="its labels (default label)")
-    add(data, "--label_map", metavar="JSON", help="value in its labels -> class id, e.g. '{\"0\": 255}'")
-    add(data, "--labels_as", metavar="BENCHMARK", help="its labels hold the values of this benchmark's files")
+    _add_data(data)
     add(command, "--batch_size", type=whole(1, 10**6), default=1, help="images in a forward pass")
     add(command, "--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
     flag(command, "--absent_as_zero", "a class absent from truth and prediction counts as 0")
@@ -102,24 +97,49 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(command, "--output", type=Path, metavar="FILE", help="also write the rows to this JSON file")
     flag(command, "--overwrite", "replace that file if it is there")
 
+    text = "list the benchmarks, describe one, check its files, or count what the labels of any dataset hold"
     command = add_command(
-        commands, "datasets", "list the benchmarks, describe one, or check its files", "[NAME] [options]",
-        run=_datasets, example="camvid --data_dir data/camvid",
+        commands, "datasets", text, "[NAME] [options]", run=_datasets,
+        example="camvid --data_dir data/camvid --stats --output camvid.png",
     )  # fmt: skip
-    command.add_argument("name", nargs="?", help="benchmark to describe")
+    command.add_argument("name", nargs="?", help="benchmark to describe; with --stats also a folder or Hub id")
     add(command, "--data_dir", help="folder with its files: looks at every split, and at its first pair")
     add_json(command, "print JSON")
+    counting = command.add_argument_group("labels of one split")
+    flag(counting, "--stats", "count pixels and images of each class, sizes and ignored pixels")
+    add(counting, "--split", help="to count (default train)")
+    _add_data(counting)
+    add(counting, "--class_names", nargs="+", metavar="NAME", help="of a dataset that is not a benchmark, in order")
+    add(counting, "--output", type=Path, metavar="FILE", help="also draw some samples with their labels over them")
+    flag(counting, "--overwrite", "replace that file if it is there")
+
+
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    """Which images of a split, and what their labels mean: `_choice` reads them."""
+    add(group, "--list_file", help="list of images (and labels) to take instead of the whole split")
+    add(group, "--max_samples", type=whole(), help="take only the first so many images")
+    add(group, "--image_column", help="of a dataset that is not a benchmark (default image)")
+    add(group, "--label_column", help="its labels (default label)")
+    add(group, "--label_map", metavar="JSON", help="value in its labels -> class id, e.g. '{\"0\": 255}'")
+    add(group, "--labels_as", metavar="BENCHMARK", help="its labels hold the values of this benchmark's files")
+
+
+def _choice(name: str, split: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What `load_split` takes, out of a command's options."""
+    from ..recipes import parse_json_object
+
+    choice = {"name": name, "split": split, **given({one: options.pop(one) for one in _OF_DATA})}
+    if "label_map" in choice:
+        choice["label_map"] = parse_json_object("label_map", choice["label_map"])
+    return choice
 
 
 def _evaluate(model: str, dataset: str, split: str, as_json: bool, **options: Any) -> None:
     settings = inference_settings(options)
     from ..evaluation.command import evaluate_saved
-    from ..recipes import parse_json_object
 
     hide_loading_bars()
-    choice = {"name": dataset, "split": split, **given({name: options.pop(name) for name in _OF_DATA})}
-    if "label_map" in choice:
-        choice["label_map"] = parse_json_object("label_map", choice["label_map"])
+    choice = _choice(dataset, split, options)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         scores = evaluate_saved(model, choice, settings=settings, **options)
     if as_json and os.environ.get("RANK", "0") == "0":
@@ -196,9 +216,16 @@ def _profile(
         print(f"written: {output}")
 
 
-def _datasets(name: str | None, data_dir: str | None, as_json: bool) -> None:
+def _datasets(name: str | None, data_dir: str | None, as_json: bool, stats: bool, **options: Any) -> None:
     from ..data.benchmarks import BENCHMARKS, get_benchmark
 
+    if stats:
+        if name is None:
+            raise ValueError("--stats needs a dataset: afdcd datasets NAME --stats.")
+        _count(name, as_json, data_dir=data_dir, **options)
+        return
+    if unused := given(options):
+        raise ValueError(f"--{next(iter(unused))} is for --stats, which is missing.")
     if name is not None and data_dir is not None:
         _check_files(name, data_dir, as_json)
         return
@@ -233,3 +260,66 @@ def _check_files(name: str, data_dir: str, as_json: bool) -> None:
             print(f"{check.split:<10} {check.found} of {check.expected} images{problem}")
     if all(check.problem for check in checks):
         raise ValueError(f"no split of {name} can be used in {data_dir}.")
+
+
+def _count(
+    name: str,
+    as_json: bool,
+    split: str | None,
+    class_names: list[str] | None,
+    output: Path | None,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Count the labels of a split."""
+    if output and output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
+    from ..data.benchmarks import BENCHMARKS
+    from ..data.loading import class_names as names_of
+    from ..data.loading import load_split
+    from ..data.statistics import count_labels
+
+    known = name in BENCHMARKS or class_names or options["labels_as"]
+    names = names_of(name, class_names, options["labels_as"]) if known else None
+    choice = _choice(name, split or "train", options)
+    rows = load_split(**choice)
+    counted = count_labels(rows, len(names) if names else None, progress=sys.stderr.isatty() and not as_json)
+    names = names or [f"class {index}" for index in range(len(counted.pixels))]
+    if output and names:
+        _draw_samples(rows, names, BENCHMARKS.get(choice.get("labels_as") or name), output)
+    columns = zip(names, counted.pixels.tolist(), counted.shares.tolist(), counted.images.tolist(), strict=True)
+    if as_json:
+        facts = {
+            "dataset": name,
+            "split": choice["split"],
+            "images": sum(counted.sizes.values()),
+            "images_without_label": counted.unlabelled,
+            "sizes": [{"height": h, "width": w, "images": count} for (h, w), count in sorted(counted.sizes.items())],
+            "ignored_pixels": counted.ignored,
+            "ignored_share": counted.ignored_share,
+            "classes": [dict(zip(("name", "pixels", "share", "images"), row, strict=True)) for row in columns],
+        }
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    print(f"{'class':<28}{'pixels':>16}{'share %':>10}{'images':>9}")
+    for index, (one, pixels, share, images) in enumerate(columns):
+        print(f"{index:>3} {one:<24}{pixels:>16,}{100 * share:>10.3f}{images:>9,}")
+    print(f"{'ignored, of all pixels':<28}{counted.ignored:>16,}{100 * counted.ignored_share:>10.3f}")
+    sizes = sorted(counted.sizes, key=lambda size: size[0] * size[1])
+    span = " to ".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes[:1] + sizes[-1:]))
+    without = f", and {counted.unlabelled:,} without a label" if counted.unlabelled else ""
+    print(f"{sum(counted.sizes.values()):,} labelled images of {span} pixels (height x width){without}")
+    if output and names:
+        print(f"written: {output}")
+
+
+def _draw_samples(rows: Any, names: list[str], benchmark: Any, output: Path, count: int = 4) -> None:
+    """A few labelled images, evenly spread."""
+    from ..charts import plot_samples
+    from ..charts.label_maps import distinct_palette
+
+    spread = range(0, len(rows), max(1, len(rows) // count))[:count]
+    labelled = [row for row in (rows[index] for index in spread) if row["label"] is not None]
+    if not labelled:
+        raise ValueError("There is nothing to draw: the images looked at have no label. Leave out --output.")
+    plot_samples(labelled, benchmark.palette if benchmark else distinct_palette(len(names)), names, output)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .loading import SplitCheck, check_layout, class_names, load_benchmark, load_split
     from .samples import TrainingSamples, collate_samples
     from .scenes import SCENE_CLASSES, SCENE_PALETTE, generate_scene
+    from .statistics import LabelStatistics, count_labels
     from .transforms import RandomScaleCropFlip
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -165,6 +165,27 @@ def test_datasets_are_listed_described_and_checked(cityscapes, capsys):
     assert "no split of ade20k can be used" in answer(capsys, "datasets", "ade20k", "--data-dir", str(cityscapes))
 
 
+def test_the_labels_of_any_dataset_are_counted_and_drawn(tmp_path, capsys):
+    camvid_folder(tmp_path / "camvid", "train", 3, size=(32, 48))
+    counting = ["datasets", "camvid", "--data-dir", str(tmp_path / "camvid"), "--stats"]
+    assert main([*counting, "--output", str(tmp_path / "samples.png")]) == 0
+    table = capsys.readouterr().out
+    assert "10 bicyclist" in table and "3 labelled images of 32x48 pixels" in table
+    assert (tmp_path / "samples.png").read_bytes()[:4] == b"\x89PNG"
+    assert "samples.png exists" in answer(capsys, *counting, "--output", str(tmp_path / "samples.png"))
+    (tmp_path / "other").mkdir()
+    other = ["datasets", str(parquet_of_ade20k(tmp_path / "other")), "--stats", "--image-column", "pixels"]
+    other += ["--label-column", "mask", "--label-map", json.dumps({"0": 255, "1": 0, "150": 1}), "--json"]
+    assert main(other) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["sizes"] == [{"height": 32, "width": 48, "images": 1}] and facts["ignored_share"] == 8 / 48
+    assert facts["classes"] == [
+        {"name": "class 0", "pixels": 22 * 32, "share": 22 / 40, "images": 1},
+        {"name": "class 1", "pixels": 18 * 32, "share": 18 / 40, "images": 1},
+    ]
+    assert "--split is for --stats" in answer(capsys, "datasets", "camvid", "--split", "val")
+
+
 def test_charts_are_drawn_from_files_and_never_over_others(cityscapes, tmp_path, capsys):
     assert evaluate(cityscapes, "--output", tmp_path / "a.json") == 0
     output = ["--output", str(tmp_path / "chart.png")]

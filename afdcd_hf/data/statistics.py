@@ -1,0 +1,82 @@
+"""What the labels of a dataset hold: pixels and images per class, sizes, ignored pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .checks import check_labels
+from .columns import with_decoding
+from .decoding import MAX_VALUE
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """The counts of `count_labels`.
+
+    Attributes:
+        pixels: Pixels of each class, `(K,)` int64.
+        images: Images that hold each class, `(K,)` int64.
+        ignored: Pixels with the ignore index.
+        sizes: (height, width) of a label, and so of its image → number of images.
+        unlabelled: Images without a label; they are in no other count.
+    """
+
+    pixels: np.ndarray
+    images: np.ndarray
+    ignored: int
+    sizes: Mapping[tuple[int, int], int]
+    unlabelled: int
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of each class among the pixels that are not ignored, `(K,)` float64; zeros where there are none."""
+        return self.pixels / max(1, self.pixels.sum())
+
+    @property
+    def ignored_share(self) -> float:
+        """Share of ignored pixels among all."""
+        return self.ignored / max(1, self.ignored + int(self.pixels.sum()))
+
+
+def count_labels(
+    dataset: Any, num_labels: int | None = None, ignore_index: int = 255, *, progress: bool = False
+) -> LabelStatistics:
+    """Reads the labels of a dataset one by one, and no image where the dataset has columns.
+
+    Args:
+        dataset: What `load_split` returns, or any iterable or sequence of rows with a PIL `label` (or None) and perhaps
+            a `name`.
+        num_labels: Number of classes K; by default the largest value in the labels plus one.
+        ignore_index: Label of pixels that are counted apart.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: If a label holds another value than 0..K-1 and `ignore_index`; the image is named.
+        OSError: If a file is missing or damaged.
+    """
+    rows = with_decoding(dataset)
+    if hasattr(rows, "select_columns"):
+        rows = rows.select_columns([name for name in ("label", "name") if name in rows.column_names])
+    total = len(rows) if hasattr(rows, "__len__") else None
+    pixels, images = np.zeros((2, num_labels or 0), np.int64)
+    ignored, unlabelled, sizes = 0, 0, Counter[tuple[int, int]]()
+    in_order = rows if total is None else (rows[index] for index in range(total))
+    for index, row in enumerate(tqdm(in_order, "labels", total, unit="image", disable=not progress, leave=False)):
+        if row["label"] is None:
+            unlabelled += 1
+            continue
+        label = np.asarray(row["label"])
+        check_labels(label, num_labels or MAX_VALUE + 1, ignore_index, row.get("name") or f"image {index}")
+        found = np.bincount(label[label != ignore_index], minlength=len(pixels))
+        grown = np.zeros((2, len(found) - len(pixels)), np.int64)
+        pixels = np.append(pixels, grown[0]) + found
+        images = np.append(images, grown[1]) + (found > 0)
+        ignored += label.size - int(found.sum())
+        sizes[label.shape[0], label.shape[1]] += 1
+    return LabelStatistics(pixels, images, ignored, sizes, unlabelled)
