@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 from importlib.metadata import EntryPoint
-from types import SimpleNamespace
 
 import paths
 import pytest
 import torch
 from tiny import distilling, logged
 
-from afdcd_hf.compare.runs import _recipe
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import (
     AfDcdLoss,
@@ -193,12 +191,6 @@ def test_the_example_trains_by_name_with_options_of_a_recipe_or_the_command_line
     assert not torch.equal(trainer.loss_module.losses["Cosine"].align.weight, before)
 
 
-def test_a_comparison_keeps_the_options_of_such_a_loss(my_loss):
-    plan = SimpleNamespace(shared={"loss": "kd+my_loss.py:Cosine", "Cosine.weight": 2.0, "cwd.map_weight": 1.0})
-    recipe = _recipe(plan, SimpleNamespace(name="mine", settings={}), None, {})
-    assert recipe == {"loss": "kd+my_loss.py:Cosine", "Cosine.weight": 2.0}
-
-
 def test_an_instance_trains_in_place_of_a_name(my_loss, tmp_path):
     loss = build_loss("my_loss.py:Cosine", None, 32, 48)
     trainer = distilling(tmp_path / "run", loss=None, loss_kwargs=None, loss_instance=loss)
@@ -206,15 +198,14 @@ def test_an_instance_trains_in_place_of_a_name(my_loss, tmp_path):
     assert trainer.loss_module is loss and len(logged(trainer, "loss_cosine")) == 2
 
 
-@pytest.mark.parametrize("given", [{"loss": None}, {"loss": "kd", "loss_instance": True}])
-def test_neither_a_name_nor_an_instance_and_both_are_refused(my_loss, tmp_path, given):
-    if "loss_instance" in given:
-        given["loss_instance"] = build_loss("kd", None)
-    with pytest.raises(ValueError, match="Give the loss once"):
-        distilling(tmp_path / "run", loss_kwargs=None, **given)
-
-
-def test_an_instance_for_other_channels_is_refused_before_training(my_loss, tmp_path):
-    loss = build_loss("my_loss.py:Cosine", None, 8, 48)
-    with pytest.raises(ValueError, match=r"student's map has shape .* expected \(B, 8, h, w\)"):
-        distilling(tmp_path / "run", loss=None, loss_kwargs=None, loss_instance=loss)
+def test_neither_a_name_nor_an_instance_both_and_an_instance_for_other_channels_are_refused(my_loss, tmp_path):
+    for given, message in (
+        ({"loss": None}, "Give the loss once"),
+        ({"loss": "kd", "loss_instance": build_loss("kd", None)}, "Give the loss once"),
+        (
+            {"loss": None, "loss_instance": build_loss("my_loss.py:Cosine", None, 8, 48)},
+            r"student's map has shape .* expected \(B, 8, h, w\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distilling(tmp_path / "run", loss_kwargs=None, **given)

@@ -159,12 +159,8 @@ def test_a_queue_keeps_the_newest_vectors_of_each_class():
     queues.append(torch.tensor([[4.0], [5.0], [math.nan]]), torch.tensor([0, -1, 1]))  # neither no class nor NaN
     assert queues.vectors.squeeze(2).tolist() == [[4, 3], [0, 0], [2, 0]]
     assert queues.appended.tolist() == [3, 0, 1]
-
-
-def test_of_more_vectors_than_fit_the_last_ones_stay():
-    queues = ClassQueues(num_classes=1, size=3, channels=1)
-    queues.append(torch.arange(8.0).unsqueeze(1), torch.zeros(8, dtype=torch.int64))
-    assert sorted(queues.vectors.flatten().tolist()) == [5, 6, 7] and queues.appended.item() == 8
+    queues.append(torch.arange(8.0).unsqueeze(1), torch.full((8,), 1))  # more at once than fit: the last ones stay
+    assert sorted(queues.vectors[1].flatten().tolist()) == [6, 7] and queues.appended[1] == 8
 
 
 def test_draws_are_shared_equally_by_the_classes_that_have_vectors():

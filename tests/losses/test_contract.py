@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from afdcd_hf.features import Activations
-from afdcd_hf.losses import LOSSES, DistillationLoss, LossPerPair, LossSum, build_loss
+from afdcd_hf.losses import LOSSES, DistillationLoss, LossPerPair, build_loss
 from afdcd_hf.losses.base import option_defaults
 
 CLASSES = 4
@@ -214,10 +214,8 @@ def test_half_precision_under_autocast_is_for_layers_alone(name):
     assert dtypes == ({torch.bfloat16} if name in WITH_LAYERS else set())
     for term, value in actual.items():
         assert value.dtype == torch.float32
-        tolerance = 0.03 if name in WITH_LAYERS else 1e-5  # bfloat16 has 8 bits
-        torch.testing.assert_close(value, expected[term], rtol=tolerance, atol=1e-7)
-    if name not in WITH_LAYERS:
-        assert all(torch.equal(actual[term], expected[term]) for term in actual)
+        tolerance = {"rtol": 0.03, "atol": 1e-7} if name in WITH_LAYERS else {"rtol": 0, "atol": 0}  # bfloat16: 8 bits
+        torch.testing.assert_close(value, expected[term], **tolerance)
 
 
 @every_loss
@@ -332,26 +330,13 @@ def test_a_loss_says_whether_it_reads_the_teachers_logits(name):
         assert with_logits and all(torch.equal(with_logits[key], without[key]) for key in with_logits)
 
 
-@pytest.mark.parametrize(("spec", "reads"), [("af_dcd+fitnet", False), ("af_dcd+kd", True), ("mgd+dist", True)])
-@pytest.mark.parametrize("pairs", [1, 2])
-def test_several_losses_read_the_teachers_logits_where_one_does(spec, reads, pairs):
+@pytest.mark.parametrize(("spec", "pairs", "reads"), [("af_dcd+fitnet", 1, False), ("af_dcd+kd", 2, True)])
+def test_several_losses_read_the_teachers_logits_where_one_does(spec, pairs, reads):
     options = {name: OPTIONS[name] for name in spec.split("+")}
     assert build_loss(spec, options, [6] * pairs, [8] * pairs).reads_teacher_logits is reads
 
 
 # Together
-
-
-def test_all_losses_in_one_sum_give_each_their_terms():
-    together = build_loss("+".join(OPTIONS), OPTIONS, 6, 8)
-    assert isinstance(together, LossSum) and together.needs_feature_map
-    together.generator = torch.Generator().manual_seed(3)
-    terms = together(*pair(), labels())
-    counts = {name: len(make(name)(*pair(), labels())) for name in OPTIONS}
-    assert len(terms) == sum(counts.values())
-    for name in set(OPTIONS) - {"af_dcd", "mgd", "cirkd"}:  # whose random numbers would come in another order
-        alone = together.losses[name](*pair(), labels())
-        assert all(torch.equal(terms[term], value) for term, value in alone.items())
 
 
 @on_maps

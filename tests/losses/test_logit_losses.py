@@ -89,8 +89,12 @@ def test_the_temperature_of_standardized_kd_is_2_unless_it_is_given():
     assert KDLoss().temperature == 1.0 and KDLoss(standardize=True).temperature == 2.0
     assert KDLoss(standardize=True, temperature=3).get_config_dict()["temperature"] == 3
     assert [len(KDLoss(standardize=each).citations) for each in (False, True)] == [1, 2]
-    with pytest.raises(ValueError, match="kd.standardize .* needs 2 classes; there is 1"):
-        call(KDLoss(standardize=True), torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize(("loss", "name"), [(KDLoss(standardize=True), "kd.standardize"), (DISTLoss(), "'dist'")])
+def test_correlations_need_two_classes(loss, name):
+    with pytest.raises(ValueError, match=f"{name} .* needs 2 classes; there is 1"):
+        call(loss, torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
 
 
 # DIST
@@ -129,11 +133,6 @@ def test_a_student_that_says_the_same_everywhere_gives_one_without_gradient():
     assert [term.item() for term in terms.values()] == [1.0, 1.0]
     sum(terms.values()).backward()
     assert torch.equal(student.grad, torch.zeros_like(student))
-
-
-def test_dist_needs_two_classes():
-    with pytest.raises(ValueError, match="'dist' .* needs 2 classes; there is 1"):
-        call(DISTLoss(), torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
 
 
 # BPKD
