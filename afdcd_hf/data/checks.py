@@ -69,13 +69,17 @@ def check_classes(model: Any, class_names: Sequence[str], data: str = "the datas
         raise ValueError(
             f"The model has {num_labels} classes, {data} has {len(class_names)}: it was made for other data."
         )
-    names = [str((config.id2label or {}).get(index, f"LABEL_{index}")) for index in range(num_labels)]
-    pairs = enumerate(zip(names, class_names, strict=True))
-    differing = [i for i, (own, other) in pairs if own != f"LABEL_{i}" and own.lower() != other.lower()]
-    if differing:
+    if differing := differing_classes(config, class_names):
         index = differing[0]
         logger.warning(
             "%d of the model's %d class names are not those of %s; class %d is %r for the model and %r there. If the "
             "order differs, and not only the spelling, results are filed under wrong names.",
-            len(differing), num_labels, data, index, names[index], class_names[index],
+            len(differing), num_labels, data, index, config.id2label[index], class_names[index],
         )  # fmt: skip
+
+
+def differing_classes(config: Any, class_names: Sequence[str]) -> list[int]:
+    """The ids at which a configuration has another name, beside upper and lower case; placeholders are none."""
+    own = [str((config.id2label or {}).get(index, f"LABEL_{index}")) for index in range(len(class_names))]
+    pairs = enumerate(zip(own, class_names, strict=True))
+    return [i for i, (mine, other) in pairs if mine != f"LABEL_{i}" and mine.lower() != other.lower()]

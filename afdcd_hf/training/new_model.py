@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
+from accelerate import init_empty_weights
 from torch import nn
 
-from ..data.checks import check_classes
+from ..data.checks import differing_classes
 from ..hub.folder_facts import public_name
 from ..models.image_processing_afdcd import RELEASED_INPUT, AfDcdImageProcessor
 from ..models.loading import load_model, load_processor
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 from .options import ModelArguments
+
+logger = logging.getLogger(__name__)
 
 _SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_flip_channels")
 
@@ -22,11 +27,12 @@ _SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "imag
 def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor: Any = None) -> tuple[nn.Module, Any]:
     """The model to train and its image processor: a saved one, or a new one on a timm backbone.
 
-    A new student takes over how its teacher's images are prepared, unless `args.preprocessing` says otherwise.
+    A saved one of other classes keeps all but its classifiers (`renew_classifiers`), with a warning. A new student takes
+    over how its teacher's images are prepared, unless `args.preprocessing` says otherwise.
 
     Raises:
-        ValueError: fewer than two classes, other classes than the saved model's, an unknown preprocessing, or one that
-            differs from the teacher's: both see the same pixels.
+        ValueError: fewer than two classes, a saved model whose classifiers cannot be renewed, an unknown preprocessing,
+            or one that differs from the teacher's: both see the same pixels.
     """
     if len(classes) < 2:
         raise ValueError(
@@ -35,7 +41,7 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor:
         )
     if args.model is not None:
         model, processor = load_model(args.model), load_processor(args.model)
-        check_classes(model, classes)
+        _adapt_classes(model, classes, args.model)
     else:
         names = (
             "pretrained_backbone", "backbone_kwargs", "output_stride", "head", "head_channels", "atrous_rates",
@@ -51,6 +57,62 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor:
     if teacher_processor is not None:
         _check_same_input(processor, teacher_processor)
     return model, processor
+
+
+def _adapt_classes(model: Any, classes: Sequence[str], name: str) -> None:
+    before = [str(each) for _, each in sorted(model.config.id2label.items())]
+    if len(before) == len(classes) and not differing_classes(model.config, classes):
+        return
+    renewed = renew_classifiers(model, classes)
+    logger.warning(
+        "%s was made for %d classes (%s), the dataset has %d (%s): %s drawn anew and must be trained, all other "
+        "weights are kept. If only the spelling differs, give --class_names as the model spells them.",
+        name, len(before), _listed(before), len(classes), _listed(classes),
+        " and ".join(renewed) + (" is" if len(renewed) == 1 else " are"),
+    )  # fmt: skip
+
+
+def renew_classifiers(model: Any, classes: Sequence[str]) -> list[str]:
+    """Give a model of transformers other classes, in place: the layers that score them are drawn as PyTorch draws them.
+
+    They are the layers whose shapes follow the number of classes, an auxiliary head's too. All other weights stay.
+
+    Returns:
+        The paths of these layers.
+
+    Raises:
+        ValueError: classes are scored by other layers than convolutions and linear ones.
+    """
+    config = copy.deepcopy(model.config)
+    count = config.num_labels
+    config.num_labels = count + 1
+    with init_empty_weights():  # shapes alone
+        shapes = {name: tensor.shape for name, tensor in type(model)(config).state_dict().items()}
+    other = [name for name, tensor in model.state_dict().items() if tensor.shape != shapes.get(name)]
+    layers = {path: model.get_submodule(path) for path in dict.fromkeys(name.rpartition(".")[0] for name in other)}
+    if not layers or not all(type(layer) in (nn.Conv2d, nn.Linear) for layer in layers.values()):
+        raise ValueError(
+            f"{type(model).__name__} has {count} classes, the dataset has others, and its classifier cannot be "
+            f"renewed: the shapes of {', '.join(layers) or 'no layer'} follow the number of classes, where "
+            "convolutions or linear layers are expected. Load it in Python with num_labels and "
+            "ignore_mismatched_sizes=True, save it, and start from that."
+        )
+    for layer in layers.values():
+        channels = len(layer.weight) + len(classes) - count
+        setattr(layer, "out_channels" if isinstance(layer, nn.Conv2d) else "out_features", channels)
+        layer.weight = nn.Parameter(layer.weight.new_empty(channels, *layer.weight.shape[1:]))
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias.new_empty(channels))
+        layer.reset_parameters()
+    model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {name: index for index, name in enumerate(classes)}
+    if hasattr(model, "num_labels"):  # where models of transformers keep it a second time
+        model.num_labels = len(classes)
+    return list(layers)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def origin_of(args: ModelArguments) -> dict[str, Any]:

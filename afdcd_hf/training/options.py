@@ -23,7 +23,9 @@ def _given(choice: dict[str, Any]) -> dict[str, Any]:
 class ModelArguments:
     """The model to train."""
 
-    model: str | None = option(None, "Folder or Hub id of a saved model to start from; else a new one.", path=True)
+    model: str | None = option(
+        None, "Folder or Hub id of a saved model to start from; other classes renew its classifier.", path=True
+    )
     backbone: str = option("resnet18", "timm name of the backbone.")
     backbone_kwargs: dict | None = option(None, "Arguments of timm.create_model (JSON).")
     pretrained_backbone: bool | str = option(True, "ImageNet weights: true, false, or a .safetensors file.", path=True)

@@ -187,7 +187,6 @@ MISTAKES = {
     "teacher not there": (["distill", "--teacher", "/nowhere/teacher"], ["/nowhere/teacher"]),
     "teacher without weights": (["distill", "--teacher", "RUNS/broken"], ["model.safetensors", "runs0/broken"]),
     "teacher of other classes": (["distill", "--teacher", "RUNS/five"], ["student has 8 classes and the teacher 5"]),
-    "model of other classes": (["train", "--model", "RUNS/five"], ["has 5 classes, the dataset has 8"]),
     "unknown loss": (["distill", "--loss", "dcd"], ["'dcd'", "af_dcd"]),
     "crop too small": (["distill", "--teacher", "RUNS/teacher", "--crop_size", "16", "16"], ["crop", "4x4"]),
     "batch too large for the data": (["train", "--total_batch_size", "6"], ["4", "6"]),

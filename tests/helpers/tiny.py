@@ -59,11 +59,13 @@ def without_batch_effects(model: nn.Module) -> nn.Module:
     return model
 
 
-def samples(count: int = 8, scales=(0.75, 1.0, 1.25), flip: float = 0.5, **options) -> TrainingSamples:
+def samples(
+    count: int = 8, scales=(0.75, 1.0, 1.25), flip: float = 0.5, num_labels: int = 4, **options
+) -> TrainingSamples:
     """Augmented crops of 32x48 pixels from pictures of that size."""
-    images = [labelled_image(index, 4, 32, 48) for index in range(count)]
+    images = [labelled_image(index, num_labels, 32, 48) for index in range(count)]
     transform = RandomScaleCropFlip(AfDcdImageProcessor(), (32, 48), scales=scales, flip_probability=flip)
-    return TrainingSamples(images, transform, num_labels=4, **options)
+    return TrainingSamples(images, transform, num_labels=num_labels, **options)
 
 
 def same_batch_every_step() -> TrainingSamples:
