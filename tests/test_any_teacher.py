@@ -1,12 +1,9 @@
-"""Networks of other libraries as teachers and students, several pairs of maps, and the guide's examples."""
+"""Networks of other libraries as teachers and students, and several pairs of maps."""
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from pathlib import Path
 
-import paths
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,28 +16,6 @@ from afdcd_hf import Activations, as_segmenter, capture
 from afdcd_hf.losses import build_loss
 from afdcd_hf.recipes import load_recipe
 from afdcd_hf.training.arguments import parse_arguments
-
-GUIDE = paths.DOCS / "any_teacher.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
-
-
-# The guide
-
-
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_the_examples_of_the_guide_run(number, tmp_path, monkeypatch):
-    if "segmentation_models_pytorch" in EXAMPLES[number]:
-        pytest.importorskip("segmentation_models_pytorch")
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile(EXAMPLES[number], f"{GUIDE.name}, example {number + 1}", "exec"), names)
-    if "maps" in names:
-        stated = re.search(r"tuple\(feature_map\.shape\)\)  # (.*)", EXAMPLES[number])[1]
-        assert stated == ", ".join(str(tuple(feature_map.shape)) for feature_map in names["maps"].values())
-    else:
-        folder = Path(names["trainer"].args.output_dir)
-        assert (folder / "model.safetensors").is_file() and names["trainer"].state.global_step == 2
-
 
 # as_segmenter
 
