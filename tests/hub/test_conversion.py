@@ -31,7 +31,7 @@ from afdcd_hf.hub.zoo import CHECKPOINTS
 
 SMALL = "pspnet_mobilenetv2"
 # Every head and every layout of a backbone; ResNet-50 has the blocks of ResNet-101.
-KINDS = ["deeplabv3_resnet18", "deeplabv3_mobilenetv2", "pspnet_resnet18", "pspnet_mobilenetv2", "deeplabv3_resnet101"]
+KINDS = ["deeplabv3_mobilenetv2", "pspnet_resnet18", "deeplabv3_resnet101"]
 # The depthwise block of the released MobileNetV2 is flat, torchvision's nested.
 FLAT = {
     **{f"1.conv.{nested}": f"1.conv.{flat}" for nested, flat in (("0.0", 0), ("0.1", 1), ("1", 3), ("2", 4))},
@@ -260,9 +260,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
         (b"", "or is damaged; download it again"),
         (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "is a web page, not a checkpoint"),
         (b"no checkpoint at all", "not a checkpoint"),
-        (bytes(range(256)) * 8, "not a checkpoint"),
         ([1, 2], "holds a list, not a state dict"),
-        ({}, "holds an empty dictionary, not a state dict"),
         ({"epoch": 1}, r"\['epoch'\] are not tensors, and none is under state_dict"),
         ({"model": {"a": torch.ones(1)}, "student": {"a": torch.ones(1)}}, r"several state dicts \(model, student\)"),
         ({"a": torch.ones(2), "b": torch.eye(3).to_sparse()}, "1 tensors are sparse or complex, e.g. b; save"),

@@ -58,7 +58,6 @@ def test_keys_are_text_a_score_that_is_not_a_number_is_missing_and_access_tokens
     ("kind", "values", "message"),
     [
         (MeasuredResults, {"mean_iou": 61.2}, "mean_iou is 61.2; expected a fraction from 0 to 1"),
-        (MeasuredResults, {"mean_iou": float("nan")}, "mean_iou is nan"),
         (MeasuredResults, {"mean_iou": "0.5"}, r"mean_iou is '0.5' \(str\); expected a number"),
         (MeasuredResults, {"mean_iou": 0.5, "per_category_iou": {"road": 90.0}}, "'road'.*fraction"),
         (MeasuredResults, {"mean_iou": 0.5, "per_category_iou": {"1": 0.5, 1: 0.5}}, "differ as text"),
@@ -68,7 +67,6 @@ def test_keys_are_text_a_score_that_is_not_a_number_is_missing_and_access_tokens
         (DatasetFacts, {"name": "voc", "hub_id": "voc"}, "hub_id is 'voc'; expected an id on the Hub"),
         (Picture, {"path": "../a.png", "caption": "a"}, "a path in the card's folder"),
         (TrainingFacts, {"hyperparameters": {"loss": object()}}, r"hyperparameters\['loss'\] is <object.*\(object\)"),
-        (TrainingFacts, {"seconds": "long"}, "seconds is 'long'"),
     ],
 )
 def test_facts_of_another_type_or_out_of_range_are_refused_by_name(kind, values, message):
@@ -89,7 +87,6 @@ def test_facts_of_another_type_or_out_of_range_are_refused_by_name(kind, values,
         ({"base_model": "/home/me/resnet18.safetensors"}, "expected an id on the Hub"),
         ({"notes": "one"}, r"notes is 'one' \(str\); expected a list"),
         ({"costs": [(512, 512, 7)]}, "expected the fields of CostRow"),
-        ({"architecture": 3}, "architecture is 3 .*expected text"),
     ],
 )
 def test_facts_that_do_not_go_together_are_refused(changes, message):
@@ -97,23 +94,14 @@ def test_facts_that_do_not_go_together_are_refused(changes, message):
         replace(BARE, **changes)
 
 
-def test_missing_folders_and_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        write_facts(tmp_path / "nowhere", BARE)
-    with pytest.raises(FileNotFoundError, match=FACTS_NAME):
-        read_facts(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "not valid JSON"),
         ("\xff\xfe", "not valid JSON"),
-        ("[]", "must hold an object"),
         ('{"format": 2}', "not a file of facts"),
         ('{"format": 1, "model_name": "a"}', "architecture"),
         ('{"format": 1, "model_name": "a", "architecture": "b", "colour": "red"}', r"\['colour'\].*known: model_name"),
-        ('{"format": 1, "model_name": "a", "architecture": "b", "dataset": "voc"}', "dataset is 'voc'"),
         ('{"format": 1, "model_name": "a", "architecture": "b", "training": 3}', "training is 3"),
         ('{"format": 1, "model_name": "a", "architecture": "b", "costs": {"512": 1}}', "expected a list"),
         ('{"format": 1, "model_name": "a", "architecture": "b", "reported": {"mean_iou": 6}}', "source"),

@@ -279,15 +279,12 @@ def weights_file(change):
     return damage
 
 
-def replaced(name: str, content: bytes | str | None):
-    """Another content for a file; None removes it."""
+def removed(name: str):
+    return lambda folder: (folder / name).unlink()
 
-    def damage(folder: Path) -> None:
-        (folder / name).unlink(missing_ok=True)
-        if content is not None:
-            (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
-    return damage
+def replaced(name: str, content: str):
+    return lambda folder: (folder / name).write_text(content)
 
 
 def edited(name: str, **values):
@@ -309,37 +306,26 @@ def index_of(content):
     return damage
 
 
-BIAS, WEIGHT = "head.classifier.bias", "head.classifier.weight"
-
-
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (replaced("model.safetensors", b"\0" * 90), ValueError, "model.safetensors is damaged, cut short or not a"),
-        (replaced("model.safetensors", b""), ValueError, "model.safetensors is damaged, cut short"),
+        (replaced("model.safetensors", "\0" * 90), ValueError, "model.safetensors is damaged, cut short or not a"),
         (replaced("model.safetensors", "<!DOCTYPE html>"), ValueError, "model.safetensors is a web page"),
         (replaced("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"), ValueError, "pointer of Git"),
         (weights_file(lambda t: t.update(projector=torch.zeros(2))), ValueError, r"1 unknown tensors \(projector 2\)"),
-        (weights_file(lambda t: t.pop(BIAS)), ValueError, r"1 missing tensors \(head.classifier.bias 4\)"),
-        (weights_file(lambda t: t.update({BIAS: torch.zeros(5)})), ValueError, "head.classifier.bias 5 instead of 4"),
-        (weights_file(lambda t: t.update({BIAS: t[BIAS].long()})), ValueError, "1 wrongly typed .*bias torch.int64"),
-        (weights_file(lambda t: t[WEIGHT].fill_(float("nan"))), ValueError, r"1 not finite tensors \(head.class"),
-        (replaced("model.safetensors", None), FileNotFoundError, "has no model.safetensors;"),
+        (weights_file(lambda t: t["head.classifier.bias"].fill_(float("nan"))), ValueError, "1 not finite tensors"),
+        (removed("model.safetensors"), FileNotFoundError, "has no model.safetensors;"),
         (only_a_pickle, FileNotFoundError, r"has no model.safetensors \(pytorch_model.bin is not read: load"),
-        (index_of({"weight_map": ["a"]}), ValueError, "index.json has no object of file names as weight_map"),
         (index_of({"weight_map": {"a": 3}}), ValueError, "index.json has no object of file names as weight_map"),
         (index_of([]), ValueError, "index.json .*must hold an object"),
         (index_of({"weight_map": {"a": "../run/config.json"}}), FileNotFoundError, "which the folder lacks"),
-        (replaced("config.json", None), FileNotFoundError, "has weights but no config.json"),
+        (removed("config.json"), FileNotFoundError, "has weights but no config.json"),
         (replaced("config.json", "[]"), ValueError, "config.json .*must hold an object"),
-        (edited("config.json", id2label=dict.fromkeys("0123")), ValueError, "the label None, which is not text"),
         (edited("config.json", id2label=dict.fromkeys("0123", 7)), ValueError, "the label 7, which is not text"),
-        (edited("config.json", id2label=3), ValueError, "config.json does not describe a model"),
         (edited("config.json", backbone=3), ValueError, "config.json does not describe a model"),
         (edited("config.json", auto_map="x"), ValueError, "auto_map in .*config.json is not an object of class names"),
         (edited("preprocessor_config.json", auto_map={"a": 3}), ValueError, "auto_map in .*is not an object"),
-        (replaced("heads.py", None), FileNotFoundError, "lacks heads.py.*save_pretrained"),
-        (replaced("image_processing_afdcd.py", None), FileNotFoundError, "lacks image_processing_afdcd.py"),
+        (removed("heads.py"), FileNotFoundError, "lacks heads.py.*save_pretrained"),
         (replaced("results.json", "[]"), ValueError, "results.json .*must hold an object"),
         (replaced("results.json", '{"mean_iou": 0.5, "protocol": {"split": 3}}'), ValueError, "lacks dataset, split"),
         (replaced("results.json", '{"mean_iou": 50, "protocol": {"dataset": "a", "split": "b"}}'), ValueError, "frac"),
@@ -369,7 +355,7 @@ def test_no_link_out_of_the_folder_is_followed(hub, folder, tmp_path, monkeypatc
     assert pushed(hub)["model.safetensors"] == blob.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["tiny", "a/b/c", "street/", "street/ti ny", "../etc", "street/-tiny"])
+@pytest.mark.parametrize("name", ["tiny", "a/b/c", "street/ti ny"])
 def test_a_name_that_the_hub_would_not_take_is_refused(hub, folder, name):
     with pytest.raises(ValueError, match="name of a repository|Repo id"):
         push_folder(folder, name)

@@ -168,9 +168,7 @@ def test_portions_of_patches_and_of_anchors_do_not_change_the_value(device, monk
 def test_the_buffers_of_any_size_are_bounded():
     for shape, patch_size, groups in [
         ((16, 2048, 44, 44), 4, 16),
-        ((16, 2048, 44, 44), 4, 1),
         ((16, 2048, 512, 512), 1, 16),
-        ((1, 8, 512, 512), 1, 8),
         ((1, 2048, 64, 64), 64, 16),
     ]:
         cut = contrast_triton.plan_cut(torch.Size(shape), patch_size, groups)
