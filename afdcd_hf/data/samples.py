@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, default_collate
 from .checks import check_labels
 from .columns import with_decoding
 from .image_files import SampleError
+from .mixing import classmix_mask, cutmix_mask
 
 
 class TrainingSamples(Dataset):
@@ -33,10 +34,14 @@ class TrainingSamples(Dataset):
         unlabelled: More images, with or without labels, whose labels are not used: all their pixels are ignored.
         unlabelled_share: How much of each batch they are, above 0 and below 1, rounded down to whole images. They take
             the places of labelled ones, so that an epoch shows the other share of these.
+        cutmix_probability: Probability, 0..1, that a rectangle of another image, with its labels, is pasted into a
+            sample (`cutmix_mask`). The other one is any labelled image, augmented by itself; what is ignored in either
+            stays ignored, and so does what an unlabelled image keeps.
+        classmix_probability: The same for half of the other image's classes (`classmix_mask`), after CutMix.
 
     Raises:
-        ValueError: If `num_labels`, `seed` or `unlabelled_share` is out of range, or the dataset has columns but not
-            `image` and `label`;
+        ValueError: If `num_labels`, `seed`, `unlabelled_share` or a probability is out of range, or the dataset has
+            columns but not `image` and `label`;
             when indexed, if a label holds another value than 0..K-1 and `ignore_index` or does not fit its image.
         OSError: When indexed, if a file is damaged.
     """
@@ -51,7 +56,12 @@ class TrainingSamples(Dataset):
         ignore_index: int = 255,
         unlabelled: Any = None,
         unlabelled_share: float = 0.5,
+        cutmix_probability: float = 0.0,
+        classmix_probability: float = 0.0,
     ) -> None:
+        for key, value in (("cutmix", cutmix_probability), ("classmix", classmix_probability)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{key}_probability={value}: expected a probability between 0 and 1.")
         if not 0 < unlabelled_share < 1:
             raise ValueError(f"unlabelled_share={unlabelled_share}: expected a share above 0 and below 1, such as 0.5.")
         if num_labels < 1:
@@ -68,6 +78,7 @@ class TrainingSamples(Dataset):
         self.num_labels = num_labels
         self.seed = seed
         self.ignore_index = ignore_index
+        self._mixing = [(cutmix_probability, cutmix_mask), (classmix_probability, classmix_mask)]
         # Shared memory: persistent workers hold a copy of this object made in epoch 0, and must see later epochs too.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -81,10 +92,7 @@ class TrainingSamples(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         """Sample `index` of the current epoch: `pixel_values` float32 `(3, H, W)`, `labels` int64 `(H, W)`, `name`."""
         index = range(len(self))[int(index)]  # as a list: -1 is the last item, and IndexError ends an iteration
-        row = self.dataset[index]
-        name = row.get("name") or f"image {index}"
-        check_labels(np.asarray(row["label"]), self.num_labels, self.ignore_index, name)
-        return self._augmented(row["image"], row["label"], self._rng(index), name)
+        return self._mixed(self._labelled(index, self._rng(index)), index)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor | str]]:
         """The samples of a batch, as a `DataLoader` asks for them."""
@@ -104,20 +112,36 @@ class TrainingSamples(Dataset):
                 "larger batches or a larger share."
             )
 
+    def _labelled(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        row = self.dataset[index]
+        name = row.get("name") or f"image {index}"
+        check_labels(np.asarray(row["label"]), self.num_labels, self.ignore_index, name)
+        return self._augmented(row["image"], row["label"], rng, name)
+
+    def _mixed(self, sample: dict[str, Any], index: int) -> dict[str, Tensor | str]:
+        """Sample `index` with parts of others; which ones does not depend on the batch, as that differs over ranks."""
+        rng = self._rng(index, 2)
+        for probability, mask_of in self._mixing:
+            if rng.random() < probability:
+                other = self._labelled(int(rng.integers(len(self.dataset))), rng)
+                pasted = mask_of(other["labels"], rng, self.ignore_index)
+                mixed = {key: torch.where(pasted, other[key], sample[key]) for key in ("pixel_values", "labels")}
+                sample = {**mixed, "name": f"{sample['name']} with parts of {other['name']}"}
+        return sample
+
     def _unlabelled(self, index: int) -> dict[str, Tensor | str]:
         """An unlabelled image in the place of sample `index`."""
         rng = self._rng(int(index), 1)
         chosen = int(rng.integers(len(self.unlabelled)))
         row = self.unlabelled[chosen]
         label = Image.fromarray(np.full((row["image"].height, row["image"].width), self.ignore_index, np.int32))
-        return self._augmented(row["image"], label, rng, row.get("name") or f"unlabelled image {chosen}")
+        sample = self._augmented(row["image"], label, rng, row.get("name") or f"unlabelled image {chosen}")
+        return self._mixed(sample, int(index))
 
     def _rng(self, *numbers: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, int(self.epoch), *numbers])
 
-    def _augmented(
-        self, image: Image.Image, label: Image.Image, rng: np.random.Generator, name: str
-    ) -> dict[str, Tensor | str]:
+    def _augmented(self, image: Image.Image, label: Image.Image, rng: np.random.Generator, name: str) -> dict[str, Any]:
         try:
             sample = self.transform(image, label, rng)
         except ValueError as error:

@@ -27,8 +27,8 @@ _SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "imag
 def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor: Any = None) -> tuple[nn.Module, Any]:
     """The model to train and its image processor: a saved one, or a new one on a timm backbone.
 
-    A saved one of other classes keeps all but its classifiers (`renew_classifiers`), with a warning. A new student takes
-    over how its teacher's images are prepared, unless `args.preprocessing` says otherwise.
+    A saved one of other classes keeps all but its classifiers (`renew_classifiers`), with a warning. A new student
+    takes over how its teacher's images are prepared, unless `args.preprocessing` says otherwise.
 
     Raises:
         ValueError: fewer than two classes, a saved model whose classifiers cannot be renewed, an unknown preprocessing,

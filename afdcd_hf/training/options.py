@@ -88,6 +88,12 @@ class DataArguments:
     )
     blur_probability: float = option(0.0, "Probability of a Gaussian blur.", at_least=0, at_most=1)
     max_rotation: float = option(0.0, "Random rotation by up to so many degrees.", at_least=0, at_most=180)
+    cutmix_probability: float = option(
+        0.0, "Probability that a rectangle of another image is pasted in.", at_least=0, at_most=1
+    )
+    classmix_probability: float = option(
+        0.0, "Probability that half of another image's classes are pasted in.", at_least=0, at_most=1
+    )
     max_train_samples: int | None = option(None, "Use only the first so many images.", at_least=1)
     max_eval_samples: int | None = option(None, "The same for evaluation.", at_least=1)
 

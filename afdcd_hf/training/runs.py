@@ -114,6 +114,8 @@ def _datasets(
             seed=args.seed,
             unlabelled=None if unlabelled is None else load_split(**unlabelled),
             unlabelled_share=teacher_args.unlabelled_share,
+            cutmix_probability=data.cutmix_probability,
+            classmix_probability=data.classmix_probability,
         ),
         "eval_dataset": load_split(**data.choice("eval")),
     }
