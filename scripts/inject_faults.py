@@ -45,6 +45,10 @@ from afdcd_hf.training.checkpoints import last_whole_checkpoint  # noqa: E402
 
 STEPS, SAVE_STEPS = 20, 3
 TIMEOUT = 120
+FAULTS = (
+    "sigkill", "sigterm", "full_disk", "read_only", "file_as_folder", "corrupted", "one_of_two", "not_a_number",
+    "corrupt_image", "teacher_incomplete",
+)  # fmt: skip
 SMALL = {"channels": [8, 16, 16, 32], "layers": [1, 1, 1, 1]}
 
 
@@ -340,15 +344,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the random steps")
     parser.add_argument("--output", type=Path, help="also write the table to this file")
-    parser.add_argument("--only", nargs="+", help="names of faults (methods of the class Faults)")
+    parser.add_argument("--only", nargs="+", choices=FAULTS, default=FAULTS, metavar="FAULT", help=", ".join(FAULTS))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         faults = Faults(Path(folder), args.seed)
-        names = ["sigkill", "sigterm", "full_disk", "read_only", "file_as_folder", "corrupted", "one_of_two"]
-        names += ["not_a_number", "corrupt_image", "teacher_incomplete"]
         lines = ["| fault | what happened | lost? | message |", "|---|---|---|---|"]
         print("\n".join(lines), flush=True)
-        for name in args.only or names:
+        for name in args.only:
             lines.append(_row(getattr(faults, name), Path(folder)))
             print(lines[-1], flush=True)
     if args.output:

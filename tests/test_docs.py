@@ -32,7 +32,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [*(ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md")), *sorted(DOCS.glob("*.md"))]
 FENCE = re.compile(r"(?:<!-- not run: (?P<why>.+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 ELSEWHERE = {"cd", "hf", "pre-commit", ".", "torchrun", "accelerate"}  # programs that are not ours to check
 
@@ -140,6 +140,8 @@ def check(program: str, *words: str) -> None:
         check_afdcd(list(words))
     elif program == "python" and words[0] in ("scripts/train.py", "scripts/distill.py"):
         check_afdcd([Path(words[0]).stem, *words[1:]])
+    elif program == "python" and words[:2] == ("-m", "pytest"):
+        assert (ROOT / words[-1]).exists(), words
     elif program == "python":
         (script,) = (path for path in (ROOT, ROOT / "afdcd_hf/demo/space_files") if (path / words[0]).is_file())
         source = (script / words[0]).read_text("utf-8")
