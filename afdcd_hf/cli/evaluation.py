@@ -31,6 +31,7 @@ from .command import (
 # beyond this share of the cores, others' programs are in the figures
 _BUSY = 0.5
 _OF_DATA = ("data_dir", "list_file", "max_samples", "image_column", "label_column", "label_map", "labels_as")
+_OF_CLASS = ("name", "pixels", "share", "images", "balanced_weight")
 _OF_BENCHMARK = (
     "name", "num_labels", "ignore_index", "split_sizes", "layout", "licence", "homepage", "citation", "classes",
 )  # fmt: skip
@@ -287,7 +288,8 @@ def _count(
     names = names or [f"class {index}" for index in range(len(counted.pixels))]
     if output and names:
         _draw_samples(rows, names, BENCHMARKS.get(choice.get("labels_as") or name), output)
-    columns = zip(names, counted.pixels.tolist(), counted.shares.tolist(), counted.images.tolist(), strict=True)
+    of_classes = (counted.pixels, counted.shares, counted.images, counted.balanced_weights)
+    columns = zip(names, *(column.tolist() for column in of_classes), strict=True)
     if as_json:
         facts = {
             "dataset": name,
@@ -297,13 +299,13 @@ def _count(
             "sizes": [{"height": h, "width": w, "images": count} for (h, w), count in sorted(counted.sizes.items())],
             "ignored_pixels": counted.ignored,
             "ignored_share": counted.ignored_share,
-            "classes": [dict(zip(("name", "pixels", "share", "images"), row, strict=True)) for row in columns],
+            "classes": [dict(zip(_OF_CLASS, row, strict=True)) for row in columns],
         }
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    print(f"{'class':<28}{'pixels':>16}{'share %':>10}{'images':>9}")
-    for index, (one, pixels, share, images) in enumerate(columns):
-        print(f"{index:>3} {one:<24}{pixels:>16,}{100 * share:>10.3f}{images:>9,}")
+    print(f"{'class':<28}{'pixels':>16}{'share %':>10}{'images':>9}{'balanced weight':>17}")
+    for index, (one, pixels, share, images, weight) in enumerate(columns):
+        print(f"{index:>3} {one:<24}{pixels:>16,}{100 * share:>10.3f}{images:>9,}{weight:>17.4f}")
     print(f"{'ignored, of all pixels':<28}{counted.ignored:>16,}{100 * counted.ignored_share:>10.3f}")
     sizes = sorted(counted.sizes, key=lambda size: size[0] * size[1])
     span = " to ".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes[:1] + sizes[-1:]))

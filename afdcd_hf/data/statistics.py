@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,24 @@ class LabelStatistics:
         return self.pixels / max(1, self.pixels.sum())
 
     @property
+    def balanced_weights(self) -> np.ndarray:
+        """A weight for each class, 1 / ln(1.02 + share), scaled to a mean of 1, `(K,)` float64 (ENet, 1606.02147)."""
+        weights = 1 / np.log(1.02 + self.shares)
+        return weights / weights.mean()
+
+    @property
     def ignored_share(self) -> float:
         """Share of ignored pixels among all."""
         return self.ignored / max(1, self.ignored + int(self.pixels.sum()))
 
 
 def count_labels(
-    dataset: Any, num_labels: int | None = None, ignore_index: int = 255, *, progress: bool = False
+    dataset: Any,
+    num_labels: int | None = None,
+    ignore_index: int = 255,
+    *,
+    indices: Sequence[int] | None = None,
+    progress: bool = False,
 ) -> LabelStatistics:
     """Reads the labels of a dataset one by one, and no image where the dataset has columns.
 
@@ -54,6 +65,7 @@ def count_labels(
             a `name`.
         num_labels: Number of classes K; by default the largest value in the labels plus one.
         ignore_index: Label of pixels that are counted apart.
+        indices: Which rows of a sequence to read; by default all.
         progress: Show a bar.
 
     Raises:
@@ -63,11 +75,13 @@ def count_labels(
     rows = with_decoding(dataset)
     if hasattr(rows, "select_columns"):
         rows = rows.select_columns([name for name in ("label", "name") if name in rows.column_names])
-    total = len(rows) if hasattr(rows, "__len__") else None
+    if indices is None and hasattr(rows, "__len__"):
+        indices = range(len(rows))
     pixels, images = np.zeros((2, num_labels or 0), np.int64)
     ignored, unlabelled, sizes = 0, 0, Counter[tuple[int, int]]()
-    in_order = rows if total is None else (rows[index] for index in range(total))
-    for index, row in enumerate(tqdm(in_order, "labels", total, unit="image", disable=not progress, leave=False)):
+    found_rows = enumerate(rows) if indices is None else ((index, rows[index]) for index in indices)
+    total = None if indices is None else len(indices)
+    for index, row in tqdm(found_rows, "labels", total, unit="image", disable=not progress, leave=False):
         if row["label"] is None:
             unlabelled += 1
             continue

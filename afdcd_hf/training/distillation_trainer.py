@@ -12,6 +12,7 @@ from transformers import set_seed
 from ..data.samples import collate_samples
 from ..features import Activations, LayerTap, run_tapped, run_to_maps
 from ..losses.base import DistillationLoss
+from .class_weights import settle_class_weights
 from .distillation import prepare_distillation
 from .distributed import check_clipping, rank_generator, synchronise_batch_norm
 from .saving import LOSS_WEIGHTS_NAME
@@ -60,6 +61,7 @@ class DistillationTrainer(SegmentationTrainer):
             raise ValueError(
                 "DistillationTrainer needs a train_dataset with at least one sample, to check shapes with."
             )
+        settle_class_weights(args, train_dataset)  # what the task loss is built with
         batch: dict[str, Any] = collate_samples([train_dataset[0]])
         composite, teacher_layers = prepare_distillation(model, teacher, args, batch, loss)
         composite.loss = synchronise_batch_norm(composite.loss, args)

@@ -72,7 +72,8 @@ def check_value(kind: type, one: Field, value: Any, more_rules: Mapping[str, Any
 def takes_several(hint: Any) -> bool:
     """Whether a command line's single word is a list of one."""
     members = get_args(hint) or (hint,)
-    return get_origin(hint) is list or (str not in members and any(get_origin(one) is list for one in members))
+    kinds = {get_origin(one) or one for one in members}
+    return get_origin(hint) is list or (list in kinds and not kinds & {str, Literal})
 
 
 def plain_value(value: Any) -> Any:
@@ -114,6 +115,8 @@ def type_name(hint: Any) -> str:
     kind, members = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(type_name(one) for one in members if one is not types.NoneType))
+    if kind is Literal:
+        return " or ".join(map(repr, members))
     if kind is list:
         return f"a list of {type_name(members[0]).split(' ', 1)[-1]}s"
     names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", dict: "a mapping"}

@@ -152,7 +152,9 @@ class SegmentationOptions:
     task_weight: float = option(1.0, "Weight of the cross entropy on the labels.", at_least=0)
     aux_weight: float = option(0.4, "Weight of the auxiliary head's cross entropy.", at_least=0)
     task_loss: str = option("cross_entropy", "cross_entropy, ohem, dice or lovasz, or several joined by '+'.")
-    class_weights: list[float] | None = option(None, "One factor per class for cross_entropy and ohem.", at_least=0)
+    class_weights: list[float] | Literal["balanced"] | None = option(
+        None, "One factor per class for cross_entropy and ohem; balanced: from the training labels.", at_least=0
+    )
     ema_decay: float | None = option(
         None, "Evaluate and save an exponential moving average of the weights, e.g. 0.999.", above=0, below=1
     )

@@ -88,7 +88,8 @@ def _run(config: str | Path | None, argv: Sequence[str], *, distils: bool) -> Fi
         try:
             card = write_report(trainer, data, facts, seconds)
             if trainer.is_world_process_zero():
-                write_recipe(folder, given)
+                settled = {"class_weights": args.class_weights} if "class_weights" in given else {}  # as numbers
+                write_recipe(folder, {**given, **settled})
             if args.push_to_hub:
                 trainer.push_to_hub()
         except Exception as error:

@@ -23,6 +23,7 @@ from ..inference.segment import InferenceSettings
 from ..losses.task import TaskLoss
 from .callbacks import AveragedWeights, Randomness, TimeBudget
 from .checkpoints import check_whole, checkpoint_to_resume
+from .class_weights import settle_class_weights
 from .distributed import (
     align_buffers,
     check_sharding,
@@ -82,6 +83,7 @@ class SegmentationTrainer(HubTrainer):
         taken = ("callbacks", "optimizers", "optimizer_cls_and_kwargs")
         refuse_unused({name: value for name, value in options.items() if name not in taken})
         check_number_of_samples(train_dataset, args)
+        settle_class_weights(args, train_dataset)
         model = synchronise_batch_norm(model, args)
         student = getattr(model, "student", model)
         settle_unused_parameter_search(args, student)

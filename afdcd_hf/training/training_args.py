@@ -82,6 +82,7 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
         num_train_epochs: float = _DEFAULT_EPOCHS
         per_device_train_batch_size: int = DEFAULT_BATCH_SIZE
         data_seed: int | None = None
+        class_weights: list[float] | None = None  # numbers once a trainer has them: see `settle_class_weights`
         save_strategy: SaveStrategy = SaveStrategy.STEPS
 
     def __post_init__(self) -> None:

@@ -65,7 +65,7 @@ def runs(tmp_path_factory) -> Path:
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
     wider = json.dumps({"channels": [8, 16, 16, 48], "layers": [1, 1, 1, 1]})
-    teacher = ["--output_dir", str(folder / "teacher"), "--backbone_kwargs", wider]
+    teacher = ["--output_dir", str(folder / "teacher"), "--backbone_kwargs", wider, "--class_weights", "balanced"]
     assert main(["train", "--config", str(recipe), *teacher]) == 0
     student = ["--output_dir", str(folder / "student"), "--teacher", str(folder / "teacher")]
     assert main(["distill", "--config", str(recipe), *student]) == 0
@@ -105,6 +105,13 @@ def test_a_run_leaves_weights_results_curves_and_card(runs, name):
         assert re.fullmatch(r"[\d.]+ ms: data \d+ %, teacher \d+ %, student .*", rows["Time of a step"])
         history = json.loads(files["trainer_state.json"])["log_history"]
         assert {"loss_task", "loss_kd", "loss_feature", "loss_contrast"} <= history[0].keys()
+
+
+def test_balanced_class_weights_are_left_as_numbers(runs):
+    numbers = load_recipe(runs / "teacher" / "recipe.yaml")["class_weights"]
+    assert len(numbers) == 8 and sum(numbers) == pytest.approx(8, abs=1e-5) and min(numbers) < 0.5
+    facts = json.loads((runs / "teacher" / "card_facts.json").read_text())
+    assert facts["training"]["hyperparameters"]["class_weights"] == numbers
 
 
 def test_a_run_leaves_a_recipe_of_what_was_asked_for_without_local_paths(runs, tmp_path):

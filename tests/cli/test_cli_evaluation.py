@@ -179,9 +179,9 @@ def test_the_labels_of_any_dataset_are_counted_and_drawn(tmp_path, capsys):
     assert main(other) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["sizes"] == [{"height": 32, "width": 48, "images": 1}] and facts["ignored_share"] == 8 / 48
-    assert facts["classes"] == [
-        {"name": "class 0", "pixels": 22 * 32, "share": 22 / 40, "images": 1},
-        {"name": "class 1", "pixels": 18 * 32, "share": 18 / 40, "images": 1},
+    assert [list(one.values())[:4] for one in facts["classes"]] == [
+        ["class 0", 22 * 32, 22 / 40, 1],
+        ["class 1", 18 * 32, 18 / 40, 1],
     ]
     assert "--split is for --stats" in answer(capsys, "datasets", "camvid", "--split", "val")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from miniatures import voc_folder
@@ -34,3 +36,9 @@ def test_images_are_not_read_for_it(tmp_path):
     for image in (tmp_path / "JPEGImages").iterdir():
         image.write_bytes(b"damaged")
     assert count_labels(load_split("voc", "train", tmp_path), 21).pixels[:4].tolist() == [3, 3, 0, 4]
+
+
+def test_balanced_weights_are_enets():
+    weights = count_labels([row(FIRST), row(SECOND)], 5).balanced_weights  # shares 0.3, 0.3, 0, 0.4, 0
+    by_hand = [1 / math.log(1.32), 1 / math.log(1.32), 1 / math.log(1.02), 1 / math.log(1.42), 1 / math.log(1.02)]
+    assert weights.tolist() == pytest.approx([5 * one / sum(by_hand) for one in by_hand])
