@@ -2,11 +2,12 @@
 
 A path is what `named_modules` prints, e.g. `head.features`. Where the module returns several maps, an index picks one:
 `backbone[-1]` is the last map of the backbone. Where the map lies channels last, as in Swin transformers, `:nhwc`
-behind the path says so: `encoder.layers.3:nhwc`.
+behind the path says so: `encoder.layers.3:nhwc`. The tokens of a ViT become a map with `:tokens`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from .suggestions import close_names
 
-_PATH = re.compile(r"^(?P<path>[^\[\]:]*)(?:\[(?P<index>-?\d+)\])?(?P<last>:nhwc)?$")
+_PATH = re.compile(r"^(?P<path>[^\[\]:]*)(?:\[(?P<index>-?\d+)\])?(?P<layout>:nhwc|:tokens)?$")
+_MOST_EXTRA_TOKENS = 16  # class token and registers; DINOv3 has five
 
 
 class Activations(NamedTuple):
@@ -48,7 +50,9 @@ class LayerTap:
 
     Args:
         model: owns the layer.
-        layer: module path, with an index where the module returns several maps, and `:nhwc` for channels last.
+        layer: module path, with an index where the module returns several maps. `:nhwc` behind it takes `(B, h, w, C)`;
+            `:tokens` takes `(B, N, C)`, drops what precedes the tokens of patches, and finds h and w from the size of
+            the images: the patch's side divides theirs, and at most 16 tokens are dropped.
 
     Raises:
         ValueError: the path is malformed or names no module; close names are listed.
@@ -59,18 +63,21 @@ class LayerTap:
         if match is None:
             raise ValueError(
                 f"Layer {layer!r} is not a module path; write 'a.b.c', or 'a.b.c[-1]' for one of several maps, and "
-                "':nhwc' behind it where the map is (B, h, w, C)."
+                "behind it ':nhwc' where the map is (B, h, w, C), ':tokens' where it is (B, N, C)."
             )
         path, modules = match["path"], dict(model.named_modules())
         if path not in modules:
             raise ValueError(f"{type(model).__name__} has no module {path!r}.{close_names(path, modules)}")
         self.layer = layer
         self._index = None if match["index"] is None else int(match["index"])
-        self._channels_last = match["last"] is not None
+        self._layout = match["layout"]
+        self._image_size: tuple[int, int] | None = None
         self._map: Tensor | None = None
         self._open = False
         self._then: Callable[[], None] | None = None
-        self._handle = modules[path].register_forward_hook(self._record)
+        self._handles = [modules[path].register_forward_hook(self._record)]
+        if self._layout == ":tokens":
+            self._handles.append(model.register_forward_pre_hook(self._note_size, with_kwargs=True))
 
     def open(self, then: Callable[[], None] | None = None) -> None:
         """Forget what was kept and record the next forward pass; call `then` when the map is there."""
@@ -85,7 +92,8 @@ class LayerTap:
 
     def remove(self) -> None:
         """Take the hook off the model."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         self._map = None
 
     def _record(self, module: nn.Module, args: tuple, output: object) -> None:
@@ -93,10 +101,17 @@ class LayerTap:
             return
         if self._map is not None:
             raise RuntimeError(f"Layer {self.layer!r} ran twice in one forward pass; name one that runs once.")
-        chosen = _select(output, self._index, self.layer)
-        self._map = chosen.permute(0, 3, 1, 2) if self._channels_last else chosen
+        chosen = _select(output, self._index, self.layer, tokens=self._layout == ":tokens")
+        if self._layout == ":tokens":
+            self._map = _map_of_tokens(chosen, self._image_size, self.layer)
+        else:
+            self._map = chosen.permute(0, 3, 1, 2) if self._layout else chosen
         if self._then is not None:
             self._then()
+
+    def _note_size(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        height, width = (args[0] if args else kwargs["pixel_values"]).shape[-2:]
+        self._image_size = height, width
 
 
 def run_tapped(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap]) -> tuple[Any, Activations]:
@@ -193,7 +208,23 @@ def _activations(logits: Tensor | None, taps: Sequence[LayerTap]) -> Activations
     return Activations(logits, maps[0] if maps else None, tuple(maps[1:]))
 
 
-def _select(output: Any, index: int | None, layer: str) -> Tensor:
+def _map_of_tokens(tokens: Tensor, image_size: tuple[int, int] | None, layer: str) -> Tensor:
+    """The last of `(B, N, C)` tokens as `(B, C, h, w)`: the largest grid of square patches that they are enough for."""
+    if image_size is None:
+        raise RuntimeError(f"Layer {layer!r} ran by itself: its grid follows from the images that the model gets.")
+    count, side = tokens.shape[1], math.gcd(*image_size)
+    grids = ([each // patch for each in image_size] for patch in range(1, side + 1) if side % patch == 0)
+    grid = next((grid for grid in grids if math.prod(grid) <= count), None)
+    if grid is None or count - math.prod(grid) > _MOST_EXTRA_TOKENS:
+        raise ValueError(
+            f"Layer {layer!r} gives {count} tokens for an image of {image_size[0]}x{image_size[1]}, which are no grid "
+            f"of square patches with at most {_MOST_EXTRA_TOKENS} others before it: both sides must be multiples of "
+            "the model's patch size (crop_size), and the layer must not merge tokens or add queries."
+        )
+    return tokens[:, count - math.prod(grid) :].mT.unflatten(2, grid)
+
+
+def _select(output: Any, index: int | None, layer: str, *, tokens: bool) -> Tensor:
     maps = output.to_tuple() if hasattr(output, "to_tuple") else output
     if isinstance(maps, (list, tuple)):
         if index is None and len(maps) != 1:
@@ -204,7 +235,9 @@ def _select(output: Any, index: int | None, layer: str) -> Tensor:
         output = maps[index]
     elif index is not None:
         raise ValueError(f"Layer {layer!r} returns a single value; leave the index out.")
-    if not isinstance(output, Tensor) or output.ndim != 4:
+    if not isinstance(output, Tensor) or output.ndim != (3 if tokens else 4):
         shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"Layer {layer!r} gives {shape}, but a (B, C, h, w) map is needed; name another layer.")
+        needed = "(B, N, C) tokens are" if tokens else "a (B, C, h, w) map is"
+        hint = f", or '{layer}:tokens' if these are a ViT's tokens" if ":" not in layer else ""
+        raise ValueError(f"Layer {layer!r} gives {shape}, but {needed} needed; name another layer{hint}.")
     return output

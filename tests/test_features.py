@@ -7,12 +7,22 @@ import re
 import weakref
 
 import pytest
+import timm
 import torch
 from torch import nn
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from transformers import (
+    Dinov2WithRegistersBackbone,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTBackbone,
+    DINOv3ViTConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    ViTConfig,
+    ViTModel,
+)
 
 from afdcd_hf import capture
-from afdcd_hf.features import LayerTap, default_layer
+from afdcd_hf.features import LayerTap, _map_of_tokens, default_layer
 
 
 class Block(nn.Module):
@@ -92,7 +102,79 @@ def test_maps_come_out_of_the_model_outputs_of_a_transformers_network(segformer)
     assert maps[""] is logits  # a ModelOutput with one value needs no index
 
 
+DINO = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "num_register_tokens": 4}
+OWN_MAPS = {"out_features": ["stage1"], "apply_layernorm": False, "reshape_hidden_states": True}
+
+
+def own_maps_of_a_backbone(model, images):
+    return model(pixel_values=images).feature_maps[0]
+
+
+def dinov2(images):
+    model = Dinov2WithRegistersBackbone(Dinov2WithRegistersConfig(image_size=32, **DINO, **OWN_MAPS))
+    return model, "encoder.layer.0:tokens", lambda: own_maps_of_a_backbone(model, images)
+
+
+def dinov3(images):
+    model = DINOv3ViTBackbone(DINOv3ViTConfig(intermediate_size=32, **DINO, **OWN_MAPS))
+    return model, "model.layer.0:tokens", lambda: own_maps_of_a_backbone(model, images)
+
+
+def vit(images):
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "patch_size": 8,
+        "image_size": (32, 48),
+    }
+    model = ViTModel(ViTConfig(**sizes))
+    nn.init.zeros_(model.embeddings.position_embeddings)  # what is left behind the class token is the convolution
+    return model, "embeddings:tokens", lambda: model.embeddings.patch_embeddings.projection(images)
+
+
+def timm_vit(images):
+    options = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", **options)
+    return model, "blocks.1:tokens", lambda: model.forward_intermediates(images, intermediates_only=True)[-1]
+
+
+@pytest.mark.parametrize("build", [dinov2, dinov3, vit, timm_vit])
+def test_tokens_become_the_map_that_the_library_makes_of_them_itself(build):
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 48)
+    model, layer, expected = build(images)
+    with torch.no_grad():
+        with capture(model.eval(), [layer]) as maps:
+            model(images)
+        assert maps[layer].shape == (2, 16, 4, 6) and torch.equal(maps[layer], expected())
+    assert not model._forward_pre_hooks
+
+
 # What is refused
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "message"),
+    [
+        (41, (32, 48), None),  # a grid of 4x6, and 17 others
+        (24, (33, 48), "gives 24 tokens for an image of 33x48, which are no grid of square patches"),
+        (0, (32, 48), "gives 0 tokens"),
+    ],
+)
+def test_tokens_that_are_no_grid_are_refused(count, size, message):
+    with pytest.raises(ValueError, match=message or "gives 41 tokens .* at most 16 others before it"):
+        _map_of_tokens(torch.zeros(1, count, 3), size, "blocks.1:tokens")
+
+
+def test_tokens_and_maps_are_not_mistaken_for_each_other(images):
+    model = Block(wrap=lambda output: output.flatten(2).mT)
+    with pytest.raises(ValueError, match=r"or 'inner:tokens' if these are a ViT's tokens"), capture(model, ["inner"]):
+        model(images)
+    with pytest.raises(ValueError, match=r"but \(B, N, C\) tokens are needed"), capture(model, ["conv:tokens"]):
+        model(images)
+    with pytest.raises(RuntimeError, match="ran by itself"), capture(model, ["inner:tokens"]):
+        model.inner(images)
 
 
 @pytest.mark.parametrize(

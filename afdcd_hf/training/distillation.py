@@ -195,7 +195,7 @@ def _check_layout(layer: str, sizes: Sequence[int], image: Sequence[int]) -> Non
     def like_the_image(rows: int, columns: int) -> bool:
         return rows <= height and columns <= width and abs(columns - rows * width / height) <= 1
 
-    if ":nhwc" not in layer and like_the_image(*sizes[:2]) and not like_the_image(*sizes[1:]):
+    if ":" not in layer and like_the_image(*sizes[:2]) and not like_the_image(*sizes[1:]):
         raise ValueError(
             f"Layer {layer!r} gives a map of shape {tuple(sizes)} for an image of {height}x{width}, which looks like "
             f"channels last: write '{layer}:nhwc'."
