@@ -52,6 +52,8 @@ def recipe_of(plan, name, budget=0):
 def test_a_method_changes_only_what_it_names_and_leaves_out_what_belongs_to_another_loss(plan_file):
     plan, recipe = load_plan(plan_file()), load_recipe("quickstart")
     alone, kd, feature_only = (recipe_of(plan, name) for name in ("alone", "kd", "feature only"))
+    own = {"methods": {"mine": {"loss": "kd+my_loss.py:Cosine"}}, "Cosine.weight": 2.0}
+    assert recipe_of(load_plan(plan_file(**own)), "mine")["Cosine.weight"] == 2.0  # of my_file.py:MyLoss the class
     assert (alone["max_steps"], alone["seed"], alone["backbone_kwargs"]) == (30, 0, recipe["backbone_kwargs"])
     assert not {key for key in alone if key in ("teacher", "loss") or "." in key}
     assert kd["loss"] == "kd" and kd["teacher"] == "out/teacher/run"
@@ -172,7 +174,6 @@ def test_the_papers_plan_fits_each_of_its_eight_pairs(recipe, teacher, tmp_path)
         ({"tuning": {"seed": 1}}, "needs a seed and a number of iterations"),
         ({"teacher_recipe": {"seed": 1}}, "must name a recipe"),
         ({"methods": "kd"}, "methods must hold 'key: value' lines"),
-        ({"evaluations": 1.5}, "evaluations=1.5 must be a whole number"),
     ],
 )
 def test_a_plan_that_cannot_be_says_what_is_wrong(plan_file, changes, message):
@@ -184,7 +185,6 @@ def test_a_plan_that_cannot_be_says_what_is_wrong(plan_file, changes, message):
     ("changes", "message"),
     [
         ({"methods": {"x": {"loss": "kd", "kd.wait": 1}}}, "'x': unknown option kd.wait"),
-        ({"methods": {"x": {"loss": "cdw"}}}, "run of 'x': unknown loss 'cdw'"),
         ({"learning_rat": 1}, "Unknown argument .learning_rat.*learning_rate"),
         ({"methods": {"a b": {}, "a-b": {}}}, "'a b' and 'a-b' would lie in the same folder"),
     ],

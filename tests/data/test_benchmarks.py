@@ -128,10 +128,3 @@ def test_reading_the_table_imports_neither_torch_nor_datasets():
     code = "import sys; from afdcd_hf.data import BENCHMARKS; print({'torch', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"
-
-
-def test_the_package_exports_every_name_it_lists():
-    import afdcd_hf.data as data
-
-    assert all(getattr(data, name).__module__.startswith("afdcd_hf.data") for name in data.__all__ if name[1].islower())
-    assert set(data.__all__) <= set(dir(data)) and data.SCENE_CLASSES == data.BENCHMARKS["scenes"].classes

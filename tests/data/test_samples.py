@@ -192,7 +192,7 @@ def test_a_share_without_a_whole_image_in_a_batch_is_refused():
         samples.check_batch(4)
 
 
-@pytest.mark.parametrize("loss", ["ifvd", "cirkd", "kd+af_dcd"])
+@pytest.mark.parametrize("loss", ["cirkd", "kd+af_dcd"])
 def test_unlabelled_images_are_distilled_and_not_trained_on(loss, tmp_path):
     """Half of a batch unlabelled: the task loss is that of the other half, and the loss sees all images."""
     labelled = grey_rows(0, 4, label=Image.new("L", (6, 4), 1))

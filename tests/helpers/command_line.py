@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny import segmenter
+from tiny import saved, segmenter
 
-from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.cli import main
 from afdcd_hf.data.benchmarks import BENCHMARKS
 
@@ -24,7 +23,5 @@ def answer(capsys, *argv: str) -> str:
 def saved_model(folder: Path, dataset: str) -> Path:
     benchmark = BENCHMARKS[dataset]
     names = dict(enumerate(benchmark.classes))
-    model = segmenter(id2label=names, label2id={name: index for index, name in names.items()}, num_labels=len(names))
-    model.save_pretrained(folder)
-    AfDcdImageProcessor().save_pretrained(folder)
-    return folder
+    label2id = {name: index for index, name in names.items()}
+    return saved(folder, segmenter(id2label=names, label2id=label2id, num_labels=len(names)))

@@ -7,3 +7,7 @@ DOCS = ROOT / "docs"
 SHARED = ROOT.parent / "shared"
 CAMVID = SHARED / "data" / "camvid"
 GOLDEN = SHARED / "golden"
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -34,6 +34,13 @@ def segmenter(seed: int = 0, channels: int = 32, num_labels: int = 4, **config) 
         return AfDcdForSemanticSegmentation.from_backbone(num_labels=num_labels, **settings)
 
 
+def saved(folder: Path, model: nn.Module, **options) -> Path:
+    """A model and its image processor as a folder."""
+    model.save_pretrained(folder, **options)
+    AfDcdImageProcessor().save_pretrained(folder)
+    return folder
+
+
 def segformer(num_labels: int = 4) -> SegformerForSemanticSegmentation:
     """A random SegFormer; stages of 8, 16, 16 and 32 channels at strides 4, 8, 16 and 32."""
     with torch.random.fork_rng(devices=[]):

@@ -11,7 +11,7 @@ import yaml
 from hub_client import no_waiting, serving
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
-from tiny import same, segmenter, weights
+from tiny import same, saved, segmenter, weights
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from afdcd_hf import AfDcdImageProcessor
@@ -43,13 +43,7 @@ def hub(tmp_path):
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A saved network and its image processor, without a card."""
-    return saved(tmp_path / "run")
-
-
-def saved(folder: Path, seed: int = 0, **options) -> Path:
-    segmenter(seed).save_pretrained(folder, **options)
-    AfDcdImageProcessor().save_pretrained(folder)
-    return folder
+    return saved(tmp_path / "run", segmenter())
 
 
 def with_card(folder: Path) -> CardFacts:
@@ -97,7 +91,7 @@ def test_push_to_hub_from_python_uploads_no_generic_card(hub):
 
 
 def test_sharded_weights_come_back_too(hub, tmp_path):
-    folder = saved(tmp_path / "run", max_shard_size="60KB")
+    folder = saved(tmp_path / "run", segmenter(), max_shard_size="60KB")
     parts = {path.name for path in folder.glob("model-*.safetensors")}
     push_folder(folder, REPO)
     assert len(parts) > 1 and parts < pushed(hub).keys() and "model.safetensors.index.json" in pushed(hub)
@@ -107,7 +101,7 @@ def test_sharded_weights_come_back_too(hub, tmp_path):
 def test_a_revision_leaves_main_alone(hub, folder, tmp_path):
     push_folder(folder, REPO)
     for seed in (1, 2):  # the branch is made, then found
-        commit = push_folder(saved(tmp_path / f"run{seed}", seed), REPO, revision="long/schedule").commit
+        commit = push_folder(saved(tmp_path / f"run{seed}", segmenter(seed)), REPO, revision="long/schedule").commit
     assert same(weights(load(REPO)), weights(segmenter(0)))
     assert same(weights(load(REPO, revision="long/schedule")), weights(segmenter(2)))
     assert same(weights(load(REPO, revision=commit.oid)), weights(segmenter(2)))
@@ -194,7 +188,7 @@ def test_a_card_written_by_hand_on_the_hub_stays_and_our_own_is_replaced(hub, fo
     plan = push_folder(folder, REPO, dry_run=True)
     assert "street/tiny exists and is public" in plan.notes and "README.md" not in {file.name for file in plan.files}
     for revision in (None, "new-branch"):
-        plan = push_folder(saved(folder, seed=1), REPO, revision=revision)
+        plan = push_folder(saved(folder, segmenter(1)), REPO, revision=revision)
         assert any("stays as it is; --overwrite_card" in note for note in plan.notes)
         assert pushed(hub, revision or "main")["README.md"].decode().endswith("# Mine\n")
     assert pushed(hub)["model.safetensors"] == (folder / "model.safetensors").read_bytes()

@@ -142,12 +142,6 @@ def test_label_maps_equal_those_of_the_slow_implementation_on_odd_sizes(name, al
         assert np.array_equal(predict(model, sample, settings)[clear], probabilities.argmax(0)[clear])
 
 
-def test_every_setting_changes_something_for_a_network_that_sees_neighbours():
-    sample = noise(17, 31)
-    maps = [predict(Strided(), sample, InferenceSettings(**options)).tobytes() for options in SETTINGS.values()]
-    assert len(set(maps)) == len(maps)
-
-
 def test_one_window_that_covers_all_is_the_whole_image():
     model, sample = Strided(True), noise(17, 31, size=(40, 50))
     whole = predict(model, sample)
@@ -280,11 +274,9 @@ def test_settings_survive_json():
     [
         ({"scales": ()}, r"scales=\(\): expected one or more positive factors"),
         ({"scales": (1.0, 0.0)}, r"scales=\(1\.0, 0\.0\)"),
-        ({"scales": (float("nan"),)}, "scales="),
         ({"scales": "1.0"}, "scales='1.0'"),
         ({"window": (0, 8)}, r"window=\(0, 8\): expected \(height, width\), two positive whole numbers"),
         ({"window": 512}, "window=512"),
-        ({"window": (8.5, 8)}, r"window=\(8\.5, 8\)"),
         ({"window": (8, 8), "stride": (4, -4)}, r"stride=\(4, -4\): expected \(height, width\)"),
         ({"stride": (4, 4)}, r"stride=\(4, 4\) without a window"),
         ({"window": (8, 8), "stride": (8, 9)}, r"stride=\(8, 9\) exceeds window=\(8, 8\)"),

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import files_in
 from PIL import Image
-from tiny import segmenter
+from tiny import saved, segmenter
 
 from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.charts.label_maps import distinct_palette, draw_overlay, oklab
@@ -25,12 +26,6 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8) 
 NAMES = ["sky", "wall", "floor", "lamp"]
 
 
-def saved(folder: Path, network) -> Path:
-    network.save_pretrained(folder)
-    AfDcdImageProcessor().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A model folder with four classes."""
@@ -38,11 +33,6 @@ def model(tmp_path_factory) -> Path:
     with torch.no_grad():  # so that all classes occur
         network.head.classifier.weight.mul_(100)
     return saved(tmp_path_factory.mktemp("model"), network)
-
-
-@pytest.fixture
-def photo(tmp_path) -> Path:
-    return picture(tmp_path / "photo.png")
 
 
 def picture(path: Path, pixels: np.ndarray = PIXELS, turned: bool = False) -> Path:
@@ -54,12 +44,13 @@ def picture(path: Path, pixels: np.ndarray = PIXELS, turned: bool = False) -> Pa
     return path
 
 
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    return picture(tmp_path / "photo.png")
+
+
 def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
-
-
-def files_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def run(model, inputs, output, **options):
@@ -211,7 +202,7 @@ def test_mistakes_are_answered_before_the_model_is_loaded(untouched, photo, tmp_
         write_pseudo_labels("model", [photo], out, confidence=90)
 
 
-@pytest.mark.parametrize("name", ["ids", "color", "overlay"])
+@pytest.mark.parametrize("name", ["ids", "overlay"])
 def test_nothing_of_the_users_is_overwritten(untouched, photo, tmp_path, name):
     mine = picture(tmp_path / "out" / name / "photo.png")
     before = mine.read_bytes()
@@ -234,15 +225,6 @@ def test_another_image_is_added_but_another_models_predictions_are_not_mixed_in(
         run(model, [second], out, dataset="camvid")
     run(model, [second], out)
     assert files_in(out / "ids") == ["photo.png", "second.png"]
-
-
-def test_weights_that_are_not_finite_give_no_images(model, photo, tmp_path):
-    network, _ = load_segmenter(str(model))
-    with torch.no_grad():
-        network.head.classifier.weight.view(-1)[0] = float("nan")
-    with pytest.raises(ValueError, match=r"photo\.png: the model's scores are not finite"):
-        run(saved(tmp_path / "bad", network), [photo], tmp_path / "out")
-    assert files_in(tmp_path / "out") == []
 
 
 # Pseudo-labels

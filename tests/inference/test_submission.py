@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import files_in
 from PIL import Image
 
 from afdcd_hf.data.benchmarks import BENCHMARKS
@@ -15,10 +16,6 @@ from afdcd_hf.data.benchmarks.row import Submission
 from afdcd_hf.inference.submission import PredictionWriter
 
 IDS = np.random.default_rng(0).permutation(960).reshape(24, 40) % 256
-
-
-def files_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def benchmark_with(label_ids, file_name=lambda name: f"{Path(name).stem}_labelIds.png"):

@@ -60,8 +60,8 @@ def test_a_square_that_is_predicted_one_pixel_too_far_right_scores_as_counted_on
     assert metric.compute()["mean_boundary_iou"] == pytest.approx((6 / 18 + 86 / 106) / 2)
 
 
-@pytest.mark.parametrize("ratio", [0.001, 0.03, 0.1, 0.3])
-@pytest.mark.parametrize("shape", [(61, 83), (40, 20), (7, 50), (1, 30), (1, 1)])
+@pytest.mark.parametrize("ratio", [0.001, 0.03, 0.3])
+@pytest.mark.parametrize("shape", [(61, 83), (7, 50), (1, 1)])
 @pytest.mark.parametrize("num_labels", [1, 2, 5])
 def test_scores_equal_those_of_an_erosion_class_by_class(shape, num_labels, ratio):
     prediction, truth = blobs(shape, num_labels, 0), blobs(shape, num_labels, 1, ignored=255)

@@ -170,10 +170,7 @@ def test_a_wrong_number_of_classes_is_told_before_anything_is_lost(metric):
     ("predicted", "truth", "options", "message"),
     [
         ([[0, 4]], [[0, 1]], {}, r"predictions outside 0\.\.2: values 4"),
-        ([[0, 1]], [[0, -1]], {}, r"references outside 0\.\.2: values -1"),
         ([[0, 1]], [[0, 0]], {"reduce_labels": True, "ignore_index": 0}, "values 255. References .* must be 0"),
-        ([[0, 1]], [[0, 1, 2]], {}, r"predictions have shape \(1, 1, 2\) and references \(1, 1, 3\)"),
-        ([[0.0, 1.0]], [[0, 1]], {}, "predictions have dtype float64"),
         ([[0, 1]], [[0, 2**31]], {}, r"int32 range are expected, but there are values 0\.\.2147483648"),
     ],
 )
