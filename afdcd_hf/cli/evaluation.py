@@ -43,7 +43,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         commands, "evaluate", "score a saved model on a labelled dataset", "--model MODEL --dataset NAME [options]",
         run=_evaluate, example="--model runs/mine --dataset camvid --data_dir data/camvid --output results.json",
     )  # fmt: skip
-    add(command, "--model", required=True, help="folder, Hub id or .onnx file")
+    add(command, "--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml)")
     data = command.add_argument_group("images and labels")
     add(data, "--dataset", required=True, help="benchmark (`afdcd datasets`), or folder or Hub id")
     add(data, "--data_dir", help="folder of the benchmark's files")
@@ -65,7 +65,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         run=_predict, example="street.jpg --model runs/mine --output_dir out", old={"--output": "--output_dir"},
     )  # fmt: skip
     command.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="images, or folders of them")
-    add(command, "--model", required=True, help="folder, Hub id or .onnx file")
+    add(command, "--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml)")
     add(command, "--output_dir", required=True, help="folder for class ids, colours and overlays")
     add(command, "--dataset", help="benchmark whose colours to use; by default the one with the model's classes")
     add_inference_options(command)

@@ -80,20 +80,22 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(command, "--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
     add_json(command, "print JSON")
 
-    text = "write a saved model as an ONNX graph, or its backbone for timm"
+    text = "write a saved model as an ONNX or OpenVINO graph, or its backbone for timm"
     command = add_command(
         commands, "export", text, "MODEL --format FORMAT --output FILE [options]", run=_export,
         example="runs/mine --format onnx --output mine.onnx",
     )  # fmt: skip
     command.add_argument("model", help="folder or Hub id")
-    add(command, "--format", required=True, choices=("onnx", "timm"), help="what to write")
-    add(command, "--output", required=True, type=Path, help="file.onnx to write; for timm, a new folder")
-    flag(command, "--overwrite", "replace files of an earlier export to ONNX")
-    graph = command.add_argument_group("ONNX")
+    add(command, "--format", required=True, choices=("onnx", "openvino", "timm"), help="what to write")
+    add(command, "--output", required=True, type=Path, help="file.onnx or file.xml to write; for timm, a new folder")
+    flag(command, "--overwrite", "replace files of an earlier export of a graph")
+    graph = command.add_argument_group("ONNX and OpenVINO")
     flag(graph, "--upsample", "stretch scores to the image's size within the graph")
     flag(graph, "--argmax", "give the label map instead of scores")
     add_size(graph, "--size", "fix the image's size (default: any size)")
     add(graph, "--opset", type=whole(1, 100), help="version of ONNX's operators (default: the exporter's choice)")
+    flag(graph, "--fp16", "half precision; halves the file")
+    flag(graph, "--with_preprocessing", "take RGB images of 8 bits (batch, height, width, 3): normalise in the graph")
     numbers = command.add_argument_group("int8 and measurements")
     flag(numbers, "--int8", "also write file_int8.onnx, and compare size and speed")
     add(numbers, "--calibration_dataset", dest="dataset", help="benchmark, folder or Hub id; also evaluated on")
@@ -218,15 +220,15 @@ def _verify(model: str, tolerance: float, as_json: bool, **options: Any) -> int:
 def _export(model: str, format: str, output: Path, size: list[int] | None, **options: Any) -> None:
     hide_loading_bars()
     options = given({**options, "size": tuple(size) if size else None})
-    if format == "onnx":
-        from ..export.command import export_saved_onnx
+    if format != "timm":
+        from ..export.command import export_saved_graph
 
-        export_saved_onnx(model, output, **options)
+        export_saved_graph(model, output, format, **options)
         return
     if options:
         raise ValueError(f"--{next(iter(options))} is not for --format timm, which only needs --output.")
     from ..export.timm_backbone import export_timm_backbone
-    from ..inference.onnx_segmenter import load_segmenter
+    from ..inference.loading import load_segmenter
 
     folder, lacking = export_timm_backbone(*load_segmenter(model), output)
     print(f'written: {folder}; timm.create_model("local-dir:{folder}", pretrained=True, features_only=True)')

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
-from ..inference.onnx_segmenter import load_segmenter
+from ..inference.loading import load_segmenter
 from ..inference.submission import PredictionWriter
 from .results import check_writable, dataset_context, save_results
 from .segmenter import evaluate_segmenter
@@ -28,7 +28,7 @@ def evaluate_saved(
     overwrite: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Evaluate a saved model (folder, Hub id or `.onnx` file), print the scores, and write what is asked for.
+    """Evaluate a saved model (folder, Hub id or exported graph), print the scores, and write what is asked for.
 
     Under torchrun or accelerate launch the processes share the images; the main one prints and writes.
 

@@ -1,4 +1,4 @@
-"""Models for other runtimes: ONNX graphs, checked against PyTorch, also in int8; the backbone alone for timm."""
+"""Models for other runtimes: ONNX and OpenVINO graphs, checked against PyTorch, int8; the backbone for timm."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from ..inference.onnx_segmenter import OnnxSegmenter, load_onnx
+    from ..inference.loading import load_graph
+    from ..inference.onnx_segmenter import OnnxSegmenter
+    from ..inference.openvino_segmenter import OpenVinoSegmenter
     from .onnx import export_onnx
+    from .openvino import export_openvino
     from .quantisation import quantise_onnx
     from .runtimes import compare_runtimes
     from .timm_backbone import export_timm_backbone

@@ -1,8 +1,10 @@
-"""`afdcd export --format onnx`: the graph, its int8 version, what was measured, and a report of it all."""
+"""`afdcd export` of graphs: the graph, its int8 version, what was measured, and a report of it all."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -14,20 +16,33 @@ from ..cost.machine import library_versions, machine_name
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
-from ..inference.onnx_segmenter import check_packages, load_segmenter
-from .onnx import check_output, export_onnx, format_parity
+from ..inference.loading import load_segmenter
+from ..inference.onnx_segmenter import check_onnx
+from .onnx import ParityRow, check_output, export_onnx, format_parity
+from .openvino import export_openvino
 from .quantisation import quantise_onnx
 from .runtimes import compare_runtimes, format_runtimes
 
+logger = logging.getLogger(__name__)
 
-def export_saved_onnx(
+# format -> what it is called, the suffix of its files, what writes them
+GRAPH_FORMATS: dict[str, tuple[str, str, Callable[..., list[ParityRow]]]] = {
+    "onnx": ("ONNX", ".onnx", export_onnx),
+    "openvino": ("OpenVINO", ".xml", export_openvino),
+}
+
+
+def export_saved_graph(
     model: str,
     output: Path,
+    format: str = "onnx",
     *,
     upsample: bool = False,
     argmax: bool = False,
     size: tuple[int, int] | None = None,
     opset: int | None = None,
+    fp16: bool = False,
+    with_preprocessing: bool = False,
     int8: bool = False,
     dataset: str | None = None,
     data_dir: str | None = None,
@@ -45,11 +60,20 @@ def export_saved_onnx(
         ValueError: If options do not go together, or the export fails.
         OSError: If a file exists or cannot be written; before anything is computed.
     """
-    check_packages()
+    check_onnx()
+    title, suffix, write = GRAPH_FORMATS[format]
+    title += " fp16" if fp16 else ""
     needs_data = [f"--{name}" for name, given in (("int8", int8), ("evaluate_split", evaluate_split)) if given]
     for applies, message in (
         (needs_data and not dataset, f"{'/'.join(needs_data)} needs images: give --calibration_dataset."),
         (dataset and not needs_data, "--calibration_dataset is for --int8 or --evaluate_split: give one of them."),
+        (int8 and format != "onnx", f"--int8 is for --format onnx, not {format}."),
+        (int8 and fp16, "--int8 starts from full precision: leave --fp16 out."),
+        (
+            needs_data and with_preprocessing,
+            f"{'/'.join(needs_data)} is for graphs that take what the image processor gives: leave "
+            "--with_preprocessing out, or evaluate the written file with afdcd evaluate.",
+        ),
         (data_dir and not dataset, "--data_dir needs --calibration_dataset, the name of what lies there."),
         (calibration_split and not int8, "--calibration_split is for --int8: add it."),
         (calibration_samples is not None and not int8, "--calibration_samples is for --int8: add it."),
@@ -61,36 +85,50 @@ def export_saved_onnx(
     ):
         if applies:
             raise ValueError(message)
-    files = {"ONNX": check_output(output, overwrite)}
+    files = {title: check_output(output, overwrite, suffix)}
     if int8:
         files["ONNX int8"] = check_output(output.with_name(f"{output.stem}_int8.onnx"), overwrite)
     report = output.with_name(f"{output.stem}_export.json")
     if report.exists() and not overwrite:
         raise FileExistsError(f"{report} exists; give another --output, or --overwrite.")
+    processor_file = output.with_name("preprocessor_config.json")
     # before the long work: data that is not there is known at once
     calibration = load_split(dataset, calibration_split or "train", data_dir) if int8 and dataset else None
     evaluation = load_split(dataset, evaluate_split, data_dir, max_samples) if evaluate_split and dataset else None
     segmenter, processor = load_segmenter(model)
+    described = json.loads(processor.to_json_string())
+    described.pop("auto_map", None)  # names files that do not lie beside a graph
+    known = json.loads(processor_file.read_text()) if processor_file.exists() else None
+    if known is not None:
+        known.pop("auto_map", None)
+        if known != described and not overwrite:
+            raise FileExistsError(f"{processor_file} is another model's; give an --output elsewhere, or --overwrite.")
     if evaluation is not None and dataset in BENCHMARKS:
         check_classes(segmenter, BENCHMARKS[dataset].classes, dataset)
     options: dict[str, Any] = {"upsample": upsample, "argmax": argmax, "size": size, "opset": opset}
-    print("tracing the graph, and comparing it with PyTorch ...", flush=True)
-    rows = export_onnx(segmenter, processor, files["ONNX"], overwrite=overwrite, **options)
-    print(f"PyTorch and onnxruntime, same input:\n{format_parity(rows)}\nwritten: {files['ONNX']}", flush=True)
-    found: dict[str, Any] = {"model": model, **options, "parity": [asdict(row) for row in rows]}
+    options |= {"fp16": fp16, "with_preprocessing": with_preprocessing}
+    rows = write(segmenter, processor, output, overwrite=overwrite, **options)
+    print(f"PyTorch and {title}, same input:\n{format_parity(rows)}\nwritten: {output}", flush=True)
+    if known != described:
+        with written_whole(processor_file) as part:
+            part.write_text(json.dumps(described, indent=2) + "\n")
+    found: dict[str, Any] = {"model": model, "format": format, **options, "parity": [asdict(row) for row in rows]}
     if calibration is not None:
+        logger.info("calibrating int8 ...")
         limits: dict[str, Any] = {"samples": calibration_samples or 32, "overwrite": overwrite}
         names = quantise_onnx(files["ONNX"], files["ONNX int8"], calibration, processor, **limits)
         print(f"written: {files['ONNX int8']}, calibrated on {len(names)} images of {dataset}", flush=True)
         found["calibration"] = {"dataset": dataset, "split": calibration_split or "train", "images": names}
     if int8 or evaluation is not None:
+        logger.info("measuring ...")
         compared = compare_runtimes(segmenter, files, processor, evaluation)
         print(format_runtimes(compared))
-        print(f"{machine_name()}, one image at a time, onnxruntime {version('onnxruntime')}")
+        print(f"{machine_name()}, one image at a time")
         found["runtimes"] = [asdict(row) for row in compared]
         if evaluation is not None:
             found["evaluated_on"] = {"dataset": dataset, "split": evaluate_split, "num_images": len(evaluation)}
-    versions = {**library_versions(), **{name: version(name) for name in ("onnx", "onnxruntime", "onnxscript")}}
+    used = ("onnx", "onnxruntime", "onnxscript", *(["openvino"] if format == "openvino" else []))
+    versions = {**library_versions(), **{name: version(name) for name in used}}
     found |= {"date": date.today().isoformat(), "machine": machine_name(), "versions": versions}
     with written_whole(report) as part:
         part.write_text(json.dumps(found, indent=2) + "\n")

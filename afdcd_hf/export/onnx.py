@@ -20,14 +20,18 @@ from torch.overrides import TorchFunctionMode
 
 from ..atomic_io import check_can_write, written_whole
 from ..data.transforms import run_processor
-from ..inference.onnx_segmenter import METADATA_KEY, OnnxSegmenter, check_packages
-from ..model_utils import align_corners_of
+from ..inference.graph_segmenter import METADATA_KEY
+from ..inference.onnx_segmenter import OnnxSegmenter, check_onnx
+from ..model_utils import align_corners_of, dtype_of
 from ..models.modeling_afdcd import upsample_logits
 
 # batch, height, width: sides that strides divide and sides that they do not, wide and high, one image and several
 PARITY_SHAPES = ((1, 128, 128), (2, 97, 129), (1, 360, 480), (3, 130, 66), (1, 256, 512))
 # of the largest score; float32 sums of some thousand products in another order differ by up to about 1e-5
 TOLERANCE = 1e-4
+TOLERANCE_FP16 = 2e-2  # half precision rounds to 5e-4, layer after layer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ def export_onnx(
     argmax: bool = False,
     size: tuple[int, int] | None = None,
     opset: int | None = None,
+    fp16: bool = False,
+    with_preprocessing: bool = False,
     overwrite: bool = False,
 ) -> list[ParityRow]:
     """Write a model as one `.onnx` file, and hold it against PyTorch in onnxruntime before it gets its name.
@@ -76,6 +82,9 @@ def export_onnx(
         size: height and width that the graph is fixed to; None for a graph that takes every size. The number of
             images is free either way.
         opset: version of ONNX's operators; None for the exporter's own choice.
+        fp16: weights and layers in half precision; input, stretching and output stay as they are.
+        with_preprocessing: the image processor's work, apart from resizing, within the graph. Its input is then
+            `image`, `(batch, height, width, 3)` uint8 RGB.
         overwrite: replace an existing file.
 
     Returns:
@@ -86,74 +95,137 @@ def export_onnx(
             or one whose graph does not compute the same.
         FileExistsError: the file exists, and `overwrite` is off.
     """
-    check_packages()
+    check_onnx()
     output = check_output(output, overwrite)
+    options: dict[str, Any] = {"upsample": upsample, "argmax": argmax, "size": size, "opset": opset}
+    with written_whole(output) as part:
+        graph = write_onnx(model, processor, part, fp16=fp16, with_preprocessing=with_preprocessing, **options)
+        return graph.check(OnnxSegmenter(part).run)
+
+
+def write_onnx(
+    model: nn.Module,
+    processor: Any,
+    path: Path,
+    *,
+    upsample: bool = False,
+    argmax: bool = False,
+    size: tuple[int, int] | None = None,
+    opset: int | None = None,
+    fp16: bool = False,
+    with_preprocessing: bool = False,
+) -> Graph:
+    """Write the graph without a check; what is given back is what to check it against. See `export_onnx`."""
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"size={size!r}: expected height and width, two positive whole numbers.")
-    graph = Graph(copy.deepcopy(model).cpu().float().eval(), upsample, argmax)
-    config: Any = model.config
-    described = json.loads(processor.to_json_string())
-    described.pop("auto_map", None)  # names files that do not lie beside a graph
-    facts = {
-        "id2label": {str(index): name for index, name in config.id2label.items()},
-        "align_corners": align_corners_of(model),
-        "ignore_index": getattr(config, "semantic_loss_ignore_index", 255),
-        "output": "labels" if argmax else "logits",
-        "upsample": upsample,
-        "size": None if size is None else list(size),
-        "processor": described,
-    }
-    with written_whole(output) as part:
-        proto = _trace(graph, size, opset)
-        _name_axes(proto.graph, upsample, argmax)
-        attach_facts(proto, facts)
-        part.write_bytes(proto.SerializeToString())
-        shapes = PARITY_SHAPES if size is None else [(batch, *size) for batch in (1, 2, 3)]
-        return check_parity(graph.scores, OnnxSegmenter(part).run, processor, shapes, labels=argmax)
+    graph = Graph(copy.deepcopy(model).cpu().float().eval(), processor, upsample, argmax, size, with_preprocessing)
+    if fp16:
+        graph.tolerance = TOLERANCE_FP16
+    logger.info("tracing the graph ...")
+    traced = copy.deepcopy(graph)
+    if fp16:
+        traced.model.half()
+    proto = _trace(traced, opset)
+    _name_axes(proto.graph, graph)
+    attach_facts(proto, graph.description)
+    path.write_bytes(proto.SerializeToString())
+    return graph
 
 
-def check_output(output: str | Path, overwrite: bool = False) -> Path:
+def check_output(output: str | Path, overwrite: bool = False, suffix: str = ".onnx") -> Path:
     """Look before a long export whether its file can be written.
 
     Raises:
-        ValueError: it is not named `.onnx`.
+        ValueError: its name has another suffix.
         OSError: it exists and `overwrite` is off, or nothing can be written there.
     """
     output = Path(output)
-    if output.suffix != ".onnx":
-        raise ValueError(f"An ONNX graph is one file: give --output a name that ends in .onnx, not {str(output)!r}.")
+    if output.suffix != suffix:
+        raise ValueError(f"A graph is a file: give --output a name that ends in {suffix}, not {str(output)!r}.")
     if output.exists() and (not overwrite or output.is_dir()):
         raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
     check_can_write(output)
     return output
 
 
-def attach_facts(proto: Any, facts: dict[str, Any]) -> None:
-    """Write the description that `OnnxSegmenter` reads into a graph's metadata, in place of what is there."""
+def attach_facts(proto: Any, description: str) -> None:
+    """Write the description that segmenters read into a graph's metadata, in place of what is there."""
     del proto.metadata_props[:]
-    proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
+    proto.metadata_props.add(key=METADATA_KEY, value=description)
 
 
 class Graph(nn.Module):
-    """What is exported: the model, then perhaps stretching to the input's size and the choice of the best class."""
+    """What is exported: perhaps preprocessing, the model, then perhaps stretching and the choice of the best class."""
 
-    def __init__(self, model: nn.Module, upsample: bool, argmax: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        upsample: bool,
+        argmax: bool,
+        size: tuple[int, int] | None,
+        with_preprocessing: bool,
+    ):
         super().__init__()
         self.model = model
+        self.processor = processor
         self.upsample = upsample
         self.argmax = argmax
+        self.size = size
+        self.with_preprocessing = with_preprocessing
+        self.tolerance = TOLERANCE
+        self.input_name = "image" if with_preprocessing else "pixel_values"
+        self.output_name = "labels" if argmax else "logits"
+
+    @property
+    def description(self) -> str:
+        """What segmenters read, as JSON: classes, how logits are stretched, and what is left to an image processor."""
+        config: Any = self.model.config
+        described = json.loads(self.processor.to_json_string())
+        described.pop("auto_map", None)  # names files that do not lie beside a graph
+        if self.with_preprocessing:
+            described |= {"do_rescale": False, "do_normalize": False, "do_flip_channels": False}
+        facts = {
+            "id2label": {str(index): name for index, name in config.id2label.items()},
+            "align_corners": align_corners_of(self.model),
+            "ignore_index": getattr(config, "semantic_loss_ignore_index", 255),
+            "input": self.input_name,
+            "output": self.output_name,
+            "upsample": self.upsample,
+            "size": None if self.size is None else list(self.size),
+            "processor": described,
+        }
+        return json.dumps(facts)
+
+    def check(self, run: Callable[[np.ndarray], np.ndarray]) -> list[ParityRow]:
+        """Hold what runs the written graph against this one; see `check_parity`."""
+        shapes = PARITY_SHAPES if self.size is None else [(batch, *self.size) for batch in (1, 2, 3)]
+        options: dict[str, Any] = {"labels": self.argmax, "raw": self.with_preprocessing, "tolerance": self.tolerance}
+        return check_parity(self.scores, run, self.processor, shapes, **options)
 
     def scores(self, pixel_values: Tensor) -> Tensor:
-        """Class scores `(B, K, h, w)`."""
-        logits = self.model(pixel_values=pixel_values).logits
+        """Class scores `(B, K, h, w)` float32."""
+        logits = self.model(pixel_values=pixel_values.to(dtype_of(self.model))).logits.float()
         if not self.upsample:
             return logits
         return upsample_logits(logits, (pixel_values.shape[-2], pixel_values.shape[-1]), align_corners_of(self.model))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def preprocessed(self, image: Tensor) -> Tensor:
+        """`(B, 3, H, W)` float32 of `(B, H, W, 3)` uint8 RGB: the processor's flip, rescaling and normalisation."""
+        pixels = image.permute(0, 3, 1, 2)
+        if getattr(self.processor, "do_flip_channels", False):
+            pixels = pixels.flip(1)
+        factor = self.processor.rescale_factor if self.processor.do_rescale else 1.0
+        if not self.processor.do_normalize:
+            return pixels.float() * factor
+        given = self.processor.image_mean, self.processor.image_std
+        mean, std = (torch.tensor(values)[:, None, None] / factor for values in given)
+        return (pixels.float() - mean) / std
+
+    def forward(self, inputs: Tensor) -> Tensor:
         """The graph's output."""
         with PoolingByProducts():
-            scores = self.scores(pixel_values)
+            scores = self.scores(self.preprocessed(inputs) if self.with_preprocessing else inputs)
         return scores.argmax(1).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32) if self.argmax else scores
 
 
@@ -187,28 +259,30 @@ def _shares(cells: int, side: int, like: Tensor) -> Tensor:
     return counts / counts.sum(1, keepdim=True)
 
 
-def _trace(graph: Graph, size: tuple[int, int] | None, opset: int | None) -> Any:
-    """The graph as an ONNX proto; batch size and, without `size`, height and width are left open."""
+def _trace(graph: Graph, opset: int | None) -> Any:
+    """The graph as an ONNX proto; batch size and, unless it is fixed, height and width are left open."""
     # odd sides, and different ones, so that nothing about them is taken for a rule
-    example = torch.randn(2, 3, *(size or (97, 129)))
-    free = torch.export.Dim.DYNAMIC
-    axes = {0: free} if size is not None else {0: free, 2: free, 3: free}
+    height, width = graph.size or (97, 129)
+    example = torch.randn(2, 3, height, width)
+    sides = (2, 3)
+    if graph.with_preprocessing:
+        example, sides = torch.zeros(2, height, width, 3, dtype=torch.uint8), (1, 2)
+    axes = dict.fromkeys((0,) if graph.size else (0, *sides), torch.export.Dim.DYNAMIC)
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph,
-                (),
-                kwargs={"pixel_values": example},
-                input_names=["pixel_values"],
-                output_names=["labels" if graph.argmax else "logits"],
-                dynamic_shapes={"pixel_values": axes},
+                (example,),
+                input_names=[graph.input_name],
+                output_names=[graph.output_name],
+                dynamic_shapes=(axes,),
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
             )
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:  # torch's OnnxExporterError too
         reason = " ".join(str(error.__cause__ or error).split())[:300]
-        hint = "" if size else " Some models can only be exported for one size: try --size HEIGHT WIDTH."
+        hint = "" if graph.size else " Some models can only be exported for one size: try --size HEIGHT WIDTH."
         raise ValueError(f"torch cannot export this model to ONNX.{hint} It says: {reason}") from error
     assert program is not None  # with dynamo=True
     proto = program.model_proto
@@ -231,15 +305,17 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _name_axes(graph: Any, upsample: bool, argmax: bool) -> None:
+def _name_axes(proto: Any, graph: Graph) -> None:
     """Readable names for the open axes, in place of formulae in symbols of torch's."""
-    sides = ("height", "width") if upsample else ("map_height", "map_width")
-    output = ("batch", *sides) if argmax else ("batch", "classes", *sides)
-    for value, names in ((graph.input[0], ("batch", "channels", "height", "width")), (graph.output[0], output)):
+    sides = ("height", "width") if graph.upsample else ("map_height", "map_width")
+    input = ["batch", "height", "width"]
+    input.insert(3 if graph.with_preprocessing else 1, "channels")
+    output = ("batch", *sides) if graph.argmax else ("batch", "classes", *sides)
+    for value, names in ((proto.input[0], input), (proto.output[0], output)):
         for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
             if dim.dim_param:
                 dim.dim_param = name
-    del graph.value_info[:]  # the shapes within, in the same formulae: runtimes infer them anew
+    del proto.value_info[:]  # the shapes within, in the same formulae: runtimes infer them anew
 
 
 def check_parity(
@@ -249,16 +325,23 @@ def check_parity(
     shapes: Iterable[tuple[int, int, int]],
     *,
     labels: bool = False,
+    raw: bool = False,
+    tolerance: float = TOLERANCE,
 ) -> list[ParityRow]:
     """Give inputs of these shapes to `scores_of` in PyTorch and to `graph`, which answers with scores or label maps.
 
+    With `raw` the graph is given pixels of 0 to 255, which only PyTorch's inputs are processed from.
+
     Raises:
-        ValueError: the graph fails on an input, gives another shape, or differs by more than `TOLERANCE`.
+        ValueError: the graph fails on an input, gives another shape, or differs by more than `tolerance`.
     """
-    rows = [_compare(scores_of, graph, processor, shape, labels) for shape in shapes]
-    if not all(row.difference <= TOLERANCE * row.largest_score for row in rows):  # so that NaN does not pass
+    rows = []
+    for shape in shapes:
+        logger.info("comparing %s with PyTorch ...", "x".join(map(str, shape)))
+        rows.append(_compare(scores_of, graph, processor, shape, labels, raw))
+    if not all(row.difference <= tolerance * row.largest_score for row in rows):  # so that NaN does not pass
         raise ValueError(
-            f"The graph differs from the model beyond {TOLERANCE:g} of the largest score; nothing was written.\n"
+            f"The graph differs from the model beyond {tolerance:g} of the largest score; nothing was written.\n"
             f"{format_parity(rows)}\n"
             "If only the sizes differ in which the graph was not traced, fix the size: --size HEIGHT WIDTH."
         )
@@ -275,14 +358,17 @@ def format_parity(rows: Sequence[ParityRow]) -> str:
 
 
 @torch.no_grad()
-def _compare(scores_of: Any, graph: Any, processor: Any, shape: tuple[int, int, int], labels: bool) -> ParityRow:
+def _compare(
+    scores_of: Any, graph: Any, processor: Any, shape: tuple[int, int, int], labels: bool, raw: bool
+) -> ParityRow:
     batch, height, width = shape
     rng = np.random.default_rng(shape)  # colour ramps with noise, the same on every call
     ramp = np.linspace(0, 200, height)[:, None, None] * rng.random(3) + np.linspace(0, 50, width)[None, :, None]
     noisy = (ramp + rng.integers(0, 56, (batch, height, width, 3))).clip(0, 255).astype(np.uint8)
-    inputs = torch.stack([run_processor(processor, torch.from_numpy(pixels).permute(2, 0, 1)) for pixels in noisy])
+    pixels = torch.from_numpy(noisy).permute(0, 3, 1, 2)
+    inputs = torch.stack([run_processor(processor, image) for image in pixels])
     scores = scores_of(inputs).float()
-    result = torch.from_numpy(graph(inputs.numpy()))
+    result = torch.from_numpy(graph((pixels.float() if raw else inputs).numpy()))
     expected = scores.argmax(1) if labels else scores
     if result.shape != expected.shape:
         given, wanted = tuple(result.shape), tuple(expected.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,7 +84,7 @@ def quantise_onnx(
                 nodes_to_exclude=_left_in_float(onnx.load(prepared).graph),
             )
         proto = onnx.load(part)
-        attach_facts(proto, facts)
+        attach_facts(proto, json.dumps(facts))
         onnx.save(proto, part)
         OnnxSegmenter(part)  # the runtime takes it
     return names

@@ -1,4 +1,4 @@
-"""PyTorch, the ONNX graph and its int8 version side by side: size, latency, mean IoU."""
+"""PyTorch and exported graphs side by side: size, latency, mean IoU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ..evaluation.segmenter import evaluate_segmenter
-from ..inference.onnx_segmenter import OnnxSegmenter
+from ..inference.graph_segmenter import GraphSegmenter
+from ..inference.loading import load_graph
 from ..inference.segment import WHOLE_IMAGE, make_sample
 from ..model_utils import evaluating
 
@@ -59,7 +60,7 @@ def compare_runtimes(
 
     Args:
         model: the model that the graphs were exported from.
-        graphs: name of the row -> `.onnx` file.
+        graphs: name of the row -> file of an exported graph.
         processor: image processor of the model.
         dataset: labelled images, for mean IoU; without it none is measured.
         size: height and width of the image timed, where there is neither a dataset, whose first image is taken, nor a
@@ -71,7 +72,7 @@ def compare_runtimes(
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: at least one turn must be counted.")
-    segmenters = {name: OnnxSegmenter(path) for name, path in graphs.items()}
+    segmenters = {name: load_graph(path)[0] for name, path in graphs.items()}
     model = model.cpu()
     fixed = next((one.facts["size"] for one in segmenters.values() if one.facts["size"]), None)
     inputs = torch.zeros(1, 3, *(fixed or size))
@@ -91,8 +92,8 @@ def compare_runtimes(
         settings = one.settings_for(settings)
     rows: list[RuntimeRow] = []
     for name, segmenter in {"PyTorch": model, **segmenters}.items():
-        if isinstance(segmenter, OnnxSegmenter):
-            size_in_bytes = segmenter.path.stat().st_size
+        if isinstance(segmenter, GraphSegmenter):
+            size_in_bytes = segmenter.size_in_bytes
         else:
             size_in_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         median, p95 = np.percentile(seconds[name][_WARMUP:], [50, 95]).tolist()

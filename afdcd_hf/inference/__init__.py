@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from .onnx_segmenter import OnnxSegmenter, load_onnx, load_segmenter
+    from .loading import load_graph, load_segmenter
+    from .onnx_segmenter import OnnxSegmenter
+    from .openvino_segmenter import OpenVinoSegmenter
     from .predictions import draw_predictions, predict_images, write_pseudo_labels
     from .segment import InferenceSettings, Predictor, segment_image
     from .submission import PredictionWriter

@@ -22,8 +22,9 @@ from ..charts.label_maps import TITLE_LENGTH, distinct_palette, draw_overlay, ma
 from ..data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from ..data.checks import check_classes
 from ..data.loading import load_split
+from .graph_segmenter import GraphSegmenter
 from .images import find_images, open_rgb, save_png
-from .onnx_segmenter import OnnxSegmenter, load_segmenter
+from .loading import load_segmenter
 from .segment import IGNORED, WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample, segment_image
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ def predict_images(
     One image that cannot be read does not stop the others.
 
     Args:
-        model: Folder, Hub id or `.onnx` file.
+        model: Folder, Hub id or exported graph.
         inputs: Images, and folders of them; see `find_images`.
         output: Folder to write to; an existing one is added to.
         dataset: Benchmark whose colours to use; by default the one with the model's classes, and generated colours
@@ -142,7 +143,7 @@ def write_pseudo_labels(
     classes = [network.config.id2label[index] for index in range(network.config.num_labels)]
     if len(classes) > IGNORED:
         raise ValueError(f"The model has {len(classes)} classes; with 255 as the ignored label, 255 are possible.")
-    if isinstance(network, OnnxSegmenter) and network.facts["output"] == "labels":
+    if isinstance(network, GraphSegmenter) and network.facts["output"] == "labels":
         raise ValueError(f"{model} gives classes without scores, hence no confidence: export it without --argmax.")
     predictor = Predictor(network, settings, least_confidence=confidence)
     rows, labelled, pixels = [], 0, 0

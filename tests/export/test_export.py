@@ -22,10 +22,12 @@ from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter, segment_image
 from afdcd_hf.cli import main
 from afdcd_hf.export import onnx as onnx_export
 from afdcd_hf.export.onnx import PARITY_SHAPES, TOLERANCE, PoolingByProducts, cell_means, check_parity, export_onnx
+from afdcd_hf.export.openvino import export_openvino
 from afdcd_hf.export.quantisation import calibration_inputs, quantise_onnx
 from afdcd_hf.export.runtimes import RuntimeRow, compare_runtimes, format_runtimes
 from afdcd_hf.export.timm_backbone import export_timm_backbone
-from afdcd_hf.inference.onnx_segmenter import OnnxSegmenter, load_onnx
+from afdcd_hf.inference.loading import load_graph
+from afdcd_hf.inference.onnx_segmenter import OnnxSegmenter
 from afdcd_hf.inference.predictions import write_pseudo_labels
 from afdcd_hf.models.loading import load_model, load_processor
 
@@ -173,7 +175,7 @@ def test_a_graph_is_scored_like_its_model_and_brings_its_image_processor(exporte
     assert list(found["per_category_iou"]) == list(expected["per_category_iou"])
     assert found["protocol"] == expected["protocol"]
     inputs = {"images": pictures(1)[0]["image"], "return_tensors": "pt"}
-    given = load_onnx(path)[1](**inputs)["pixel_values"]
+    given = load_graph(path)[1](**inputs)["pixel_values"]
     assert torch.equal(given, processor(**inputs)["pixel_values"])
     assert given.abs().max() > 50  # mean-subtracted, not divided
 
@@ -214,6 +216,63 @@ def test_what_is_no_exported_graph_is_refused(tmp_path, exported):
         OnnxSegmenter(tmp_path / "foreign.onnx")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra `openvino`")
+@needs_onnx
+def test_openvino_gives_the_models_scores_at_other_sizes_and_is_loaded_by_its_name(exported, tmp_path):
+    model, processor, _, rows = exported
+    found = export_openvino(model, processor, tmp_path / "model.xml")
+    assert [(row.batch, row.height, row.width) for row in found] == list(PARITY_SHAPES)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.xml", "model.bin"}
+    graph, loaded = load_graph(tmp_path / "model.xml")
+    assert graph.config.id2label == model.config.id2label and loaded.do_flip_channels
+    assert graph.size_in_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    images = torch.randn(2, 3, 63, 65, generator=torch.Generator().manual_seed(1)) * 50
+    with torch.no_grad():
+        expected = model(pixel_values=images).logits
+    first = graph(pixel_values=images).logits
+    graph(pixel_values=-images)  # the runtime's buffer is used again, the result is not
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    with pytest.raises(FileExistsError, match="model.xml exists"):
+        export_openvino(model, processor, tmp_path / "model.xml")
+    (tmp_path / "model.bin").unlink()
+    with pytest.raises(ValueError, match="OpenVINO cannot read"):
+        load_graph(tmp_path / "model.xml")
+
+
+@needs_onnx
+@pytest.mark.parametrize("processor", [AfDcdImageProcessor(**BGR), AfDcdImageProcessor()], ids=["BGR", "rescaled"])
+def test_with_preprocessing_the_graph_takes_pixels_and_gives_the_models_label_maps(exported, processor, tmp_path):
+    import onnxruntime
+
+    model, path = exported[0], tmp_path / "raw.onnx"
+    rows = export_onnx(model, processor, path, upsample=True, argmax=True, with_preprocessing=True, size=(40, 56))
+    assert all(row.other_labels == 0 for row in rows)  # against the processor itself
+    images = [row["image"] for row in pictures(2, (40, 56))]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [each.type for each in session.get_inputs()] == ["tensor(uint8)"]
+    [labels] = session.run(["labels"], {"image": np.stack([np.asarray(image) for image in images])})
+    graph, loaded = load_graph(path)
+    for image, found in zip(images, labels, strict=True):
+        expected = segment_image(model, processor, image)
+        assert np.array_equal(found, expected) and len(np.unique(expected)) > 1
+        assert np.array_equal(segment_image(graph, loaded, image), expected)
+
+
+@needs_onnx
+def test_half_precision_halves_the_file_and_is_nearly_the_same(exported, tmp_path):
+    import onnx
+
+    model, processor, path, _ = exported
+    rows = export_onnx(model, processor, tmp_path / "half.onnx", fp16=True, opset=20)
+    assert all(0 < row.difference < 0.02 * row.largest_score for row in rows)
+    proto = onnx.load(tmp_path / "half.onnx")
+    assert next(entry.version for entry in proto.opset_import if not entry.domain) == 20
+    weights = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    convolutions = [weights[node.input[1]] for node in proto.graph.node if node.op_type == "Conv"]
+    assert convolutions and set(convolutions) == {onnx.TensorProto.FLOAT16}
+    assert proto.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
 def test_without_onnx_the_message_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"onnxruntime.*pip install 'afdcd-hf\[export\]'"):
@@ -235,7 +294,7 @@ def test_the_int8_graph_computes_in_integers_and_nearly_the_same(exported, tmp_p
     for node in convolutions:
         scaled = sources[node.input[1]]
         assert scaled.op_type == "DequantizeLinear" and kinds[scaled.input[0]] == onnx.TensorProto.INT8
-    graph, _ = load_onnx(tmp_path / "int8.onnx")
+    graph, _ = load_graph(tmp_path / "int8.onnx")
     assert graph.config.id2label == model.config.id2label
     images = processor(images=pictures(1)[0]["image"], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -332,7 +391,9 @@ def test_what_timm_cannot_give_back_is_refused_and_nothing_kept(tmp_path):
 def test_the_command_writes_graph_int8_and_report_and_other_commands_take_the_graphs(by_command, tmp_path, capsys):
     folder, words, printed = by_command
     assert "3x32x48" in printed and "ONNX int8" in printed and "mIoU %" in printed
-    assert {p.name for p in (folder / "out").iterdir()} == {"m.onnx", "m_int8.onnx", "m_export.json"}
+    assert {p.name for p in (folder / "out").iterdir()} == {
+        "m.onnx", "m_int8.onnx", "m_export.json", "preprocessor_config.json",
+    }  # fmt: skip
     report = json.loads((folder / "out" / "m_export.json").read_text())
     assert [row["runtime"] for row in report["runtimes"]] == ["PyTorch", "ONNX", "ONNX int8"]
     assert report["runtimes"][0]["mean_iou"] == report["runtimes"][1]["mean_iou"]
@@ -366,6 +427,13 @@ def test_the_command_writes_graph_int8_and_report_and_other_commands_take_the_gr
         (["--calibration_samples", "3"], "--calibration_samples is for --int8"),
         (["--argmax", "--evaluate_split", "val", "--calibration_dataset", "camvid"], "add --upsample"),
         (["--output", "folder"], "ends in .onnx"),
+        (["--format", "openvino"], "ends in .xml"),
+        (["--format", "openvino", "--int8", "--calibration_dataset", "camvid"], "--int8 is for --format onnx"),
+        (["--int8", "--fp16", "--calibration_dataset", "camvid"], "leave --fp16 out"),
+        (
+            ["--with_preprocessing", "--evaluate_split", "val", "--calibration_dataset", "camvid"],
+            "evaluate the written",
+        ),
         (["--format", "timm", "--argmax"], "--argmax is not for --format timm"),
         (["--format", "timm", "--overwrite"], "--overwrite is not for --format timm"),
     ],
