@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,7 +36,16 @@ else:
 
 PAGES = [*(ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md")), *sorted(DOCS.glob("*.md"))]
 FENCE = re.compile(r"(?:<!-- not run: (?P<why>.+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
-ELSEWHERE = {"cd", "hf", "pre-commit", ".", "torchrun", "accelerate"}  # programs that are not ours to check
+ELSEWHERE = {
+    "cd",
+    "hf",
+    "npm",
+    "pre-commit",
+    "python3",
+    ".",
+    "torchrun",
+    "accelerate",
+}  # programs that are not ours to check
 
 
 class Block(NamedTuple):
@@ -68,7 +79,7 @@ def in_language(*languages: str) -> Any:
 
 
 def test_every_block_is_of_a_kind_that_is_checked_here_and_few_are_not_run():
-    assert {block.language for block in BLOCKS} <= {"", "python", "bash", "console", "yaml", "bibtex"}
+    assert {block.language for block in BLOCKS} <= {"", "python", "bash", "console", "yaml", "bibtex", "js"}
     assert sum(page.read_text("utf-8").count("\n```") for page in PAGES) == 2 * len(BLOCKS)
     assert not [str(block) for block in BLOCKS if not block.language and re.search("^afdcd ", block.text, re.M)]
     assert [str(block) for block in BLOCKS if block.why and block.language != "python"] == []
@@ -86,8 +97,9 @@ def workplace(tmp_path_factory) -> Path:
         saved_model(folder / name, "scenes")
     for name in ("street.png", "photo.jpg"):
         labelled_image(0, 8, 64, 96)["image"].save(folder / name)
-    for form, name in (("onnx", "model.onnx"), ("timm", "backbone")):
-        assert main(["export", str(folder / "runs/distilled"), "--format", form, "--output", str(folder / name)]) == 0
+    raw = ["--format", "onnx", "--with_preprocessing", "--upsample", "--argmax", "--output", str(folder / "raw.onnx")]
+    for options in (raw, ["--format", "timm", "--output", str(folder / "backbone")]):
+        assert main(["export", str(folder / "runs/distilled"), *options]) == 0
     return folder
 
 
@@ -106,6 +118,16 @@ def test_python_runs_in_the_order_of_its_page(page, workplace, monkeypatch, caps
             trainer = names["trainer"]
             assert trainer.state.global_step == trainer.args.max_steps
             assert (Path(trainer.args.output_dir) / "model.safetensors").is_file()
+
+
+@in_language("js")
+@pytest.mark.skipif(shutil.which("node") is None or not (ROOT / "node_modules" / "sharp").is_dir(),
+                    reason="needs node, and `npm install onnxruntime-web sharp` in the repository's root")  # fmt: skip
+def test_javascript_runs(block, workplace):
+    (workplace / "segment.mjs").write_text(block.text)
+    (workplace / "node_modules").symlink_to(ROOT / "node_modules")
+    done = subprocess.run(["node", "segment.mjs"], cwd=workplace, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "[ 1, 64, 96 ]" in done.stdout, done.stderr
 
 
 # Command lines

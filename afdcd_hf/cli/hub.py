@@ -80,14 +80,16 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(command, "--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
     add_json(command, "print JSON")
 
-    text = "write a saved model as an ONNX or OpenVINO graph, or its backbone for timm"
+    text = (
+        "write a saved model as an ONNX or OpenVINO graph or a page that runs in the browser, or its backbone for timm"
+    )
     command = add_command(
-        commands, "export", text, "MODEL --format FORMAT --output FILE [options]", run=_export,
+        commands, "export", text, "MODEL (--format FORMAT --output FILE | --web DIR) [options]", run=_export,
         example="runs/mine --format onnx --output mine.onnx",
     )  # fmt: skip
     command.add_argument("model", help="folder or Hub id")
-    add(command, "--format", required=True, choices=("onnx", "openvino", "timm"), help="what to write")
-    add(command, "--output", required=True, type=Path, help="file.onnx or file.xml to write; for timm, a new folder")
+    add(command, "--format", choices=("onnx", "openvino", "timm"), help="what to write")
+    add(command, "--output", type=Path, help="file.onnx or file.xml to write; for timm, a new folder")
     flag(command, "--overwrite", "replace files of an earlier export of a graph")
     graph = command.add_argument_group("ONNX and OpenVINO")
     flag(graph, "--upsample", "stretch scores to the image's size within the graph")
@@ -96,12 +98,19 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(graph, "--opset", type=whole(1, 100), help="version of ONNX's operators (default: the exporter's choice)")
     flag(graph, "--fp16", "half precision; halves the file")
     flag(graph, "--with_preprocessing", "take RGB images of 8 bits (batch, height, width, 3): normalise in the graph")
+    page = command.add_argument_group("page for the browser")
+    add(page, "--web", type=Path, metavar="DIR", help="new folder for it; takes --size, --opset and --fp16 as well")
+    text = (
+        "folder of the npm package, or https address of its dist/ (default: node_modules/onnxruntime-web, else a CDN)"
+    )
+    add(page, "--onnxruntime_web", metavar="DIR_OR_URL", help=text)
     numbers = command.add_argument_group("int8 and measurements")
     flag(numbers, "--int8", "also write file_int8.onnx, and compare size and speed")
     add(numbers, "--calibration_dataset", dest="dataset", help="benchmark, folder or Hub id; also evaluated on")
     add(numbers, "--data_dir", help="folder of the benchmark's files")
     add(numbers, "--calibration_split", help="default train")
     add(numbers, "--calibration_samples", type=whole(), help="images, spread evenly (default 32)")
+    flag(numbers, "--float_ends", "leave the first and the last layer of the int8 graph in float")
     add(numbers, "--evaluate_split", metavar="SPLIT", help="measure mean IoU of PyTorch and graphs on this split")
     add(numbers, "--max_samples", type=whole(), help="only on its first so many images")
 
@@ -217,9 +226,25 @@ def _verify(model: str, tolerance: float, as_json: bool, **options: Any) -> int:
     return 0 if done.holds else 1
 
 
-def _export(model: str, format: str, output: Path, size: list[int] | None, **options: Any) -> None:
+def _export(
+    model: str, format: str | None, output: Path | None, web: Path | None, size: list[int] | None, **options: Any
+) -> None:
     hide_loading_bars()
     options = given({**options, "size": tuple(size) if size else None})
+    if web is not None:
+        others = given({"format": format, "output": output, **options})
+        if stray := others.keys() - {"size", "opset", "fp16", "onnxruntime_web"}:
+            raise ValueError(
+                f"--{min(stray)} is not for --web, which takes --size, --opset, --fp16, --onnxruntime_web."
+            )
+        from ..export.web import export_saved_page
+
+        print(export_saved_page(model, web, **options))
+        return
+    if format is None or output is None:
+        raise ValueError("Say what to write and where: --format and --output, or --web DIR.")
+    if "onnxruntime_web" in options:
+        raise ValueError("--onnxruntime_web is for --web: add it.")
     if format != "timm":
         from ..export.command import export_saved_graph
 

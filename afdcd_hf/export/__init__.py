@@ -1,4 +1,4 @@
-"""Models for other runtimes: ONNX and OpenVINO graphs, checked against PyTorch, int8; the backbone for timm."""
+"""Models for other runtimes: ONNX and OpenVINO graphs, checked against PyTorch, int8, pages; the backbone for timm."""
 
 from __future__ import annotations
 
@@ -15,5 +15,6 @@ if TYPE_CHECKING:
     from .quantisation import quantise_onnx
     from .runtimes import compare_runtimes
     from .timm_backbone import export_timm_backbone
+    from .web import export_web
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

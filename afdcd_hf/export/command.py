@@ -20,7 +20,7 @@ from ..inference.loading import load_segmenter
 from ..inference.onnx_segmenter import check_onnx
 from .onnx import ParityRow, check_output, export_onnx, format_parity
 from .openvino import export_openvino
-from .quantisation import quantise_onnx
+from .quantisation import quantise_onnx, spread
 from .runtimes import compare_runtimes, format_runtimes
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ def export_saved_graph(
     data_dir: str | None = None,
     calibration_split: str | None = None,
     calibration_samples: int | None = None,
+    float_ends: bool = False,
     evaluate_split: str | None = None,
     max_samples: int | None = None,
     overwrite: bool = False,
@@ -77,6 +78,7 @@ def export_saved_graph(
         (data_dir and not dataset, "--data_dir needs --calibration_dataset, the name of what lies there."),
         (calibration_split and not int8, "--calibration_split is for --int8: add it."),
         (calibration_samples is not None and not int8, "--calibration_samples is for --int8: add it."),
+        (float_ends and not int8, "--float_ends is for --int8: add it."),
         (max_samples is not None and not evaluate_split, "--max_samples limits --evaluate_split: give the split."),
         (
             evaluate_split and argmax and not upsample,
@@ -115,15 +117,18 @@ def export_saved_graph(
     found: dict[str, Any] = {"model": model, "format": format, **options, "parity": [asdict(row) for row in rows]}
     if calibration is not None:
         logger.info("calibrating int8 ...")
-        limits: dict[str, Any] = {"samples": calibration_samples or 32, "overwrite": overwrite}
-        names = quantise_onnx(files["ONNX"], files["ONNX int8"], calibration, processor, **limits)
+        limits: dict[str, Any] = {"samples": calibration_samples or 32, "float_ends": float_ends}
+        names = quantise_onnx(files["ONNX"], files["ONNX int8"], calibration, processor, overwrite=overwrite, **limits)
         print(f"written: {files['ONNX int8']}, calibrated on {len(names)} images of {dataset}", flush=True)
         found["calibration"] = {"dataset": dataset, "split": calibration_split or "train", "images": names}
+        found["calibration"]["float_ends"] = float_ends
     if int8 or evaluation is not None:
         logger.info("measuring ...")
-        compared = compare_runtimes(segmenter, files, processor, evaluation)
+        data: Any = calibration if evaluation is None else evaluation
+        images = [data[index]["image"] for index in spread(len(data), 32)]
+        compared = compare_runtimes(segmenter, files, processor, evaluation, images=images)
         print(format_runtimes(compared))
-        print(f"{machine_name()}, one image at a time")
+        print(f"{machine_name()}, one image at a time; other labels: on {len(images)} images, against PyTorch")
         found["runtimes"] = [asdict(row) for row in compared]
         if evaluation is not None:
             found["evaluated_on"] = {"dataset": dataset, "split": evaluate_split, "num_images": len(evaluation)}

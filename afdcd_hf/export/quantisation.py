@@ -26,6 +26,7 @@ def quantise_onnx(
     processor: Any,
     *,
     samples: int = 32,
+    float_ends: bool = False,
     overwrite: bool = False,
 ) -> list[str]:
     """Write the int8 version of an exported graph.
@@ -41,6 +42,7 @@ def quantise_onnx(
         dataset: indexable, with PIL images in `image`; labels are not looked at. Take images of the training split.
         processor: image processor of the model.
         samples: how many of them, spread evenly over the dataset: the first so many of a video would be one scene.
+        float_ends: leave the first layer and the last, the classifier, in float32.
         overwrite: replace an existing file.
 
     Returns:
@@ -59,8 +61,7 @@ def quantise_onnx(
     facts = OnnxSegmenter(graph).facts
     if len(dataset) < 1 or samples < 1:
         raise ValueError(f"Calibration needs an image or more: {samples} of {len(dataset)} were asked for.")
-    number = min(samples, len(dataset))
-    indices = [index * len(dataset) // number for index in range(number)]
+    indices = spread(len(dataset), samples)
     names: list[str] = []
     inputs = calibration_inputs(dataset, indices, processor, facts["size"], names)
 
@@ -81,7 +82,7 @@ def quantise_onnx(
                 weight_type=QuantType.QInt8,
                 per_channel=True,
                 op_types_to_quantize=list(_QUANTISED),
-                nodes_to_exclude=_left_in_float(onnx.load(prepared).graph),
+                nodes_to_exclude=_left_in_float(onnx.load(prepared).graph, float_ends),
             )
         proto = onnx.load(part)
         attach_facts(proto, json.dumps(facts))
@@ -114,8 +115,16 @@ def calibration_inputs(
         yield {"pixel_values": np.ascontiguousarray(pixels[None])}
 
 
-def _left_in_float(graph: Any) -> list[str]:
-    """Nodes whose inputs are no images' features: products of two activations, and arithmetic on shapes."""
+def spread(length: int, number: int) -> list[int]:
+    """So many indices, at most all, spread evenly over a dataset of this length."""
+    number = min(number, length)
+    return [index * length // number for index in range(number)]
+
+
+def _left_in_float(graph: Any, ends: bool) -> list[str]:
+    """Nodes whose inputs are no images' features: products of two activations, and arithmetic on shapes; the ends."""
     weights = {tensor.name for tensor in graph.initializer}
     weights |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
-    return [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and not weights & set(node.input)]
+    layers = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")]
+    weighted = [node.name for node in layers if weights & set(node.input)]
+    return [node.name for node in layers if node.name not in weighted] + ([weighted[0], weighted[-1]] if ends else [])

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.graph_segmenter import GraphSegmenter
 from ..inference.loading import load_graph
-from ..inference.segment import WHOLE_IMAGE, make_sample
+from ..inference.segment import WHOLE_IMAGE, make_sample, segment_image
 from ..model_utils import evaluating
 
 _WARMUP = 3  # turns that are not counted
@@ -33,6 +34,7 @@ class RuntimeRow:
         latency_p95: 95th percentile of the same.
         mean_iou: 0 to 1 on the evaluation dataset; None where there was none.
         mean_iou_change: against PyTorch's.
+        other_labels: share of the pixels whose class is not PyTorch's; None for PyTorch, and without images.
     """
 
     runtime: str
@@ -41,6 +43,7 @@ class RuntimeRow:
     latency_p95: float
     mean_iou: float | None = None
     mean_iou_change: float | None = None
+    other_labels: float | None = None
 
 
 def compare_runtimes(
@@ -49,6 +52,7 @@ def compare_runtimes(
     processor: Any,
     dataset: Sequence[Mapping[str, Any]] | None = None,
     *,
+    images: Sequence[Image.Image] = (),
     size: tuple[int, int] = (512, 512),
     repeats: int = 30,
 ) -> list[RuntimeRow]:
@@ -63,6 +67,7 @@ def compare_runtimes(
         graphs: name of the row -> file of an exported graph.
         processor: image processor of the model.
         dataset: labelled images, for mean IoU; without it none is measured.
+        images: what label maps are compared on, pixel by pixel.
         size: height and width of the image timed, where there is neither a dataset, whose first image is taken, nor a
             fixed size.
         repeats: turns counted.
@@ -90,6 +95,7 @@ def compare_runtimes(
     settings = WHOLE_IMAGE
     for one in segmenters.values():
         settings = one.settings_for(settings)
+    expected = [segment_image(model, processor, image, settings) for image in images]
     rows: list[RuntimeRow] = []
     for name, segmenter in {"PyTorch": model, **segmenters}.items():
         if isinstance(segmenter, GraphSegmenter):
@@ -101,19 +107,27 @@ def compare_runtimes(
         if dataset is not None:
             score = evaluate_segmenter(segmenter, dataset, processor=processor, settings=settings)["mean_iou"]
             change = score - (rows[0].mean_iou if rows else score)
-        rows.append(RuntimeRow(name, size_in_bytes / 1e6, median, p95, score, change))
+        others = None
+        if segmenter is not model and images:
+            found = (segment_image(segmenter, processor, image, settings) for image in images)
+            others = float(np.mean(np.concatenate([(a != b).ravel() for a, b in zip(found, expected, strict=True)])))
+        rows.append(RuntimeRow(name, size_in_bytes / 1e6, median, p95, score, change, others))
     return rows
 
 
 def format_runtimes(rows: Sequence[RuntimeRow]) -> str:
     """A table with a line per runtime."""
-    lines = [f"{'runtime':<12}{'MB':>8}{'median ms':>12}{'p95 ms':>10}{'mIoU %':>14}{'change':>9}"]
+    lines = [
+        f"{'runtime':<12}{'MB':>8}{'median ms':>12}{'p95 ms':>10}{'mIoU %':>14}{'change':>9}{'other labels %':>16}"
+    ]
     for row in rows:
-        score, change = "not measured", ""
+        score, change, others = "not measured", "", ""
+        if row.other_labels is not None:
+            others = f"{100 * row.other_labels:.2f}"
         if row.mean_iou is not None:
             score = f"{100 * row.mean_iou:.2f}"
         if row.mean_iou_change is not None and row is not rows[0]:
             change = f"{round(100 * row.mean_iou_change, 2) + 0.0:+.2f}"
         times = f"{1000 * row.latency_median:>12.1f}{1000 * row.latency_p95:>10.1f}"
-        lines.append(f"{row.runtime:<12}{row.megabytes:>8.2f}{times}{score:>14}{change:>9}".rstrip())
+        lines.append(f"{row.runtime:<12}{row.megabytes:>8.2f}{times}{score:>14}{change:>9}{others:>16}".rstrip())
     return "\n".join(lines)

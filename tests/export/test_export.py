@@ -240,22 +240,20 @@ def test_openvino_gives_the_models_scores_at_other_sizes_and_is_loaded_by_its_na
 
 
 @needs_onnx
-@pytest.mark.parametrize("processor", [AfDcdImageProcessor(**BGR), AfDcdImageProcessor()], ids=["BGR", "rescaled"])
-def test_with_preprocessing_the_graph_takes_pixels_and_gives_the_models_label_maps(exported, processor, tmp_path):
+def test_with_preprocessing_the_graph_takes_pixels_and_gives_the_models_scores(exported, tmp_path):
     import onnxruntime
 
-    model, path = exported[0], tmp_path / "raw.onnx"
-    rows = export_onnx(model, processor, path, upsample=True, argmax=True, with_preprocessing=True, size=(40, 56))
-    assert all(row.other_labels == 0 for row in rows)  # against the processor itself
+    model, processor, _, _ = exported
+    export_onnx(model, processor, tmp_path / "raw.onnx", with_preprocessing=True, size=(40, 56))
     images = [row["image"] for row in pictures(2, (40, 56))]
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(tmp_path / "raw.onnx"), providers=["CPUExecutionProvider"])
     assert [each.type for each in session.get_inputs()] == ["tensor(uint8)"]
-    [labels] = session.run(["labels"], {"image": np.stack([np.asarray(image) for image in images])})
-    graph, loaded = load_graph(path)
-    for image, found in zip(images, labels, strict=True):
-        expected = segment_image(model, processor, image)
-        assert np.array_equal(found, expected) and len(np.unique(expected)) > 1
-        assert np.array_equal(segment_image(graph, loaded, image), expected)
+    [logits] = session.run(["logits"], {"image": np.stack([np.asarray(image) for image in images])})
+    with torch.no_grad():
+        expected = model(**processor(images=images, return_tensors="pt")).logits
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    graph, loaded = load_graph(tmp_path / "raw.onnx")
+    assert np.array_equal(segment_image(graph, loaded, images[0]), segment_image(model, processor, images[0]))
 
 
 @needs_onnx
@@ -285,6 +283,9 @@ def test_the_int8_graph_computes_in_integers_and_nearly_the_same(exported, tmp_p
 
     model, processor, path, _ = exported
     names = quantise_onnx(path, tmp_path / "int8.onnx", pictures(5), processor, samples=3)
+    quantise_onnx(path, tmp_path / "ends.onnx", pictures(5), processor, samples=1, float_ends=True)
+    inputs = [node.input[1] for node in onnx.load(tmp_path / "ends.onnx").graph.node if node.op_type == "Conv"]
+    assert [name.endswith("_DequantizeLinear_Output") for name in inputs] == [False, *[True] * (len(inputs) - 2), False]
     assert names == ["bands_0", "bands_1", "bands_3"]
     proto = onnx.load(tmp_path / "int8.onnx")
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
@@ -303,7 +304,7 @@ def test_the_int8_graph_computes_in_integers_and_nearly_the_same(exported, tmp_p
     for number, samples in ((0, 4), (5, 0)):
         with pytest.raises(ValueError, match=f"an image or more: {samples} of {number}"):
             quantise_onnx(path, tmp_path / "no.onnx", pictures(number), processor, samples=samples)
-    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+    assert {path.name for path in tmp_path.iterdir()} == {"int8.onnx", "ends.onnx"}
 
 
 def test_a_graph_of_fixed_size_is_calibrated_on_the_centres_of_images():
@@ -318,10 +319,12 @@ def test_a_graph_of_fixed_size_is_calibrated_on_the_centres_of_images():
 @needs_onnx
 def test_runtimes_are_compared_on_size_latency_and_mean_iou(exported):
     model, processor, path, _ = exported
-    rows = compare_runtimes(model, {"ONNX": path}, processor, pictures(), repeats=2)
+    images = [row["image"] for row in pictures()]
+    rows = compare_runtimes(model, {"ONNX": path}, processor, pictures(), images=images, repeats=2)
     expected = evaluate_segmenter(model, pictures(), processor=processor, progress=False)["mean_iou"]
     assert [row.runtime for row in rows] == ["PyTorch", "ONNX"]
     assert [row.mean_iou for row in rows] == [expected, expected] and rows[1].mean_iou_change == 0
+    assert [row.other_labels for row in rows] == [None, 0]
     assert rows[1].megabytes == path.stat().st_size / 1e6
     assert all(0 < row.latency_median <= row.latency_p95 for row in rows)
     assert compare_runtimes(model, {}, processor, repeats=1)[0].mean_iou is None
@@ -330,10 +333,10 @@ def test_runtimes_are_compared_on_size_latency_and_mean_iou(exported):
 
 
 def test_the_table_says_what_was_not_measured():
-    rows = [RuntimeRow("PyTorch", 17.7, 0.1, 0.2), RuntimeRow("ONNX", 18.5, 0.05, 0.06, 0.45, -0.0123)]
+    rows = [RuntimeRow("PyTorch", 17.7, 0.1, 0.2), RuntimeRow("ONNX", 18.5, 0.05, 0.06, 0.45, -0.0123, 0.114)]
     lines = format_runtimes(rows).splitlines()
     assert lines[1].split() == ["PyTorch", "17.70", "100.0", "200.0", "not", "measured"]
-    assert lines[2].split() == ["ONNX", "18.50", "50.0", "60.0", "45.00", "-1.23"]
+    assert lines[2].split() == ["ONNX", "18.50", "50.0", "60.0", "45.00", "-1.23", "11.40"]
 
 
 @pytest.mark.parametrize(
@@ -422,6 +425,7 @@ def test_the_command_writes_graph_int8_and_report_and_other_commands_take_the_gr
         (["--int8"], "--int8 needs images: give --calibration_dataset"),
         (["--evaluate_split", "val"], "--evaluate_split needs images"),
         (["--calibration_dataset", "camvid"], "is for --int8 or --evaluate_split"),
+        (["--float_ends"], "--float_ends is for --int8"),
         (["--data_dir", "d"], "--data_dir needs --calibration_dataset"),
         (["--max_samples", "3"], "--max_samples limits --evaluate_split"),
         (["--calibration_samples", "3"], "--calibration_samples is for --int8"),

@@ -18,7 +18,7 @@ from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.data.loading import load_split
 from afdcd_hf.inference import predictions
 from afdcd_hf.inference.images import open_rgb
-from afdcd_hf.inference.onnx_segmenter import load_segmenter
+from afdcd_hf.inference.loading import load_segmenter
 from afdcd_hf.inference.predictions import class_legend, draw_predictions, predict_images, write_pseudo_labels
 from afdcd_hf.inference.segment import InferenceSettings, Predictor, make_sample, segment_image
 

@@ -1,0 +1,119 @@
+"""A static page that runs a model in the browser, with onnxruntime-web."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+from urllib.parse import urlsplit
+
+from torch import nn
+
+from ..inference.loading import load_segmenter
+from ..inference.predictions import class_legend
+from .onnx import ParityRow, export_onnx, format_parity
+
+LOCAL = Path("node_modules", "onnxruntime-web")  # where `npm install onnxruntime-web` puts it
+CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"  # the version that the page was tried with
+FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+
+
+def export_web(
+    model: nn.Module,
+    processor: Any,
+    output: str | Path,
+    *,
+    title: str,
+    runtime: str | Path | None = None,
+    size: tuple[int, int] | None = None,
+    **options: Any,
+) -> tuple[list[ParityRow], str | None]:
+    """Write a folder that any static web server can serve: `index.html`, `model.onnx`, perhaps the runtime.
+
+    The page segments a chosen image or the camera's pictures. Preprocessing and arg max are within the graph; the
+    browser resizes.
+
+    Args:
+        model: segmenter, as in `export_onnx`.
+        processor: its image processor.
+        output: folder to write; it must not exist.
+        title: of the page.
+        runtime: folder of the npm package onnxruntime-web, whose files are copied, or the address (https) of its
+            `dist/`, which the page then loads them from. None: `node_modules/onnxruntime-web` if there, else `CDN`.
+        size: height and width that images are resized to; None for what the processor resizes to, if it does.
+        options: `opset` and `fp16` of `export_onnx`.
+
+    Returns:
+        The parity found, and the address that the page loads the runtime from; None where it was copied.
+
+    Raises:
+        ValueError: see `export_onnx`; a processor that resizes to other than a fixed height and width; a runtime that
+            is neither the package's folder nor such an address.
+        OSError: the folder exists, or cannot be written.
+    """
+    output = Path(output)
+    if output.exists():
+        raise FileExistsError(f"{output} exists; give another --web.")
+    if size is None and processor.do_resize:
+        sides = dict(processor.size)
+        if set(sides) != {"height", "width"}:
+            raise ValueError(f"The image processor resizes to {sides}: fix the page's size with --size HEIGHT WIDTH.")
+        size = sides["height"], sides["width"]
+    source, address = _find_runtime(runtime)
+    names, colours = class_legend(model.config.id2label)  # type: ignore[union-attr, arg-type]
+    classes = [{"name": name, "colour": colour} for name, colour in zip(names, colours.tolist(), strict=True)]
+    values = {
+        "TITLE": html.escape(title),
+        "RUNTIME": address or "./runtime/",
+        "ORIGIN": "{0.scheme}://{0.netloc}".format(urlsplit(address)) if address else "",
+        "PAGE": json.dumps({"classes": classes, "size": size}).replace("<", "\\u003c"),
+    }
+    page = files(__package__).joinpath("web_page", "index.html").read_text(encoding="utf-8")
+    for key, value in values.items():
+        page = page.replace(f"@{key}@", value)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(mkdtemp(prefix=".web-", dir=output.parent))
+    try:
+        graph = {"upsample": True, "argmax": True, "with_preprocessing": True, "size": size, **options}
+        rows = export_onnx(model, processor, part / "model.onnx", **graph)
+        (part / "index.html").write_text(page, encoding="utf-8")
+        if source is not None:
+            (part / "runtime").mkdir()
+            for name in FILES:
+                shutil.copyfile(source / name, part / "runtime" / name)
+        part.chmod(0o755)  # mkdtemp makes private folders
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return rows, address
+
+
+def export_saved_page(model: str, output: Path, onnxruntime_web: str | None = None, **options: Any) -> str:
+    """Export a saved model as a page, see `export_web`; what there is to say about it."""
+    segmenter, processor = load_segmenter(model)
+    title = Path(model).resolve().name if Path(model).exists() else model
+    rows, address = export_web(segmenter, processor, output, title=title, runtime=onnxruntime_web, **options)
+    runtime = f"the runtime is loaded from {address}" if address else "the runtime is in the folder"
+    return (
+        f"PyTorch and ONNX, same input:\n{format_parity(rows)}\nwritten: {output}; {runtime}. Try it with\n"
+        f"  python3 -m http.server --directory {output}\nand http://localhost:8000, or copy it to any web server"
+    )
+
+
+def _find_runtime(runtime: str | Path | None) -> tuple[Path | None, str | None]:
+    """The folder to copy the runtime from, or the address to load it from."""
+    if runtime is None:
+        runtime = LOCAL if LOCAL.is_dir() else CDN
+    if str(runtime).startswith("https://"):
+        return None, str(runtime).rstrip("/") + "/"
+    folder = Path(runtime, "dist")
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
+        raise ValueError(
+            f"--onnxruntime_web {runtime}: there is no {missing[0]} in {folder}. Give the folder that `npm install "
+            f"onnxruntime-web` made, or an https:// address such as {CDN}"
+        )
+    return folder, None

@@ -1,0 +1,118 @@
+"""The page for the browser: what is written, and what chromium makes of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from command_line import answer
+from images import labelled_image
+from tiny import segmenter
+
+from afdcd_hf import AfDcdImageProcessor, segment_image
+from afdcd_hf.export.web import CDN, FILES, LOCAL, export_web
+from afdcd_hf.inference.predictions import class_legend
+
+RUNTIME = Path(__file__).parents[2] / LOCAL
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")),
+    reason="needs the extra `export`",
+)
+BROWSER = shutil.which("chromium")
+COLOURS = """() => { const c = document.getElementById("labels");
+    return [c.width, c.height, [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]]; }"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = segmenter(channels=32).eval()
+    images = AfDcdImageProcessor()(images=labelled_image(0, 4, 40, 56)["image"], return_tensors="pt")
+    with torch.no_grad():  # or one class would win everywhere
+        model.head.classifier.bias -= model(**images).logits.mean(dim=(0, 2, 3))
+    model.config.id2label = {**model.config.id2label, 0: "</script>"}
+    return model
+
+
+@pytest.fixture(scope="module")
+def page(model, tmp_path_factory):
+    """The page, with a runtime that is none."""
+    package = tmp_path_factory.mktemp("package")
+    (package / "dist").mkdir()
+    for name in FILES:
+        (package / "dist" / name).write_text(name)
+    folder = package / "page"
+    assert export_web(model, AfDcdImageProcessor(), folder, title="<b>", runtime=package)[1] is None
+    return folder
+
+
+def test_a_page_has_the_graph_the_classes_and_the_runtime(page, model, tmp_path):
+    files = {str(path.relative_to(page)) for path in page.rglob("*") if path.is_file()}
+    assert files == {"index.html", "model.onnx", *(f"runtime/{name}" for name in FILES)}
+    text = (page / "index.html").read_text()
+    assert "<title>&lt;b&gt;</title>" in text and text.count("</script>") == 1 and '"size": null' in text
+    assert "</script>" in model.config.id2label.values()
+    assert 'from "./runtime/ort.wasm.min.mjs"' in text and "connect-src 'self' ;" in text and "@" not in text
+    with pytest.raises(FileExistsError, match="exists; give another --web"):
+        export_web(model, AfDcdImageProcessor(), page, title="x")
+    with pytest.raises(ValueError, match=r"no ort\.wasm\.min\.mjs in .*npm install"):
+        export_web(model, AfDcdImageProcessor(), tmp_path / "other", title="x", runtime=tmp_path)
+    with pytest.raises(ValueError, match="resizes to .*shortest_edge.*--size"):
+        processor = AfDcdImageProcessor(do_resize=True, size={"shortest_edge": 32})
+        export_web(model, processor, tmp_path / "other", title="x", runtime=CDN)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--web", "page", "--format", "onnx"], "--format is not for --web"),
+        (["--web", "page", "--int8"], "--int8 is not for --web"),
+        (["--format", "onnx"], "--format and --output, or --web DIR"),
+        (["--format", "onnx", "--output", "m.onnx", "--onnxruntime_web", "x"], "--onnxruntime_web is for --web"),
+    ],
+)
+def test_options_that_do_not_go_with_a_page_are_refused(options, message, capsys):
+    assert message in answer(capsys, "export", "nowhere", *options)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("playwright") is None or not BROWSER, reason="needs playwright, chromium")
+@pytest.mark.skipif(not RUNTIME.is_dir(), reason="needs `npm install onnxruntime-web` in the repository's root")
+def test_chromium_segments_as_python_does_and_sends_nothing(page, model, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    for name in FILES:
+        shutil.copyfile(RUNTIME / "dist" / name, page / "runtime" / name)
+    image = labelled_image(0, 4, 40, 56)["image"]
+    image.save(tmp_path / "x.png")
+    handler = partial(SimpleHTTPRequestHandler, directory=page)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    address, requests = f"http://127.0.0.1:{server.server_port}/", []
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+            tab = browser.new_page()
+            tab.on("request", lambda request: requests.append(request.url))
+            tab.goto(address)
+            tab.get_by_text("Choose an image").wait_for(timeout=120_000)
+            tab.set_input_files("#file", tmp_path / "x.png")
+            tab.get_by_text("56 × 40 pixels").wait_for(timeout=60_000)
+            width, height, values = tab.evaluate(COLOURS)
+            legend = tab.locator("#legend li").all_inner_texts()
+            outside = tab.evaluate("fetch('https://example.org').then(() => 'sent', () => 'refused')")
+            browser.close()
+    finally:
+        server.shutdown()
+    painted = np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
+    expected = segment_image(model, AfDcdImageProcessor(), image)
+    names, colours = class_legend(model.config.id2label)
+    assert np.array_equal(painted, colours[expected]) and len(np.unique(expected)) > 1
+    assert {line.rsplit(" ", 2)[0] for line in legend} == {names[index] for index in np.unique(expected)}
+    assert outside == "refused" and all(url.startswith(address) for url in requests)
