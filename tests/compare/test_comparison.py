@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from afdcd_hf.compare import comparison
 from afdcd_hf.compare.comparison import ComparisonStopped, last_lines, merge_comparisons, run_comparison, run_logged
 from afdcd_hf.compare.plan import load_plan
 from afdcd_hf.compare.runs import read_result
+from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.hub.card_facts import CardFacts, TrainingFacts, write_facts
 
 PLAN = {
@@ -328,6 +330,8 @@ def test_a_comparison_of_real_trainings_fills_the_table(tmp_path, monkeypatch, c
             return main(command[command.index("afdcd_hf.cli") + 1 :])
 
     monkeypatch.setattr(comparison, "run_logged", train_here)
+    scenes = replace(BENCHMARKS["scenes"], split_sizes={"train": 8, "val": 4})  # drawing all takes longest
+    monkeypatch.setitem(BENCHMARKS, "scenes", scenes)
     tiny = {
         "recipe": "quickstart", "max_train_samples": 4, "max_eval_samples": 2, "total_batch_size": 2,
         "warmup_steps": 0, "preflight": False, "crop_size": [48, 64],

@@ -92,7 +92,7 @@ def test_bad_specs_are_refused_alike_with_and_without_channels(check, spec, opti
 OWN = """
 from torch import Tensor
 
-from afdcd_hf import Activations, DistillationLoss, MapLoss
+from afdcd_hf import Activations, DistillationLoss
 
 
 class Bare(DistillationLoss):
@@ -103,41 +103,30 @@ class Bare(DistillationLoss):
         return {"bare": self.weight * (student.logits - teacher.logits.detach()).abs().pow(self.power).mean()}
 
 
-class Declared(MapLoss):
-    map_terms = {"declared": "weight"}
-
-    def __init__(self, student_channels, teacher_channels, *, weight: float = 0.5) -> None:
-        super().__init__(student_channels, teacher_channels, weight=weight)
-        self.align = self.new_align()
-
-    def compute(self, student, teacher, labels):
-        ours, theirs = self.maps(student, teacher)
-        return {"declared": (self.align(ours) - theirs).abs().mean()}
-
-
 class Stranger:
     pass
 """
+(EXAMPLE,) = re.findall(r"^```python\n# my_loss\.py\n(.*?)^```", (paths.DOCS / "losses.md").read_text(), re.M | re.S)
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "broken.py").write_text("1 / 0")
+    for name, text in (("own.py", OWN), ("my_loss.py", EXAMPLE), ("broken.py", "1 / 0")):
+        (tmp_path / name).write_text(text)
 
 
 def test_a_class_in_a_file_is_built_beside_others_and_called_by_its_name(own):
-    options = {"Bare": {"weight": 3.0}, "Declared": {"weight": 2.0}}
-    loss = build_loss("kd + own.py:Bare + ./own.py:Declared", options, 3, 8)
+    options = {"Bare": {"weight": 3.0}, "Cosine": {"weight": 2.0}}
+    loss = build_loss("kd + own.py:Bare + ./my_loss.py:Cosine", options, 3, 8)
     student, teacher = activations(3, seed=0), activations(8, seed=1)
     terms = loss(student, teacher)
-    assert list(terms) == ["kd", "bare", "declared"]
+    assert list(terms) == ["kd", "bare", "cosine"]
     torch.testing.assert_close(terms["bare"], 3 * (student.logits - teacher.logits).square().mean())
     assert loss.get_config_dict()["Bare"] == {"weight": 3.0, "power": 2} and len(loss.citations) == 1
-    assert needs_feature_map("own.py:Declared", None) and not needs_feature_map("own.py:Bare", {"Bare": {"weight": 1}})
-    assert not needs_feature_map("own.py:Declared", {"Declared": {"weight": 0}})
-    with pytest.raises(ValueError, match="the loss 'Declared' compares feature maps and got none of the teacher"):
+    mapped = [needs_feature_map("my_loss.py:Cosine", options) for options in (None, {"Cosine": {"weight": 0}})]
+    assert mapped == [True, False] and not needs_feature_map("own.py:Bare", {"Bare": {"weight": 1}})
+    with pytest.raises(ValueError, match="the loss 'Cosine' compares feature maps and got none of the teacher"):
         loss(student, teacher._replace(feature_map=None))
 
 
@@ -146,7 +135,7 @@ def test_a_class_in_a_file_is_built_beside_others_and_called_by_its_name(own):
     [
         ("own.py:Bare", {}, "missing Bare.weight;"),
         ("own.py:Bare", {"Bare": {"weight": 1, "tau": 2}}, "unknown option Bare.tau; Bare accepts weight, power"),
-        ("own.py:Declared", {"Declared": {"weight": -1}}, "weight=-1 must not be negative"),
+        ("my_loss.py:Cosine", {"Cosine": {"weight": -1}}, "weight=-1 must not be negative"),
         ("own.py:Bare+own.py:Bare", {"Bare": {"weight": 1}}, "'Bare' is more than once"),
         ("own.py:Missing", {}, "own.py defines no 'Missing'"),
         ("own.py:Stranger", {}, "expected a subclass of afdcd_hf.DistillationLoss"),
@@ -168,16 +157,8 @@ def test_an_installed_package_may_offer_a_loss_by_entry_point(monkeypatch):
 
 # In a training
 
-(EXAMPLE,) = re.findall(r"^```python\n# my_loss\.py\n(.*?)^```", (paths.DOCS / "losses.md").read_text(), re.M | re.S)
 
-
-@pytest.fixture
-def my_loss(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_loss.py").write_text(EXAMPLE)
-
-
-def test_the_example_trains_by_name_with_options_of_a_recipe_or_the_command_line(my_loss, tmp_path):
+def test_the_example_trains_by_name_with_options_of_a_recipe_or_the_command_line(own, tmp_path):
     for recipe, argv in (
         ({"loss": "kd+my_loss.py:Cosine", "Cosine.weight": 2.0}, []),
         ({"loss": "kd"}, ["--loss", "kd+my_loss.py:Cosine", "--Cosine.weight", "2.0"]),
@@ -191,14 +172,14 @@ def test_the_example_trains_by_name_with_options_of_a_recipe_or_the_command_line
     assert not torch.equal(trainer.loss_module.losses["Cosine"].align.weight, before)
 
 
-def test_an_instance_trains_in_place_of_a_name(my_loss, tmp_path):
+def test_an_instance_trains_in_place_of_a_name(own, tmp_path):
     loss = build_loss("my_loss.py:Cosine", None, 32, 48)
     trainer = distilling(tmp_path / "run", loss=None, loss_kwargs=None, loss_instance=loss)
     trainer.train()
     assert trainer.loss_module is loss and len(logged(trainer, "loss_cosine")) == 2
 
 
-def test_neither_a_name_nor_an_instance_both_and_an_instance_for_other_channels_are_refused(my_loss, tmp_path):
+def test_neither_a_name_nor_an_instance_both_and_an_instance_for_other_channels_are_refused(own, tmp_path):
     for given, message in (
         ({"loss": None}, "Give the loss once"),
         ({"loss": "kd", "loss_instance": build_loss("kd", None)}, "Give the loss once"),
