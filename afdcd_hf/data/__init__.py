@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .samples import TrainingSamples, collate_samples
     from .scenes import SCENE_CLASSES, SCENE_PALETTE, generate_scene
     from .statistics import LabelStatistics, count_labels
+    from .streaming import StreamedRows, StreamedSamples
     from .transforms import RandomScaleCropFlip
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -114,7 +114,10 @@ class TrainingSamples(Dataset):
 
     def _labelled(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         row = self.dataset[index]
-        name = row.get("name") or f"image {index}"
+        return self.sample(row, row.get("name") or f"image {index}", rng)
+
+    def sample(self, row: Mapping[str, Any], name: str, rng: np.random.Generator) -> dict[str, Any]:
+        """A row as a sample, augmented with draws from `rng` alone."""
         check_labels(np.asarray(row["label"]), self.num_labels, self.ignore_index, name)
         return self._augmented(row["image"], row["label"], rng, name)
 

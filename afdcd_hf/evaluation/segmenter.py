@@ -6,7 +6,7 @@ The Trainer, `afdcd evaluate` and the quickstart all come through here, so that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -16,11 +16,12 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from PIL.Image import Resampling
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from ..data.checks import check_labels, check_same_size
 from ..data.columns import with_decoding
+from ..data.streaming import StreamedRows, is_stream
 from ..inference.predictions import one_ahead
 from ..inference.segment import WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample
 from ..metrics.boundary_iou import StreamingBoundaryIoU
@@ -28,6 +29,8 @@ from ..metrics.mean_iou import StreamingMeanIoU
 from ..model_utils import align_corners_of, device_of, dtype_of
 
 logger = logging.getLogger(__name__)
+
+_EMPTY = "There is nothing to evaluate: the dataset is empty."
 
 
 class EvaluationSamples(Dataset):
@@ -46,8 +49,11 @@ class EvaluationSamples(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         row = self.dataset[int(index)]
-        name, image = row.get("name") or f"image {index}", row["image"]
-        label = None
+        return self.sample(row, row.get("name") or f"image {index}")
+
+    def sample(self, row: Mapping[str, Any], name: str) -> Sample:
+        """A row as a sample."""
+        image, label = row["image"], None
         if row.get("label") is not None:
             ids = np.asarray(row["label"])
             check_same_size(image, ids, name)
@@ -56,9 +62,20 @@ class EvaluationSamples(Dataset):
         return make_sample(self.processor, image, name, label)
 
 
+class EvaluationStream(IterableDataset):
+    """The same from a stream, of which each process, and each of its workers, reads a part."""
+
+    def __init__(self, dataset: Any, samples: EvaluationSamples, process: int, processes: int) -> None:
+        self.rows = dataset if isinstance(dataset, StreamedRows) else StreamedRows(dataset)
+        self.samples, self.share = samples, (process, processes)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.samples.sample(row, row["name"]) for _, row in self.rows.part(*self.share))
+
+
 def evaluate_segmenter(
     model: nn.Module,
-    dataset: Sequence[Mapping[str, Any]],
+    dataset: Sequence[Mapping[str, Any]] | Iterable[Mapping[str, Any]],
     *,
     processor: Any,
     id2label: Mapping[int, str] | None = None,
@@ -82,7 +99,7 @@ def evaluate_segmenter(
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
         dataset: indexable, with PIL images in `image` and `label` (class ids, one channel; None where there is no
-            label) and, optionally, `name`.
+            label) and, optionally, `name`; or a stream of such rows, of which none is kept.
         processor: image processor of the model.
         id2label: class names; the configuration's where None.
         num_labels: number of classes, two or more; the configuration's where None.
@@ -109,8 +126,9 @@ def evaluate_segmenter(
             image and label of different size, a label outside the class range, or scores that are not finite; image
             and value are named.
     """
-    if len(dataset) == 0:
-        raise ValueError("There is nothing to evaluate: the dataset is empty.")
+    stream = is_stream(dataset)
+    if not stream and len(dataset) == 0:  # type: ignore[arg-type]
+        raise ValueError(_EMPTY)
     config, state = getattr(model, "config", None), PartialState()
     num_labels = num_labels or getattr(config, "num_labels", None)
     if num_labels is None:
@@ -131,20 +149,25 @@ def evaluate_segmenter(
     if boundary_ratio is not None:
         metrics.append(StreamingBoundaryIoU(num_labels, ignore_index, boundary_ratio, **options))
     predictor = Predictor(model, settings)
-    samples = EvaluationSamples(dataset, processor, num_labels, ignore_index)
-    mine = range(state.process_index, len(samples), state.num_processes)
+    share = state.process_index, state.num_processes
+    rows: Any = [] if stream else dataset
+    samples: Any = EvaluationSamples(rows, processor, num_labels, ignore_index)
+    mine = None if stream else range(share[0], len(samples), share[1])
+    samples = EvaluationStream(dataset, samples, *share) if stream else samples
     # With a generator of its own, the loader draws nothing from torch's
-    loader = DataLoader(
+    loader: DataLoader = DataLoader(
         samples, batch_size, sampler=mine, num_workers=num_workers, collate_fn=list, generator=torch.Generator()
     )
-    silent = not (progress and state.is_main_process)
-    with tqdm(total=len(mine), desc="evaluate", unit="image", disable=silent, leave=False) as bar:
+    silent, total = not (progress and state.is_main_process), None if mine is None else len(mine)
+    with tqdm(total=total, desc="evaluate", unit="image", disable=silent, leave=False) as bar:
         with predictor.seconds.of("all"):
-            num_labelled = _score(predictor, loader, metrics, on_prediction, bar.update)
+            num_images, num_labelled = _score(predictor, loader, metrics, on_prediction, bar.update)
     for metric in metrics:
         metric.reduce(lambda counts: reduce(counts, "sum"))
-    found = torch.tensor([num_labelled, predictor.multiple > 1], device=device_of(model))
-    num_labelled, padded = reduce(found, "sum").tolist()
+    found = torch.tensor([num_images, num_labelled, predictor.multiple > 1], device=device_of(model))
+    num_images, num_labelled, padded = reduce(found, "sum").tolist()
+    if num_images == 0:
+        raise ValueError(_EMPTY)
     matrix = metrics[0].confusion_matrix.cpu().numpy()
     [present] = np.nonzero(matrix.sum(1))
     if state.is_main_process and num_labelled > 1 and len(present) == 1:
@@ -156,7 +179,7 @@ def evaluate_segmenter(
     return {
         **{name: value for metric in metrics for name, value in metric.compute().items()},
         "confusion_matrix": matrix,
-        "num_images": len(samples),
+        "num_images": num_images,
         "num_labelled": num_labelled,
         "seconds": {part: round(seconds, 3) for part, seconds in predictor.seconds.items()},
         "protocol": {
@@ -172,9 +195,9 @@ def evaluate_segmenter(
 
 def _score(
     predictor: Predictor, loader: DataLoader, metrics: Sequence[Any], on_prediction: Any, step: Callable[[], Any]
-) -> int:
-    """Count, and hand on, every prediction; how many had a label."""
-    num_labelled, seconds = 0, predictor.seconds
+) -> tuple[int, int]:
+    """Count, and hand on, every prediction; how many there are, and how many had a label."""
+    num_images, num_labelled, seconds = 0, 0, predictor.seconds
 
     def next_batch() -> list[Sample] | None:
         with seconds.of("waiting for images"):
@@ -193,8 +216,9 @@ def _score(
                 num_labelled += 1
             if on_prediction is not None:
                 on_prediction(sample.name, as_array(label_map))
+            num_images += 1
             step()
-    return num_labelled
+    return num_images, num_labelled
 
 
 def _protocol(model: nn.Module, processor: Any) -> dict[str, Any]:

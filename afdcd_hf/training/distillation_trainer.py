@@ -57,12 +57,13 @@ class DistillationTrainer(SegmentationTrainer):
     ):
         set_seed(args.seed)  # the loss's weights are drawn here, before the Trainer sets the seed
         model = synchronise_batch_norm(model, args)  # before hooks are registered: it replaces layers
-        if train_dataset is None or len(train_dataset) == 0:
+        first = next(iter(() if train_dataset is None else train_dataset), None)
+        if first is None:
             raise ValueError(
                 "DistillationTrainer needs a train_dataset with at least one sample, to check shapes with."
             )
         settle_class_weights(args, train_dataset)  # what the task loss is built with
-        batch: dict[str, Any] = collate_samples([train_dataset[0]])
+        batch: dict[str, Any] = collate_samples([first])
         composite, teacher_layers = prepare_distillation(model, teacher, args, batch, loss)
         composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **options)

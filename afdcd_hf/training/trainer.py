@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import TrainOutput
 
 from ..data.samples import collate_samples
+from ..data.streaming import StreamedSamples
 from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import held_alone
 from ..inference.segment import InferenceSettings
@@ -52,8 +55,9 @@ class SegmentationTrainer(HubTrainer):
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
         args: settings.
-        train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`.
-        eval_dataset: raw dataset with PIL images in `image` and `label`, or several by name; scored by
+        train_dataset: `TrainingSamples`, `StreamedSamples` (`max_steps` needed), or any torch dataset of
+            `pixel_values` and `labels`.
+        eval_dataset: raw dataset with PIL images in `image` and `label`, also a stream, or several by name; scored by
             `evaluate_segmenter`.
         processing_class: image processor of the model, saved beside it and used for evaluation.
         data_collator: makes a batch of samples.
@@ -203,6 +207,8 @@ class SegmentationTrainer(HubTrainer):
         """As in transformers, but workers do not disturb a run, and with `dataloader_drop_last` all steps are whole."""
         if self.train_dataset is None:
             return super().get_train_dataloader()
+        if isinstance(self.train_dataset, StreamedSamples):
+            return prepare_workers(self._streaming_loader(self.train_dataset), self.args.seed)
         loader = self._get_dataloader(
             dataset=self.train_dataset,
             description="Training",
@@ -211,6 +217,22 @@ class SegmentationTrainer(HubTrainer):
             is_training=True,
         )
         return prepare_workers(loader, self.args.seed)
+
+    def _streaming_loader(self, samples: StreamedSamples) -> Any:
+        """Batches of this process's part of a stream: accelerate would let one process read for all."""
+        args, samples.share = self.args, (self.args.process_index, self.args.world_size)
+        loader: DataLoader = DataLoader(
+            samples,
+            self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+        own = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
+        return prepare_data_loader(loader, args.device, **own)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All weights decay, as in the released code; with `decay_all=False` transformers' choice."""
