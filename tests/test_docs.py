@@ -95,6 +95,7 @@ def workplace(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     for name in ("runs/distilled", "runs/quickstart/distilled"):
         saved_model(folder / name, "scenes")
+    (folder / "model_cards").symlink_to(ROOT / "model_cards")
     for name in ("street.png", "photo.jpg"):
         labelled_image(0, 8, 64, 96)["image"].save(folder / name)
     raw = ["--format", "onnx", "--with_preprocessing", "--upsample", "--argmax", "--output", str(folder / "raw.onnx")]

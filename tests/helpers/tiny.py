@@ -175,7 +175,7 @@ def with_scores(trainer: SegmentationTrainer, *scores: float) -> SegmentationTra
 
 
 def run_processes(
-    script: str | Path, *arguments: str | Path, processes: int = 2, gpus: bool = False, timeout: float = 120
+    script: str | Path, *arguments: str | Path, processes: int = 2, gpus: bool = False, timeout: float = 280
 ) -> str:
     """Run a script under torchrun, on CPU processes (gloo) or one GPU each (nccl); its output, or what went wrong."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbone_afdcd import Backbone
-from .configuration_afdcd import AfDcdConfig
-from .heads import HEADS, FCNHead
-from .upload_afdcd import WithoutGenericCard
+from .configuration_afdcd import AfDcdConfig, WithoutGenericCard
+from .heads import FCN, HEADS, SegmentationHead
 
 
 @dataclass
@@ -50,7 +50,11 @@ def upsample_logits(logits: Tensor, size: Sequence[int], align_corners: bool = T
 
 
 def segmentation_cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int = 255, align_corners: bool = True
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int = 255,
+    align_corners: bool = True,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """L_task: cross entropy at the label's size, mean over the pixels that are not ignored.
 
@@ -61,14 +65,18 @@ def segmentation_cross_entropy(
         labels: `(B, H, W)` int64 class ids; `ignore_index` is not counted.
         ignore_index: the label of pixels that carry no class.
         align_corners: True as in the released code.
+        class_weights: `(K,)` float; the mean is then weighted by each pixel's class, as PyTorch's.
 
     Returns:
         Scalar; exactly 0 (with a zero gradient) where every pixel is ignored.
     """
+    counted = labels != ignore_index
     with torch.autocast(logits.device.type, enabled=False):
         scores = upsample_logits(logits.float(), labels.shape[-2:], align_corners)
-        total = F.cross_entropy(scores, labels, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
+        total = F.cross_entropy(scores, labels, weight=class_weights, ignore_index=ignore_index, reduction="sum")
+        if class_weights is None:
+            return total / counted.sum().clamp(min=1)
+        return total / class_weights[labels[counted]].sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 class AfDcdPreTrainedModel(WithoutGenericCard, PreTrainedModel):
@@ -139,14 +147,17 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         super().__init__(config)
         options = config.backbone_kwargs or {}
         self.backbone = Backbone(config.backbone, config.output_stride, pretrained_backbone, **options)
-        _keep_initialisation(self.backbone)
+        if not any(parameter.is_meta for parameter in self.backbone.parameters()):  # else from_pretrained fills it
+            item: Any
+            for item in (*self.backbone.parameters(), *self.backbone.buffers(), *self.backbone.modules()):
+                item._is_hf_initialized = True  # by timm: `post_init` would overwrite weights and running statistics
         channels, strides = self.backbone.channels, self.backbone.strides
-        self.head = HEADS[config.head](channels, strides, config)
-        if config.auxiliary_head and len(channels) < 2:
-            raise ValueError(f"auxiliary_head needs a second map, but backbone {config.backbone!r} gives only one.")
-        self.auxiliary_head = (
-            FCNHead(channels[:-1], strides[:-1], config, auxiliary=True) if config.auxiliary_head else None
-        )
+        self.head = SegmentationHead(HEADS[config.head], channels, strides, config)
+        self.auxiliary_head = None
+        if config.auxiliary_head:
+            if len(channels) < 2:
+                raise ValueError(f"auxiliary_head needs a second map, but backbone {config.backbone!r} gives only one.")
+            self.auxiliary_head = SegmentationHead(partial(FCN, auxiliary=True), channels[:-1], strides[:-1], config)
         self.post_init()
 
     @classmethod
@@ -183,22 +194,21 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         given = {name: value for name, value in fields.items() if name not in classes or value is not None}
         return cls(AfDcdConfig(**given), pretrained_backbone=pretrained_backbone)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> AfDcdOutput | tuple[Tensor, ...]:
-        """Segment a batch.
+    ) -> AfDcdOutput:
+        """Segment a batch; `return_dict=False` gives a tuple of what is there, in the order of `AfDcdOutput`.
 
         Args:
             pixel_values: `(B, 3, H, W)` float, as the image processor gives them; any size.
             labels: `(B, H', W')` int64 class ids, `config.semantic_loss_ignore_index` where nothing is known.
             output_hidden_states: also return the backbone's maps.
             output_attentions: False, as transformers' own code may pass it; timm's backbones return no attentions.
-            return_dict: False for a tuple of what is there, in the order of `AfDcdOutput`.
 
         Raises:
             ValueError: images of another shape, or `output_attentions=True`.
@@ -211,27 +221,12 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         logits = self.head(maps)
         wants_auxiliary = self.training or labels is not None
         aux_logits = self.auxiliary_head(maps[:-1]) if self.auxiliary_head is not None and wants_auxiliary else None
-        outputs = AfDcdOutput(
-            loss=None if labels is None else self._loss(logits, aux_logits, labels),
-            logits=logits,
-            aux_logits=aux_logits,
-            hidden_states=tuple(maps) if output_hidden_states or self.config.output_hidden_states else None,
-        )
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return outputs if as_dict else outputs.to_tuple()
-
-    def _loss(self, logits: Tensor, aux_logits: Tensor | None, labels: Tensor) -> Tensor:
-        settings = (self.config.semantic_loss_ignore_index, self.config.align_corners)
-        loss = segmentation_cross_entropy(logits, labels, *settings)
-        if aux_logits is not None:
-            loss = loss + self.config.auxiliary_loss_weight * segmentation_cross_entropy(aux_logits, labels, *settings)
-        return loss
-
-
-def _keep_initialisation(backbone: nn.Module) -> None:
-    """Tell `post_init` that timm has initialised the backbone: it would overwrite weights and running statistics."""
-    if any(parameter.is_meta for parameter in backbone.parameters()):
-        return  # under from_pretrained nothing is initialised yet
-    item: Any
-    for item in (*backbone.parameters(), *backbone.buffers(), *backbone.modules()):
-        item._is_hf_initialized = True
+        loss = None
+        if labels is not None:
+            settings = (self.config.semantic_loss_ignore_index, self.config.align_corners)
+            loss = segmentation_cross_entropy(logits, labels, *settings)
+            if aux_logits is not None:
+                auxiliary_loss = segmentation_cross_entropy(aux_logits, labels, *settings)
+                loss = loss + self.config.auxiliary_loss_weight * auxiliary_loss
+        hidden_states = tuple(maps) if output_hidden_states or self.config.output_hidden_states else None
+        return AfDcdOutput(loss=loss, logits=logits, aux_logits=aux_logits, hidden_states=hidden_states)

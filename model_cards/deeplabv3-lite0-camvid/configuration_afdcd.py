@@ -1,12 +1,22 @@
 """Configuration of a segmentation model: everything that `from_pretrained` needs to build it."""
 
 # No `from __future__ import annotations` here: `@strict` checks the types of the fields only where they are real types.
+from pathlib import Path
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .upload_afdcd import WithoutGenericCard
 
-OUTPUT_STRIDES = (8, 16, 32)
+class WithoutGenericCard:
+    """Mixin: `push_to_hub` uploads no card that transformers made up; `afdcd card` and `afdcd push` make a real one."""
+
+    def _upload_modified_files(self, working_dir: str, *args: Any, **options: Any) -> Any:
+        card = Path(working_dir, "README.md")
+        generic = "This model card has been automatically generated."
+        if card.is_file() and generic in card.read_text(encoding="utf-8", errors="replace"):
+            card.unlink()
+        return super()._upload_modified_files(working_dir, *args, **options)  # type: ignore[misc]
 
 
 @strict
@@ -19,12 +29,13 @@ class AfDcdConfig(WithoutGenericCard, PreTrainedConfig):
         backbone: name of any timm model that can return feature maps.
         backbone_kwargs: extra arguments of `timm.create_model`, e.g. `{"stem_type": "deep", "stem_width": 64}`.
         output_stride: input pixels per pixel of the last map: 8, 16 or 32.
-        head: one of `heads.HEADS`: "deeplabv3", "pspnet" or "fcn" on the last map; "lraspp" or "segformer" on several.
-        head_channels: width of the head. None takes the released networks' width: for DeepLabV3 256 where the backbone
-            ends in 2048 channels or more, else 128; for PSPNet 512 or 128; for FCN a quarter of the input; and 128 for
-            LR-ASPP, 256 for SegFormer's.
-        atrous_rates: dilations of DeepLabV3's three atrous branches. None takes 12, 24, 36 at output stride 8, and
-            half of that each time the stride doubles, so that the rates cover the same field in pixels.
+        head: one of `heads.HEADS`: "deeplabv3", "pspnet" or "fcn" on the last map; "deeplabv3plus",
+            "lraspp", "segformer" or "fpn" on several.
+        head_channels: width of the head. None takes the released networks' width: for DeepLabV3 and V3+ 256 where the
+            backbone ends in 2048 channels or more, else 128; for PSPNet 512 or 128; for FCN a quarter of the input; and
+            128 for LR-ASPP and FPN, 256 for SegFormer's.
+        atrous_rates: dilations of the atrous branches of DeepLabV3 and V3+. None takes 12, 24, 36 at output stride 8,
+            and half of that each time the stride doubles, so that the rates cover the same field in pixels.
         auxiliary_head: adds an FCN head on the last but one map, used for training only.
         auxiliary_loss_weight: weight of its cross entropy.
         align_corners: how logits are upsampled; True as in the released code.
@@ -46,21 +57,18 @@ class AfDcdConfig(WithoutGenericCard, PreTrainedConfig):
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
-        self._check()
-        self.backbone_kwargs = dict(self.backbone_kwargs or {})
-        if self.atrous_rates is None:
-            self.atrous_rates = [max(1, rate * 8 // self.output_stride) for rate in (12, 24, 36)]
-        self.atrous_rates = [int(rate) for rate in self.atrous_rates]
-        super().__post_init__(**kwargs)
-
-    def _check(self) -> None:
         from .heads import HEADS  # not above: torch would be loaded while transformers is being imported
 
         if self.head not in HEADS:
             raise ValueError(f"head={self.head!r} is unknown; known heads: {', '.join(HEADS)}.")
-        if self.output_stride not in OUTPUT_STRIDES:
+        if self.output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride={self.output_stride} is not offered; choose 8, 16 or 32.")
-        if self.atrous_rates is not None and (not self.atrous_rates or min(self.atrous_rates) < 1):
-            raise ValueError(f"atrous_rates={self.atrous_rates} must be one or more positive integers.")
         if self.head_channels is not None and self.head_channels < 1:
             raise ValueError(f"head_channels={self.head_channels} must be positive, or None for the default width.")
+        self.backbone_kwargs = dict(self.backbone_kwargs or {})
+        if self.atrous_rates is None:
+            self.atrous_rates = [max(1, rate * 8 // self.output_stride) for rate in (12, 24, 36)]
+        if not self.atrous_rates or min(self.atrous_rates) < 1:
+            raise ValueError(f"atrous_rates={self.atrous_rates} must be one or more positive integers.")
+        self.atrous_rates = [int(rate) for rate in self.atrous_rates]
+        super().__post_init__(**kwargs)

@@ -12,8 +12,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
+from .configuration_afdcd import WithoutGenericCard
 from .image_modes_afdcd import as_rgb
-from .upload_afdcd import WithoutGenericCard
 
 # The released networks' input: BGR 0..255, mean subtracted, not divided (mean and std in BGR order).
 RELEASED_INPUT = {

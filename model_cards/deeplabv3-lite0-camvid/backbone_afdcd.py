@@ -1,0 +1,139 @@
+"""A timm model as a backbone: a list of `(B, C, h, w)` maps, at the output stride asked for or not at all."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """The feature maps of a timm model, shallow to deep, channels first.
+
+    Args:
+        name: timm model name.
+        output_stride: stride of the last map. Models that cannot be dilated keep their own stride; asking them for
+            another one is an error.
+        pretrained: True fetches timm's own weights, a path reads a local `.safetensors` file of that timm model.
+        kwargs: passed to `timm.create_model`.
+
+    Raises:
+        ValueError: unknown name, a model without feature maps, a stride that it cannot give, or a file that does not
+            hold its weights.
+        FileNotFoundError: `pretrained` names a file that is not there.
+    """
+
+    def __init__(self, name: str, output_stride: int, pretrained: bool | str | os.PathLike = False, **kwargs: Any):
+        super().__init__()
+        if not timm.is_model(name):
+            close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
+            hint = f" Close names: {', '.join(close)}." if close else ""
+            version = timm.__version__
+            raise ValueError(f"timm {version} has no model named {name!r}.{hint} `timm.list_models()` lists them all.")
+        if isinstance(pretrained, bool):
+            self.net = _create(name, output_stride, pretrained=pretrained, **kwargs)
+        else:
+            self.net = _create_from_file(name, output_stride, os.fspath(pretrained), kwargs)
+        feature_info: Any = self.net.feature_info
+        self.channels: list[int] = feature_info.channels()
+        self.strides: list[int] = feature_info.reduction()
+        # Hierarchical transformers return (B, h, w, C); timm says so in the enum Format.NHWC.
+        self._channels_last = getattr(getattr(self.net, "output_fmt", None), "value", "NCHW") == "NHWC"
+        self.gradient_checkpointing = False  # transformers asks for it under this name
+        self._hooks: list = []
+        if (given := self.strides[-1]) != output_stride:
+            way = f"Set output_stride={given}" if given in (8, 16, 32) else "Limit it with backbone_kwargs out_indices"
+            raise ValueError(
+                f"timm's {name!r} cannot give maps at output_stride={output_stride}: its last map has stride {given}. "
+                f"{way}, or take a backbone that timm can dilate (ResNet, MobileNet, EfficientNet, ConvNeXt, ...)."
+            )
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        maps = self.net(pixel_values)
+        return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self._channels_last else list(maps)
+
+    def set_gradient_checkpointing(self, enable: bool) -> None:
+        """Keep only the inputs of the model's parts and compute the rest anew in the backward pass, or stop that.
+
+        What a part is, timm decides: a block in MobileNets and EfficientNets; a whole stage, except the last, in
+        ResNets, ConvNeXts and Swins.
+
+        Raises:
+            ValueError: timm has no such thing for this model.
+        """
+        try:
+            # the wrapper of some transformers lacks the method; the model within has it
+            inner: Any = self.net if hasattr(self.net, "set_grad_checkpointing") else self.net.model
+            if isinstance(inner, nn.ModuleDict) and len(inner) == 1:
+                raise AssertionError("it is one single part")  # timm would say nothing and keep everything
+            inner.set_grad_checkpointing(enable)
+        except (AssertionError, AttributeError) as error:
+            if enable:
+                raise ValueError(f"timm offers no gradient checkpointing for this backbone: {error}") from error
+        self.gradient_checkpointing = enable
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for layer in self.net.modules() if enable else ():
+            if getattr(layer, "running_mean", None) is not None:
+                self._hooks.append(layer.register_forward_pre_hook(_keep_statistics))
+                # always: recomputation ends with an exception as soon as the last tensor is there
+                self._hooks.append(layer.register_forward_hook(_restore_statistics, always_call=True))
+
+
+def _keep_statistics(layer: Any, args: tuple) -> None:
+    """A part that the backward pass runs again must not update batch norm's running statistics a second time."""
+    if layer.training and torch._C._current_graph_task_id() != -1:  # within a backward pass, as torch's own code asks
+        layer._kept = [buffer.clone() for buffer in layer.buffers(recurse=False)]
+
+
+def _restore_statistics(layer: Any, args: tuple, output: Tensor) -> None:
+    for buffer, kept in zip(layer.buffers(recurse=False), layer.__dict__.pop("_kept", ()), strict=False):
+        buffer.copy_(kept)
+
+
+def _create_from_file(name: str, output_stride: int, path: str, kwargs: dict) -> nn.Module:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"No backbone weights at {path!r}; give a .safetensors file of the timm model.")
+    if not path.endswith(".safetensors"):
+        raise ValueError(f"Backbone weights {path!r} must be a .safetensors file under timm's tensor names.")
+    try:
+        net = _create(name, output_stride, pretrained=True, pretrained_cfg_overlay={"file": path}, **kwargs)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"Backbone weights {path!r} do not fit timm's {name!r}: {error}") from error
+    # What lacks, timm only logs. It writes `stages.0` as `stages_0` in feature models, and renames parts of some files
+    # while it loads them: a tensor is there under its name or by its values.
+    stored = load_file(path)
+    there = {stored_name.replace(".", "_") for stored_name in stored}
+    values = {_fingerprint(tensor) for tensor in stored.values()}
+    weights = {key: tensor for key, tensor in net.state_dict().items() if tensor.is_floating_point()}
+    lacking = [key for key in weights if key.replace(".", "_") not in there]
+    lacking = [key for key in lacking if _fingerprint(weights[key]) not in values]
+    if lacking:
+        raise ValueError(
+            f"Backbone weights {path!r} lack {len(lacking)} tensors of timm's {name!r}, e.g. {lacking[0]!r}: give the "
+            "file of that very model."
+        )
+    return net
+
+
+def _fingerprint(tensor: Tensor) -> tuple:
+    return (*tensor.shape, float(tensor.double().sum()))
+
+
+def _create(name: str, output_stride: int, **kwargs: Any) -> nn.Module:
+    refusal = None
+    if output_stride != 32:
+        try:
+            return timm.create_model(name, features_only=True, output_stride=output_stride, **kwargs)
+        except (TypeError, AssertionError, NotImplementedError) as error:
+            refusal = error  # most such models still work at their own stride: try that, and compare
+    try:
+        return timm.create_model(name, features_only=True, **kwargs)
+    except (TypeError, AssertionError, NotImplementedError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"timm cannot build {name!r} as a backbone with {kwargs}: {error}") from (refusal or error)
