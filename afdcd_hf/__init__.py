@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from .training.distillation import DistillationModel as DistillationModel
     from .training.distillation_trainer import DistillationTrainer as DistillationTrainer
     from .training.trainer import SegmentationTrainer as SegmentationTrainer
+    from .training.training_args import DistillationConfig as DistillationConfig
     from .training.training_args import (
         DistillationTrainingArguments as DistillationTrainingArguments,
     )

@@ -98,7 +98,8 @@ def make_sample(processor: Any, image: Image.Image, name: str = "", label: Tenso
         rgb = as_rgb(image)
     except ValueError as error:
         raise ValueError(f"{name or 'The image'}: {error}.") from error
-    pixel_values = processor(images=rgb, return_tensors="pt")["pixel_values"][0]
+    unpadded = {"do_pad": False} if getattr(processor, "do_pad", None) else {}  # padding would not be cut off again
+    pixel_values = processor(images=rgb, return_tensors="pt", **unpadded)["pixel_values"][0]
     return Sample(name, pixel_values, (image.height, image.width), label)
 
 

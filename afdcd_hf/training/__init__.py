@@ -11,6 +11,6 @@ if TYPE_CHECKING:
     from .distillation_trainer import DistillationTrainer
     from .runs import distill, train
     from .trainer import SegmentationTrainer
-    from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
+    from .training_args import DistillationConfig, DistillationTrainingArguments, SegmentationTrainingArguments
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

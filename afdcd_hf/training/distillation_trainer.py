@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import set_seed
 from ..data.samples import collate_samples
 from ..features import Activations, LayerTap, run_tapped, run_to_maps
 from ..losses.base import DistillationLoss
+from ..models.loading import load_model
 from .class_weights import settle_class_weights
 from .distillation import prepare_distillation
 from .distributed import check_clipping, rank_generator, synchronise_batch_norm
@@ -31,7 +33,7 @@ class DistillationTrainer(SegmentationTrainer):
 
     Args:
         model: the student; returns `.logits` for `model(pixel_values=...)`.
-        teacher: likewise, with the same classes.
+        teacher: likewise, with the same classes; or the folder or Hub id of a saved one.
         args: settings; `student_layer` and `teacher_layer` name the maps to distil, one or as many pairs as you like.
         train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`. One sample is looked at
             here, to check that layers exist and shapes fit before anything is trained.
@@ -41,6 +43,7 @@ class DistillationTrainer(SegmentationTrainer):
 
     Raises:
         ValueError: unknown layers, class counts that differ, or maps that the loss cannot compare.
+        OSError: there is no saved teacher of that name.
     """
 
     args: DistillationTrainingArguments
@@ -48,7 +51,7 @@ class DistillationTrainer(SegmentationTrainer):
     def __init__(
         self,
         model: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | str | Path,
         args: DistillationTrainingArguments,
         *,
         train_dataset: Any = None,
@@ -64,6 +67,8 @@ class DistillationTrainer(SegmentationTrainer):
             )
         settle_class_weights(args, train_dataset)  # what the task loss is built with
         batch: dict[str, Any] = collate_samples([first])
+        if isinstance(teacher, (str, Path)):
+            teacher = load_model(teacher)
         composite, teacher_layers = prepare_distillation(model, teacher, args, batch, loss)
         composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **options)

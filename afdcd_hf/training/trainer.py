@@ -325,6 +325,14 @@ class SegmentationTrainer(HubTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """Refused: transformers' result holds the scores of all images at once, here gigabytes."""
+        raise NotImplementedError(
+            "predict would hold the class scores of all images at once. For scores take trainer.evaluate(dataset, "
+            'metric_key_prefix="test"), for one label map afdcd_hf.segment_image(trainer.student, processor, image), '
+            "for a folder of images afdcd predict."
+        )
+
     def score(self, model: nn.Module, rows: Any, **options: Any) -> dict[str, Any]:
         """What `evaluate_segmenter(model, rows, ...)` finds with this trainer's image processor and classes.
 

@@ -198,6 +198,9 @@ class DistillationTrainingArguments(DistillationOptions, SegmentationTrainingArg
         return within and step % self.distill_every == 0
 
 
+DistillationConfig = DistillationTrainingArguments  # arguments are called so in trl
+
+
 def check_pairs(student_layers: Sequence[str], teacher_layers: Sequence[str]) -> None:
     """Raise ValueError unless each of the student's layers has one of the teacher's."""
     if len(student_layers) != len(teacher_layers):

@@ -150,3 +150,34 @@ def test_the_pipeline_runs_unasked_and_agrees_with_segment_image(tmp_path, monke
     assert len(found) > 1  # one class everywhere would agree with anything
     for one in found:
         assert np.array_equal(np.asarray(one["mask"]) > 0, label_map == names.index(one["label"]))
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_pipeline_takes_batches_of_padded_images_of_different_sizes_and_cuts_the_padding_off(tmp_path, align_corners):
+    names = ["road", "car", "sky", "tree"]
+    model = segmenter(6, head="fcn", align_corners=align_corners, id2label=dict(enumerate(names))).eval()
+    model.save_pretrained(tmp_path)
+    AfDcdImageProcessor(align_corners=align_corners).save_pretrained(tmp_path)
+    padded = AutoImageProcessor.from_pretrained(tmp_path, do_pad=True, pad_size={"height": 40, "width": 50})
+    pictures = [labelled_image(index, 4, *size)["image"] for index, size in enumerate([(30, 44), (40, 31), (9, 50)])]
+    segment = pipeline("image-segmentation", model=str(tmp_path), image_processor=padded, device="cpu")
+    for picture, found in zip(pictures, segment(pictures, batch_size=2), strict=True):
+        values = pixel_values(AfDcdImageProcessor(), picture)
+        values = F.pad(values, (0, 50 - picture.width, 0, 40 - picture.height))  # with zeros, the mean
+        with torch.no_grad():
+            scores = F.interpolate(model(values).logits, (40, 50), mode="bilinear", align_corners=align_corners)
+        label_map = scores[0].argmax(0)[: picture.height, : picture.width].numpy()
+        assert {one["label"] for one in found} == {names[label] for label in np.unique(label_map)} and len(found) > 1
+        for one in found:
+            assert np.array_equal(np.asarray(one["mask"]) > 0, label_map == names.index(one["label"]))
+    unpadded = segment_image(model, AfDcdImageProcessor(align_corners=align_corners), pictures[0])
+    assert np.array_equal(segment_image(model, padded, pictures[0]), unpadded)  # one image needs none
+
+
+def test_labels_are_padded_with_255_and_padding_to_no_size_is_refused():
+    padded = AfDcdImageProcessor(do_pad=True, pad_size={"height": 9, "width": 12})
+    batch = padded(images=IMAGE, segmentation_maps=Image.fromarray(LABELS), return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 3, 9, 12) and (batch["labels"][0, 7:] == 255).all()
+    assert np.array_equal(batch["labels"][0, :7, :11].numpy(), LABELS)
+    with pytest.raises(ValueError, match=r"do_pad=True needs pad_size=.* and no do_resize"):
+        AfDcdImageProcessor(do_pad=True)(images=IMAGE)

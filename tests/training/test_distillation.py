@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import distilling, logged, loss_options, same_batch_every_step, samples, segformer, segmenter, weights
+from tiny import distilling, logged, loss_options, same, same_batch_every_step, samples, segformer, segmenter, weights
 from torch import nn
 from transformers import SegformerForSemanticSegmentation
 
@@ -151,3 +151,12 @@ def test_a_crop_that_is_too_small_only_for_the_contrast_passes_without_it(tmp_pa
     with pytest.raises(ValueError, match="larger crop"):
         distilling(tmp_path, train_dataset=small)
     distilling(tmp_path, train_dataset=small, loss_kwargs=loss_options(contrast_weight=0.0))
+
+
+def test_a_teacher_given_by_name_is_loaded_and_one_that_is_not_there_named(tmp_path):
+    teacher = segmenter(1, channels=48)
+    teacher.save_pretrained(tmp_path / "teacher")
+    named, given = (distilling(tmp_path / "run", teacher=one) for one in (str(tmp_path / "teacher"), teacher))
+    assert same(weights(named.teacher), weights(given.teacher)) and not named.teacher.training
+    with pytest.raises(OSError, match="'/nowhere' is neither a local folder nor a Hub id"):
+        distilling(tmp_path / "run", teacher="/nowhere")

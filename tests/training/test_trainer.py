@@ -223,6 +223,8 @@ def test_an_evaluation_without_pictures_or_processor_says_what_is_missing(tmp_pa
         supervised(tmp_path, eval_dataset=None).evaluate()
     with pytest.raises(ValueError, match="processing_class"):
         supervised(tmp_path, processing_class=None).evaluate()
+    with pytest.raises(NotImplementedError, match=r"all images at once.*metric_key_prefix=.*segment_image"):
+        supervised(tmp_path).predict(pictures(1))
 
 
 class Plain(nn.Module):
