@@ -268,7 +268,7 @@ def prepare(home: Path) -> None:
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     wide = {**SMALL, "channels": [8, 16, 16, 48]}
     teacher = AfDcdForSemanticSegmentation.from_backbone(
-        "resnet18", backbone_kwargs=wide, head="fcn", head_channels=8, **labels
+        "resnet18", pretrained_backbone=False, backbone_kwargs=wide, head="fcn", head_channels=8, **labels
     )
     teacher.save_pretrained(home / "teacher")
     AfDcdImageProcessor().save_pretrained(home / "teacher")

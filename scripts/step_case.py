@@ -115,7 +115,7 @@ def difference_of_terms(logged: dict[str, float], released: dict[str, Tensor]) -
 def model(backbone: str, **options) -> AfDcdForSemanticSegmentation:
     """As the released ones; without dropout, whose draws would differ between the ways."""
     deep_stem = {"stem_type": "deep", "stem_width": 64}
-    options = {"backbone_kwargs": deep_stem, "num_labels": CLASSES, **options}
+    options = {"backbone_kwargs": deep_stem, "num_labels": CLASSES, "pretrained_backbone": False, **options}
     built = AfDcdForSemanticSegmentation.from_backbone(backbone, **options)
     for module in built.modules():
         if isinstance(module, nn.Dropout):

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .backbone_afdcd import Backbone
 from .configuration_afdcd import AfDcdConfig, WithoutGenericCard
 from .heads import FCN, HEADS, SegmentationHead
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -165,7 +167,7 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         cls,
         backbone: str,
         *,
-        pretrained_backbone: bool | str | os.PathLike = False,
+        pretrained_backbone: bool | str | os.PathLike | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
         output_stride: int = 8,
         head: str = "deeplabv3",
@@ -183,8 +185,8 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
 
         Args:
             backbone: timm model name.
-            pretrained_backbone: True for timm's weights (from the Hub or its cache), or the path of a local
-                `.safetensors` file of the timm model.
+            pretrained_backbone: True for timm's weights (from the Hub or its cache), the path of a local `.safetensors`
+                file of the timm model, or False for random weights, which are the default, with a warning.
             num_labels: number of classes; 2 where neither it nor `id2label` is given.
 
         The other arguments are fields of `AfDcdConfig`, which describes them.
@@ -192,7 +194,9 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         fields = {name: value for name, value in locals().items() if name not in ("cls", "pretrained_backbone")}
         classes = ("num_labels", "id2label", "label2id")
         given = {name: value for name, value in fields.items() if name not in classes or value is not None}
-        return cls(AfDcdConfig(**given), pretrained_backbone=pretrained_backbone)
+        if pretrained_backbone is None:
+            logger.warning(f"{backbone} starts from random weights; pretrained_backbone=True takes ImageNet's.")
+        return cls(AfDcdConfig(**given), pretrained_backbone=pretrained_backbone or False)
 
     @can_return_tuple
     def forward(

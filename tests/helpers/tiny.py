@@ -31,7 +31,7 @@ def segmenter(seed: int = 0, channels: int = 32, num_labels: int = 4, **config) 
     settings = {"backbone": "resnet18", "backbone_kwargs": kwargs, "head": "fcn", "head_channels": 8, **config}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AfDcdForSemanticSegmentation.from_backbone(num_labels=num_labels, **settings)
+        return AfDcdForSemanticSegmentation.from_backbone(num_labels=num_labels, pretrained_backbone=False, **settings)
 
 
 def saved(folder: Path, model: nn.Module, **options) -> Path:

@@ -12,6 +12,7 @@ from images import TINY_RESNET
 from safetensors.torch import load_file, save_file
 
 from afdcd_hf import AfDcdForSemanticSegmentation
+from afdcd_hf.models import modeling_afdcd
 from afdcd_hf.models.backbone_afdcd import Backbone
 
 
@@ -129,6 +130,16 @@ def test_a_stride_that_a_model_cannot_give_is_refused_with_its_own(name, stride,
     with torch.device("meta"), pytest.raises(ValueError, match=re.escape(advice)) as error:
         Backbone(name, stride)
     assert f"timm's '{name}' cannot give maps at output_stride={stride}" in str(error.value)
+
+
+@pytest.mark.parametrize(("given", "warns"), [({}, True), ({"pretrained_backbone": False}, False)])
+def test_random_weights_that_nobody_asked_for_are_warned_of(given, warns, monkeypatch):
+    lines = []
+    monkeypatch.setattr(modeling_afdcd.logger, "warning", lines.append)
+    model = AfDcdForSemanticSegmentation.from_backbone("resnet18", backbone_kwargs=TINY_RESNET, **given)
+    assert isinstance(model, AfDcdForSemanticSegmentation)
+    assert [line for line in lines if "random weights; pretrained_backbone=True" in line] == lines
+    assert bool(lines) == warns
 
 
 def test_unknown_names_are_refused():
