@@ -102,7 +102,8 @@ def test_every_public_name_resolves_to_something_of_that_name_with_a_docstring()
     assert "AfDcdForSemanticSegmentation" in afdcd_hf.__all__ and set(afdcd_hf.__all__) <= set(dir(afdcd_hf))
     for name in afdcd_hf.__all__:
         value = getattr(afdcd_hf, name)
-        assert value.__name__ == name and value.__doc__ and value.__module__.startswith("afdcd_hf."), name
+        known_as = {"DistillationConfig": "DistillationTrainingArguments"}.get(name, name)  # trl's name for it
+        assert value.__name__ == known_as and value.__doc__ and value.__module__.startswith("afdcd_hf."), name
 
 
 def test_an_unknown_name_lists_the_public_ones():
