@@ -76,6 +76,19 @@ def plot_class_iou(results: Results, path: str | Path, *, title: str | None = No
     return path
 
 
+def data_title(protocol: Mapping[str, Any] | None) -> str | None:
+    """What a title calls the data of an evaluation's protocol: `camvid val`; None where this does not say it."""
+    if not protocol or not {"dataset", "split"} <= set(protocol):
+        return None
+    first = f", first {protocol['max_samples']} images" if protocol.get("max_samples") else ""
+    return f"{Path(protocol['dataset']).name} {protocol['split']}{first}"
+
+
+def model_and_data(protocol: Mapping[str, Any]) -> str:
+    """What a title calls an evaluation: `student, camvid val`."""
+    return ", ".join(filter(None, (Path(str(protocol.get("model") or "")).name, data_title(protocol))))
+
+
 def protocol_differences(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What was not the same when results were measured, though it changes scores: `["flip: False, True"]`.
 
@@ -156,7 +169,12 @@ def _write_gains(axes: Axes, middles: np.ndarray, gains: np.ndarray) -> None:
 
 
 def plot_confusion_matrix(
-    matrix: np.ndarray, class_names: Sequence[str], path: str | Path, *, normalize: str = "truth"
+    matrix: np.ndarray,
+    class_names: Sequence[str],
+    path: str | Path,
+    *,
+    title: str | None = None,
+    normalize: str = "truth",
 ) -> Path:
     """Draw a confusion matrix in percent: correct pixels on the diagonal in blue, confusions in orange.
 
@@ -168,6 +186,7 @@ def plot_confusion_matrix(
         matrix: `(K, K)` integer pixel counts, rows = truth, such as `evaluate_segmenter`'s "confusion_matrix".
         class_names: K names.
         path: file to write; its suffix picks the format.
+        title: line above the map; name model and data here.
         normalize: what is 100 %: "truth" (the pixels of each true class, a row; the diagonal is the class's accuracy)
             or "prediction" (the pixels predicted as each class, a column; the diagonal is its precision).
 
@@ -198,7 +217,8 @@ def plot_confusion_matrix(
                 color = "white" if share > 45 else INK
                 axes.text(column, row, _short(share), ha="center", va="center", fontsize=11, color=color)
         empty = "\n(hatched: class without pixels)" if np.isnan(shares).any() else ""
-        axes.set_title(f"% of the {NORMALIZATIONS[normalize]} class's pixels{empty}", loc="left")
+        heading = f"{shorten(title, 48)}\n" if title else ""
+        axes.set_title(f"{heading}% of the {NORMALIZATIONS[normalize]} class's pixels{empty}", loc="left")
         if lines:
             text = "\n".join(["Largest confusions, truth → prediction:", *lines])
             figure.supxlabel(text, x=0.05, ha="left", fontsize=11)

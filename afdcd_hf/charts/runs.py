@@ -56,13 +56,14 @@ def load_history(folder: str | Path) -> list[dict[str, Any]]:
     return max(states, key=lambda state: state.get("global_step", 0))["log_history"]
 
 
-def plot_training_curves(runs: Histories, path: str | Path) -> Path:
+def plot_training_curves(runs: Histories, path: str | Path, *, title: str | None = None) -> Path:
     """Draw the mIoU and every logged loss term against the training step, all runs in each panel.
 
     Args:
         runs: name of each run to its Trainer's `state.log_history` (see `load_history`): entries with "step" and any of
-            "eval_mean_iou" (fraction 0-1), "loss" and "loss_<term>". A total that equals the only term is drawn once.
+            "eval_mean_iou" (fraction 0-1), "loss" and "loss_<term>". A total that is the task loss is drawn as this.
         path: file to write; its suffix picks the format (.png, .svg, .pdf).
+        title: line above the panels; name the data here.
 
     Raises:
         ValueError: no run has anything to draw.
@@ -72,7 +73,11 @@ def plot_training_curves(runs: Histories, path: str | Path) -> Path:
     path = Path(path)
     scores = {name: _series(history, "eval_mean_iou", 100) for name, history in runs.items()}
     panels = {"Mean IoU in evaluation": scores} if any(scores.values()) else {}
-    panels |= {_title(term): {name: _series(runs[name], term) for name in runs} for term in _loss_terms(runs)}
+    losses = {term: {name: _series(runs[name], term) for name in runs} for term in _loss_terms(runs)}
+    for name, points in losses.get("loss", {}).items():  # trained on the labels alone: the total is the task loss
+        if points == losses.get("loss_task", {}).get(name):
+            losses["loss"][name] = []
+    panels |= {_title(term): curves for term, curves in losses.items() if any(curves.values())}
     if not panels:
         raise ValueError(
             f"Nothing to draw: the histories of {list(runs) or 'no run'} hold neither 'eval_mean_iou' nor a 'loss'; "
@@ -80,10 +85,11 @@ def plot_training_curves(runs: Histories, path: str | Path) -> Path:
         )
     styles = {name: series_style(index) for index, name in enumerate(runs)}
     columns, rows = min(len(panels), 3), math.ceil(len(panels) / 3)
-    with figure_file(path, max(7.0, 3.6 * columns), 0.9 + 2.8 * rows) as figure:
+    with figure_file(path, max(7.0, 3.6 * columns), 0.9 + 2.8 * rows + 0.3 * bool(title)) as figure:
+        figure.suptitle(title or "")
         first = None
-        for index, (title, curves) in enumerate(panels.items(), 1):
-            axes = first = figure.add_subplot(rows, columns, index, sharex=first, title=title)
+        for index, (heading, curves) in enumerate(panels.items(), 1):
+            axes = first = figure.add_subplot(rows, columns, index, sharex=first, title=heading)
             for name, points in curves.items():
                 if points:
                     axes.plot(
@@ -109,8 +115,6 @@ def _series(history: Iterable[Mapping[str, Any]], key: str, factor: float = 1) -
 def _loss_terms(runs: Histories) -> list[str]:
     keys = {key for history in runs.values() for entry in history for key in entry if "step" in entry}
     logged = {key for key in keys if key == "loss" or key.startswith("loss_")}
-    if logged == {"loss", "loss_task"}:  # trained on the labels alone: the total is the task loss
-        logged = {"loss_task"}
     return [term for term in TERM_TITLES if term in logged] + sorted(logged - set(TERM_TITLES))
 
 
@@ -184,6 +188,8 @@ def plot_score_over_time(methods: Mapping[str, Sequence[tuple[float, float, floa
         axes.set_ylabel("mIoU (%)")
         axes.set_xlim(left=0)
         labels = [shorten(name, _NAME_LENGTH) for name in best_first]
-        options = {"loc": "outside right upper", "title": "at the end, best first", "alignment": "left"}
+        spreads = any(points[-1][2] for points in methods.values())
+        legend = "at the end, best first" + ";\nbars: standard deviation" * spreads
+        options = {"loc": "outside right upper", "title": legend, "alignment": "left"}
         figure.legend([lines[name] for name in best_first], labels, **options)
         figure.suptitle(title)

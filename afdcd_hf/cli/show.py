@@ -12,6 +12,8 @@ from typing import Any
 from ..structured_files import read_json
 from .command import Command, add, add_command, add_device, flag, given, hide_loading_bars, titled, whole
 
+_RESULTS = "results.json"
+
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file."""
@@ -71,13 +73,17 @@ def _draw(draw: Callable[..., Path], output: Path, overwrite: bool, **options: A
 
 
 def _curves(output: Path, runs: list[str]) -> Path:
-    from ..charts import load_history, plot_training_curves
+    from ..charts import data_title, load_history, plot_training_curves
 
-    return plot_training_curves({title: load_history(run) for title, run in titled(runs).items()}, output)
+    by_title = titled(runs)
+    histories = {title: load_history(run) for title, run in by_title.items()}
+    known = [_read(run, "protocol")["protocol"] for run in by_title.values() if (Path(run) / _RESULTS).is_file()]
+    data = dict.fromkeys(filter(None, map(data_title, known)))
+    return plot_training_curves(histories, output, title=" and ".join(data))
 
 
 def _classes(output: Path, results: list[str], order: str, allow_other_protocol: bool) -> Path:
-    from ..charts import plot_class_iou
+    from ..charts import data_title, plot_class_iou
     from ..charts.results import protocol_differences
 
     found = {title: _read(path, "per_category_iou") for title, path in titled(results).items()}
@@ -86,39 +92,43 @@ def _classes(output: Path, results: list[str], order: str, allow_other_protocol:
         raise ValueError(
             f"{what}: {'; '.join(differences)}. Evaluate them with the same options, or --allow_other_protocol."
         )
-    protocol = next(iter(found.values())).get("protocol") or {}
-    title = f"{Path(protocol['dataset']).name} {protocol['split']}" if {"dataset", "split"} <= set(protocol) else None
+    title = data_title(next(iter(found.values())).get("protocol"))
     if differences:
         title = textwrap.fill(f"Not measured alike: {'; '.join(differences)}", 80, max_lines=4)
-    by_class = {title: one["per_category_iou"] for title, one in found.items()}
+    by_class = {name: one["per_category_iou"] for name, one in found.items()}
     return plot_class_iou(by_class, output, title=title, order=order)
 
 
 def _confusion(output: Path, matrix: str, normalize: str) -> Path:
     from ..charts import plot_confusion_matrix
+    from ..charts.results import model_and_data
     from ..metrics.confusion_csv import read_confusion_csv
 
-    return plot_confusion_matrix(*read_confusion_csv(matrix), output, normalize=normalize)
+    results = Path(matrix.removesuffix("_confusion.csv") + ".json")
+    title = model_and_data(_read(results, "protocol")["protocol"]) if results.is_file() else None
+    return plot_confusion_matrix(*read_confusion_csv(matrix), output, title=title, normalize=normalize)
 
 
-def _predictions(output: Path, models: list[str], **options: Any) -> Path:
+def _predictions(output: Path, models: list[str], dataset: str, split: str, **options: Any) -> Path:
+    from ..charts import data_title
+    from ..charts.results import protocol_differences
     from ..inference.predictions import draw_predictions
 
     hide_loading_bars()
     by_title = titled(models)
-    scored = {title: Path(folder) / "results.json" for title, folder in by_title.items()}
-    notes = {
-        title: f"mIoU {100 * _read(path, 'mean_iou')['mean_iou']:.1f} %"
-        for title, path in scored.items()
-        if path.is_file()
-    }
-    return draw_predictions(by_title, output, notes=notes, **options)
+    results = {title: _read(one, "mean_iou") for title, one in by_title.items() if (Path(one) / _RESULTS).is_file()}
+    here = data_title({"dataset": dataset, "split": split})
+    scored = {title: one for title, one in results.items() if data_title(one.get("protocol")) == here}
+    if protocol_differences(scored):  # side by side they would read as a gain
+        scored = {}
+    notes = {title: f"mIoU {100 * one['mean_iou']:.1f} %" for title, one in scored.items()}
+    return draw_predictions(by_title, output, dataset=dataset, split=split, notes=notes, **options)
 
 
 def _read(path: str | Path, key: str) -> dict[str, Any]:
     """The content of a results.json that has that key."""
     path = Path(path)
-    path = path / "results.json" if path.is_dir() else path
+    path = path / _RESULTS if path.is_dir() else path
     results: dict[str, Any] = read_json(path, "results.json of `afdcd evaluate`")
     if key not in results:
         raise ValueError(f"{path} has no {key}: it is not a results.json of `afdcd evaluate`.")

@@ -44,8 +44,13 @@ def write_report(plan: Plan, output: Path, results: Sequence[RunResult], *, char
             for method, ours in runs.items()
         }
         curves = {method: _mean_curve(ours) for method, ours in runs.items()}
-        plot_method_scores(scores, output / f"mean_iou_{name}.png", title)
-        plot_score_over_time(curves, output / f"over_time_{name}.png", title)
+        heading = f"{_data(plan)}: {title}"
+        plot_method_scores(scores, output / f"mean_iou_{name}.png", heading)
+        plot_score_over_time(curves, output / f"over_time_{name}.png", heading)
+
+
+def _data(plan: Plan) -> str:
+    return f"{Path(plan.shared.get('dataset', 'scenes')).name} {plan.shared.get('eval_split', 'val')}"
 
 
 def _gains(runs: _Runs, method: str) -> list[float]:
@@ -104,9 +109,8 @@ def _notes(plan: Plan, results: Sequence[RunResult]) -> str:
     runs = [result for result in results if result.kind == "run"]
     machines, dates = ", ".join(sorted({run.machine for run in runs})), sorted({run.date for run in runs})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    split, dataset = plan.shared.get("eval_split", "val"), plan.shared.get("dataset", "scenes")
     return (
-        f"mIoU of the saved model on {dataset} {split}; mean ± standard deviation over seeds; the gain is taken seed "
+        f"mIoU of the saved model on {_data(plan)}; mean ± standard deviation over seeds; the gain is taken seed "
         "by seed. Seconds are those of training steps: evaluations, checks and saving are left out. Peak memory is "
         f"that of each training's own process. {len(runs)} of {plan.runs} runs are finished. {machines}, {when}."
     )

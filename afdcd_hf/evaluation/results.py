@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_io import check_can_write, written_whole
-from ..charts import plot_confusion_matrix
+from ..charts.results import model_and_data, plot_confusion_matrix
 from ..cost.machine import library_versions, machine_name
 from ..inference.segment import WHOLE_IMAGE
 from ..metrics.confusion_csv import write_confusion_csv
@@ -46,7 +46,7 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
     names = list(scores["per_category_iou"])
     write_confusion_csv(scores["confusion_matrix"], names, table)
     if scores["num_pixels"]:
-        plot_confusion_matrix(scores["confusion_matrix"], names, chart)
+        plot_confusion_matrix(scores["confusion_matrix"], names, chart, title=model_and_data(protocol))
     return results
 
 

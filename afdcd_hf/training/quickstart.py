@@ -48,7 +48,7 @@ def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
     ]
     best = folder / "distilled"
     curves = {title: load_history(folder / name) for name, title in TITLES.items()}
-    plot_training_curves(curves, best / "training_curves.png")
+    plot_training_curves(curves, best / "training_curves.png", title="scenes val")
     models = {title: folder / name for name, title in TITLES.items()}
     notes = {TITLES[name]: f"mIoU {100 * card.measured.mean_iou:.1f} %" for name, card in cards.items()}
     draw_predictions(models, best / "predictions.png", dataset="scenes", notes=notes)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..atomic_io import written_whole
-from ..charts import plot_training_curves
+from ..charts import data_title, plot_training_curves
 from ..cost import count_macs_at
 from ..data.fingerprint import fingerprint, is_generated
 from ..evaluation.results import dataset_context, library_versions, machine_name, save_results
@@ -130,7 +130,8 @@ def write_report(
     context = dataset_context(**data.choice("eval"))
     results = save_results(folder / RESULTS_NAME, scores, model=facts.model_name, **context)
     if any("loss" in entry for entry in trainer.state.log_history):
-        plot_training_curves({facts.model_name: trainer.state.log_history}, folder / CURVES_NAME)
+        curves = {facts.model_name: trainer.state.log_history}
+        plot_training_curves(curves, folder / CURVES_NAME, title=data_title(results["protocol"]))
     before, speed = facts.training or TrainingFacts(), trainer.speed or Speed()
     training = replace(
         before,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from afdcd_hf.charts import plot_class_iou, plot_confusion_matrix
-from afdcd_hf.charts.results import protocol_differences
+from afdcd_hf.charts.results import data_title, model_and_data, protocol_differences
 
 ALONE = {"road": 0.9, "pole": 0.25, "car": 0.5, "train": None}
 DISTILLED = {"road": 0.88, "pole": 0.35, "car": 0.5, "train": math.nan}
@@ -142,6 +142,12 @@ def test_what_changes_a_score_must_be_the_same_and_what_belongs_to_a_model_need_
     ]  # fmt: skip
 
 
+def test_a_title_names_model_split_and_subset_and_no_folder():
+    protocol = {"model": "runs/mine", "dataset": "/home/me/streets", "split": "val"}
+    assert model_and_data(protocol) == "mine, streets val" and data_title({"dataset": "camvid"}) is None
+    assert data_title({**protocol, "max_samples": 20}) == "streets val, first 20 images"
+
+
 # Confusion matrix
 
 
@@ -160,7 +166,9 @@ def test_the_whole_is_a_row_or_column_and_an_empty_one_is_hatched_not_zero(draw,
 
 
 def test_up_to_twenty_classes_have_numbers_where_something_is_seen_and_small_shares_stay_visible(draw):
-    (axes,) = draw(plot_confusion_matrix, np.array([[99_961, 39, 0], [155, 845, 0], [0, 0, 3]]), NAMES).axes
+    matrix = np.array([[99_961, 39, 0], [155, 845, 0], [0, 0, 3]])
+    (axes,) = draw(plot_confusion_matrix, matrix, NAMES, title="mine, camvid val").axes
+    assert axes.get_title(loc="left") == "mine, camvid val\n% of the true class's pixels"
     numbers = {text.get_position(): text.get_text() for text in axes.texts}
     assert numbers == {(0, 0): "100", (0, 1): "16", (1, 1): "84", (2, 2): "100"}
     assert rows(axes) == NAMES and [label.get_text() for label in axes.get_xticklabels()] == NAMES

@@ -60,7 +60,11 @@ def test_each_logged_loss_term_gets_a_panel_in_which_a_run_keeps_its_colour(pane
 def test_what_a_run_lacks_has_no_panel_and_a_total_that_is_the_task_loss_is_drawn_once(panels):
     assert list(panels({"a": [{"step": 1, "loss": 1.0}]})) == ["Total loss"]
     assert list(panels({"a": [{"step": 1, "eval_mean_iou": 0.5}], "b": []})) == [MIOU]
-    assert list(panels({"run": history(loss=4.0, loss_task=4.0)})) == [MIOU, "Task loss"]
+    labels_alone = history(loss=4.0, loss_task=4.0)
+    assert list(panels({"run": labels_alone})) == [MIOU, "Task loss"]
+    drawn = panels({"alone": labels_alone, "kd": history(loss=4.0, loss_task=3.0, loss_kd=1.0)})
+    assert list(drawn) == [MIOU, "Total loss", "Task loss", "KD loss (logits)"]
+    assert list(points(drawn["Total loss"])) == ["kd"] and list(points(drawn["Task loss"])) == ["alone", "kd"]
 
 
 @pytest.mark.parametrize(
@@ -81,8 +85,9 @@ def test_only_positive_losses_over_a_decade_or_more_get_a_log_scale_with_few_and
 
 def test_all_panels_share_their_steps_and_the_lowest_of_each_column_name_them(draw):
     runs = {"a": history(loss=1.0, loss_task=1.0, loss_kd=1.0), "b": [{"step": 90, "loss": 1.0}]}
-    axes = draw(plot_training_curves, runs).axes
-    assert len({panel.get_xlim() for panel in axes}) == 1
+    figure = draw(plot_training_curves, runs, title="camvid val")
+    axes = figure.axes
+    assert figure.get_suptitle() == "camvid val" and len({panel.get_xlim() for panel in axes}) == 1
     assert [panel.get_xlabel() for panel in axes] == ["", "training step", "training step", "training step"]
 
 
@@ -175,6 +180,7 @@ def test_curves_run_over_time_and_the_legend_has_the_best_first(draw):
     colours = [handle.get_color() for handle in legend.legend_handles]
     drawn = {tuple(line.get_xdata()): line.get_color() for line in axes.lines if len(line.get_xdata()) == 2}
     assert colours == [drawn[(30, 60)], drawn[(10, 20)]]
+    assert legend.get_title().get_text() == "at the end, best first;\nbars: standard deviation"
 
 
 def test_twelve_methods_look_different(draw):

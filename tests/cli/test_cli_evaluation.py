@@ -14,6 +14,7 @@ from PIL import Image
 
 from afdcd_hf.cli import main
 from afdcd_hf.data.benchmarks import BENCHMARKS
+from afdcd_hf.inference import predictions
 from afdcd_hf.metrics.confusion_csv import read_confusion_csv
 
 
@@ -208,6 +209,27 @@ def test_charts_are_drawn_from_files_and_never_over_others(cityscapes, tmp_path,
     assert main(["chart", "predictions", *drawn]) == 0
     assert "same title" in answer(capsys, "chart", "classes", "x=a.json", "x=b.json")
     assert "index 9 is out of range" in answer(capsys, "chart", "predictions", *models, "--indices", "9")
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "notes"),
+    [
+        ({}, {}, {"a": "mIoU 50.0 %", "b": "mIoU 50.0 %"}),
+        ({"split": "test"}, {}, {"b": "mIoU 50.0 %"}),
+        ({"dataset": "voc"}, {"max_samples": 9}, {}),
+        ({"flip": True}, {}, {}),
+    ],
+)
+def test_predictions_are_noted_with_means_of_the_same_data_measured_alike(one, two, notes, tmp_path, monkeypatch):
+    noted = []
+    monkeypatch.setattr(predictions, "draw_predictions", lambda *args, **options: noted.append(options["notes"]))
+    for name, protocol in {"a": one, "b": two}.items():
+        results = {"mean_iou": 0.5, "protocol": {"dataset": "camvid", "split": "val", **protocol}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    models = [str(tmp_path / name) for name in ("a", "b", "none")]
+    assert main(["chart", "predictions", *models, "--dataset", "camvid", "--output", str(tmp_path / "p.png")]) == 0
+    assert noted == [notes]
 
 
 def test_curves_are_drawn_from_a_runs_folder(tmp_path, capsys):
