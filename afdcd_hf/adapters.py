@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from .models.mask_classification import finds_masks, with_logits
 from .models.modeling_afdcd import AfDcdOutput
 
 
@@ -45,7 +46,8 @@ def as_segmenter(
     Args:
         module: takes images `(B, 3, H, W)`, normalised, as its one positional argument. Returns class scores
             `(B, K, h, w)` before any softmax: as a tensor, as an attribute or key "logits", or under the key "out"
-            (torchvision; "aux" beside it is the auxiliary head's).
+            (torchvision; "aux" beside it is the auxiliary head's). EoMT, Mask2Former and MaskFormer of transformers
+            give the logarithm of their class scores, and `num_labels` and `id2label` of their configuration.
         num_labels: K, to be checked against what the model gives.
         id2label: class names by id; with them, other names of the teacher's classes are found before training.
         output: key or index of the scores in a mapping or tuple that has them elsewhere.
@@ -62,7 +64,7 @@ def as_segmenter(
         >>> tuple(wrapped(pixel_values=torch.zeros(1, 3, 8, 8)).logits.shape)
         (1, 4, 8, 8)
     """
-    config = None
+    config = getattr(module, "config", None) if finds_masks(with_logits(module)) else None
     if id2label is not None:
         expected = range(num_labels or len(id2label))
         if sorted(id2label) != list(expected):

@@ -8,20 +8,37 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+)
+
+from .mask_classification import MODEL_TYPES, with_logits
+
+# What neither logits nor maps of a layer depend on; saved folders may lack it.
+_UNREAD = ("criterion.", "pooler.")
+# What a processor may do that would leave its label map another extent than the image's.
+_MOVES_PIXELS = ("do_split_image", "do_pad")
 
 
 def load_model(name_or_path: str | Path) -> nn.Module:
-    """Load any segmenter that transformers' Auto class knows, in float32; code in its folder is never run.
+    """Load any segmenter that transformers' Auto classes know, in float32; code in its folder is never run.
+
+    EoMT, Mask2Former and MaskFormer have `.logits` in their outputs; see `mask_classification.with_logits`.
 
     Raises:
         ValueError: weights are missing, damaged or of other shapes, or the model needs code of its own.
         OSError: neither a local folder nor a Hub id, or a file is missing in it.
     """
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below
-    model, info = _loaded(AutoModelForSemanticSegmentation, name_or_path, "a segmenter", **options)
-    if info["missing_keys"]:
-        names = sorted(info["missing_keys"])
+    config = _loaded(AutoConfig, name_or_path, "a segmenter")
+    finds_masks = config.model_type in MODEL_TYPES
+    auto_class = AutoModelForUniversalSegmentation if finds_masks else AutoModelForSemanticSegmentation
+    model, info = _loaded(auto_class, name_or_path, "a segmenter", **options)
+    names = sorted(name for name in info["missing_keys"] if not name.startswith(_UNREAD))
+    if names:
         raise ValueError(f"{str(name_or_path)!r} lacks {len(names)} of the model's weights, e.g. {names[:3]}.")
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"])[0]
@@ -29,12 +46,19 @@ def load_model(name_or_path: str | Path) -> nn.Module:
             f"{str(name_or_path)!r} has weights of other shapes than its config.json says, e.g. {key}: "
             f"{tuple(stored)}, not {tuple(expected)}."
         )
-    return model
+    return with_logits(model)
 
 
 def load_processor(name_or_path: str | Path) -> Any:
-    """Load a model's image processor; code in its folder is never run. Errors as for `load_model`."""
-    return _loaded(AutoImageProcessor, name_or_path, "an image processor")
+    """Load a model's image processor; code in its folder is never run. Errors as for `load_model`.
+
+    What EoMT's can do beyond resizing, splitting an image or padding it, is switched off: windows do that here.
+    """
+    processor = _loaded(AutoImageProcessor, name_or_path, "an image processor")
+    for name in _MOVES_PIXELS:
+        if getattr(processor, name, False):
+            setattr(processor, name, False)
+    return processor
 
 
 def _loaded(auto_class: Any, name_or_path: str | Path, what: str, **options: Any) -> Any:

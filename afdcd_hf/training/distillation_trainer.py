@@ -14,6 +14,7 @@ from ..data.samples import collate_samples
 from ..features import Activations, LayerTap, run_tapped, run_to_maps
 from ..losses.base import DistillationLoss
 from ..models.loading import load_model
+from ..models.mask_classification import with_logits
 from .class_weights import settle_class_weights
 from .distillation import prepare_distillation
 from .distributed import check_clipping, rank_generator, synchronise_batch_norm
@@ -69,6 +70,7 @@ class DistillationTrainer(SegmentationTrainer):
         batch: dict[str, Any] = collate_samples([first])
         if isinstance(teacher, (str, Path)):
             teacher = load_model(teacher)
+        teacher = with_logits(teacher)
         composite, teacher_layers = prepare_distillation(model, teacher, args, batch, loss)
         composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **options)
