@@ -25,8 +25,8 @@ class Activations(NamedTuple):
     """What a distillation loss sees of one model in one forward pass.
 
     Attributes:
-        logits: `(B, K, h, w)` class scores at the model's own resolution; None of a teacher that was run no further
-            than its maps (`run_to_maps`).
+        logits: `(B, K, h, w)` class scores at the model's own resolution; None of a teacher that has none, or was run
+            no further than its maps (`run_to_maps`).
         feature_map: `(B, C, h', w')` map of the named layer, or None where no loss asks for one.
         further_maps: where several layers are named, the maps of the second, third, ...
     """
@@ -115,17 +115,13 @@ class LayerTap:
 
 
 def run_tapped(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap]) -> tuple[Any, Activations]:
-    """Run a model once: its outputs, and its logits with the maps of the tapped layers in their order."""
+    """Run a model once: its outputs, and its logits, if it has any, with the maps of the tapped layers in order."""
     for tap in taps:
         tap.open()
     outputs = model(pixel_values=pixel_values)
     logits = getattr(outputs, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise ValueError(
-            f"{type(model).__name__} returns a {type(outputs).__name__} without .logits; wrap it: "
-            "afdcd_hf.as_segmenter(network)."
-        )
-    return outputs, _activations(logits, taps)
+    of_pixels = isinstance(logits, Tensor) and logits.ndim == 4  # not those of a classifier of images
+    return outputs, _activations(logits if of_pixels else None, taps)
 
 
 class _AllSeen(Exception):

@@ -10,12 +10,14 @@ from safetensors.torch import load_file
 from tiny import distilling, logged, loss_options, same, segformer, segmenter, weights
 from torch import nn
 from torch.distributed.utils import _to_kwargs
-from transformers import SegformerForSemanticSegmentation
+from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model, SegformerForSemanticSegmentation
 
 from afdcd_hf import Activations, as_segmenter, capture
 from afdcd_hf.losses import build_loss
+from afdcd_hf.models.loading import load_model
 from afdcd_hf.recipes import load_recipe
 from afdcd_hf.training.arguments import parse_arguments
+from afdcd_hf.training.preflight import preflight
 
 # as_segmenter
 
@@ -107,8 +109,10 @@ def test_a_network_that_returns_no_logits_is_refused_with_the_way_out(tmp_path):
         def forward(self, pixel_values):
             return super().forward(pixel_values)
 
-    with pytest.raises(ValueError, match=r"Bare returns a Tensor without \.logits; .*as_segmenter\(network\)"):
+    with pytest.raises(ValueError, match=r"teacher, a Bare, has no class scores .* loss kd reads.*as_segmenter"):
         distilling(tmp_path, teacher=Bare(), teacher_layer="body")
+    with pytest.raises(ValueError, match=r"student, a Bare, returns no \.logits .*as_segmenter"):
+        distilling(tmp_path, Bare(), student_layer="body")
 
 
 def test_a_wrapped_student_trains_with_its_auxiliary_head_scores_and_is_saved(tmp_path):
@@ -132,6 +136,40 @@ def test_a_segformer_student_learns_from_our_teacher_and_loads_as_what_it_is(tmp
     trainer.train()
     trainer.save_model()
     assert same(weights(SegformerForSemanticSegmentation.from_pretrained(tmp_path)), weights(trainer.student))
+
+
+# A teacher without logits
+
+MAPS_ALONE = {"af_dcd": loss_options()["af_dcd"]}
+
+
+def dinov2(folder):
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32)
+    Dinov2ForImageClassification(config).save_pretrained(folder)
+    return load_model(folder, needs_logits=False)
+
+
+@pytest.mark.parametrize("stops_early", [True, False])
+def test_a_backbone_without_logits_teaches_its_maps(tmp_path, stops_early):
+    teacher = dinov2(tmp_path / "teacher")
+    assert type(teacher) is Dinov2Model
+    layers = {"teacher_layer": "encoder.layer.1:tokens", "student_layer": "backbone[-1]"}
+    loss = {"loss": "fitnet" if stops_early else "af_dcd", "loss_kwargs": None if stops_early else MAPS_ALONE}
+    trainer = distilling(tmp_path / "run", teacher=teacher, **layers, **loss)
+    trainer._teacher_stops_early = stops_early
+    preflight(trainer, [str(index) for index in range(4)])  # does not ask for the teacher's score
+    before = weights(trainer.student)
+    trainer.train()
+    assert not same(weights(trainer.student), before)
+    with torch.no_grad(), capture(teacher, [layers["teacher_layer"]]) as maps:
+        teacher(pixel_values=IMAGES)
+    assert torch.equal(trainer._teach(IMAGES).feature_map, *maps.values())
+
+
+def test_a_loss_that_reads_logits_is_refused_with_such_a_teacher(tmp_path):
+    teacher = dinov2(tmp_path / "teacher")
+    with pytest.raises(ValueError, match="a Dinov2Model, has no class scores .* the loss kd reads: choose one that"):
+        distilling(tmp_path / "run", teacher=teacher, teacher_layer="encoder.layer.1:tokens")
 
 
 # Several pairs of maps

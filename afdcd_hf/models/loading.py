@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
 )
@@ -23,10 +25,11 @@ _UNREAD = ("criterion.", "pooler.")
 _MOVES_PIXELS = ("do_split_image", "do_pad")
 
 
-def load_model(name_or_path: str | Path) -> nn.Module:
+def load_model(name_or_path: str | Path, *, needs_logits: bool = True) -> nn.Module:
     """Load any segmenter that transformers' Auto classes know, in float32; code in its folder is never run.
 
-    EoMT, Mask2Former and MaskFormer have `.logits` in their outputs; see `mask_classification.with_logits`.
+    EoMT, Mask2Former and MaskFormer have `.logits` in their outputs; see `mask_classification.with_logits`. Unless it
+    `needs_logits`, a kind of model that is no segmenter, such as DINOv3, is loaded as transformers' `AutoModel` does.
 
     Raises:
         ValueError: weights are missing, damaged or of other shapes, or the model needs code of its own.
@@ -34,8 +37,11 @@ def load_model(name_or_path: str | Path) -> nn.Module:
     """
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below
     config = _loaded(AutoConfig, name_or_path, "a segmenter")
-    finds_masks = config.model_type in MODEL_TYPES
-    auto_class = AutoModelForUniversalSegmentation if finds_masks else AutoModelForSemanticSegmentation
+    auto_class: Any = AutoModelForSemanticSegmentation
+    if config.model_type in MODEL_TYPES:
+        auto_class = AutoModelForUniversalSegmentation
+    elif not needs_logits and type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+        auto_class = AutoModel
     model, info = _loaded(auto_class, name_or_path, "a segmenter", **options)
     names = sorted(name for name in info["missing_keys"] if not name.startswith(_UNREAD))
     if names:

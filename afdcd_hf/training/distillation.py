@@ -140,7 +140,7 @@ def prepare_distillation(
     args: DistillationTrainingArguments,
     batch: dict[str, Tensor],
     loss: DistillationLoss | None = None,
-) -> tuple[DistillationModel, tuple[str, ...]]:
+) -> tuple[DistillationModel, tuple[str, ...], bool]:
     """Build the module to train, after showing one batch to both models and to the loss.
 
     Whatever cannot work (a layer that is not there, other classes, maps that do not fit the loss) is found here, before
@@ -148,13 +148,13 @@ def prepare_distillation(
 
     Args:
         student: to be trained.
-        teacher: with the same classes.
+        teacher: with the same classes; or without logits, for losses that read none of them.
         args: settings; they name the loss, where none is given.
         batch: `pixel_values` and `labels` of one sample or more.
         loss: already built, for the channels of the maps to distil; `args.loss` is None then.
 
     Returns:
-        The module, and the teacher's layers (none where the loss compares logits only).
+        The module, the teacher's layers (none where the loss compares logits only), and whether the teacher has logits.
     """
     if (loss is None) == (args.loss is None):
         raise ValueError(
@@ -175,10 +175,17 @@ def prepare_distillation(
         of_both = ([each.shape[1] for each in _maps(activations)] or None for activations in (seen, taught))
         student_channels, teacher_channels = of_both
         loss = build_loss(str(args.loss), args.loss_kwargs, student_channels, teacher_channels, num_classes=num_classes)
+    readers = [each.name for each in getattr(loss, "parts", [loss]) if each.reads_teacher_logits]
+    if taught.logits is None and readers:
+        raise ValueError(
+            f"The teacher, a {type(teacher).__name__}, has no class scores (.logits of shape (B, K, h, w)), which the "
+            f"loss {' and '.join(readers)} reads: choose one that compares maps alone, such as af_dcd or fitnet. If it "
+            "is a segmenter that returns them otherwise, wrap it: afdcd_hf.as_segmenter(network)."
+        )
     with torch.no_grad():
         loss(seen, taught, batch["labels"])
     task_loss = TaskLoss.for_model(student, args.task_weight, args.aux_weight, args.task_loss, args.class_weights)
-    return DistillationModel(student, loss, task_loss, layers[0]), layers[1]
+    return DistillationModel(student, loss, task_loss, layers[0]), layers[1], taught.logits is not None
 
 
 def _maps(seen: Activations) -> list[Tensor]:
@@ -203,8 +210,14 @@ def _check_layout(layer: str, sizes: Sequence[int], image: Sequence[int]) -> Non
 
 
 def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> int:
-    """The number of classes, which both models have."""
-    assert seen.logits is not None and taught.logits is not None  # `observe` runs the whole model
+    """The student's number of classes, which a teacher with logits shares."""
+    if seen.logits is None:
+        raise ValueError(
+            f"The student, a {type(student).__name__}, returns no .logits of shape (B, K, h, w); wrap it: "
+            "afdcd_hf.as_segmenter(network)."
+        )
+    if taught.logits is None:
+        return seen.logits.shape[1]
     counts = seen.logits.shape[1], taught.logits.shape[1]
     if counts[0] != counts[1]:
         raise ValueError(

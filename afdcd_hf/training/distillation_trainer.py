@@ -34,7 +34,8 @@ class DistillationTrainer(SegmentationTrainer):
 
     Args:
         model: the student; returns `.logits` for `model(pixel_values=...)`.
-        teacher: likewise, with the same classes; or the folder or Hub id of a saved one.
+        teacher: likewise, with the same classes, or without logits (a DINOv3, say) for losses on maps alone; or the folder
+            or Hub id of a saved one.
         args: settings; `student_layer` and `teacher_layer` name the maps to distil, one or as many pairs as you like.
         train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`. One sample is looked at
             here, to check that layers exist and shapes fit before anything is trained.
@@ -69,9 +70,10 @@ class DistillationTrainer(SegmentationTrainer):
         settle_class_weights(args, train_dataset)  # what the task loss is built with
         batch: dict[str, Any] = collate_samples([first])
         if isinstance(teacher, (str, Path)):
-            teacher = load_model(teacher)
+            teacher = load_model(teacher, needs_logits=False)
         teacher = with_logits(teacher)
-        composite, teacher_layers = prepare_distillation(model, teacher, args, batch, loss)
+        prepared = prepare_distillation(model, teacher, args, batch, loss)
+        composite, teacher_layers, self.teacher_has_logits = prepared
         composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **options)
         check_clipping(self.is_deepspeed_enabled, args.loss_max_grad_norm)

@@ -62,7 +62,7 @@ def preflight(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
             kind, message = problem[0]
             raise kind(message)
         _try_student(trainer)
-        if getattr(trainer, "teacher", None) is not None:
+        if getattr(trainer, "teacher_has_logits", False):
             _report_teacher(trainer)
     logger.info("Preflight checks took %.1f s; --preflight false skips them.", time.perf_counter() - start)
 

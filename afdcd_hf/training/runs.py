@@ -66,7 +66,7 @@ def _run(config: str | Path | None, argv: Sequence[str], *, distils: bool) -> Fi
     if distils and teacher_args.teacher is None:
         raise ValueError("A distillation needs --teacher: the folder or Hub id of a trained model.")
     with _output_of(args):
-        teacher = load_model(teacher_args.teacher) if distils else None
+        teacher = load_model(teacher_args.teacher, needs_logits=False) if distils else None
         set_seed(args.seed)
         model, processor = build_model(model_args, data.classes(), _processor_of(teacher_args.teacher))
         parts = {"processing_class": processor, **_datasets(data, args, processor, teacher_args)}
