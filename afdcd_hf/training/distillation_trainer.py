@@ -20,6 +20,7 @@ from .distillation import prepare_distillation
 from .distributed import check_clipping, rank_generator, synchronise_batch_norm
 from .saving import LOSS_WEIGHTS_NAME
 from .teacher import compile_like_student, running_teacher, stops_early
+from .teacher_input import with_own_input
 from .trainer import SegmentationTrainer
 from .training_args import DistillationTrainingArguments
 
@@ -41,6 +42,8 @@ class DistillationTrainer(SegmentationTrainer):
             here, to check that layers exist and shapes fit before anything is trained.
         loss: a loss already built, in place of one that the arguments name (`loss=None` there); it has been given the
             channels of the maps to distil.
+        teacher_processor: the teacher's image processor, where it normalises otherwise than the student's
+            (`processing_class`): the teacher then gets images as it knows them.
         options: as for `SegmentationTrainer`.
 
     Raises:
@@ -58,6 +61,7 @@ class DistillationTrainer(SegmentationTrainer):
         *,
         train_dataset: Any = None,
         loss: DistillationLoss | None = None,
+        teacher_processor: Any = None,
         **options: Any,
     ):
         set_seed(args.seed)  # the loss's weights are drawn here, before the Trainer sets the seed
@@ -72,6 +76,10 @@ class DistillationTrainer(SegmentationTrainer):
         if isinstance(teacher, (str, Path)):
             teacher = load_model(teacher, needs_logits=False)
         teacher = with_logits(teacher)
+        if teacher_processor is not None:
+            if options.get("processing_class") is None:
+                raise ValueError("teacher_processor needs processing_class: the student's image processor.")
+            teacher = with_own_input(teacher, options["processing_class"], teacher_processor)
         prepared = prepare_distillation(model, teacher, args, batch, loss)
         composite, teacher_layers, self.teacher_has_logits = prepared
         composite.loss = synchronise_batch_norm(composite.loss, args)

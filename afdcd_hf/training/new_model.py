@@ -31,8 +31,8 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor:
     takes over how its teacher's images are prepared, unless `args.preprocessing` says otherwise.
 
     Raises:
-        ValueError: fewer than two classes, a saved model whose classifiers cannot be renewed, an unknown preprocessing,
-            or one that differs from the teacher's: both see the same pixels.
+        ValueError: fewer than two classes, a saved model whose classifiers cannot be renewed, or an unknown
+            preprocessing.
     """
     if len(classes) < 2:
         raise ValueError(
@@ -54,8 +54,6 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor:
             **{name: getattr(args, name) for name in names},
         )
         model, processor = new, _new_processor(new, args.preprocessing, teacher_processor)
-    if teacher_processor is not None:
-        _check_same_input(processor, teacher_processor)
     return model, processor
 
 
@@ -150,17 +148,3 @@ def _input_settings(processor: Any) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value is not None
     }
-
-
-def _check_same_input(student_processor: Any, teacher_processor: Any) -> None:
-    mine, theirs = (
-        {"do_flip_channels": False, **_input_settings(one)} for one in (student_processor, teacher_processor)
-    )
-    for name in _SETTINGS:
-        if name == "rescale_factor" and not mine.get("do_rescale"):
-            continue
-        if mine.get(name) != theirs.get(name):
-            raise ValueError(
-                f"The student's images have {name}={mine.get(name)}, the teacher's {theirs.get(name)}:"
-                " the teacher would see pixels it does not know. Leave --preprocessing out to take over the teacher's."
-            )

@@ -68,13 +68,14 @@ def _run(config: str | Path | None, argv: Sequence[str], *, distils: bool) -> Fi
     with _output_of(args):
         teacher = load_model(teacher_args.teacher, needs_logits=False) if distils else None
         set_seed(args.seed)
-        model, processor = build_model(model_args, data.classes(), _processor_of(teacher_args.teacher))
+        teachers_processor = _processor_of(teacher_args.teacher)
+        model, processor = build_model(model_args, data.classes(), teachers_processor)
         parts = {"processing_class": processor, **_datasets(data, args, processor, teacher_args)}
         trainer: SegmentationTrainer
         if teacher is None:
             trainer = SegmentationTrainer(model, args, **parts)
         else:
-            trainer = DistillationTrainer(model, teacher, args, **parts)
+            trainer = DistillationTrainer(model, teacher, args, teacher_processor=teachers_processor, **parts)
         facts = prepare_facts(trainer, data, config, teacher_args.teacher, origin_of(model_args))
         if args.preflight:
             preflight(trainer, data.classes())
@@ -149,5 +150,7 @@ def _processor_of(teacher: str | None) -> Any:
     try:
         return load_processor(teacher)
     except (OSError, ValueError) as error:
-        logger.warning("The teacher %s has no image processor, so its input cannot be checked: %s", teacher, error)
+        logger.warning(
+            "The teacher %s has no image processor, so it gets its images as the student does: %s", teacher, error
+        )
         return None

@@ -45,7 +45,7 @@ def running_teacher(
     """
     if not fold and not channels_last:
         return teacher
-    running = _copied(teacher, own_kernels=channels_last)
+    running = copied(teacher, own_kernels=channels_last)
     if fold:
         _fold(running, {layer.partition("[")[0].partition(":")[0] for layer in layers})
     if channels_last:
@@ -89,8 +89,8 @@ def _tensors(activations: Activations) -> list[Tensor]:
     return [*logits, *(each.feature_map for each in activations.of_each_layer() if each.feature_map is not None)]
 
 
-def _copied(model: nn.Module, *, own_kernels: bool) -> nn.Module:
-    """Modules are copied, tensors shared, but for `(C', C, h, w)` weights where those will be changed in place."""
+def copied(model: nn.Module, *, own_kernels: bool) -> nn.Module:
+    """The modules are copied and the tensors shared, except `(C', C, h, w)` weights that will be changed in place."""
     tensors = [*model.parameters(), *model.buffers()]
     shared = [tensor for tensor in tensors if not (own_kernels and tensor.ndim == 4)]
     # a hook may be the method of an object that collects what it sees: its owner reads that very object
