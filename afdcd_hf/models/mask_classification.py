@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,10 +27,13 @@ def with_logits(model: nn.Module) -> nn.Module:
     The logits `(B, K, h, w)`, at the masks' size, are the logarithm of `class_scores`: their softmax is each class's
     share of the scores. Their arg max is that of the image processor's `post_process_semantic_segmentation`, except
     that the latter stretches the masks, for EoMT and Mask2Former first to a fixed size, and then the scores, where we
-    stretch the logits once.
+    stretch the logits once. EoMT takes images of one size, so larger ones are segmented in windows of that size, unless
+    the settings of inference name others.
     """
     if finds_masks(model) and _add_logits not in model._forward_hooks.values():
         model.register_forward_hook(_add_logits)
+        if model.config.model_type.startswith("eomt"):  # made for images of one size
+            model.settings_for = partial(_in_windows, model.config.image_size)
     return model
 
 
@@ -52,3 +57,7 @@ def _add_logits(model: nn.Module, args: tuple, outputs: Any) -> Any:
     scores = class_scores(outputs.class_queries_logits, outputs.masks_queries_logits)
     outputs["logits"] = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()  # finite where a score underflows
     return outputs
+
+
+def _in_windows(side: int, settings: Any) -> Any:
+    return settings if settings.window else replace(settings, window=(side, side))
