@@ -35,8 +35,8 @@ class DistillationTrainer(SegmentationTrainer):
 
     Args:
         model: the student; returns `.logits` for `model(pixel_values=...)`.
-        teacher: likewise, with the same classes, or without logits (a DINOv3, say) for losses on maps alone; or the folder
-            or Hub id of a saved one.
+        teacher: likewise, with the same classes, or without logits (a DINOv3, say) for losses on maps alone; or the
+            folder or Hub id of a saved one.
         args: settings; `student_layer` and `teacher_layer` name the maps to distil, one or as many pairs as you like.
         train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`. One sample is looked at
             here, to check that layers exist and shapes fit before anything is trained.
@@ -75,7 +75,7 @@ class DistillationTrainer(SegmentationTrainer):
         batch: dict[str, Any] = collate_samples([first])
         if isinstance(teacher, (str, Path)):
             teacher = load_model(teacher, needs_logits=False)
-        teacher = with_logits(teacher)
+        given = teacher = with_logits(teacher)
         if teacher_processor is not None:
             if options.get("processing_class") is None:
                 raise ValueError("teacher_processor needs processing_class: the student's image processor.")
@@ -85,6 +85,7 @@ class DistillationTrainer(SegmentationTrainer):
         composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **options)
         check_clipping(self.is_deepspeed_enabled, args.loss_max_grad_norm)
+        given.to(args.device)  # a copy shares its weights
         self.teacher = teacher.to(args.device).eval()
         faster = {"fold": args.fold_teacher_batch_norm, "channels_last": args.channels_last}
         running = running_teacher(self.teacher, batch["pixel_values"], teacher_layers, **faster)
