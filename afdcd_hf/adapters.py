@@ -22,6 +22,8 @@ class WrappedSegmenter(nn.Module):
         self.module = module
         self.config = config
         self._output = output
+        if "settings_for" in vars(module):  # what inference asks a model of fixed size
+            vars(self)["settings_for"] = vars(module)["settings_for"]
 
     def forward(self, pixel_values: Tensor) -> AfDcdOutput:
         """Run the model on `(B, 3, H, W)`."""

@@ -32,8 +32,9 @@ def with_logits(model: nn.Module) -> nn.Module:
     """
     if finds_masks(model) and _add_logits not in model._forward_hooks.values():
         model.register_forward_hook(_add_logits)
-        if model.config.model_type.startswith("eomt"):  # made for images of one size
-            model.settings_for = partial(_in_windows, model.config.image_size)
+        config: Any = model.config
+        if config.model_type.startswith("eomt"):  # made for images of one size
+            vars(model)["settings_for"] = partial(_in_windows, config.image_size)
     return model
 
 

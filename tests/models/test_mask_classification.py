@@ -62,9 +62,9 @@ def test_logits_stay_finite_where_no_mask_is_left():
 
 def test_a_saved_model_is_scored_and_its_processor_leaves_splitting_to_windows(tmp_path):
     mask_model("eomt").save_pretrained(tmp_path)
-    EomtImageProcessor(size={"height": 32, "width": 32}, do_split_image=True).save_pretrained(tmp_path)
+    own = EomtImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}, do_split_image=True)
+    own.save_pretrained(tmp_path)  # an image of 32x48 stays so, and is wider than the model takes
     processor = load_processor(tmp_path)
     assert not processor.do_split_image
-    processor.size = {"height": 32, "width": 48}  # one window wider than the model takes
     scores = evaluate_segmenter(load_model(tmp_path), [labelled_image(0, 4, 32, 48)], processor=processor)
     assert scores["num_labelled"] == 1 and scores["protocol"]["window"] == [32, 32]
