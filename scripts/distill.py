@@ -1,4 +1,14 @@
-"""`afdcd distill` as a script, for `accelerate launch` and `torchrun`; takes the same arguments."""
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["afdcd-hf"]
+#
+# [tool.uv.sources]  # from `uv build --wheel`; the package is not on PyPI
+# afdcd-hf = { path = "../dist/afdcd_hf-0.1.0-py3-none-any.whl" }
+#
+# [tool.hf-jobs]  # the script lies in /data there, so that the path above leads to /dist
+# volumes = ["./dist:/dist"]
+# ///
+"""`afdcd distill` as a script, with the same arguments: for `accelerate launch`, `torchrun` and `hf jobs uv run`."""
 
 import sys
 
