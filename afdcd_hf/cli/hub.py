@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +77,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(command, "--revision", help="branch, tag or commit on the Hub")
     add_device(command)
     add(command, "--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
+    add(command, "--output", type=Path, metavar="FILE", help="also write it, with date, versions, checksums of weights")
+    flag(command, "--overwrite", "replace that file")
     add_json(command, "print JSON")
 
     text = (
@@ -217,12 +218,20 @@ def _fraction(percent: str) -> float:
     return value / 100
 
 
-def _verify(model: str, tolerance: float, as_json: bool, **options: Any) -> int:
+def _verify(model: str, tolerance: float, as_json: bool, output: Path | None, overwrite: bool, **options: Any) -> int:
+    from ..atomic_io import check_can_write
+    from ..hub.statement import statement, write_statement
     from ..hub.verify import format_verification, verify
 
+    if output is not None:  # before the evaluation
+        if output.exists() and not overwrite:
+            raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
+        check_can_write(output)
     hide_loading_bars()
     done = verify(model, tolerance=tolerance / 100, **options)
-    print(json.dumps(asdict(done), indent=2, default=str) if as_json else format_verification(done))
+    if output is not None:
+        write_statement(output, done)
+    print(json.dumps(statement(done), indent=2) if as_json else format_verification(done))
     return 0 if done.holds else 1
 
 

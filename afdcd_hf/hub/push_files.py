@@ -15,6 +15,7 @@ from ..structured_files import read_json
 from .card_facts import FACTS_NAME, CardFacts, facts_json, read_facts
 from .folder_facts import RESULTS_NAME, public_protocol, read_results, with_repo_id
 from .model_card import CARD_NAME, render_card
+from .statement import VERIFIED_NAME
 from .weights_check import CONFIG_NAME, check_weights
 
 PROCESSOR_NAME, RECIPE_NAME = "preprocessor_config.json", "recipe.yaml"
@@ -46,18 +47,18 @@ class PushFile:
 def files_to_push(folder: Path, repo_id: str, *, needs_config: bool = True) -> tuple[list[PushFile], list[str]]:
     """The files of a saved model as they are published, and what the user should know; as of `push.plan_push`.
 
-    Weights, configurations, the source they name, card, the images it shows, results, facts and recipe. Checkpoints,
-    optimizers, weights of the loss, logs and settings of the run are not, nor is anything unknown. Card, facts and
-    results get the repository's name; the files in the folder stay as they are. A card is rendered again where it is
-    the one of the facts beside it; any other is published as it is. Scores of a dataset on the Hub are added as
-    `.eval_results/*.yaml`.
+    Weights, configurations, the source they name, card, the images it shows, results, facts, recipe and statement.
+    Checkpoints, optimizers, weights of the loss, logs and settings of the run are not, nor is anything unknown. Card,
+    facts and results get the repository's name; the files in the folder stay as they are. A card is rendered again
+    where it is the one of the facts beside it; any other is published as it is. Scores of a dataset on the Hub are
+    added as `.eval_results/*.yaml`.
     """
     weights = check_weights(folder)
     if needs_config and not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(f"{folder} has weights but no {CONFIG_NAME}; save the model with save_pretrained.")
     card = (folder / CARD_NAME).read_text("utf-8", "replace") if (folder / CARD_NAME).is_file() else ""
     names = [CONFIG_NAME, *weights, PROCESSOR_NAME, *_source(folder), CARD_NAME, *shown_pictures(folder, card)]
-    names += [RESULTS_NAME, FACTS_NAME, RECIPE_NAME]
+    names += [RESULTS_NAME, FACTS_NAME, RECIPE_NAME, VERIFIED_NAME]
     contents: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
     if outside := [folder / name for name in contents if not _lies_in(folder, name)]:
         raise ValueError(

@@ -17,9 +17,10 @@ from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
 from ..models.loading import load_model, load_processor
 from .card_facts import FACTS_NAME, HUB_ID, read_facts
-from .folder_facts import RESULTS_NAME, measured_results, read_results
+from .folder_facts import RESULTS_NAME, measured_results, public_name, read_results
 from .model_card import CARD_NAME
 from .push import plain_hub_errors
+from .statement import checksums, doubts_of_statement
 from .weights_check import check_weights
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Verification:
     tolerance: float  # largest difference that counts as the same
     remarks: tuple[str, ...]  # what else differs: data, protocol, files that contradict each other
     classes: Mapping[str, tuple[float, float]]  # whose IoU differs by more: name to (claimed, measured)
+    protocol: Mapping[str, Any]  # of the measurement, without paths of this machine
+    weights: Mapping[str, str]  # SHA-256 by file
 
     @property
     def difference(self) -> float:
@@ -90,7 +93,8 @@ def verify(
         num_workers: processes that decode images.
 
     Raises:
-        ValueError: nothing measured is claimed, the tolerance is out of range, or the protocol cannot be repeated.
+        ValueError: nothing measured is claimed, the tolerance is out of range, the protocol cannot be repeated, or a
+            `verified.json` in the folder cannot be read.
         FileNotFoundError: the folder or files of the data are missing.
     """
     if not 0 <= tolerance < 1:
@@ -105,7 +109,9 @@ def verify(
         raise ValueError(f"{mine}; pass yours as list_file (--list_file).")
     choice = {option: known[option] for option in _DATA_OPTIONS if known.get(option) is not None}
     images = load_split(name, known["split"], data_dir, list_file=list_file, **choice)
-    check_weights(folder)
+    weights = checksums(folder, check_weights(folder))
+    doubts = doubts_of_statement(folder, weights, claim.mean_iou)
+    claim = replace(claim, doubts=(*claim.doubts, *doubts))
     network = load_model(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if name in BENCHMARKS:
         check_classes(network, BENCHMARKS[name].classes, name)
@@ -122,7 +128,9 @@ def verify(
     pairs = {one: (was, found[one]) for one, was in claim.per_category_iou.items() if was is not None and one in found}
     unlike = {one: (was, now) for one, (was, now) in pairs.items() if abs(now - was) > tolerance}  # never where NaN
     classes = dict(sorted(unlike.items(), key=lambda item: -abs(item[1][1] - item[1][0])))
-    return Verification(claim, scores["mean_iou"], tolerance, remarks, classes)
+    chosen = {"dataset": public_name(name), "split": known["split"], "num_images": scores["num_images"]}
+    protocol = {**chosen, **{option: known[option] for option in choice}, **scores["protocol"]}
+    return Verification(claim, scores["mean_iou"], tolerance, remarks, classes, protocol, weights)
 
 
 def read_claim(folder: Path) -> Claim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from command_line import answer, saved_model
 from huggingface_hub import ModelCard
 from miniatures import camvid_folder
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor
 
 from afdcd_hf.cli import main
@@ -24,6 +26,7 @@ from afdcd_hf.data.loading import load_benchmark, load_split
 from afdcd_hf.hub import card_update
 from afdcd_hf.hub.card_facts import FACTS_NAME, ReportedResults, read_facts, write_facts
 from afdcd_hf.hub.model_card import write_card
+from afdcd_hf.hub.push import plan_push
 from afdcd_hf.hub.verify import read_claim, verify
 from afdcd_hf.inference.segment import InferenceSettings, segment_image
 from afdcd_hf.models.loading import load_model
@@ -171,6 +174,32 @@ def test_a_number_of_listed_images_wants_the_list(published, model, tmp_path):
     change_claim(model, protocol={**facts.measured.protocol, "list_file": "mine.txt"})
     with pytest.raises(ValueError, match="'mine.txt'; pass yours"):
         verify(model, published / "data")
+
+
+# The statement
+
+
+def test_a_statement_is_held_against_weights_and_claim_again(published, model, capsys):
+    path, weights = model / "verified.json", model / "model.safetensors"
+    options = [str(word) for word in ("--data-dir", published / "data", "--device", "cpu")]
+    assert status("verify", model, *options, "--output", path) == 0
+    known, text = json.loads(path.read_text("utf-8")), path.read_text("utf-8")
+    assert known["holds"] and known["mean_iou"] == pytest.approx(read_facts(model).measured.mean_iou, abs=1e-12)
+    assert known["weights"] == {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
+    assert (known["protocol"]["dataset"], known["protocol"]["flip"]) == ("camvid", True) and str(published) not in text
+    assert "exists; give another" in answer(capsys, "verify", str(model), *options, "--output", str(path))
+    assert status("verify", model, *options) == 0
+    assert path.name in [file.name for file in plan_push(model, "me/small").files]
+    path.write_text(json.dumps({**known, "mean_iou": known["mean_iou"] + 0.01}))
+    assert "verified.json measured" in verify(model, published / "data", device="cpu").remarks[0]
+    path.write_text(text)
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("weight"))
+    save_file({**tensors, name: tensors[name] * (1 + 1e-6)}, weights, {"format": "pt"})
+    assert status("verify", model, *options) == 1
+    assert "verified.json is of other weights" in capsys.readouterr().out
+    path.write_text("{}")
+    assert "is not what `afdcd verify --output` writes" in answer(capsys, "verify", str(model), *options)
 
 
 # Fingerprints
