@@ -191,7 +191,7 @@ def test_commands_run_the_checks_unless_told_not_to(tmp_path, monkeypatch, comma
     two = [{**row, "label": Image.fromarray(np.zeros((32, 48), np.uint8))} for row in pictures(4)]
     monkeypatch.setattr(runs, "preflight", lambda trainer, names: called.append(names))
     monkeypatch.setattr(runs.SegmentationTrainer, "train", train)
-    monkeypatch.setattr(runs, "load_model", lambda name: segmenter(1, num_labels=2))
+    monkeypatch.setattr(runs, "load_model", lambda name, **_: segmenter(1, num_labels=2))
     monkeypatch.setattr(runs, "build_model", lambda *_: (model, processor))
     monkeypatch.setattr(runs, "_processor_of", lambda name: None)
     monkeypatch.setattr(runs, "prepare_facts", lambda *_: None)
