@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -42,7 +41,13 @@ from .interruption import Interruption, TrainingInterrupted, prepare_workers
 from .progress import TermMeans, shows_bars, use_lines_without_terminal
 from .saving import RAW_STUDENT_NAME, CheckpointCallback
 from .timing import Speed, StepTimer
-from .training_args import SegmentationTrainingArguments, check_number_of_samples, refuse_unused, refuse_where_divided
+from .training_args import (
+    SegmentationTrainingArguments,
+    check_number_of_samples,
+    enable_gradient_checkpointing,
+    refuse_unused,
+    refuse_where_divided,
+)
 
 
 class SegmentationTrainer(HubTrainer):
@@ -123,7 +128,7 @@ class SegmentationTrainer(HubTrainer):
         for one in (Randomness(train_dataset), self.checkpoints, self.timer, self.budget, self.average, self.guard):
             if one is not None:
                 self.add_callback(one)
-        _enable_gradient_checkpointing(self.student, args)
+        enable_gradient_checkpointing(self.student, args)
 
     @property
     def trained_module(self) -> nn.Module:
@@ -392,17 +397,3 @@ def _own_forward(model: Any) -> Iterator[None]:
     finally:
         if wrapped is not None:
             model.forward = wrapped
-
-
-def _enable_gradient_checkpointing(student: Any, args: SegmentationTrainingArguments) -> None:
-    """Do now what the Trainer does when training begins, so that a student that cannot is found out early."""
-    if not args.gradient_checkpointing:
-        return
-    if not hasattr(student, "gradient_checkpointing_enable"):
-        raise ValueError(
-            f"gradient_checkpointing needs a student with the method gradient_checkpointing_enable, which "
-            f"{type(student).__name__} lacks: leave it out."
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer versions of transformers have another name for it
-        student.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -238,6 +239,20 @@ def check_number_of_samples(train_dataset: Any, args: SegmentationTrainingArgume
             f"The training set has {len(train_dataset)} samples, but a batch takes {batch}, and incomplete batches are "
             "dropped: use a smaller batch, or dataloader_drop_last=False."
         )
+
+
+def enable_gradient_checkpointing(student: Any, args: SegmentationTrainingArguments) -> None:
+    """Do now what the Trainer does when training begins, so that a student that cannot is found out early."""
+    if not args.gradient_checkpointing:
+        return
+    if not hasattr(student, "gradient_checkpointing_enable"):
+        raise ValueError(
+            f"gradient_checkpointing needs a student with the method gradient_checkpointing_enable, which "
+            f"{type(student).__name__} lacks: leave it out."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions of transformers have another name for it
+        student.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
 
 
 def _one_or_several(name: str, layers: str | list[str] | None) -> str | list[str] | None:
