@@ -53,7 +53,8 @@ class StreamingBoundaryIoU(StreamingMeanIoU):
         width = band_width((references.shape[-2], references.shape[-1]), self.ratio)
         dtype = torch.uint8 if self.num_labels <= 255 else torch.int32  # the fewer bytes, the faster
         bands = (_boundary_band(ids.to(dtype), width) for ids in regions)
-        self._count(*(ids.masked_fill(~band, self.num_labels) for ids, band in zip(regions, bands, strict=True)))
+        inside = (ids.masked_fill(~band, self.num_labels) for ids, band in zip(regions, bands, strict=True))
+        self._add(self._pairs(*inside))
 
     def merge(self, other: StreamingBoundaryIoU) -> StreamingBoundaryIoU:
         """As `StreamingMeanIoU.merge`; the ratios must not differ either."""

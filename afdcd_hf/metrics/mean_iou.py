@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# On a CPU, what is computed of so many stays in its cache, which is several times as fast as whole maps.
+_PIXELS_AT_ONCE = 1 << 14
 PADDING_LABEL = -100  # what the Trainer pads references with when it gathers maps of different sizes
 
 Self = TypeVar("Self", bound="StreamingMeanIoU")
@@ -83,7 +85,13 @@ class StreamingMeanIoU:
             ValueError: If the shapes differ, a dtype is not integer, or a counted value is outside 0..K-1. Nothing is
                 counted then.
         """
-        self._count(*self._checked(predictions, references))
+        check_maps(predictions, references)
+        maps = predictions.reshape(-1), references.reshape(-1)
+        device = self._settle(predictions)
+        step = _PIXELS_AT_ONCE if device.type == "cpu" else max(1, len(maps[0]))
+        starts = range(0, len(maps[0]), step) or [0]
+        parts = ([ids[start : start + step] for ids in maps] for start in starts)
+        self._add(torch.stack([self._pairs(*self._checked(*part)) for part in parts]).sum(dim=0))
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
         """`update` in the calling style of `evaluate`; also takes two equally long lists of maps of any sizes."""
@@ -145,9 +153,8 @@ class StreamingMeanIoU:
     def _checked(self, predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
         """Both maps on the metric's device, with 0..K-1 and, where ignored, K."""
         check_maps(predictions, references)
-        if self._device is None:
-            self._device = predictions.device if isinstance(predictions, Tensor) else torch.device("cpu")
-        predicted, truth = (_as_ids(ids, self._device) for ids in (predictions, references))
+        device = self._settle(predictions)
+        predicted, truth = (_as_ids(ids, device) for ids in (predictions, references))
         ignored = (truth == self.ignore_index) | (truth == PADDING_LABEL)
         for name, ids in (("references", truth), ("predictions", predicted)):
             outside = ((ids < 0) | (ids >= self.num_labels)) & ~ignored
@@ -160,12 +167,21 @@ class StreamingMeanIoU:
                 )
         return predicted.masked_fill(ignored, self.num_labels), truth.masked_fill(ignored, self.num_labels)
 
-    def _count(self, predicted: Tensor, truth: Tensor, times: Tensor | None = None) -> None:
-        """Add pairs of ids 0..K, each so many times."""
+    def _settle(self, predictions: Tensor | np.ndarray) -> torch.device:
+        """The metric's device, which the first predictions decide where nobody chose it."""
+        if self._device is None:
+            self._device = predictions.device if isinstance(predictions, Tensor) else torch.device("cpu")
+        return self._device
+
+    def _pairs(self, predicted: Tensor, truth: Tensor, times: Tensor | None = None) -> Tensor:
+        """How often each pair of ids 0..K occurs, each counted so many times: `(K + 1, K + 1)`, truth first."""
         side = self.num_labels + 1
         counts = torch.bincount((truth * side + predicted).flatten(), times, minlength=side * side)
+        return counts.view(side, side).long()
+
+    def _add(self, counts: Tensor) -> None:
         # Out of place: counts made under torch.inference_mode() must not be written to outside of it.
-        self._counts = self._counts.to(counts.device) + counts.view(side, side).long()
+        self._counts = self._counts.to(counts.device) + counts
 
 
 def check_maps(predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> None:

@@ -162,7 +162,8 @@ def _scores(
         truth = np.where((truth == 0) | (truth == 255), 255, truth - 1)
     truth[raw == PADDING_LABEL] = PADDING_LABEL
     metric = StreamingMeanIoU(num_labels, ignore_index, absent_as_zero=absent_as_zero)
-    metric._count(*metric._checked(predicted, truth), times=torch.tensor(list(counts.values()), dtype=torch.float64))
+    times = torch.tensor(list(counts.values()), dtype=torch.float64)
+    metric._add(metric._pairs(*metric._checked(predicted, truth), times))
     scores = metric.compute()
     results = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
     for name in ("per_category_iou", "per_category_accuracy"):
