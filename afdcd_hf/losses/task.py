@@ -33,13 +33,14 @@ def hard_pixel_cross_entropy(
     counted = labels != ignore_index
     if not counted.any():
         return scores.sum() * 0
+    losses = F.cross_entropy(scores, labels, ignore_index=ignore_index, reduction="none")[counted]
     with torch.no_grad():
-        picked = labels.where(counted, 0).unsqueeze(1)
-        probability = scores.softmax(dim=1).gather(1, picked).squeeze(1)[counted]
+        probability = (-losses).exp()
         smallest = max(1, int(at_least * probability.numel()))
         hard = probability <= probability.kthvalue(smallest).values.clamp(min=threshold)
-    losses = F.cross_entropy(scores, labels, weight=class_weights, ignore_index=ignore_index, reduction="none")
-    return losses[counted][hard].mean()
+    if class_weights is not None:
+        losses = losses * class_weights[labels[counted]]
+    return losses[hard].mean()
 
 
 def dice_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
