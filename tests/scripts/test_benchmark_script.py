@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-import paths
+import benchmark
+import measuring
 import pytest
+import step_case
 import torch
 from tiny import segmenter, without_batch_effects
 
-sys.path.insert(0, str(paths.ROOT / "scripts"))
-
-import benchmark  # noqa: E402
-import measuring  # noqa: E402
-import step_case  # noqa: E402
-
-from afdcd_hf.ops.contrast_native import native_unavailable  # noqa: E402
+from afdcd_hf.ops.contrast_native import native_unavailable
 
 NO_KERNEL = native_unavailable(torch.zeros(1), torch.zeros(1))
 ARGS = argparse.Namespace(

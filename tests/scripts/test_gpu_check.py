@@ -5,15 +5,11 @@ from __future__ import annotations
 import sys
 import time
 
-import paths
+import gpu_check
 import pytest
 import torch
 
-sys.path.insert(0, str(paths.ROOT / "scripts"))
-
-import gpu_check  # noqa: E402
-
-from afdcd_hf.ops.contrast_native import native_unavailable  # noqa: E402
+from afdcd_hf.ops.contrast_native import native_unavailable
 
 NO_KERNEL = native_unavailable(torch.zeros(1), torch.zeros(1))
 FACTS = {"date": "2026-11-29", "commit": "abc"}
