@@ -18,7 +18,7 @@ from ..data.checks import check_classes
 from ..data.loading import load_split
 from ..inference.loading import load_segmenter
 from ..inference.onnx_segmenter import check_onnx
-from .onnx import ParityRow, check_output, export_onnx, format_parity
+from .onnx import ParityRow, check_output, described_processor, export_onnx, format_parity
 from .openvino import export_openvino
 from .quantisation import quantise_onnx, spread
 from .runtimes import compare_runtimes, format_runtimes
@@ -98,8 +98,7 @@ def export_saved_graph(
     calibration = load_split(dataset, calibration_split or "train", data_dir) if int8 and dataset else None
     evaluation = load_split(dataset, evaluate_split, data_dir, max_samples) if evaluate_split and dataset else None
     segmenter, processor = load_segmenter(model)
-    described = json.loads(processor.to_json_string())
-    described.pop("auto_map", None)  # names files that do not lie beside a graph
+    described = described_processor(processor)
     known = json.loads(processor_file.read_text()) if processor_file.exists() else None
     if known is not None:
         known.pop("auto_map", None)

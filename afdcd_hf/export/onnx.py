@@ -148,6 +148,11 @@ def check_output(output: str | Path, overwrite: bool = False, suffix: str = ".on
     return output
 
 
+def described_processor(processor: Any) -> dict[str, Any]:
+    """An image processor's settings, without `auto_map`, which names files that do not lie beside a graph."""
+    return {name: value for name, value in json.loads(processor.to_json_string()).items() if name != "auto_map"}
+
+
 def attach_facts(proto: Any, description: str) -> None:
     """Write the description that segmenters read into a graph's metadata, in place of what is there."""
     del proto.metadata_props[:]
@@ -181,8 +186,7 @@ class Graph(nn.Module):
     def description(self) -> str:
         """What segmenters read, as JSON: classes, how logits are stretched, and what is left to an image processor."""
         config: Any = self.model.config
-        described = json.loads(self.processor.to_json_string())
-        described.pop("auto_map", None)  # names files that do not lie beside a graph
+        described = described_processor(self.processor)
         if self.with_preprocessing:
             described |= {"do_rescale": False, "do_normalize": False, "do_flip_channels": False}
         facts = {
