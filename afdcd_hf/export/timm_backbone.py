@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import timm
@@ -15,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from ..atomic_io import folder_written_whole
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 
 # what timm's own description of the weights says of the architecture, as opposed to where they came from
@@ -68,16 +67,11 @@ def export_timm_backbone(model: nn.Module, processor: Any, output: str | Path) -
         raise ValueError(f"Only models with a timm backbone can be exported for timm, not {type(model).__name__}.")
     if output.exists():
         raise FileExistsError(f"{output} exists; give another --output.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(mkdtemp(prefix=".timm-", dir=output.parent))
     try:
-        lacking = _write(model, processor, part)
-        part.chmod(0o755)  # mkdtemp makes private folders
-        part.rename(output)
+        with folder_written_whole(output) as part:
+            lacking = _write(model, processor, part)
     except SafetensorError as error:  # which is no OSError, even on a full disk
         raise OSError(f"{output} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return output, lacking
 
 

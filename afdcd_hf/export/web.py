@@ -7,12 +7,12 @@ import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import urlsplit
 
 from torch import nn
 
+from ..atomic_io import folder_written_whole
 from ..inference.loading import load_segmenter
 from ..inference.predictions import class_legend
 from .onnx import ParityRow, export_onnx, format_parity
@@ -75,9 +75,7 @@ def export_web(
     page = files(__package__).joinpath("web_page", "index.html").read_text(encoding="utf-8")
     for key, value in values.items():
         page = page.replace(f"@{key}@", value)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(mkdtemp(prefix=".web-", dir=output.parent))
-    try:
+    with folder_written_whole(output) as part:
         graph = {"upsample": True, "argmax": True, "with_preprocessing": True, "size": size, **options}
         rows = export_onnx(model, processor, part / "model.onnx", **graph)
         (part / "index.html").write_text(page, encoding="utf-8")
@@ -85,10 +83,6 @@ def export_web(
             (part / "runtime").mkdir()
             for name in FILES:
                 shutil.copyfile(source / name, part / "runtime" / name)
-        part.chmod(0o755)  # mkdtemp makes private folders
-        part.rename(output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return rows, address
 
 
