@@ -20,8 +20,8 @@ import yaml
 
 from ..atomic_io import written_whole
 from ..cost.machine import machine_name
-from ..data.fingerprint import is_generated
 from ..data.loading import load_split
+from ..data.statistics import is_generated
 from ..folder_lock import held_alone
 from ..hub.card_facts import HUB_ID
 from ..structured_files import parse_yaml, read_yaml

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .image_files import SampleError
+from .decoding import SampleError
 
 logger = logging.getLogger(__name__)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .benchmarks import BENCHMARKS, Benchmark, find_files, get_benchmark
+from .benchmarks import BENCHMARKS, Benchmark, SplitFiles, find_files, get_benchmark
 from .checks import check_labels, check_same_size
-from .columns import file_rows, scene_rows
+from .decoding import DecodedRows
+from .scenes import generate_scene
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,7 +59,8 @@ def load_benchmark(
         FileNotFoundError: If folders or files are missing, or an image or a label has no counterpart.
     """
     benchmark = get_benchmark(name)
-    if split not in benchmark.split_sizes:
+    published = benchmark.split_sizes.get(split)
+    if published is None:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(benchmark.split_sizes)}.")
     of_files = {"data_dir": data_dir, "list_file": list_file}
     of_scenes: dict[str, Any] = {"size": size, "num_images": num_images, "seed": seed}
@@ -68,14 +71,12 @@ def load_benchmark(
     if given:
         raise ValueError(f"{name} {source}: leave out {' and '.join(given)}.")
     if benchmark.files is None:
-        options: dict[str, Any] = {"num_images": benchmark.split_sizes[split]}
-        options |= {option: value for option, value in of_scenes.items() if value is not None}
-        return scene_rows(split, tuple(benchmark.split_sizes), **options)
+        count = published if num_images is None else num_images
+        return _scene_rows(split, list(benchmark.split_sizes), count, size or (96, 192), seed or 0)
     root = _existing(benchmark, data_dir)
     files = find_files(benchmark, root, split, list_file)
-    found, published = len(files.images), benchmark.split_sizes[split]
-    if found != published and list_file is None:
-        logger.warning("%s %s has %d images, published are %d: %s", name, split, found, published, root)
+    if len(files.images) != published and list_file is None:
+        logger.warning("%s %s has %d images, published are %d: %s", name, split, len(files.images), published, root)
     return file_rows(root, files)
 
 
@@ -86,6 +87,42 @@ def _existing(benchmark: Benchmark, data_dir: str | Path | None) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"data_dir {root} is no folder; {benchmark.name} needs one with {benchmark.layout}.")
     return root
+
+
+def _scene_rows(split: str, splits: list[str], num_images: int, size: tuple[int, int], seed: int) -> Dataset:
+    if not 1 <= num_images < 2**32 or seed < 0:
+        raise ValueError(f"num_images={num_images}, seed={seed}: at least one image and a seed >= 0 are needed.")
+    # Every (seed, split) owns a range of 2^32 scene seeds, so that validation scenes can't have been trained on.
+    block = seed * len(splits) + splits.index(split)
+    images, labels = zip(*_draw_scenes(block << 32, num_images, tuple(size)), strict=True)
+    return _rows(images, labels, [f"scenes/{split}/{index:06d}" for index in range(num_images)], {})
+
+
+@lru_cache(maxsize=4)  # one process often loads the same split again
+def _draw_scenes(first_seed: int, count: int, size: tuple[int, int]) -> list[tuple[Any, ...]]:
+    return [tuple(map(_ppm, generate_scene(first_seed + index, size))) for index in range(count)]
+
+
+def _ppm(pixels: np.ndarray) -> dict[str, Any]:
+    """A header and the pixels: packing a PNG takes as long as drawing a scene."""
+    header = f"P{5 if pixels.ndim == 2 else 6}\n{pixels.shape[1]} {pixels.shape[0]}\n255\n"
+    return {"bytes": header.encode() + pixels.tobytes(), "path": None}
+
+
+def file_rows(root: Path, files: SplitFiles, part: slice = slice(None)) -> Dataset:
+    """A split's files; names are paths below `root`."""
+    images, labels = files.images[part], [None if label is None else str(label) for label in files.labels[part]]
+    names = [image.relative_to(root).as_posix() for image in images]
+    return _rows(list(map(str, images)), labels, names, files.label_map)
+
+
+def _rows(images: Sequence[Any], labels: Sequence[Any], names: list[str], label_map: Mapping[int, int]) -> Dataset:
+    from datasets import Dataset, Features, Image, Value
+
+    undecoded = Image(decode=False)
+    features = Features({"image": undecoded, "label": undecoded, "name": Value("string")})
+    columns = {"image": list(images), "label": list(labels), "name": names}
+    return Dataset.from_dict(columns, features=features).with_transform(DecodedRows.with_map(label_map))
 
 
 def load_split(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..suggestions import close_names
 from .benchmarks import BENCHMARKS, Benchmark, Layout, find_files, get_benchmark
-from .columns import file_rows, standard_columns, told_apart
 from .decoding import DecodedRows
+from .loading import file_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,10 +46,9 @@ def load_other(
     """What `load_split` gives of a dataset that is no benchmark."""
     if label_map is not None and labels_as is not None:
         raise ValueError(f"labels_as={labels_as!r} brings its own map; leave out label_map.")
-    mapping = get_benchmark(labels_as).label_map if labels_as else label_map or {}
-    transform = DecodedRows.with_map(mapping)
     if image_column == label_column:
         raise ValueError(f"image_column and label_column are both {image_column!r}; they must be two columns.")
+    transform = DecodedRows.with_map(get_benchmark(labels_as).label_map if labels_as else label_map or {})
     options: dict[str, Any] = {"data_dir": str(data_dir) if data_dir else None, "name": config, "revision": revision}
     given = {key: value for key, value in options.items() if value is not None}
     root = Path(name).expanduser()
@@ -62,8 +61,10 @@ def load_other(
     if len(dataset) == 0:
         raise ValueError(f"The split {split!r} of {name!r} is empty.")
     standard = {image_column: "image"} | ({label_column: "label"} if labelled else {})
-    dataset = standard_columns(dataset, name, split, standard)
-    return (told_apart(dataset, name) if labelled and transform.label_map else dataset).with_transform(transform)
+    dataset = _standard_columns(dataset, name, standard)
+    if "name" not in dataset.column_names:
+        dataset = dataset.add_column("name", _names(dataset, split))
+    return (_told_apart(dataset, name) if labelled and transform.label_map else dataset).with_transform(transform)
 
 
 def _holds_pairs(root: Path, split: str) -> bool:
@@ -177,3 +178,55 @@ def _unreadable(name: str, error: BaseException) -> ValueError:
 def _one_line(error: BaseException, limit: int = 300) -> str:
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _standard_columns(dataset: Any, name: str, standard: Mapping[str, str]) -> Any:
+    """Columns `image` and `label`, undecoded, and a `name` of its own; others would be decoded in vain.
+
+    `standard`: column → "image" and "label". Raises ValueError if a column is not there, or holds no images.
+    """
+    from datasets import Image, Value
+
+    missing = [column for column in standard if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"{name!r} has no column {' and no '.join(map(repr, missing))}; it has {', '.join(dataset.column_names)}. "
+            f"Choose among them with {' and '.join(f'{standard[column]}_column' for column in missing)}."
+        )
+    for column, role in standard.items():
+        feature = dataset.features[column]
+        encoded = isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
+        if not encoded and not isinstance(feature, Image) and feature not in (Value("binary"), Value("large_binary")):
+            raise ValueError(
+                f"The {role}s of {name!r} must be images, but column {column!r} holds {feature}. Choose {role}_column "
+                f"among {', '.join(dataset.column_names)}; in a folder of images, the metadata file must have the "
+                "columns image_file_name and label_file_name."
+            )
+        dataset = dataset.cast_column(column, Image(decode=False))
+    named = dataset.features.get("name") in (Value("string"), Value("large_string")) and "name" not in standard
+    return dataset.select_columns([*standard, *(["name"] if named else [])]).rename_columns(dict(standard))
+
+
+def _told_apart(dataset: Dataset, name: str) -> Dataset:
+    """Labels without paths as plain bytes, to differ from what `map` writes (`DecodedRows`); no content is read."""
+    from datasets import Image
+
+    labels = dataset.select_columns(["label"]).with_format("arrow")[:]["label"]
+    chunks = [chunk.drop_null() for chunk in labels.chunks]
+    if all(chunk.field("path").null_count == 0 for chunk in chunks):
+        return dataset
+    if any(chunk.field("bytes").null_count for chunk in chunks):
+        raise ValueError(f"Some labels of {name!r} are stored as paths and others without; store all in one way.")
+    flat = dataset.cast_column("image", Image()).flatten()  # what is to be decoded is not flattened
+    flat = flat.rename_column("label.bytes", "label").cast_column("image", Image(decode=False))
+    return flat.select_columns(["image", "label", "name"])
+
+
+def _names(dataset: Dataset, split: str) -> list[str]:
+    """The images' paths below their common folder; numbers where images have no path of their own."""
+    images = dataset.select_columns(["image"]).with_format("arrow")[:]["image"]
+    paths = [path for chunk in images.chunks for path in chunk.field("path").to_pylist()]
+    if None in paths or len(set(paths)) < len(paths) or len({os.path.isabs(path) for path in paths}) > 1:
+        return [f"{split}/{index:06d}" for index in range(len(paths))]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [Path(os.path.relpath(path, folder or ".")).as_posix() for path in paths]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .decoding import DecodedRows
+from .decoding import DecodedRows, without_decoding
 from .samples import TrainingSamples
 
 
@@ -30,12 +30,7 @@ class StreamedRows(IterableDataset):
     """
 
     def __init__(self, dataset: Any, decode: DecodedRows | None = None) -> None:
-        from datasets import Image as ImageFeature
-
-        for column in ("image", "label"):
-            if isinstance((getattr(dataset, "features", None) or {}).get(column), ImageFeature):
-                dataset = dataset.cast_column(column, ImageFeature(decode=False))
-        self.dataset, self.decode = dataset, decode or DecodedRows()
+        self.dataset, self.decode = without_decoding(dataset), decode or DecodedRows()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (row for _, row in self.part(0, 1))

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from ..data.checks import check_labels, check_same_size
-from ..data.columns import with_decoding
+from ..data.decoding import with_decoding
 from ..data.streaming import StreamedRows, is_stream
 from ..inference.predictions import one_ahead
 from ..inference.segment import WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample

@@ -119,7 +119,7 @@ class DatasetFacts(Facts):
     split: str | None = None  # that was evaluated
     license: str | None = None  # licence or terms of use of the data
     num_images: int | None = None  # in that split
-    fingerprint: str | None = None  # of that split, see `afdcd_hf.data.fingerprint`
+    fingerprint: str | None = None  # of that split, see `afdcd_hf.data.statistics`
     train_split: str | None = None
     train_images: int | None = None
     train_fingerprint: str | None = None

@@ -11,8 +11,8 @@ import torch
 
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
-from ..data.fingerprint import fingerprint, is_generated
 from ..data.loading import load_split
+from ..data.statistics import fingerprint, is_generated
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
 from ..models.loading import load_model, load_processor

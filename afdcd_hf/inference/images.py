@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..atomic_io import written_whole
-from ..data.image_files import open_image
+from ..data.decoding import open_image
 from ..models.image_modes_afdcd import as_rgb
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

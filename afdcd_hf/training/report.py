@@ -12,7 +12,7 @@ import yaml
 from ..atomic_io import written_whole
 from ..charts import data_title, plot_training_curves
 from ..cost import count_macs_at
-from ..data.fingerprint import fingerprint, is_generated
+from ..data.statistics import fingerprint, is_generated
 from ..evaluation.results import dataset_context, library_versions, machine_name, save_results
 from ..evaluation.segmenter import evaluate_segmenter
 from ..hub.card_facts import CardFacts, TrainingFacts, write_facts

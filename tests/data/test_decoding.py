@@ -13,8 +13,7 @@ from PIL import Image
 from stored_pictures import grey_png, ids, png, stored
 
 from afdcd_hf.data.checks import check_labels
-from afdcd_hf.data.decoding import DecodedRows
-from afdcd_hf.data.image_files import open_image
+from afdcd_hf.data.decoding import DecodedRows, open_image
 from afdcd_hf.data.loading import load_benchmark
 
 

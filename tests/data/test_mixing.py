@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from afdcd_hf.data.mixing import classmix_mask
-from afdcd_hf.data.samples import TrainingSamples, collate_samples
+from afdcd_hf.data.samples import TrainingSamples, classmix_mask, collate_samples
 
 HEIGHT, WIDTH, SEED, EPOCH = 8, 12, 5, 2
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor
 
 from afdcd_hf.cli import main
-from afdcd_hf.data.fingerprint import fingerprint
 from afdcd_hf.data.loading import load_benchmark, load_split
+from afdcd_hf.data.statistics import fingerprint
 from afdcd_hf.hub import card_update
 from afdcd_hf.hub.card_facts import FACTS_NAME, ReportedResults, read_facts, write_facts
 from afdcd_hf.hub.model_card import write_card

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .lists import ListedFiles, ListFile, first, plain, read_list
+from .lists import ListFile, find_listed, first, plain, read_list
 from .row import Benchmark
 
 logger = logging.getLogger(__name__)
@@ -46,30 +46,75 @@ def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Pa
             and named.
         ValueError: If two files have one key, or a list cannot be used.
     """
-    tree = _Tree(benchmark, root)
-    path = list_file if list_file is not None else tree.own_list(split)
+    folders = _Folders(benchmark, root)
+    path = list_file if list_file is not None else folders.own_list(split)
     listed = None if path is None else read_list(path, root)
     if listed is not None and listed.names_labels:
-        return _listed_pairs(tree, listed, root)
-    found = tree.scan(split)
-    if listed is not None:
-        return _picked_pairs(found, listed, tree.layout.image_ending)
-    return _all_pairs(found, tree.keys_without_list(split) if tree.layout.lists else None)
+        return _listed_pairs(folders, listed, root)
+    layout, optional = folders.layout, split in folders.layout.unlabelled
+    image_dirs, label_dirs = folders.of_split(split)
+    images = _by_key(_files(image_dirs[0], IMAGE_SUFFIXES, layout.nested), layout.image_ending)
+    labels, label_map = folders.labels(label_dirs, images)
+    usable = [f"{end}.png" for end, values in layout.label_endings.items() if values is not None]
+    for found, place, endings in (
+        (images, image_dirs, [f"{layout.image_ending}{suffix}" for suffix in IMAGE_SUFFIXES]),
+        (labels or optional, label_dirs, usable),
+    ):
+        if not found:
+            raise FileNotFoundError(f"{place[0]} holds no file ending in {', '.join(endings)} (in either case).")
+    label_place = " or ".join(map(str, label_dirs)) or str(folders.home)
+    if listed is not None:  # images that are not listed need no label
+        entries = [entry for (entry,) in listed.rows.values()]
+        keys = [_key(entry).removesuffix(layout.image_ending) for entry in entries]
+        places = [_in_place(images.get(key), entry) for key, entry in zip(keys, entries, strict=True)]
+        paths = listed.checked(places, f"are not in {image_dirs[0]}")
+        own = tuple(labels.get(key) for key in keys)
+        if optional and not any(own):
+            return SplitFiles(paths, own, {})
+        return SplitFiles(paths, listed.checked(own, f"have no label in {label_place}"), label_map)
+    if layout.lists:
+        kept = folders.keys_without_list(split)
+        images, labels = ({key: part[key] for key in part if key in kept} for part in (images, labels))
+    if optional and not labels:
+        return SplitFiles(tuple(images.values()), (None,) * len(images), {})
+    lonely = [
+        (image_dirs[0], "label", [path.name for key, path in images.items() if key not in labels]),
+        (label_place, "image", [path.name for key, path in labels.items() if key not in images]),
+    ]
+    problems = [f"{len(names)} in {place} without {other} ({first(names)})" for place, other, names in lonely if names]
+    if problems:
+        raise FileNotFoundError(f"Images and labels must share their file stems: {'; '.join(problems)}.")
+    return SplitFiles(tuple(images.values()), tuple(labels[key] for key in images), label_map)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What lies in a split's folders: images and labels by key, in order; labels empty where the split has none."""
+def _listed_pairs(folders: _Folders, listed: ListFile, root: Path) -> SplitFiles:
+    """The images and labels of a list of two columns, wherever they lie."""
+    endings = folders.layout.label_endings
+    lines: dict[str, int] = {}  # the first line of each kind
+    for line, (_, label) in listed.rows.items():
+        ending = folders.ending_of(_key(label))
+        if ending is None or endings[ending] is None:
+            usable = " or ".join(f"*{end}.png" for end, values in endings.items() if values is not None)
+            raise ValueError(
+                f"{listed.path}, line {line}: {label} is no label file for {folders.benchmark.name}, which wants "
+                f"{usable}" + ("." if ending is None else f", not *{ending}.png: its class ids are numbered otherwise.")
+            )
+        lines.setdefault(ending, line)
+    if len(lines) > 1:
+        mixed = " and ".join(f"*{ending}.png (line {line})" for ending, line in lines.items())
+        raise ValueError(f"{listed.path} lists {mixed}, whose class ids are numbered differently: list one kind only.")
+    images, labels = (
+        listed.checked(
+            find_listed([row[column] for row in listed.rows.values()], (folders.home, root)),
+            f"are not under {root}",
+            column,
+        )
+        for column in (0, 1)
+    )
+    return SplitFiles(images, labels, endings[next(iter(lines))] or {})
 
-    images: Mapping[str, Path]
-    labels: Mapping[str, Path]
-    label_map: Mapping[int, int]
-    image_place: Path
-    label_place: str
-    labels_optional: bool
 
-
-class _Tree:
+class _Folders:
     """A benchmark's folders under its home: `root`, or the first of the usual parents in it with a folder of images."""
 
     def __init__(self, benchmark: Benchmark, root: Path) -> None:
@@ -79,30 +124,21 @@ class _Tree:
         homes = [root, *(root / home for home in self.layout.homes)]
         self.home = next((home for home in homes if any((home / path).is_dir() for path in folders)), root)
 
-    def scan(self, split: str) -> _Found:
+    def of_split(self, split: str) -> tuple[list[Path], list[Path]]:
+        """Those that are there for the split's images and labels."""
         layout, optional = self.layout, split in self.layout.unlabelled
         image_dirs, label_dirs = (self._there(paths, split) for paths in (layout.images, layout.labels))
         wanted = [(image_dirs, layout.images), *([] if optional else [(label_dirs, layout.labels)])]
         missing = [" or ".join(layout.paths(paths, split)) for there, paths in wanted if not there]
         if missing:
             raise self._lacking(split, f"folder {' and no '.join(missing)}")
-        place, ending = image_dirs[0], layout.image_ending
-        images = _by_key(_files(place, IMAGE_SUFFIXES, layout.nested), ending)
-        labels, label_map = self._labels(label_dirs, images)
-        usable = [f"{end}.png" for end, values in layout.label_endings.items() if values is not None]
-        for found, folders, endings in (
-            (images, image_dirs, [f"{ending}{suffix}" for suffix in IMAGE_SUFFIXES]),
-            (labels or optional, label_dirs, usable),
-        ):
-            if not found:
-                raise FileNotFoundError(f"{folders[0]} holds no file ending in {', '.join(endings)} (in either case).")
-        return _Found(images, labels, label_map, place, " or ".join(map(str, label_dirs)) or str(self.home), optional)
+        return image_dirs, label_dirs
 
     def _there(self, templates: Sequence[str], split: str) -> list[Path]:
         paths = [self.home / path for path in self.layout.paths(templates, split)]
         return [path for path in paths if path.is_dir()]
 
-    def _labels(self, folders: list[Path], images: Mapping[str, Path]) -> tuple[dict[str, Path], Mapping[int, int]]:
+    def labels(self, folders: list[Path], images: Mapping[str, Path]) -> tuple[dict[str, Path], Mapping[int, int]]:
         """The label files by key, and the map of their kind."""
         files = [_files(folder, (".png",), self.layout.nested) for folder in folders]
         for ending, label_map in self.layout.label_endings.items():
@@ -141,16 +177,17 @@ class _Tree:
         return (keys | (_ids(also) if also else set())) - _ids(without)
 
     def _lacking(self, split: str, what: str) -> FileNotFoundError:
+        layout = self.layout
+
+        def complete(other: str) -> bool:
+            parts = [layout.images, *([] if other in layout.unlabelled else [layout.labels])]
+            listed = not layout.lists or self.own_list(other) is not None
+            return listed and all(self._there(paths, other) for paths in parts)
+
         return FileNotFoundError(
             f"{self.home} has no {what}, needed for {self.benchmark.name}'s split {split}. Expected: "
-            f"{self.benchmark.layout}. Splits found there: "
-            f"{first(filter(self._complete, self.benchmark.split_sizes), 9)}."
+            f"{self.benchmark.layout}. Splits found there: {first(filter(complete, self.benchmark.split_sizes), 9)}."
         )
-
-    def _complete(self, split: str) -> bool:
-        folders = [self.layout.images, *([] if split in self.layout.unlabelled else [self.layout.labels])]
-        listed = not self.layout.lists or self.own_list(split) is not None
-        return listed and all(self._there(paths, split) for paths in folders)
 
 
 def _ids(path: Path) -> set[str]:
@@ -176,59 +213,6 @@ def _by_key(paths: Iterable[Path], ending: str) -> dict[str, Path]:
             if other is not path:
                 raise ValueError(f"{path.parent} has both {other.name} and {path.name}; remove one of them.")
     return keyed
-
-
-def _all_pairs(found: _Found, keys: set[str] | None) -> SplitFiles:
-    """Every image, or those with the keys, with its label."""
-    images, labels = (
-        {key: path for key, path in part.items() if keys is None or key in keys}
-        for part in (found.images, found.labels)
-    )
-    if found.labels_optional and not labels:
-        return SplitFiles(tuple(images.values()), (None,) * len(images), {})
-    lonely = [
-        (found.image_place, "label", [path.name for key, path in images.items() if key not in labels]),
-        (found.label_place, "image", [path.name for key, path in labels.items() if key not in images]),
-    ]
-    problems = [f"{len(names)} in {place} without {other} ({first(names)})" for place, other, names in lonely if names]
-    if problems:
-        raise FileNotFoundError(f"Images and labels must share their file stems: {'; '.join(problems)}.")
-    return SplitFiles(tuple(images.values()), tuple(labels[key] for key in images), found.label_map)
-
-
-def _picked_pairs(found: _Found, listed: ListFile, image_ending: str) -> SplitFiles:
-    """The images of a list of one column, with their labels; images that are not listed need none."""
-    keys = {entry: _key(entry).removesuffix(image_ending) for (entry,) in listed.rows.values()}
-    entries = [entry for (entry,) in listed.rows.values()]
-    images = [_in_place(found.images.get(keys[entry]), entry) for entry in entries]
-    paths = listed.checked(images, f"are not in {found.image_place}")
-    labels = [found.labels.get(keys[entry]) for entry in entries]
-    if found.labels_optional and not any(labels):
-        return SplitFiles(paths, tuple(labels), {})
-    return SplitFiles(paths, listed.checked(labels, f"have no label in {found.label_place}"), found.label_map)
-
-
-def _listed_pairs(tree: _Tree, listed: ListFile, root: Path) -> SplitFiles:
-    """The images and labels of a list of two columns, wherever they lie."""
-    endings = tree.layout.label_endings
-    lines: dict[str, int] = {}  # the first line of each kind
-    for line, (_, label) in listed.rows.items():
-        ending = tree.ending_of(_key(label))
-        if ending is None or endings[ending] is None:
-            usable = " or ".join(f"*{end}.png" for end, values in endings.items() if values is not None)
-            raise ValueError(
-                f"{listed.path}, line {line}: {label} is no label file for {tree.benchmark.name}, which wants {usable}"
-                + ("." if ending is None else f", not *{ending}.png: its class ids are numbered otherwise.")
-            )
-        lines.setdefault(ending, line)
-    if len(lines) > 1:
-        mixed = " and ".join(f"*{ending}.png (line {line})" for ending, line in lines.items())
-        raise ValueError(f"{listed.path} lists {mixed}, whose class ids are numbered differently: list one kind only.")
-    find, place = ListedFiles((tree.home, root)), f"are not under {root}"
-    images, labels = (
-        listed.checked([find(row[column]) for row in listed.rows.values()], place, column) for column in (0, 1)
-    )
-    return SplitFiles(images, labels, endings[next(iter(lines))] or {})
 
 
 def _key(entry: str) -> str:

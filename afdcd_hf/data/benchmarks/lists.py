@@ -37,11 +37,7 @@ class ListFile:
         return len(next(iter(self.rows.values()))) == 2
 
     def checked(self, found: Sequence[Path | None], problem: str, column: int = 0) -> tuple[Path, ...]:
-        """What was `found` for each row; images that are listed more than once are a warning.
-
-        Raises:
-            FileNotFoundError: If something is None, with counts, names and line numbers.
-        """
+        """What was `found` for each row; what is None is refused, and images listed more than once are a warning."""
         rows = zip(self.rows.items(), found, strict=True)
         missing = [f"{row[column]} (line {line})" for (line, row), path in rows if path is None]
         if missing:
@@ -68,8 +64,7 @@ def read_list(path: str | Path, root: Path) -> ListFile:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not text in UTF-8 or UTF-16, lists nothing, or a line has more than two columns or another
-            number than the lines before it.
+        ValueError: If it is not text, lists nothing, or a line has more than two columns or not as many as the others.
     """
     path = Path(path).expanduser()
     place = next((place for place in (path, root / path) if place.is_file()), None)
@@ -103,37 +98,28 @@ def _columns(line: str) -> tuple[str, ...]:
     return tuple(part[2:] if part[1:3] == ":/" else part for part in parts if part)
 
 
-class ListedFiles:
-    """Finds listed paths below some folders; each folder is read once, whatever the number of paths."""
+def find_listed(entries: Iterable[str], bases: Sequence[Path]) -> list[Path | None]:
+    """The files of listed paths below some folders, or None; a folder is read once, whatever the number of paths.
 
-    def __init__(self, bases: Sequence[Path]) -> None:
-        self._bases = [str(base) for base in dict.fromkeys(bases)]
-        self._names: dict[str, dict[str, str]] = {}
+    A path that begins with a slash may be another machine's: folders are dropped from its left until it is found.
+    """
+    names: dict[str, dict[str, str]] = {}  # folder → name in one Unicode form → name as the disk spells it
 
-    def __call__(self, entry: str) -> Path | None:
-        """The file, or None.
+    def below(folder: str, parts: Sequence[str]) -> Path | None:
+        for part in parts:
+            if folder not in names:
+                names[folder] = {plain(name): name for name in os.listdir(folder)} if os.path.isdir(folder) else {}
+            if part not in names[folder]:
+                return None
+            folder = os.path.join(folder, names[folder][part])
+        return Path(folder)
 
-        Raises:
-            ValueError: If the path leaves its base.
-        """
+    def find(entry: str) -> Path | None:
         parts = [part for part in entry.split("/") if part not in ("", ".")]
         if ".." in parts:
             raise ValueError(f"{entry}: listed paths must lie under data_dir, without '..'.")
-        # one that begins with a slash may be another machine's: folders are dropped from its left until it is found
-        for dropped in range(len(parts) if entry.startswith("/") else min(len(parts), 1)):
-            for base in self._bases:
-                path = self._below(base, parts[dropped:])
-                if path is not None:
-                    return Path(path)
-        return None
+        tails = [parts[dropped:] for dropped in range(len(parts) if entry.startswith("/") else min(len(parts), 1))]
+        found = (below(str(base), tail) for tail in tails for base in dict.fromkeys(bases))
+        return next((path for path in found if path is not None), None)
 
-    def _below(self, folder: str, parts: Sequence[str]) -> str | None:
-        """The path with these parts below the folder, as they are spelled on the disk."""
-        for part in parts:
-            if folder not in self._names:
-                names = os.listdir(folder) if os.path.isdir(folder) else ()
-                self._names[folder] = {plain(name): name for name in names}
-            if part not in self._names[folder]:
-                return None
-            folder = os.path.join(folder, self._names[folder][part])
-        return folder
+    return [find(entry) for entry in entries]
