@@ -6,14 +6,13 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import distilling, logged, loss_options, samples, segmenter, supervised, without_batch_effects
 
-from afdcd_hf.training.timing import Speed, StepTimer, peak_memory_mb
+from afdcd_hf.training.timing import Speed, StepTimer
 
 PARTS = {"data", "teacher", "student", "loss", "backward", "optimizer"}
 TERMS = ["loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"]
@@ -120,7 +119,7 @@ def test_a_resumed_run_speaks_for_the_steps_before_it_and_its_own_times_are_sane
 
 
 def test_peak_memory_is_in_mebibytes():
-    """In a process of its own: the peak so far of this one hides any block, and not every kernel forgets it on demand."""
+    """In a process of its own: this one's peak so far hides any block, and not every kernel forgets it on demand."""
     code = (
         "import re, torch; from pathlib import Path; from afdcd_hf.training.timing import peak_memory_mb;"
         "resident = int(re.search(r'VmRSS:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024;"
