@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from .inference.segment import segment_image as segment_image
     from .losses import build_loss as build_loss
     from .losses.afdcd import AfDcdLoss as AfDcdLoss
-    from .losses.attention_transfer import AttentionTransferLoss as AttentionTransferLoss
     from .losses.base import DistillationLoss as DistillationLoss
     from .losses.base import MapLoss as MapLoss
-    from .losses.bpkd import BPKDLoss as BPKDLoss
     from .losses.cirkd import CIRKDLoss as CIRKDLoss
-    from .losses.cwd import CWDLoss as CWDLoss
-    from .losses.dist import DISTLoss as DISTLoss
-    from .losses.fitnet import FitNetLoss as FitNetLoss
-    from .losses.ifvd import IFVDLoss as IFVDLoss
-    from .losses.kd import KDLoss as KDLoss
+    from .losses.logit_losses import BPKDLoss as BPKDLoss
+    from .losses.logit_losses import DISTLoss as DISTLoss
+    from .losses.logit_losses import KDLoss as KDLoss
+    from .losses.map_losses import AttentionTransferLoss as AttentionTransferLoss
+    from .losses.map_losses import CWDLoss as CWDLoss
+    from .losses.map_losses import FitNetLoss as FitNetLoss
+    from .losses.map_losses import IFVDLoss as IFVDLoss
+    from .losses.map_losses import SKDLoss as SKDLoss
     from .losses.mgd import MGDLoss as MGDLoss
-    from .losses.skd import SKDLoss as SKDLoss
     from .metrics.boundary_iou import StreamingBoundaryIoU as StreamingBoundaryIoU
     from .metrics.mean_iou import StreamingMeanIoU as StreamingMeanIoU
     from .metrics.streaming_mean_iou import streaming_mean_iou_path as streaming_mean_iou_path

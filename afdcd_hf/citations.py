@@ -1,11 +1,16 @@
-"""The paper this package is built on, for the loss and the model cards."""
+"""BibTeX of the papers behind this package, from `references.bib`, for the losses and the model cards."""
 
-AF_DCD = """\
-@inproceedings{fan2023afdcd,
-  title     = {Augmentation-free Dense Contrastive Knowledge Distillation for Efficient Semantic Segmentation},
-  author    = {Fan, Jiawei and Li, Chao and Liu, Xiaolong and Song, Meina and Yao, Anbang},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2023},
-  eprint    = {2312.04168},
-  archivePrefix = {arXiv}
-}"""
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def bibtex(key: str) -> str:
+    """The entry of that key."""
+    entries = Path(__file__).with_name("references.bib").read_text("utf-8").strip().split("\n\n")
+    return next(entry for entry in entries if entry.split("{", 1)[1].startswith(f"{key},"))
+
+
+AF_DCD = bibtex("fan2023afdcd")

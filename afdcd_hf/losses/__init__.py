@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .afdcd import AfDcdLoss
-from .attention_transfer import AttentionTransferLoss
-from .base import DistillationLoss, option_defaults
-from .bpkd import BPKDLoss
+from .base import DistillationLoss, LossPerPair, LossSum
 from .cirkd import CIRKDLoss
-from .combined import LossPerPair, LossSum
-from .cwd import CWDLoss
-from .dist import DISTLoss
-from .fitnet import FitNetLoss
-from .ifvd import IFVDLoss
-from .kd import KDLoss
+from .logit_losses import BPKDLoss, DISTLoss, KDLoss
+from .map_losses import AttentionTransferLoss, CWDLoss, FitNetLoss, IFVDLoss, SKDLoss
 from .mgd import MGDLoss
-from .own_losses import load_own_loss
-from .skd import SKDLoss
 
-LOSSES: dict[str, type[DistillationLoss]] = {
-    loss.name: loss
-    for loss in (
-        AfDcdLoss,
-        KDLoss,
-        FitNetLoss,
-        AttentionTransferLoss,
-        SKDLoss,
-        IFVDLoss,
-        CWDLoss,
-        MGDLoss,
-        CIRKDLoss,
-        DISTLoss,
-        BPKDLoss,
-    )
-}
+_OURS = (
+    *(AfDcdLoss, KDLoss, FitNetLoss, AttentionTransferLoss, SKDLoss, IFVDLoss),
+    *(CWDLoss, MGDLoss, CIRKDLoss, DISTLoss, BPKDLoss),
+)
+LOSSES: dict[str, type[DistillationLoss]] = {loss.name: loss for loss in _OURS}
 
 LossOptions = Mapping[str, Mapping[str, Any]]
 Channels = int | Sequence[int] | None
@@ -106,7 +93,7 @@ def _classes(spec: str, loss_kwargs: LossOptions | None) -> dict[str, type[Disti
     """Name -> class of the losses in `spec`, after all checks that need no model."""
     classes: dict[str, type[DistillationLoss]] = {}
     for word in (each.strip() for each in spec.split("+")):
-        found = (word, LOSSES[word]) if word in LOSSES else load_own_loss(word)
+        found = (word, LOSSES[word]) if word in LOSSES else _own_loss(word)
         if found is None:
             raise ValueError(
                 f"unknown loss {word!r} in loss={spec!r}; known are {', '.join(LOSSES)}, joined by '+' as in "
@@ -125,6 +112,12 @@ def _classes(spec: str, loss_kwargs: LossOptions | None) -> dict[str, type[Disti
     for name, loss_class in classes.items():
         _check_options(name, loss_class, options.get(name, {}))
     return classes
+
+
+def option_defaults(loss: type[DistillationLoss]) -> dict[str, Any]:
+    """The options of a loss with their defaults; `inspect.Parameter.empty` where there is none."""
+    parameters = inspect.signature(loss).parameters.values()
+    return {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
 
 
 def _check_options(name: str, loss_class: type[DistillationLoss], options: Mapping[str, Any]) -> None:
@@ -157,3 +150,38 @@ def _build_one(
     without_logits = options | dict.fromkeys(loss_class.logits_terms.values(), 0)
     losses = [loss_class(*pair, **(without_logits if index else options)) for index, pair in enumerate(pairs)]
     return losses[0] if len(losses) == 1 else LossPerPair(losses)
+
+
+def _own_loss(word: str) -> tuple[str, type[DistillationLoss]] | None:
+    """Name and class of a loss of the user's own, a class in a file or an entry point; None for any other word."""
+    path, colon, name = word.rpartition(":")
+    if colon and path.endswith(".py"):
+        found = getattr(_module(path), name, None)
+        if found is None:
+            raise ValueError(f"loss={word!r}: {path} defines no {name!r}.")
+    else:
+        entry = next(iter(entry_points(group="afdcd_hf.losses", name=word)), None)
+        if entry is None:
+            return None
+        name, found = word, entry.load()
+    if not (isinstance(found, type) and issubclass(found, DistillationLoss)):
+        raise ValueError(f"loss={word!r} is {found!r}; expected a subclass of afdcd_hf.DistillationLoss.")
+    return name, found
+
+
+def _module(path: str) -> ModuleType:
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ValueError(f"the loss {path!r} is not a file in {Path.cwd()}; give the path of a Python file.")
+    # a name of its own, under which the classes can be found again when they are unpickled in this process
+    name = f"afdcd_own_loss_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None  # the suffix is .py
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise ValueError(f"the loss file {path} fails with {type(error).__name__}: {error}") from error
+    return sys.modules[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from ..features import Activations
 from ..ops.checks import check_choice, check_divides, check_whole, optional
 from ..ops.contrast import channel_contrast, check_contrast_settings, omni_contrast, spatial_contrast
 from ..ops.precision import at_least_float32
-from .base import given
+from .base import option
 from .mgd import RestorationLoss, restoration_error
 
 # each contrast with the options that concern it alone; the values of the others mean "does not apply"
@@ -42,10 +43,7 @@ class AfDcdLoss(RestorationLoss):
 
     Args:
         contrast: "omni", "spatial" or "channel".
-        mask: as in MGDLoss.
-        mask_ratio: ζ in [0, 1); for mask "random".
-        projector: "plain", "enhanced", "bottleneck", "depthwise" (starts as the identity), or "none" (with
-            `mask_ratio=0`: S' = align(S)); costs in `afdcd_hf/losses/projectors.py`.
+        mask, mask_ratio, projector: see `RestorationLoss`.
         pool_size: kernel and stride of the max-pooling before the contrast; 1 or None for none (CamVid).
         patch_size: side of a patch of the pooled map; for "omni" and "spatial".
         channel_groups: must divide Ct; for "omni" and "channel".
@@ -60,36 +58,23 @@ class AfDcdLoss(RestorationLoss):
 
     name = "af_dcd"
     map_terms = {"feature": "feature_weight", "contrast": "contrast_weight"}
-    checks = {
-        **RestorationLoss.checks,
-        "pool_size": optional(check_whole),
-        "contrast": lambda name, value: check_choice(name, value, CONTRASTS),
-    }
     citation = AF_DCD
 
-    def __init__(
-        self,
-        student_channels: int | None,
-        teacher_channels: int | None,
-        *,
-        feature_weight: float,
-        contrast_weight: float,
-        contrast: str = "omni",
-        mask: str = "random",
-        mask_ratio: float = 0.75,
-        projector: str = "plain",
-        pool_size: int | None = 4,
-        patch_size: int = 4,
-        channel_groups: int = 16,
-        temperature: float = 0.07,
-        distance: str = "l1",
-        negatives: str = "other_groups",
-        reduction: str = "paper",
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(**given(locals()))
-        if contrast_weight > 0 and "channel_groups" in CONTRASTS[contrast][1]:
-            check_divides(channel_groups, self.teacher_channels, of=f"teacher_channels={teacher_channels}")
+    feature_weight: float = option()
+    contrast_weight: float = option()
+    contrast: str = option("omni", partial(check_choice, known=CONTRASTS))
+    pool_size: int | None = option(4, optional(check_whole))
+    patch_size: int = option(4)
+    channel_groups: int = option(16)
+    temperature: float = option(0.07)
+    distance: str = option("l1")
+    negatives: str = option("other_groups")
+    backend: str = option("auto")
+
+    def build(self) -> None:
+        super().build()
+        if self.contrast_weight > 0 and "channel_groups" in CONTRASTS[self.contrast][1]:
+            check_divides(self.channel_groups, self.teacher_channels, of=f"teacher_channels={self.teacher_channels}")
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:

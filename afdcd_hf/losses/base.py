@@ -1,10 +1,10 @@
-"""The contract of a distillation loss, and what losses on logits, labels and feature maps share."""
+"""The contract of a distillation loss, what losses on logits, labels and feature maps share, and sums of losses."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,33 @@ from ..ops.precision import at_least_float32
 from .random_source import RandomSource
 
 
+class Option(NamedTuple):
+    """An option of a loss, as its class declares it."""
+
+    default: Any
+    check: Callable[[str, Any], None] | None
+
+
+def option(default: Any = inspect.Parameter.empty, check: Callable[[str, Any], None] | None = None) -> Any:
+    """Declare an option in the body of a loss: `temperature: float = option(1.0, check_positive)`.
+
+    Args:
+        default: left out where the option has to be given.
+        check: function of its name and value that raises ValueError; weights of terms need none.
+    """
+    return Option(default, check)
+
+
 class DistillationLoss(nn.Module):
     """Compares what a student and a teacher computed for the same images.
 
     A loss owns its options and the weights that train beside the student, never a model. It returns named scalars that
     are already weighted; whoever trains adds them up and logs them.
 
-    A subclass takes its options by keyword (a `MapLoss` the two channel counts first, by position), hands them to
-    `super().__init__`, which checks them and keeps each as an attribute of its name, and defines `compute`.
+    A subclass declares its options with `option`, which makes the keyword arguments of its constructor, and defines
+    `compute` and, where it has layers, `build`. Or it has a constructor, with options by keyword (a `MapLoss` takes the
+    two channel counts first, by position), and hands all of them to `super().__init__`. Either way they are checked,
+    and each is an attribute.
 
     What holds for all of ours: the teacher gets no gradient; its map or logits are resized bilinearly
     (align_corners=False) to the student's; a term of weight 0 is not computed, and what it alone needs is not built
@@ -49,38 +68,62 @@ class DistillationLoss(nn.Module):
     needs_feature_map: bool = False
     citation: ClassVar[str] = ""
 
+    _channels: ClassVar[tuple[str, ...]] = ()  # arguments by position
+    _declared: ClassVar[Mapping[str, Option]] = {}
     _source: RandomSource | None = None
 
-    if TYPE_CHECKING:  # options and layers, of which the constructors make attributes
+    if TYPE_CHECKING:  # layers, and options of constructors
 
         def __getattr__(self, name: str) -> Any: ...
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.name = cls.__dict__.get("name", cls.__name__)
+        cls.name = vars(cls).get("name", cls.__name__)
+        declared = {name: each for name, each in vars(cls).items() if isinstance(each, Option)}
+        for name in declared:  # a layer may have the name of an option, and would be hidden by it
+            delattr(cls, name)
+        cls._declared = declared = {**cls._declared, **declared}
+        cls.checks = {**cls.checks, **{name: each.check for name, each in declared.items() if each.check}}
+        cls.__signature__ = None  # type: ignore[attr-defined]
+        if cls.__init__ is DistillationLoss.__init__:
+            parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in cls._channels]
+            for name, each in declared.items():
+                parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=each.default))
+            cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *channels: int | None, **options: Any) -> None:
         super().__init__()
+        if (signature := getattr(self, "__signature__", None)) is not None:
+            bound = signature.bind(*channels, **options)  # TypeError, as of any function
+            bound.apply_defaults()
+            options = bound.arguments
+        else:  # of a constructor that has named its options
+            options = dict(zip(self._channels, channels, strict=False)) | options
         self.check_options(options)
-        self._options = options
         self.needs_feature_map = self.reads_map(options)
+        self._options = dict(options)
         for name, value in options.items():
             setattr(self, name, value)
+        for name in self._channels if self.needs_feature_map else ():
+            check_whole(name, options[name])
+        self.build()
+
+    def build(self) -> None:
+        """Make the layers that the options, by then attributes, ask for."""
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
         """Raise ValueError for a bad option; takes all keyword-only ones, and needs no channel counts."""
-        for option in (*cls.map_terms.values(), *cls.logits_terms.values()):
-            check_weight(option, options[option])
-        for option, check in cls.checks.items():
-            check(option, options[option])
+        for weight in (*cls.map_terms.values(), *cls.logits_terms.values()):
+            check_weight(weight, options[weight])
+        for name, check in cls.checks.items():
+            check(name, options[name])
 
     @classmethod
     def reads_map(cls, options: Mapping[str, Any]) -> bool:
         """Whether a loss with these options (defaults for the others) reads feature maps."""
-        return cls.needs_feature_map and (
-            not cls.map_terms or any(options.get(option) != 0 for option in cls.map_terms.values())
-        )
+        weights = cls.map_terms.values()
+        return cls.needs_feature_map and (not weights or any(options.get(option) != 0 for option in weights))
 
     @property
     def reads_teacher_logits(self) -> bool:
@@ -169,22 +212,12 @@ class MapLoss(DistillationLoss):
     Most published weights of such losses belong to the last map of the *head*; ours by default takes the last map of
     the backbone. With our models `student_layer: head.features` and `teacher_layer: head.features` name the former.
 
-    Args:
-        student_channels: Cs; None where no term on maps is switched on.
-        teacher_channels: Ct; likewise.
-        options: of the subclass.
-
-    Raises:
-        ValueError: a bad option, or a channel count that is not a whole number of at least 1.
+    The channels of student and teacher, Cs and Ct, come first, by position: `FitNetLoss(512, 2048)`; None where no term
+    on maps is switched on.
     """
 
     needs_feature_map = True
-
-    def __init__(self, student_channels: int | None, teacher_channels: int | None, **options: Any) -> None:
-        super().__init__(student_channels=student_channels, teacher_channels=teacher_channels, **options)
-        if self.reads_map(options):
-            check_whole("student_channels", student_channels)
-            check_whole("teacher_channels", teacher_channels)
+    _channels = ("student_channels", "teacher_channels")
 
     def new_align(self) -> nn.Module:
         """A 1×1 convolution with bias from Cs to Ct channels, or the identity where they are equal."""
@@ -215,6 +248,73 @@ class MapLoss(DistillationLoss):
         return feature_map
 
 
+class LossSum(DistillationLoss):
+    """Computes several losses on the same activations and merges their terms.
+
+    Args:
+        losses: name to loss; the weights of each are saved as `losses.<name>.*`.
+    """
+
+    def __init__(self, losses: Mapping[str, DistillationLoss]) -> None:
+        super().__init__()
+        self.losses: Any = nn.ModuleDict(losses)
+        self.needs_feature_map = any(loss.needs_feature_map for loss in losses.values())
+
+    @property
+    def reads_teacher_logits(self) -> bool:
+        return any(loss.reads_teacher_logits for loss in self.losses.values())
+
+    @property
+    def citations(self) -> list[str]:
+        return list(dict.fromkeys(text for loss in self.losses.values() for text in loss.citations))
+
+    def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute the terms of all losses; ValueError when two of them use the same name."""
+        merged: dict[str, Tensor] = {}
+        for name, loss in self.losses.items():
+            terms = loss(student, teacher, labels)
+            if clash := sorted(merged.keys() & terms.keys()):
+                raise ValueError(f"the loss {name!r} returns the term {clash[0]!r}, and so does one before it.")
+            merged.update(terms)
+        return merged
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The arguments of each loss under its name."""
+        return {name: loss.get_config_dict() for name, loss in self.losses.items()}
+
+
+class LossPerPair(LossSum):
+    """Compares several pairs of maps, each with a loss and weights of its own.
+
+    The first loss sees the first map of student and teacher, the second the second, and so on. Its terms carry the
+    number of the pair: `feature_1`, `contrast_1`, `feature_2`, ...
+
+    Args:
+        losses: one per pair, in the order of the layers; the weights of each are saved as `losses.<index>.*`.
+    """
+
+    def __init__(self, losses: Sequence[DistillationLoss]) -> None:
+        super().__init__({str(index): loss for index, loss in enumerate(losses)})
+
+    def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute the terms of all pairs; ValueError when there are more or fewer maps than losses."""
+        seen = {"student": student.of_each_layer(), "teacher": teacher.of_each_layer()}
+        for role, each in seen.items():
+            if len(each) != len(self.losses):
+                raise ValueError(
+                    f"there are {len(self.losses)} losses for as many pairs of maps, but {len(each)} map(s) of the "
+                    f"{role}; name {len(self.losses)} layers with {role}_layer."
+                )
+        merged: dict[str, Tensor] = {}
+        for number, (loss, *pair) in enumerate(zip(self.losses.values(), *seen.values(), strict=True), 1):
+            merged.update({f"{name}_{number}": term for name, term in loss(*pair, labels).items()})
+        return merged
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The arguments of each loss, in the order of the pairs."""
+        return {"pairs": list(super().get_config_dict().values())}
+
+
 def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
     if teacher.shape[-2:] != student.shape[-2:]:
@@ -224,17 +324,6 @@ def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
     return None if tensor is None else tuple(tensor.shape)
-
-
-def option_defaults(loss: type[DistillationLoss]) -> dict[str, Any]:
-    """The keyword-only arguments of a loss with their defaults; `inspect.Parameter.empty` where there is none."""
-    parameters = inspect.signature(loss).parameters.values()
-    return {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
-
-
-def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A constructor's arguments, from its `locals()` before it sets a variable, for `super().__init__`."""
-    return {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
 
 
 def class_members(labels: Tensor, num_classes: int, size: Sequence[int], ignore_index: int | None = 255) -> Tensor:

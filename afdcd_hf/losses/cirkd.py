@@ -1,4 +1,4 @@
-"""CIRKD: how pixels relate to those of other images, of the batch and of a memory."""
+"""CIRKD: how pixels relate to those of other images, of the batch and of a memory with one queue a class."""
 
 from __future__ import annotations
 
@@ -9,46 +9,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..citations import bibtex
 from ..features import Activations
 from ..ops.checks import check_ignore_index, check_positive, check_whole, optional
 from ..ops.precision import in_float32
-from .base import MapLoss, given, kl_divergences, unit_vectors
-from .queues import ClassQueues, pixels_of_classes, regions_of_classes
+from .base import MapLoss, kl_divergences, option, unit_vectors
 from .random_source import uniform
 
-SIZES = ("pool_size", "pixel_queue", "region_queue", "pixels_per_image", "pixel_draws", "region_draws")
-
-
-@in_float32
-def cross_image_divergence(
-    student: Tensor, teacher: Tensor, all_student: Tensor, all_teacher: Tensor, temperature: float
-) -> Tensor:
-    """Mean over pairs of images, and over the pixels of the first, of the divergence of their similarities.
-
-    Vectors of length 1: `(B, A, Cs)` and `(B, A, Ct)` of A pixels of this process's images, and N instead of B for the
-    images of all processes.
-    """
-    divergences = [
-        # (A, N, A): a row holds the cosines of one pixel with all pixels of one image
-        kl_divergences(_cosines(own, all_student), _cosines(taught, all_teacher), temperature, dim=-1).mean()
-        for own, taught in zip(student, teacher, strict=True)
-    ]
-    return torch.stack(divergences).mean()
-
-
-@in_float32
-def memory_divergence(student: Tensor, teacher: Tensor, memory: Tensor, anchors: Tensor, temperature: float) -> Tensor:
-    """Mean over the anchors `(B, A)` bool of the divergence of their similarities to vectors `(M, C)` of the memory.
-
-    Student and teacher are `(B, A, C)` of length 1; 0 without any anchor.
-    """
-    memory = memory.to(student.dtype)
-    divergences = kl_divergences(student @ memory.T, teacher @ memory.T, temperature, dim=-1)  # (B, A)
-    return divergences.masked_fill(~anchors, 0.0).sum() / anchors.sum().clamp(min=1)
-
-
-def _cosines(own: Tensor, others: Tensor) -> Tensor:
-    return torch.einsum("ac,nbc->anb", own, others)
+NO_CLASS = -1
 
 
 class CIRKDLoss(MapLoss):
@@ -97,55 +65,40 @@ class CIRKDLoss(MapLoss):
         "cirkd_pixel": "pixel_weight",
         "cirkd_region": "region_weight",
     }
-    checks = {
-        "temperature": check_positive,
-        "ignore_index": check_ignore_index,
-        "num_classes": optional(check_whole),
-        **dict.fromkeys(SIZES, check_whole),
-    }
-    citation = """@inproceedings{yang2022cross,
-  title     = {Cross-Image Relational Knowledge Distillation for Semantic Segmentation},
-  author    = {Yang, Chuanguang and Zhou, Helong and An, Zhulin and Jiang, Xue and Xu, Yongjun and Zhang, Qian},
-  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year      = {2022}
-}"""
+    citation = bibtex("yang2022cross")
 
-    def __init__(
-        self,
-        student_channels: int | None,
-        teacher_channels: int | None,
-        *,
-        minibatch_weight: float = 1.0,
-        pixel_weight: float = 0.1,
-        region_weight: float = 0.1,
-        num_classes: int | None = None,
-        ignore_index: int | None = 255,
-        temperature: float = 0.1,
-        pool_size: int = 2,
-        pixel_queue: int = 20_000,
-        region_queue: int = 2_000,
-        pixels_per_image: int = 16,
-        pixel_draws: int = 4_096,
-        region_draws: int = 1_024,
-    ) -> None:
-        super().__init__(**given(locals()))
-        if pixel_weight == 0 and region_weight == 0:
+    minibatch_weight: float = option(1.0)
+    pixel_weight: float = option(0.1)
+    region_weight: float = option(0.1)
+    num_classes: int | None = option(None, optional(check_whole))
+    ignore_index: int | None = option(255, check_ignore_index)
+    temperature: float = option(0.1, check_positive)
+    pool_size: int = option(2, check_whole)
+    pixel_queue: int = option(20_000, check_whole)
+    region_queue: int = option(2_000, check_whole)
+    pixels_per_image: int = option(16, check_whole)
+    pixel_draws: int = option(4_096, check_whole)
+    region_draws: int = option(1_024, check_whole)
+
+    def build(self) -> None:
+        if self.pixel_weight == 0 and self.region_weight == 0:
             return
-        if num_classes is None:
+        if self.num_classes is None:
             raise ValueError(
                 "missing cirkd.num_classes: the memory has a queue for each class. Give the number of classes, or "
                 "leave the memory out with pixel_weight=0 and region_weight=0."
             )
+        channels = self.teacher_channels
         self.head = nn.Sequential(
-            nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1, bias=False),
-            nn.BatchNorm2d(self.teacher_channels),
+            nn.Conv2d(self.student_channels, channels, kernel_size=1, bias=False),
+            nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(self.teacher_channels, self.teacher_channels, kernel_size=1),
+            nn.Conv2d(channels, channels, kernel_size=1),
         )
-        if pixel_weight > 0:
-            self.pixels = ClassQueues(num_classes, pixel_queue, self.teacher_channels)
-        if region_weight > 0:
-            self.regions = ClassQueues(num_classes, region_queue, self.teacher_channels)
+        if self.pixel_weight > 0:
+            self.pixels = ClassQueues(self.num_classes, self.pixel_queue, channels)
+        if self.region_weight > 0:
+            self.regions = ClassQueues(self.num_classes, self.region_queue, channels)
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
         student_map, teacher_map = self.maps(student, teacher)
@@ -220,3 +173,127 @@ class _GatherBatch(torch.autograd.Function):
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may use the given one elsewhere
         dist.all_reduce(gradient)
         return gradient[dist.get_rank() * ctx.batch :][: ctx.batch]
+
+
+@in_float32
+def cross_image_divergence(
+    student: Tensor, teacher: Tensor, all_student: Tensor, all_teacher: Tensor, temperature: float
+) -> Tensor:
+    """Mean over pairs of images, and over the pixels of the first, of the divergence of their similarities.
+
+    Vectors of length 1: `(B, A, Cs)` and `(B, A, Ct)` of A pixels of this process's images, and N instead of B for the
+    images of all processes.
+    """
+    divergences = [
+        # (A, N, A): a row holds the cosines of one pixel with all pixels of one image
+        kl_divergences(_cosines(own, all_student), _cosines(taught, all_teacher), temperature, dim=-1).mean()
+        for own, taught in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(divergences).mean()
+
+
+@in_float32
+def memory_divergence(student: Tensor, teacher: Tensor, memory: Tensor, anchors: Tensor, temperature: float) -> Tensor:
+    """Mean over the anchors `(B, A)` bool of the divergence of their similarities to vectors `(M, C)` of the memory.
+
+    Student and teacher are `(B, A, C)` of length 1; 0 without any anchor.
+    """
+    memory = memory.to(student.dtype)
+    divergences = kl_divergences(student @ memory.T, teacher @ memory.T, temperature, dim=-1)  # (B, A)
+    return divergences.masked_fill(~anchors, 0.0).sum() / anchors.sum().clamp(min=1)
+
+
+def _cosines(own: Tensor, others: Tensor) -> Tensor:
+    return torch.einsum("ac,nbc->anb", own, others)
+
+
+class ClassQueues(nn.Module):
+    """The newest vectors of each class, as buffers: they are saved and resumed with the loss.
+
+    Processes that append the same vectors in the same order hold the same queues, and need not be synchronised. Where
+    a step is taken back and done again, it is enough to restore `appended`: the same vectors go to the same places.
+
+    Args:
+        num_classes: K.
+        size: vectors kept a class.
+        channels: C; the buffer takes 4·K·size·C bytes (19 classes of 20,000 vectors of 256 channels: 389 MB).
+    """
+
+    vectors: Tensor
+    appended: Tensor
+
+    def __init__(self, num_classes: int, size: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(num_classes, size, channels))
+        self.register_buffer("appended", torch.zeros(num_classes, dtype=torch.int64))  # ever, a class
+
+    @torch.no_grad()
+    def append(self, vectors: Tensor, classes: Tensor) -> None:
+        """Put each vector `(M, C)` into the queue of its class `(M,)`, in place of the oldest one if that is full.
+
+        Vectors of class -1 and those that are not finite are left out.
+        """
+        num_classes, size, _ = self.vectors.shape
+        classes = torch.where(vectors.isfinite().all(1), classes, NO_CLASS)
+        of_class = classes.unsqueeze(1) == torch.arange(num_classes, device=classes.device)  # (M, K)
+        number = of_class.sum(0)  # (K,)
+        ordinals = of_class.cumsum(0).gather(1, classes.clamp(min=0).unsqueeze(1)).squeeze(1) - 1  # (M,)
+        # of more vectors than a queue holds the last ones stay; written twice, a place would keep either of them
+        kept = (classes != NO_CLASS) & (ordinals >= number[classes] - size)
+        vectors, classes, ordinals = vectors[kept], classes[kept], ordinals[kept]
+        self.vectors[classes, (self.appended[classes] + ordinals) % size] = vectors.to(self.vectors.dtype)
+        self.appended += number
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Vectors `(M, C)` drawn with replacement, equally many of each class that has any (up to one).
+
+        The random numbers `(M,)` in [0, 1) choose inside a class. Zeros while all queues are empty.
+        """
+        held = self.appended.clamp(max=self.vectors.shape[1])  # (K,)
+        present = held > 0
+        first_present = present.to(torch.int8).argsort(descending=True, stable=True)
+        turns = torch.arange(len(uniform), device=uniform.device) % present.sum().clamp(min=1)
+        classes = first_present[turns]  # (M,)
+        # float32 rounds the product of a number close to 1 up to the whole
+        places = (uniform * held[classes]).long().minimum(held[classes] - 1).clamp(min=0)
+        return self.vectors[classes, places]
+
+
+def queue_names(module: nn.Module) -> list[str]:
+    """Names, among the buffers of `module`, of the vectors in queues: large, and equal on all processes."""
+    return [f"{name}.vectors" for name, part in module.named_modules() if isinstance(part, ClassQueues)]
+
+
+def pixels_of_classes(vectors: Tensor, members: Tensor, most: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """At most `most` pixels of each class and image, chosen at random.
+
+    Args:
+        vectors: `(B, A, C)`, one a pixel.
+        members: `(B, K, A)` bool, at most one class a pixel.
+        most: pixels a class and image.
+        uniform: `(B, A)` random numbers in [0, 1); the pixels with the smallest are chosen.
+
+    Returns:
+        Vectors `(B·R, C)` and their classes `(B·R,)` with R = min(A, K·most), -1 where fewer pixels were to be had: a
+        shape that does not hang on the labels can be gathered over processes.
+    """
+    _, num_classes, pixels = members.shape
+    most = min(most, pixels)
+    numbers, places = uniform.unsqueeze(1).masked_fill(~members, 2.0).topk(most, largest=False)  # (B, K, most)
+    chosen = (numbers < 2).flatten(1)
+    front = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :pixels]  # (B, R), those chosen first
+    classes = torch.arange(num_classes, device=members.device).repeat_interleave(most)
+    classes = torch.where(chosen, classes, NO_CLASS).gather(1, front)
+    places = places.flatten(1).gather(1, front).unsqueeze(2).expand(-1, -1, vectors.shape[2])
+    return vectors.gather(1, places).flatten(0, 1), classes.flatten()
+
+
+@in_float32
+def regions_of_classes(vectors: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean vector, of length 1, of each class in each image; arguments as for `pixels_of_classes`.
+
+    Gives `(B·K, C)` and their classes `(B·K,)`, -1 for a class that the image does not show.
+    """
+    means = unit_vectors(members.to(vectors.dtype) @ vectors, dim=2)  # of the sum: its direction is that of the mean
+    classes = torch.where(members.any(2), torch.arange(members.shape[1], device=members.device), NO_CLASS)
+    return means.flatten(0, 1), classes.flatten()

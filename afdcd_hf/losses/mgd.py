@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..citations import bibtex
 from ..features import Activations
 from ..ops.checks import check_choice, check_fraction
 from ..ops.precision import in_float32
-from .base import MapLoss, given
+from .base import MapLoss, option
 from .projectors import PROJECTORS
 from .random_source import RandomSource, uniform
 
@@ -51,20 +52,27 @@ def restoration_error(restored: Tensor, target: Tensor, reduction: str = "paper"
 
 
 class RestorationLoss(MapLoss):
-    """A loss on S' = projector(mask ⊙ align(S)), with options `mask`, `mask_ratio`, `projector` and `reduction`."""
+    """A loss on S' = projector(mask ⊙ align(S)).
 
-    checks = {
-        "mask": partial(check_choice, known=("random", "center")),
-        "mask_ratio": check_fraction,
-        "projector": partial(check_choice, known=PROJECTORS),
-        "reduction": partial(check_choice, known=("paper", "mean")),
-    }
+    Args:
+        mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call from `generator`;
+            "center" hides the middle third of rows and columns.
+        mask_ratio: λ of MGD's paper, ζ of Af-DCD's, in [0, 1); for mask "random".
+        projector: "plain" is the papers'; "enhanced", "bottleneck", "depthwise" (starts as the identity), or "none"
+            (with `mask_ratio=0`: S' = align(S)); costs in `afdcd_hf/losses/projectors.py`.
+        reduction: "paper" is each loss's formula; "mean" divides sums over channels and positions further, for weights
+            that carry over to other maps.
+    """
 
-    def __init__(self, student_channels: int | None, teacher_channels: int | None, **options: Any) -> None:
-        super().__init__(student_channels, teacher_channels, **options)
-        if self.reads_map(options):
+    mask: str = option("random", partial(check_choice, known=("random", "center")))
+    mask_ratio: float = option(0.75, check_fraction)
+    projector: Any = option("plain", partial(check_choice, known=PROJECTORS))
+    reduction: str = option("paper", partial(check_choice, known=("paper", "mean")))
+
+    def build(self) -> None:
+        if self.needs_feature_map:
             self.align = self.new_align()
-            self.projector = PROJECTORS[options["projector"]](self.teacher_channels)
+            self.projector = PROJECTORS[self.projector](self.teacher_channels)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -90,7 +98,7 @@ class MGDLoss(RestorationLoss):
     With student map S `(B, Cs, h, w)`, teacher map T `(B, Ct, h, w)` and a mask `(B, 1, h, w)` shared by all channels:
 
         S' = projector(mask ⊙ align(S))
-        L  = Σ (S' - T)² / B
+        L  = Σ (S' - T)² / B                      ("mean" divides further by Ct·h·w)
 
     `align` is a 1×1 convolution with bias, or the identity where Cs = Ct. L is a sum over channels and positions,
     hence the small weight. It is not 0 where S = T: the projector has to restore what is hidden. Published for
@@ -99,36 +107,14 @@ class MGDLoss(RestorationLoss):
     Relations: AfDcdLoss has this as its feature term, to the bit, and adds a contrast on S' and T. FitNetLoss compares
     without mask and projector.
 
-    Args:
-        mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call from `generator`;
-            "center" hides the middle third of rows and columns.
-        mask_ratio: λ of the paper, in [0, 1); for mask "random".
-        projector: "plain" is the paper's; "enhanced", "bottleneck", "depthwise", "none" (with `mask_ratio=0`):
-            `afdcd_hf/losses/projectors.py`.
-        reduction: "paper" as above; "mean" divides further by Ct·h·w, for weights that carry over to other maps.
+    Options `mask`, `mask_ratio`, `projector` and `reduction`: see `RestorationLoss`.
     """
 
     name = "mgd"
     map_terms = {"mgd": "weight"}
-    citation = """@inproceedings{yang2022masked,
-  title     = {Masked Generative Distillation},
-  author    = {Yang, Zhendong and Li, Zhe and Shao, Mingqi and Shi, Dachuan and Yuan, Zehuan and Yuan, Chun},
-  booktitle = {European Conference on Computer Vision},
-  year      = {2022}
-}"""
+    citation = bibtex("yang2022masked")
 
-    def __init__(
-        self,
-        student_channels: int | None,
-        teacher_channels: int | None,
-        *,
-        weight: float = 2e-5,
-        mask: str = "random",
-        mask_ratio: float = 0.75,
-        projector: str = "plain",
-        reduction: str = "paper",
-    ) -> None:
-        super().__init__(**given(locals()))
+    weight: float = option(2e-5)
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
         student_map, target = self.maps(student, teacher)

@@ -26,14 +26,12 @@ class RandomSource:
     def __reduce__(self) -> tuple:
         return RandomSource, (self.generator,)  # a copied generator needs a number of its own
 
-    def uniform(self, like: Tensor) -> Tensor:
-        """Numbers in [0, 1), float32, of the shape and device of `like`; the same ones compiled or not."""
-        return torch.ops.afdcd.uniform(like.detach(), self.number)
-
 
 def uniform(like: Tensor, source: RandomSource | None) -> Tensor:
-    """The source's numbers, or those of torch's global generator."""
-    return torch.rand(like.shape, device=like.device) if source is None else source.uniform(like)
+    """Numbers in [0, 1), float32, of the shape and device of `like`; the same ones compiled or not."""
+    if source is None:
+        return torch.rand(like.shape, device=like.device)
+    return torch.ops.afdcd.uniform(like.detach(), source.number)
 
 
 # Marked as random, so that compilers neither merge two draws nor repeat one in the backward pass. Defined this way

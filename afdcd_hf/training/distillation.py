@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..features import Activations, LayerTap, default_layer, layer_names, run_tapped
 from ..losses import build_loss, needs_feature_map
 from ..losses.base import DistillationLoss
-from ..losses.queues import queue_names
+from ..losses.cirkd import queue_names
 from ..losses.task import TaskLoss
 from ..model_utils import device_of, evaluating
 from .training_args import DistillationTrainingArguments, check_pairs

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ..losses.queues import queue_names
+from ..losses.cirkd import queue_names
 from ..worker_errors import plain_message
 from .checkpoints import WRITE_ERRORS, checkpoint_folder, checkpoints_of, why_not_written
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import distilling, logged
 
+from afdcd_hf import losses
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import (
     AfDcdLoss,
@@ -18,7 +19,6 @@ from afdcd_hf.losses import (
     LossSum,
     build_loss,
     needs_feature_map,
-    own_losses,
     validate_loss_spec,
 )
 from afdcd_hf.training.arguments import parse_arguments
@@ -150,8 +150,8 @@ def test_own_losses_that_cannot_be_used_are_explained(own, spec, options, messag
 
 
 def test_an_installed_package_may_offer_a_loss_by_entry_point(monkeypatch):
-    entry = EntryPoint("theirs", "afdcd_hf.losses.kd:KDLoss", "afdcd_hf.losses")
-    monkeypatch.setattr(own_losses, "entry_points", lambda group, name: [entry] if name == "theirs" else [])
+    entry = EntryPoint("theirs", "afdcd_hf.losses.logit_losses:KDLoss", "afdcd_hf.losses")
+    monkeypatch.setattr(losses, "entry_points", lambda group, name: [entry] if name == "theirs" else [])
     assert isinstance(build_loss("theirs", {"theirs": {"weight": 2.0}}), KDLoss)
 
 

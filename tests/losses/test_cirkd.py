@@ -11,8 +11,13 @@ from torch.nn import functional as F
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import CIRKDLoss, build_loss
 from afdcd_hf.losses.base import kl_divergences
-from afdcd_hf.losses.cirkd import cross_image_divergence
-from afdcd_hf.losses.queues import ClassQueues, pixels_of_classes, queue_names, regions_of_classes
+from afdcd_hf.losses.cirkd import (
+    ClassQueues,
+    cross_image_divergence,
+    pixels_of_classes,
+    queue_names,
+    regions_of_classes,
+)
 
 SMALL = {"num_classes": 3, "pixel_queue": 5, "region_queue": 4, "pixels_per_image": 2, "pixel_draws": 6}
 SMALL |= {"region_draws": 4}

@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from afdcd_hf.features import Activations
-from afdcd_hf.losses import LOSSES, DistillationLoss, LossPerPair, build_loss
-from afdcd_hf.losses.base import option_defaults
+from afdcd_hf.losses import LOSSES, DistillationLoss, LossPerPair, build_loss, option_defaults
 
 CLASSES = 4
 

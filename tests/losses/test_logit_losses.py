@@ -13,9 +13,7 @@ from torch.nn import functional as F
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import BPKDLoss, CWDLoss, DISTLoss, KDLoss
 from afdcd_hf.losses.base import class_members
-from afdcd_hf.losses.bpkd import split_by_borders
-from afdcd_hf.losses.dist import pearson_distance, relation_terms
-from afdcd_hf.losses.kd import kd_divergence
+from afdcd_hf.losses.logit_losses import kd_divergence, pearson_distance, relation_terms, split_by_borders
 
 GOLDEN = paths.GOLDEN / "losses.safetensors"
 TEMPERATURES = pytest.mark.parametrize("temperature", [1.0, 4.0])

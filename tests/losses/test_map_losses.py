@@ -21,10 +21,8 @@ from afdcd_hf.losses import (
     build_loss,
     needs_feature_map,
 )
-from afdcd_hf.losses.attention_transfer import attention
 from afdcd_hf.losses.base import class_members
-from afdcd_hf.losses.cwd import channel_wise_divergence
-from afdcd_hf.losses.skd import pairwise_error
+from afdcd_hf.losses.map_losses import attention, channel_wise_divergence, pairwise_error
 
 CLASSES = 4
 

@@ -1,0 +1,207 @@
+"""Losses on logits: KD, DIST, and after BPKD borders and areas apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..citations import bibtex
+from ..features import Activations
+from ..ops.checks import check_flag, check_ignore_index, check_positive, check_whole, optional
+from ..ops.precision import in_float32
+from .base import DistillationLoss, kl_divergences, option
+
+
+@in_float32
+def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """L of `KDLoss` for two `(B, K, h, w)`."""
+    return temperature**2 * kl_divergences(student_logits, teacher_logits, temperature, dim=1).mean()
+
+
+class KDLoss(DistillationLoss):
+    """Class distributions of the teacher at each pixel as soft labels (Hinton et al., 2015).
+
+        L = T² / (B·h·w) · Σ_pixels KL(softmax(teacher / T) ‖ softmax(student / T))
+
+    Compares the models' own low-resolution logits, not the upsampled ones, as the released Af-DCD code does. Every
+    pixel counts, ignored labels included.
+
+    With `standardize=True` both models' logits are standardised over the classes at each pixel first: LSKD (Sun et al.,
+    CVPR 2024, arXiv 2403.01427), in which the student need not match the teacher's scale. Its weight for segmentation
+    has not been published.
+
+    Relations: AfDcdLoss compares feature maps; the paper adds both.
+
+    Args:
+        temperature: T; None for 1, or with `standardize` for LSKD's base temperature 2.
+        standardize: compare standardised logits.
+    """
+
+    name = "kd"
+    logits_terms = {"kd": "weight"}
+    citation = bibtex("hinton2015distilling")
+
+    weight: float = option(1.0)
+    temperature: float = option(None, optional(check_positive))
+    standardize: bool = option(False, check_flag)
+
+    def build(self) -> None:
+        if self.temperature is None:
+            self.temperature = self._options["temperature"] = 2.0 if self.standardize else 1.0
+
+    @property
+    def citations(self) -> list[str]:
+        return [self.citation, bibtex("sun2024logit")] if self.standardize else [self.citation]
+
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        logits = self.logits(student, teacher)
+        if self.standardize:
+            if logits[0].shape[1] < 2:
+                raise ValueError("kd.standardize divides by the spread over classes and needs 2 classes; there is 1.")
+            logits = standardized(logits[0]), standardized(logits[1])
+        return {"kd": kd_divergence(*logits, self.temperature)}
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Less the mean over the classes and divided by their standard deviation (of K - 1), at each pixel."""
+    # the small number is that of LSKD's authors, added to a pixel's standard deviation
+    return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
+
+
+def pearson_distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    """Mean of `1 - ρ` over all vectors along `dim` of two `(N, K)`; ρ is Pearson's correlation coefficient.
+
+    In [0, 2]; 0 where each vector is a positive multiple of the other plus a constant. Vectors that do not vary
+    correlate with nothing: they count as 1 and get no gradient.
+    """
+    student, teacher = _deviations(student, dim), _deviations(teacher, dim)
+    norms = student.norm(dim=dim) * teacher.norm(dim=dim)
+    # the small number lets classes fade that neither model gives any probability
+    return 1 - ((student * teacher).sum(dim) / (norms + 1e-8)).mean()
+
+
+def _deviations(vectors: Tensor, dim: int) -> Tensor:
+    deviations = vectors - vectors.mean(dim, keepdim=True)
+    # what is left of a constant vector after float32 has rounded its mean
+    constant = deviations.norm(dim=dim, keepdim=True) <= 1e-6 * vectors.norm(dim=dim, keepdim=True)
+    return deviations.masked_fill(constant, 0.0)
+
+
+@in_float32
+def relation_terms(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """L_inter and L_intra of `DISTLoss` for two `(B, K, h, w)`."""
+    student, teacher = (
+        F.softmax(logits / temperature, dim=1).movedim(1, -1).flatten(0, 2)  # (B·h·w, K)
+        for logits in (student_logits, teacher_logits)
+    )
+    inter, intra = pearson_distance(student, teacher, dim=1), pearson_distance(student, teacher, dim=0)
+    return temperature**2 * inter, temperature**2 * intra
+
+
+class DISTLoss(DistillationLoss):
+    """Relations between and within classes (Huang et al., NeurIPS 2022).
+
+    With Y = softmax(logits / T) as a matrix of B·h·w pixels by K classes, and ρ Pearson's correlation:
+
+        L_inter = T² · mean over pixels  of 1 - ρ(Ys[i, :], Yt[i, :])
+        L_intra = T² · mean over classes of 1 - ρ(Ys[:, k], Yt[:, k])
+
+    Compares the models' own low-resolution logits. Every pixel counts, ignored labels included. On several processes
+    each one takes L_intra over the pixels of its own images. The defaults are those published for Cityscapes.
+
+    Relations: KDLoss asks for equal probabilities; this for the same up to scale and shift, which is easier on a small
+    student of a strong teacher.
+    """
+
+    name = "dist"
+    logits_terms = {"dist_inter": "inter_weight", "dist_intra": "intra_weight"}
+    citation = bibtex("huang2022knowledge")
+
+    inter_weight: float = option(1.0)
+    intra_weight: float = option(1.0)
+    temperature: float = option(1.0, check_positive)
+
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        logits = self.logits(student, teacher)
+        if logits[0].shape[1] < 2:
+            raise ValueError("the loss 'dist' correlates class probabilities and needs 2 classes; there is 1.")
+        return dict(zip(self.logits_terms, relation_terms(*logits, self.temperature), strict=True))
+
+
+def split_by_borders(members: Tensor, size: Sequence[int], edge_width: int) -> tuple[Tensor, Tensor]:
+    """The labelled positions within `edge_width` of another class, and the other labelled ones; each `(B, h·w)` bool.
+
+    A class's dilation without its erosion, over all classes of `members` `(B, K, h·w)` bool. Positions without a class
+    are in neither, and make no border.
+    """
+    near = F.max_pool2d(members.unflatten(2, size).float(), 2 * edge_width + 1, stride=1, padding=edge_width)
+    several = near.sum(1).flatten(1) > 1  # (B, h·w), classes within reach
+    labelled = members.any(1)
+    return labelled & several, labelled & ~several
+
+
+@in_float32
+def edge_divergence(student_logits: Tensor, teacher_logits: Tensor, edge: Tensor, temperature: float) -> Tensor:
+    """L_edge of `BPKDLoss` over the positions of `edge` `(B, h·w)` bool; 0 where there is none."""
+    divergences = kl_divergences(student_logits.flatten(2), teacher_logits.flatten(2), temperature, dim=1)  # (B, h·w)
+    return temperature**2 * divergences.masked_fill(~edge, 0.0).sum() / edge.sum().clamp(min=1)
+
+
+@in_float32
+def body_divergence(student_logits: Tensor, teacher_logits: Tensor, body: Tensor, temperature: float) -> Tensor:
+    """L_body of `BPKDLoss` over the positions of `body` `(B, h·w)` bool.
+
+    Images without any such position do not count; 0 where none has.
+    """
+    # before the softmax: of no weight there, and finite in the differences of logarithms
+    student, teacher = (
+        (each.flatten(2) / temperature).masked_fill(~body.unsqueeze(1), -1e30)
+        for each in (student_logits, teacher_logits)
+    )
+    divergences = kl_divergences(student, teacher, temperature=1.0, dim=2)  # (B, K)
+    counted = body.any(1).sum().clamp(min=1) * divergences.shape[1]
+    return temperature**2 * divergences.sum() / counted
+
+
+class BPKDLoss(DistillationLoss):
+    """Boundary privileged distillation, after Liu et al., WACV 2024 (arXiv 2306.08075).
+
+    The labels, brought to the logits' size (nearest), split the positions in two: an edge, the band within `edge_width`
+    of another class, and the body, all other labelled positions.
+
+        L_edge = T² · mean over the edge of KL(softmax(teacher / T) ‖ softmax(student / T)), over the classes
+        L_body = T² · mean over images and classes of the same KL over the positions of the body
+
+    The idea is the paper's. Band width, weights, temperatures and whether each class has a band of its own could not be
+    checked: the defaults are ours, from KD (edge) and CWD on logits (body), and results are not those of the paper.
+
+    Relations: with no border L_body is CWDLoss on logits; where all is border L_edge is KDLoss.
+
+    Args:
+        edge_width: positions of the logits' grid to either side of a border; 1 is 8 pixels at output stride 8.
+        ignore_index: label that belongs to neither part; None where there is none.
+    """
+
+    name = "bpkd"
+    logits_terms = {"bpkd_edge": "edge_weight", "bpkd_body": "body_weight"}
+    citation = bibtex("liu2024bpkd")
+
+    edge_weight: float = option(1.0)
+    body_weight: float = option(3.0)
+    edge_temperature: float = option(1.0, check_positive)
+    body_temperature: float = option(4.0, check_positive)
+    edge_width: int = option(1, check_whole)
+    ignore_index: int | None = option(255, check_ignore_index)
+
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        logits = self.logits(student, teacher)
+        size = logits[0].shape[-2:]
+        with torch.no_grad():
+            edge, body = split_by_borders(self.members(student, labels, size), size, self.edge_width)
+        return {
+            "bpkd_edge": edge_divergence(*logits, edge, temperature=self.edge_temperature),
+            "bpkd_body": body_divergence(*logits, body, temperature=self.body_temperature),
+        }

@@ -1,0 +1,263 @@
+"""Losses on feature maps that build on nothing else: FitNet, attention transfer, SKD, IFVD and CWD."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..citations import bibtex
+from ..features import Activations
+from ..ops.checks import check_flag, check_ignore_index, check_positive, check_whole
+from ..ops.precision import in_float32
+from .base import MapLoss, kl_divergences, option, unit_vectors
+from .logit_losses import kd_divergence
+
+
+@in_float32
+def hint_error(student_map: Tensor, teacher_map: Tensor, normalize: bool = False) -> Tensor:
+    """The mean squared error of two `(B, C, h, w)`, standardised by image and channel or as they are."""
+    maps = (normalized(each) for each in (student_map, teacher_map)) if normalize else (student_map, teacher_map)
+    return F.mse_loss(*maps)
+
+
+def normalized(feature_map: Tensor) -> Tensor:
+    """Each image and channel of `(B, C, h, w)` less its mean and divided by its standard deviation over h·w."""
+    variance, mean = torch.var_mean(feature_map, dim=(2, 3), correction=0, keepdim=True)
+    return (feature_map - mean) * torch.rsqrt(variance + 1e-5)  # finite gradients of channels that hardly vary
+
+
+class FitNetLoss(MapLoss):
+    """Plain mimicking of the teacher's map (Romero et al., ICLR 2015).
+
+    With student map S `(B, Cs, h, w)` and teacher map T `(B, Ct, h, w)`:
+
+        L = Σ (align(S) - T)² / (B·Ct·h·w)
+
+    `align` is a 1×1 convolution with bias, or the identity where Cs = Ct; it trains beside the student. The paper
+    sums (times ½) where this is a mean, and uses the term to initialise the student before distilling logits; here
+    it is there from the first step to the last, as the segmentation papers that compare with it do, with weights of 1
+    to 10 on the head's last map. Every position counts.
+
+    With `normalize=True` align(S) and T are standardised over h and w, per image and channel, before they are compared:
+    NFD (Liu et al., 2022, arXiv 2207.05256), in which magnitudes do not count. Its weight is not known to us.
+
+    Relations: AfDcdLoss with `contrast_weight=0` hides positions first and lets 3×3 convolutions restore them; CWDLoss
+    compares where a channel is active and leaves out how strongly.
+
+    Args:
+        normalize: compare standardised maps.
+    """
+
+    name = "fitnet"
+    map_terms = {"fitnet": "weight"}
+    citation = bibtex("romero2015fitnets")
+
+    weight: float = option(1.0)
+    normalize: bool = option(False, check_flag)
+
+    def build(self) -> None:
+        if self.weight > 0:
+            self.align = self.new_align()
+
+    @property
+    def citations(self) -> list[str]:
+        return [self.citation, bibtex("liu2022normalized")] if self.normalize else [self.citation]
+
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        student_map, teacher_map = self.maps(student, teacher)
+        return {"fitnet": hint_error(self.align(student_map), teacher_map, normalize=self.normalize)}
+
+
+def attention(feature_map: Tensor) -> Tensor:
+    """Each image's mean of squares over the channels of `(B, C, h, w)`, as a vector `(B, h·w)` of length 1, or 0."""
+    return unit_vectors(feature_map.square().mean(dim=1).flatten(start_dim=1), dim=1)
+
+
+@in_float32
+def attention_error(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """L of `AttentionTransferLoss` for `(B, Cs, h, w)` and `(B, Ct, h, w)`."""
+    return F.mse_loss(attention(student_map), attention(teacher_map))
+
+
+class AttentionTransferLoss(MapLoss):
+    """Attention maps of the teacher (Zagoruyko and Komodakis, ICLR 2017), the activation-based kind.
+
+    With student map S `(B, Cs, h, w)` and teacher map T `(B, Ct, h, w)`:
+
+        Q(F) = Σ_c F_c² / C, flattened to (B, h·w) and divided by its L2 norm, image by image
+        L    = Σ (Q(S) - Q(T))² / (B·h·w)
+
+    Nothing needs equal channels, so the loss has no weights of its own. The maps' signs and scales do not matter. As Q
+    has length 1, L is at most 2 / (h·w): hence the large weight, which belongs to one size of map. A teacher map of
+    another size is resized before Q. Every position counts. The paper writes the norm of the difference, its authors'
+    code and this the mean of squares. The default weight is the published one, for the head's last map, beside KD.
+
+    Relations: CWDLoss compares where each channel is active, this where all of them together are.
+    """
+
+    name = "at"
+    map_terms = {"at": "weight"}
+    citation = bibtex("zagoruyko2017attention")
+
+    weight: float = option(10_000.0)
+
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        return {"at": attention_error(*self.maps(student, teacher))}
+
+
+def similarities(feature_map: Tensor) -> Tensor:
+    """Cosine similarity of all pairs of positions of an image, `(B, C, h, w)` to `(B, h·w, h·w)`; 0 beside zeros."""
+    units = unit_vectors(feature_map.flatten(start_dim=2), dim=1)  # (B, C, N)
+    return units.transpose(1, 2) @ units  # (B, N, N)
+
+
+@in_float32
+def pairwise_error(student_map: Tensor, teacher_map: Tensor, pool_size: int = 2) -> Tensor:
+    """L_pairwise of `SKDLoss` for two maps `(B, C, h, w)`; cells that the right or lower border cuts off count too."""
+    pooled = [F.max_pool2d(each, pool_size, ceil_mode=True) for each in (student_map, teacher_map)]
+    return F.mse_loss(similarities(pooled[0]), similarities(pooled[1]))
+
+
+class SKDLoss(MapLoss):
+    """Structured knowledge distillation (Liu et al., CVPR 2019) without its adversarial part.
+
+    With student map S `(B, Cs, h, w)`, teacher map T `(B, Ct, h, w)` and logits `(B, K, h', w')`:
+
+        a_ij(F)     = cosine of the vectors at positions i and j of maxpool(F)
+        L_pairwise  = Σ (a_ij(S) - a_ij(T))² / (B·N²), over pairs of the N = ⌈h / pool⌉·⌈w / pool⌉ positions
+        L_pixelwise = Σ_pixels KL(softmax(teacher) ‖ softmax(student)) / (B·h'·w')
+
+    Left out is the third, "holistic" part: a discriminator with an optimiser of its own that tells the two models'
+    score maps apart. It is a second model trained against the first, which the contract of a loss does not hold.
+    Numbers got here are therefore those of the pairwise and pixelwise parts, and not of the full method.
+
+    Nothing needs equal channels, so the loss has no weights of its own. Every position counts. Memory: two `(B, N, N)`
+    matrices and their gradient, N = 2048 for a map of 64×128. The defaults are those of later scripts that compare with
+    it, for the head's last map; the authors' own weigh 1 and 10, pooled to 2×2 positions (half the map's sides).
+
+    Relations: L_pixelwise is KDLoss at temperature 1. In a sum with it (`loss: kd+skd`) set `pixelwise_weight=0`, or
+    logits are compared twice. IFVDLoss compares similarities of positions to the centres of their classes instead of
+    to each other.
+
+    Args:
+        pool_size: of L_pairwise; 1 for none.
+    """
+
+    name = "skd"
+    map_terms = {"skd_pairwise": "pairwise_weight"}
+    logits_terms = {"skd_pixelwise": "pixelwise_weight"}
+    citation = bibtex("liu2019structured")
+
+    pairwise_weight: float = option(10.0)
+    pixelwise_weight: float = option(1.0)
+    pool_size: int = option(2, check_whole)
+
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        terms = {}
+        if self.pairwise_weight > 0:
+            terms["skd_pairwise"] = pairwise_error(*self.maps(student, teacher), pool_size=self.pool_size)
+        if self.pixelwise_weight > 0:
+            terms["skd_pixelwise"] = kd_divergence(*self.logits(student, teacher))
+        return terms
+
+
+def centre_similarity(feature_map: Tensor, members: Tensor) -> Tensor:
+    """Cosine similarity `(B, h·w)` of each position to the mean of its class in the same image; 0 without a class.
+
+    `feature_map` is `(B, C, h, w)`, `members` `(B, K, h·w)` of its dtype, 1 where the position is of the class.
+    """
+    vectors = feature_map.flatten(start_dim=2)  # (B, C, N)
+    sums = members @ vectors.transpose(1, 2)  # (B, K, C), of the direction of the means
+    similarity = unit_vectors(sums, dim=2) @ unit_vectors(vectors, dim=1)  # (B, K, N)
+    return (members * similarity).sum(dim=1)
+
+
+@in_float32
+def variation_error(student_map: Tensor, teacher_map: Tensor, members: Tensor) -> Tensor:
+    """L of `IFVDLoss`; `members` are `(B, K, h·w)` bool."""
+    members = members.to(student_map.dtype)
+    return F.mse_loss(centre_similarity(student_map, members), centre_similarity(teacher_map, members))
+
+
+class IFVDLoss(MapLoss):
+    """Intra-class feature variation distillation (Wang et al., ECCV 2020) without its adversarial part.
+
+    With student map S `(B, Cs, h, w)`, teacher map T `(B, Ct, h, w)` and the labels brought to h×w (nearest):
+
+        m_p(F) = cosine of the vector at position p and the mean over all positions of its class in its image
+        L      = Σ_p (m_p(S) - m_p(T))² / (B·h·w)
+
+    Positions without a class add 0, and are counted in the divisor, as in the authors' code; a batch without any label
+    gives 0. The gradient also flows through the student's centres. Nothing needs equal channels, so the loss has no
+    weights of its own. The published training adds a discriminator; it is left out, as SKDLoss explains. The default
+    weight is that of later scripts that compare with it, for the head's last map, beside KD; the authors' is 200 beside
+    10 times KD.
+
+    Relations: SKDLoss compares similarities of all pairs of positions and reads no labels; this compares one number
+    per position. It costs 2·B·K·(Cs + Ct)·h·w multiplications forward, for K classes.
+
+    Args:
+        ignore_index: label that belongs to no class; labels outside 0 ... K - 1 never do. None where there is none.
+    """
+
+    name = "ifvd"
+    map_terms = {"ifvd": "weight"}
+    citation = bibtex("wang2020intra")
+
+    weight: float = option(20.0)
+    ignore_index: int | None = option(255, check_ignore_index)
+
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        maps = self.maps(student, teacher)
+        return {"ifvd": variation_error(*maps, self.members(student, labels, maps[0].shape[-2:]))}
+
+
+@in_float32
+def channel_wise_divergence(student_map: Tensor, teacher_map: Tensor, temperature: float = 4.0) -> Tensor:
+    """L of `CWDLoss` for two `(B, C, h, w)`."""
+    return temperature**2 * kl_divergences(student_map.flatten(2), teacher_map.flatten(2), temperature, dim=2).mean()
+
+
+class CWDLoss(MapLoss):
+    """Channel-wise divergence (Shu et al., ICCV 2021), on maps, on logits, or on both.
+
+    For a pair of maps or logits S, T `(B, C, h, w)` and temperature τ:
+
+        φ(F)_c = softmax over the h·w positions of F_c / τ
+        L      = τ² / (B·C) · Σ_c KL(φ(T)_c ‖ φ(S)_c)
+
+    On maps S is align(S): a 1×1 convolution with bias that trains beside the student, or the identity where the
+    channels are equal. On logits a channel is a class. Every position counts.
+
+    The defaults are the published ones, for the head's last map, beside KD. C is Ct, as in the authors' code; CIRKD's
+    divides by Cs, where a 50 acts like a 100 here for 128 → 256 channels. A constant added to a channel changes
+    nothing; a map twice as large in value is one at half the temperature: weights and τ belong to one kind of map.
+
+    Relations: KDLoss normalises over classes at each pixel; this normalises over pixels in each channel.
+    AttentionTransferLoss puts all channels into one map first.
+    """
+
+    name = "cwd"
+    map_terms = {"cwd_map": "map_weight"}
+    logits_terms = {"cwd_logits": "logits_weight"}
+    citation = bibtex("shu2021channel")
+
+    map_weight: float = option(50.0)
+    logits_weight: float = option(3.0)
+    map_temperature: float = option(4.0, check_positive)
+    logits_temperature: float = option(4.0, check_positive)
+
+    def build(self) -> None:
+        if self.map_weight > 0:
+            self.align = self.new_align()
+
+    def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
+        terms = {}
+        if self.map_weight > 0:
+            student_map, teacher_map = self.maps(student, teacher)
+            terms["cwd_map"] = channel_wise_divergence(self.align(student_map), teacher_map, self.map_temperature)
+        if self.logits_weight > 0:
+            logits = self.logits(student, teacher)
+            terms["cwd_logits"] = channel_wise_divergence(*logits, self.logits_temperature)
+        return terms
