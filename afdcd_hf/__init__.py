@@ -15,34 +15,29 @@ if TYPE_CHECKING:
     from .adapters import as_segmenter as as_segmenter
     from .compare.comparison import run_comparison as run_comparison
     from .compare.plan import load_plan as load_plan
-    from .cost.latency import profile_model as profile_model
-    from .data.loading import load_benchmark as load_benchmark
-    from .data.loading import load_split as load_split
-    from .data.samples import TrainingSamples as TrainingSamples
-    from .data.samples import collate_samples as collate_samples
+    from .cost.profiling import profile_model as profile_model
+    from .data.loading import load_benchmark as load_benchmark, load_split as load_split
+    from .data.samples import TrainingSamples as TrainingSamples, collate_samples as collate_samples
     from .data.transforms import RandomScaleCropFlip as RandomScaleCropFlip
     from .evaluation.segmenter import evaluate_segmenter as evaluate_segmenter
     from .export.onnx import export_onnx as export_onnx
-    from .features import Activations as Activations
-    from .features import capture as capture
-    from .hub.conversion.checkpoints import convert_checkpoint as convert_checkpoint
+    from .features import Activations as Activations, capture as capture
+    from .hub.conversion import convert_checkpoint as convert_checkpoint
     from .hub.push import push_folder as push_folder
     from .hub.verify import verify as verify
-    from .inference.segment import InferenceSettings as InferenceSettings
-    from .inference.segment import segment_image as segment_image
+    from .inference.segment import InferenceSettings as InferenceSettings, segment_image as segment_image
     from .losses import build_loss as build_loss
     from .losses.afdcd import AfDcdLoss as AfDcdLoss
-    from .losses.base import DistillationLoss as DistillationLoss
-    from .losses.base import MapLoss as MapLoss
+    from .losses.base import DistillationLoss as DistillationLoss, MapLoss as MapLoss
     from .losses.cirkd import CIRKDLoss as CIRKDLoss
-    from .losses.logit_losses import BPKDLoss as BPKDLoss
-    from .losses.logit_losses import DISTLoss as DISTLoss
-    from .losses.logit_losses import KDLoss as KDLoss
-    from .losses.map_losses import AttentionTransferLoss as AttentionTransferLoss
-    from .losses.map_losses import CWDLoss as CWDLoss
-    from .losses.map_losses import FitNetLoss as FitNetLoss
-    from .losses.map_losses import IFVDLoss as IFVDLoss
-    from .losses.map_losses import SKDLoss as SKDLoss
+    from .losses.logit_losses import BPKDLoss as BPKDLoss, DISTLoss as DISTLoss, KDLoss as KDLoss
+    from .losses.map_losses import (
+        AttentionTransferLoss as AttentionTransferLoss,
+        CWDLoss as CWDLoss,
+        FitNetLoss as FitNetLoss,
+        IFVDLoss as IFVDLoss,
+        SKDLoss as SKDLoss,
+    )
     from .losses.mgd import MGDLoss as MGDLoss
     from .metrics.boundary_iou import StreamingBoundaryIoU as StreamingBoundaryIoU
     from .metrics.mean_iou import StreamingMeanIoU as StreamingMeanIoU
@@ -51,28 +46,20 @@ if TYPE_CHECKING:
     from .models.image_processing_afdcd import AfDcdImageProcessor as AfDcdImageProcessor
     from .models.modeling_afdcd import (
         AfDcdForSemanticSegmentation as AfDcdForSemanticSegmentation,
-    )
-    from .models.modeling_afdcd import (
         AfDcdOutput as AfDcdOutput,
     )
     from .ops.contrast import (
         channel_contrast as channel_contrast,
-    )
-    from .ops.contrast import (
         omni_contrast as omni_contrast,
-    )
-    from .ops.contrast import (
         spatial_contrast as spatial_contrast,
     )
     from .recipes import load_recipe as load_recipe
     from .training.distillation import DistillationModel as DistillationModel
     from .training.distillation_trainer import DistillationTrainer as DistillationTrainer
     from .training.trainer import SegmentationTrainer as SegmentationTrainer
-    from .training.training_args import DistillationConfig as DistillationConfig
     from .training.training_args import (
+        DistillationConfig as DistillationConfig,
         DistillationTrainingArguments as DistillationTrainingArguments,
-    )
-    from .training.training_args import (
         SegmentationTrainingArguments as SegmentationTrainingArguments,
     )
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .suggestions import close_names
+from .messages import close_names
 
 _PATH = re.compile(r"^(?P<path>[^\[\]:]*)(?:\[(?P<index>-?\d+)\])?(?P<layout>:nhwc|:tokens)?$")
 _MOST_EXTRA_TOKENS = 16  # class token and registers; DINOv3 has five

@@ -19,7 +19,7 @@ ROOT = Path(afdcd_hf.__file__).parent
 # Who may import whom: a part of the package imports from the layers above its own only, so that every arrow
 # points the same way. Parts of one layer know nothing of each other.
 LAYERS = (
-    {"lazy", "suggestions", "redaction", "atomic_io", "folder_lock", "worker_errors", "citations", "models"},
+    {"lazy", "messages", "atomic_io", "folder_lock", "citations", "models"},
     {"ops", "structured_files", "model_utils", "features", "registration"},
     {"adapters", "recipes", "data", "metrics", "losses"},
     {"charts"},

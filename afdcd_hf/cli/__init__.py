@@ -10,9 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from .. import __version__
-from ..redaction import without_tokens
-from ..suggestions import close_names
-from ..worker_errors import plain_message
+from ..messages import close_names, plain_message, without_tokens
 from . import evaluation, hub, show, training
 from .command import Command
 from .messages import quieten

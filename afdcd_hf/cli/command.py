@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..suggestions import close_names
+from ..messages import close_names
 
 if TYPE_CHECKING:
     from ..inference.segment import InferenceSettings

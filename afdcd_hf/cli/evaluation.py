@@ -193,19 +193,21 @@ def _profile(
         raise ValueError("--overwrite is for --output, which is missing.")
     if output and output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
-    from ..cost import ProfileSettings, profile_rows, write_profile
-    from ..cost.latency import HEADER, SIZES
+    from ..cost.profiling import HEADER, SIZES, ProfileRow, ProfileSettings, profile_model, write_profile
 
     hide_loading_bars()
     check_device(device)
     sizes = [(height, width) for height, width in size] if size else SIZES
-    rows: list[Any] = []
-    for row in profile_rows(model, sizes, settings=ProfileSettings(**settings, memory=not no_memory), device=device):
+    rows: list[ProfileRow] = []
+
+    def show(row: ProfileRow) -> None:
         if not as_json:
             print(row.format() if rows else f"{row.describe()}\n{HEADER}\n{row.format()}", flush=True)
         rows.append(row)
         if output:  # after each row, so that none is lost if a larger input does not fit
             write_profile(output, model, rows)
+
+    profile_model(model, sizes, settings=ProfileSettings(**settings, memory=not no_memory), device=device, show=show)
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return
@@ -276,8 +278,7 @@ def _count(
     if output and output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
     from ..data.benchmarks import BENCHMARKS
-    from ..data.loading import class_names as names_of
-    from ..data.loading import load_split
+    from ..data.loading import class_names as names_of, load_split
     from ..data.statistics import count_labels
 
     known = name in BENCHMARKS or class_names or options["labels_as"]

@@ -149,7 +149,7 @@ def _convert(
 ) -> None:
     hide_loading_bars()
     if backbone_only:
-        from ..hub.conversion.checkpoints import convert_backbone
+        from ..hub.conversion import convert_backbone
 
         if named := given(options):
             raise ValueError(
@@ -160,8 +160,7 @@ def _convert(
         file = convert_backbone(checkpoint, network, output_dir, overwrite=overwrite)
         print(f"{file} is ready for --pretrained_backbone")
         return
-    from ..hub.conversion.checkpoints import convert_checkpoint
-    from ..hub.conversion.reading import read_class_names
+    from ..hub.conversion import convert_checkpoint, read_class_names
     from ..hub.zoo import get_checkpoint
 
     published, dataset, classes = options["published"], options["dataset"], options["classes"]
@@ -193,7 +192,7 @@ def _card(
     **changes: Any,
 ) -> None:
     from ..hub.card_facts import ReportedResults
-    from ..hub.card_update import measure_latency, update_card
+    from ..hub.folder_facts import measure_latency, update_card
 
     speed = given({"size": size, "device": device, "precision": precision})
     if speed and not latency:
@@ -220,8 +219,7 @@ def _fraction(percent: str) -> float:
 
 def _verify(model: str, tolerance: float, as_json: bool, output: Path | None, overwrite: bool, **options: Any) -> int:
     from ..atomic_io import check_can_write
-    from ..hub.statement import statement, write_statement
-    from ..hub.verify import format_verification, verify
+    from ..hub.verify import format_verification, statement, verify, write_statement
 
     if output is not None:  # before the evaluation
         if output.exists() and not overwrite:

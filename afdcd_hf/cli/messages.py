@@ -8,7 +8,7 @@ import re
 import sys
 from contextlib import nullcontext
 
-from ..redaction import without_tokens
+from ..messages import without_tokens
 
 _SURPLUS = re.compile(r"Unexpected keys \((?P<keys>[^)]*)\) found while loading pretrained weights")
 # What classifiers of timm have behind the feature maps: a backbone does without.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..messages import close_names
 from ..recipes import comparison_path, load_recipe
 from ..structured_files import read_yaml
-from ..suggestions import close_names
 
 ALONE = "alone"
 _OWN_KEYS = ("recipe", "teacher_recipe", "methods", "seeds", "budgets", "tuning", "evaluations", "processes")

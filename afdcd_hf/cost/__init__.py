@@ -1,13 +1,11 @@
 """What a model costs: parameters, multiply-accumulates, and measured time and memory."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from ..lazy import lazy_exports
-
-if TYPE_CHECKING:
-    from .counting import count_macs, count_macs_at, count_parameters
-    from .latency import ProfileRow, ProfileSettings, profile_model, profile_rows, write_profile
-
-__getattr__, __dir__, __all__ = lazy_exports(__name__)
+from .profiling import (
+    ProfileRow as ProfileRow,
+    ProfileSettings as ProfileSettings,
+    count_macs as count_macs,
+    count_macs_at as count_macs_at,
+    count_parameters as count_parameters,
+    profile_model as profile_model,
+    write_profile as write_profile,
+)

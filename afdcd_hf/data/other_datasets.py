@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..suggestions import close_names
+from ..messages import close_names
 from .benchmarks import BENCHMARKS, Benchmark, Layout, find_files, get_benchmark
 from .decoding import DecodedRows
 from .loading import file_rows

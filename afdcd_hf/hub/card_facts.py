@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from ..atomic_io import written_whole
-from ..redaction import without_tokens
+from ..messages import without_tokens
 from ..structured_files import read_json
 
 FACTS_NAME = "card_facts.json"

@@ -1,22 +1,53 @@
-"""Publishing a model's folder on the Hub, in one commit, and what the Hub refuses, in one line that says what to do."""
+"""Publishing a model's folder on the Hub: what of it is sent, in one commit, and what the Hub refuses, in one line."""
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .folder_facts import check_repo_id
-from .model_card import CARD_NAME, is_handwritten
-from .push_files import PROCESSOR_NAME, PushFile, files_to_push
+import yaml
+
+from ..messages import without_tokens
+from ..structured_files import read_json
+from .card_facts import FACTS_NAME, CardFacts, facts_json, read_facts
+from .folder_facts import RESULTS_NAME, check_repo_id, public_protocol, read_results, with_repo_id
+from .model_card import CARD_NAME, is_handwritten, render_card
+from .weight_files import CONFIG_NAME, check_weights
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
+PROCESSOR_NAME, RECIPE_NAME, VERIFIED_NAME = "preprocessor_config.json", "recipe.yaml", "verified.json"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
+_TEXTS = {".json", ".md", ".yaml", ".py"}
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg"}
+_SHOWN_PICTURE = re.compile(
+    r"!\[[^\]]*\]\(\s*(?:<(?P<quoted>[^>]+)>|(?P<plain>[^\s)]+))|<img\b[^>]*?\bsrc\s*=\s*[\"'](?P<html>[^\"']+)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class PushFile:
+    """A file to publish."""
+
+    name: str  # its path in the repository
+    content: Path | bytes  # the file that holds it, or the bytes themselves
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+    def read(self) -> bytes:
+        """The content."""
+        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -81,17 +112,50 @@ def push_folder(
 
 
 def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) -> PushPlan:
-    """What of the folder is pushed; looks at the folder only, with arguments and errors of `push_folder`.
+    """What of a saved model is pushed; looks at the folder only, with arguments and errors of `push_folder`.
 
-    `needs_config` says whether `from_pretrained` must be able to load it.
+    Weights, configurations, the source they name, card, the images it shows, results, facts, recipe and statement.
+    Checkpoints, optimizers, weights of the loss, logs and settings of the run are not, nor is anything unknown. Card,
+    facts and results get the repository's name; the files in the folder stay as they are. A card is rendered again
+    where it is the one of the facts beside it; any other is published as it is. Scores of a dataset on the Hub are
+    added as `.eval_results/*.yaml`. `needs_config` says whether `from_pretrained` must be able to load it.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
-    files, notes = files_to_push(folder, repo_id, needs_config=needs_config)
-    names = {Path(file.name).parts[0] for file in files}
-    if PROCESSOR_NAME not in names:
+    weights = check_weights(folder)
+    if needs_config and not (folder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"{folder} has weights but no {CONFIG_NAME}; save the model with save_pretrained.")
+    card = (folder / CARD_NAME).read_text("utf-8", "replace") if (folder / CARD_NAME).is_file() else ""
+    names = [CONFIG_NAME, *weights, PROCESSOR_NAME, *_source(folder), CARD_NAME, *shown_pictures(folder, card)]
+    names += [RESULTS_NAME, FACTS_NAME, RECIPE_NAME, VERIFIED_NAME]
+    contents: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
+    if outside := [folder / name for name in contents if not _lies_in(folder, name)]:
+        raise ValueError(
+            f"{outside[0]} is a link to {outside[0].resolve()}, and a push follows no link out of the folder; put the "
+            "file itself there, or remove the link."
+        )
+    if RESULTS_NAME in contents:
+        results = read_results(folder / RESULTS_NAME)
+        results["protocol"] = public_protocol(results["protocol"], repo_id)
+        contents[RESULTS_NAME] = (json.dumps(results, indent=2) + "\n").encode("utf-8")
+    if FACTS_NAME in contents:
+        facts = read_facts(folder)
+        public = with_repo_id(facts, repo_id)
+        contents |= {FACTS_NAME: facts_json(public), **_eval_results(public)}
+        if card == render_card(facts):
+            card = render_card(public)
+            contents[CARD_NAME] = card.encode("utf-8")
+    notes = []
+    if CARD_NAME not in contents:
+        notes.append(f"there is no {CARD_NAME}: `afdcd card {folder}` renders one")
+    elif repo_id not in card:
+        notes.append(f"{CARD_NAME} does not name {repo_id} and is pushed as it is")
+    files = [PushFile(name, content) for name, content in contents.items()]
+    notes += _private_texts(folder, files)
+    if PROCESSOR_NAME not in contents:
         notes.append(f"there is no {PROCESSOR_NAME}: pipelines will not know how to prepare images")
-    others = [f"{path.name}{'/' * path.is_dir()}" for path in sorted(folder.iterdir()) if path.name not in names]
+    sent = {Path(name).parts[0] for name in contents}
+    others = [f"{path.name}{'/' * path.is_dir()}" for path in sorted(folder.iterdir()) if path.name not in sent]
     return PushPlan(repo_id, files, others, notes)
 
 
@@ -142,11 +206,11 @@ def plain_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
         if not isinstance(cause, HTTPError):
             raise
         said = str(getattr(cause, "server_message", None) or cause).strip() or type(cause).__name__
+        said = said.splitlines()[0]
         if not isinstance(cause, HfHubHTTPError):  # of the connection, not of what was asked
-            broken = f"{endpoint} cannot be reached, or the connection broke: {said.splitlines()[0]}"
-            raise ConnectionError(broken) from error
+            raise ConnectionError(f"{endpoint} cannot be reached, or the connection broke: {said}") from error
         status = cause.response.status_code
-        said = f"({status}: {said.splitlines()[0]})"
+        said = f"({status}: {said})"
         if status == 401:
             token = "refuses the token" if get_token() else "wants a token"
             raise PermissionError(f"{endpoint} {token} for {repo_id} {said}: {_LOG_IN}.") from error
@@ -154,6 +218,13 @@ def plain_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
             advice = f"use a token with write access to {repo_id.split('/')[0]!r}, or another name"
             raise PermissionError(f"{endpoint} refuses to write to {repo_id} {said}: {advice}.") from error
         raise OSError(f"{endpoint} refuses {repo_id} {said}.") from error
+
+
+def shown_pictures(folder: Path, card: str) -> list[str]:
+    """The images in the folder that its card shows; of other files, and of what lies elsewhere, none."""
+    paths = [next(filter(None, match.groups())) for match in _SHOWN_PICTURE.finditer(card)]
+    names = [path.removeprefix("./") for path in paths if Path(path).suffix.lower() in _PICTURES]
+    return [name for name in names if not Path(name).is_absolute() and _lies_in(folder, name)]
 
 
 def _visibility(api: HfApi, repo_id: str, private: bool | None) -> bool | None:
@@ -192,3 +263,66 @@ def _handwritten_on_hub(api: HfApi, repo_id: str, revision: str | None) -> bool:
             return revision is not None and _handwritten_on_hub(api, repo_id, None)
         except RemoteEntryNotFoundError:
             return False
+
+
+def _eval_results(facts: CardFacts) -> dict[str, bytes]:
+    """The Hub's own format of scores, for a dataset that is there, and a whole split of it."""
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    dataset, measured = facts.dataset, facts.measured
+    if dataset is None or dataset.hub_id is None or measured is None or not measured.covers_split:
+        return {}
+    entry = EvalResultEntry(
+        dataset_id=dataset.hub_id,
+        task_id="semantic-segmentation",
+        value=round(100 * measured.mean_iou, 2),
+        date=measured.date,
+        source_url=f"https://huggingface.co/{facts.repo_id}",
+        source_name="Model card",
+        notes=f"mIoU in percent, split {dataset.split}; the protocol is in {RESULTS_NAME}",
+    )
+    name = f".eval_results/{dataset.hub_id.replace('/', '_')}.yaml"
+    return {name: yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode("utf-8")}
+
+
+def _private_texts(folder: Path, files: list[PushFile]) -> list[str]:
+    """Warnings of texts that name folders of this machine; one with an access token is refused."""
+    roots = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 1}
+    pattern = re.compile("(?:" + "|".join(map(re.escape, sorted(roots, reverse=True))) + r")/[^\s\"'`<>)|]*")
+    warnings = []
+    for file in files:
+        text = file.read().decode("utf-8", "replace") if Path(file.name).suffix in _TEXTS else ""
+        if without_tokens(text) != text:
+            raise ValueError(f"{folder / file.name} holds what looks like an access token; remove it before pushing.")
+        if match := pattern.search(text):
+            warnings.append(f"{file.name} names a path of this machine, {match[0]}")
+    return warnings
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    """Whether it is a file in the folder also where a link leads: into the folder, or the cache of the Hub."""
+    from huggingface_hub import constants
+
+    path, allowed = (folder / name).resolve(), (folder.resolve(), Path(constants.HF_HUB_CACHE).resolve())
+    return path.is_file() and any(path.is_relative_to(root) for root in allowed)
+
+
+def _source(folder: Path) -> list[str]:
+    """The modules that the configurations name in `auto_map`, and those that these import."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    names = []
+    for config in (folder / CONFIG_NAME, folder / PROCESSOR_NAME):
+        named: Any = read_json(config, "a configuration").get("auto_map", {}) if config.is_file() else {}
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise ValueError(f"auto_map in {config} is not an object of class names; save the model again.")
+        # `modeling_x` of `modeling_x.XModel`; what lies in another repository (`user/repo--x.X`) is not in the folder.
+        names += [name.split(".")[0] + ".py" for name in named.values() if "--" not in name]
+    try:
+        imported = [Path(file).name for name in sorted(names) for file in get_relative_import_files(folder / name)]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} lacks {Path(error.filename).name}, without which it does not load where afdcd_hf is not "
+            "installed; load the model and its image processor here, and save both again with save_pretrained."
+        ) from error
+    return list(dict.fromkeys([*names, *imported]))

@@ -9,9 +9,8 @@ from pathlib import Path
 from ..evaluation.command import evaluate_saved
 from ..structured_files import read_yaml
 from .card_facts import Facts, Fraction, read_facts, restored
-from .card_update import update_card
-from .conversion.checkpoints import convert_checkpoint
-from .folder_facts import RESULTS_NAME
+from .conversion import convert_checkpoint
+from .folder_facts import RESULTS_NAME, update_card
 from .push import plain_hub_errors, push_folder
 from .zoo import CheckpointRow, get_checkpoint
 

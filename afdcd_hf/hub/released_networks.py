@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..messages import close_names
 from ..models.configuration_afdcd import AfDcdConfig
-from ..suggestions import close_names
 
 
 @dataclass(frozen=True)

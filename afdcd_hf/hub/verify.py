@@ -1,14 +1,22 @@
-"""`afdcd verify`: evaluates a published model again, under its card's protocol, and compares."""
+"""`afdcd verify`: evaluates a published model again, under its card's protocol, and compares.
+
+The outcome can be kept as `verified.json`: which score, on which weights and with what. A record, and no signature.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..atomic_io import written_whole
+from ..cost.machine import library_versions, machine_name
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
@@ -16,12 +24,12 @@ from ..data.statistics import fingerprint, is_generated
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
 from ..models.loading import load_model, load_processor
+from ..structured_files import read_json
 from .card_facts import FACTS_NAME, HUB_ID, read_facts
 from .folder_facts import RESULTS_NAME, measured_results, public_name, read_results
 from .model_card import CARD_NAME
-from .push import plain_hub_errors
-from .statement import checksums, doubts_of_statement
-from .weights_check import check_weights
+from .push import VERIFIED_NAME, plain_hub_errors
+from .weight_files import check_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,8 +117,8 @@ def verify(
         raise ValueError(f"{mine}; pass yours as list_file (--list_file).")
     choice = {option: known[option] for option in _DATA_OPTIONS if known.get(option) is not None}
     images = load_split(name, known["split"], data_dir, list_file=list_file, **choice)
-    weights = checksums(folder, check_weights(folder))
-    doubts = doubts_of_statement(folder, weights, claim.mean_iou)
+    weights = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in check_weights(folder)}
+    doubts = _doubts_of_statement(folder, weights, claim.mean_iou)
     claim = replace(claim, doubts=(*claim.doubts, *doubts))
     network = load_model(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if name in BENCHMARKS:
@@ -183,6 +191,19 @@ def format_verification(done: Verification) -> str:
     return "\n".join([*lines, "The claim holds." if done.holds else "The claim does NOT hold."])
 
 
+def statement(done: Verification) -> dict[str, Any]:
+    """The outcome with date, machine and versions, as JSON has it; an undefined score is None."""
+    made = {"date": date.today().isoformat(), "machine": machine_name(), "versions": library_versions()}
+    text = json.dumps({"holds": done.holds, **asdict(done), **made})
+    return json.loads(text, parse_constant=lambda _: None)  # NaN is not JSON
+
+
+def write_statement(path: Path, done: Verification) -> None:
+    """Write the outcome whole, or not at all."""
+    with written_whole(path) as part:
+        part.write_text(json.dumps(statement(done), indent=2) + "\n", "utf-8")
+
+
 def _local_folder(model: str | Path, revision: str | None) -> Path:
     if Path(model).is_dir():
         if revision is not None:
@@ -231,3 +252,21 @@ def _remarks(claim: Claim, name: str, images: Dataset, protocol: Mapping[str, An
         now = protocol.get(key, value)
         if key not in _OF_NO_ACCOUNT and value != (list(now) if isinstance(now, tuple) else now):
             yield f"the card says {key} {value}, here it is {now}"
+
+
+def _doubts_of_statement(folder: Path, weights: Mapping[str, str], claimed: float) -> Iterator[str]:
+    """Where a `verified.json` in the folder is of other weights (SHA-256 by file) or another score, a fraction."""
+    path = folder / VERIFIED_NAME
+    if not path.is_file():
+        return
+    known: dict[str, Any] = read_json(path, "what `afdcd verify --output` wrote")
+    try:
+        theirs, points, tolerance = known["weights"], known["mean_iou"], float(known["tolerance"])
+        differs = points is None or abs(float(points) - claimed) > tolerance
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not what `afdcd verify --output` writes ({error!r}); remove it.") from error
+    if theirs != weights:
+        yield f"{VERIFIED_NAME} is of other weights than these (SHA-256): remove it"
+    if differs:
+        measured = "no score" if points is None else f"{100 * points:.2f} %"
+        yield f"{VERIFIED_NAME} measured {measured}, where {100 * claimed:.2f} % are claimed"

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..messages import close_names
 from ..structured_files import read_yaml
-from ..suggestions import close_names
 
 _FOLDER = Path(__file__).parent
 _COMPARISONS = _FOLDER / "comparisons"

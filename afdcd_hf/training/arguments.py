@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from ..messages import close_names
 from ..recipes import parse_json_object
 from ..structured_files import parse_yaml
-from ..suggestions import close_names
 from .option_values import as_type, check_value, takes_several, type_hints
 from .options import DataArguments, DistillationOptions, ModelArguments, SegmentationOptions, TeacherArguments
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..losses.cirkd import queue_names
-from ..worker_errors import plain_message
+from ..messages import plain_message
 from .checkpoints import WRITE_ERRORS, checkpoint_folder, checkpoints_of, why_not_written
 
 if TYPE_CHECKING:

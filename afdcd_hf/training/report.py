@@ -27,9 +27,9 @@ from ..hub.folder_facts import (
     public_name,
 )
 from ..hub.model_card import render_card, write_card
-from ..hub.push_files import RECIPE_NAME
+from ..hub.push import RECIPE_NAME
+from ..messages import without_tokens
 from ..models.loading import load_model, load_processor
-from ..redaction import without_tokens
 from .distillation_trainer import DistillationTrainer
 from .distributed import images_per_step
 from .option_values import plain_value

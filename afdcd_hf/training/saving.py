@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from ..redaction import without_tokens
+from ..messages import without_tokens
 from ..structured_files import read_json
 from .checkpoints import (
     MARKER_NAME,

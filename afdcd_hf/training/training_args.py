@@ -14,7 +14,7 @@ from transformers import TrainingArguments, get_scheduler
 from ..data.samples import TrainingSamples
 from ..features import layer_names
 from ..losses import validate_loss_spec
-from ..suggestions import close_names
+from ..messages import close_names
 from .distributed import DEFAULT_BATCH_SIZE, device_batch_size, images_per_step, use_one_gpu_per_process
 from .option_values import check_options, plain_value
 from .options import DEFAULT_STEPS, DistillationOptions, SegmentationOptions

@@ -108,8 +108,7 @@ def test_classes_in_another_order_are_a_warning(tmp_path, caplog):
 
 def parquet_of_ade20k(path: Path) -> Path:
     """A dataset as on the Hub: labels as in ADE20K's files (0 = other), columns of other names."""
-    from datasets import Dataset, Features
-    from datasets import Image as ImageFeature
+    from datasets import Dataset, Features, Image as ImageFeature
 
     label = np.zeros((32, 48), np.uint8)
     label[:, 8:], label[:, 30:] = 1, 150

@@ -18,8 +18,7 @@ from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.cli import main
 from afdcd_hf.hub.card_facts import CardFacts, DatasetFacts, MeasuredResults, Picture, read_facts, write_facts
 from afdcd_hf.hub.model_card import MARKER, write_card
-from afdcd_hf.hub.push import push_folder
-from afdcd_hf.hub.push_files import shown_pictures
+from afdcd_hf.hub.push import push_folder, shown_pictures
 
 REPO = "street/tiny"
 SOURCE = {

@@ -13,7 +13,7 @@ from miniatures import camvid_folder
 
 from afdcd_hf.cli import main
 from afdcd_hf.data.benchmarks import get_benchmark
-from afdcd_hf.hub.conversion.checkpoints import released_model
+from afdcd_hf.hub.conversion import released_model
 from afdcd_hf.hub.zoo import CHECKPOINTS
 
 

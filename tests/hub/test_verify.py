@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor
 from afdcd_hf.cli import main
 from afdcd_hf.data.loading import load_benchmark, load_split
 from afdcd_hf.data.statistics import fingerprint
-from afdcd_hf.hub import card_update
+from afdcd_hf.hub import folder_facts
 from afdcd_hf.hub.card_facts import FACTS_NAME, ReportedResults, read_facts, write_facts
 from afdcd_hf.hub.model_card import write_card
 from afdcd_hf.hub.push import plan_push
@@ -262,7 +262,7 @@ def test_what_is_added_stays_when_the_card_is_rendered_again(model, tmp_path):
 
 
 def test_measured_speed_gets_on_the_card_and_is_replaced_by_the_next_measurement(model, monkeypatch):
-    monkeypatch.setattr(card_update, "ProfileSettings", partial(card_update.ProfileSettings, warmup=1, repeats=3))
+    monkeypatch.setattr(folder_facts, "ProfileSettings", partial(folder_facts.ProfileSettings, warmup=1, repeats=3))
     options = ["--latency", "--device", "cpu", "--size", "32", "64", "--size", "64", "64"]
     assert status("card", model, *options) == 0 and status("card", model, *options[:6]) == 0
     first, second = read_facts(model).latency

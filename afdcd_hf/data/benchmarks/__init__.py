@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...suggestions import close_names
+from ...messages import close_names
 from ..scenes import SCENE_CLASSES, SCENE_PALETTE
 from .finding import SplitFiles, find_files
 from .row import Benchmark, Layout, Submission, read_benchmark

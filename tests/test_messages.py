@@ -6,7 +6,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from afdcd_hf import cli
-from afdcd_hf.worker_errors import plain_message
+from afdcd_hf.messages import plain_message
 
 TRACEBACK = (
     "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"

@@ -1,4 +1,4 @@
-"""What a model costs on the device at hand: `profile_model` measures time and memory."""
+"""What a model costs: parameters and multiply-accumulates, which are counted; time and memory, which are measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..atomic_io import written_whole
 from ..inference.segment import PRECISIONS, height_and_width
-from ..model_utils import device_of, dtype_of
-from .counting import count_macs_at, count_parameters
+from ..model_utils import device_of, dtype_of, evaluating
 from .machine import device_name, load_average, versions
 
 SIZES = ((512, 512), (512, 1024), (1024, 2048))
@@ -34,13 +35,46 @@ HEADER = (
 _FEWEST_PASSES = 3  # of a measurement that its time limit cuts short
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Count the numbers that a model stores: every tensor of its state dict, hence also the running statistics and step
+    counters of batch norm. A tensor that is shared under several names counts once."""
+    # keep_vars hands out the tensors themselves, so that shared ones can be told by their identity.
+    state = model.state_dict(keep_vars=True).values()
+    return sum({id(tensor): tensor.numel() for tensor in state if isinstance(tensor, torch.Tensor)}.values())
+
+
+def count_macs(model: nn.Module, size: tuple[int, int], channels: int = 3) -> int:
+    """Count the multiply-accumulates (MACs) of one forward pass of one image.
+
+    Counted are convolutions (grouped and transposed ones too), matrix products and attention, by the shapes PyTorch
+    really runs; a bias adds nothing. Everything else counts 0: normalisation, activations, pooling, resizing and
+    other element-wise work, and fused recurrent layers. One MAC is two floating-point operations (FLOPs).
+    The model runs once in evaluation mode on an image of zeros, on its own device and in its own dtype, without
+    gradients; layers that work only in training (an auxiliary head) are not counted.
+
+    Args:
+        model: called as `model(pixel_values=image)`; every module is left in the mode it was in.
+        size: `(height, width)` of the image in pixels; a ValueError unless these are positive whole numbers.
+        channels: channels of the image.
+    """
+    height_and_width("size", size)
+    image = torch.zeros(1, channels, *size, device=device_of(model), dtype=dtype_of(model))
+    counter = FlopCounterMode(display=False)
+    # PyTorch has no formula for the CPU's fused attention: as plain matrix products it is counted on every device.
+    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        model(pixel_values=image)
+    return counter.get_total_flops() // 2
+
+
+def count_macs_at(model: nn.Module, sizes: Iterable[tuple[int, int]]) -> list[int]:
+    """As `count_macs`, for one RGB image at each `(height, width)`, from shapes alone: nothing is computed."""
+    shapes = copy.deepcopy(model).to("meta")
+    return [count_macs(shapes, size) for size in sizes]
+
+
 @dataclass(frozen=True)
 class ProfileSettings:
-    """How to measure.
-
-    Raises:
-        ValueError: a number is not positive or the precision is unknown.
-    """
+    """How to measure; a ValueError where a number is not positive or the precision is unknown."""
 
     batch_size: int = 1  # images in a forward pass
     precision: str = "fp32"  # as in inference: "fp32" (the type of the weights), or "bf16" or "fp16" (autocast)
@@ -66,8 +100,8 @@ class ProfileSettings:
 class ProfileRow:
     """The cost of a model at one size of input."""
 
-    num_parameters: int  # every number that the model stores, as `count_parameters` counts
-    macs: int  # multiply-accumulates of one image, as `count_macs` counts
+    num_parameters: int  # as `count_parameters` counts
+    macs: int  # of one image, as `count_macs` counts
     height: int
     width: int
     batch_size: int
@@ -106,6 +140,7 @@ def profile_model(
     *,
     settings: ProfileSettings | None = None,
     device: str | torch.device | None = None,
+    show: Callable[[ProfileRow], None] = lambda row: None,
 ) -> list[ProfileRow]:
     """Measure time and memory of a model's forward pass, and count its parameters and multiply-accumulates.
 
@@ -117,6 +152,7 @@ def profile_model(
         sizes: `(height, width)` of the inputs, in pixels.
         settings: how to measure.
         device: where to run. By default where the model is; a saved one on a GPU where there is one.
+        show: gets each row as soon as it is measured.
 
     Returns:
         A row per size. The model that was given stays as and where it was: a copy is measured.
@@ -126,18 +162,7 @@ def profile_model(
             into memory, or cannot be compiled.
         OSError: there is no such folder or repository.
     """
-    return list(profile_rows(model, sizes, settings=settings, device=device))
-
-
-def profile_rows(
-    model: nn.Module | str | Path,
-    sizes: Sequence[tuple[int, int]] = SIZES,
-    *,
-    settings: ProfileSettings | None = None,
-    device: str | torch.device | None = None,
-) -> Iterator[ProfileRow]:
-    """As `profile_model`, with each row as soon as it is measured."""
-    settings = settings or ProfileSettings()
+    settings, rows = settings or ProfileSettings(), list[ProfileRow]()
     for size in sizes:
         height_and_width("size", size)
     if not sizes:
@@ -159,7 +184,10 @@ def profile_rows(
         raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; cast the model.")
     layout = torch.channels_last if settings.channels_last else torch.preserve_format
     measured = measured.to(device, memory_format=layout).eval()  # type: ignore[call-overload]  # torch lists no such pair
-    return (_profile_row(measured, size, settings) for size in sizes)
+    for size in sizes:
+        rows.append(_profile_row(measured, size, settings))
+        show(rows[-1])
+    return rows
 
 
 def write_profile(path: str | Path, model: str, rows: Sequence[ProfileRow]) -> None:
@@ -213,24 +241,22 @@ def _measure(model: nn.Module, size: tuple[int, int], settings: ProfileSettings)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             forward(pixel_values=images)
 
+    def now() -> float:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return perf_counter()
+
     images = noise()
     for _ in range(settings.warmup):
         run(images)
     seconds: list[float] = []
     while len(seconds) < settings.repeats and (len(seconds) < _FEWEST_PASSES or sum(seconds) < settings.max_seconds):
-        _wait_for(device)
-        start = perf_counter()
+        start = now()
         run(images)
-        _wait_for(device)
-        seconds.append(perf_counter() - start)
+        seconds.append(now() - start)
     del images
     # this pass makes its input itself, so that the allocator sees it come
     return seconds, peak_allocated(lambda: run(noise()), device) if settings.memory else None
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def peak_allocated(run: Callable[[], Any], device: torch.device) -> int | None:
@@ -262,18 +288,13 @@ def peak_allocated(run: Callable[[], Any], device: torch.device) -> int | None:
 
 def _setting(model: nn.Module, settings: ProfileSettings) -> str:
     device, dtype = device_of(model), dtype_of(model)
+    words = [str(dtype).removeprefix("torch.") if dtype != torch.float32 else "fp32"]
     if settings.precision != "fp32":
         words = [f"{settings.precision} autocast"]
-    elif dtype != torch.float32:
-        words = [str(dtype).removeprefix("torch.")]
-    else:
-        words = ["fp32"]
-        nvidia = device.type == "cuda" and not torch.version.hip
-        if nvidia and torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0):
+    elif dtype == torch.float32 and device.type == "cuda" and not torch.version.hip:
+        if torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0):
             words.append("TF32 convolutions")  # PyTorch's default
-    words += ["channels last"] if settings.channels_last else []
-    words += ["compiled"] if settings.compile else []
-    return ", ".join(words)
+    return ", ".join([*words, *["channels last"] * settings.channels_last, *["compiled"] * settings.compile])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A released segmentation checkpoint -> a folder for `from_pretrained`; a released backbone -> timm's weights."""
+"""Released checkpoints (`.pth`) turned into folders for `from_pretrained`, and ImageNet weights into timm's names."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ... import __version__
-from ...atomic_io import written_whole
-from ...data.benchmarks import BENCHMARKS, get_benchmark
-from ...models.image_processing_afdcd import RELEASED_INPUT, AfDcdImageProcessor
-from ...models.loading import load_model
-from ...models.modeling_afdcd import AfDcdForSemanticSegmentation
-from ...suggestions import close_names
-from ..card_facts import CardFacts, write_facts
-from ..folder_facts import dataset_facts, network_facts
-from ..model_card import write_card
-from ..released_networks import RELEASED_NETWORKS, get_released_network, released_backbone_name, released_names
-from ..weights_check import check_tensors
-from ..zoo import get_checkpoint
-from ..zoo_cards import zoo_facts
-from .reading import read_tensors
+from .. import __version__
+from ..atomic_io import written_whole
+from ..data.benchmarks import BENCHMARKS, get_benchmark
+from ..messages import close_names
+from ..models.image_processing_afdcd import RELEASED_INPUT, AfDcdImageProcessor
+from ..models.loading import load_model
+from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
+from .card_facts import CardFacts, write_facts
+from .folder_facts import dataset_facts, network_facts
+from .model_card import write_card
+from .released_networks import RELEASED_NETWORKS, get_released_network, released_backbone_name, released_names
+from .weight_files import check_tensors, read_tensors, without_values
+from .zoo import get_checkpoint, zoo_facts
 
 logger = logging.getLogger(__name__)
 
 _PREFIXES = ("pretrained.net.", "pretrained.", "net.")
+_OF_HEADS = ("head.", "auxlayer.")
 _BACKBONES = {name.split("_")[1]: kind for name, kind in RELEASED_NETWORKS.items()}
 
 
@@ -53,8 +52,7 @@ def convert_checkpoint(
     folder is read back and compared with the file before it appears under its name.
 
     Args:
-        checkpoint: `.pth` (plain, nested under `state_dict` or its like, with or without `module.` before the names)
-            or `.safetensors`.
+        checkpoint: `.pth` or `.safetensors`, in the forms that `read_tensors` knows.
         network: kind of network, a key of `RELEASED_NETWORKS`, such as "deeplabv3_resnet18".
         output: folder to make.
         dataset: benchmark it was trained on, which gives the classes their names.
@@ -75,9 +73,7 @@ def convert_checkpoint(
     if row is not None and (network, dataset) != (row.network, row.dataset):
         raise ValueError(f"{published} is a {row.network} for {row.dataset}, not a {network} for {dataset}.")
     checkpoint, output = Path(checkpoint), Path(output)
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; give a folder.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not overwrite):
         raise FileExistsError(f"{output} has files already; give another folder, or --overwrite to replace them.")
     get_released_network(network)
     if dataset is not None and classes is not None:
@@ -90,9 +86,9 @@ def convert_checkpoint(
     names = _class_names(tensors, network, names, what, dataset or "the names given")
     model, renamed = released_model(network, names, tensors)
     try:
-        model.load_state_dict(fitting_values(tensors, renamed, model.state_dict(), what), assign=True)
+        model.load_state_dict(_fitting(tensors, renamed, model.state_dict(), what), assign=True)
     except ValueError as error:
-        raise ValueError(f"{error} {_advice(tensors, network)}") from error
+        raise ValueError(f"{error} {_advice(tensors)}") from error
     origin = (
         f"Converted by afdcd_hf {__version__} from `{checkpoint.name}` (SHA-256 "
         f"`{hashlib.sha256(checkpoint.read_bytes()).hexdigest()}`), a `{network}` in the released layout; not trained "
@@ -127,11 +123,8 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path, *
         checkpoint: file with the backbone alone, its names with or without `pretrained.` in front; its ImageNet
             classifier may be in it (then it is in the new file, too) or not. Otherwise as for `convert_checkpoint`.
         network: kind of network whose backbone it is ("deeplabv3_resnet18"), or the backbone alone ("resnet18").
-        output: `.safetensors` file to write.
+        output: `.safetensors` file to write: what recipes call `pretrained_backbone`. Returned.
         overwrite: replace the file.
-
-    Returns:
-        The file: what recipes call `pretrained_backbone`.
 
     Raises:
         ValueError: an unknown network, a file that cannot be read as data, or tensors that do not fit.
@@ -152,16 +145,16 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path, *
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     classifier = ("features.18.", "classifier.") if name == "mobilenetv2" else ("fc.",)
     weight = tensors.get("classifier.1.weight" if name == "mobilenetv2" else "fc.weight")
-    num_classes = 1000 if weight is None or weight.ndim != 2 else len(weight)
     kind = _BACKBONES[name]
     with torch.device("meta"):
+        num_classes = 1000 if weight is None or weight.ndim != 2 else len(weight)
         ours = timm.create_model(kind.backbone, num_classes=num_classes, **kind.backbone_kwargs).state_dict()
     renamed = {released_backbone_name(one, name): one for one in ours}
     if not any(one.startswith(classifier) for one in tensors):
         renamed = {released: one for released, one in renamed.items() if not released.startswith(classifier)}
-    whole = any(one.startswith(("head.", "auxlayer.")) for one in tensors)
+    whole = any(one.startswith(_OF_HEADS) for one in tensors)
     hint = "It is a whole network: leave --backbone_only out." if whole else ""
-    values = fitting_values(tensors, renamed, ours, f"{Path(checkpoint).name} as backbone {name}", hint)
+    values = _fitting(tensors, renamed, ours, f"{Path(checkpoint).name} as backbone {name}", hint)
     with written_whole(output) as part:
         save_file(values, part, metadata={"format": "pt"})
     logger.info("%d tensors are in %s, as pretrained_backbone", len(values), output)
@@ -179,17 +172,24 @@ def released_model(
     width = None if classifier is None else classifier.shape[1]
     auxiliary = any(name.startswith("auxlayer.") for name in tensors) if tensors else None
     config = get_released_network(network).config(classes, head_channels=width, auxiliary_head=auxiliary)
-    with torch.device("meta"):
-        model = AfDcdForSemanticSegmentation(config).eval()
+    model = without_values(config)
     return model, released_names(model.state_dict(), network)
 
 
-def fitting_values(
+def read_class_names(path: str | Path) -> list[str]:
+    """Class names from a text file, one a line in the order of their ids; a ValueError if there are none."""
+    names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{path} has no names; write one a line.")
+    return names
+
+
+def _fitting(
     tensors: Mapping[str, Tensor], names: Mapping[str, str], ours: Mapping[str, Tensor], what: str, hint: str = ""
 ) -> dict[str, Tensor]:
-    """The tensors of a file under our names and in our types, once `check_tensors` has held each against `ours`.
+    """The tensors of a file under our names (`names`: released to ours) and in our types, once each fits `ours`.
 
-    `names` are released name to ours. Counters of batch normalisation that it lacks become 0, as in strict loading.
+    Counters of batch normalisation that it lacks become 0, as in strict loading.
     """
     counters = [name for name in names if name.endswith("num_batches_tracked") and name not in tensors]
     tensors = {**tensors, **{name: torch.tensor(0) for name in counters}}
@@ -198,14 +198,14 @@ def fitting_values(
     return {names[name]: tensor.to(ours[names[name]].dtype, copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def _advice(tensors: Mapping[str, Tensor], network: str) -> str:
-    if not any(name.startswith(("head.", "auxlayer.")) for name in tensors):
+def _advice(tensors: Mapping[str, Tensor]) -> str:
+    if not any(name.startswith(_OF_HEADS) for name in tensors):
         return "It holds no head: convert a backbone's ImageNet weights with --backbone_only."
     for other in RELEASED_NETWORKS:
         classifier = _classifier(tensors, other)
         model, renamed = released_model(other, ["0"] * (1 if classifier is None else len(classifier)), tensors)
         try:
-            fitting_values(tensors, renamed, model.state_dict(), other)
+            _fitting(tensors, renamed, model.state_dict(), other)
         except ValueError:
             continue
         return f"The file is a {other}: give --network {other}."

@@ -1,4 +1,4 @@
-"""`afdcd_hf.cost`: times, memory, rows and the command `afdcd profile`."""
+"""Parameters and MACs against sums done by hand; times, memory, rows and the command `afdcd profile`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,127 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import segmenter
+from tiny import same, saved, segmenter, weights
 from torch import nn
 
+from afdcd_hf import AfDcdConfig, AfDcdForSemanticSegmentation
 from afdcd_hf.cli import main
-from afdcd_hf.cost import ProfileRow, ProfileSettings, count_macs, count_parameters, latency, profile_model
-from afdcd_hf.cost.latency import peak_allocated, profile_rows
-from afdcd_hf.hub.card_facts import LatencyRow
+from afdcd_hf.cost import (
+    ProfileRow,
+    ProfileSettings,
+    count_macs,
+    count_macs_at,
+    count_parameters,
+    profile_model,
+    profiling,
+)
 
 MIB = 2**20
+
+# Counted
+
+
+class SmallNet(nn.Module):
+    """Plain, grouped and strided, depth-wise, and 1x1 convolutions, then a matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=4, bias=False)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
+        self.pointwise = nn.Conv2d(16, 5, 1)
+        self.linear = nn.Linear(5, 2)
+        self.training_only = nn.Conv2d(8, 100, 3)
+        self.calls: list[tuple] = []
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self.calls.append((tuple(pixel_values.shape), pixel_values.dtype, torch.is_grad_enabled()))
+        first = self.norm(self.plain(pixel_values)).relu()
+        if self.training:
+            self.training_only(first)
+        last = self.pointwise(self.depthwise(self.grouped(first)))
+        return self.linear(last.mean((2, 3)))
+
+
+# On 6 x 10 pixels; the strided convolution leaves 3 x 5.
+MACS = {
+    "plain": 6 * 10 * 8 * 3 * 9,
+    "grouped": 3 * 5 * 16 * (8 // 4) * 9,
+    "depthwise": 3 * 5 * 16 * 1 * 9,
+    "pointwise": 3 * 5 * 5 * 16,
+    "linear": 5 * 2,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_macs_equal_the_sum_done_by_hand_and_the_model_stays_as_it_was(dtype):
+    model = SmallNet().to(dtype).train()
+    model.norm.eval()
+    before, random_state = weights(model), torch.get_rng_state()
+    assert count_macs(model, (6, 10)) == sum(MACS.values()) == 12960 + 4320 + 2160 + 1200 + 10
+    assert model.calls == [((1, 3, 6, 10), dtype, False)]
+    larger = 4 * (sum(MACS.values()) - MACS["linear"]) + MACS["linear"]
+    assert count_macs_at(model, [(6, 10), (12, 20)]) == [sum(MACS.values()), larger]
+    with pytest.raises(RuntimeError):
+        count_macs(model, (6, 10), channels=7)
+    assert model.training and model.plain.training and not model.norm.training
+    assert same(weights(model), before) and torch.equal(torch.get_rng_state(), random_state)
+
+
+class Attention(nn.Linear):
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        tokens = pixel_values.flatten(2).mT[:, None]  # (1, 1, pixels, channels)
+        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+class Up(nn.ConvTranspose2d):
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return super().forward(pixel_values)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_attention_counts_as_its_two_matrix_products_and_a_transposed_convolution_each_input_pixel_once(device):
+    pairs = (6 * 10) ** 2  # of queries and keys, of weights and values
+    assert count_macs(Attention(1, 1).to(device), (6, 10), channels=8) == 2 * pairs * 8
+    up = Up(4, 6, 2, stride=2, groups=2).to(device)
+    assert count_macs(up, (5, 7), channels=4) == 5 * 7 * 4 * (6 // 2) * 4
+
+
+def test_parameters_count_every_stored_tensor_once():
+    convolutions = (8 * 3 * 9 + 8) + 16 * 2 * 9 + 16 * 9 + (5 * 16 + 5) + (100 * 8 * 9 + 100)
+    learnt = convolutions + (5 * 2 + 2) + 2 * 8
+    assert count_parameters(SmallNet()) == learnt + 2 * 8 + 1  # running mean and variance, step counter
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    assert count_parameters(model) == 16
+
+
+def macs_by_hooks(model, size):
+    """A second count, module by module: each convolution's own numbers times its output pixels."""
+    found = []
+
+    def count(module, _, output):
+        rows, columns = module.kernel_size
+        found.append(rows * columns * module.in_channels // module.groups * output[0].numel())
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model.eval()(pixel_values=torch.zeros(1, 3, *size, device="meta"))
+    return sum(found)
+
+
+@pytest.mark.parametrize(("backbone", "head"), [("resnet18", "pspnet"), ("mobilenetv2_100", "deeplabv3")])
+def test_macs_of_real_networks_equal_a_count_by_module_hooks(backbone, head):
+    with torch.device("meta"):
+        model = AfDcdForSemanticSegmentation(AfDcdConfig(backbone=backbone, head=head, num_labels=19))
+    [counted] = count_macs_at(model, [(360, 480)])
+    assert counted == macs_by_hooks(model, (360, 480)) > 1e9
+
+
+# Measured
 
 
 def profile(model, sizes, device=None, **options):
@@ -47,21 +159,17 @@ class Recorder(nn.Module):
         return pixel_values * self.weight
 
 
-@pytest.mark.parametrize(("seconds", "repeats", "counted"), [(1.0, 40, 8), (100.0, 40, 3), (100.0, 2, 2)])
-def test_a_time_limit_ends_measuring_but_three_passes_always_count(monkeypatch, seconds, repeats, counted):
-    monkeypatch.setattr(latency, "perf_counter", lambda: Recorder.now)
-    [row] = profile(Recorder(seconds), [(4, 6)], repeats=repeats, max_seconds=8, memory=False)
-    assert row.repeats == counted
-
-
-def test_a_row_has_median_95th_percentile_and_images_of_all_passes_by_their_time(monkeypatch):
-    monkeypatch.setattr(latency, "perf_counter", lambda: Recorder.now)
+def test_a_row_has_median_95th_percentile_and_images_by_their_time_and_three_passes_always_count(monkeypatch):
+    monkeypatch.setattr(profiling, "perf_counter", lambda: Recorder.now)
     model = Recorder(7.0, 9.0, *[0.1] * 18, 0.2, 1.0)  # the warm-up, then twenty
     [row] = profile(model, [(4, 6)], warmup=2, repeats=20, batch_size=5, memory=False)
     assert row.median_seconds == pytest.approx(0.1)
     assert row.p95_seconds == pytest.approx(0.2 + 0.05 * 0.8)  # 19 gaps: 0.95 of them is 18.05
     assert row.images_per_second == pytest.approx(5 * 20 / 3.0)
     assert (row.warmup, row.repeats, row.peak_memory_mb) == (2, 20, None)
+    for seconds, repeats, counted in ((1.0, 40, 8), (100.0, 40, 3), (100.0, 2, 2)):
+        [row] = profile(Recorder(seconds), [(4, 6)], repeats=repeats, max_seconds=8, memory=False)
+        assert row.repeats == counted
 
 
 def test_peak_memory_on_a_cpu_is_the_highest_sum_of_what_lives_at_once():
@@ -74,9 +182,9 @@ def test_peak_memory_on_a_cpu_is_the_highest_sum_of_what_lives_at_once():
         return torch.ones(MIB // 4) + third[: MIB // 4].sum()
 
     cpu = torch.device("cpu")
-    assert peak_allocated(run, cpu) == pytest.approx(6 * MIB, rel=0.001)  # never all 8 at once
+    assert profiling.peak_allocated(run, cpu) == pytest.approx(6 * MIB, rel=0.001)  # never all 8 at once
     kept = [torch.ones(MIB)]  # from before the call
-    assert peak_allocated(kept.clear, cpu) == 0
+    assert profiling.peak_allocated(kept.clear, cpu) == 0
     for batch_size in (1, 2):  # weights, input and maps
         [row] = profile(Recorder(), [(256, 512)], batch_size=batch_size)
         expected = batch_size * 2 * 3 * 256 * 512 * 4 / MIB + 12 / MIB
@@ -85,8 +193,7 @@ def test_peak_memory_on_a_cpu_is_the_highest_sum_of_what_lives_at_once():
 
 def test_a_row_per_size_counts_as_the_counters_do_and_the_model_stays_as_it_was():
     model = segmenter().train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    random_state = torch.get_rng_state()
+    before, random_state = weights(model), torch.get_rng_state()
     rows = profile(model, [(32, 48), (64, 64)], batch_size=2, channels_last=True)
     assert [(row.height, row.width, row.batch_size) for row in rows] == [(32, 48, 2), (64, 64, 2)]
     assert [row.macs for row in rows] == [count_macs(model, (32, 48)), count_macs(model, (64, 64))]
@@ -94,9 +201,7 @@ def test_a_row_per_size_counts_as_the_counters_do_and_the_model_stays_as_it_was(
         assert row.num_parameters == count_parameters(model)
         assert 0 < row.median_seconds <= row.p95_seconds and row.images_per_second > 0 and row.peak_memory_mb > 0
         assert f"{torch.get_num_threads()} thread" in row.device and torch.__version__ in row.versions
-        card = LatencyRow(**{name: getattr(row, name) for name in LatencyRow.__dataclass_fields__})
-        assert card.setting == "fp32, channels last" and len(card.date) == 10
-    assert model.training and all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training and same(weights(model), before)
     assert all(tensor.is_contiguous() for tensor in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
 
@@ -109,9 +214,6 @@ def test_the_network_runs_as_asked_for_without_gradients_in_evaluation_mode():
     assert row.setting == "bf16 autocast, channels last"
     [row] = profile(Recorder().to(torch.bfloat16), [(8, 8)], memory=False)
     assert row.setting == "bfloat16"
-    rows = profile_rows(Recorder(), [(4, 4), (8, 8)])
-    next(rows)  # one size after the other
-    assert {call[0] for call in Recorder.calls} == {(1, 3, 4, 4)} and len(Recorder.calls) == 10 + 40 + 1
 
 
 def test_a_network_is_compiled_anew_for_each_size_with_that_very_size(monkeypatch):
@@ -149,8 +251,10 @@ def test_on_a_gpu_memory_is_the_allocators_and_the_device_is_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": [(0, 8)]}, r"size=\(0, 8\): expected \(height, width\)"),
-        ({"sizes": [8]}, "size=8"),
+        *(
+            ({"sizes": [size]}, r"size=.*: expected \(height, width\)")
+            for size in ((0, 8), (8,), 8, (5.0, 5), (1, 2, 3))
+        ),
         ({"sizes": []}, "sizes is empty"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"repeats": 2.5}, "repeats=2.5"),
@@ -191,52 +295,49 @@ def test_a_failing_pass_names_the_input_and_what_to_do(error, message):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "tiny"
-    segmenter().save_pretrained(folder)
-    return folder
+def folder(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("saved") / "tiny", segmenter())
 
 
-def quick_command(saved, *more):
-    return main(["profile", str(saved), "--warmup", "1", "--repeats", "3", "--device", "cpu", *map(str, more)])
+def quick_command(folder, *more):
+    return main(["profile", str(folder), "--warmup", "1", "--repeats", "3", "--device", "cpu", *map(str, more)])
 
 
-def test_the_command_prints_a_row_per_size_and_writes_them(saved, tmp_path, capsys):
+def test_the_command_prints_a_row_per_size_and_writes_them(folder, tmp_path, capsys):
     out = tmp_path / "deep" / "profile.json"
     options = ("--size", 32, 48, "--size", 64, 64, "--batch-size", 2, "--no_memory", "--output", out)
-    assert quick_command(saved, *options) == 0
+    assert quick_command(folder, *options) == 0
     printed = capsys.readouterr().out
     assert "32x48" in printed and "64x64" in printed and "thread" in printed and "1 MAC = 2 FLOPs" in printed
     assert printed.splitlines()[2].split()[-2:] == ["-", "3"]  # "-": not measured
     found = json.loads(out.read_text())
-    assert found["model"] == str(saved) and [row["height"] for row in found["rows"]] == [32, 64]
-    assert found["rows"][0]["macs"] == count_macs(segmenter(), (32, 48))
+    assert found["model"] == str(folder) and [row["height"] for row in found["rows"]] == [32, 64]
     assert list(found["rows"][0]) == [field.name for field in fields(ProfileRow)]
-    assert quick_command(saved, *options) == 2 and "--overwrite" in capsys.readouterr().err
+    assert quick_command(folder, *options) == 2 and "--overwrite" in capsys.readouterr().err
     assert json.loads(out.read_text()) == found
-    assert quick_command(saved, "--size", 32, 32, "--output", out, "--overwrite") == 0
+    assert quick_command(folder, "--size", 32, 32, "--output", out, "--overwrite") == 0
     assert json.loads(out.read_text())["rows"][0]["width"] == 32
-    assert quick_command(saved, "--overwrite") == 2
+    assert quick_command(folder, "--overwrite") == 2
 
 
-def test_rows_measured_before_a_failure_are_kept(saved, tmp_path, capsys, monkeypatch):
-    measure = latency._measure
+def test_rows_measured_before_a_failure_are_kept(folder, tmp_path, capsys, monkeypatch):
+    measure = profiling._measure
 
     def failing(network, size, settings):
         if size == (64, 64):
             raise torch.OutOfMemoryError("out of memory")
         return measure(network, size, settings)
 
-    monkeypatch.setattr(latency, "_measure", failing)
+    monkeypatch.setattr(profiling, "_measure", failing)
     out = tmp_path / "profile.json"
-    assert quick_command(saved, "--size", 32, 32, "--size", 64, 64, "--output", out) == 2
+    assert quick_command(folder, "--size", 32, 32, "--size", 64, 64, "--output", out) == 2
     captured = capsys.readouterr()
     assert "32x32" in captured.out and "does not fit" in captured.err
     assert [row["height"] for row in json.loads(out.read_text())["rows"]] == [32]
 
 
 @pytest.mark.parametrize(("load", "note"), [(100000.0, True), (None, False)])
-def test_a_busy_machine_is_said_to_be_busy(saved, capsys, monkeypatch, load, note):
-    monkeypatch.setattr(latency, "load_average", lambda: load)
-    assert quick_command(saved, "--size", 32, 32) == 0
+def test_a_busy_machine_is_said_to_be_busy(folder, capsys, monkeypatch, load, note):
+    monkeypatch.setattr(profiling, "load_average", lambda: load)
+    assert quick_command(folder, "--size", 32, 32) == 0
     assert ("times are too long" in capsys.readouterr().out) is note

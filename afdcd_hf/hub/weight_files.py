@@ -1,0 +1,170 @@
+"""Files of weights: read without running anything in them, and held against the model that they are for."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..models.configuration_afdcd import AfDcdConfig
+from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
+from ..structured_files import read_json
+
+CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME = "config.json", "model.safetensors", "model.safetensors.index.json"
+_SHOWN = 6
+# Where training scripts put the weights beside optimizer and counters, and what wrappers put before every name.
+_NESTED = ("state_dict", "model_state_dict", "model", "student", "net")
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under the network's own names, on the CPU.
+
+    Reads plain state dicts, ones nested under `state_dict` and its like, names with the prefix of DDP (`module.`) or
+    `torch.compile`, and safetensors. Only tensors, numbers and containers are unpickled, never code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a checkpoint, is damaged, holds more than data, or has no plain tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {str(path)!r}; give a .pth or .safetensors file.")
+    content = read_safetensors(path) if path.suffix == ".safetensors" else _unpickled(path)
+    while isinstance(content, dict) and not all(isinstance(value, Tensor) for value in content.values()):
+        nested = [name for name in _NESTED if isinstance(content.get(name), dict) and content[name]]
+        if len(nested) != 1:
+            strangers = [name for name, value in content.items() if not isinstance(value, Tensor)][:3]
+            found = f"several state dicts ({', '.join(nested)})" if nested else f"{strangers}, which are not tensors"
+            raise ValueError(f"{path} holds {found}; save one state dict alone, or under {', '.join(_NESTED)}.")
+        content = content[nested[0]]
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds {type(content).__name__} {str(content)[:20]}, not a state dict.")
+    if unusual := [name for name, value in content.items() if value.layout != torch.strided or value.is_complex()]:
+        raise ValueError(f"{path}: {len(unusual)} tensors are sparse or complex, e.g. {unusual[0]}; save plain ones.")
+    tensors = {str(name): tensor for name, tensor in content.items()}
+    for prefix in _WRAPPERS * 2:  # either may be around the other
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file by name; a ValueError if it is another kind of file, or damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        problem = _not_weights(path) or f"is damaged, cut short or not a safetensors file ({error}); download it again."
+        raise ValueError(f"{path} {problem}") from error
+
+
+def check_weights(folder: Path) -> list[str]:
+    """Refuse a folder whose weights are damaged, not finite, or not those that its configuration describes.
+
+    The latter only for models of this package; a folder without a configuration is looked at, too. Returns the names of
+    its weight files, the index included.
+
+    Raises:
+        FileNotFoundError: there are no weights, or not all parts of them.
+        ValueError: a file is damaged, or tensors are missing, unknown, of another shape or type, or not finite.
+    """
+    names, found = _weight_files(folder), dict[str, Tensor]()
+    for name in names:
+        found |= read_safetensors(folder / name) if name != INDEX_NAME else {}
+    config = folder / CONFIG_NAME
+    ours = config.is_file() and read_json(config, "the configuration of a model").get("model_type") == "afdcd"
+    check_tensors(found, _expected(folder) if ours else found, f"the weights in {folder}")
+    return names
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, hint: str = "") -> None:
+    """Hold tensors by name against those of a model; a ValueError lists all that is wrong, each kind with its names.
+
+    `expected` may be on the meta device; `what` is the file in words, `hint` what to do about it.
+    """
+    both = [(name, tensor, expected[name]) for name, tensor in found.items() if name in expected]
+    troubles = {
+        "unknown": [f"{name} {_shape(tensor)}" for name, tensor in found.items() if name not in expected],
+        "missing": [f"{name} {_shape(tensor)}" for name, tensor in expected.items() if name not in found],
+        "misshapen": [f"{name} {_shape(a)} instead of {_shape(b)}" for name, a, b in both if a.shape != b.shape],
+        "wrongly typed": [
+            f"{name} {a.dtype} instead of {b.dtype}"
+            for name, a, b in both
+            if a.is_floating_point() != b.is_floating_point()
+        ],
+        "not finite": [name for name, tensor in found.items() if not tensor.isfinite().all()],
+    }
+    listed = []
+    for kind, names in troubles.items():
+        more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        listed += [f"{len(names)} {kind} tensors ({', '.join(names[:_SHOWN])}{more})."] if names else []
+    if listed:
+        raise ValueError(" ".join([f"{what}:", *listed, hint]).strip())
+
+
+def without_values(config: AfDcdConfig) -> AfDcdForSemanticSegmentation:
+    """The model of a configuration, with names and shapes alone: on the meta device."""
+    with torch.device("meta"):
+        return AfDcdForSemanticSegmentation(config).eval()
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
+        if found := re.search(r"GLOBAL (\S+) ", str(error)):
+            raise ValueError(
+                f"{path} holds {found[1]}, which is more than data, and is not unpickled. Where you trust the file, "
+                "load it in a process of your own and save its state dict alone."
+            ) from error
+        problem = _not_weights(path) or "is not a checkpoint of PyTorch, or is damaged; download it again."
+        raise ValueError(f"{path} {problem}") from error
+
+
+def _not_weights(path: Path) -> str | None:
+    """What downloads often leave in place of weights."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS and not the file itself; `git lfs pull` fetches that."
+    if start.startswith((b"<!doctype", b"<html")):
+        return "is a web page and not weights: Google Drive, for one, asks back before large downloads."
+    return None
+
+
+def _weight_files(folder: Path) -> list[str]:
+    if (folder / WEIGHTS_NAME).is_file():
+        return [WEIGHTS_NAME]
+    if not (folder / INDEX_NAME).is_file():
+        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in {".bin", ".pth", ".pt"})
+        found = f" ({pickles[0]} is not read: load the model and save it with save_pretrained)" if pickles else ""
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS_NAME}{found}; give the folder of a saved model.")
+    parts: Any = read_json(folder / INDEX_NAME, "the index of a model's weights").get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
+        raise ValueError(f"{folder / INDEX_NAME} has no object of file names as weight_map; save the model again.")
+    names = sorted(set(parts.values()))
+    if missing := [name for name in names if Path(name).name != name or not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder / INDEX_NAME} names {', '.join(missing)}, which the folder lacks.")
+    return [INDEX_NAME, *names]
+
+
+def _expected(folder: Path) -> dict[str, Tensor]:
+    try:
+        config = AfDcdConfig.from_pretrained(folder)
+        if wrong := [label for label in config.id2label.values() if not isinstance(label, str)]:
+            raise ValueError(f"id2label has the label {wrong[0]!r}, which is not text")
+        return without_values(config).state_dict()
+    except Exception as error:  # whatever values somebody wrote there
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder / CONFIG_NAME} does not describe a model of this package: {reason}") from error
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

@@ -1,0 +1,31 @@
+"""What users read: names close to a mistyped one, errors of data workers in a line, and no access tokens."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+# Hugging Face's tokens start with hf_ or api_org_; the length keeps names such as hf_model readable.
+_TOKEN = re.compile(r"\b(hf_|api_org_)[A-Za-z0-9]{10,}")
+
+
+def close_names(name: str, known: Iterable[str]) -> str:
+    """The closest known names, as the end of an error message: ` Close: backbone, backbone_kwargs.`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Close: {', '.join(close)}." if close else ""
+
+
+def without_tokens(text: str) -> str:
+    """The text with everything that looks like an access token replaced by its prefix and `***`."""
+    return _TOKEN.sub(r"\1***", text)
+
+
+def plain_message(error: Exception) -> str:
+    """An error's message in one line, without the traceback that a data worker of torch's puts around it."""
+    text = str(error)
+    if text.startswith("Caught "):
+        found = re.findall(rf"^(?:[\w.<>]+\.)?{re.escape(type(error).__name__)}: ", text, flags=re.MULTILINE)
+        text = text.rsplit(f"\n{found[-1]}", 1)[-1] if found else text
+    text = " ".join(text.split()) or type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
