@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
@@ -49,6 +50,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add(data, "--data_dir", help="folder of the benchmark's files")
     add(data, "--split", default="val", help="of the dataset")
     _add_data(data)
+    flag(data, "--streaming", "read it as a stream that is never held or downloaded")
     add(command, "--batch_size", type=whole(1, 10**6), default=1, help="images in a forward pass")
     add(command, "--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
     flag(command, "--absent_as_zero", "a class absent from truth and prediction counts as 0")
@@ -106,6 +108,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("name", nargs="?", help="benchmark to describe; with --stats also a folder or Hub id")
     add(command, "--data_dir", help="folder with its files: looks at every split, and at its first pair")
     add_json(command, "print JSON")
+    drawn = "draw the polygons of NAME (COCO .json, or folder of YOLO or LabelMe) as a data set in this new folder"
+    add(command, "--import_to", metavar="DIR", help=drawn)
     counting = command.add_argument_group("labels of one split")
     flag(counting, "--stats", "count pixels and images of each class, sizes and ignored pixels")
     add(counting, "--split", help="to count (default train)")
@@ -140,7 +144,7 @@ def _evaluate(model: str, dataset: str, split: str, as_json: bool, **options: An
     from ..evaluation.command import evaluate_saved
 
     hide_loading_bars()
-    choice = _choice(dataset, split, options)
+    choice = _choice(dataset, split, options) | ({"streaming": True} if options.pop("streaming") else {})
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         scores = evaluate_saved(model, choice, settings=settings, **options)
     if as_json and os.environ.get("RANK", "0") == "0":
@@ -219,9 +223,16 @@ def _profile(
         print(f"written: {output}")
 
 
-def _datasets(name: str | None, data_dir: str | None, as_json: bool, stats: bool, **options: Any) -> None:
+def _datasets(
+    name: str | None, data_dir: str | None, as_json: bool, stats: bool, import_to: str | None, **options: Any
+) -> None:
     from ..data.benchmarks import BENCHMARKS, get_benchmark
 
+    if import_to:
+        if name is None or stats or as_json or given(options):
+            raise ValueError("--import_to takes a file or folder of polygons, perhaps --data_dir, and nothing else.")
+        _import(name, import_to, data_dir)
+        return
     if stats:
         if name is None:
             raise ValueError("--stats needs a dataset: afdcd datasets NAME --stats.")
@@ -249,6 +260,14 @@ def _datasets(name: str | None, data_dir: str | None, as_json: bool, stats: bool
         print("\n".join(f"{key:<9}{text}" for key, text in {**shown, "cite": row.citation}.items() if text))
         print(f"classes  {row.num_labels}, {row.ignore_index} = ignored")
         print("\n".join(f"  {index:>3}  {one}" for index, one in enumerate(row.classes)))
+
+
+def _import(name: str, folder: str, data_dir: str | None) -> None:
+    from ..data.polygons import import_annotations
+
+    classes, counts = import_annotations(name, folder, data_dir, progress=sys.stderr.isatty())
+    print(f"{', '.join(f'{split} {count}' for split, count in counts.items())} images in {folder}; train on them with")
+    print(f"  --dataset {folder} --class_names {shlex.join(classes)}")
 
 
 def _check_files(name: str, data_dir: str, as_json: bool) -> None:

@@ -139,7 +139,8 @@ def load_split(
     config: str | None = None,
     revision: str | None = None,
     labelled: bool = True,
-) -> Dataset:
+    streaming: bool = False,
+) -> Any:
     """One split of a benchmark or of any other dataset, with the rows of `load_benchmark`.
 
     Args:
@@ -159,6 +160,8 @@ def load_split(
         config: Configuration of a Hub dataset that has several.
         revision: Branch, tag or commit of a Hub dataset.
         labelled: Whether labels are wanted; without, rows have only `image` and `name`.
+        streaming: Neither download nor hold the dataset: what is returned is `StreamedRows`, read from the first row to
+            the last. Not for benchmarks and paired folders, of which only paths are held.
 
     Raises:
         ValueError: If the dataset cannot be found or read, the split or a column is not there, a column holds no
@@ -172,6 +175,7 @@ def load_split(
     options |= {"labels_as": labels_as, "config": config, "revision": revision}
     given = {option: value for option, value in options.items() if value is not None}
     if name in BENCHMARKS:
+        given |= {"streaming": True} if streaming else {}
         if given:
             raise ValueError(f"{', '.join(sorted(given))} cannot be given for the benchmark {name}, which knows it.")
         dataset = load_benchmark(name, split, data_dir, list_file=list_file)
@@ -181,7 +185,9 @@ def load_split(
 
         if list_file is not None:
             raise ValueError(f"list_file={str(list_file)!r} is only for benchmarks ({', '.join(sorted(BENCHMARKS))}).")
-        dataset = load_other(name, split, data_dir, labelled=labelled, **given)
+        dataset = load_other(name, split, data_dir, labelled=labelled, streaming=streaming, **given)
+    if streaming:
+        return dataset if max_samples is None else dataset.first(max_samples)
     return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
 

@@ -13,6 +13,7 @@ from ..messages import close_names
 from .benchmarks import BENCHMARKS, Benchmark, Layout, find_files, get_benchmark
 from .decoding import DecodedRows
 from .loading import file_rows
+from .streaming import StreamedRows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +43,8 @@ def load_other(
     config: str | None = None,
     revision: str | None = None,
     labelled: bool = True,
-) -> Dataset:
+    streaming: bool = False,
+) -> Dataset | StreamedRows:
     """What `load_split` gives of a dataset that is no benchmark."""
     if label_map is not None and labels_as is not None:
         raise ValueError(f"labels_as={labels_as!r} brings its own map; leave out label_map.")
@@ -53,15 +55,18 @@ def load_other(
     given = {key: value for key, value in options.items() if value is not None}
     root = Path(name).expanduser()
     if _holds_pairs(root, split):
-        _refuse(given, f"{name!r}, a folder of images and labels")
+        stream = ["streaming"] if streaming else []  # only the paths are held, whatever the number of images
+        _refuse([*given, *stream], f"{name!r}, a folder of images and labels")
         row = Benchmark(str(root), (), (), dict.fromkeys(_SPLITS, 0), "", "", "", _LAYOUT, _PAIRS)
         rows = file_rows(root, find_files(row, root, split)).with_transform(transform)
         return rows if labelled else rows.select_columns(["image", "name"])
-    dataset = _load(name, split, given)
-    if len(dataset) == 0:
+    dataset = _load(name, split, given, streaming)
+    if not streaming and len(dataset) == 0:
         raise ValueError(f"The split {split!r} of {name!r} is empty.")
     standard = {image_column: "image"} | ({label_column: "label"} if labelled else {})
     dataset = _standard_columns(dataset, name, standard)
+    if streaming:
+        return StreamedRows(dataset, transform)
     if "name" not in dataset.column_names:
         dataset = dataset.add_column("name", _names(dataset, split))
     return (_told_apart(dataset, name) if labelled and transform.label_map else dataset).with_transform(transform)
@@ -76,17 +81,18 @@ def _holds_pairs(root: Path, split: str) -> bool:
     return not described and all(any(path.is_dir() for path in paths) for paths in parts)
 
 
-def _load(name: str, split: str, options: dict[str, Any]) -> Dataset:
+def _load(name: str, split: str, options: dict[str, Any], streaming: bool) -> Any:
     path = Path(name).expanduser()
     if path.is_file() and path.suffix.lower() == ".parquet":
         _refuse(options, f"{name!r}, a single file")
-        return _build(name, split, "parquet", data_files=str(path))
+        return _build(name, split, "parquet", streaming, data_files=str(path))
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         _refuse(options, f"{name!r}, a folder written by save_to_disk")
-        return _saved(path, split)
+        saved = _saved(path, split)
+        return saved.to_iterable_dataset() if streaming else saved
     if path.is_dir():
         _refuse(options.keys() & {"revision"}, f"the folder {name!r}")
-        return _build(name, split, str(path), **options)
+        return _build(name, split, str(path), streaming, **options)
     if path.exists() or not _HUB_ID.fullmatch(name):
         raise _unknown(name, "it is no Hub id either")
     from datasets import config
@@ -94,7 +100,7 @@ def _load(name: str, split: str, options: dict[str, Any]) -> Dataset:
     kept = Path(config.HF_DATASETS_CACHE)
     if not (kept / name.replace("/", "___")).is_dir():  # else an unreachable Hub is no problem
         _check_on_hub(name, options.get("revision"))
-    return _build(name, split, name, kept, **options)
+    return _build(name, split, name, streaming, kept, **options)
 
 
 def _refuse(options: Iterable[str], what: str) -> None:
@@ -128,7 +134,7 @@ def _check_on_hub(name: str, revision: str | None) -> None:
         raise _unknown(name, f"the Hub is not reachable ({_one_line(error)})") from error
 
 
-def _build(name: str, split: str, path: str, downloads: Path | None = None, **options: Any) -> Dataset:
+def _build(name: str, split: str, path: str, streaming: bool, downloads: Path | None = None, **options: Any) -> Any:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -139,6 +145,10 @@ def _build(name: str, split: str, path: str, downloads: Path | None = None, **op
     known = [str(own) for own in builder.info.splits or builder.config.data_files or ()]
     parts = [part.strip().partition("[") for part in split.split("+")]  # such as "train[:80%]+val"
     split = "+".join(f"{_known_split(name, own, known)}{bracket}{rest}" for own, bracket, rest in parts)
+    if streaming and "[" in split:
+        raise ValueError(f"A stream has no part such as {split!r}: leave out the brackets, or streaming.")
+    if streaming:
+        return builder.as_streaming_dataset(split=split)
     if downloads is not None and not os.path.isdir(builder.cache_dir):
         size = f" ({builder.info.download_size / 2**20:,.0f} MiB)" if builder.info.download_size else ""
         logger.warning("Downloading %s%s from the Hugging Face Hub; it is kept in %s", name, size, downloads)
@@ -204,7 +214,9 @@ def _standard_columns(dataset: Any, name: str, standard: Mapping[str, str]) -> A
             )
         dataset = dataset.cast_column(column, Image(decode=False))
     named = dataset.features.get("name") in (Value("string"), Value("large_string")) and "name" not in standard
-    return dataset.select_columns([*standard, *(["name"] if named else [])]).rename_columns(dict(standard))
+    dataset = dataset.select_columns([*standard, *(["name"] if named else [])])
+    other = {column: role for column, role in standard.items() if column != role}
+    return dataset.rename_columns(other) if other else dataset
 
 
 def _told_apart(dataset: Dataset, name: str) -> Dataset:

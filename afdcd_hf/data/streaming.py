@@ -35,6 +35,16 @@ class StreamedRows(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (row for _, row in self.part(0, 1))
 
+    def first(self, count: int) -> StreamedRows:
+        """So many rows of a stream of `datasets`: the first ones, or as many of each file where files are shared."""
+        return StreamedRows(self.dataset.take(count), self.decode)
+
+    def shuffled(self, seed: int, buffer_size: int) -> StreamedRows:
+        """A stream of `datasets` with its files, and rows in a buffer of undecoded ones, in another order each pass."""
+        if not hasattr(self.dataset, "shuffle"):
+            raise ValueError(f"{type(self.dataset).__name__} cannot be shuffled: only a stream of `datasets` can.")
+        return StreamedRows(self.dataset.shuffle(seed, buffer_size=buffer_size), self.decode)
+
     def part(self, index: int, count: int, epoch: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
         """The rows of process `index` of `count`, shared among the workers of a `DataLoader`, with their positions.
 
@@ -84,8 +94,10 @@ class StreamedSamples(IterableDataset):
     where it was, and ends with the weights of an uninterrupted one on as many processes and workers.
 
     Args:
-        dataset: `StreamedRows`, or what they take. A `datasets.IterableDataset` is shuffled by its own `shuffle`.
-        transform, num_labels, seed, ignore_index: As of `TrainingSamples`.
+        dataset: `StreamedRows`, or what they take.
+        transform, num_labels, seed, ignore_index: As of `TrainingSamples`, whose samples of an epoch are those of a
+            pass in one process, unshuffled, in order.
+        shuffle_buffer: How many undecoded rows to shuffle a stream of `datasets` through; 1 keeps its order.
 
     Raises:
         ValueError: As `TrainingSamples`; when iterated over, also if there is no row at all.
@@ -99,9 +111,11 @@ class StreamedSamples(IterableDataset):
         num_labels: int,
         seed: int = 0,
         ignore_index: int = 255,
+        shuffle_buffer: int = 1,
     ) -> None:
         self._samples = TrainingSamples([], transform, num_labels=num_labels, seed=seed, ignore_index=ignore_index)
         self.dataset = dataset if isinstance(dataset, StreamedRows) else StreamedRows(dataset)
+        self._rows = self.dataset if shuffle_buffer == 1 else self.dataset.shuffled(seed, shuffle_buffer)
         self.num_labels, self.ignore_index = num_labels, ignore_index
         self.share = 0, 1  # process and number of processes, which the Trainer sets
 
@@ -109,7 +123,7 @@ class StreamedSamples(IterableDataset):
         seed, workers = self._samples.seed, get_worker_info()
         for epoch in itertools.count():
             position = None
-            for position, row in self.dataset.part(*self.share, epoch):
+            for position, row in self._rows.part(*self.share, epoch):
                 yield self._samples.sample(row, row["name"], np.random.default_rng([seed, epoch, position]))
             if position is None and workers is None:
                 raise ValueError("The stream to train on has no rows for this process: give fewer processes, or data.")

@@ -50,8 +50,10 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
     return results
 
 
-def dataset_context(name: str, split: str, data_dir: Any = None, **options: Any) -> dict[str, Any]:
-    """What the protocol says about images and labels: `load_split`'s arguments, but for where the files lie."""
+def dataset_context(
+    name: str, split: str, data_dir: Any = None, streaming: bool = False, **options: Any
+) -> dict[str, Any]:
+    """What the protocol says about images and labels: `load_split`'s arguments, but for where and how they are read."""
     return {"dataset": name, "split": split, **options}
 
 

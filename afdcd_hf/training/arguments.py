@@ -76,7 +76,10 @@ def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
         else:
             hint = close_names(key, {"config", *known})
             raise ValueError(f"Unknown argument {key!r}.{hint} --help_all lists all arguments.")
-    return [kind(**own) for kind, own in values.items()]
+    built: list[Any] = [kind(**own) for kind, own in values.items()]
+    data = next(one for one in built if isinstance(one, DataArguments))
+    data.check_stream(*built)
+    return built
 
 
 def training_part(recipe: Mapping[str, Any]) -> dict[str, Any]:

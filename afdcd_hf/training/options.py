@@ -94,6 +94,8 @@ class DataArguments:
     classmix_probability: float = option(
         0.0, "Probability that half of another image's classes are pasted in.", at_least=0, at_most=1
     )
+    streaming: bool = option(False, "Read the dataset as a stream that is never held or downloaded; needs max_steps.")
+    shuffle_buffer: int = option(1000, "Images that a stream is shuffled through; 1 keeps their order.", at_least=1)
     max_train_samples: int | None = option(None, "Use only the first so many images.", at_least=1)
     max_eval_samples: int | None = option(None, "The same for evaluation.", at_least=1)
 
@@ -113,7 +115,23 @@ class DataArguments:
         own = {"name": "dataset", "split": f"{part}_split", "list_file": f"{part}_list"}
         own |= {"max_samples": f"max_{part}_samples"}
         own |= {name: name for name in ("data_dir", "image_column", "label_column", "label_map", "labels_as")}
-        return _given({name: getattr(self, field) for name, field in own.items()})
+        stream = {"streaming": True} if self.streaming else {}
+        return _given({name: getattr(self, field) for name, field in own.items()}) | stream
+
+    def check_stream(self, *others: Any) -> None:
+        """Raises ValueError where these options, or the `others` of the run, ask for what no stream can do."""
+        given = {name: value for one in (self, *others) for name, value in vars(one).items()}
+        random_access = ("cutmix_probability", "classmix_probability", "unlabelled_dataset", "train_list", "eval_list")
+        wrong = [name for name in random_access if given.get(name)]
+        wrong += ["class_weights balanced"] if given["class_weights"] == "balanced" else []
+        wrong += [f"{what} epoch" for what in ("eval_strategy", "save_strategy") if given[what] == "epoch"]
+        if self.streaming and wrong:
+            raise ValueError(
+                f"A stream has no known end, and no image but the next one, which rules out {', '.join(wrong)}: leave "
+                "out that, or streaming."
+            )
+        if self.streaming and given["max_steps"] < 1:
+            raise ValueError("streaming needs max_steps: num_train_epochs means nothing where no number is known.")
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 
 from ..data.checks import check_classes
 from ..data.samples import TrainingSamples
+from ..data.streaming import StreamedSamples, is_stream
 from ..evaluation.segmenter import EvaluationSamples
 from .disk_space import check_room, check_writable, in_steps
 from .distributed import images_per_step
@@ -82,6 +84,9 @@ def _look(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
         if (more := trainer.train_dataset.unlabelled) is not None:
             logger.info(check_images("unlabelled", more, processor, class_names, train_ignored))
         _check_schedule(trainer, len(rows))
+    if isinstance(trainer.train_dataset, StreamedSamples):
+        rows, train_ignored = _first(trainer.train_dataset.dataset), trainer.train_dataset.ignore_index
+        logger.info(check_images("training", rows, processor, class_names, train_ignored, trains=True))
     for rows in _evaluated(trainer):
         logger.info(check_images("evaluation", rows, processor, class_names, ignored))
 
@@ -202,7 +207,14 @@ def _evaluated(trainer: SegmentationTrainer) -> list[Rows]:
     """The evaluation sets that are not empty."""
     given = trainer.eval_dataset
     datasets = list(given.values()) if isinstance(given, dict) else [given] if given is not None else []
-    return [rows for rows in datasets if len(rows)]
+    return [rows for rows in (_first(one) if is_stream(one) else one for one in datasets) if len(rows)]
+
+
+def _first(stream: Any) -> Rows:
+    """What is looked at of a stream; none at all is an error, since it could neither be trained on nor scored."""
+    if not (rows := list(islice(stream, _IMAGES))):
+        raise ValueError("The stream is empty: are dataset and split right?")
+    return rows
 
 
 def _ignore_index(trainer: SegmentationTrainer) -> int:

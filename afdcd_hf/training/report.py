@@ -72,7 +72,12 @@ def prepare_facts(
     if getattr(args, "distils_at_times", False):
         settings |= {name: getattr(args, name) for name in ("distill_every", "distill_until")}
     settings |= {"total batch": images_per_step(args), "crop": f"{crop[0]}x{crop[1]}"}
-    generated = is_generated(data.dataset)
+    held: dict[str, Any] = {}  # what a stream does not say
+    if not data.streaming:
+        held = {"num_images": len(trainer.eval_dataset), "train_images": len(train)}
+        generated = is_generated(data.dataset)
+        held |= {"fingerprint": fingerprint(trainer.eval_dataset, of_pixels=generated)}
+        held |= {"train_fingerprint": fingerprint(train, of_pixels=generated)}
     teachers_config = getattr(getattr(trainer, "teacher", None), "config", None)
     try:
         facts = CardFacts(
@@ -84,11 +89,8 @@ def prepare_facts(
             dataset=dataset_facts(
                 data.dataset,
                 split=data.eval_split,
-                num_images=len(trainer.eval_dataset),
-                fingerprint=fingerprint(trainer.eval_dataset, of_pixels=generated),
                 train_split=data.train_split,
-                train_images=len(train),
-                train_fingerprint=fingerprint(train, of_pixels=generated),
+                **held,
             ),
             training=TrainingFacts(
                 recipe=public_name(recipe_name) if recipe_name else None,

@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from ..data.loading import load_split
 from ..data.samples import TrainingSamples
+from ..data.streaming import StreamedSamples
 from ..data.transforms import RandomScaleCropFlip
 from ..folder_lock import LOCK_NAME, held_alone
 from ..hub.card_facts import CardFacts
@@ -108,19 +109,23 @@ def _datasets(
     unlabelled = teacher_args.unlabelled_choice(data)
     names = ("scales", "flip_probability", "color_jitter", "blur_probability", "max_rotation")
     augmentation = {name: getattr(data, name) for name in names}
-    return {
-        "train_dataset": TrainingSamples(
-            load_split(**data.choice("train")),
-            RandomScaleCropFlip(processor, (data.crop_size[0], data.crop_size[1]), **augmentation),
-            num_labels=len(data.classes()),
-            seed=args.seed,
+    rows, evaluated = (load_split(**data.choice(part)) for part in ("train", "eval"))
+    transform = RandomScaleCropFlip(processor, (data.crop_size[0], data.crop_size[1]), **augmentation)
+    of_all: dict[str, Any] = {"num_labels": len(data.classes()), "seed": args.seed}
+    samples: TrainingSamples | StreamedSamples
+    if data.streaming:
+        samples = StreamedSamples(rows, transform, shuffle_buffer=data.shuffle_buffer, **of_all)
+    else:
+        samples = TrainingSamples(
+            rows,
+            transform,
             unlabelled=None if unlabelled is None else load_split(**unlabelled),
             unlabelled_share=teacher_args.unlabelled_share,
             cutmix_probability=data.cutmix_probability,
             classmix_probability=data.classmix_probability,
-        ),
-        "eval_dataset": load_split(**data.choice("eval")),
-    }
+            **of_all,
+        )
+    return {"train_dataset": samples, "eval_dataset": evaluated}
 
 
 @contextmanager

@@ -1,0 +1,244 @@
+"""Polygons and masks of things (COCO, YOLO, LabelMe) as a data set of label maps: `images/` and `labels/`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..atomic_io import folder_written_whole
+from ..structured_files import read_json, read_yaml
+from .benchmarks.finding import IMAGE_SUFFIXES
+from .decoding import open_image
+
+IGNORED = 255
+BACKGROUND = "background"
+_FORMATS = "a COCO .json file, a YOLO folder with data.yaml, or a folder of LabelMe's .json files, one an image"
+
+
+class Shape(NamedTuple):
+    """One thing in an image: the union of some polygons."""
+
+    name: str | None  # of its class; None is ignored
+    polygons: Sequence[np.ndarray]  # (N, 2) x and y of the corners, from the image's upper left corner
+    of_size: bool = False  # whether these are shares of width and height, and not pixels
+    runs: Mapping[str, Any] | None = None  # COCO's run-length encoding, instead of polygons
+
+    def mask(self, height: int, width: int) -> np.ndarray:
+        """`(H, W)` bool: the pixels whose centres lie inside."""
+        from matplotlib.path import Path as Outline
+
+        mask = np.zeros((height, width), bool) if self.runs is None else _of_runs(self.runs)
+        for corners in self.polygons:
+            polygon = corners * (width, height) if self.of_size else corners
+            left, top = np.floor(polygon.min(0)).clip(0).astype(int)
+            right, bottom = np.minimum(np.ceil(polygon.max(0)), (width, height)).astype(int)
+            if left < right and top < bottom:
+                rows, columns = np.mgrid[top:bottom, left:right] + 0.5
+                inside = Outline(polygon).contains_points(np.c_[columns.ravel(), rows.ravel()])
+                mask[top:bottom, left:right] |= inside.reshape(rows.shape)
+        return mask
+
+
+class Annotated(NamedTuple):
+    """An image with its things."""
+
+    image: Path
+    split: str
+    shapes: Sequence[Shape]
+    size: tuple[int, int] | None = None  # (height, width) for which they were drawn, where that is known
+
+
+def draw_label(shapes: Sequence[Shape], classes: Sequence[str], height: int, width: int) -> np.ndarray:
+    """Things as a label map, `(H, W)` uint8: class 0 where there is none.
+
+    Smaller ones lie over larger ones, and of equal area later ones over earlier; ignored ones lie under all others.
+    """
+    label = np.zeros((height, width), np.uint8)
+    drawn = [(IGNORED if one.name is None else classes.index(one.name), one.mask(height, width)) for one in shapes]
+    for value, mask in sorted(drawn, key=lambda pair: (pair[0] != IGNORED, -int(pair[1].sum()))):
+        label[mask] = value
+    return label
+
+
+def import_annotations(
+    source: str | Path, output: str | Path, data_dir: str | Path | None = None, *, progress: bool = False
+) -> tuple[list[str], dict[str, int]]:
+    """Writes `images/<split>/`, `labels/<split>/` and `classes.json`: a data set for `load_split`.
+
+    Class 0 is the background; the others come in the order of COCO's ids or YOLO's list, LabelMe's sorted by name.
+    COCO's crowds and LabelMe's `__ignore__` become 255, which is ignored. The images are copied.
+
+    Args:
+        source: A COCO file or a folder with one for each split, a YOLO folder, or a folder of LabelMe's files.
+        output: A new folder.
+        data_dir: Folder below which a COCO file's images lie; by default its own, or the one around `annotations/`.
+        progress: Show a bar.
+
+    Returns:
+        The classes, and the number of images of each split.
+
+    Raises:
+        ValueError: If the format is none of these, or a file, shape or size is not as it should be; the file is named.
+        OSError: If a file is missing, an image cannot be read, or `output` is there.
+    """
+    source, output = Path(source).expanduser(), Path(output).expanduser()
+    if output.exists():
+        raise FileExistsError(f"{output} exists: give a new folder for the data set.")
+    if not source.exists():
+        raise FileNotFoundError(f"{source} is not there; expected is {_FORMATS}.")
+    names, images = _read(source, None if data_dir is None else Path(data_dir).expanduser())
+    classes = [BACKGROUND, *(name for name in dict.fromkeys(names) if name != BACKGROUND)]
+    if not images or len(classes) > IGNORED:
+        raise ValueError(
+            f"{source} has {len(images)} images and {len(classes)} classes; from 1 to {IGNORED} can be used."
+        )
+    with folder_written_whole(output) as folder:
+        for one in tqdm(images, "labels", unit="image", disable=not progress, leave=False):
+            width, height = open_image(one.image, str(one.image)).size
+            if one.size not in (None, (height, width)):
+                raise ValueError(f"{one.image} is {height}x{width} pixels, but was annotated as {one.size}.")
+            path = folder / "labels" / one.split / f"{one.image.stem}.png"
+            if path.exists():
+                raise ValueError(f"Two images of the split {one.split} are called {one.image.stem}: rename one.")
+            for place in (path.parent, folder / "images" / one.split):
+                place.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(one.image, folder / "images" / one.split)
+            Image.fromarray(draw_label(one.shapes, classes, height, width)).save(path)
+        (folder / "classes.json").write_text(json.dumps(classes, indent=2, ensure_ascii=False) + "\n")
+    return classes, dict(Counter(one.split for one in images))
+
+
+def _read(source: Path, data_dir: Path | None) -> tuple[list[str], list[Annotated]]:
+    """The names of the classes, in order, and the images of a file or folder."""
+    described = source / "data.yaml" if source.is_dir() else source
+    if described.suffix in (".yaml", ".yml") and described.is_file():
+        return _yolo(described)
+    coco: list[str] = []
+    labelme: set[str] = set()
+    images: list[Annotated] = []
+    for file in [source] if source.is_file() else sorted(source.rglob("*.json")):
+        content = read_json(file, "annotations", object)
+        try:
+            if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+                around = file.parent.parent if file.parent.name == "annotations" else file.parent
+                names, more = _coco(content, file, data_dir or around)
+                coco += names
+                images += more
+            elif isinstance(content, dict) and "shapes" in content:
+                images.append(_labelme(content, file, source))
+                labelme |= {shape.name for shape in images[-1].shapes if shape.name is not None}
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{file} is not as its format has it: {type(error).__name__} {error}.") from error
+    if bool(coco) == bool(labelme):
+        raise ValueError(f"{source} is not understood: expected is {_FORMATS}.")
+    return coco or sorted(labelme), images
+
+
+def _coco(content: dict[str, Any], file: Path, root: Path) -> tuple[list[str], list[Annotated]]:
+    names = {one["id"]: _name(one["name"]) for one in sorted(content["categories"], key=lambda one: one["id"])}
+    shapes: dict[int, list[Shape]] = defaultdict(list)
+    for one in content["annotations"]:
+        drawn, name = one.get("segmentation"), None if one.get("iscrowd") else names[one["category_id"]]
+        if not drawn:
+            raise ValueError(f"{file}: annotation {one['id']} has no segmentation; boxes alone cannot be drawn.")
+        polygons = [] if isinstance(drawn, dict) else [np.reshape(polygon, (-1, 2)) for polygon in drawn]
+        shapes[one["image_id"]].append(Shape(name, polygons, runs=drawn if isinstance(drawn, dict) else None))
+    below: dict[str, list[Path]] = defaultdict(list)
+    for path in _images_below(root):
+        below[path.name].append(path)
+    split, images = _split_of(f"{file.parent.name}/{file.stem}"), []
+    for one in content["images"]:
+        found = [path for path in below[Path(one["file_name"]).name] if path.match(one["file_name"])]
+        if len(found) > 1:
+            found = [path for path in found if _split_of(path.parent.relative_to(root).as_posix()) == split]
+        if len(found) != 1:
+            raise FileNotFoundError(f"{file}: {one['file_name']} is {len(found)} times below {root}, not once.")
+        images.append(Annotated(found[0], split, shapes[one["id"]], (one["height"], one["width"])))
+    return list(names.values()), images
+
+
+def _yolo(file: Path) -> tuple[list[str], list[Annotated]]:
+    content = read_yaml(file)
+    listed = content.get("names", [])
+    names = [_name(listed[key]) for key in (sorted(listed) if isinstance(listed, dict) else range(len(listed)))]
+    roots, images = (file.parent / str(content.get("path", "")), file.parent), []
+    for key in ("train", "val", "valid", "test"):
+        given = content.get(key) or []
+        for place in given if isinstance(given, list) else [given]:
+            # Roboflow writes ../train/images, and means ./train/images
+            folders = [root / one for root in roots for one in (place, str(place).removeprefix("../"))]
+            folder = next((path for path in folders if path.is_dir()), None)
+            if folder is None:
+                raise FileNotFoundError(f"{file}: {key} is {place}, and there is no such folder.")
+            for image in _images_below(folder):
+                before, images_folder, after = image.with_suffix(".txt").as_posix().rpartition("/images/")
+                texts = [Path(f"{before}/labels/{after}")] if images_folder else []
+                text = next((path for path in (*texts, image.with_suffix(".txt")) if path.is_file()), None)
+                shapes = [] if text is None else list(_yolo_shapes(text, names))  # none: an image of background
+                images.append(Annotated(image, _split_of(key), shapes))
+    if not any(one.shapes for one in images):
+        raise FileNotFoundError(f"{file}: no image has a .txt file in labels/ or beside it.")
+    return names, images
+
+
+def _yolo_shapes(file: Path, names: Sequence[str]) -> Iterator[Shape]:
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        words = line.split()
+        if words and (len(words) < 7 or len(words) % 2 == 0 or not 0 <= int(words[0]) < len(names)):
+            raise ValueError(
+                f"{file}, line {number}: expected a class from 0 to {len(names) - 1} and three or more points x y; "
+                f"here are {len(words)} numbers, the first {words[0]} (five are a box, which cannot be drawn)."
+            )
+        if words:
+            yield Shape(names[int(words[0])], [np.array(words[1:], float).reshape(-1, 2)], of_size=True)
+
+
+def _labelme(content: dict[str, Any], file: Path, root: Path) -> Annotated:
+    shapes = []
+    for one in content["shapes"]:
+        points, kind = np.array(one["points"], float), one.get("shape_type", "polygon")
+        if kind == "rectangle":
+            (left, top), (right, bottom) = points
+            points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        elif kind != "polygon":
+            raise ValueError(f"{file}: {one['label']} is a {kind}; polygons and rectangles can be drawn.")
+        shapes.append(Shape(None if one["label"] == "__ignore__" else _name(one["label"]), [points]))
+    image = file.parent / content["imagePath"].replace("\\", "/")
+    image = image if image.is_file() else file.parent / image.name  # the folder of another machine
+    split = _split_of("" if root.is_file() else file.parent.relative_to(root).as_posix())
+    return Annotated(image, split, shapes, (content["imageHeight"], content["imageWidth"]))
+
+
+def _name(name: str) -> str:
+    return BACKGROUND if name.strip("_").lower() == BACKGROUND else name
+
+
+def _split_of(text: str) -> str:
+    found = re.search("(?<![a-z])(train|val|test)", text.lower())
+    return found[1] if found else "train"
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _of_runs(runs: Mapping[str, Any]) -> np.ndarray:
+    """Runs of 0 and 1 down the columns, as numbers, or packed into a string."""
+    if isinstance(runs["counts"], str):
+        try:
+            from pycocotools import mask
+        except ImportError as error:
+            raise ValueError("Packed run lengths need pycocotools: pip install pycocotools.") from error
+        return mask.decode(runs).astype(bool)
+    height, width = runs["size"]
+    values = np.arange(len(runs["counts"])) % 2 == 1
+    return np.repeat(values, runs["counts"]).reshape(width, height).T.copy()

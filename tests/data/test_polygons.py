@@ -1,0 +1,121 @@
+"""Polygons of three formats as label maps, against masks drawn by hand and pycocotools."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from afdcd_hf.cli import main
+from afdcd_hf.data import load_split
+from afdcd_hf.data.polygons import Shape, import_annotations
+
+HEIGHT, WIDTH = 4, 6
+SQUARE, TRIANGLE, CORNER = [1, 0, 4, 0, 4, 3, 1, 3], [0, 0, 4, 0, 0, 4], [3, 2, 9, 2, 9, 9, 3, 9]
+EXPECTED = [  # the square (class 1), the smaller corner over it (2), and the crowd where nothing else is
+    [255, 1, 1, 1, 0, 0],
+    [255, 1, 1, 1, 0, 0],
+    [0, 1, 1, 2, 2, 2],
+    [0, 0, 0, 2, 2, 2],
+]
+CROWD = {"size": [HEIGHT, WIDTH], "counts": [0, 2, 2, 2, 18]}  # two pixels down in each of the first two columns
+NAMES = ["background", "car", "dog"]
+
+
+def image(path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path)
+
+
+def coco(folder, **changes) -> str:
+    image(folder / "val2017" / "a.png")
+    image(folder / "train2017" / "a.png")
+    shapes = [(9, [CORNER], 0), (3, [SQUARE], 0), (3, CROWD, 1)]
+    content = {
+        "images": [{"id": 7, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}],
+        "categories": [{"id": 9, "name": "dog"}, {"id": 3, "name": "car"}],
+        "annotations": [
+            {"id": i, "image_id": 7, "category_id": category, "segmentation": drawn, "iscrowd": crowd}
+            for i, (category, drawn, crowd) in enumerate(shapes)
+        ],
+    }
+    (folder / "annotations").mkdir()
+    path = folder / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(content | changes))
+    return str(path)
+
+
+def yolo(folder) -> str:
+    image(folder / "images" / "val" / "a.png")
+    (folder / "labels" / "val").mkdir(parents=True)
+    relative = [
+        " ".join(str(value / (HEIGHT if i % 2 else WIDTH)) for i, value in enumerate(one)) for one in (SQUARE, CORNER)
+    ]
+    (folder / "labels" / "val" / "a.txt").write_text("0 {}\n1 {}\n".format(*relative))
+    (folder / "data.yaml").write_text(yaml.safe_dump({"names": {0: "car", 1: "dog"}, "val": "images/val"}))
+    return str(folder)
+
+
+def labelme(folder) -> str:
+    image(folder / "val" / "a.png")
+    shapes = [{"label": "dog", "points": np.reshape(CORNER, (-1, 2)).tolist()}]
+    shapes.append({"label": "car", "points": [[1, 0], [4, 3]], "shape_type": "rectangle"})
+    shapes.append({"label": "__ignore__", "points": [[0, 0], [2, 0], [2, 2], [0, 2]]})
+    content = {"shapes": shapes, "imagePath": "..\\raw\\a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+    (folder / "val" / "a.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+@pytest.mark.parametrize("make", [coco, yolo, labelme])
+def test_each_format_becomes_a_data_set_of_the_label_drawn_by_hand(tmp_path, capsys, make):
+    out = str(tmp_path / "out")
+    assert main(["datasets", make(tmp_path / "raw"), "--import_to", out]) == 0
+    assert "val 1 images in" in capsys.readouterr().out
+    (row,) = load_split(out, "val")
+    label, expected = np.asarray(row["label"]), np.array(EXPECTED)
+    assert label.tolist() == (np.where(expected == 255, 0, expected) if make is yolo else expected).tolist()
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == NAMES
+    with pytest.raises(FileExistsError, match="out exists: give a new folder"):
+        import_annotations(tmp_path / "raw", out)
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path):
+    box = {"id": 5, "image_id": 7, "category_id": 3, "bbox": [1, 1, 2, 2]}
+    (tmp_path / "empty").mkdir()
+    flat = yolo(tmp_path / "yolo")
+    (tmp_path / "yolo" / "labels" / "val" / "a.txt").write_text("0 .5 .5 .1 .1")
+    for number, (source, message) in enumerate(
+        (
+            (coco(tmp_path / "box", annotations=[box]), "annotation 5 has no segmentation; boxes alone"),
+            (coco(tmp_path / "lost", images=[{"id": 7, "file_name": "b.png"}]), "b.png is 0 times below"),
+            (coco(tmp_path / "odd", images=[{"id": 7}]), r"instances_val2017.json is not as .*KeyError 'file_name'"),
+            (
+                coco(tmp_path / "size", images=[{"id": 7, "file_name": "a.png", "height": 9, "width": 9}]),
+                "is 4x6 pixels",
+            ),
+            (flat, "a.txt, line 1: expected a class from 0 to 1 and three or more points.*five are a box"),
+            (tmp_path / "empty", "is not understood: expected is a COCO"),
+            (tmp_path / "nothing", "is not there; expected is a COCO"),
+        )
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            import_annotations(source, tmp_path / f"out{number}")
+        assert not (tmp_path / f"out{number}").exists()
+
+
+def test_masks_are_those_of_pycocotools_up_to_pixels_on_the_border():
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    rng, differing, drawn = np.random.default_rng(0), 0, 0
+    for corners in rng.integers(3, 12, 50):
+        angles, radii = np.sort(rng.uniform(0, 2 * np.pi, corners)), rng.uniform(3, 25, corners)
+        polygon = np.c_[40 + radii * np.cos(angles), 30 + radii * np.sin(angles)]
+        runs = coco_mask.merge(coco_mask.frPyObjects([polygon.ravel().tolist()], 60, 80))
+        theirs = coco_mask.decode(runs).astype(bool)
+        packed = Shape("car", (), runs={"size": runs["size"], "counts": runs["counts"].decode()})
+        assert np.array_equal(packed.mask(60, 80), theirs)
+        differing += int((Shape("car", [polygon]).mask(60, 80) != theirs).sum())
+        drawn += int(theirs.sum())
+    assert differing < 0.02 * drawn
