@@ -242,7 +242,8 @@ class Predictor:
     def _forward(self, inputs: Tensor) -> Tensor:
         height, width = inputs.shape[-2:]
         reason: Exception | None = None
-        for multiple in (self.multiple, *(one for one in _MULTIPLES if one > self.multiple)):
+        sides = (*_MULTIPLES, *(self.settings.window or ()))  # a model of one size, and an image that is smaller
+        for multiple in (self.multiple, *(one for one in sides if one > self.multiple)):
             try:
                 logits = self._padded(inputs, multiple)
             except (RuntimeError, AssertionError) as error:

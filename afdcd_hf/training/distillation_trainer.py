@@ -20,7 +20,7 @@ from .distillation import prepare_distillation
 from .distributed import check_clipping, rank_generator, synchronise_batch_norm
 from .saving import LOSS_WEIGHTS_NAME
 from .teacher import compile_like_student, running_teacher, stops_early
-from .teacher_input import with_own_input
+from .teacher_input import processor_of, with_own_input
 from .trainer import SegmentationTrainer
 from .training_args import DistillationTrainingArguments
 
@@ -43,7 +43,8 @@ class DistillationTrainer(SegmentationTrainer):
         loss: a loss already built, in place of one that the arguments name (`loss=None` there); it has been given the
             channels of the maps to distil.
         teacher_processor: the teacher's image processor, where it normalises otherwise than the student's
-            (`processing_class`): the teacher then gets images as it knows them.
+            (`processing_class`): the teacher then gets images as it knows them. By default that of its folder, if the
+            teacher is one.
         options: as for `SegmentationTrainer`.
 
     Raises:
@@ -74,6 +75,8 @@ class DistillationTrainer(SegmentationTrainer):
         settle_class_weights(args, train_dataset)  # what the task loss is built with
         batch: dict[str, Any] = collate_samples([first])
         if isinstance(teacher, (str, Path)):
+            if teacher_processor is None and options.get("processing_class") is not None:
+                teacher_processor = processor_of(teacher)
             teacher = load_model(teacher, needs_logits=False)
         given = teacher = with_logits(teacher)
         if teacher_processor is not None:

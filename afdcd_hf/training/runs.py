@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,7 +16,7 @@ from ..data.streaming import StreamedSamples
 from ..data.transforms import RandomScaleCropFlip
 from ..folder_lock import LOCK_NAME, held_alone
 from ..hub.card_facts import CardFacts
-from ..models.loading import load_model, load_processor
+from ..models.loading import load_model
 from ..recipes import load_recipe
 from .arguments import build_arguments, merge_arguments, training_part
 from .checkpoints import checkpoint_to_resume
@@ -27,10 +26,9 @@ from .new_model import build_model, origin_of
 from .options import DataArguments, TeacherArguments
 from .preflight import preflight
 from .report import prepare_facts, write_recipe, write_report
+from .teacher_input import processor_of
 from .trainer import SegmentationTrainer
 from .training_args import SegmentationTrainingArguments
-
-logger = logging.getLogger(__name__)
 
 
 class FinishedRun(NamedTuple):
@@ -69,7 +67,7 @@ def _run(config: str | Path | None, argv: Sequence[str], *, distils: bool) -> Fi
     with _output_of(args):
         teacher = load_model(teacher_args.teacher, needs_logits=False) if distils else None
         set_seed(args.seed)
-        teachers_processor = _processor_of(teacher_args.teacher)
+        teachers_processor = processor_of(teacher_args.teacher) if distils else None
         model, processor = build_model(model_args, data.classes(), teachers_processor)
         parts = {"processing_class": processor, **_datasets(data, args, processor, teacher_args)}
         trainer: SegmentationTrainer
@@ -146,16 +144,3 @@ def _output_of(args: SegmentationTrainingArguments) -> Iterator[None]:
                 "--output_dir."
             )
         yield
-
-
-def _processor_of(teacher: str | None) -> Any:
-    """The teacher's image processor, or None (with a warning) where its folder has none."""
-    if teacher is None:
-        return None
-    try:
-        return load_processor(teacher)
-    except (OSError, ValueError) as error:
-        logger.warning(
-            "The teacher %s has no image processor, so it gets its images as the student does: %s", teacher, error
-        )
-        return None

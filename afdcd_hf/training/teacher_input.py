@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..models.loading import load_processor
 from .teacher import copied
 
 logger = logging.getLogger(__name__)
+
+
+def processor_of(teacher: str | Path) -> Any:
+    """The image processor of a saved teacher, or None (with a warning) where its folder has none."""
+    try:
+        return load_processor(teacher)
+    except (OSError, ValueError) as error:
+        logger.warning(
+            "The teacher %s has no image processor, so it gets its images as the student does: %s", teacher, error
+        )
+        return None
 
 
 def with_own_input(teacher: nn.Module, student_processor: Any, teacher_processor: Any) -> nn.Module:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import EomtImageProcessor, Mask2FormerImageProcessor, MaskFormerImageProcessor
 
 from afdcd_hf import as_segmenter, evaluate_segmenter
+from afdcd_hf.inference.segment import Predictor, Sample
 from afdcd_hf.models.loading import load_model, load_processor
 from afdcd_hf.models.mask_classification import class_scores, with_logits
 
@@ -68,3 +69,12 @@ def test_a_saved_model_is_scored_and_its_processor_leaves_splitting_to_windows(t
     assert not processor.do_split_image
     scores = evaluate_segmenter(load_model(tmp_path), [labelled_image(0, 4, 32, 48)], processor=processor)
     assert scores["num_labelled"] == 1 and scores["protocol"]["window"] == [32, 32]
+
+
+def test_images_smaller_than_eomts_are_padded_with_zeros():
+    model, small = mask_model("eomt", image_size=40), torch.randn(3, 20, 28)
+    [(_, found)] = Predictor(with_logits(model)).label_maps([[Sample("a", small, (20, 28))]])
+    with torch.no_grad():
+        logits = model(pixel_values=F.pad(small, (0, 12, 0, 20))[None]).logits
+    stretched = F.interpolate(logits, size=(40, 40), mode="bilinear")
+    assert torch.equal(found, stretched.argmax(1)[0, :20, :28].to(found.dtype))

@@ -193,7 +193,7 @@ def test_commands_run_the_checks_unless_told_not_to(tmp_path, monkeypatch, comma
     monkeypatch.setattr(runs.SegmentationTrainer, "train", train)
     monkeypatch.setattr(runs, "load_model", lambda name, **_: segmenter(1, num_labels=2))
     monkeypatch.setattr(runs, "build_model", lambda *_: (model, processor))
-    monkeypatch.setattr(runs, "_processor_of", lambda name: None)
+    monkeypatch.setattr(runs, "processor_of", lambda name: None)
     monkeypatch.setattr(runs, "prepare_facts", lambda *_: None)
     monkeypatch.setattr(runs, "load_split", lambda **_: two)
     argv = ["--output_dir", str(tmp_path / "run"), "--class_names", "sky", "sun", "--dataset", "x", "--use_cpu", "true"]

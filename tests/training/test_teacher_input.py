@@ -54,6 +54,16 @@ def test_the_trainers_teacher_gets_its_own_input_and_shares_its_weights(tmp_path
     assert all(map(lambda one, other: one is other, trainer.teacher.parameters(), teacher.parameters()))
 
 
+def test_a_teacher_given_by_its_folder_brings_its_processor(tmp_path):
+    segmenter(1, channels=48).save_pretrained(tmp_path / "teacher")
+    PROCESSORS["released"].save_pretrained(tmp_path / "teacher")
+    trainer = distilling(tmp_path / "run", teacher=str(tmp_path / "teacher"), processing_class=PROCESSORS["imagenet"])
+    seen = []
+    trainer.teacher.register_forward_pre_hook(lambda *call: seen.append(call[2]["pixel_values"]), with_kwargs=True)
+    trainer._teach(prepared(PROCESSORS["imagenet"]))
+    torch.testing.assert_close(seen[0], prepared(PROCESSORS["released"]), atol=2e-5, rtol=1e-5)
+
+
 def test_processors_that_say_too_little_are_refused(tmp_path):
     with pytest.raises(ValueError, match="SimpleNamespace has no do_rescale, .* give an image processor"):
         with_own_input(torch.nn.Identity(), PROCESSORS["imagenet"], SimpleNamespace())
