@@ -81,21 +81,19 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     flag(command, "--overwrite", "replace that file")
     add_json(command, "print JSON")
 
-    text = (
-        "write a saved model as an ONNX or OpenVINO graph or a page that runs in the browser, or its backbone for timm"
-    )
+    text = "write a saved model for ONNX, OpenVINO, ExecuTorch or the browser (a page), or its backbone for timm"
     command = add_command(
         commands, "export", text, "MODEL (--format FORMAT --output FILE | --web DIR) [options]", run=_export,
         example="runs/mine --format onnx --output mine.onnx",
     )  # fmt: skip
     command.add_argument("model", help="folder or Hub id")
-    add(command, "--format", choices=("onnx", "openvino", "timm"), help="what to write")
-    add(command, "--output", type=Path, help="file.onnx or file.xml to write; for timm, a new folder")
+    add(command, "--format", choices=("onnx", "openvino", "executorch", "timm"), help="what to write")
+    add(command, "--output", type=Path, help="file.onnx, file.xml or file.pte to write; for timm, a new folder")
     flag(command, "--overwrite", "replace files of an earlier export of a graph")
-    graph = command.add_argument_group("ONNX and OpenVINO")
+    graph = command.add_argument_group("ONNX, OpenVINO and ExecuTorch")
     flag(graph, "--upsample", "stretch scores to the image's size within the graph")
     flag(graph, "--argmax", "give the label map instead of scores")
-    add_size(graph, "--size", "fix the image's size (default: any size)")
+    add_size(graph, "--size", "fix the image's size (default: any size; ExecuTorch needs one)")
     add(graph, "--opset", type=whole(1, 100), help="version of ONNX's operators (default: the exporter's choice)")
     flag(graph, "--fp16", "half precision; halves the file")
     flag(graph, "--with_preprocessing", "take RGB images of 8 bits (batch, height, width, 3): normalise in the graph")

@@ -1,4 +1,4 @@
-"""Models for other runtimes: ONNX and OpenVINO graphs, checked against PyTorch, int8, pages; the backbone for timm."""
+"""ONNX, OpenVINO and ExecuTorch graphs, checked against PyTorch; int8; pages; the backbone for timm."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from ..inference.executorch_segmenter import ExecuTorchSegmenter
     from ..inference.loading import load_graph
     from ..inference.onnx_segmenter import OnnxSegmenter
     from ..inference.openvino_segmenter import OpenVinoSegmenter
+    from .executorch import export_executorch
     from .onnx import export_onnx
     from .openvino import export_openvino
     from .quantisation import quantise_onnx

@@ -16,8 +16,9 @@ from ..cost.machine import library_versions, machine_name
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
+from ..inference.graph_segmenter import check_packages
 from ..inference.loading import load_segmenter
-from ..inference.onnx_segmenter import check_onnx
+from .executorch import export_executorch
 from .onnx import ParityRow, check_output, described_processor, export_onnx, format_parity
 from .openvino import export_openvino
 from .quantisation import quantise_onnx, spread
@@ -25,10 +26,12 @@ from .runtimes import compare_runtimes, format_runtimes
 
 logger = logging.getLogger(__name__)
 
-# format -> what it is called, the suffix of its files, what writes them
-GRAPH_FORMATS: dict[str, tuple[str, str, Callable[..., list[ParityRow]]]] = {
-    "onnx": ("ONNX", ".onnx", export_onnx),
-    "openvino": ("OpenVINO", ".xml", export_openvino),
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+# format -> what it is called, the suffix of its files, what writes them, with which packages, of which extra
+GRAPH_FORMATS: dict[str, tuple[str, str, Callable[..., list[ParityRow]], tuple[str, ...], str]] = {
+    "onnx": ("ONNX", ".onnx", export_onnx, ONNX_PACKAGES, "export"),
+    "openvino": ("OpenVINO", ".xml", export_openvino, (*ONNX_PACKAGES, "openvino"), "openvino"),
+    "executorch": ("ExecuTorch", ".pte", export_executorch, ("executorch",), "executorch"),
 }
 
 
@@ -61,14 +64,15 @@ def export_saved_graph(
         ValueError: If options do not go together, or the export fails.
         OSError: If a file exists or cannot be written; before anything is computed.
     """
-    check_onnx()
-    title, suffix, write = GRAPH_FORMATS[format]
+    title, suffix, write, packages, extra = GRAPH_FORMATS[format]
     title += " fp16" if fp16 else ""
     needs_data = [f"--{name}" for name, given in (("int8", int8), ("evaluate_split", evaluate_split)) if given]
     for applies, message in (
         (needs_data and not dataset, f"{'/'.join(needs_data)} needs images: give --calibration_dataset."),
         (dataset and not needs_data, "--calibration_dataset is for --int8 or --evaluate_split: give one of them."),
         (int8 and format != "onnx", f"--int8 is for --format onnx, not {format}."),
+        (format == "executorch" and not size, "ExecuTorch plans memory for one size of image: give --size."),
+        (format == "executorch" and opset, "--opset is for ONNX and OpenVINO: leave it out."),
         (int8 and fp16, "--int8 starts from full precision: leave --fp16 out."),
         (
             needs_data and with_preprocessing,
@@ -87,6 +91,7 @@ def export_saved_graph(
     ):
         if applies:
             raise ValueError(message)
+    check_packages(packages, extra)
     files = {title: check_output(output, overwrite, suffix)}
     if int8:
         files["ONNX int8"] = check_output(output.with_name(f"{output.stem}_int8.onnx"), overwrite)
@@ -106,8 +111,8 @@ def export_saved_graph(
             raise FileExistsError(f"{processor_file} is another model's; give an --output elsewhere, or --overwrite.")
     if evaluation is not None and dataset in BENCHMARKS:
         check_classes(segmenter, BENCHMARKS[dataset].classes, dataset)
-    options: dict[str, Any] = {"upsample": upsample, "argmax": argmax, "size": size, "opset": opset}
-    options |= {"fp16": fp16, "with_preprocessing": with_preprocessing}
+    options: dict[str, Any] = {"upsample": upsample, "argmax": argmax, "size": size, "fp16": fp16}
+    options |= {"with_preprocessing": with_preprocessing, **({"opset": opset} if opset else {})}
     rows = write(segmenter, processor, output, overwrite=overwrite, **options)
     print(f"PyTorch and {title}, same input:\n{format_parity(rows)}\nwritten: {output}", flush=True)
     if known != described:
@@ -131,8 +136,7 @@ def export_saved_graph(
         found["runtimes"] = [asdict(row) for row in compared]
         if evaluation is not None:
             found["evaluated_on"] = {"dataset": dataset, "split": evaluate_split, "num_images": len(evaluation)}
-    used = ("onnx", "onnxruntime", "onnxscript", *(["openvino"] if format == "openvino" else []))
-    versions = {**library_versions(), **{name: version(name) for name in used}}
+    versions = {**library_versions(), **{name: version(name) for name in packages}}
     found |= {"date": date.today().isoformat(), "machine": machine_name(), "versions": versions}
     with written_whole(report) as part:
         part.write_text(json.dumps(found, indent=2) + "\n")

@@ -97,35 +97,17 @@ def export_onnx(
     """
     check_onnx()
     output = check_output(output, overwrite)
-    options: dict[str, Any] = {"upsample": upsample, "argmax": argmax, "size": size, "opset": opset}
+    options: dict[str, Any] = {"upsample": upsample, "argmax": argmax, "size": size, "fp16": fp16}
     with written_whole(output) as part:
-        graph = write_onnx(model, processor, part, fp16=fp16, with_preprocessing=with_preprocessing, **options)
+        graph = write_onnx(model, processor, part, opset, with_preprocessing=with_preprocessing, **options)
         return graph.check(OnnxSegmenter(part).run)
 
 
-def write_onnx(
-    model: nn.Module,
-    processor: Any,
-    path: Path,
-    *,
-    upsample: bool = False,
-    argmax: bool = False,
-    size: tuple[int, int] | None = None,
-    opset: int | None = None,
-    fp16: bool = False,
-    with_preprocessing: bool = False,
-) -> Graph:
+def write_onnx(model: nn.Module, processor: Any, path: Path, opset: int | None = None, **options: Any) -> Graph:
     """Write the graph without a check; what is given back is what to check it against. See `export_onnx`."""
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise ValueError(f"size={size!r}: expected height and width, two positive whole numbers.")
-    graph = Graph(copy.deepcopy(model).cpu().float().eval(), processor, upsample, argmax, size, with_preprocessing)
-    if fp16:
-        graph.tolerance = TOLERANCE_FP16
+    graph = Graph(model, processor, **options)
     logger.info("tracing the graph ...")
-    traced = copy.deepcopy(graph)
-    if fp16:
-        traced.model.half()
-    proto = _trace(traced, opset)
+    proto = _trace(graph, opset)
     _name_axes(proto.graph, graph)
     attach_facts(proto, graph.description)
     path.write_bytes(proto.SerializeToString())
@@ -166,19 +148,24 @@ class Graph(nn.Module):
         self,
         model: nn.Module,
         processor: Any,
-        upsample: bool,
-        argmax: bool,
-        size: tuple[int, int] | None,
-        with_preprocessing: bool,
+        *,
+        upsample: bool = False,
+        argmax: bool = False,
+        size: tuple[int, int] | None = None,
+        fp16: bool = False,
+        with_preprocessing: bool = False,
     ):
         super().__init__()
-        self.model = model
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise ValueError(f"size={size!r}: expected height and width, two positive whole numbers.")
+        self.model = copy.deepcopy(model).cpu().float().eval()
         self.processor = processor
         self.upsample = upsample
         self.argmax = argmax
         self.size = size
+        self.fp16 = fp16
         self.with_preprocessing = with_preprocessing
-        self.tolerance = TOLERANCE
+        self.tolerance = TOLERANCE_FP16 if fp16 else TOLERANCE
         self.input_name = "image" if with_preprocessing else "pixel_values"
         self.output_name = "labels" if argmax else "logits"
 
@@ -200,6 +187,17 @@ class Graph(nn.Module):
             "processor": described,
         }
         return json.dumps(facts)
+
+    def for_tracing(self) -> tuple[Graph, Tensor]:
+        """A copy in the precision asked for, and an example of its input."""
+        graph = copy.deepcopy(self)
+        if self.fp16:
+            graph.model.half()
+        # odd sides, and different ones, so that nothing about them is taken for a rule
+        height, width = self.size or (97, 129)
+        if self.with_preprocessing:
+            return graph, torch.zeros(2, height, width, 3, dtype=torch.uint8)
+        return graph, torch.randn(2, 3, height, width)
 
     def check(self, run: Callable[[np.ndarray], np.ndarray]) -> list[ParityRow]:
         """Hold what runs the written graph against this one; see `check_parity`."""
@@ -265,35 +263,38 @@ def _shares(cells: int, side: int, like: Tensor) -> Tensor:
 
 def _trace(graph: Graph, opset: int | None) -> Any:
     """The graph as an ONNX proto; batch size and, unless it is fixed, height and width are left open."""
-    # odd sides, and different ones, so that nothing about them is taken for a rule
-    height, width = graph.size or (97, 129)
-    example = torch.randn(2, 3, height, width)
-    sides = (2, 3)
-    if graph.with_preprocessing:
-        example, sides = torch.zeros(2, height, width, 3, dtype=torch.uint8), (1, 2)
+    traced, example = graph.for_tracing()
+    sides = (1, 2) if graph.with_preprocessing else (2, 3)
     axes = dict.fromkeys((0,) if graph.size else (0, *sides), torch.export.Dim.DYNAMIC)
-    try:
-        with quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                graph,
-                (example,),
-                input_names=[graph.input_name],
-                output_names=[graph.output_name],
-                dynamic_shapes=(axes,),
-                opset_version=opset,
-                dynamo=True,
-                verbose=False,
-            )
-    except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:  # torch's OnnxExporterError too
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        hint = "" if graph.size else " Some models can only be exported for one size: try --size HEIGHT WIDTH."
-        raise ValueError(f"torch cannot export this model to ONNX.{hint} It says: {reason}") from error
+    hint = "" if graph.size else " Some models can only be exported for one size: try --size HEIGHT WIDTH."
+    with tracing("ONNX", hint):
+        program = torch.onnx.export(
+            traced,
+            (example,),
+            input_names=[graph.input_name],
+            output_names=[graph.output_name],
+            dynamic_shapes=(axes,),
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None  # with dynamo=True
     proto = program.model_proto
     written = next(entry.version for entry in proto.opset_import if not entry.domain)
     if opset not in (None, written):
         raise ValueError(f"torch wrote opset {written}, not the {opset} that was asked for; leave --opset out.")
     return proto
+
+
+@contextmanager
+def tracing(format: str, hint: str = "") -> Iterator[None]:
+    """Without gradients, quietly; what an exporter says that cannot do it ends up in a ValueError."""
+    try:
+        with quiet(), torch.no_grad():
+            yield
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:  # torch's OnnxExporterError too
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ValueError(f"torch cannot export this model to {format}.{hint} It says: {reason}") from error
 
 
 @contextmanager

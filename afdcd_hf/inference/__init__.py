@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from .executorch_segmenter import ExecuTorchSegmenter
     from .loading import load_graph, load_segmenter
     from .onnx_segmenter import OnnxSegmenter
     from .openvino_segmenter import OpenVinoSegmenter

@@ -10,12 +10,17 @@ from typing import Any
 from transformers import AutoImageProcessor
 
 from ..models.loading import load_model, load_processor
+from .executorch_segmenter import ExecuTorchSegmenter
 from .graph_segmenter import GraphSegmenter
 from .onnx_segmenter import OnnxSegmenter
 from .openvino_segmenter import OpenVinoSegmenter
 
 # file suffix -> what runs it
-GRAPHS: dict[str, type[GraphSegmenter]] = {".onnx": OnnxSegmenter, ".xml": OpenVinoSegmenter}
+GRAPHS: dict[str, type[GraphSegmenter]] = {
+    ".onnx": OnnxSegmenter,
+    ".xml": OpenVinoSegmenter,
+    ".pte": ExecuTorchSegmenter,
+}
 
 
 def load_graph(path: str | Path, threads: int | None = None) -> tuple[GraphSegmenter, Any]:

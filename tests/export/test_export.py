@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter, segment_image
 from afdcd_hf.cli import main
 from afdcd_hf.export import onnx as onnx_export
+from afdcd_hf.export.executorch import export_executorch
 from afdcd_hf.export.onnx import PARITY_SHAPES, TOLERANCE, PoolingByProducts, cell_means, check_parity, export_onnx
 from afdcd_hf.export.openvino import export_openvino
 from afdcd_hf.export.quantisation import calibration_inputs, quantise_onnx
@@ -239,6 +240,29 @@ def test_openvino_gives_the_models_scores_at_other_sizes_and_is_loaded_by_its_na
         load_graph(tmp_path / "model.xml")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="needs the extra `executorch`")
+def test_executorch_gives_the_models_scores_and_is_loaded_by_its_name(exported, tmp_path):
+    model, processor, _, _ = exported
+    found = export_executorch(model, processor, tmp_path / "model.pte", size=(63, 65))
+    assert [(row.batch, row.height, row.width) for row in found] == [(batch, 63, 65) for batch in (1, 2, 3)]
+    graph, loaded = load_graph(tmp_path / "model.pte", threads=1)
+    assert graph.config.id2label == model.config.id2label and loaded.do_flip_channels
+    images = torch.randn(2, 3, 63, 65, generator=torch.Generator().manual_seed(1)) * 50
+    with torch.no_grad():
+        expected = model(pixel_values=images).logits
+    first = graph(pixel_values=images).logits
+    graph(pixel_values=-images)  # the runtime's buffer is used again, the result is not
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    with pytest.raises(ValueError, match="takes images of 63x65 pixels"):
+        graph(pixel_values=torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="give --size HEIGHT WIDTH"):
+        export_executorch(model, processor, tmp_path / "other.pte")
+    (tmp_path / "noise.pte").write_bytes(b"noise")
+    with pytest.raises(ValueError, match="ExecuTorch cannot read"):
+        load_graph(tmp_path / "noise.pte")
+
+
 @needs_onnx
 def test_with_preprocessing_the_graph_takes_pixels_and_gives_the_models_scores(exported, tmp_path):
     import onnxruntime
@@ -434,6 +458,8 @@ def test_the_command_writes_graph_int8_and_report_and_other_commands_take_the_gr
         (["--format", "openvino"], "ends in .xml"),
         (["--format", "openvino", "--int8", "--calibration_dataset", "camvid"], "--int8 is for --format onnx"),
         (["--int8", "--fp16", "--calibration_dataset", "camvid"], "leave --fp16 out"),
+        (["--format", "executorch"], "ExecuTorch plans memory for one size of image: give --size"),
+        (["--format", "executorch", "--size", "64", "64", "--opset", "20"], "--opset is for ONNX and OpenVINO"),
         (
             ["--with_preprocessing", "--evaluate_split", "val", "--calibration_dataset", "camvid"],
             "evaluate the written",
