@@ -62,14 +62,14 @@ class AfDcdLoss(RestorationLoss):
 
     feature_weight: float = option()
     contrast_weight: float = option()
-    contrast: str = option("omni", partial(check_choice, known=CONTRASTS))
-    pool_size: int | None = option(4, optional(check_whole))
-    patch_size: int = option(4)
-    channel_groups: int = option(16)
-    temperature: float = option(0.07)
-    distance: str = option("l1")
-    negatives: str = option("other_groups")
-    backend: str = option("auto")
+    contrast: str = option(default="omni", check=partial(check_choice, known=CONTRASTS))
+    pool_size: int | None = option(default=4, check=optional(check_whole))
+    patch_size: int = option(default=4)
+    channel_groups: int = option(default=16)
+    temperature: float = option(default=0.07)
+    distance: str = option(default="l1")
+    negatives: str = option(default="other_groups")
+    backend: str = option(default="auto")
 
     def build(self) -> None:
         super().build()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import dataclass_transform  # in typing from Python 3.11; torch needs it too
 
 from ..features import Activations
 from ..ops.checks import check_weight, check_whole
@@ -21,18 +22,26 @@ class Option(NamedTuple):
 
     default: Any
     check: Callable[[str, Any], None] | None
+    kw_only: bool
 
 
-def option(default: Any = inspect.Parameter.empty, check: Callable[[str, Any], None] | None = None) -> Any:
-    """Declare an option in the body of a loss: `temperature: float = option(1.0, check_positive)`.
+def option(
+    *,
+    default: Any = inspect.Parameter.empty,
+    check: Callable[[str, Any], None] | None = None,
+    kw_only: bool = True,
+) -> Any:
+    """Declare an option in the body of a loss: `temperature: float = option(default=1.0, check=check_positive)`.
 
     Args:
         default: left out where the option has to be given.
         check: function of its name and value that raises ValueError; weights of terms need none.
+        kw_only: False for one that may be given by position.
     """
-    return Option(default, check)
+    return Option(default, check, kw_only)
 
 
+@dataclass_transform(kw_only_default=True, field_specifiers=(option,))  # editors and mypy see the constructor
 class DistillationLoss(nn.Module):
     """Compares what a student and a teacher computed for the same images.
 
@@ -68,7 +77,6 @@ class DistillationLoss(nn.Module):
     needs_feature_map: bool = False
     citation: ClassVar[str] = ""
 
-    _channels: ClassVar[tuple[str, ...]] = ()  # arguments by position
     _declared: ClassVar[Mapping[str, Option]] = {}
     _source: RandomSource | None = None
 
@@ -86,9 +94,10 @@ class DistillationLoss(nn.Module):
         cls.checks = {**cls.checks, **{name: each.check for name, each in declared.items() if each.check}}
         cls.__signature__ = None  # type: ignore[attr-defined]
         if cls.__init__ is DistillationLoss.__init__:
-            parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in cls._channels]
-            for name, each in declared.items():
-                parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=each.default))
+            kinds = {True: inspect.Parameter.KEYWORD_ONLY, False: inspect.Parameter.POSITIONAL_OR_KEYWORD}
+            parameters = [
+                inspect.Parameter(name, kinds[each.kw_only], default=each.default) for name, each in declared.items()
+            ]
             cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
     def __init__(self, *channels: int | None, **options: Any) -> None:
@@ -98,15 +107,20 @@ class DistillationLoss(nn.Module):
             bound.apply_defaults()
             options = bound.arguments
         else:  # of a constructor that has named its options
-            options = dict(zip(self._channels, channels, strict=False)) | options
+            options = dict(zip(self._positional(), channels, strict=False)) | options
         self.check_options(options)
         self.needs_feature_map = self.reads_map(options)
         self._options = dict(options)
         for name, value in options.items():
             setattr(self, name, value)
-        for name in self._channels if self.needs_feature_map else ():
+        for name in self._positional() if self.needs_feature_map else ():
             check_whole(name, options[name])
         self.build()
+
+    @classmethod
+    def _positional(cls) -> list[str]:
+        """The channel counts of a loss on maps."""
+        return [name for name, each in cls._declared.items() if not each.kw_only]
 
     def build(self) -> None:
         """Make the layers that the options, by then attributes, ask for."""
@@ -217,7 +231,9 @@ class MapLoss(DistillationLoss):
     """
 
     needs_feature_map = True
-    _channels = ("student_channels", "teacher_channels")
+
+    student_channels: int = option(kw_only=False)
+    teacher_channels: int = option(kw_only=False)
 
     def new_align(self) -> nn.Module:
         """A 1×1 convolution with bias from Cs to Ct channels, or the identity where they are equal."""

@@ -67,18 +67,18 @@ class CIRKDLoss(MapLoss):
     }
     citation = bibtex("yang2022cross")
 
-    minibatch_weight: float = option(1.0)
-    pixel_weight: float = option(0.1)
-    region_weight: float = option(0.1)
-    num_classes: int | None = option(None, optional(check_whole))
-    ignore_index: int | None = option(255, check_ignore_index)
-    temperature: float = option(0.1, check_positive)
-    pool_size: int = option(2, check_whole)
-    pixel_queue: int = option(20_000, check_whole)
-    region_queue: int = option(2_000, check_whole)
-    pixels_per_image: int = option(16, check_whole)
-    pixel_draws: int = option(4_096, check_whole)
-    region_draws: int = option(1_024, check_whole)
+    minibatch_weight: float = option(default=1.0)
+    pixel_weight: float = option(default=0.1)
+    region_weight: float = option(default=0.1)
+    num_classes: int | None = option(default=None, check=optional(check_whole))
+    ignore_index: int | None = option(default=255, check=check_ignore_index)
+    temperature: float = option(default=0.1, check=check_positive)
+    pool_size: int = option(default=2, check=check_whole)
+    pixel_queue: int = option(default=20_000, check=check_whole)
+    region_queue: int = option(default=2_000, check=check_whole)
+    pixels_per_image: int = option(default=16, check=check_whole)
+    pixel_draws: int = option(default=4_096, check=check_whole)
+    region_draws: int = option(default=1_024, check=check_whole)
 
     def build(self) -> None:
         if self.pixel_weight == 0 and self.region_weight == 0:

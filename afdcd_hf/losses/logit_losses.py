@@ -44,9 +44,9 @@ class KDLoss(DistillationLoss):
     logits_terms = {"kd": "weight"}
     citation = bibtex("hinton2015distilling")
 
-    weight: float = option(1.0)
-    temperature: float = option(None, optional(check_positive))
-    standardize: bool = option(False, check_flag)
+    weight: float = option(default=1.0)
+    temperature: float | None = option(default=None, check=optional(check_positive))
+    standardize: bool = option(default=False, check=check_flag)
 
     def build(self) -> None:
         if self.temperature is None:
@@ -120,9 +120,9 @@ class DISTLoss(DistillationLoss):
     logits_terms = {"dist_inter": "inter_weight", "dist_intra": "intra_weight"}
     citation = bibtex("huang2022knowledge")
 
-    inter_weight: float = option(1.0)
-    intra_weight: float = option(1.0)
-    temperature: float = option(1.0, check_positive)
+    inter_weight: float = option(default=1.0)
+    intra_weight: float = option(default=1.0)
+    temperature: float = option(default=1.0, check=check_positive)
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
         logits = self.logits(student, teacher)
@@ -189,12 +189,12 @@ class BPKDLoss(DistillationLoss):
     logits_terms = {"bpkd_edge": "edge_weight", "bpkd_body": "body_weight"}
     citation = bibtex("liu2024bpkd")
 
-    edge_weight: float = option(1.0)
-    body_weight: float = option(3.0)
-    edge_temperature: float = option(1.0, check_positive)
-    body_temperature: float = option(4.0, check_positive)
-    edge_width: int = option(1, check_whole)
-    ignore_index: int | None = option(255, check_ignore_index)
+    edge_weight: float = option(default=1.0)
+    body_weight: float = option(default=3.0)
+    edge_temperature: float = option(default=1.0, check=check_positive)
+    body_temperature: float = option(default=4.0, check=check_positive)
+    edge_width: int = option(default=1, check=check_whole)
+    ignore_index: int | None = option(default=255, check=check_ignore_index)
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
         logits = self.logits(student, teacher)

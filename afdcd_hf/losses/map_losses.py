@@ -53,8 +53,8 @@ class FitNetLoss(MapLoss):
     map_terms = {"fitnet": "weight"}
     citation = bibtex("romero2015fitnets")
 
-    weight: float = option(1.0)
-    normalize: bool = option(False, check_flag)
+    weight: float = option(default=1.0)
+    normalize: bool = option(default=False, check=check_flag)
 
     def build(self) -> None:
         if self.weight > 0:
@@ -100,7 +100,7 @@ class AttentionTransferLoss(MapLoss):
     map_terms = {"at": "weight"}
     citation = bibtex("zagoruyko2017attention")
 
-    weight: float = option(10_000.0)
+    weight: float = option(default=10_000.0)
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
         return {"at": attention_error(*self.maps(student, teacher))}
@@ -149,9 +149,9 @@ class SKDLoss(MapLoss):
     logits_terms = {"skd_pixelwise": "pixelwise_weight"}
     citation = bibtex("liu2019structured")
 
-    pairwise_weight: float = option(10.0)
-    pixelwise_weight: float = option(1.0)
-    pool_size: int = option(2, check_whole)
+    pairwise_weight: float = option(default=10.0)
+    pixelwise_weight: float = option(default=1.0)
+    pool_size: int = option(default=2, check=check_whole)
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
         terms = {}
@@ -205,8 +205,8 @@ class IFVDLoss(MapLoss):
     map_terms = {"ifvd": "weight"}
     citation = bibtex("wang2020intra")
 
-    weight: float = option(20.0)
-    ignore_index: int | None = option(255, check_ignore_index)
+    weight: float = option(default=20.0)
+    ignore_index: int | None = option(default=255, check=check_ignore_index)
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
         maps = self.maps(student, teacher)
@@ -243,10 +243,10 @@ class CWDLoss(MapLoss):
     logits_terms = {"cwd_logits": "logits_weight"}
     citation = bibtex("shu2021channel")
 
-    map_weight: float = option(50.0)
-    logits_weight: float = option(3.0)
-    map_temperature: float = option(4.0, check_positive)
-    logits_temperature: float = option(4.0, check_positive)
+    map_weight: float = option(default=50.0)
+    logits_weight: float = option(default=3.0)
+    map_temperature: float = option(default=4.0, check=check_positive)
+    logits_temperature: float = option(default=4.0, check=check_positive)
 
     def build(self) -> None:
         if self.map_weight > 0:

@@ -64,10 +64,10 @@ class RestorationLoss(MapLoss):
             that carry over to other maps.
     """
 
-    mask: str = option("random", partial(check_choice, known=("random", "center")))
-    mask_ratio: float = option(0.75, check_fraction)
-    projector: Any = option("plain", partial(check_choice, known=PROJECTORS))
-    reduction: str = option("paper", partial(check_choice, known=("paper", "mean")))
+    mask: str = option(default="random", check=partial(check_choice, known=("random", "center")))
+    mask_ratio: float = option(default=0.75, check=check_fraction)
+    projector: Any = option(default="plain", check=partial(check_choice, known=PROJECTORS))
+    reduction: str = option(default="paper", check=partial(check_choice, known=("paper", "mean")))
 
     def build(self) -> None:
         if self.needs_feature_map:
@@ -114,7 +114,7 @@ class MGDLoss(RestorationLoss):
     map_terms = {"mgd": "weight"}
     citation = bibtex("yang2022masked")
 
-    weight: float = option(2e-5)
+    weight: float = option(default=2e-5)
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
         student_map, target = self.maps(student, teacher)
