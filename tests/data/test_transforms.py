@@ -180,16 +180,6 @@ def test_the_whole_is_bilinear_and_a_part_of_it_is_that_part_bit_by_bit():
         assert np.array_equal(resize_bilinear(pixels, scale, rows, columns[::-1]), part[:, ::-1]), (source, scale)
 
 
-def test_resized_values_by_hand():
-    pixels = np.array([[[0] * 3, [100] * 3]], np.uint8)  # at twice the width: 0, a quarter, three quarters, 100
-    assert whole(pixels, 2.0)[0, :, 0].tolist() == [0, 25, 75, 100]
-    assert whole(pixels, 0.5).tolist() == [[[50] * 3]]
-    assert whole(pixels.swapaxes(0, 1), 2.0)[:, 0, 0].tolist() == [0, 25, 75, 100]
-    assert whole(np.array([[[9, 8, 7]]], np.uint8), 3.0).tolist() == [[[9, 8, 7]] * 3] * 3
-    same = np.asarray(street(5, 7)[0])
-    assert np.array_equal(whole(same, 1.0), same)
-
-
 # What is off by default
 
 
