@@ -80,29 +80,27 @@ def as_segmenter(
 
 
 def _logits(outputs: Any, key: str | int | None, model: str) -> Tensor:
-    logits = _pick(outputs, key)
-    if not isinstance(logits, Tensor) or logits.ndim != 4:
-        found = type(outputs).__name__
-        if isinstance(outputs, Mapping):
-            found += f" with the keys {', '.join(map(str, outputs))}"
-        elif isinstance(outputs, (list, tuple)):
-            found += f" of {len(outputs)} values"
-        elif isinstance(outputs, Tensor):
-            found += f" of shape {tuple(outputs.shape)}"
-        chosen = "" if key is None else f" (output={key!r})"
-        raise ValueError(
-            f"{model} returns a {found}, in which there are no (B, K, h, w) class scores{chosen}; name the key or "
-            "index with as_segmenter(..., output=...)."
-        )
-    return logits
-
-
-def _pick(outputs: Any, key: str | int | None) -> Any:
+    logits = outputs
     if key is not None:
         try:
-            return outputs[key]
+            logits = outputs[key]
         except (KeyError, IndexError, TypeError):
-            return None
+            logits = None
+    elif isinstance(outputs, Mapping):
+        logits = outputs.get("logits", outputs.get("out"))
+    else:
+        logits = getattr(outputs, "logits", outputs)
+    if isinstance(logits, Tensor) and logits.ndim == 4:
+        return logits
+    found = type(outputs).__name__
     if isinstance(outputs, Mapping):
-        return outputs.get("logits", outputs.get("out"))
-    return getattr(outputs, "logits", outputs)
+        found += f" with the keys {', '.join(map(str, outputs))}"
+    elif isinstance(outputs, (list, tuple)):
+        found += f" of {len(outputs)} values"
+    elif isinstance(outputs, Tensor):
+        found += f" of shape {tuple(outputs.shape)}"
+    chosen = "" if key is None else f" (output={key!r})"
+    raise ValueError(
+        f"{model} returns a {found}, in which there are no (B, K, h, w) class scores{chosen}; name the key or "
+        "index with as_segmenter(..., output=...)."
+    )

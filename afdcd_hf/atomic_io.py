@@ -15,10 +15,8 @@ from tempfile import TemporaryFile, mkdtemp
 def written_whole(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to: it becomes `path` at the end, or is removed if anything goes wrong.
 
-    Even a killed process leaves no half file under the name that was asked for. Missing folders are made.
-
-    Raises:
-        OSError: If it cannot be written, such as on a full disk; the error names `path`.
+    Even a killed process leaves no half file under the name that was asked for. Missing folders are made. Where it
+    cannot be written, as on a full disk, the OSError names `path`.
     """
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
@@ -46,11 +44,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 
 
 def check_can_write(path: Path) -> None:
-    """Look before long work whether a file can be written at `path`; missing folders are made.
-
-    Raises:
-        OSError: If it cannot; the error names `path`.
-    """
+    """Before long work: an OSError that names `path` where no file can be written there; missing folders are made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path.parent) as probe:

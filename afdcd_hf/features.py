@@ -1,8 +1,9 @@
 """Feature maps captured from models by module path, with forward hooks.
 
 A path is what `named_modules` prints, e.g. `head.features`. Where the module returns several maps, an index picks one:
-`backbone[-1]` is the last map of the backbone. Where the map lies channels last, as in Swin transformers, `:nhwc`
-behind the path says so: `encoder.layers.3:nhwc`. The tokens of a ViT become a map with `:tokens`.
+`backbone[-1]` is the last map of the backbone. `:nhwc` behind the path takes maps `(B, h, w, C)`, as of Swin
+transformers. `:tokens` makes a map of a ViT's tokens `(B, N, C)`: it drops up to 16 that precede those of patches, and
+finds h and w from the size of the images, which the patch's side divides.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -22,18 +23,12 @@ _MOST_EXTRA_TOKENS = 16  # class token and registers; DINOv3 has five
 
 
 class Activations(NamedTuple):
-    """What a distillation loss sees of one model in one forward pass.
+    """What a distillation loss sees of one model in one forward pass."""
 
-    Attributes:
-        logits: `(B, K, h, w)` class scores at the model's own resolution; None of a teacher that has none, or was run
-            no further than its maps (`run_to_maps`).
-        feature_map: `(B, C, h', w')` map of the named layer, or None where no loss asks for one.
-        further_maps: where several layers are named, the maps of the second, third, ...
-    """
-
+    # `(B, K, h, w)` class scores at the model's own resolution; None of a teacher that was run no further than its maps
     logits: Tensor | None
-    feature_map: Tensor | None = None
-    further_maps: tuple[Tensor, ...] = ()
+    feature_map: Tensor | None = None  # `(B, C, h', w')` of the named layer; None where no loss asks for one
+    further_maps: tuple[Tensor, ...] = ()  # where several layers are named, those of the second, third, ...
 
     def of_each_layer(self) -> list[Activations]:
         """The same logits with one map at a time; empty where there is no map."""
@@ -42,20 +37,12 @@ class Activations(NamedTuple):
 
 
 class LayerTap:
-    """A forward hook that keeps one layer's map while it is open, for one forward pass.
+    """A forward hook that keeps the map of `layer` (see above) while it is open, for one forward pass.
 
     The hook is registered once (torch.compile wants hooks to exist before it traces) and does nothing while closed, so
     that a model used elsewhere keeps no map alive. The map is kept as it is, not copied: where the next module works
-    in place (`ReLU(inplace=True)`), it is that module's output that is seen; name that module instead.
-
-    Args:
-        model: owns the layer.
-        layer: module path, with an index where the module returns several maps. `:nhwc` behind it takes `(B, h, w, C)`;
-            `:tokens` takes `(B, N, C)`, drops what precedes the tokens of patches, and finds h and w from the size of
-            the images: the patch's side divides theirs, and at most 16 tokens are dropped.
-
-    Raises:
-        ValueError: the path is malformed or names no module; close names are listed.
+    in place (`ReLU(inplace=True)`), it is that module's output that is seen; name that module instead. A path that is
+    malformed or names no module is a ValueError.
     """
 
     def __init__(self, model: nn.Module, layer: str):
@@ -133,20 +120,17 @@ def run_to_maps(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap]
 
     Not for compiled models. A map that a later module changes in place is the unchanged one here.
     """
-    missing = len(taps)
+    waiting = list(taps)
 
     def seen() -> None:
-        nonlocal missing
-        missing -= 1
-        if not missing:
+        waiting.pop()
+        if not waiting:
             raise _AllSeen
 
     for tap in taps:
         tap.open(seen)
-    try:
+    with suppress(_AllSeen):
         model(pixel_values=pixel_values)
-    except _AllSeen:
-        pass
     return _activations(None, taps)
 
 
@@ -171,24 +155,21 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tenso
         >>> tuple(maps["0"].shape)
         (1, 8, 4, 4)
     """
-    taps: list[LayerTap] = []
     maps: dict[str, Tensor] = {}
-    try:
+    with ExitStack() as hooks:
+        taps = []
         for layer in layers:
             taps.append(LayerTap(model, layer))
+            hooks.callback(taps[-1].remove)
             taps[-1].open()
         yield maps
         maps.update({tap.layer: tap.pop() for tap in taps})
-    finally:
-        for tap in taps:
-            tap.remove()
 
 
 def default_layer(model: nn.Module, role: str) -> str:
     """The layer distilled where none is named: the last map of our own models' backbone.
 
-    Raises:
-        ValueError: another kind of model; `role` ("student" or "teacher") says which layer must be named.
+    A ValueError says that the layer of another kind of model, a `role` ("student" or "teacher"), must be named.
     """
     if getattr(getattr(model, "config", None), "model_type", None) == "afdcd":
         return "backbone[-1]"

@@ -11,7 +11,6 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
-
 _HELD: dict[Path, int] = {}  # folders that this process holds, and the open lock file of each
 
 
@@ -20,10 +19,8 @@ def held_alone(folder: str | Path, option: str = "--output_dir") -> Iterator[int
     """Hold a folder, made if it is missing, while the block runs; the same process may hold it once more inside.
 
     Forked children (data workers) do not hold it; a command started with the yielded file descriptor in `pass_fds`
-    does, also when it outlives this process. Where there are no such locks, nothing is held and None is yielded.
-
-    Raises:
-        FileExistsError: another process holds the folder, which the command-line option `option` names.
+    does, also when it outlives this process. Where there are no such locks, nothing is held and None is yielded. A
+    folder that another process holds is a FileExistsError, with the command-line option that named it.
     """
     folder = Path(folder).resolve()
     if folder in _HELD:

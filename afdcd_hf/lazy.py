@@ -13,10 +13,7 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
     """The `__getattr__`, `__dir__` and `__all__` of a package.
 
     Its public names are those that its `__init__.py` imports under `if TYPE_CHECKING:`, which is also where type
-    checkers and editors find them: each name stands in one place.
-
-    Args:
-        package: its `__name__`.
+    checkers and editors find them: each name stands in one place. `package` is its `__name__`.
     """
     module = sys.modules[package]
     source = module.__spec__.loader.get_source(package)  # type: ignore[union-attr]

@@ -20,16 +20,9 @@ _TOO_LARGE = (
 
 
 def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:  # type: ignore[assignment]
-    """Read a JSON file whose outermost value must be of one type.
+    """Read a JSON file whose outermost value is a dict or list, as `kind` says; another is a ValueError.
 
-    Args:
-        path: the file.
-        what: what it is, for errors, such as "the facts of a model card".
-        kind: the type of the outermost value: dict or list.
-
-    Raises:
-        OSError: a file that is missing or cannot be read.
-        ValueError: content that is no JSON, or of another type.
+    `what` the file is, such as "the facts of a model card", stands in errors.
     """
     path = Path(path)
     try:
@@ -43,12 +36,7 @@ def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:  # type: 
 
 
 def read_yaml(path: str | Path) -> dict[Any, Any]:
-    """Read a YAML file of `key: value` lines; see `parse_yaml` for what its words mean.
-
-    Raises:
-        OSError: a file that is missing or cannot be read.
-        ValueError: not valid YAML, a key that stands twice, too large, or no `key: value` lines.
-    """
+    """Read a YAML file of `key: value` lines; anything else, or a file too large, is a ValueError that names it."""
     path = Path(path)
     if path.stat().st_size > _MOST_KIB * 1024:
         raise ValueError(f"{path} is larger than {_MOST_KIB} KiB: this is no recipe.")
@@ -65,10 +53,8 @@ def parse_yaml(text: str) -> Any:
     """The value that a YAML text stands for, with plain words read as in YAML 1.2.
 
     Only `true` and `false` are truth values (`no` and `off` are words), `2e-6` is a number, a date is text, and `010`,
-    which is 8 to some readers and 10 to others, is an error.
-
-    Raises:
-        ValueError: not valid YAML, a key that stands twice, or more or deeper values than any recipe has.
+    which is 8 to some readers and 10 to others, is a ValueError; so is a key that stands twice, what is not valid YAML,
+    and more or deeper values than any recipe has.
     """
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)

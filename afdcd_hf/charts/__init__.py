@@ -1,18 +1,5 @@
 """Charts and images of runs and results: label maps, predictions, training curves, IoU by class, confusion matrices."""
 
-from __future__ import annotations
-
 from .label_maps import colorize, plot_predictions, plot_samples
 from .results import data_title, plot_class_iou, plot_confusion_matrix
 from .runs import load_history, plot_training_curves
-
-__all__ = [
-    "colorize",
-    "data_title",
-    "load_history",
-    "plot_class_iou",
-    "plot_confusion_matrix",
-    "plot_predictions",
-    "plot_samples",
-    "plot_training_curves",
-]

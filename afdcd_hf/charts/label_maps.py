@@ -123,18 +123,15 @@ def plot_predictions(
         notes: a line under the title of some columns, for example `{"teacher": "mIoU 61.2 %"}`.
 
     Raises:
-        ValueError: no such grid of arrays, another number of names than colours, or a note that belongs to no column.
+        ValueError: no such grid of arrays, or another number of names than colours.
     """
     path, colors, notes = Path(path), as_colors(palette), notes or {}
     lengths = {title: len(arrays) for title, arrays in columns.items()}
-    if not lengths or len(set(lengths.values())) > 1 or 0 in lengths.values():
+    if len(set(lengths.values())) != 1 or 0 in lengths.values() or len(class_names) != len(colors):
         raise ValueError(
-            f"The columns hold {lengths or 'nothing'} arrays; pass the same number, at least one, in each column."
+            f"The columns hold {lengths} arrays, and {len(class_names)} class names came with {len(colors)} colours; "
+            "pass the same number, at least one, in each column, and one name per colour."
         )
-    if len(class_names) != len(colors):
-        raise ValueError(f"{len(class_names)} class names came with {len(colors)} colours; pass one name per colour.")
-    if stray := sorted(set(notes) - set(columns)):
-        raise ValueError(f"notes={stray} belong to no column; the columns are {list(columns)}.")
     shown = {title: [_as_rgb(title, cell, colors) for cell in cells] for title, cells in columns.items()}
     rows = [[cell for cell in row if not isinstance(cell, str)] for row in zip(*columns.values(), strict=True)]
     swatches = _swatches([array for row in rows for array in row], colors, class_names)

@@ -22,7 +22,6 @@ GAIN_COLOR, LOSS_COLOR = "#00674B", "#A33B00"  # darker sisters of the series' g
 NORMALIZATIONS = {"truth": "true", "prediction": "predicted"}
 NUMBERS_UP_TO, NAMES_UP_TO = 20, 40  # classes; beyond, cells and ticks are too small for text
 NUMBER_FROM = 0.05  # percent
-MOST_LISTED = 15
 _COUNTS = ("num_images", "num_pixels")  # of other images, or of fewer
 _MODELS_OWN = {
     "model", "dtype", "logits_upsampling", "align_corners", "input_size", "input_resampling", "input_padding",
@@ -40,7 +39,7 @@ def plot_class_iou(results: Results, path: str | Path, *, title: str | None = No
 
     Args:
         results: name of each result, such as "Af-DCD", to its `per_category_iou`: class to fraction 0-1, None or NaN
-            where the class is not in the data. The mean is over the other classes.
+            where the class is not in the data, which reads n/a. The mean is over the other classes.
         path: file to write; its suffix picks the format.
         title: line above the bars; name the data here.
         order: "classes" (that of the first result) or "gain" (largest first, for two or more results).
@@ -53,14 +52,18 @@ def plot_class_iou(results: Results, path: str | Path, *, title: str | None = No
     path = Path(path)
     names, values = _checked_percent(results)
     means = np.nanmean(values, axis=0)
-    rows, heading = _shown_rows(names, values, order)
+    rows, heading = _shown_rows(values, order)
     names, values = ["mean", *(names[row] for row in rows)], np.vstack([means, values[rows]])
     row_height = BAR * len(results) + ROW_GAP
     middles = row_height * (np.arange(len(names)) + 0.5)
     height, limit = row_height * len(names), 10 * math.ceil(max(np.nanmax(values), 1) / 10)
     with figure_file(path, WIDTH, height + 1.6) as figure:
         axes = figure.add_subplot()
-        _draw_bars(axes, values, list(results), middles)
+        for column, name in enumerate(results):
+            ys, lengths = middles + BAR * (column - (len(results) - 1) / 2), np.nan_to_num(values[:, column])
+            bars = axes.barh(ys, lengths, 0.88 * BAR, color=SERIES_COLORS[column], label=name)
+            texts = ["n/a" if math.isnan(value) else f"{value:.1f}" for value in values[:, column]]
+            axes.bar_label(bars, texts, padding=3, fontsize=10.5)
         axes.set_yticks(middles, [shorten(name, 26) for name in names])
         axes.get_yticklabels()[0].set_fontweight("bold")
         axes.axhspan(0, row_height, color="#F0F0F0", zorder=0)
@@ -92,9 +95,8 @@ def model_and_data(protocol: Mapping[str, Any]) -> str:
 def protocol_differences(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What was not the same when results were measured, though it changes scores: `["flip: False, True"]`.
 
-    Args:
-        results: name of each to the content of its results.json. A field that one lacks reads None; fields that
-            belong to the model, such as its image mean, may differ.
+    `results` are name of each to the content of its results.json. A field that one lacks reads None; fields that belong
+    to the model, such as its image mean, may differ.
     """
     counted = [{name: one.get(name) for name in _COUNTS} | dict(one.get("protocol") or {}) for one in results.values()]
     differences = []
@@ -117,45 +119,27 @@ def _checked_percent(results: Results) -> tuple[list[str], np.ndarray]:
                 "Compare results on the same dataset."
             )
         given = {name: value for name, value in classes.items() if value is not None and not math.isnan(value)}
-        if not given:
-            raise ValueError(f"{result!r} has no IoU of any class; evaluate it on data with labels.")
-        for name, value in given.items():
-            if not 0 <= value <= 1:
-                what = f"{result!r} gives {name!r} an IoU of {value}"
-                raise ValueError(f"{what}; pass fractions from 0 to 1, not percent.")
+        wrong = [f"{name!r} an IoU of {value}" for name, value in given.items() if not 0 <= value <= 1]
+        if wrong or not given:
+            raise ValueError(f"{result!r} gives {wrong[0] if wrong else 'no IoU'}; pass fractions from 0 to 1.")
     columns = [[classes[name] for name in names] for classes in results.values()]
     return names, 100 * np.array(columns, dtype=float).T  # None becomes NaN
 
 
-def _shown_rows(names: list[str], values: np.ndarray, order: str) -> tuple[list[int], str]:
+def _shown_rows(values: np.ndarray, order: str) -> tuple[list[int], str]:
     """The classes to draw, from top to bottom, and what the heading says of the choice."""
-    single = values.shape[1] == 1
-    if order not in ("classes", "gain"):
-        raise ValueError(f"order={order!r} is unknown; known are classes, gain.")
-    if order == "gain" and single:
-        raise ValueError("order='gain' compares the last result with the first; pass a second one or order='classes'.")
+    count, single = len(values), values.shape[1] == 1
+    if order not in ("classes", "gain") or (order == "gain" and single):
+        raise ValueError(f"order={order!r}: known are classes and, for two or more results, gain.")
     ranked = values[:, 0] if single else values[:, -1] - values[:, 0]
     falling = [int(row) for row in np.argsort(-ranked, kind="stable")]  # NaN comes last
-    if len(names) <= MOST_ROWS:
-        return (falling if order == "gain" else list(range(len(names)))), ""
+    if count <= MOST_ROWS:
+        return (falling if order == "gain" else list(range(count))), ""
     known, half = [row for row in falling if not math.isnan(ranked[row])], MOST_ROWS // 2
     if len(known) <= MOST_ROWS:
-        return known, f"{len(known)} of {len(names)} classes are in the data"
+        return known, f"{len(known)} of {count} classes are in the data"
     highest, lowest = ("highest", "lowest") if single else ("largest gains", "largest losses")
-    return known[:half] + known[-half:], f"{half} {highest} and {half} {lowest} of {len(names)} classes"
-
-
-def _draw_bars(axes: Axes, values: np.ndarray, results: list[str], middles: np.ndarray) -> None:
-    is_absent = np.isnan(values).all(axis=1)
-    for column, name in enumerate(results):
-        ys, lengths = middles + BAR * (column - (len(results) - 1) / 2), np.nan_to_num(values[:, column])
-        bars = axes.barh(ys, lengths, 0.88 * BAR, color=SERIES_COLORS[column], label=name)
-        texts = ["n/a" if math.isnan(value) else f"{value:.1f}" for value in values[:, column]]
-        texts = ["" if absent else text for text, absent in zip(texts, is_absent, strict=True)]
-        axes.bar_label(bars, texts, padding=3, fontsize=10.5)
-    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 10.5, "color": FAINT}
-    for row in np.flatnonzero(is_absent):
-        axes.annotate("not in the data", (0, middles[row]), (3, 0), **style)
+    return known[:half] + known[-half:], f"{half} {highest} and {half} {lowest} of {count} classes"
 
 
 def _write_gains(axes: Axes, middles: np.ndarray, gains: np.ndarray) -> None:
@@ -179,8 +163,8 @@ def plot_confusion_matrix(
     """Draw a confusion matrix in percent: correct pixels on the diagonal in blue, confusions in orange.
 
     Colours follow the square root of the share, so that a few percent are seen beside a diagonal near 100. Up to 20
-    classes have numbers in the cells (none below 0.05 %); more have a list of the largest confusions below the map,
-    and beyond 40 the axes count the classes instead of naming them. Classes without pixels are hatched.
+    classes have numbers in the cells (none below 0.05 %), and beyond 40 the axes count the classes instead of naming
+    them. Classes without pixels are hatched.
 
     Args:
         matrix: `(K, K)` integer pixel counts, rows = truth, such as `evaluate_segmenter`'s "confusion_matrix".
@@ -193,6 +177,8 @@ def plot_confusion_matrix(
     Raises:
         ValueError: not such counts, none at all, another number of names, or an unknown normalisation.
     """
+    from matplotlib.patches import Rectangle
+
     path, counts = Path(path), check_confusion_matrix(matrix, class_names)
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize={normalize!r} is unknown; known are {', '.join(NORMALIZATIONS)}.")
@@ -201,11 +187,14 @@ def plot_confusion_matrix(
     whole = counts.sum(axis=int(normalize == "truth"), keepdims=True) * np.ones_like(counts)
     shares = np.divide(100.0 * counts, whole, out=np.full(counts.shape, np.nan), where=whole > 0)
     names, count = [shorten(name, 20) for name in class_names], len(class_names)
-    lines = [] if count <= NUMBERS_UP_TO else _largest_confusions(shares, names)
-    side = min(0.52 * count, 9.0)
-    with figure_file(path, max(6.0, side + 2.5), max(4.0, side + 3.0) + 0.3 * len(lines)) as figure:
+    side, empty = min(0.52 * count, 9.0), np.flatnonzero(np.isnan(shares.diagonal()))
+    with figure_file(path, max(6.0, side + 2.5), max(4.0, side + 3.0)) as figure:
         axes = figure.add_subplot()
-        _draw_map(axes, shares, normalize)
+        _draw_shares(axes, shares)
+        for index in map(float, empty):
+            places = [((-0.5, index - 0.5), (count, 1)), ((index - 0.5, -0.5), (1, count))]
+            corner, size = places[normalize == "prediction"]
+            axes.add_patch(Rectangle(corner, *size, **_EMPTY))
         unit = "" if count <= NAMES_UP_TO else " (class number)"
         axes.set(xlabel=f"prediction{unit}", ylabel=f"truth{unit}")
         if count <= NAMES_UP_TO:
@@ -214,21 +203,17 @@ def plot_confusion_matrix(
             axes.tick_params(length=0)
         for (row, column), share in np.ndenumerate(shares):
             if count <= NUMBERS_UP_TO and share >= NUMBER_FROM:  # False for NaN
-                color = "white" if share > 45 else INK
-                axes.text(column, row, _short(share), ha="center", va="center", fontsize=11, color=color)
-        empty = "\n(hatched: class without pixels)" if np.isnan(shares).any() else ""
+                color, text = "white" if share > 45 else INK, f"{share:.1f}" if share < 9.95 else f"{share:.0f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=11, color=color)
+        hatched = "\n(hatched: class without pixels)" if len(empty) else ""
         heading = f"{shorten(title, 48)}\n" if title else ""
-        axes.set_title(f"{heading}% of the {NORMALIZATIONS[normalize]} class's pixels{empty}", loc="left")
-        if lines:
-            text = "\n".join(["Largest confusions, truth → prediction:", *lines])
-            figure.supxlabel(text, x=0.05, ha="left", fontsize=11)
+        axes.set_title(f"{heading}% of the {NORMALIZATIONS[normalize]} class's pixels{hatched}", loc="left")
     return path
 
 
-def _draw_map(axes: Axes, shares: np.ndarray, normalize: str) -> None:
+def _draw_shares(axes: Axes, shares: np.ndarray) -> None:
     import matplotlib
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-    from matplotlib.patches import Rectangle
 
     on_diagonal = np.eye(len(shares), dtype=bool)
     for name, shown in (("Blues", on_diagonal), ("Oranges", ~on_diagonal)):
@@ -238,20 +223,3 @@ def _draw_map(axes: Axes, shares: np.ndarray, normalize: str) -> None:
         axes.imshow(layer, cmap=colors, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     axes.grid(False)
     axes.spines[:].set_visible(True)
-    for index in np.flatnonzero(np.isnan(shares.diagonal())):
-        corner, size = (-0.5, float(index) - 0.5), (len(shares), 1)
-        if normalize == "prediction":
-            corner, size = corner[::-1], size[::-1]
-        axes.add_patch(Rectangle(corner, *size, **_EMPTY))
-
-
-def _largest_confusions(shares: np.ndarray, names: Sequence[str]) -> list[str]:
-    """A line for each, the largest first; with class numbers where the axes have them."""
-    labels = names if len(names) <= NAMES_UP_TO else [f"{name} ({index})" for index, name in enumerate(names)]
-    wrong = np.where(np.eye(len(shares), dtype=bool) | np.isnan(shares), 0.0, shares)
-    cells = [divmod(int(cell), len(shares)) for cell in np.argsort(-wrong, axis=None, kind="stable")[:MOST_LISTED]]
-    return [f"{_short(wrong[cell])} %  {labels[cell[0]]} → {labels[cell[1]]}" for cell in cells if wrong[cell] > 0]
-
-
-def _short(share: float) -> str:
-    return f"{share:.1f}" if share < 9.95 else f"{share:.0f}"

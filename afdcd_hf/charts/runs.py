@@ -30,28 +30,22 @@ _NAME_LENGTH = 32
 def load_history(folder: str | Path) -> list[dict[str, Any]]:
     """Read the Trainer's `state.log_history` of a run from its `trainer_state.json`, for `plot_training_curves`.
 
-    Args:
-        folder: a run's output folder, where its newest checkpoint is read too and what got further is taken; or a
-            checkpoint.
-
-    Raises:
-        FileNotFoundError: neither the folder nor a checkpoint in it holds that file.
-        ValueError: the file is not a Trainer's state.
+    `folder` is a run's output folder, where its newest checkpoint is read too and what got further is taken; or a
+    checkpoint. A FileNotFoundError where there is no such file, a ValueError where it is not a Trainer's state.
     """
     folder = Path(folder)
     checkpoints = [path for path in folder.glob(f"*/{STATE_NAME}") if re.fullmatch(r"checkpoint-\d+", path.parent.name)]
     newest = sorted(checkpoints, key=lambda path: int(path.parent.name.rpartition("-")[2]))[-1:]
-    states: list[dict[str, Any]] = []
-    for path in (folder / STATE_NAME, *newest):
-        if path.is_file():
-            states.append(read_json(path, "a Trainer's state"))
-            if not isinstance(states[-1].get("log_history"), list):
-                raise ValueError(f"{path} holds no list 'log_history'; pass the folder of a run of the Trainer.")
-    if not states:
+    found = [path for path in (folder / STATE_NAME, *newest) if path.is_file()]
+    if not found:
         raise FileNotFoundError(
             f"{folder} holds no {STATE_NAME}, nor does a checkpoint-* folder in it. Pass the --output_dir of a run "
             "that has finished or saved a checkpoint."
         )
+    states: list[dict[str, Any]] = [read_json(path, "a Trainer's state") for path in found]
+    for path, state in zip(found, states, strict=True):
+        if not isinstance(state.get("log_history"), list):
+            raise ValueError(f"{path} holds no list 'log_history'; pass the folder of a run of the Trainer.")
     # A run that was resumed and interrupted again got further than its first end; max takes the first of equals.
     return max(states, key=lambda state: state.get("global_step", 0))["log_history"]
 

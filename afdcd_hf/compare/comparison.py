@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -27,17 +26,7 @@ from ..hub.card_facts import HUB_ID
 from ..structured_files import parse_yaml, read_yaml
 from ..training.arguments import DataArguments
 from .plan import ALONE, Plan
-from .runs import (
-    RESULT_NAME,
-    RUN_FOLDER,
-    Run,
-    RunResult,
-    all_runs,
-    collect,
-    read_result,
-    run_arguments,
-    run_settings,
-)
+from .runs import RESULT_NAME, RUN_FOLDER, Run, RunResult, all_runs, collect, read_result, run_arguments, run_settings
 from .table import write_report
 
 RECIPE_NAME, LOG_NAME = "recipe.yaml", "log.txt"
@@ -54,8 +43,7 @@ _MAY_DIFFER = {
 class ComparisonStopped(KeyboardInterrupt):
     """A signal stopped the comparison; the training that ran has saved a checkpoint, if it could.
 
-    Attributes:
-        exit_status: 130 after Ctrl-C, 143 after SIGTERM.
+    `exit_status` is 130 after Ctrl-C, 143 after SIGTERM.
     """
 
     def __init__(self, exit_status: int) -> None:
@@ -72,12 +60,7 @@ class Outcome:
 
 
 def check_plan(plan: Plan, output: str | Path) -> None:
-    """Check every recipe of a plan, and its teacher, before anything is trained.
-
-    Raises:
-        ValueError: A recipe with an unknown key or an invalid value, or no teacher.
-        OSError: The teacher cannot be found.
-    """
+    """Check recipes and teacher before anything is trained; a ValueError or OSError says what cannot be."""
     for run in all_runs(plan):
         if run.kind != "run" or (run.budget, run.seed) == (plan.budgets[0], plan.seeds[0]):
             run_arguments(run, run_settings(plan, run, Path(output), {}))
@@ -110,19 +93,19 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
     runs, seed by seed. Each training is a process of its own with a log in its folder; finished ones are kept.
 
     Args:
-        plan: What to compare.
-        output: Folder for everything; made where it is missing.
-        show: Gets a line when a training starts, with an estimate of the time left, and one when it ends.
+        plan: what to compare.
+        output: folder for everything; made where it is missing.
+        show: gets a line when a training starts, and one when it ends.
 
     Returns:
         All results, and what failed. A training that fails does not stop the others, unless these need it.
 
     Raises:
-        ValueError: An invalid recipe, a training with other settings, a budget in time on another machine than before,
+        ValueError: an invalid recipe, a training with other settings, a budget in time on another machine than before,
             or a failed training that others need.
-        FileNotFoundError: Images, labels or the teacher are missing.
-        FileExistsError: Another comparison is running in this folder.
-        ComparisonStopped: By a signal; a second call continues.
+        FileNotFoundError: images, labels or the teacher are missing.
+        FileExistsError: another comparison is running in this folder.
+        ComparisonStopped: by a signal; a second call continues.
     """
     output = Path(output)
     with held_alone(output) as lock:
@@ -149,7 +132,7 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
                         "cannot be compared. Give another --output_dir, or continue on that machine."
                     )
                 continue
-            show(f"[{number}/{len(runs)}] {run.title} ...{_time_left(runs, results, failed)}")
+            show(f"[{number}/{len(runs)}] {run.title} ...")
             result = _train(run, settings, folder, resume, plan.processes, lock)
             if result is None:
                 failed[run.place], log = last_lines(folder / LOG_NAME), folder / LOG_NAME
@@ -191,10 +174,9 @@ def _train(
 
 
 def run_logged(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) -> int:
-    """Run a command, append what it prints to a file, and return its exit status.
+    """Run a command that inherits the descriptors `keep_open`, append what it prints to a file; its exit status.
 
-    It inherits the file descriptors `keep_open`. At SIGINT or SIGTERM it is told to stop, and ComparisonStopped raised
-    when it has.
+    At SIGINT or SIGTERM it is told to stop, and ComparisonStopped raised when it has.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -227,27 +209,10 @@ def last_lines(log: Path, lines: int = 5) -> str:
     return "\n".join([line.strip() for line in text.split("\n") if line.strip()][-lines:])
 
 
-def _time_left(runs: Sequence[Run], results: Mapping[str, RunResult], failed: Mapping[str, str]) -> str:
-    """As long as the same method took, else as others with that budget; empty where nothing tells."""
-    total = 0.0
-    for run in runs:
-        if run.place not in results and run.place not in failed:
-            alike = [one for one in runs if one.place in results and one.group == run.group]
-            same = [one for one in alike if one.method.name == run.method.name] or alike
-            if not same:
-                return ""
-            total += statistics.mean(results[one.place].wall_seconds for one in same)
-    minutes = max(1, round(total / 60))
-    return f"; about {f'{minutes // 60} h {minutes % 60:02d}' if minutes >= 60 else minutes} min left"
-
-
 def _resumable(run: Path, recipe: Path, text: str) -> bool:
     """Whether there is a checkpoint to resume from, or a finished training, with the settings of `text`.
 
-    What one left that stopped before its first checkpoint is set aside.
-
-    Raises:
-        ValueError: The folder holds something else: a training with other settings, or files of somebody's.
+    What one left that stopped before its first checkpoint is set aside; anything else in the folder is a ValueError.
     """
     finished = (run.parent / RESULT_NAME).is_file()
     if not finished and (not run.is_dir() or not any(run.iterdir())):
@@ -277,18 +242,9 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | Path) -> list[RunResult]:
     """Write one report of what several machines have finished of a plan, with any seeds.
 
-    A budget has a table and charts for each machine, since seconds of two machines cannot be compared.
-
-    Args:
-        plan: What they compare.
-        folders: The output folders, copied to this machine.
-        output: Folder of the report.
-
-    Returns:
-        The results; a training that two folders hold counts once.
-
-    Raises:
-        ValueError: A folder without results, a setting that differs, or two results of one training.
+    A budget has a table and charts for each machine, since seconds of two machines cannot be compared. `folders` are
+    output folders, copied to this machine; a training that two of them hold counts once. A folder without results, a
+    setting that differs, or two results of one training are a ValueError.
     """
     rows = {(budget.name, method.name) for budget in plan.budgets for method in plan.methods}
     merged: dict[tuple, RunResult] = {}

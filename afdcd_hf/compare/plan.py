@@ -91,30 +91,26 @@ class Plan:
     def described(self) -> str:
         """What would be trained, in a few lines."""
         trials = sum(len(method.candidates) for method in self.methods)
-        lines = [
-            f"methods   {'; '.join(method.name for method in self.methods)}",
-            f"budgets   {', '.join(budget.title for budget in self.budgets)}",
-            f"seeds     {', '.join(map(str, self.seeds))}",
-            f"trainings {self.runs}" + (f", after {trials} to tune" if trials else ""),
-        ]
-        return "\n".join(lines)
+        return (
+            f"methods   {'; '.join(method.name for method in self.methods)}\n"
+            f"budgets   {', '.join(budget.title for budget in self.budgets)}\n"
+            f"seeds     {', '.join(map(str, self.seeds))}\n"
+            f"trainings {self.runs}" + (f", after {trials} to tune" if trials else "")
+        )
 
 
 def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Plan:
-    """Read a plan.
+    """Read a plan; `check_plan` checks the settings of its methods.
 
     Args:
-        name_or_path: A plan of the package (`afdcd compare --list`) or a YAML file. Its keys are `recipe` (what the
+        name_or_path: a plan of the package (`afdcd compare --list`) or a YAML file. Its keys are `recipe` (what the
             runs share), `methods`, `seeds`, `budgets`, and optionally `teacher_recipe`, `tuning`, `evaluations`,
             `processes`; every other key is a recipe key for all runs.
-        overrides: Keys that replace those of the file, for all runs.
-
-    Returns:
-        The plan. `check_plan` checks the settings of its methods.
+        overrides: keys that replace those of the file, for all runs.
 
     Raises:
-        FileNotFoundError: Neither a file nor a known plan.
-        ValueError: Not YAML, keys missing or of the wrong kind.
+        FileNotFoundError: neither a file nor a known plan.
+        ValueError: not YAML, keys missing or of the wrong kind.
     """
     path, overrides = comparison_path(name_or_path), overrides or {}
     raw = {**read_yaml(path), **overrides}

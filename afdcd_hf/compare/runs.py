@@ -35,11 +35,6 @@ class Run:
     seed: int | None = None
 
     @property
-    def group(self) -> str:
-        """What tells how long it takes."""
-        return self.budget.name if self.budget else self.kind
-
-    @property
     def title(self) -> str:
         """For people."""
         if self.budget:

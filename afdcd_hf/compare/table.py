@@ -38,13 +38,11 @@ def write_report(plan: Plan, output: Path, results: Sequence[RunResult], *, char
     with written_whole(output / TABLE_NAME) as part:
         part.write_text("\n\n".join([*parts, _notes(plan, results)]) + "\n", encoding="utf-8")
     for title, name, runs in tables if charts else ():
-        gains = {method: _gains(runs, method) for method in runs}
-        scores = {
-            method: ([one.mean_iou for one in ours], statistics.mean(gains[method]) if gains[method] else None)
-            for method, ours in runs.items()
-        }
+        scores, heading = {}, f"{_data(plan)}: {title}"
+        for method, ours in runs.items():
+            gains = _gains(runs, method)
+            scores[method] = [one.mean_iou for one in ours], statistics.mean(gains) if gains else None
         curves = {method: _mean_curve(ours) for method, ours in runs.items()}
-        heading = f"{_data(plan)}: {title}"
         plot_method_scores(scores, output / f"mean_iou_{name}.png", heading)
         plot_score_over_time(curves, output / f"over_time_{name}.png", heading)
 

@@ -275,12 +275,7 @@ def facts_json(facts: CardFacts) -> bytes:
 
 
 def read_facts(folder: str | Path) -> CardFacts:
-    """Read the facts in a model's folder, or in the file itself.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is another kind of file, or holds facts that are unknown, of another type or out of range.
-    """
+    """Read the facts in a model's folder, or in the file itself; a ValueError names what is wrong in it."""
     path = Path(folder)
     path = path / FACTS_NAME if path.is_dir() else path
     if not path.is_file():

@@ -119,17 +119,11 @@ def convert_checkpoint(
 def convert_backbone(checkpoint: str | Path, network: str, output: str | Path, *, overwrite: bool = False) -> Path:
     """Turn ImageNet weights of a released backbone into a `.safetensors` file under timm's names.
 
-    Args:
+    Args and errors are as of `convert_checkpoint`, but for these:
         checkpoint: file with the backbone alone, its names with or without `pretrained.` in front; its ImageNet
-            classifier may be in it (then it is in the new file, too) or not. Otherwise as for `convert_checkpoint`.
+            classifier may be in it (then it is in the new file, too) or not.
         network: kind of network whose backbone it is ("deeplabv3_resnet18"), or the backbone alone ("resnet18").
         output: `.safetensors` file to write: what recipes call `pretrained_backbone`. Returned.
-        overwrite: replace the file.
-
-    Raises:
-        ValueError: an unknown network, a file that cannot be read as data, or tensors that do not fit.
-        FileNotFoundError: there is no such checkpoint.
-        FileExistsError: there is such an output file already.
     """
     output, name = Path(output), network.split("_")[1] if network in RELEASED_NETWORKS else network
     if name not in _BACKBONES:

@@ -55,18 +55,14 @@ def update_card(
     Args:
         folder: a folder for `from_pretrained`.
         results: a `results.json` whose scores replace those of the card.
-        pictures: images and their captions; files from elsewhere are copied into the folder.
+        pictures: images and their captions; files from elsewhere are copied into the folder, unless (a FileExistsError)
+            another image has the name there.
         dataset: fields of `DatasetFacts` to change, such as `pretty_name` and `hub_id`.
-        changes: fields of `CardFacts` to change. `tags` and `notes` are added to those there are; rows of `latency`
-            replace those of the same size, batch, device and setting.
+        changes: fields of `CardFacts` to change, a ValueError where one is not valid. `tags` and `notes` are added to
+            those there are; rows of `latency` replace those of the same size, batch, device and setting.
 
     Returns:
-        The card written, as `write_card` does.
-
-    Raises:
-        FileNotFoundError: the folder, an image or results are missing.
-        FileExistsError: another image of the same name, or hand-written cards, are in the way.
-        ValueError: a change is not valid, such as a licence or an id.
+        The card written; the rest is as of `write_card`.
     """
     folder = Path(folder)
     facts = folder_facts(folder)

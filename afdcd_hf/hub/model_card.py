@@ -39,9 +39,6 @@ def render_card(facts: CardFacts) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_inline
     )
     environment.filters.update(
-        percent=lambda score, missing="not measured": missing if score is None else f"{100 * score:.2f}",
-        amount=_amount,
-        figure=_figure,
         duration=lambda seconds: "not measured" if seconds is None else str(timedelta(seconds=round(seconds))),
         or_unstated=lambda fact: "not stated" if fact in (None, "") else fact,
         # Markdown of the model's owner: links stay, but HTML and links that run code do not.
@@ -93,11 +90,8 @@ def write_card(folder: str | Path, facts: CardFacts) -> Path:
     """Write the card into a model's folder, whole or not at all, and never over one that somebody wrote by hand.
 
     Cards of ours carry a marker line and are replaced. A README without it stays as it is, to the byte; the card then
-    goes to `README.generated.md` beside it, and a warning names both. Returns the path written.
-
-    Raises:
-        FileNotFoundError: the folder or one of the card's images does not exist.
-        FileExistsError: somebody wrote `README.generated.md` by hand, too.
+    goes to `README.generated.md` beside it, and a warning names both; a FileExistsError if somebody wrote that by hand,
+    too. A FileNotFoundError where the folder or an image of the card does not exist. Returns the path written.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -133,18 +127,3 @@ def _fenced(text: str, language: str) -> Markup:
     """A block of code, whatever backticks are in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return Markup(f"{fence}{language}\n{text}\n{fence}")
-
-
-def _amount(number: int | None) -> str:
-    """A count with its unit: 950, 12.60 k, 11.70 M, 1234.57 G."""
-    if number is None:
-        return "not measured"
-    units = (f"{number / scale:.2f} {unit}" for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if number >= scale)
-    return next(units, str(number))
-
-
-def _figure(number: float | None, unit: str = "") -> str:
-    """Three significant digits, large numbers in full: 0.00123, 12.3, 1235."""
-    if number is None:
-        return "not measured"
-    return f"{number:.0f}{unit}" if number >= 100 else f"{number:.3g}{unit}"

@@ -52,14 +52,9 @@ def read_release_plan(path: str | Path) -> ReleasePlan:
 
 
 def release(plan: ReleasePlan, *, dry_run: bool = True) -> list[Released]:
-    """Publish every model of a plan. What is there already is not done again: folders, results, files on the Hub.
+    """Publish every model of a plan; what is there already (folders, results, files on the Hub) is not done again.
 
-    Args:
-        plan: what to publish.
-        dry_run: convert and evaluate nothing, send nothing, and tell what would be done.
-
-    Returns:
-        What has become of each; a failure stops its own row alone.
+    A dry run tells what would be done. Returns what has become of each; a failure stops its own row alone.
     """
     found = []
     for name, checkpoint in plan.checkpoints.items():

@@ -101,8 +101,7 @@ def verify(
         num_workers: processes that decode images.
 
     Raises:
-        ValueError: nothing measured is claimed, the tolerance is out of range, the protocol cannot be repeated, or a
-            `verified.json` in the folder cannot be read.
+        ValueError: nothing measured is claimed, or the protocol cannot be repeated, such as without `list_file`.
         FileNotFoundError: the folder or files of the data are missing.
     """
     if not 0 <= tolerance < 1:
@@ -145,11 +144,8 @@ def read_claim(folder: Path) -> Claim:
     """The claim of a model's folder.
 
     The number comes from the card's metadata (`model-index`), since that is what the world sees; facts or results
-    beside it bring the protocol, more decimals, and the IoU of each class.
-
-    Raises:
-        FileNotFoundError: the folder has neither card nor facts nor results.
-        ValueError: no measured number is claimed, or several and nothing tells which to take, or a file cannot be read.
+    beside it bring the protocol, more decimals, and the IoU of each class. A FileNotFoundError where there is neither
+    card nor facts nor results, a ValueError where no measured number is claimed, or several.
     """
     names = (CARD_NAME, FACTS_NAME, RESULTS_NAME)
     has_card, has_facts, has_results = ((folder / name).is_file() for name in names)
@@ -165,16 +161,16 @@ def read_claim(folder: Path) -> Claim:
         scores = measured_results(results, folder.name)
         known = Claim(scores.mean_iou, RESULTS_NAME, results["protocol"], scores.per_category_iou)
     published = _of_card(folder / CARD_NAME, known.protocol if known else None) if has_card else None
-    if published is None and known is None:
+    if published is not None and known is not None:
+        if abs(published.mean_iou - known.mean_iou) <= _ROUNDING:
+            return known
+        doubt = f"{CARD_NAME} says {100 * published.mean_iou:.2f} %, {known.source} {100 * known.mean_iou:.2f} %"
+        return replace(known, mean_iou=published.mean_iou, source=CARD_NAME, doubts=(doubt,))
+    if (claim := published or known) is None:
         reported = facts.reported if facts else None
         only = f", only a reported one ({100 * reported.mean_iou:.2f} %, {reported.source})" if reported else ""
         raise ValueError(f"{folder} claims no measured mean IoU{only}; measure it with `afdcd evaluate`.")
-    if published is None or known is None:
-        return published or known  # type: ignore[return-value]
-    if abs(published.mean_iou - known.mean_iou) <= _ROUNDING:
-        return known
-    doubt = f"{CARD_NAME} says {100 * published.mean_iou:.2f} %, {known.source} {100 * known.mean_iou:.2f} %"
-    return replace(known, mean_iou=published.mean_iou, source=CARD_NAME, doubts=(doubt,))
+    return claim
 
 
 def format_verification(done: Verification) -> str:
@@ -229,16 +225,11 @@ def _of_card(path: Path, protocol: Mapping[str, Any] | None) -> Claim | None:
     if protocol is not None:
         wanted = protocol.get("dataset"), protocol.get("split")
         entries = [entry for entry in entries if (entry.dataset_type, entry.dataset_split) == wanted]
-    if not entries:
-        return None
-    if len(entries) > 1:
-        names = ", ".join(f"{entry.dataset_type} {entry.dataset_split}" for entry in entries)
-        raise ValueError(f"{path} claims {len(entries)} numbers ({names}), and no protocol tells which to repeat.")
-    (entry,) = entries
-    if not isinstance(entry.metric_value, (int, float)) or not 0 <= entry.metric_value <= 100:
-        raise ValueError(f"{path} claims a mean IoU of {entry.metric_value!r}; expected a percentage from 0 to 100.")
-    protocol = {"dataset": entry.dataset_type, "split": entry.dataset_split or "val"}
-    return Claim(entry.metric_value / 100, path.name, protocol)
+    values = [entry.metric_value for entry in entries]
+    if len(values) > 1 or not all(isinstance(value, (int, float)) and 0 <= value <= 100 for value in values):
+        raise ValueError(f"{path} claims a mean IoU of {values} %; expected one number from 0 to 100.")
+    protocols = [{"dataset": entry.dataset_type, "split": entry.dataset_split or "val"} for entry in entries]
+    return Claim(values[0] / 100, path.name, protocols[0]) if values else None
 
 
 def _remarks(claim: Claim, name: str, images: Dataset, protocol: Mapping[str, Any]) -> Iterator[str]:

@@ -28,11 +28,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint under the network's own names, on the CPU.
 
     Reads plain state dicts, ones nested under `state_dict` and its like, names with the prefix of DDP (`module.`) or
-    `torch.compile`, and safetensors. Only tensors, numbers and containers are unpickled, never code.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a checkpoint, is damaged, holds more than data, or has no plain tensors.
+    `torch.compile`, and safetensors. Only tensors, numbers and containers are unpickled, never code: a ValueError says
+    that a file is damaged, not a checkpoint, or more than data.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,14 +63,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(folder: Path) -> list[str]:
-    """Refuse a folder whose weights are damaged, not finite, or not those that its configuration describes.
+    """Refuse a folder whose weights are missing, damaged, not finite, or not those that its configuration describes.
 
     The latter only for models of this package; a folder without a configuration is looked at, too. Returns the names of
     its weight files, the index included.
-
-    Raises:
-        FileNotFoundError: there are no weights, or not all parts of them.
-        ValueError: a file is damaged, or tensors are missing, unknown, of another shape or type, or not finite.
     """
     names, found = _weight_files(folder), dict[str, Tensor]()
     for name in names:

@@ -104,18 +104,17 @@ def test_long_titles_take_two_lines_and_no_title_reaches_into_the_next_column(dr
 
 
 @pytest.mark.parametrize(
-    ("columns", "names", "notes", "message"),
+    ("columns", "names", "message"),
     [
-        ({}, NAMES, None, "nothing"),
-        ({"image": []}, NAMES, None, "at least one"),
-        ({**grid(2), "truth": grid(1)["truth"]}, NAMES, None, "'image': 2, 'truth': 1"),
-        (grid(), NAMES[:2], None, "2 class names"),
-        (grid(), NAMES, {"techer": "x"}, "techer"),
-        ({"image": [np.zeros((4, 4, 3))]}, NAMES, None, "'image'.*float64"),
-        ({"truth": [np.full((4, 4), 7)]}, NAMES, None, r"\[7\]"),
+        ({}, NAMES, "hold {} arrays"),
+        ({"image": []}, NAMES, "at least one"),
+        ({**grid(2), "truth": grid(1)["truth"]}, NAMES, "'image': 2, 'truth': 1"),
+        (grid(), NAMES[:2], "2 class names"),
+        ({"image": [np.zeros((4, 4, 3))]}, NAMES, "'image'.*float64"),
+        ({"truth": [np.full((4, 4), 7)]}, NAMES, r"\[7\]"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_by_name_and_nothing_is_written(columns, names, notes, message, tmp_path):
+def test_what_cannot_be_drawn_is_refused_by_name_and_nothing_is_written(columns, names, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        plot_predictions(columns, PALETTE, names, tmp_path / "grid.png", notes=notes)
+        plot_predictions(columns, PALETTE, names, tmp_path / "grid.png")
     assert not list(tmp_path.iterdir())

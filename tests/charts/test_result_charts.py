@@ -73,19 +73,16 @@ def test_two_results_have_bars_numbers_gains_and_a_legend_with_the_means(draw):
     assert widths(axes) == {"student alone": [55, 90, 25, 50, 0], "Af-DCD": [57.666667, 88, 35, 50, 0]}
     low, high = axes.get_ylim()
     assert low > high == 0  # rows from top to bottom
-    numbers = ["55.0", "90.0", "25.0", "50.0", "57.7", "88.0", "35.0", "50.0"]
-    assert texts(axes) == [*numbers, "not in the data", "gain", "+2.7", "\N{MINUS SIGN}2.0", "+10.0", "0.0"]
+    numbers = ["55.0", "90.0", "25.0", "50.0", "n/a", "57.7", "88.0", "35.0", "50.0", "n/a"]
+    assert texts(axes) == [*numbers, "gain", "+2.7", "\N{MINUS SIGN}2.0", "+10.0", "0.0"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["student alone (mean 55.0 %)", "Af-DCD (mean 57.7 %)"]
 
 
-def test_order_gain_starts_with_the_largest_gain_and_results_are_matched_by_name(bars):
-    axes = bars({"a": ALONE, "b": dict(reversed(DISTILLED.items()))}, order="gain")
+def test_order_gain_starts_with_the_largest_gain_and_other_numbers_of_results_have_no_gain_column(bars):
+    axes = bars({"a": ALONE, "b": dict(reversed(DISTILLED.items()))}, order="gain")  # matched by name
     assert rows(axes) == ["mean", "pole", "car", "road", "train"] and widths(axes)["b"][1:] == [35, 50, 88, 0]
-
-
-def test_one_or_three_results_have_no_gain_column_and_a_class_one_result_lacks_reads_na(bars):
-    assert texts(bars({"a": ALONE})) == ["55.0", "90.0", "25.0", "50.0", "not in the data"]
+    assert texts(bars({"a": ALONE})) == ["55.0", "90.0", "25.0", "50.0", "n/a"]
     axes = bars({"a": ALONE, "b": {**ALONE, "train": 0.1}, "c": ALONE})
     assert "gain" not in texts(axes) and texts(axes).count("n/a") == 2
 
@@ -117,10 +114,10 @@ def test_no_text_of_the_bars_covers_another(draw, count, n_results):
         ({}, "classes", "0 results"),
         ({str(index): ALONE for index in range(6)}, "classes", "6 results.*one to 5"),
         ({"a": ALONE, "b": {"road": 0.5, "bus": 0.1}}, "classes", r"'a' and 'b'.*\['bus', 'car', 'pole', 'train'\]"),
-        ({"a": {"road": 90.0}}, "classes", "'a'.*'road'.*90.0.*fractions"),
-        ({"a": {"road": None}}, "classes", "'a' has no IoU"),
-        ({"a": ALONE}, "gain", "second one"),
-        (PAIR, "size", "'size'.*classes, gain"),
+        ({"a": {"road": 90.0}}, "classes", "'a' gives 'road' an IoU of 90.0; pass fractions"),
+        ({"a": {"road": None}}, "classes", "'a' gives no IoU"),
+        ({"a": ALONE}, "gain", "two or more"),
+        (PAIR, "size", "'size': known are classes"),
     ],
 )
 def test_results_that_cannot_be_compared_are_refused_and_nothing_is_written(results, order, message, tmp_path):
@@ -176,18 +173,12 @@ def test_up_to_twenty_classes_have_numbers_where_something_is_seen_and_small_sha
     assert axes.images[1].cmap(0.0)[:3] == (1.0, 1.0, 1.0)
 
 
-def test_more_classes_have_a_list_of_the_largest_confusions_and_beyond_forty_numbers_for_names(draw):
-    matrix = np.eye(150, dtype=np.int64) * 1000
-    matrix[3, 7], matrix[149, 0], matrix[5, 6] = 3000, 250, 10
-    figure = draw(plot_confusion_matrix, matrix, [f"class{index}" for index in range(150)])
-    assert figure.get_supxlabel().split("\n")[1:] == [
-        "75 %  class3 (3) → class7 (7)", "20 %  class149 (149) → class0 (0)", "1.0 %  class5 (5) → class6 (6)"
-    ]  # fmt: skip
-    assert texts(figure.axes[0]) == [] and "class number" in figure.axes[0].get_ylabel()
-    matrix, names = np.eye(21, dtype=np.int64), [f"class{index}" for index in range(21)]
-    matrix[0, 1] = 3
-    figure = draw(plot_confusion_matrix, matrix, names)
-    assert rows(figure.axes[0]) == names and figure.get_supxlabel().endswith("\n75 %  class0 → class1")
+@pytest.mark.parametrize(("count", "ticks"), [(21, [f"class{index}" for index in range(21)]), (150, None)])
+def test_more_classes_have_no_numbers_and_beyond_forty_class_numbers_for_names(draw, count, ticks):
+    matrix, names = np.eye(count, dtype=np.int64), [f"class{index}" for index in range(count)]
+    (axes,) = draw(plot_confusion_matrix, matrix, names).axes
+    assert texts(axes) == [] and ("class number" in axes.get_ylabel()) == (ticks is None)
+    assert ticks is None or rows(axes) == ticks
 
 
 @pytest.mark.parametrize("count", [2, 20, 171])

@@ -136,14 +136,10 @@ def test_the_time_of_a_method_can_be_the_budget_of_all(plan, stand_ins, tmp_path
     assert "max_seconds" not in kd
 
 
-def test_a_second_call_trains_nothing_and_writes_the_same_table(plan, again, stand_ins):
-    table = (again / "results.md").read_text()
-    run_comparison(plan(), again)
-    assert stand_ins.trained == [] and (again / "results.md").read_text() == table
-
-
 def test_more_seeds_and_methods_only_add_trainings(plan, stand_ins, tmp_path):
-    run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out")
+    lines = []
+    run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out", lines.append)
+    assert [line for line in lines if "..." in line][-1] == "[7/7] iterations-40 kd seed 1 ..."
     stand_ins.trained.clear()
     methods = {**PLAN["methods"], "=feature only": {"af_dcd.contrast_weight": 0.0}}
     run_comparison(plan(budgets={"iterations": 40}, seeds=[0, 1, 2], methods=methods), tmp_path / "out")
@@ -210,9 +206,12 @@ def test_a_failed_training_that_others_need_stops_the_comparison_with_its_last_w
         run_comparison(plan(budgets={"iterations": 50, "as_long_as": "kd"}), tmp_path / "out")
 
 
-def test_a_finished_training_is_never_mixed_with_other_settings_other_machines_or_torn_results(
-    plan, again, monkeypatch
+def test_a_finished_training_is_not_repeated_and_never_mixed_with_other_settings_other_machines_or_torn_results(
+    plan, again, stand_ins, monkeypatch
 ):
+    table = (again / "results.md").read_text()
+    run_comparison(plan(), again)
+    assert stand_ins.trained == [] and (again / "results.md").read_text() == table
     with pytest.raises(ValueError, match=r"tuning/kd/1 .* other settings: learning_rate=0.004 instead of 0.1"):
         run_comparison(plan(learning_rate=0.1), again)
     monkeypatch.setattr(comparison, "machine_name", lambda: "another")
@@ -244,21 +243,6 @@ def test_csv_and_table_give_every_training_mean_deviation_and_the_gain_seed_by_s
     ]
     (second, score), (last_second, last) = read_result(done.out / "iterations-40/kd/seed-0").curve
     assert (second, last_second, score) == pytest.approx((4.0, 8.0, last / 2))
-
-
-def test_the_time_left_is_estimated_from_what_is_finished(plan, stand_ins, tmp_path, monkeypatch):
-    clock = iter(range(0, 60 * 1000, 60))
-    monkeypatch.setattr(comparison.time, "perf_counter", lambda: float(next(clock)))  # each training takes a minute
-    lines = []
-    run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out", lines.append)
-    started = [line for line in lines if "..." in line]
-    assert started[-1] == "[7/7] iterations-40 kd seed 1 ...; about 1 min left"
-    assert started[-3] == "[5/7] iterations-40 kd seed 0 ...; about 3 min left"
-    assert "[2/7] tuning kd 1 ..." in started
-    lines.clear()  # what an earlier call has finished is not waited for
-    shutil.rmtree(tmp_path / "out/iterations-40/alone/seed-1")
-    run_comparison(plan(budgets={"iterations": 40}), tmp_path / "out", lines.append)
-    assert [line for line in lines if "..." in line] == ["[6/7] iterations-40 alone seed 1 ...; about 1 min left"]
 
 
 def test_folders_of_several_machines_make_one_report(plan, stand_ins, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from card_examples import BARE, FULL
 
 from afdcd_hf.hub.card_facts import (
     FACTS_NAME,
+    CardFacts,
     ComparisonRow,
     DatasetFacts,
     LatencyRow,
@@ -61,49 +62,35 @@ def test_keys_are_text_a_score_that_is_not_a_number_is_missing_and_access_tokens
         (MeasuredResults, {"mean_iou": "0.5"}, r"mean_iou is '0.5' \(str\); expected a number"),
         (MeasuredResults, {"mean_iou": 0.5, "per_category_iou": {"road": 90.0}}, "'road'.*fraction"),
         (MeasuredResults, {"mean_iou": 0.5, "per_category_iou": {"1": 0.5, 1: 0.5}}, "differ as text"),
-        (MeasuredResults, {"mean_iou": 0.5, "num_images": True}, "num_images is True"),
-        (MeasuredResults, {"mean_iou": 0.5, "num_images": 1.5}, "expected a whole number"),
+        (MeasuredResults, {"mean_iou": 0.5, "num_images": True}, "num_images is True.*expected a whole number"),
         (DatasetFacts, {"name": ["voc"]}, r"name is \['voc'\] \(list\); expected text"),
         (DatasetFacts, {"name": "voc", "hub_id": "voc"}, "hub_id is 'voc'; expected an id on the Hub"),
         (Picture, {"path": "../a.png", "caption": "a"}, "a path in the card's folder"),
         (TrainingFacts, {"hyperparameters": {"loss": object()}}, r"hyperparameters\['loss'\] is <object.*\(object\)"),
+        (CardFacts, {"macs": 10}, "macs_size"),
+        (CardFacts, {"macs": 10, "macs_size": (1, 2, 3)}, "macs_size is .*pair of numbers"),
+        (CardFacts, {"measured": MeasuredResults(0.5)}, "dataset"),
+        (CardFacts, {"license": "Apache 2.0"}, "'Apache 2.0'; expected one of"),
+        (CardFacts, {"license": "other", "license_name": "Ours"}, "go with .other."),
+        (CardFacts, {"license": "mit", "license_name": "Ours", "license_link": "https://x.org"}, "go with .other."),
+        (CardFacts, {"license": "other", "license_link": "javascript:alert(1)"}, "expected a web address"),
+        (CardFacts, {"notes": "one"}, r"notes is 'one' \(str\); expected a list"),
+        (CardFacts, {"costs": [(512, 512, 7)]}, "expected the fields of CostRow"),
     ],
 )
-def test_facts_of_another_type_or_out_of_range_are_refused_by_name(kind, values, message):
+def test_facts_of_another_type_out_of_range_or_at_odds_are_refused_by_name(kind, values, message):
     with pytest.raises(ValueError, match=message):
-        kind(**values)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"macs": 10}, "macs_size"),
-        ({"macs": 10, "macs_size": (1, 2, 3)}, "macs_size is .*pair of numbers"),
-        ({"measured": MeasuredResults(0.5)}, "dataset"),
-        ({"license": "Apache 2.0"}, "'Apache 2.0'; expected one of"),
-        ({"license": "other", "license_name": "Ours"}, "go with .other."),
-        ({"license": "mit", "license_name": "Ours", "license_link": "https://example.org"}, "go with .other."),
-        ({"license": "other", "license_name": "Ours", "license_link": "javascript:alert(1)"}, "expected a web address"),
-        ({"base_model": "/home/me/resnet18.safetensors"}, "expected an id on the Hub"),
-        ({"notes": "one"}, r"notes is 'one' \(str\); expected a list"),
-        ({"costs": [(512, 512, 7)]}, "expected the fields of CostRow"),
-    ],
-)
-def test_facts_that_do_not_go_together_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        replace(BARE, **changes)
+        replace(BARE, **values) if kind is CardFacts else kind(**values)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ("\xff\xfe", "not valid JSON"),
         ('{"format": 2}', "not a file of facts"),
         ('{"format": 1, "model_name": "a"}', "architecture"),
         ('{"format": 1, "model_name": "a", "architecture": "b", "colour": "red"}', r"\['colour'\].*known: model_name"),
         ('{"format": 1, "model_name": "a", "architecture": "b", "training": 3}', "training is 3"),
-        ('{"format": 1, "model_name": "a", "architecture": "b", "costs": {"512": 1}}', "expected a list"),
         ('{"format": 1, "model_name": "a", "architecture": "b", "reported": {"mean_iou": 6}}', "source"),
     ],
 )  # fmt: skip

@@ -138,14 +138,13 @@ def test_nothing_of_the_training_is_pushed(hub, folder):
 
 
 def test_only_pictures_of_the_folder_itself_count_as_shown(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
+    (tmp_path / "run").mkdir()
     for name in ("a.png", "b c.jpg", "d.svg", "key.pem", "../outside.png"):
-        (folder / name).write_bytes(b"")
-    (folder / "link.png").symlink_to(folder.parent / "outside.png")
-    shown = ["![A](a.png)", "![B](<b c.jpg>)", '<img width="9" src="./d.svg">', "![](../outside.png)", "![](link.png)"]
-    shown += ["![](key.pem)", "![](https://example.com/x.png)", "![](gone.png)", f"![]({folder / 'a.png'})"]
-    assert shown_pictures(folder, "\n".join(shown)) == ["a.png", "b c.jpg", "d.svg"]
+        (tmp_path / "run" / name).write_bytes(b"")
+    (tmp_path / "run" / "link.png").symlink_to(tmp_path / "outside.png")
+    shown = '![A](a.png) ![B](<b c.jpg>) <img width="9" src="./d.svg"> ![](../outside.png) ![](link.png) ![](key.pem)'
+    shown += f" ![](https://example.com/x.png) ![](gone.png) ![]({tmp_path / 'run/a.png'})"
+    assert shown_pictures(tmp_path / "run", shown) == ["a.png", "b c.jpg", "d.svg"]
 
 
 def test_card_facts_and_scores_are_published_under_the_repositorys_name(hub, folder):
@@ -291,38 +290,31 @@ def only_a_pickle(folder: Path) -> None:
 
 def index_of(content):
     """An index of parts instead of the weights."""
-
-    def damage(folder: Path) -> None:
-        (folder / "model.safetensors").unlink()
-        (folder / "model.safetensors.index.json").write_text(json.dumps(content))
-
-    return damage
+    return lambda folder: (
+        (folder / "model.safetensors").rename(folder / "x")
+        and (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+    )
 
 
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
         (replaced("model.safetensors", "\0" * 90), ValueError, "model.safetensors is damaged, cut short or not a"),
-        (replaced("model.safetensors", "<!DOCTYPE html>"), ValueError, "model.safetensors is a web page"),
         (replaced("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"), ValueError, "pointer of Git"),
         (weights_file(lambda t: t.update(projector=torch.zeros(2))), ValueError, r"1 unknown tensors \(projector 2\)"),
         (weights_file(lambda t: t["head.classifier.bias"].fill_(float("nan"))), ValueError, "1 not finite tensors"),
         (removed("model.safetensors"), FileNotFoundError, "has no model.safetensors;"),
         (only_a_pickle, FileNotFoundError, r"has no model.safetensors \(pytorch_model.bin is not read: load"),
         (index_of({"weight_map": {"a": 3}}), ValueError, "index.json has no object of file names as weight_map"),
-        (index_of([]), ValueError, "index.json .*must hold an object"),
         (index_of({"weight_map": {"a": "../run/config.json"}}), FileNotFoundError, "which the folder lacks"),
         (removed("config.json"), FileNotFoundError, "has weights but no config.json"),
-        (replaced("config.json", "[]"), ValueError, "config.json .*must hold an object"),
         (edited("config.json", id2label=dict.fromkeys("0123", 7)), ValueError, "the label 7, which is not text"),
         (edited("config.json", backbone=3), ValueError, "config.json does not describe a model"),
         (edited("config.json", auto_map="x"), ValueError, "auto_map in .*config.json is not an object of class names"),
-        (edited("preprocessor_config.json", auto_map={"a": 3}), ValueError, "auto_map in .*is not an object"),
         (removed("heads.py"), FileNotFoundError, "lacks heads.py.*save_pretrained"),
         (replaced("results.json", "[]"), ValueError, "results.json .*must hold an object"),
         (replaced("results.json", '{"mean_iou": 0.5, "protocol": {"split": 3}}'), ValueError, "lacks dataset, split"),
         (replaced("results.json", '{"mean_iou": 50, "protocol": {"dataset": "a", "split": "b"}}'), ValueError, "frac"),
-        (replaced("card_facts.json", "3"), ValueError, "card_facts.json .*must hold an object"),
         (replaced("README.md", "HF_TOKEN=hf_aAbBcCdDeEfFgGhH"), ValueError, "README.md holds what looks like"),
     ],
 )  # fmt: skip
@@ -348,8 +340,7 @@ def test_no_link_out_of_the_folder_is_followed(hub, folder, tmp_path, monkeypatc
     assert pushed(hub)["model.safetensors"] == blob.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["tiny", "a/b/c", "street/ti ny"])
-def test_a_name_that_the_hub_would_not_take_is_refused(hub, folder, name):
-    with pytest.raises(ValueError, match="name of a repository|Repo id"):
-        push_folder(folder, name)
-    assert not hub.requests
+def test_a_name_that_the_hub_would_not_take_is_refused(folder):
+    for name in ("tiny", "a/b/c", "street/ti ny"):
+        with pytest.raises(ValueError, match="name of a repository|Repo id"):
+            push_folder(folder, name)

@@ -133,6 +133,9 @@ def test_other_images_and_another_processor_than_those_of_the_card_are_told(publ
     first, second = verify(model, other, device="cpu").remarks
     assert "these are not the images and labels of the card" in first
     assert second == "the card says channel_order RGB, here it is BGR"
+    change_claim(model, protocol={**facts.measured.protocol, "list_file": "mine.txt"})
+    with pytest.raises(ValueError, match="'mine.txt'; pass yours"):
+        verify(model, published / "data")
 
 
 def test_results_alone_or_a_card_alone_can_be_verified_too(published, model):
@@ -167,13 +170,6 @@ def test_a_folder_that_claims_nothing_cannot_be_checked(model, capsys):
 def test_what_cannot_be_checked_gives_status_2_and_says_why(published, capsys, options, message):
     places = {"MODEL": published / "model", "DATA": published / "data"}
     assert message in answer(capsys, "verify", *(str(places.get(word, word)) for word in options))
-
-
-def test_a_number_of_listed_images_wants_the_list(published, model, tmp_path):
-    facts = read_facts(model)
-    change_claim(model, protocol={**facts.measured.protocol, "list_file": "mine.txt"})
-    with pytest.raises(ValueError, match="'mine.txt'; pass yours"):
-        verify(model, published / "data")
 
 
 # The statement
@@ -214,10 +210,7 @@ def test_a_fingerprint_depends_on_names_sizes_and_order_but_not_on_the_place(tmp
     longer = next(path for path in (tmp_path / "b").rglob("*.png"))
     longer.write_bytes(longer.read_bytes() + b"\0")
     assert fingerprint(images[1]) != fingerprint(images[0])
-
-
-def test_generated_scenes_are_told_by_their_pixels():
-    first, second = (load_benchmark("scenes", "val", num_images=count) for count in (2, 3))
+    first, second = (load_benchmark("scenes", "val", num_images=count) for count in (2, 3))  # told by their pixels
     assert fingerprint(first, of_pixels=True) == fingerprint(second.select([0, 1]), of_pixels=True)
     assert fingerprint(first, of_pixels=True) != fingerprint(second, of_pixels=True)
 

@@ -20,7 +20,7 @@ ARGS = argparse.Namespace(
     dtype="fp32",
     step_dtype="fp32",
     compile_step=False,
-    repeats=2,
+    repeats=1,
     small=True,
 )
 
