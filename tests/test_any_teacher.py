@@ -173,7 +173,7 @@ FEATURE_ONLY = loss_options(contrast_weight=0.0)
 
 def test_two_pairs_have_terms_and_weights_of_their_own(tmp_path):
     trainer = distilling(tmp_path, teacher=segformer(), **TWO, loss_kwargs=loss_options(patch_size=1))
-    first, second = trainer.loss_module.losses["af_dcd"].losses
+    first, second = trainer.loss_module.losses["af_dcd"].losses.values()
     assert (first.student_channels, first.teacher_channels) == (16, 16)
     assert (second.student_channels, second.teacher_channels) == (32, 32)
     before = weights(trainer.loss_module)
@@ -194,7 +194,7 @@ def test_each_pair_is_compared_by_its_own_loss(tmp_path):
             with capture(student, [layer]) as maps, capture(teacher, [taught]) as targets:
                 student(pixel_values=IMAGES)
                 teacher(pixel_values=IMAGES)
-            raw = loss.losses["af_dcd"].losses[number - 1].raw_terms(maps[layer], targets[taught])
+            raw = loss.losses["af_dcd"].losses[str(number - 1)].raw_terms(maps[layer], targets[taught])
             torch.testing.assert_close(terms[f"feature_{number}"], 0.5 * raw["feature"])
             torch.testing.assert_close(terms[f"contrast_{number}"], 0.02 * raw["contrast"])
 

@@ -58,10 +58,7 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
     """The card's metadata. `model-index` appears only for results that we measured on the whole split, in percent."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    more: dict[str, Any] = {"base_model_relation": "finetune"} if facts.base_model else {}
-    named = {"teacher": facts.teacher, "license_name": facts.license_name, "license_link": facts.license_link}
-    more |= {key: value for key, value in named.items() if value}
-    dataset, measured = facts.dataset, facts.measured
+    dataset, measured, of_results = facts.dataset, facts.measured, dict[str, Any]()
     if dataset is not None and measured is not None and measured.covers_split:
         result = EvalResult(
             task_type="image-segmentation",
@@ -73,16 +70,20 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
             metric_name="mIoU (%)",
             metric_value=round(100 * measured.mean_iou, 2),
         )
-        more |= {"model_name": facts.model_name, "metrics": ["mean_iou"], "eval_results": [result]}
-    tags = ["afdcd", "semantic-segmentation", *(["knowledge-distillation"] if facts.teacher else []), *facts.tags]
-    return ModelCardData(
+        of_results = {"model_name": facts.model_name, "metrics": ["mean_iou"], "eval_results": [result]}
+    tags = ["afdcd", "semantic-segmentation", *["knowledge-distillation"] * bool(facts.teacher), *facts.tags]
+    return ModelCardData(  # what is None is left out
         license=facts.license,
         library_name="transformers",
         pipeline_tag="image-segmentation",
         base_model=facts.base_model,
         datasets=[dataset.name] if dataset and dataset.is_public else None,
         tags=list(dict.fromkeys(tags)),
-        **more,
+        base_model_relation="finetune" if facts.base_model else None,
+        teacher=facts.teacher,
+        license_name=facts.license_name,
+        license_link=facts.license_link,
+        **of_results,
     )
 
 

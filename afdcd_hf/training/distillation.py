@@ -175,7 +175,7 @@ def prepare_distillation(
         of_both = ([each.shape[1] for each in _maps(activations)] or None for activations in (seen, taught))
         student_channels, teacher_channels = of_both
         loss = build_loss(str(args.loss), args.loss_kwargs, student_channels, teacher_channels, num_classes=num_classes)
-    readers = [each.name for each in getattr(loss, "parts", [loss]) if each.reads_teacher_logits]
+    readers = [each.name for each in getattr(loss, "losses", {"": loss}).values() if each.reads_teacher_logits]
     if taught.logits is None and readers:
         raise ValueError(
             f"The teacher, a {type(teacher).__name__}, has no class scores (.logits of shape (B, K, h, w)), which the "

@@ -1,0 +1,181 @@
+"""Files whole or not at all, one writer at a time, and YAML and JSON that someone has edited, cut short or replaced."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from afdcd_hf.atomic_io import check_can_write, written_whole
+from afdcd_hf.folder_lock import LOCK_NAME, held_alone
+from afdcd_hf.structured_files import parse_yaml, read_json, read_yaml
+
+# Whole or not at all
+
+
+def test_a_failure_leaves_the_old_file_and_no_part(tmp_path):
+    (tmp_path / "x.txt").write_text("old")
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "x.txt") as part:
+        assert part.name.startswith(".") and part.suffix == ".part"
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"] and (tmp_path / "x.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("names_the_part", [False, True])
+def test_a_full_disk_is_told_with_the_path_that_was_asked_for(tmp_path, names_the_part):
+    with pytest.raises(OSError, match=r"No space left on device; it cannot be written: .*x\.txt") as failure:
+        with written_whole(tmp_path / "new" / "x.txt") as part:
+            raise OSError(errno.ENOSPC, "No space left on device", str(part) if names_the_part else None)
+    assert failure.value.errno == errno.ENOSPC and ".part" not in str(failure.value)
+
+
+def test_errors_about_other_files_and_of_other_kinds_pass_unchanged(tmp_path):
+    with pytest.raises(FileNotFoundError, match="other"), written_whole(tmp_path / "x.txt"):
+        open(tmp_path / "other")
+    with pytest.raises(OSError, match="^truncated$"), written_whole(tmp_path / "x.txt"):
+        raise OSError("truncated")
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path):
+    check_can_write(tmp_path / "new" / "x.txt")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written: .*x.txt|file"):
+        check_can_write(tmp_path / "file" / "x.txt")
+    with pytest.raises(OSError, match=r"/proc/no/x.txt|/proc/no"):
+        check_can_write(Path("/proc/no/x.txt"))
+
+
+# One writer at a time
+
+HOLD = "import sys, time; from afdcd_hf.folder_lock import held_alone\nwith held_alone(sys.argv[1]):\n"
+PRINT_AND_WAIT = HOLD + "    print('held', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the folder."""
+    process = subprocess.Popen([sys.executable, "-c", PRINT_AND_WAIT, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_folder_that_another_process_holds_is_refused_until_that_one_is_gone(tmp_path, holder):
+    with pytest.raises(FileExistsError, match=r"still writing to .*: wait for it.* give another --output\."):
+        with held_alone(tmp_path, "--output"):
+            pass
+    holder.kill()
+    holder.wait()
+    with held_alone(tmp_path):
+        assert (tmp_path / LOCK_NAME).is_file()
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_behind_but_what_was_written(tmp_path):
+    with held_alone(tmp_path / "new" / "run"):
+        pass
+    assert not (tmp_path / "new" / "run").exists()
+    with held_alone(tmp_path / "run"):
+        (tmp_path / "run" / "file").write_text("mine")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["file"]
+
+
+def test_the_process_that_holds_a_folder_may_hold_it_again(tmp_path):
+    with held_alone(tmp_path) as first, held_alone(tmp_path) as second:
+        assert first == second
+    with held_alone(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("passed_on", [True, False])
+def test_forked_children_let_go_and_started_commands_hold_on(tmp_path, passed_on):
+    """The process that held the folder has died; a child of its own is still there."""
+    start = "subprocess.Popen(['sleep', '2'], pass_fds=[lock])" if passed_on else "time.sleep(0.5 if os.fork() else 3)"
+    code = "import os, subprocess, sys, time; from afdcd_hf.folder_lock import held_alone\n"
+    code += f"with held_alone(sys.argv[1]) as lock:\n    {start}\n    os._exit(0)"
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+    if passed_on:
+        with pytest.raises(FileExistsError), held_alone(tmp_path):
+            pass
+        time.sleep(2.5)
+    with held_alone(tmp_path):
+        pass
+
+
+# YAML and JSON
+
+WORDS = {
+    "2e-6": 2e-6, "1E-2": 0.01, "40": 40, "40_000": 40_000, ".5": 0.5, "5.": 5.0, "0": 0, "-1": -1, "0x1F": 31,
+    "resnet18e": "resnet18e", "1.2.3": "1.2.3", "no": "no", "yes": "yes", "off": "off", "true": True, "false": False,
+    "2026-01-01": "2026-01-01", "1:30": "1:30", "~": None, "null": None, "": None, "'010'": "010", '"2"': "2",
+    "[5e-1, 1.0]": [0.5, 1.0], "{kd: {weight: 1e-1}}": {"kd": {"weight": 0.1}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("written", WORDS)
+def test_words_mean_what_people_mean(written):
+    value = parse_yaml(f"a: {written}")["a"]
+    assert value == WORDS[written] and type(value) is type(WORDS[written])
+
+
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+BROKEN = {
+    "broken": ("a: [1", "line 1: expected ',' or ']'"),
+    "a list": ("- a\n- b", "not a list"),
+    "nothing": ("", "not a NoneType"),
+    "a word": ("word", "not a str"),
+    "a key twice": ("a: 1\nb: 2\na: 3", "line 3: the key 'a' stands twice"),
+    "a key twice inside": ("a: {b: 1, b: 2}", "the key 'b' stands twice"),
+    "leading zero": ("max_steps: 010", "010 can mean an octal or a decimal number"),
+    "a list as a key": ("? [1, 2]\n: 3", "unhashable"),
+    "a tag": ("a: !!python/name:os.system x", "could not determine a constructor"),
+    "repeats itself": ("a: &a [*a]", "20 levels of nesting"),
+    "unknown alias": ("a: *b", "undefined alias"),
+    "a billion laughs": (LAUGHS, "more than 10,000 values"),
+    "deep": ("a: " + "[" * 5_000, "20 levels of nesting"),
+    "many keys": ("".join(f"k{i}: 1\n" for i in range(11_000)), "more than 10,000 values"),
+    "control characters": ("a: \0", "special characters are not allowed"),
+    "digits": ("a: " + "1" * 5000, "digits"),
+    "large": ("#" * 2**19, "larger than 256 KiB"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_file_that_is_no_recipe_is_an_error_in_one_line_that_names_it_at_once(tmp_path, what):
+    text, message = BROKEN[what]
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=f"mine.yaml .*{message}") as error:
+        read_yaml(path)
+    assert "\n" not in str(error.value) and time.perf_counter() - start < 10
+
+
+def test_keys_of_an_anchor_are_merged_and_may_be_replaced():
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}"
+    assert parse_yaml(text) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
+
+
+def test_bytes_that_are_no_text_are_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"a: \xff\xfe")
+    for read in (read_yaml, lambda path: read_json(path, "facts")):
+        with pytest.raises(ValueError, match="a .*is not valid"):
+            read(tmp_path / "a")
+
+
+def test_json_of_another_type_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "a.json").write_text("[1]")
+    assert read_json(tmp_path / "a.json", "rows", list) == [1]
+    with pytest.raises(ValueError, match=r"a.json \(facts\) must hold an object, but holds list"):
+        read_json(tmp_path / "a.json", "facts")
