@@ -54,8 +54,10 @@ if TYPE_CHECKING:
         spatial_contrast as spatial_contrast,
     )
     from .recipes import load_recipe as load_recipe
-    from .training.distillation import DistillationModel as DistillationModel
-    from .training.distillation_trainer import DistillationTrainer as DistillationTrainer
+    from .training.distillation import (
+        DistillationModel as DistillationModel,
+        DistillationTrainer as DistillationTrainer,
+    )
     from .training.trainer import SegmentationTrainer as SegmentationTrainer
     from .training.training_args import (
         DistillationConfig as DistillationConfig,

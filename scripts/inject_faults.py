@@ -224,8 +224,8 @@ class Faults:
         return what, self.go_on(run.folder, whole, processes=2), f"torchrun: {said[0]} ..." if said else "(none)"
 
     def not_a_number(self) -> tuple[str, str, str]:
-        """NaN loss (learning rate 1e30 from the start)"""
-        run = self.run("nan", "--learning_rate", "1e30")
+        """NaN loss (learning rate 1e30 from the start, a checkpoint at every step)"""
+        run = self.run("nan", "--learning_rate", "1e30", "--save_steps", "1")
         what = f"stopped, status {run.wait()}; checkpoints: {_listed(_numbers(run.folder))}"
         checkpoint = last_whole_checkpoint(run.folder)
         finite = all(bool(t.isfinite().all()) for t in load_file(checkpoint / "model.safetensors").values())

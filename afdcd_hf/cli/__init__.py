@@ -13,8 +13,7 @@ from .. import __version__
 from ..messages import close_names, plain_message, without_tokens
 from . import evaluation, hub, show, training
 from .command import Command
-from .messages import quieten
-from .process_group import leave_process_group
+from .process import leave_process_group, quieten
 
 _EXIT_CODES = """exit status:
   0    done

@@ -22,15 +22,9 @@ _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu)(:\d+)?")
 class Command(argparse.ArgumentParser):
     """The parser of one command, and what it does. Options are spelled with underscores; dashes are accepted too.
 
-    Args:
-        prog: `afdcd` and the command's name.
-        text: what it does.
-        usage: what follows the name.
-        run: called with the options; returns the exit status, or None for 0.
-        example: what follows the name in an example.
-        old: option names of earlier versions, as keys to those of today.
-        open_ended: also takes options that the parser does not know, as the first argument of `run`.
-        on_interruption: what to tell after Ctrl-C.
+    `usage` and `example` are what follows the name in them; `run` is called with the options, and returns the exit
+    status or None for 0; `old` has option names of earlier versions as keys to those of today; an `open_ended` command
+    also takes options that it does not know, as the argument `rest`; `on_interruption` is said after Ctrl-C.
     """
 
     def __init__(
@@ -55,6 +49,56 @@ class Command(argparse.ArgumentParser):
             **kwargs,
         )
         self.run, self.old, self.open_ended, self.on_interruption = run, dict(old or {}), open_ended, on_interruption
+        self._into: argparse._ActionsContainer = self
+
+    def group(self, title: str) -> None:
+        """What is added from here on stands under this title in the help."""
+        self._into = self.add_argument_group(title)
+
+    def add(self, *names: str, help: str, **kwargs: Any) -> None:
+        """Add an argument whose help says its default, where there is one worth saying."""
+        default = kwargs.get("default")
+        if default not in (None, False, []):
+            help += f" (default {' '.join(map(str, default)) if isinstance(default, (list, tuple)) else default})"
+        self._into.add_argument(*names, help=help, **kwargs)
+
+    def flag(self, name: str, help: str, **kwargs: Any) -> None:
+        """Add a switch."""
+        self.add(name, action="store_true", help=help, **kwargs)
+
+    def add_size(self, name: str, help: str, **kwargs: Any) -> None:
+        """Add an option of a height and a width in pixels."""
+        self.add(name, type=whole(1, 65536), nargs=2, metavar=("H", "W"), help=help, **kwargs)
+
+    def add_device(self) -> None:
+        """Add `--device`; whether the machine has it is known once torch is there: see `check_device`."""
+
+        def read(text: str) -> str:
+            if not _DEVICE.fullmatch(text):
+                raise argparse.ArgumentTypeError(f"{text!r} is not a device such as cpu, cuda or cuda:1")
+            return text
+
+        self.add("--device", type=read, help="cpu, cuda, cuda:1, ...; by default a GPU where there is one")
+
+    def add_data(self) -> None:
+        """Which images of a split, and what their labels mean: `data_choice` reads them."""
+        self.add("--list_file", help="list of images (and labels) to take instead of the whole split")
+        self.add("--max_samples", type=whole(), help="take only the first so many images")
+        self.add("--image_column", help="of a dataset that is not a benchmark (default image)")
+        self.add("--label_column", help="its labels (default label)")
+        self.add("--label_map", metavar="JSON", help="value in its labels -> class id, e.g. '{\"0\": 255}'")
+        self.add("--labels_as", metavar="BENCHMARK", help="its labels hold the values of this benchmark's files")
+
+    def add_inference(self) -> None:
+        """How a model is applied to an image: `inference_settings` reads them."""
+        self.group("inference")
+        scales = number(at_most=100)
+        self.add("--scales", type=scales, nargs="+", default=[1.0], help="sizes to average over, e.g. 0.75 1 1.25")
+        self.flag("--flip", "average with the mirrored image")
+        self.add_size("--window", "slide a window over the image")
+        self.add_size("--stride", "its steps (default: 2/3 of the window)")
+        self.add("--precision", default="fp32", choices=PRECISIONS, help="of the forward passes")
+        self.add_device()
 
     def error(self, message: str) -> NoReturn:
         """Raise, where argparse would print the usage and exit."""
@@ -84,28 +128,13 @@ class Command(argparse.ArgumentParser):
         return vars(self.parse_args(words))
 
 
-def add_command(commands: argparse._SubParsersAction, name: str, text: str, usage: str, **kwargs: Any) -> Command:
+def add_command(
+    commands: argparse._SubParsersAction, name: str, text: str, usage: str, run: Callable[..., int | None] | None,
+    example: str | None = None, **kwargs: Any,
+) -> Command:  # fmt: skip
     """Add a command; the list of commands shows its text up to the semicolon."""
-    short = textwrap.fill(text.split(";")[0], 78)
-    return commands.add_parser(name, help=short, text=textwrap.fill(text, 100), usage=usage, **kwargs)
-
-
-def add(group: argparse._ActionsContainer, *names: str, help: str, **kwargs: Any) -> None:
-    """Add an argument whose help says its default, where there is one worth saying."""
-    default = kwargs.get("default")
-    if default not in (None, False, []):
-        help += f" (default {' '.join(map(str, default)) if isinstance(default, (list, tuple)) else default})"
-    group.add_argument(*names, help=help, **kwargs)
-
-
-def flag(group: argparse._ActionsContainer, name: str, help: str, **kwargs: Any) -> None:
-    """Add a switch."""
-    group.add_argument(name, action="store_true", help=help, **kwargs)
-
-
-def add_json(command: Command, help: str) -> None:
-    """Add `--json`."""
-    flag(command, "--json", help, dest="as_json")
+    kwargs |= {"help": textwrap.fill(text.split(";")[0], 78), "text": textwrap.fill(text, 100), "usage": usage}
+    return commands.add_parser(name, run=run, example=example, **kwargs)
 
 
 def whole(at_least: int = 1, at_most: int = 10**9) -> Callable[[str], int]:
@@ -131,36 +160,19 @@ def number(at_most: float) -> Callable[[str], float]:
     return read
 
 
-def add_size(group: argparse._ActionsContainer, name: str, help: str, **kwargs: Any) -> None:
-    """Add an option of a height and a width in pixels."""
-    group.add_argument(name, type=whole(1, 65536), nargs=2, metavar=("H", "W"), help=help, **kwargs)
+def data_choice(name: str, split: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What `load_split` takes, out of a command's options."""
+    from ..recipes import parse_json_object
 
-
-def add_device(group: argparse._ActionsContainer) -> None:
-    """Add `--device`; whether the machine has it is known once torch is there: see `check_device`."""
-
-    def read(text: str) -> str:
-        if not _DEVICE.fullmatch(text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a device such as cpu, cuda or cuda:1")
-        return text
-
-    add(group, "--device", type=read, help="cpu, cuda, cuda:1, ...; by default a GPU where there is one")
-
-
-def add_inference_options(command: argparse.ArgumentParser) -> None:
-    """How a model is applied to an image: `inference_settings` reads them."""
-    group = command.add_argument_group("inference")
-    scales = number(at_most=100)
-    add(group, "--scales", type=scales, nargs="+", default=[1.0], help="sizes to average over, e.g. 0.75 1 1.25")
-    flag(group, "--flip", "average with the mirrored image")
-    add_size(group, "--window", "slide a window over the image")
-    add_size(group, "--stride", "its steps (default: 2/3 of the window)")
-    add(group, "--precision", default="fp32", choices=PRECISIONS, help="of the forward passes")
-    add_device(group)
+    names = ("data_dir", "list_file", "max_samples", "image_column", "label_column", "label_map", "labels_as")
+    choice = {"name": name, "split": split, **given({one: options.pop(one) for one in names})}
+    if "label_map" in choice:
+        choice["label_map"] = parse_json_object("label_map", choice["label_map"])
+    return choice
 
 
 def inference_settings(options: dict[str, Any]) -> InferenceSettings:
-    """Take what `add_inference_options` added, but the device, which is tried, out of a command's options."""
+    """Take what `add_inference` added, but the device, which is tried, out of a command's options."""
     from ..inference.segment import InferenceSettings
 
     check_device(options["device"])
@@ -177,6 +189,14 @@ def check_device(name: str | None) -> None:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def check_output(output: Path | None, overwrite: bool) -> None:
+    """Refuse to write over a file that is there."""
+    if overwrite and output is None:
+        raise ValueError("--overwrite is for --output, which is missing.")
+    if output is not None and output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,29 +9,24 @@ import shlex
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .command import (
     PRECISIONS,
-    add,
     add_command,
-    add_device,
-    add_inference_options,
-    add_json,
-    add_size,
     check_device,
-    flag,
+    check_output,
+    data_choice,
     given,
     hide_loading_bars,
     inference_settings,
     number,
     whole,
-)
+)  # fmt: skip
 
-# beyond this share of the cores, others' programs are in the figures
-_BUSY = 0.5
-_OF_DATA = ("data_dir", "list_file", "max_samples", "image_column", "label_column", "label_map", "labels_as")
+_BUSY = 0.5  # beyond this share of the cores, others' programs are in the figures
 _OF_CLASS = ("name", "pixels", "share", "images", "balanced_weight")
 _OF_BENCHMARK = (
     "name", "num_labels", "ignore_index", "split_sizes", "layout", "licence", "homepage", "citation", "classes",
@@ -40,103 +35,79 @@ _OF_BENCHMARK = (
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file."""
-    command = add_command(
-        commands, "evaluate", "score a saved model on a labelled dataset", "--model MODEL --dataset NAME [options]",
-        run=_evaluate, example="--model runs/mine --dataset camvid --data_dir data/camvid --output results.json",
+    new = partial(add_command, commands)
+    command = new(
+        "evaluate", "score a saved model on a labelled dataset", "--model MODEL --dataset NAME [options]", _evaluate,
+        "--model runs/mine --dataset camvid --data_dir data/camvid --output results.json",
     )  # fmt: skip
-    add(command, "--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml)")
-    data = command.add_argument_group("images and labels")
-    add(data, "--dataset", required=True, help="benchmark (`afdcd datasets`), or folder or Hub id")
-    add(data, "--data_dir", help="folder of the benchmark's files")
-    add(data, "--split", default="val", help="of the dataset")
-    _add_data(data)
-    flag(data, "--streaming", "read it as a stream that is never held or downloaded")
-    add(command, "--batch_size", type=whole(1, 10**6), default=1, help="images in a forward pass")
-    add(command, "--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
-    flag(command, "--absent_as_zero", "a class absent from truth and prediction counts as 0")
+    command.add("--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml)")
+    command.add("--batch_size", type=whole(1, 10**6), default=1, help="images in a forward pass")
+    command.add("--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
+    command.flag("--absent_as_zero", "a class absent from truth and prediction counts as 0")
     ratio = "also score boundaries: Boundary IoU in bands of this share of the image diagonal (Cityscapes: 0.005)"
-    add(command, "--boundary_ratio", type=number(at_most=1), help=ratio)
-    add_inference_options(command)
-    add(command, "--output", metavar="FILE", help="results.json to write; the confusion matrix goes beside it")
-    add_json(command, "print the scores as JSON instead of a table")
-    add(command, "--save_predictions", metavar="DIR", help="label maps as PNG; for Cityscapes with a zip")
-    flag(command, "--overwrite", "replace files of an earlier evaluation")
+    command.add("--boundary_ratio", type=number(at_most=1), help=ratio)
+    command.add("--output", metavar="FILE", help="results.json to write; the confusion matrix goes beside it")
+    command.flag("--json", "print the scores as JSON instead of a table", dest="as_json")
+    command.add("--save_predictions", metavar="DIR", help="label maps as PNG; for Cityscapes with a zip")
+    command.flag("--overwrite", "replace files of an earlier evaluation")
+    command.group("images and labels")
+    command.add("--dataset", required=True, help="benchmark (`afdcd datasets`), or folder or Hub id")
+    command.add("--data_dir", help="folder of the benchmark's files")
+    command.add("--split", default="val", help="of the dataset")
+    command.add_data()
+    command.flag("--streaming", "read it as a stream that is never held or downloaded")
+    command.add_inference()
 
-    command = add_command(
-        commands, "predict", "segment images", "IMAGE_OR_DIR [...] --model MODEL --output_dir DIR [options]",
-        run=_predict, example="street.jpg --model runs/mine --output_dir out", old={"--output": "--output_dir"},
+    command = new(
+        "predict", "segment images", "IMAGE_OR_DIR [...] --model MODEL --output_dir DIR [options]", _predict,
+        "street.jpg --model runs/mine --output_dir out", old={"--output": "--output_dir"},
     )  # fmt: skip
     command.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="images, or folders of them")
-    add(command, "--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml)")
-    add(command, "--output_dir", required=True, help="folder for class ids, colours and overlays")
-    add(command, "--dataset", help="benchmark whose colours to use; by default the one with the model's classes")
-    add_inference_options(command)
-    flag(command, "--as_labels", "write a data set of pseudo-labels to train on")
-    add(command, "--confidence", type=float, help="with --as_labels: ignore pixels of lower probability (default 0.9)")
-    flag(command, "--overwrite", "replace files of an earlier run")
+    command.add("--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml)")
+    command.add("--output_dir", required=True, help="folder for class ids, colours and overlays")
+    command.add("--dataset", help="benchmark whose colours to use; by default the one with the model's classes")
+    command.flag("--as_labels", "write a data set of pseudo-labels to train on")
+    command.add("--confidence", type=float, help="with --as_labels: ignore pixels of lower probability (default 0.9)")
+    command.flag("--overwrite", "replace files of an earlier run")
+    command.add_inference()
 
     text = (
         "count parameters and multiply-accumulates (MACs) of a model, and measure time and memory of its forward pass; "
-        "on this machine. Reading and resizing images and stretching the logits are not in"
+        "on this machine, without reading and resizing images"
     )
-    command = add_command(
-        commands, "profile", text, "MODEL [options]", run=_profile,
-        example="runs/mine --size 512 1024 --output cost.json",
-    )  # fmt: skip
+    command = new("profile", text, "MODEL [options]", _profile, "runs/mine --size 512 1024 --output cost.json")
     command.add_argument("model", help="folder or Hub id")
     sizes = "of the input; may be repeated (default: 512 512, 512 1024 and 1024 2048)"
-    add_size(command, "--size", sizes, action="append")
-    add(command, "--batch_size", type=whole(1, 10**6), default=1, help="images in a pass")
-    add_device(command)
-    add(command, "--precision", default="fp32", choices=PRECISIONS, help="of the passes")
-    flag(command, "--channels_last", "lay maps out with the channels last")
-    flag(command, "--compile", "with torch.compile")
-    add(command, "--warmup", type=whole(0), default=10, help="passes before those that count")
-    add(command, "--repeats", type=whole(1), default=40, help="passes that count")
+    command.add_size("--size", sizes, action="append")
+    command.add("--batch_size", type=whole(1, 10**6), default=1, help="images in a pass")
+    command.add_device()
+    command.add("--precision", default="fp32", choices=PRECISIONS, help="of the passes")
+    command.flag("--channels_last", "lay maps out with the channels last")
+    command.flag("--compile", "with torch.compile")
+    command.add("--warmup", type=whole(0), default=10, help="passes before those that count")
+    command.add("--repeats", type=whole(1), default=40, help="passes that count")
     limit = "limit for a size; at least 3 passes count"
-    add(command, "--max_seconds", type=number(at_most=1e6), default=30.0, help=limit)
-    flag(command, "--no_memory", "leave peak memory out, which takes one more pass")
-    add_json(command, "print JSON instead of the table")
-    add(command, "--output", type=Path, metavar="FILE", help="also write the rows to this JSON file")
-    flag(command, "--overwrite", "replace that file if it is there")
+    command.add("--max_seconds", type=number(at_most=1e6), default=30.0, help=limit)
+    command.flag("--no_memory", "leave peak memory out, which takes one more pass")
+    command.flag("--json", "print JSON instead of the table", dest="as_json")
+    command.add("--output", type=Path, metavar="FILE", help="also write the rows to this JSON file")
+    command.flag("--overwrite", "replace that file if it is there")
 
     text = "list the benchmarks, describe one, check its files, or count what the labels of any dataset hold"
-    command = add_command(
-        commands, "datasets", text, "[NAME] [options]", run=_datasets,
-        example="camvid --data_dir data/camvid --stats --output camvid.png",
-    )  # fmt: skip
+    example = "camvid --data_dir data/camvid --stats --output camvid.png"
+    command = new("datasets", text, "[NAME] [options]", _datasets, example)
     command.add_argument("name", nargs="?", help="benchmark to describe; with --stats also a folder or Hub id")
-    add(command, "--data_dir", help="folder with its files: looks at every split, and at its first pair")
-    add_json(command, "print JSON")
+    command.add("--data_dir", help="folder with its files: looks at every split, and at its first pair")
+    command.flag("--json", "print JSON", dest="as_json")
     drawn = "draw the polygons of NAME (COCO .json, or folder of YOLO or LabelMe) as a data set in this new folder"
-    add(command, "--import_to", metavar="DIR", help=drawn)
-    counting = command.add_argument_group("labels of one split")
-    flag(counting, "--stats", "count pixels and images of each class, sizes and ignored pixels")
-    add(counting, "--split", help="to count (default train)")
-    _add_data(counting)
-    add(counting, "--class_names", nargs="+", metavar="NAME", help="of a dataset that is not a benchmark, in order")
-    add(counting, "--output", type=Path, metavar="FILE", help="also draw some samples with their labels over them")
-    flag(counting, "--overwrite", "replace that file if it is there")
-
-
-def _add_data(group: argparse._ArgumentGroup) -> None:
-    """Which images of a split, and what their labels mean: `_choice` reads them."""
-    add(group, "--list_file", help="list of images (and labels) to take instead of the whole split")
-    add(group, "--max_samples", type=whole(), help="take only the first so many images")
-    add(group, "--image_column", help="of a dataset that is not a benchmark (default image)")
-    add(group, "--label_column", help="its labels (default label)")
-    add(group, "--label_map", metavar="JSON", help="value in its labels -> class id, e.g. '{\"0\": 255}'")
-    add(group, "--labels_as", metavar="BENCHMARK", help="its labels hold the values of this benchmark's files")
-
-
-def _choice(name: str, split: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What `load_split` takes, out of a command's options."""
-    from ..recipes import parse_json_object
-
-    choice = {"name": name, "split": split, **given({one: options.pop(one) for one in _OF_DATA})}
-    if "label_map" in choice:
-        choice["label_map"] = parse_json_object("label_map", choice["label_map"])
-    return choice
+    command.add("--import_to", metavar="DIR", help=drawn)
+    command.group("labels of one split")
+    command.flag("--stats", "count pixels and images of each class, sizes and ignored pixels")
+    command.add("--split", help="to count (default train)")
+    command.add_data()
+    command.add("--class_names", nargs="+", metavar="NAME", help="of a dataset that is not a benchmark, in order")
+    command.add("--output", type=Path, metavar="FILE", help="also draw some samples with their labels over them")
+    command.flag("--overwrite", "replace that file if it is there")
 
 
 def _evaluate(model: str, dataset: str, split: str, as_json: bool, **options: Any) -> None:
@@ -144,7 +115,7 @@ def _evaluate(model: str, dataset: str, split: str, as_json: bool, **options: An
     from ..evaluation.command import evaluate_saved
 
     hide_loading_bars()
-    choice = _choice(dataset, split, options) | ({"streaming": True} if options.pop("streaming") else {})
+    choice = data_choice(dataset, split, options) | ({"streaming": True} if options.pop("streaming") else {})
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         scores = evaluate_saved(model, choice, settings=settings, **options)
     if as_json and os.environ.get("RANK", "0") == "0":
@@ -154,27 +125,19 @@ def _evaluate(model: str, dataset: str, split: str, as_json: bool, **options: An
 
 
 def _predict(
-    model: str,
-    inputs: list[str],
-    output_dir: str,
-    dataset: str | None,
-    as_labels: bool,
-    confidence: float | None,
-    overwrite: bool,
-    **options: Any,
-) -> None:
+    model: str, inputs: list[str], output_dir: str, dataset: str | None, as_labels: bool, confidence: float | None,
+    overwrite: bool, **options: Any,
+) -> None:  # fmt: skip
     hide_loading_bars()
     options["settings"] = inference_settings(options)
-    if not as_labels:
-        from ..inference.predictions import predict_images
+    from ..inference.predictions import predict_images, write_pseudo_labels
 
+    if not as_labels:
         if confidence is not None:
             raise ValueError("--confidence is for --as_labels: add it, or leave it out.")
         done = predict_images(model, inputs, output_dir, dataset=dataset, overwrite=overwrite, **options)
         print(f"{len(done)} images segmented in {output_dir}")
         return
-    from ..inference.predictions import write_pseudo_labels
-
     if overwrite or dataset:
         raise ValueError("--as_labels writes a new folder, without colours: leave out --overwrite and --dataset.")
     options |= {} if confidence is None else {"confidence": confidence}
@@ -184,19 +147,10 @@ def _predict(
 
 
 def _profile(
-    model: str,
-    size: list[list[int]] | None,
-    device: str | None,
-    no_memory: bool,
-    as_json: bool,
-    output: Path | None,
-    overwrite: bool,
-    **settings: Any,
-) -> None:
-    if overwrite and not output:
-        raise ValueError("--overwrite is for --output, which is missing.")
-    if output and output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
+    model: str, size: list[list[int]] | None, device: str | None, no_memory: bool, as_json: bool, output: Path | None,
+    overwrite: bool, **settings: Any,
+) -> None:  # fmt: skip
+    check_output(output, overwrite)
     from ..cost.profiling import HEADER, SIZES, ProfileRow, ProfileSettings, profile_model, write_profile
 
     hide_loading_bars()
@@ -233,9 +187,9 @@ def _datasets(
             raise ValueError("--import_to takes a file or folder of polygons, perhaps --data_dir, and nothing else.")
         _import(name, import_to, data_dir)
         return
-    if stats:
-        if name is None:
-            raise ValueError("--stats needs a dataset: afdcd datasets NAME --stats.")
+    if name is None and (stats or data_dir is not None):
+        raise ValueError("--stats and --data_dir need the dataset's name: afdcd datasets NAME ...")
+    if name is not None and stats:
         _count(name, as_json, data_dir=data_dir, **options)
         return
     if unused := given(options):
@@ -243,8 +197,6 @@ def _datasets(
     if name is not None and data_dir is not None:
         _check_files(name, data_dir, as_json)
         return
-    if data_dir is not None:
-        raise ValueError("--data_dir needs the benchmark's name: afdcd datasets NAME --data_dir FOLDER.")
     rows = list(BENCHMARKS.values()) if name is None else [get_benchmark(name)]
     sizes = [", ".join(f"{split} {size}" for split, size in row.split_sizes.items()) for row in rows]
     if as_json:
@@ -285,24 +237,17 @@ def _check_files(name: str, data_dir: str, as_json: bool) -> None:
 
 
 def _count(
-    name: str,
-    as_json: bool,
-    split: str | None,
-    class_names: list[str] | None,
-    output: Path | None,
-    overwrite: bool,
+    name: str, as_json: bool, split: str | None, class_names: list[str] | None, output: Path | None, overwrite: bool,
     **options: Any,
-) -> None:
-    """Count the labels of a split."""
-    if output and output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
+) -> None:  # fmt: skip
+    check_output(output, overwrite)
     from ..data.benchmarks import BENCHMARKS
     from ..data.loading import class_names as names_of, load_split
     from ..data.statistics import count_labels
 
     known = name in BENCHMARKS or class_names or options["labels_as"]
     names = names_of(name, class_names, options["labels_as"]) if known else None
-    choice = _choice(name, split or "train", options)
+    choice = data_choice(name, split or "train", options)
     rows = load_split(**choice)
     counted = count_labels(rows, len(names) if names else None, progress=sys.stderr.isatty() and not as_json)
     names = names or [f"class {index}" for index in range(len(counted.pixels))]

@@ -4,135 +4,116 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .command import PRECISIONS, add, add_command, add_device, add_json, add_size, flag, given, hide_loading_bars, whole
+from .command import PRECISIONS, add_command, check_output, given, hide_loading_bars, whole
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file."""
-    text = "list the checkpoints that this project publishes"
-    command = add_command(commands, "list", text, "[options]", run=_list, example="--dataset camvid")
-    add(command, "--dataset", help="only those for this benchmark")
-    add_json(command, "everything that is known of them, as JSON")
+    new = partial(add_command, commands)
+    command = new("list", "list the checkpoints that this project publishes", "[options]", _list, "--dataset camvid")
+    command.add("--dataset", help="only those for this benchmark")
+    command.flag("--json", "everything that is known of them, as JSON", dest="as_json")
 
-    text = "turn a released .pth into a folder for from_pretrained"
-    command = add_command(
-        commands, "convert", text, "--checkpoint FILE --output_dir DIR [options]", old={"--output": "--output_dir"},
-        run=_convert, example="--checkpoint x.pth --network deeplabv3_resnet18 --dataset camvid --output_dir r18",
+    command = new(
+        "convert", "turn a released .pth into a folder for from_pretrained",
+        "--checkpoint FILE --output_dir DIR [options]", _convert,
+        "--checkpoint x.pth --network deeplabv3_resnet18 --dataset camvid --output_dir r18",
+        old={"--output": "--output_dir"},
     )  # fmt: skip
-    add(command, "--checkpoint", required=True, metavar="FILE", help="released .pth, or safetensors")
-    add(command, "--network", help="its kind, such as deeplabv3_resnet18; an unknown one lists the known ones")
-    add(command, "--dataset", help="benchmark it was trained on, for the names of its classes")
-    add(command, "--classes", metavar="FILE", help="names of its classes instead, one a line")
-    add(command, "--published", metavar="ID", help="the row of `afdcd list` that the file is, for the card")
-    add(command, "--output_dir", required=True, help="folder to make; with --backbone_only a .safetensors file")
-    flag(command, "--backbone_only", "the file holds a backbone's ImageNet weights")
-    flag(command, "--overwrite", "replace an earlier conversion")
+    command.add("--checkpoint", required=True, metavar="FILE", help="released .pth, or safetensors")
+    command.add("--network", help="its kind, such as deeplabv3_resnet18; an unknown one lists the known ones")
+    command.add("--dataset", help="benchmark it was trained on, for the names of its classes")
+    command.add("--classes", metavar="FILE", help="names of its classes instead, one a line")
+    command.add("--published", metavar="ID", help="the row of `afdcd list` that the file is, for the card")
+    command.add("--output_dir", required=True, help="folder to make; with --backbone_only a .safetensors file")
+    command.flag("--backbone_only", "the file holds a backbone's ImageNet weights")
+    command.flag("--overwrite", "replace an earlier conversion")
 
-    text = (
-        "render a model's card again from its card_facts.json, with what you add; a README.md written by hand stays, "
-        "and the card goes beside it"
-    )
-    command = add_command(
-        commands, "card", text, "DIR [options]", run=_card,
-        example="runs/mine --repo_id me/student --license apache-2.0",
-    )  # fmt: skip
+    text = "render a model's card again from its card_facts.json, with what you add; beside a README.md of yours"
+    command = new("card", text, "DIR [options]", _card, "runs/mine --repo_id me/student --license apache-2.0")
     command.add_argument("folder", metavar="DIR", help="folder of a saved model")
-    add(command, "--repo_id", metavar="USER/NAME", help="its repository on the Hub, for the examples")
-    add(command, "--title", dest="model_name", help="title of the card (default: the folder's name)")
-    add(command, "--license", help='of the weights, an identifier of the Hub such as apache-2.0, or "other"')
-    add(command, "--license_name", help='name of the licence, with "other"')
-    add(command, "--license_link", metavar="URL", help='its text, with "other"')
-    add(command, "--base_model", metavar="HUB_ID", help="weights it started from, e.g. timm/resnet18.a1_in1k")
-    add(command, "--teacher", help="name or Hub id of its teacher")
-    add(command, "--dataset_title", help="name of the data set as people write it")
-    add(command, "--dataset_id", metavar="USER/NAME", help="the data set on the Hub, for its table of results")
-    add(command, "--reported", nargs=2, metavar=("PERCENT", "SOURCE"), help="published mIoU, and where it stands")
-    add(command, "--results", metavar="JSON", help="results.json of `afdcd evaluate`, for other scores")
+    command.add("--repo_id", metavar="USER/NAME", help="its repository on the Hub, for the examples")
+    command.add("--title", dest="model_name", help="title of the card (default: the folder's name)")
+    command.add("--license", help='of the weights, an identifier of the Hub such as apache-2.0, or "other"')
+    command.add("--license_name", help='name of the licence, with "other"')
+    command.add("--license_link", metavar="URL", help='its text, with "other"')
+    command.add("--base_model", metavar="HUB_ID", help="weights it started from, e.g. timm/resnet18.a1_in1k")
+    command.add("--teacher", help="name or Hub id of its teacher")
+    command.add("--dataset_title", help="name of the data set as people write it")
+    command.add("--dataset_id", metavar="USER/NAME", help="the data set on the Hub, for its table of results")
+    command.add("--reported", nargs=2, metavar=("PERCENT", "SOURCE"), help="published mIoU, and where it stands")
+    command.add("--results", metavar="JSON", help="results.json of `afdcd evaluate`, for other scores")
     repeated: dict[str, Any] = {"action": "append", "default": [], "help": "may be repeated"}
-    add(command, "--picture", dest="pictures", nargs=2, metavar=("FILE", "CAPTION"), **repeated)
-    add(command, "--tag", dest="tags", **repeated)
-    add(command, "--note", dest="notes", action="append", default=[], help="a paragraph for the reader; likewise")
-    speed = command.add_argument_group("speed on this machine")
-    flag(speed, "--latency", "measure it")
-    add_size(speed, "--size", "of the input; may be repeated", action="append")
-    add_device(speed)
-    add(speed, "--precision", choices=PRECISIONS, help="of the passes (default fp32)")
+    command.add("--picture", dest="pictures", nargs=2, metavar=("FILE", "CAPTION"), **repeated)
+    command.add("--tag", dest="tags", **repeated)
+    command.add("--note", dest="notes", action="append", default=[], help="a paragraph for the reader; likewise")
+    command.group("speed on this machine")
+    command.flag("--latency", "measure it")
+    command.add_size("--size", "of the input; may be repeated", action="append")
+    command.add_device()
+    command.add("--precision", choices=PRECISIONS, help="of the passes (default fp32)")
 
-    text = (
-        "check the score that a model card claims; evaluates under its protocol. Exit status 0: it holds, 1: it "
-        "does not, 2: it could not be checked"
-    )
-    command = add_command(
-        commands, "verify", text, "REPO_OR_DIR [options]", run=_verify,
-        example="me/my-student --data_dir data/camvid",
-    )  # fmt: skip
+    text = "check the score that a model card claims; exit status 0: it holds, 1: it does not, 2: it cannot be checked"
+    command = new("verify", text, "REPO_OR_DIR [options]", _verify, "me/my-student --data_dir data/camvid")
     command.add_argument("model", metavar="REPO_OR_DIR", help="folder or Hub id")
-    add(command, "--data_dir", help="folder of the benchmark's files")
-    add(command, "--tolerance", type=float, default=0.05, help="in points of mIoU %%, for other rounding")
-    add(command, "--dataset", help="where the data set lies, if the card names a folder of its author's")
-    add(command, "--list_file", help="the list of images, if the card names one")
-    add(command, "--revision", help="branch, tag or commit on the Hub")
-    add_device(command)
-    add(command, "--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
-    add(command, "--output", type=Path, metavar="FILE", help="also write it, with date, versions, checksums of weights")
-    flag(command, "--overwrite", "replace that file")
-    add_json(command, "print JSON")
+    command.add("--data_dir", help="folder of the benchmark's files")
+    command.add("--tolerance", type=float, default=0.05, help="in points of mIoU %%, for other rounding")
+    command.add("--dataset", help="where the data set lies, if the card names a folder of its author's")
+    command.add("--list_file", help="the list of images, if the card names one")
+    command.add("--revision", help="branch, tag or commit on the Hub")
+    command.add_device()
+    command.add("--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
+    command.add("--output", type=Path, metavar="FILE", help="also write it, with date, versions, checksums of weights")
+    command.flag("--overwrite", "replace that file")
+    command.flag("--json", "print JSON", dest="as_json")
 
-    text = "write a saved model for ONNX, OpenVINO, ExecuTorch or the browser (a page), or its backbone for timm"
-    command = add_command(
-        commands, "export", text, "MODEL (--format FORMAT --output FILE | --web DIR) [options]", run=_export,
-        example="runs/mine --format onnx --output mine.onnx",
+    command = new(
+        "export", "write a saved model for ONNX, OpenVINO, ExecuTorch or the browser, or its backbone for timm",
+        "MODEL (--format FORMAT --output FILE | --web DIR) [options]", _export,
+        "runs/mine --format onnx --output mine.onnx",
     )  # fmt: skip
     command.add_argument("model", help="folder or Hub id")
-    add(command, "--format", choices=("onnx", "openvino", "executorch", "timm"), help="what to write")
-    add(command, "--output", type=Path, help="file.onnx, file.xml or file.pte to write; for timm, a new folder")
-    flag(command, "--overwrite", "replace files of an earlier export of a graph")
-    graph = command.add_argument_group("ONNX, OpenVINO and ExecuTorch")
-    flag(graph, "--upsample", "stretch scores to the image's size within the graph")
-    flag(graph, "--argmax", "give the label map instead of scores")
-    add_size(graph, "--size", "fix the image's size (default: any size; ExecuTorch needs one)")
-    add(graph, "--opset", type=whole(1, 100), help="version of ONNX's operators (default: the exporter's choice)")
-    flag(graph, "--fp16", "half precision; halves the file")
-    flag(graph, "--with_preprocessing", "take RGB images of 8 bits (batch, height, width, 3): normalise in the graph")
-    page = command.add_argument_group("page for the browser")
-    add(page, "--web", type=Path, metavar="DIR", help="new folder for it; takes --size, --opset and --fp16 as well")
-    text = (
-        "folder of the npm package, or https address of its dist/ (default: node_modules/onnxruntime-web, else a CDN)"
-    )
-    add(page, "--onnxruntime_web", metavar="DIR_OR_URL", help=text)
-    numbers = command.add_argument_group("int8 and measurements")
-    flag(numbers, "--int8", "also write file_int8.onnx, and compare size and speed")
-    add(numbers, "--calibration_dataset", dest="dataset", help="benchmark, folder or Hub id; also evaluated on")
-    add(numbers, "--data_dir", help="folder of the benchmark's files")
-    add(numbers, "--calibration_split", help="default train")
-    add(numbers, "--calibration_samples", type=whole(), help="images, spread evenly (default 32)")
-    flag(numbers, "--float_ends", "leave the first and the last layer of the int8 graph in float")
-    add(numbers, "--evaluate_split", metavar="SPLIT", help="measure mean IoU of PyTorch and graphs on this split")
-    add(numbers, "--max_samples", type=whole(), help="only on its first so many images")
+    command.add("--format", choices=("onnx", "openvino", "executorch", "timm"), help="what to write")
+    command.add("--output", type=Path, help="file.onnx, file.xml or file.pte to write; for timm, a new folder")
+    command.flag("--overwrite", "replace files of an earlier export of a graph")
+    command.group("ONNX, OpenVINO and ExecuTorch")
+    command.flag("--upsample", "stretch scores to the image's size within the graph")
+    command.flag("--argmax", "give the label map instead of scores")
+    command.add_size("--size", "fix the image's size (default: any size; ExecuTorch needs one)")
+    command.add("--opset", type=whole(1, 100), help="version of ONNX's operators (default: the exporter's choice)")
+    command.flag("--fp16", "half precision; halves the file")
+    command.flag("--with_preprocessing", "take RGB images of 8 bits (batch, height, width, 3): normalise in the graph")
+    command.group("page for the browser")
+    command.add("--web", type=Path, metavar="DIR", help="new folder for it; takes --size, --opset and --fp16 as well")
+    text = "folder of the npm package, or https address of its dist/ (default: node_modules, else a CDN)"
+    command.add("--onnxruntime_web", metavar="DIR_OR_URL", help=text)
+    command.group("int8 and measurements")
+    command.flag("--int8", "also write file_int8.onnx, and compare size and speed")
+    command.add("--calibration_dataset", dest="dataset", help="benchmark, folder or Hub id; also evaluated on")
+    command.add("--data_dir", help="folder of the benchmark's files")
+    command.add("--calibration_split", help="default train")
+    command.add("--calibration_samples", type=whole(), help="images, spread evenly (default 32)")
+    command.flag("--float_ends", "leave the first and the last layer of the int8 graph in float")
+    command.add("--evaluate_split", metavar="SPLIT", help="measure mean IoU of PyTorch and graphs on this split")
+    command.add("--max_samples", type=whole(), help="only on its first so many images")
 
     text = "publish a model's folder on the Hub; the model, its source and its card, nothing else"
-    command = add_command(
-        commands, "push", text, "DIR REPO_ID [options]", run=_push, example="runs/mine me/my-student --dry_run"
-    )
+    command = new("push", text, "DIR REPO_ID [options]", _push, "runs/mine me/my-student --dry_run")
     command.add_argument("folder", metavar="DIR", help="folder of a saved model")
     command.add_argument("repo_id", metavar="REPO_ID", help="USER/NAME; made where there is no such repository")
-    flag(command, "--private", "make the repository a private one")
-    add(command, "--revision", help="branch to push to (default main); made where there is none")
-    flag(command, "--dry_run", "show every file and its size, and send nothing")
-    flag(command, "--overwrite_card", "replace a README.md on the Hub that was written by hand")
+    command.flag("--private", "make the repository a private one")
+    command.add("--revision", help="branch to push to (default main); made where there is none")
+    command.flag("--dry_run", "show every file and its size, and send nothing")
+    command.flag("--overwrite_card", "replace a README.md on the Hub that was written by hand")
 
-    text = (
-        "publish the zoo from released files; convert, evaluate where the data is there, compare with the reported "
-        "score, render the card, push, tag and collect. Exit status 1: a model failed"
-    )
-    command = add_command(
-        commands, "release", text, "--config YAML [--publish]", run=_release, example="--config releases.yaml"
-    )
-    add(command, "--config", required=True, metavar="YAML", help="what to publish; docs/publish.md has an example")
-    flag(command, "--publish", "do it, and do not only tell what would be done")
+    text = "publish the zoo from released files; convert, evaluate, render cards, push, tag. Exit status 1: one failed"
+    command = new("release", text, "--config YAML [--publish]", _release, "--config releases.yaml")
+    command.add("--config", required=True, metavar="YAML", help="what to publish; docs/publish.md has an example")
+    command.flag("--publish", "do it, and do not only tell what would be done")
 
 
 def _list(dataset: str | None, as_json: bool) -> None:
@@ -145,27 +126,25 @@ def _list(dataset: str | None, as_json: bool) -> None:
 def _convert(
     checkpoint: str, network: str | None, output_dir: str, backbone_only: bool, overwrite: bool, **options: str | None
 ) -> None:
-    hide_loading_bars()
-    if backbone_only:
-        from ..hub.conversion import convert_backbone
-
-        if named := given(options):
-            raise ValueError(
-                f"--{next(iter(named))} has no place with --backbone_only: a backbone has no classes of a dataset."
-            )
-        if network is None:
-            raise ValueError("--network is needed: resnet18, resnet50, resnet101 or mobilenetv2.")
-        file = convert_backbone(checkpoint, network, output_dir, overwrite=overwrite)
-        print(f"{file} is ready for --pretrained_backbone")
-        return
-    from ..hub.conversion import convert_checkpoint, read_class_names
+    from ..hub.conversion import convert_backbone, convert_checkpoint, read_class_names
     from ..hub.zoo import get_checkpoint
 
+    hide_loading_bars()
     published, dataset, classes = options["published"], options["dataset"], options["classes"]
+    if backbone_only and (named := given(options)):
+        option = next(iter(named))
+        raise ValueError(f"--{option} has no place with --backbone_only: a backbone has no classes of a dataset.")
     row = get_checkpoint(published) if published else None
     network = network or (row.network if row else None)
     if network is None:
-        raise ValueError("--network is needed, such as deeplabv3_resnet18, or --published with a row of `afdcd list`.")
+        raise ValueError(
+            "--network is needed, such as deeplabv3_resnet18 (with --backbone_only: resnet18), or --published with a "
+            "row of `afdcd list`."
+        )
+    if backbone_only:
+        file = convert_backbone(checkpoint, network, output_dir, overwrite=overwrite)
+        print(f"{file} is ready for --pretrained_backbone")
+        return
     folder = convert_checkpoint(
         checkpoint,
         network,
@@ -179,16 +158,9 @@ def _convert(
 
 
 def _card(
-    folder: str,
-    dataset_title: str | None,
-    dataset_id: str | None,
-    reported: list[str] | None,
-    latency: bool,
-    size: list[list[int]] | None,
-    device: str | None,
-    precision: str | None,
-    **changes: Any,
-) -> None:
+    folder: str, dataset_title: str | None, dataset_id: str | None, reported: list[str] | None, latency: bool,
+    size: list[list[int]] | None, device: str | None, precision: str | None, **changes: Any,
+) -> None:  # fmt: skip
     from ..hub.card_facts import ReportedResults
     from ..hub.folder_facts import measure_latency, update_card
 
@@ -197,7 +169,10 @@ def _card(
         raise ValueError(f"--{next(iter(speed))} is for --latency, which is missing.")
     hide_loading_bars()
     if reported:
-        changes["reported"] = ReportedResults(_fraction(reported[0]), reported[1])
+        percent = float(reported[0]) if reported[0].replace(".", "", 1).isdigit() else -1.0
+        if not 0 <= percent <= 100:
+            raise ValueError(f"--reported {reported[0]}: a percentage from 0 to 100 is expected, such as 76.43.")
+        changes["reported"] = ReportedResults(percent / 100, reported[1])
     if latency:
         sizes = [(height, width) for height, width in size] if size else None
         changes["latency"] = measure_latency(folder, sizes, device=device, precision=precision or "fp32")
@@ -205,23 +180,12 @@ def _card(
     print(f"written: {update_card(folder, dataset=dataset, **given(changes))}")
 
 
-def _fraction(percent: str) -> float:
-    try:
-        value = float(percent)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise ValueError(f"--reported {percent}: a percentage from 0 to 100 is expected, such as 76.43.")
-    return value / 100
-
-
 def _verify(model: str, tolerance: float, as_json: bool, output: Path | None, overwrite: bool, **options: Any) -> int:
     from ..atomic_io import check_can_write
     from ..hub.verify import format_verification, statement, verify, write_statement
 
+    check_output(output, overwrite)
     if output is not None:  # before the evaluation
-        if output.exists() and not overwrite:
-            raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
         check_can_write(output)
     hide_loading_bars()
     done = verify(model, tolerance=tolerance / 100, **options)

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..structured_files import read_json
-from .command import Command, add, add_command, add_device, flag, given, hide_loading_bars, titled, whole
+from .command import Command, add_command, check_output, given, hide_loading_bars, titled, whole
 
 _RESULTS = "results.json"
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file."""
+    new = partial(add_command, commands)
     text = "draw curves, per-class IoU, a confusion matrix or predictions"
-    command = add_command(commands, "chart", text, "KIND ... [options]", example="curves runs/mine")
+    command = new("chart", text, "KIND ... [options]", None, "curves runs/mine")
     kinds = command.add_subparsers(dest="kind", required=True, metavar="KIND", prog="afdcd chart", parser_class=Command)
     command.set_defaults(kinds=kinds)
 
@@ -27,48 +28,45 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     kind = _kind(kinds, "classes", _classes, "IoU of every class, two or more results side by side", "RESULTS")
     kind.add_argument("results", nargs="+", metavar="[TITLE=]RESULTS", help="results.json, or a folder that holds one")
-    add(kind, "--order", choices=("classes", "gain"), default="classes", help="of the classes")
-    flag(kind, "--allow_other_protocol", "draw results that were not measured alike, and say so above them")
+    kind.add("--order", choices=("classes", "gain"), default="classes", help="of the classes")
+    kind.flag("--allow_other_protocol", "draw results that were not measured alike, and say so above them")
 
     kind = _kind(kinds, "confusion", _confusion, "heat map of a confusion matrix", "CSV")
     kind.add_argument("matrix", metavar="CSV", help="the file that `afdcd evaluate --output` writes")
-    add(kind, "--normalize", choices=("truth", "prediction"), default="truth", help="what adds up to 100 %%")
+    kind.add("--normalize", choices=("truth", "prediction"), default="truth", help="what adds up to 100 %%")
 
     kind = _kind(kinds, "predictions", _predictions, "image, truth and what saved models see", "MODEL --dataset NAME")
     kind.add_argument("models", nargs="+", metavar="[TITLE=]MODEL", help="folder or Hub id")
-    add(kind, "--dataset", required=True, help="benchmark (`afdcd datasets`), or folder or Hub id")
-    add(kind, "--split", default="val", help="of it")
-    add(kind, "--data_dir", help="folder of the benchmark's files")
-    add(kind, "--indices", type=whole(0), nargs="+", default=[0, 25, 50, 75], help="which images")
-    flag(kind, "--errors", "show under each prediction where it is wrong, and as what")
+    kind.add("--dataset", required=True, help="benchmark (`afdcd datasets`), or folder or Hub id")
+    kind.add("--split", default="val", help="of it")
+    kind.add("--data_dir", help="folder of the benchmark's files")
+    kind.add("--indices", type=whole(0), nargs="+", default=[0, 25, 50, 75], help="which images")
+    kind.flag("--errors", "show under each prediction where it is wrong, and as what")
 
     text = "show in a web page what saved models make of an image, side by side; or write the page as a Space"
-    command = add_command(
-        commands, "demo", text, "[TITLE=]MODEL [...] [options]", run=_demo, example="teacher=runs/teacher runs/mine",
-    )  # fmt: skip
+    command = new("demo", text, "[TITLE=]MODEL [...] [options]", _demo, "teacher=runs/teacher runs/mine")
     command.add_argument("models", nargs="+", metavar="[TITLE=]MODEL", help="folder or Hub id")
-    add(command, "--example", nargs="+", default=[], metavar="IMG", help="images to offer on the page")
-    add(command, "--longest_side", type=whole(32, 65536), default=1024, metavar="PX", help="shrink larger images")
-    served = command.add_argument_group("served here")
-    add(served, "--port", type=whole(1, 65535), help="by default the first free one from 7860 on")
-    flag(served, "--share", "also make a public link through Gradio's servers")
-    add_device(served)
-    space = command.add_argument_group("as a Space")
-    add(space, "--write_space", type=Path, metavar="DIR", help="write the folder of a Space, and serve nothing")
-    add(space, "--title", help="of the Space on the Hub")
-    flag(space, "--overwrite", "write into a folder that is not empty")
+    command.add("--example", nargs="+", default=[], metavar="IMG", help="images to offer on the page")
+    command.add("--longest_side", type=whole(32, 65536), default=1024, metavar="PX", help="shrink larger images")
+    command.group("served here")
+    command.add("--port", type=whole(1, 65535), help="by default the first free one from 7860 on")
+    command.flag("--share", "also make a public link through Gradio's servers")
+    command.add_device()
+    command.group("as a Space")
+    command.add("--write_space", type=Path, metavar="DIR", help="write the folder of a Space, and serve nothing")
+    command.add("--title", help="of the Space on the Hub")
+    command.flag("--overwrite", "write into a folder that is not empty")
 
 
 def _kind(kinds: argparse._SubParsersAction, name: str, draw: Callable[..., Path], text: str, usage: str) -> Command:
-    kind = add_command(kinds, name, text, f"{usage} ... [options]", run=partial(_draw, draw))
-    add(kind, "--output", type=Path, default=Path(f"{name}.png"), help="picture to write")
-    flag(kind, "--overwrite", "replace an existing picture")
+    kind = add_command(kinds, name, text, f"{usage} ... [options]", partial(_draw, draw))
+    kind.add("--output", type=Path, default=Path(f"{name}.png"), help="picture to write")
+    kind.flag("--overwrite", "replace an existing picture")
     return kind
 
 
 def _draw(draw: Callable[..., Path], output: Path, overwrite: bool, **options: Any) -> None:
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
+    check_output(output, overwrite)
     print(draw(output, **options))
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .command import add, add_command, add_json, flag, hide_loading_bars, whole
+from .command import add_command, hide_loading_bars, whole
 
 # what `--help` shows; `--help_all` has the rest
 _OFTEN = (
@@ -26,55 +26,47 @@ _OFTEN = (
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this file."""
+    new = partial(add_command, commands)
     for name, distils, text, teacher in (
         ("train", False, "train a model on the labels alone (teachers, baselines)", ""),
         ("distill", True, "train a student with a teacher's help", " --teacher runs/teacher"),
     ):
-        text += (
-            "; every option can stand in the recipe or on the command line, which wins: --max_steps 100, "
-            "--af_dcd.feature_weight 1e-5"
-        )
-        command = add_command(
-            commands, name, text, "--config RECIPE [--OPTION VALUE ...]", add_help=False, open_ended=True,
-            example=f"--config quickstart{teacher} --output_dir runs/mine",
+        text += "; options can stand in the recipe or on the command line, which wins: --max_steps 100, --kd.weight 1"
+        command = new(
+            name, text, "--config RECIPE [--OPTION VALUE ...]", None,
+            f"--config quickstart{teacher} --output_dir runs/mine", add_help=False, open_ended=True,
             on_interruption="--resume_from_checkpoint last continues from the last checkpoint",
         )  # fmt: skip
-        add(command, "--config", metavar="RECIPE", help="name of a recipe (`afdcd recipes`) or a YAML file")
+        command.add("--config", metavar="RECIPE", help="name of a recipe (`afdcd recipes`) or a YAML file")
         command.add_argument("-h", "--help", action="store_true", help="show the options used most")
-        flag(command, "--help_all", "show all options, transformers' own included")
+        command.flag("--help_all", "show all options, transformers' own included")
         command.run = partial(_run, command.format_help, distils)
 
     text = "train a teacher, a student alone and a distilled student on generated scenes; takes minutes on a CPU"
-    command = add_command(
-        commands, "quickstart", text, "[options]", run=_quickstart, example="", old={"--output": "--output_dir"},
-        on_interruption="a second call continues",
-    )  # fmt: skip
-    add(command, "--output_dir", default="runs/quickstart", help="folder for the three runs")
-    add(command, "--seed", type=whole(0, 2**32 - 1), default=0, help="of initialisation, order and augmentation")
+    continues = {"old": {"--output": "--output_dir"}, "on_interruption": "a second call continues"}
+    command = new("quickstart", text, "[options]", _quickstart, "", **continues)
+    command.add("--output_dir", default="runs/quickstart", help="folder for the three runs")
+    command.add("--seed", type=whole(0, 2**32 - 1), default=0, help="of initialisation, order and augmentation")
 
-    command = add_command(
-        commands, "recipes", "list the recipes, or print one", "[NAME]", run=_recipes, example="quickstart"
-    )
+    command = new("recipes", "list the recipes, or print one", "[NAME]", _recipes, "quickstart")
     command.add_argument("name", nargs="?", help="recipe to print")
-    add_json(command, "print names, or the recipe's values, as JSON")
+    command.flag("--json", "print names, or the recipe's values, as JSON", dest="as_json")
 
     text = (
         "train several methods on the same budget and seeds, and put scores and cost in a table; further options "
         "(--data_dir D, --teacher T, --total_batch_size 8 ...) replace keys of the plan for all runs. A second call "
         "with the same --output_dir continues where the first was stopped"
     )
-    command = add_command(
-        commands, "compare", text, "--config PLAN [options]", run=_compare, example="--config scenes --seeds 0 1",
-        old={"--output": "--output_dir"}, open_ended=True, on_interruption="a second call continues",
-    )  # fmt: skip
-    add(command, "--config", metavar="PLAN", help="a plan of the package (--list) or a YAML file")
-    add(command, "--output_dir", help="folder for runs, table and charts (default runs/compare_PLAN)")
-    add(command, "--seeds", type=whole(0, 2**32 - 1), nargs="+", help="instead of the plan's")
-    add(command, "--methods", nargs="+", help="only these of the plan's")
-    add(command, "--merge", metavar="DIR", nargs="+", help="train nothing: one report of several machines' runs")
-    flag(command, "--list", "list the plans of the package", dest="list_plans")
-    add_json(command, "print a row for each run as JSON instead of the table")
-    flag(command, "--dry_run", "check the plan and its data, and list the runs")
+    example = "--config scenes --seeds 0 1"
+    command = new("compare", text, "--config PLAN [options]", _compare, example, open_ended=True, **continues)
+    command.add("--config", metavar="PLAN", help="a plan of the package (--list) or a YAML file")
+    command.add("--output_dir", help="folder for runs, table and charts (default runs/compare_PLAN)")
+    command.add("--seeds", type=whole(0, 2**32 - 1), nargs="+", help="instead of the plan's")
+    command.add("--methods", nargs="+", help="only these of the plan's")
+    command.add("--merge", metavar="DIR", nargs="+", help="train nothing: one report of several machines' runs")
+    command.flag("--list", "list the plans of the package", dest="list_plans")
+    command.flag("--json", "print a row for each run as JSON instead of the table", dest="as_json")
+    command.flag("--dry_run", "check the plan and its data, and list the runs")
 
 
 def _run(usage: Any, distils: bool, rest: list[str], config: str | None, help: bool, help_all: bool) -> None:

@@ -24,7 +24,7 @@ from ..data.statistics import is_generated
 from ..folder_lock import held_alone
 from ..hub.card_facts import HUB_ID
 from ..structured_files import parse_yaml, read_yaml
-from ..training.arguments import DataArguments
+from ..training.options import DataArguments
 from .plan import ALONE, Plan
 from .runs import RESULT_NAME, RUN_FOLDER, Run, RunResult, all_runs, collect, read_result, run_arguments, run_settings
 from .table import write_report

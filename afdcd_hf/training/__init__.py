@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from .distillation import DistillationModel
-    from .distillation_trainer import DistillationTrainer
+    from .distillation import DistillationModel, DistillationTrainer
     from .runs import distill, train
     from .trainer import SegmentationTrainer
     from .training_args import DistillationConfig, DistillationTrainingArguments, SegmentationTrainingArguments

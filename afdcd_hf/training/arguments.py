@@ -9,8 +9,17 @@ from typing import Any
 from ..messages import close_names
 from ..recipes import parse_json_object
 from ..structured_files import parse_yaml
-from .option_values import as_type, check_value, takes_several, type_hints
-from .options import DataArguments, DistillationOptions, ModelArguments, SegmentationOptions, TeacherArguments
+from .options import (
+    DataArguments,
+    DistillationOptions,
+    ModelArguments,
+    SegmentationOptions,
+    TeacherArguments,
+    as_type,
+    check_value,
+    takes_several,
+    type_hints,
+)
 
 _OURS = (ModelArguments, TeacherArguments, DataArguments, SegmentationOptions, DistillationOptions)
 _FIELDS = {one.name: (kind, one) for kind in _OURS for one in fields(kind)}
@@ -23,18 +32,9 @@ def parse_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, dist
 
 
 def merge_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, distils: bool) -> dict[str, Any]:
-    """What a recipe and a command line, which wins, ask for; values of our own options are checked.
+    """What a recipe and a command line, which wins, ask for; options of losses are `<loss>.<option>` in all three.
 
-    Args:
-        recipe: argument name -> value; `<loss>.<option>` for options of a loss.
-        argv: command line, e.g. `["--max_steps", "100", "--af_dcd.feature_weight", "1e-5"]`.
-        distils: whether there is a teacher.
-
-    Returns:
-        Argument name -> value; options of losses as `<loss>.<option>`.
-
-    Raises:
-        ValueError: a value of another type or out of range, or an option that needs a teacher.
+    Values of our own options are checked: ValueError for one of another type or out of range, or that needs a teacher.
     """
     words = {name: _from_words(name, values) for name, values in words_by_option(argv).items()}
     if "loss_kwargs" in words and (dotted := [name for name in words if "." in name]):
@@ -53,9 +53,7 @@ def merge_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, dist
 def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
     """The dataclasses of model, teacher (if `distils`), data and training, from what `merge_arguments` returns.
 
-    Raises:
-        ValueError: a name that is not an argument (the closest known ones are named), a value that cannot be, or
-            values that contradict each other.
+    ValueError for a name that is not an argument (the closest known ones are named), or values that cannot be together.
     """
     from ..losses import LOSSES
     from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
@@ -77,8 +75,7 @@ def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
             hint = close_names(key, {"config", *known})
             raise ValueError(f"Unknown argument {key!r}.{hint} --help_all lists all arguments.")
     built: list[Any] = [kind(**own) for kind, own in values.items()]
-    data = next(one for one in built if isinstance(one, DataArguments))
-    data.check_stream(*built)
+    next(one for one in built if isinstance(one, DataArguments)).check_stream(*built)
     return built
 
 
@@ -88,11 +85,7 @@ def training_part(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def words_by_option(argv: Sequence[str]) -> dict[str, list[str]]:
-    """`--data_dir D --crop_size=192 256` as option name -> words; of an option given twice, the last words.
-
-    Raises:
-        ValueError: a word before the first option.
-    """
+    """`--data_dir D --crop_size=192 256` as option name -> words; of an option given twice, the last words."""
     found: dict[str, list[str]] = {}
     words: list[str] | None = None
     for word in argv:
@@ -107,11 +100,7 @@ def words_by_option(argv: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_value(name: str, words: Sequence[str]) -> Any:
-    """The words of a command-line option as a recipe would have them, several as a list.
-
-    Raises:
-        ValueError: no word, or one that YAML cannot read.
-    """
+    """The words of a command-line option, at least one, as a recipe would have them; several as a list."""
     if not words:
         raise ValueError(f"--{name} needs a value.")
     try:

@@ -14,20 +14,16 @@ from transformers import TrainerCallback
 
 from ..data.samples import TrainingSamples
 from .distributed import rank_seed
-from .timing import StepTimer
+from .progress import StepTimer
 
 
 class AveragedWeights(TrainerCallback):
-    """A copy of a model whose weights follow the trained ones: `average ← d·average + (1 - d)·weights`.
+    """A copy of a model, in eval mode, whose weights follow the trained ones: `average ← d·average + (1 - d)·weights`.
 
-    After step t, d is the smaller of `decay` and (1 + t) / (10 + t), so that the random initialisation is forgotten
-    within the first steps, and short runs get an average over about their last tenth. As d depends on t alone, the
-    average needs no counter in a checkpoint. On several processes each averages for itself: weights are equal there.
-
-    Batch norm's running mean and variance are averaged like the weights, so that they belong to them; integer buffers
-    are copied. Half-precision weights are averaged in float32: at d = 0.9998, steps would be lost in them. (torch's
-    AveragedModel copies the first step, and timm's ModelEmaV3 has another d.) The attribute `model` is the averaged
-    model, in eval mode and without gradients.
+    After step t, d is the smaller of `decay` and (1 + t) / (10 + t): the random initialisation is forgotten soon, and
+    as d depends on t alone, a checkpoint needs no counter. Batch norm's statistics are averaged like the weights, so
+    that they belong to them; integer buffers are copied. Half-precision weights are averaged in float32: at d = 0.9998,
+    steps would be lost in them. (torch's AveragedModel copies the first step, and timm's ModelEmaV3 has another d.)
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -56,9 +52,8 @@ class AveragedWeights(TrainerCallback):
         torch._foreach_lerp_(averages, current, 1 - min(self.decay, (1 + step) / (10 + step)))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """A training that is not resumed starts from the weights as they are; a resumed one has read its average."""
         self.model.to(args.device)
-        if state.global_step == 0:
+        if state.global_step == 0:  # a resumed training has read its average
             self.restart()
 
     def on_optimizer_step(self, args, state, control, **kwargs):
@@ -72,10 +67,9 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 class TimeBudget(TrainerCallback):
     """Ends a training after `seconds` of training steps, and lets its learning rate follow the clock.
 
-    The training ends with the step whose end is nearest to the time, so that it misses it by half a step at most,
-    however fast the machine is at the moment. Evaluations and saving do not count, a resumed run has the seconds that
-    were left, and all processes follow the first one's clock. `state.max_steps` becomes the number of steps that is
-    expected from the speed so far; `used` are the seconds up to the last step, before a resumption too.
+    It ends with the step whose end is nearest to the time. Evaluations and saving do not count, a resumed run has the
+    seconds that were left, and all processes follow the first one's clock. `state.max_steps` becomes the number of
+    steps that is expected from the speed so far; `used` are the seconds up to the last step.
     """
 
     def __init__(self, seconds: float, timer: StepTimer):
@@ -92,11 +86,7 @@ class TimeBudget(TrainerCallback):
         return min(self.used / self.seconds, 1.0)
 
     def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
-        """A run whose time is over has no further step; the schedule, written for `max_steps`, follows the clock.
-
-        Raises:
-            ValueError: the schedule is not a function of the step alone.
-        """
+        """The schedule, written for `max_steps`, follows the clock; ValueError where it looks at more than the step."""
         if self.used >= self.seconds:
             state.max_steps = state.global_step
         scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate may have wrapped it
@@ -128,16 +118,14 @@ class Randomness(TrainerCallback):
     """Augmentation that differs from epoch to epoch, and dropout that differs from rank to rank.
 
     The Trainer seeds all ranks alike, which gives them equal weights to start from, and would hide the same units on
-    all of them. The epoch is told to iterable datasets and samplers by accelerate, but not to our samples; persistent
-    data workers see it too, in shared memory.
+    all of them; accelerate tells the epoch to iterable datasets and samplers, but not to our samples.
     """
 
     def __init__(self, samples: Any):
         self.samples = samples
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """A resumed run is left alone, whose states the Trainer restores; so is a single process."""
-        if args.world_size > 1 and state.global_step == 0:
+        if args.world_size > 1 and state.global_step == 0:  # the Trainer restores the states of a resumed run
             torch.manual_seed(rank_seed(args.seed, args.process_index, use=1))
 
     def on_epoch_begin(self, args, state, control, **kwargs):

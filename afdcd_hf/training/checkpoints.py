@@ -11,11 +11,7 @@ import logging
 import os
 import re
 import shutil
-import tempfile
-import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +26,9 @@ from ..structured_files import read_json
 
 logger = logging.getLogger(__name__)
 
-MARKER_NAME = "checkpoint.json"
+MARKER_NAME, PART_PREFIX = "checkpoint.json", "_saving-model-"
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save and safetensors have their own for a full disk
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-_PART = "_saving-model-"
 
 
 def checkpoint_folder(output: str | Path, step: int) -> Path:
@@ -43,16 +38,11 @@ def checkpoint_folder(output: str | Path, step: int) -> Path:
 
 def mark_complete(folder: Path, facts: dict[str, Any]) -> None:
     """Bring every file of a checkpoint to the disk, then describe them, and the run, in the marker."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER_NAME):
-        _to_disk(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER_NAME)
+    files = {path.relative_to(folder).as_posix(): _described(path, to_disk=True) for path in paths}
     with written_whole(folder / MARKER_NAME) as part:
         part.write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
-        _to_disk(part)
-    with suppress(OSError):  # some file systems cannot do this for a folder
-        _to_disk(folder)
-        _to_disk(folder.parent)
+        _described(part, to_disk=True)
 
 
 def fault_of(folder: Path) -> str | None:
@@ -63,12 +53,12 @@ def fault_of(folder: Path) -> str | None:
         marker: dict[str, Any] = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
         if _step(folder) not in (-1, marker["step"]):
             return f"it holds step {marker['step']}, so its folder was renamed"
-        for name, file in marker["files"].items():
+        for name, expected in marker["files"].items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
-            if (found := (folder / name).stat().st_size) != file["bytes"]:
-                return f"{name} has {found} bytes instead of {file['bytes']}"
-            if _crc32(folder / name) != file["crc32"]:
+            if (found := (folder / name).stat().st_size) != expected["bytes"]:
+                return f"{name} has {found} bytes instead of {expected['bytes']}"
+            if _described(folder / name) != expected:
                 return f"{name} is damaged (its checksum is wrong)"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{MARKER_NAME} is damaged ({error!r})"
@@ -77,19 +67,14 @@ def fault_of(folder: Path) -> str | None:
 
 def checkpoints_of(folder: str | Path) -> list[Path]:
     """The folders `checkpoint-N` of a run, newest step first."""
-    if not Path(folder).is_dir():
-        return []
-    return sorted((path for path in Path(folder).iterdir() if _step(path) >= 0 and path.is_dir()), key=_step)[::-1]
+    return sorted((path for path in Path(folder).glob("*/") if _step(path) >= 0), key=_step, reverse=True)
 
 
 def last_whole_checkpoint(folder: str | Path) -> Path:
     """The newest complete checkpoint of a run; each newer one that is not is named in a warning.
 
     Where there is none, one that has all its files but not its marker will do: an older one has been removed when the
-    run was killed just before it could write the marker.
-
-    Raises:
-        FileNotFoundError: there is none.
+    run was killed just before it could write the marker. FileNotFoundError where there is none of these either.
     """
     checkpoints = checkpoints_of(folder)
     for checkpoint in checkpoints:
@@ -98,27 +83,24 @@ def last_whole_checkpoint(folder: str | Path) -> Path:
             return checkpoint
         logger.warning("skipping %s: %s.", checkpoint, fault)
     for checkpoint in checkpoints:
-        if not (checkpoint / MARKER_NAME).exists() and _has_its_last_file(checkpoint):
+        if not (checkpoint / MARKER_NAME).exists() and (checkpoint / STATE_NAME).is_file():
             logger.warning("no checkpoint is marked as complete; %s has its last file and is used.", checkpoint)
             return checkpoint
-    if checkpoints:
-        names = ", ".join(path.name for path in checkpoints)
+    if not checkpoints:
         raise FileNotFoundError(
-            f"No checkpoint in {folder} is complete ({names}); the warnings above say why. To use one without "
-            f"{MARKER_NAME} all the same, name it: --resume_from_checkpoint {checkpoints[0]}."
+            f"There is no checkpoint in {folder} to resume from. If that run was stopped before its first one, start "
+            "it again with another output_dir, or remove that folder."
         )
     raise FileNotFoundError(
-        f"There is no checkpoint in {folder} to resume from. If that run was stopped before its first one, start it "
-        "again with another output_dir, or remove that folder."
+        f"No checkpoint in {folder} is complete ({', '.join(path.name for path in checkpoints)}); the warnings above "
+        f"say why. To use one without {MARKER_NAME} all the same, name it: --resume_from_checkpoint {checkpoints[0]}."
     )
 
 
 def check_whole(checkpoint: Path) -> None:
-    """Refuse a checkpoint, named by the user, that is not complete; one without a marker is taken with a warning.
+    """Refuse a checkpoint, named by the user, that is not there (FileNotFoundError) or not complete (ValueError).
 
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: the checkpoint is not complete; the newest complete one beside it is named.
+    One without a marker is taken with a warning.
     """
     beside = checkpoints_of(checkpoint.parent)
     if not checkpoint.is_dir():
@@ -137,56 +119,26 @@ def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> 
     """The folder to resume from, verified by the main process; leftovers of a killed run are removed.
 
     `wanted` is a checkpoint's folder; True or "last" for the last complete one in `args.output_dir`; None for none.
-
-    Raises:
-        FileNotFoundError: there is no complete checkpoint, or no such folder.
-        ValueError: the named checkpoint is not complete.
+    Errors are those of `check_whole` and `last_whole_checkpoint`.
     """
-    found: list[Any] = [None, None]
+    found: list[Any] = [None]
     if args.process_index == 0:
+        output = Path(args.output_dir or ".")
+        for path in output.glob(f"{PART_PREFIX}*"):
+            shutil.rmtree(path)
         try:
-            found[0] = _checkpoint_to_resume(Path(args.output_dir or "."), wanted)
+            if wanted is True or wanted in ("last", "true", "True"):
+                found = [str(last_whole_checkpoint(output))]
+            elif wanted:
+                check_whole(Path(wanted))
+                found = [str(wanted)]
         except (OSError, ValueError) as error:
-            found[1] = error
+            found = [error]
     if args.world_size > 1:
         broadcast_object_list(found, from_process=0)
-    if found[1] is not None:
-        raise found[1]
+    if isinstance(found[0], Exception):
+        raise found[0]
     return found[0]
-
-
-def _checkpoint_to_resume(output: Path, wanted: str | bool | None) -> str | None:
-    for path in output.glob(f"{_PART}*"):
-        logger.info("Removing %s, left by a run that was killed.", path)
-        shutil.rmtree(path)
-    for path in checkpoints_of(output):  # transformers removes the oldest by their dates
-        if path.stat().st_mtime > time.time():
-            os.utime(path)
-    if wanted is None or wanted is False:
-        return None
-    if wanted is True or wanted in ("last", "true", "True"):
-        return str(last_whole_checkpoint(output))
-    check_whole(Path(wanted))
-    beside = checkpoints_of(Path(wanted).parent)
-    newer = [path.name for path in beside if _step(path) > _step(Path(wanted)) and fault_of(path) is None]
-    if newer:
-        logger.warning("%s is not the newest checkpoint of its run: there are %s too.", wanted, ", ".join(newer))
-    return str(wanted)
-
-
-@contextmanager
-def files_written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move to `folder` at the end, each at once; none does if anything goes wrong."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=_PART, dir=folder))
-    try:
-        yield part
-        for path in sorted(path for path in part.rglob("*") if path.is_file()):
-            target = folder / path.relative_to(part)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def why_not_written(target: Path, error: Exception) -> str:
@@ -197,31 +149,17 @@ def why_not_written(target: Path, error: Exception) -> str:
     return f"{target} could not be written: {cause} ({free:.1f} MiB are free there)."
 
 
-def _has_its_last_file(checkpoint: Path) -> bool:
-    try:
-        state: dict[str, Any] = read_json(checkpoint / STATE_NAME, "the state of a run")
-    except (OSError, ValueError):
-        return False
-    return state.get("global_step") == _step(checkpoint)
-
-
 def _step(checkpoint: Path) -> int:
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     return int(match[1]) if match else -1
 
 
-def _crc32(path: Path) -> int:
-    """Finds accidental damage, at about 2 GiB/s (SHA-256 took 0.7 GiB/s where it was measured)."""
+def _described(path: Path, *, to_disk: bool = False) -> dict[str, int]:
+    """Size, and the CRC-32 that finds accidental damage (at 2 GiB/s; SHA-256 took 0.7 GiB/s where it was measured)."""
     checksum = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             checksum = zlib.crc32(block, checksum)
-    return checksum
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if to_disk:
+            os.fsync(file.fileno())
+        return {"bytes": file.tell(), "crc32": checksum}

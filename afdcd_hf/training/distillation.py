@@ -1,21 +1,29 @@
-"""The one module that is trained in a distillation: the student together with the loss's own weights."""
+"""A distillation: the module that is trained, student and loss together, and the trainer with a teacher."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
+from transformers import set_seed
 
-from ..features import Activations, LayerTap, default_layer, layer_names, run_tapped
+from ..data.samples import collate_samples
+from ..features import Activations, LayerTap, default_layer, layer_names, run_tapped, run_to_maps
 from ..losses import build_loss, needs_feature_map
 from ..losses.base import DistillationLoss
 from ..losses.cirkd import queue_names
 from ..losses.task import TaskLoss
-from ..model_utils import device_of, evaluating
-from .training_args import DistillationTrainingArguments, check_pairs
+from ..models.loading import load_model
+from ..models.mask_classification import with_logits
+from .distributed import check_clipping, rank_generator, synchronise_batch_norm
+from .saving import LOSS_WEIGHTS_NAME
+from .teacher import maps_of, observe, processor_of, running_teacher, stops_early, with_own_input
+from .trainer import SegmentationTrainer
+from .training_args import DistillationTrainingArguments, check_pairs, settle_class_weights
 
 _STUDENT = "student."
 
@@ -45,9 +53,7 @@ class DistillationModel(nn.Module):
         student_layer: str | Sequence[str] | None = None,
     ):
         super().__init__()
-        self.student = student
-        self.loss = loss
-        self.task_loss = task_loss
+        self.student, self.loss, self.task_loss = student, loss, task_loss
         self._taps = [LayerTap(student, layer) for layer in layer_names(student_layer)]
         # torch's name for what DDP shall not send around at every step: these are large and equal on all processes
         self._ddp_params_and_buffers_to_ignore = queue_names(self)
@@ -76,17 +82,11 @@ class DistillationModel(nn.Module):
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, teacher: Activations | None = None
     ) -> dict[str, Tensor | dict[str, Tensor]]:
-        """One training pass.
-
-        Args:
-            pixel_values: `(B, 3, H, W)`.
-            labels: `(B, H, W)` int64.
-            teacher: the teacher's activations for the same batch; None for a step without it.
+        """One training pass on `(B, 3, H, W)` images and `(B, H, W)` int64 labels; a step without the teacher has None.
 
         Returns:
             `loss` (scalar), `logits` (detached) and `terms` (name -> weighted, detached scalar), which are the task's
-            alone without a teacher; `logits` alone without labels, so that the module can also be used for plain
-            prediction.
+            alone without a teacher; `logits` alone without labels.
         """
         if labels is None:
             return {"logits": self.student(pixel_values=pixel_values).logits}
@@ -102,36 +102,135 @@ class DistillationModel(nn.Module):
 
 
 def _accept_students_names(module: nn.Module, state_dict: dict[str, Tensor], *_: Any) -> None:
-    """Let the weights of a saved student be loaded into the module that trains it, as `load_best_model_at_end` does."""
+    """Let a saved student's weights be loaded into the module that trains it, as `load_best_model_at_end` does."""
     if state_dict and not any(name.startswith((_STUDENT, "loss.")) for name in state_dict):
         for name in list(state_dict):
             state_dict[_STUDENT + name] = state_dict.pop(name)
 
 
-@torch.no_grad()
-def observe(model: nn.Module, pixel_values: Tensor, layers: Sequence[str]) -> Activations:
-    """Run a model in eval mode on one batch and return what a loss would see of it; its mode is restored.
+class DistillationTrainer(SegmentationTrainer):
+    """Trains a student with a teacher's help; Af-DCD unless the arguments name another loss.
 
-    Used before training, to learn the channel counts and to fail early on a wrong model or layer.
+    Student and loss weights train as one module, so that they are synchronised over ranks, stepped and resumed
+    together; a checkpoint holds `model.safetensors` (the student, loads with `from_pretrained`) and
+    `distillation.safetensors` (the loss's weights, for resuming only). The teacher stays in eval mode and is neither
+    trained nor saved.
+
+    Args:
+        model: the student; returns `.logits` for `model(pixel_values=...)`.
+        teacher: likewise, with the same classes, or without logits (a DINOv3, say) for losses on maps alone; or the
+            folder or Hub id of a saved one.
+        args: settings; `student_layer` and `teacher_layer` name the maps to distil, one or as many pairs as you like.
+        train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`. One sample is looked at
+            here, to check that layers exist and shapes fit before anything is trained.
+        loss: a loss already built, in place of one that the arguments name (`loss=None` there); it has been given the
+            channels of the maps to distil.
+        teacher_processor: the teacher's image processor, where it normalises otherwise than the student's
+            (`processing_class`): the teacher then gets images as it knows them. By default that of its folder, if the
+            teacher is one.
+        options: as for `SegmentationTrainer`.
+
+    Raises:
+        ValueError: unknown layers, class counts that differ, or maps that the loss cannot compare.
+        OSError: there is no saved teacher of that name.
     """
-    try:
-        inspect.signature(model.forward).bind(pixel_values=None)
-    except TypeError as error:
-        raise ValueError(
-            f"{type(model).__name__} cannot be called as model(pixel_values=...): {error}. Wrap it: "
-            "afdcd_hf.as_segmenter(model)."
-        ) from error
-    taps: list[LayerTap] = []
-    try:
-        taps.extend(LayerTap(model, layer) for layer in layers)
-        with evaluating(model):
-            _, seen = run_tapped(model, pixel_values.to(device_of(model)), taps)
-    finally:
-        for tap in taps:
-            tap.remove()
-    for layer, feature_map in zip(layers, _maps(seen), strict=True):
-        _check_layout(layer, feature_map.shape[1:], pixel_values.shape[2:])
-    return seen
+
+    args: DistillationTrainingArguments
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | str | Path,
+        args: DistillationTrainingArguments,
+        *,
+        train_dataset: Any = None,
+        loss: DistillationLoss | None = None,
+        teacher_processor: Any = None,
+        **options: Any,
+    ):
+        set_seed(args.seed)  # the loss's weights are drawn here, before the Trainer sets the seed
+        model = synchronise_batch_norm(model, args)  # before hooks are registered: it replaces layers
+        first = next(iter(() if train_dataset is None else train_dataset), None)
+        if first is None:
+            raise ValueError("DistillationTrainer needs a train_dataset with at least one sample to check shapes with.")
+        settle_class_weights(args, train_dataset)  # what the task loss is built with
+        batch: dict[str, Any] = collate_samples([first])
+        if isinstance(teacher, (str, Path)):
+            if teacher_processor is None and options.get("processing_class") is not None:
+                teacher_processor = processor_of(teacher)
+            teacher = load_model(teacher, needs_logits=False)
+        given = teacher = with_logits(teacher)
+        if teacher_processor is not None:
+            if options.get("processing_class") is None:
+                raise ValueError("teacher_processor needs processing_class: the student's image processor.")
+            teacher = with_own_input(teacher, options["processing_class"], teacher_processor)
+        composite, layers, self.teacher_has_logits = prepare_distillation(model, teacher, args, batch, loss)
+        composite.loss = synchronise_batch_norm(composite.loss, args)
+        super().__init__(composite, args, train_dataset=train_dataset, **options)
+        check_clipping(self.is_deepspeed_enabled, args.loss_max_grad_norm)
+        given.to(args.device)  # a copy shares its weights
+        self.teacher = teacher.to(args.device).eval()
+        faster = {"fold": args.fold_teacher_batch_norm, "channels_last": args.channels_last}
+        running = running_teacher(self.teacher, batch["pixel_values"], layers, **faster)
+        self._teacher_taps = [LayerTap(running, layer) for layer in layers]
+        self._teacher_stops_early = not self.loss_module.reads_teacher_logits and stops_early(
+            running, batch["pixel_values"], self._teacher_taps, self.accelerator
+        )
+        plugin = self.accelerator.state.dynamo_plugin
+        compiled = plugin.backend != DynamoBackend.NO
+        # After the tap is in place. Not accelerate's prepare_model: it would leave the caller's teacher changed.
+        self._run_teacher: Any = torch.compile(running, **plugin.to_kwargs()) if compiled else running
+        # The losses are timed inside the module that is trained, unless it is compiled as a whole.
+        self._forward_part = "forward" if compiled else "student"
+        for each in () if compiled else (composite.task_loss, composite.loss):
+            each.register_forward_pre_hook(lambda *_: self.timer.lap("student"))
+            each.register_forward_hook(lambda *_: self.timer.lap("loss"))
+        # the one of the random masks, which differs from process to process
+        self.loss_module.generator = rank_generator(args.seed, args.process_index, args.device)
+        self.generators = [self.loss_module.generator]
+
+    @property
+    def student(self) -> Any:
+        """The model that is trained, evaluated and saved, without any wrapper."""
+        return self.trained_module.student
+
+    @property
+    def loss_module(self) -> Any:
+        """The distillation loss with its weights (align, projector)."""
+        return self.trained_module.loss
+
+    def _run(self, model: nn.Module, pixel_values: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """With the distillation loss, at the steps that have it."""
+        teacher = None
+        if self.args.distils_at(self.state.global_step, self.share_done):
+            teacher = self._teach(pixel_values)
+            self.timer.lap("teacher")
+        outputs = model(pixel_values=pixel_values, labels=labels, teacher=teacher)
+        self.timer.lap(self._forward_part)
+        return outputs["loss"], outputs["terms"], outputs
+
+    @torch.no_grad()  # not inference_mode: its tensors cannot take part in the projector's backward pass
+    def _teach(self, pixel_values: Tensor) -> Activations:
+        with self.accelerator.autocast():
+            if self._teacher_stops_early:
+                return run_to_maps(self._run_teacher, pixel_values, self._teacher_taps)
+            return run_tapped(self._run_teacher, pixel_values, self._teacher_taps)[1]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
+        """Clip the loss's own weights to `loss_max_grad_norm`, as the released code does; the student's are free.
+
+        The Trainer calls this before every optimizer step, after its own clipping, and reports the norm before ours.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        weights = [parameter for parameter in self.loss_module.parameters() if parameter.grad is not None]
+        if weights and self.args.loss_max_grad_norm > 0:
+            # Gradients are already unscaled here (fp16): super() asks accelerate for their norm.
+            nn.utils.clip_grad_norm_(weights, self.args.loss_max_grad_norm)
+        return norm
+
+    def modules_to_resume(self) -> dict[str, nn.Module]:
+        """With the loss, for its weights."""
+        return {**super().modules_to_resume(), LOSS_WEIGHTS_NAME: self.loss_module}
 
 
 def prepare_distillation(
@@ -143,15 +242,8 @@ def prepare_distillation(
 ) -> tuple[DistillationModel, tuple[str, ...], bool]:
     """Build the module to train, after showing one batch to both models and to the loss.
 
-    Whatever cannot work (a layer that is not there, other classes, maps that do not fit the loss) is found here, before
-    the first step.
-
-    Args:
-        student: to be trained.
-        teacher: with the same classes; or without logits, for losses that read none of them.
-        args: settings; they name the loss, where none is given.
-        batch: `pixel_values` and `labels` of one sample or more.
-        loss: already built, for the channels of the maps to distil; `args.loss` is None then.
+    Whatever cannot work (a layer that is not there, other classes, maps that do not fit the loss) is a ValueError here,
+    before the first step. `loss` is one already built, `args.loss` being None then.
 
     Returns:
         The module, the teacher's layers (none where the loss compares logits only), and whether the teacher has logits.
@@ -172,7 +264,7 @@ def prepare_distillation(
     )
     num_classes = _check_classes(student, teacher, seen, taught)
     if loss is None:
-        of_both = ([each.shape[1] for each in _maps(activations)] or None for activations in (seen, taught))
+        of_both = ([each.shape[1] for each in maps_of(activations)] or None for activations in (seen, taught))
         student_channels, teacher_channels = of_both
         loss = build_loss(str(args.loss), args.loss_kwargs, student_channels, teacher_channels, num_classes=num_classes)
     readers = [each.name for each in getattr(loss, "losses", {"": loss}).values() if each.reads_teacher_logits]
@@ -188,27 +280,6 @@ def prepare_distillation(
     return DistillationModel(student, loss, task_loss, layers[0]), layers[1], taught.logits is not None
 
 
-def _maps(seen: Activations) -> list[Tensor]:
-    return [each for each in (seen.feature_map, *seen.further_maps) if each is not None]
-
-
-def _check_layout(layer: str, sizes: Sequence[int], image: Sequence[int]) -> None:
-    """Refuse a map whose first two sizes look like the image's height and width, where its last two do not.
-
-    Channels last cannot be told for sure: where both readings have the image's shape, the map is taken as it is.
-    """
-    height, width = image
-
-    def like_the_image(rows: int, columns: int) -> bool:
-        return rows <= height and columns <= width and abs(columns - rows * width / height) <= 1
-
-    if ":" not in layer and like_the_image(*sizes[:2]) and not like_the_image(*sizes[1:]):
-        raise ValueError(
-            f"Layer {layer!r} gives a map of shape {tuple(sizes)} for an image of {height}x{width}, which looks like "
-            f"channels last: write '{layer}:nhwc'."
-        )
-
-
 def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> int:
     """The student's number of classes, which a teacher with logits shares."""
     if seen.logits is None:
@@ -216,22 +287,21 @@ def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, ta
             f"The student, a {type(student).__name__}, returns no .logits of shape (B, K, h, w); wrap it: "
             "afdcd_hf.as_segmenter(network)."
         )
+    count = seen.logits.shape[1]
     if taught.logits is None:
-        return seen.logits.shape[1]
-    counts = seen.logits.shape[1], taught.logits.shape[1]
-    if counts[0] != counts[1]:
+        return count
+    if count != taught.logits.shape[1]:
         raise ValueError(
-            f"The student has {counts[0]} classes and the teacher {counts[1]}. Give the student the teacher's "
+            f"The student has {count} classes and the teacher {taught.logits.shape[1]}. Give the student the teacher's "
             "num_labels, or take a teacher trained on these classes."
         )
-    own, theirs = _class_names(student), _class_names(teacher)
-    for index, (ours, other) in enumerate(zip(own, theirs, strict=False)):
-        if ours != other:
+    for index, (own, other) in enumerate(zip(_class_names(student), _class_names(teacher), strict=False)):
+        if own != other:
             raise ValueError(
-                f"Class {index} is {ours!r} for the student and {other!r} for the teacher: their id2label must agree, "
+                f"Class {index} is {own!r} for the student and {other!r} for the teacher: their id2label must agree, "
                 "or the teacher teaches the wrong classes."
             )
-    return counts[0]
+    return count
 
 
 def _class_names(model: nn.Module) -> list[str]:

@@ -24,32 +24,24 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def device_batch_size(total: int | None, per_device: int | None, processes: int, accumulation: int) -> int:
-    """Images that one process takes at a time.
-
-    Args:
-        total: images per optimizer step over all processes and accumulation steps, if that was asked for.
-        per_device: images per process and step, if that was asked for; 16 where neither was.
-        processes: how many there are.
-        accumulation: steps whose gradients are added up.
+    """Images that one process takes at a time, where `total` images make an optimizer step; each may be left out.
 
     Raises:
         ValueError: a total that cannot be shared equally, or that is not what the other numbers multiply to.
     """
     if total is None:
         return DEFAULT_BATCH_SIZE if per_device is None else per_device
-    share = processes * accumulation
+    share, shown = processes * accumulation, f"{processes} process(es) with {accumulation} accumulation step(s)"
     if total < 1 or total % share:
         fitting = [str(steps) for steps in range(1, total + 1) if total % (processes * steps) == 0]
         raise ValueError(
-            f"total_batch_size={total} cannot be shared by {processes} process(es) with {accumulation} accumulation "
-            f"step(s): it must be a multiple of {share}. Accumulation steps that work with {processes} process(es): "
-            f"{', '.join(fitting) or 'none'}."
+            f"total_batch_size={total} cannot be shared by {shown}: it must be a multiple of {share}. Accumulation "
+            f"steps that work with {processes} process(es): {', '.join(fitting) or 'none'}."
         )
     if per_device not in (None, total // share):
         raise ValueError(
-            f"total_batch_size={total} on {processes} process(es) with {accumulation} accumulation step(s) makes "
-            f"{total // share} image(s) per process, but per_device_train_batch_size={per_device} was given. Give only "
-            "one of the two."
+            f"total_batch_size={total} on {shown} makes {total // share} image(s) per process, but "
+            f"per_device_train_batch_size={per_device} was given. Give only one of the two."
         )
     return total // share
 
@@ -92,21 +84,16 @@ def use_one_gpu_per_process(args: TrainingArguments) -> None:
     if args.n_gpu > 1:
         logger.warning(
             "This process sees %d GPUs and uses the first one. To train on all: torchrun --nproc_per_node %d "
-            "scripts/distill.py (or scripts/train.py) with the same arguments.",
-            args.n_gpu,
-            args.n_gpu,
-        )
+            "scripts/distill.py (or scripts/train.py) with the same arguments.", args.n_gpu, args.n_gpu,
+        )  # fmt: skip
         args._n_gpu = 1
 
 
 def synchronise_batch_norm(module: AnyModule, args: Any) -> AnyModule:
     """Have batch norm take its statistics over the images of all GPUs, by default where several of them train.
 
-    The layers are replaced in place, by timm's function: torch's own loses the activation in timm's combined layers.
-    Names of weights stay. The module is returned (another one only if it is itself a batch norm).
-
-    Raises:
-        ValueError: `args.sync_batch_norm` is set and the training is not on GPUs, where torch cannot do it.
+    The layers are replaced in place (a module that is itself one is returned as another), by timm's function: torch's
+    own loses the activation in timm's combined layers. ValueError where it was asked for without GPUs.
     """
     if args.sync_batch_norm and args.device.type != "cuda":
         raise ValueError(
@@ -133,12 +120,11 @@ def check_clipping(deepspeed: bool, loss_max_grad_norm: float) -> None:
 
 def check_sharding(plugin: FullyShardedDataParallelPlugin) -> None:
     """Refuse settings of FSDP with which no student would be saved that `from_pretrained` loads."""
-    if plugin.fsdp_version != 2:
-        raise ValueError("FSDP version 1 is not supported: set fsdp_version: 2 (scripts/accelerate/fsdp2.yaml).")
-    if "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+    if plugin.fsdp_version != 2 or "FULL_STATE_DICT" not in str(plugin.state_dict_type):
         raise ValueError(
-            f"With fsdp_state_dict_type {plugin.state_dict_type} no student would be saved that from_pretrained loads: "
-            "set fsdp_state_dict_type: FULL_STATE_DICT (scripts/accelerate/fsdp2.yaml)."
+            f"FSDP version {plugin.fsdp_version} with {plugin.state_dict_type} would save no student that "
+            "from_pretrained loads: set fsdp_version: 2 and fsdp_state_dict_type: FULL_STATE_DICT "
+            "(scripts/accelerate/fsdp2.yaml)."
         )
 
 
@@ -152,9 +138,6 @@ def settle_unused_parameter_search(args: Any, student: nn.Module) -> None:
 
     All their weights, and those of our losses, take part in every step that has the teacher. Of another model nobody
     knows, and without the search DDP stops where one does not.
-
-    Raises:
-        ValueError: the user has switched the search off where some steps are without the teacher.
     """
     at_times = getattr(args, "distils_at_times", False)
     if at_times and args.ddp_find_unused_parameters is False and args.world_size > 1:

@@ -86,18 +86,17 @@ class HubTrainer(Trainer):
             return None
         self.create_model_card(**card)
         self._finish_current_push()
-        folder, plan = self.args.output_dir, self._plan(self.args.output_dir)
+        plan = self._plan(self.args.output_dir)
         for note in plan.notes:
             logger.warning("%s", note)
         options: dict[str, Any] = {"revision": revision or self.args.hub_revision, "message": commit_message}
         if not blocking:
-            return self._in_background(plan, self._hub(token), **options)
+            return self._in_background(plan, token, **options)
         try:
-            commit = send(plan, self._hub(token), **options).commit
+            commit: Any = send(plan, self._hub(token), **options).commit
         except OSError as error:
-            again = f"The model is saved in {folder}: `afdcd push {folder} {self.hub_model_id}` tries again."
-            raise type(error)(f"{error} {again}") from error
-        assert commit is not None  # it has been sent
+            folder, again = self.args.output_dir, f"afdcd push {self.args.output_dir} {self.hub_model_id}"
+            raise type(error)(f"{error} The model is saved in {folder}: `{again}` tries again.") from error
         logger.info("pushed: %s", commit.commit_url)
         return commit
 
@@ -109,16 +108,11 @@ class HubTrainer(Trainer):
         finetuned_from: str | None = None,
         **others: Any,
     ) -> None:
-        """Write our card into the output folder, never over one that somebody wrote by hand; transformers' is not used.
+        """Write our card into the output folder, never over one that somebody wrote by hand.
 
         After `afdcd train` and `distill` its facts are those of the run's report; otherwise what the trainer knows.
-
-        Args:
-            license: identifier of the weights' licence on the Hub.
-            tags: tags beside the package's own.
-            model_name: title of the card.
-            finetuned_from: Hub id of the weights that the model started from.
-            others: of transformers' method; they have no place on our card, and a ValueError says so.
+        `license` and `finetuned_from` are the Hub's identifiers, `model_name` is the card's title, `tags` come beside
+        the package's own; other arguments of transformers' method have no place on it (ValueError).
         """
         if unused := sorted(name for name, value in others.items() if value is not None):
             raise ValueError(f"our card has no place for {', '.join(unused)}; write {CARD_NAME} by hand instead.")
@@ -131,12 +125,8 @@ class HubTrainer(Trainer):
         if known:
             facts = read_facts(folder)
         else:
-            training = TrainingFacts(
-                seed=self.args.seed,
-                iterations=self.state.global_step,
-                hardware=machine_name(),
-                versions=library_versions(),
-            )
+            made: dict[str, Any] = {"hardware": machine_name(), "versions": library_versions()}
+            training = TrainingFacts(seed=self.args.seed, iterations=self.state.global_step, **made)
             facts = CardFacts(model_name=folder.resolve().name, training=training, **network_facts(student))
         given: dict[str, Any] = {"license": license, "model_name": model_name, "base_model": finetuned_from}
         given = {name: value for name, value in given.items() if value is not None}
@@ -154,20 +144,15 @@ class HubTrainer(Trainer):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         message = f"Training in progress, step {self.state.global_step}"
-        plan, options = self._plan(checkpoint_folder), {"revision": self.args.hub_revision, "message": message}
-        job = self._in_background(plan, self._hub(), **options)
-        if busy:
-            self.push_in_progress.jobs.append(job)
-        else:
-            self.push_in_progress = PushInProgress([job])
+        job = self._in_background(self._plan(checkpoint_folder), revision=self.args.hub_revision, message=message)
+        self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if busy else ()), job])
 
     def _plan(self, folder: str) -> PushPlan:
-        has_config = isinstance(self.evaluated_student, PreTrainedModel)
-        return plan_push(folder, self.hub_model_id, needs_config=has_config)
+        return plan_push(folder, self.hub_model_id, needs_config=isinstance(self.evaluated_student, PreTrainedModel))
 
-    def _in_background(self, plan: PushPlan, api: HfApi, **options: Any) -> Future[PushPlan]:
+    def _in_background(self, plan: PushPlan, token: str | None = None, **options: Any) -> Future[PushPlan]:
         # in memory: the folder may be removed or written to before it has been sent
-        plan = replace(plan, files=[replace(file, content=file.read()) for file in plan.files])
+        plan, api = replace(plan, files=[replace(file, content=file.read()) for file in plan.files]), self._hub(token)
         job = api.run_as_future(send, plan, api, **options)
         job.add_done_callback(_report_failure)
         return job

@@ -40,17 +40,15 @@ class Interruption(TrainerCallback):
     """Listens for SIGTERM (how clusters announce that a machine is taken back) and SIGINT (Ctrl-C).
 
     The first signal asks for a stop; a second SIGINT ends the process at once, as if nobody had listened. Where several
-    processes train, any of them may be asked: all agree on the step after which they stop. transformers' own
-    enable_jit_checkpoint does not do: it writes no marker, waits for 3 s, and knows neither Ctrl-C nor other processes.
+    processes train, any of them may be asked, and all stop after the same step. transformers' own enable_jit_checkpoint
+    does not do: it writes no marker, waits for 3 s, and knows neither Ctrl-C nor other processes.
     """
 
     def __init__(self, args: TrainingArguments, save: Callable[[], None]):
         self._args, self._save = args, save
-        self._process = os.getpid()
-        self._asked, self._asked_at = 0, 0.0
+        self._process, self._asked_at = os.getpid(), 0.0
         self._previous: dict[int, Any] = {}
-        self._pending: tuple[torch.Tensor, torch.distributed.Work] | None = None
-        self._stopped = 0  # the number of the signal that all processes have agreed to stop at
+        self._asked = self._stopped = 0  # the signal that this process got, and the one that all have agreed to stop at
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -62,6 +60,7 @@ class Interruption(TrainerCallback):
             yield
         finally:
             self._restore()
+            self._asked = self._stopped = 0
 
     @contextmanager
     def saving_amid(self, model: nn.Module) -> Iterator[None]:
@@ -82,13 +81,13 @@ class Interruption(TrainerCallback):
             handle.remove()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._agreed():
+        if self._all_stop():
             if control.should_evaluate:
                 self._save()  # the process may not be given the time that the evaluation takes
             control.should_training_stop = control.should_save = True
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if self._agreed():
+        if self._all_stop():
             control.should_training_stop = control.should_save = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
@@ -96,23 +95,11 @@ class Interruption(TrainerCallback):
             folder = str(checkpoint_folder(self._args.output_dir, state.global_step))
             raise TrainingInterrupted(self._stopped, state.global_step, folder)
 
-    def _agreed(self) -> bool:
-        """Whether all processes stop now.
-
-        With several processes the answer is that of the last call: waiting for this one's would make the CPU wait for
-        the GPU.
-        """
-        if self._args.world_size == 1:
-            self._stopped = self._asked
-            return bool(self._stopped)
-        if self._pending is not None:
-            asked, work = self._pending
-            work.wait()
-            self._stopped = int(asked.item())
-        if not self._stopped:
-            asked = torch.tensor(self._asked, device=self._args.device)
-            maximum = torch.distributed.ReduceOp.MAX
-            self._pending = asked, torch.distributed.all_reduce(asked, op=maximum, async_op=True)
+    def _all_stop(self) -> bool:
+        asked = torch.tensor(self._asked, device=self._args.device if self._args.world_size > 1 else None)
+        if self._args.world_size > 1:
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        self._stopped = int(asked.item())
         return bool(self._stopped)
 
     def _on_signal(self, number: int, frame: Any) -> None:

@@ -28,11 +28,8 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor:
     """The model to train and its image processor: a saved one, or a new one on a timm backbone.
 
     A saved one of other classes keeps all but its classifiers (`renew_classifiers`), with a warning. A new student
-    takes over how its teacher's images are prepared, unless `args.preprocessing` says otherwise.
-
-    Raises:
-        ValueError: fewer than two classes, a saved model whose classifiers cannot be renewed, or an unknown
-            preprocessing.
+    takes over how its teacher's images are prepared, unless `args.preprocessing` says otherwise. ValueError where that
+    cannot be, or there are fewer than two classes.
     """
     if len(classes) < 2:
         raise ValueError(
@@ -42,19 +39,18 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor:
     if args.model is not None:
         model, processor = load_model(args.model), load_processor(args.model)
         _adapt_classes(model, classes, args.model)
-    else:
-        names = (
-            "pretrained_backbone", "backbone_kwargs", "output_stride", "head", "head_channels", "atrous_rates",
-            "auxiliary_head",
-        )  # fmt: skip
-        new = AfDcdForSemanticSegmentation.from_backbone(
-            args.backbone,
-            id2label=dict(enumerate(classes)),
-            label2id={name: index for index, name in enumerate(classes)},
-            **{name: getattr(args, name) for name in names},
-        )
-        model, processor = new, _new_processor(new, args.preprocessing, teacher_processor)
-    return model, processor
+        return model, processor
+    names = (
+        "pretrained_backbone", "backbone_kwargs", "output_stride", "head", "head_channels", "atrous_rates",
+        "auxiliary_head",
+    )  # fmt: skip
+    new = AfDcdForSemanticSegmentation.from_backbone(
+        args.backbone,
+        id2label=dict(enumerate(classes)),
+        label2id={name: index for index, name in enumerate(classes)},
+        **{name: getattr(args, name) for name in names},
+    )
+    return new, _new_processor(new, args.preprocessing, teacher_processor)
 
 
 def _adapt_classes(model: Any, classes: Sequence[str], name: str) -> None:
@@ -62,24 +58,20 @@ def _adapt_classes(model: Any, classes: Sequence[str], name: str) -> None:
     if len(before) == len(classes) and not differing_classes(model.config, classes):
         return
     renewed = renew_classifiers(model, classes)
+    listed = [", ".join(names[:4]) + (", ..." if len(names) > 4 else "") for names in (before, classes)]
     logger.warning(
         "%s was made for %d classes (%s), the dataset has %d (%s): %s drawn anew and must be trained, all other "
         "weights are kept. If only the spelling differs, give --class_names as the model spells them.",
-        name, len(before), _listed(before), len(classes), _listed(classes),
+        name, len(before), listed[0], len(classes), listed[1],
         " and ".join(renewed) + (" is" if len(renewed) == 1 else " are"),
     )  # fmt: skip
 
 
 def renew_classifiers(model: Any, classes: Sequence[str]) -> list[str]:
-    """Give a model of transformers other classes, in place: the layers that score them are drawn as PyTorch draws them.
+    """Give a model of transformers other classes, in place; the paths of the layers that were drawn anew for it.
 
-    They are the layers whose shapes follow the number of classes, an auxiliary head's too. All other weights stay.
-
-    Returns:
-        The paths of these layers.
-
-    Raises:
-        ValueError: classes are scored by other layers than convolutions and linear ones.
+    They are those whose shapes follow the number of classes, an auxiliary head's too. ValueError where that are others
+    than convolutions and linear ones.
     """
     config = copy.deepcopy(model.config)
     count = config.num_labels
@@ -109,10 +101,6 @@ def renew_classifiers(model: Any, classes: Sequence[str]) -> list[str]:
     return list(layers)
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-
-
 def origin_of(args: ModelArguments) -> dict[str, Any]:
     """The weights that `build_model` starts from, as facts of the card: local paths stay private."""
     if args.model is not None:
@@ -130,8 +118,11 @@ def origin_of(args: ModelArguments) -> dict[str, Any]:
 def _new_processor(
     model: AfDcdForSemanticSegmentation, preprocessing: str | None, teacher_processor: Any
 ) -> AfDcdImageProcessor:
-    if preprocessing is None and teacher_processor is not None:
-        settings = _input_settings(teacher_processor)
+    settings: dict[str, Any]
+    if preprocessing is None and teacher_processor is not None:  # what it does to pixel values, other than resizing
+        known = {name: getattr(teacher_processor, name, None) for name in _SETTINGS}
+        settings = {name: list(each) if isinstance(each, tuple) else each for name, each in known.items()}
+        settings = {name: each for name, each in settings.items() if each is not None}
     elif preprocessing == "released":
         settings = RELEASED_INPUT
     elif preprocessing in (None, "timm"):
@@ -140,11 +131,3 @@ def _new_processor(
     else:
         raise ValueError(f"preprocessing={preprocessing!r} is unknown; choose 'timm' or 'released'.")
     return AfDcdImageProcessor(**settings, align_corners=model.config.align_corners)
-
-
-def _input_settings(processor: Any) -> dict[str, Any]:
-    """What a processor does to the pixel values, other than resizing."""
-    given = {name: getattr(processor, name, None) for name in _SETTINGS}
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value is not None
-    }

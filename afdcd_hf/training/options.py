@@ -1,18 +1,140 @@
 """Every option of `afdcd train` and `afdcd distill` that is ours or often used; a new one takes one line here.
 
-Nothing heavy is imported, so that help and mistakes are answered at once. `training_args` joins them with
-transformers' own.
+One function checks the type and range of every value, wherever it comes from. Nothing heavy is imported, so that help
+and mistakes are answered at once. `training_args` joins these options with transformers' own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+import operator
+import os
+import types
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import Field, dataclass, field, fields
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .option_values import check_options, option
+from ..recipes import parse_json_object
 
 DEFAULT_STEPS = 40_000
 _PAPER_SCALES = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]
+_BATCH, _FOUR = {"at_least": 1, "at_most": 10**6}, {"at_least": 0, "length": 4}
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+_NAMES = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", dict: "a mapping"}
+_RULES: dict[str, tuple[Any, str]] = {
+    "at_least": (operator.ge, "{} or more"),
+    "above": (operator.gt, "above {}"),
+    "at_most": (operator.le, "{} or less"),
+    "below": (operator.lt, "below {}"),
+}
+
+
+def option(default: Any, help: str, **rules: Any) -> Any:
+    """A dataclass field that is an option of recipes and command lines.
+
+    Rules are `at_least`, `above`, `at_most` and `below` for numbers (also those in a list), `length` for lists, and
+    `path=True` for files and folders, whose `~` is expanded.
+    """
+    metadata = {"help": help, "rules": rules}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_options(options: Any, rules: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Give every field of a dataclass the type of its annotation, as far as nothing is lost, and check its range.
+
+    `rules` are those of fields that were not made by `option`. ValueError says what is expected instead.
+    """
+    for one in fields(options):
+        value = check_value(type(options), one, getattr(options, one.name), (rules or {}).get(one.name, {}))
+        setattr(options, one.name, value)
+
+
+def check_value(kind: type, one: Field, value: Any, more_rules: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
+    """The checked value of one field, as a recipe or the words of a command line have it: see `check_options`."""
+    hint, rules = type_hints(kind)[one.name], {**one.metadata.get("rules", {}), **more_rules}
+    if isinstance(value, str) and str not in get_args(hint) and dict in {get_origin(m) or m for m in get_args(hint)}:
+        value = parse_json_object(one.name, value)
+    expected = [f"{rules['length']} values"] if "length" in rules else ["one value or more"] if value == [] else []
+    expected += [_RULES[rule][1].format(rules[rule]) for rule in _RULES if rule in rules]
+    try:
+        typed = as_type(value, hint)
+    except TypeError:
+        if "rules" not in one.metadata and not isinstance(value, _PLAIN):
+            return value  # transformers' own objects, given in Python
+        raise ValueError(f"{one.name}={value!r} must be {', '.join([_type_name(hint), *expected])}.") from None
+    values = typed if isinstance(typed, list) else [typed]
+    numbers = [each for each in values if isinstance(each, (int, float)) and not isinstance(each, bool)]
+    within = all(_RULES[rule][0](each, rules[rule]) for rule in _RULES if rule in rules for each in numbers)
+    length_is_wrong = isinstance(typed, list) and (
+        len(typed) != rules.get("length", len(typed)) or (rules and not typed)
+    )
+    if not within or length_is_wrong:
+        raise ValueError(f"{one.name}={typed!r} must be {', '.join(expected)}.")
+    return os.path.expanduser(typed) if rules.get("path") and isinstance(typed, str) else typed
+
+
+def takes_several(hint: Any) -> bool:
+    """Whether a command line's single word is a list of one."""
+    kinds = {get_origin(one) or one for one in get_args(hint) or (hint,)}
+    return get_origin(hint) is list or (list in kinds and not kinds & {str, Literal})
+
+
+def plain_value(value: Any) -> Any:
+    """Fit for YAML and JSON: without the enums that transformers makes of words, also inside lists and mappings."""
+    if isinstance(value, Mapping):
+        return {key: plain_value(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(one) for one in value]
+    value = getattr(value, "value", value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+@cache
+def type_hints(kind: type) -> dict[str, Any]:
+    """The annotations of a class and its bases, as types."""
+    return get_type_hints(kind)
+
+
+def as_type(value: Any, hint: Any) -> Any:
+    """A value as the annotated type; TypeError where that would change what it means."""
+    kind, members = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        for member in members:
+            with suppress(TypeError):
+                return as_type(value, member)
+    elif kind is bool and isinstance(value, (bool, str)) and str(value).lower() in _TRUTH:
+        return _TRUTH[str(value).lower()]
+    elif kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):  # of words and infinity
+            if math.isfinite(float(value)) and (kind is float or float(value) == int(float(value))):
+                return value if type(value) is kind else kind(float(value))
+    elif kind is str and isinstance(value, (str, os.PathLike, int)) and not isinstance(value, bool):
+        return value if isinstance(value, str) else str(value)
+    elif kind is list and isinstance(value, (list, tuple)):
+        return [as_type(one, members[0]) for one in value]
+    elif kind is dict and isinstance(value, Mapping):
+        return dict(value)
+    elif hint is Any or (kind is Literal and value in members):
+        return value
+    elif kind not in _NAMES and isinstance(kind, type) and isinstance(value, kind):
+        return value
+    raise TypeError
+
+
+def _type_name(hint: Any) -> str:
+    kind, members = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_type_name(one) for one in members if one is not types.NoneType))
+    if kind is Literal:
+        return " or ".join(map(repr, members))
+    if kind is list:
+        return f"a list of {_type_name(members[0]).split(' ', 1)[-1]}s"
+    return _NAMES.get(kind, getattr(hint, "__name__", str(hint)))
 
 
 def _given(choice: dict[str, Any]) -> dict[str, Any]:
@@ -20,12 +142,16 @@ def _given(choice: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass
-class ModelArguments:
+class _Options:
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass
+class ModelArguments(_Options):
     """The model to train."""
 
-    model: str | None = option(
-        None, "Folder or Hub id of a saved model to start from; other classes renew its classifier.", path=True
-    )
+    model: str | None = option(None, "Saved model to start from; other classes renew its classifier.", path=True)
     backbone: str = option("resnet18", "timm name of the backbone.")
     backbone_kwargs: dict | None = option(None, "Arguments of timm.create_model (JSON).")
     pretrained_backbone: bool | str = option(True, "ImageNet weights: true, false, or a .safetensors file.", path=True)
@@ -34,14 +160,11 @@ class ModelArguments:
     head_channels: int | None = option(None, "Width of the head; by default the paper's.", at_least=1)
     atrous_rates: list[int] | None = option(None, "DeepLabV3's dilations.", at_least=1)
     auxiliary_head: bool = option(False, "Add an auxiliary head on the last but one map.")
-    preprocessing: str | None = option(None, "timm (as its weights) or released (BGR); default: the teacher's or timm.")
-
-    def __post_init__(self) -> None:
-        check_options(self)
+    preprocessing: str | None = option(None, "timm or released (BGR); by default the teacher's or timm.")
 
 
 @dataclass
-class TeacherArguments:
+class TeacherArguments(_Options):
     """The model to learn from."""
 
     teacher: str | None = option(None, "Folder or Hub id of the trained teacher.", path=True)
@@ -50,9 +173,6 @@ class TeacherArguments:
     unlabelled_split: str = option("train", "Its split.")
     unlabelled_list: str | None = option(None, "List of a benchmark's images to take, not the whole split.", path=True)
     unlabelled_share: float = option(0.5, "How much of each batch are unlabelled images.", above=0, below=1)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     def unlabelled_choice(self, data: DataArguments) -> dict[str, Any] | None:
         """The unlabelled images: what `load_split` takes, or None."""
@@ -66,7 +186,7 @@ class TeacherArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(_Options):
     """Images, labels and augmentation."""
 
     dataset: str = option("scenes", "Benchmark name, or a folder or Hub id of a dataset.", path=True)
@@ -83,26 +203,15 @@ class DataArguments:
     crop_size: list[int] = option([512, 512], "Height and width of the crop.", length=2, at_least=1)
     scales: list[float] = option(_PAPER_SCALES, "Random scales.", above=0, at_most=100)
     flip_probability: float = option(0.5, "Probability of a horizontal flip.", at_least=0, at_most=1)
-    color_jitter: list[float] | None = option(
-        None, "Random brightness, contrast, saturation, hue: four strengths.", length=4, at_least=0
-    )
+    color_jitter: list[float] | None = option(None, "Strengths of brightness, contrast, saturation, hue.", **_FOUR)
     blur_probability: float = option(0.0, "Probability of a Gaussian blur.", at_least=0, at_most=1)
     max_rotation: float = option(0.0, "Random rotation by up to so many degrees.", at_least=0, at_most=180)
-    cutmix_probability: float = option(
-        0.0, "Probability that a rectangle of another image is pasted in.", at_least=0, at_most=1
-    )
-    classmix_probability: float = option(
-        0.0, "Probability that half of another image's classes are pasted in.", at_least=0, at_most=1
-    )
+    cutmix_probability: float = option(0.0, "How often another image's rectangle is pasted in.", at_least=0, at_most=1)
+    classmix_probability: float = option(0.0, "How often half its classes are pasted in.", at_least=0, at_most=1)
     streaming: bool = option(False, "Read the dataset as a stream that is never held or downloaded; needs max_steps.")
     shuffle_buffer: int = option(1000, "Images that a stream is shuffled through; 1 keeps their order.", at_least=1)
     max_train_samples: int | None = option(None, "Use only the first so many images.", at_least=1)
     max_eval_samples: int | None = option(None, "The same for evaluation.", at_least=1)
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        if not self.scales:
-            raise ValueError("scales=[] must hold one number or more, e.g. [1.0] for the images' own size.")
 
     def classes(self) -> list[str]:
         """Class names in the order of their ids."""
@@ -139,24 +248,15 @@ class SegmentationOptions:
     """The training."""
 
     output_dir: str | None = option(None, "Folder for the run; must be new or empty.", path=True)
-    resume_from_checkpoint: str | None = option(
-        None, "last, or a checkpoint's folder: continue bit-for-bit.", path=True
-    )
+    resume_from_checkpoint: str | None = option(None, "last, or a checkpoint's folder: continue there.", path=True)
     max_steps: int = option(DEFAULT_STEPS, "Optimizer steps, unless num_train_epochs is given.", at_least=-1)
     num_train_epochs: float | None = option(None, "Passes over the training images, instead of max_steps.", above=0)
     max_seconds: float | None = option(
-        None,
-        "Train for so many seconds of steps: learning rate and distill_until follow the clock, and max_steps is only "
-        "what the schedule is written for. Evaluations and saving do not count.",
-        above=0,
+        None, "Train for so many seconds of steps; learning rate and distill_until follow the clock.", above=0
     )
-    total_batch_size: int | None = option(
-        None, "Images per optimizer step over all processes and accumulation steps.", at_least=1, at_most=10**6
-    )
-    per_device_train_batch_size: int | None = option(
-        None, "Images per process and step; 16, or what total_batch_size makes it.", at_least=1, at_most=10**6
-    )
-    per_device_eval_batch_size: int = option(1, "Images per process in evaluations.", at_least=1, at_most=10**6)
+    total_batch_size: int | None = option(None, "Images per optimizer step, over all processes.", **_BATCH)
+    per_device_train_batch_size: int | None = option(None, "Images of a process; 16 by default.", **_BATCH)
+    per_device_eval_batch_size: int = option(1, "Images per process in evaluations.", **_BATCH)
     gradient_accumulation_steps: int = option(1, "Batches whose gradients make one optimizer step.", at_least=1)
     optim: str = option("sgd", "Optimizer, by transformers' names.")
     optim_args: str | None = option(None, "Further arguments of the optimizer; for sgd the default is momentum=0.9.")
@@ -170,12 +270,8 @@ class SegmentationOptions:
     task_weight: float = option(1.0, "Weight of the cross entropy on the labels.", at_least=0)
     aux_weight: float = option(0.4, "Weight of the auxiliary head's cross entropy.", at_least=0)
     task_loss: str = option("cross_entropy", "cross_entropy, ohem, dice or lovasz, or several joined by '+'.")
-    class_weights: list[float] | Literal["balanced"] | None = option(
-        None, "One factor per class for cross_entropy and ohem; balanced: from the training labels.", at_least=0
-    )
-    ema_decay: float | None = option(
-        None, "Evaluate and save an exponential moving average of the weights, e.g. 0.999.", above=0, below=1
-    )
+    class_weights: list[float] | Literal["balanced"] | None = option(None, "A factor per class.", at_least=0)
+    ema_decay: float | None = option(None, "Evaluate and save a moving average of the weights.", above=0, below=1)
     eval_strategy: str = option("no", "When to evaluate during training: no, steps or epoch.")
     eval_steps: float | None = option(None, "Steps between evaluations; below 1: share of the run.", above=0)
     save_strategy: str = option("steps", "When to save checkpoints: no, steps, epoch or best.")
@@ -197,7 +293,7 @@ class SegmentationOptions:
     dataloader_num_workers: int = option(0, "Processes that read images.", at_least=0, at_most=1024)
     dataloader_drop_last: bool = option(True, "Drop the last incomplete batch: batch norm suffers from small ones.")
     remove_unused_columns: bool = option(False, "Must stay false: we read other columns.")
-    check_finite: bool = option(True, "Stop where loss or gradients are not finite, with the last good state saved.")
+    check_finite: bool = option(True, "Stop where loss or gradients are not finite, before they are used.")
     preflight: bool = option(True, "Look at images, labels, models and disk before the first step.")
     push_to_hub: bool = option(False, "Push the finished run to the Hub; hub_model_id names the repository.")
 
@@ -208,13 +304,9 @@ class DistillationOptions:
 
     loss: str | None = option("af_dcd", "Distillation loss, or several joined by '+', e.g. 'kd+af_dcd'.")
     loss_kwargs: dict | None = option(None, "Options per loss (JSON); usually written as af_dcd.feature_weight.")
-    student_layer: str | list[str] | None = option(
-        None, "Module path of the student's map, or of several; by default the last backbone map."
-    )
+    student_layer: str | list[str] | None = option(None, "Path of the student's map, or several; default: the last.")
     teacher_layer: str | list[str] | None = option(None, "The same for the teacher: as many, in the same order.")
     fold_teacher_batch_norm: bool = option(False, "Fold the teacher's batch norm into its convolutions: faster.")
     distill_every: int = option(1, "Run the teacher at every n-th optimizer step only.", at_least=1)
-    distill_until: float = option(
-        1.0, "Share of the training after which the student learns from the labels alone.", above=0, at_most=1
-    )
+    distill_until: float = option(1.0, "Share of the training that has the teacher.", above=0, at_most=1)
     loss_max_grad_norm: float = option(15.0, "Clip the gradients of the loss's own weights; 0 does not.", at_least=0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -12,15 +14,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from ..atomic_io import check_can_write
 from ..data.checks import check_classes
 from ..data.samples import TrainingSamples
 from ..data.streaming import StreamedSamples, is_stream
 from ..evaluation.segmenter import EvaluationSamples
-from .disk_space import check_room, check_writable, in_steps
 from .distributed import images_per_step
+from .options import plain_value
 
 if TYPE_CHECKING:
     from .trainer import SegmentationTrainer
@@ -35,19 +38,11 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def preflight(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
-    """Check folder, disk, images, labels, class names, student and teacher; a few lines of the log tell what was found.
+    """Check folder, disk, images, labels, class names (in the order of their ids), student and teacher.
 
-    The main process reads the files; all processes run student and teacher together, and all stop with the same error.
-    The random states are afterwards what they were: a run is the same with and without.
-
-    Args:
-        trainer: of the run that is about to begin.
-        class_names: the data's, in the order of their ids.
-
-    Raises:
-        OSError: the output folder cannot be written, the disk is too full, or an image cannot be read.
-        ValueError: labels that do not fit their images or the number of classes, another number of classes, or a
-            student that cannot segment an evaluation image.
+    A few lines of the log tell what was found. The main process reads the files; all processes run student and teacher
+    together, and all stop with the same error: an OSError of folder, disk or files, else a ValueError. The random
+    states are afterwards what they were.
     """
     start = time.perf_counter()
     devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
@@ -57,15 +52,15 @@ def preflight(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
             try:
                 _look(trainer, class_names)
             except (OSError, ValueError) as error:
-                problem = [(OSError if isinstance(error, OSError) else ValueError, str(error))]
+                problem = [(OSError if isinstance(error, OSError) else ValueError)(str(error))]
         if trainer.args.world_size > 1:
             broadcast_object_list(problem, from_process=0)
         if problem[0] is not None:
-            kind, message = problem[0]
-            raise kind(message)
-        _try_student(trainer)
-        if getattr(trainer, "teacher_has_logits", False):
-            _report_teacher(trainer)
+            raise problem[0]
+        for index, rows in enumerate(_evaluated(trainer)):
+            _try_student(trainer, rows)
+            if index == 0 and getattr(trainer, "teacher_has_logits", False):
+                _report_teacher(trainer, rows)
     logger.info("Preflight checks took %.1f s; --preflight false skips them.", time.perf_counter() - start)
 
 
@@ -96,28 +91,17 @@ def check_images(
 ) -> str:
     """Read some images and labels, evenly spread over rows with `image` and `label`; return a line on what was seen.
 
-    Raises:
-        OSError: a file cannot be read; the error names it, and says how many more there are.
-        ValueError: a label that does not fit its image, holds other values than 0..K-1 and `ignore_index` or, where
-            the model `trains` on it, is missing; labels of which nothing, or a single class, is left to learn.
+    Errors name the first image that cannot be read, or whose label does not fit it, holds other values than 0..K-1 and
+    `ignore_index` or, where the model `trains` on it, is missing.
     """
     samples = EvaluationSamples(rows, processor, len(class_names), ignore_index)
-    indices, sizes, problems = evenly_spread(len(rows), _IMAGES), [], []
-    values: set[int] = set()
-    for index in indices:
-        try:
-            sample = samples[index]
-            if sample.label is not None:
-                values.update(torch.unique(sample.label).tolist())
-            elif trains:
-                raise ValueError(f"{sample.name} has no label, but is to be trained on: is this the right split?")
-            sizes.append(sample.size)
-        except (OSError, ValueError) as error:
-            problems.append(error)
-    if problems:
-        more = f" ({len(problems)} of the {len(indices)} {part} images looked at are like this.)"
-        kind = OSError if isinstance(problems[0], OSError) else ValueError
-        raise kind(f"{problems[0]}{more if len(problems) > 1 else ''}") from problems[0]
+    indices, sizes, values = evenly_spread(len(rows), _IMAGES), [], set()
+    for sample in (samples[index] for index in indices):
+        if sample.label is not None:
+            values.update(torch.unique(sample.label).tolist())
+        elif trains:
+            raise ValueError(f"{sample.name} has no label, but is to be trained on: is this the right split?")
+        sizes.append(sample.size)
     _question(part, values, len(indices), class_names, ignore_index, trains)
     sizes.sort(key=lambda size: size[0] * size[1])
     span = " to ".join(f"{height}x{width}" for height, width in dict.fromkeys((sizes[0], sizes[-1])))
@@ -159,43 +143,93 @@ def _check_schedule(trainer: SegmentationTrainer, num_images: int) -> None:
     else:
         passes = steps * batch / num_images
         logger.info("%d steps of %d images: %.1f passes over %d training images", steps, batch, passes, num_images)
-    check_room(trainer, steps, steps_per_epoch)
+    check_room(trainer, steps)
     args.check_warmup(steps)
-    if args.save_strategy.value == "steps" and in_steps(args.save_steps, steps) >= steps >= 1000:
+    if args.save_strategy.value == "steps" and _in_steps(args.save_steps, steps) >= steps >= 1000:
         logger.warning("save_steps=%s: nothing is saved before the end, step %d.", args.save_steps, steps)
 
 
-def _try_student(trainer: SegmentationTrainer) -> None:
-    """Segment an evaluation image of each dataset now, as the evaluation at the end of the run will."""
-    for rows in _evaluated(trainer):
-        size = rows[0]["image"].size[::-1]
-        try:
-            _scores(trainer, trainer.student, rows, trainer.args.world_size)
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:  # of shapes, or out of memory
-            raise ValueError(
-                f"The student cannot segment an evaluation image of {size[0]}x{size[1]} pixels (height x width), so it "
-                f"could not be scored: {' '.join(str(error).split())}"
-            ) from error
+# Disk
 
 
-def _report_teacher(trainer: SegmentationTrainer) -> None:
+def check_writable(folder: Path) -> None:
+    """Write a file into the folder and remove it: permission bits alone say too little (root, read-only mounts)."""
+    try:
+        check_can_write(folder / "file")
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(";")[0]
+        raise OSError(f"output_dir={str(folder)!r} cannot be written: {reason}. Give another --output_dir.") from error
+
+
+def check_room(trainer: SegmentationTrainer, steps: int) -> None:
+    """Log what a checkpoint takes; warn where not all of them find room, and raise OSError where not even one does."""
+    args, folder, size = trainer.args, Path(trainer.args.output_dir), checkpoint_bytes(trainer)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(
+            f"{folder}: {_mib(free)} are free, but one checkpoint takes {_mib(size)}. Make room, or give an "
+            "--output_dir on another disk."
+        )
+    logger.info("A checkpoint takes %s; %s are free in %s", _mib(size), _mib(free), folder)
+    by_steps = steps // _in_steps(args.save_steps, steps) if args.save_strategy.value == "steps" else 0
+    count = min(by_steps, args.save_total_limit or by_steps)
+    if (count + 1) * size > free:  # a checkpoint is written whole before the oldest is removed
+        logger.warning(
+            "All checkpoints of this run will take about %s, but %s are free in %s: set save_total_limit or larger "
+            "save_steps, or the run ends when the disk is full.", _mib((count + 1) * size), _mib(free), folder,
+        )  # fmt: skip
+
+
+def checkpoint_bytes(trainer: SegmentationTrainer) -> int:
+    """What a checkpoint takes: student and loss, averaged weights, and the optimizer's one or two values a weight."""
+    args, module, scored = trainer.args, trainer.trained_module, trainer.evaluated_student
+    tensors = [] if scored is trainer.student and not args.save_only_model else list(scored.state_dict().values())
+    if not args.save_only_model:
+        kept = 1 if plain_value(args.optim).startswith(("sgd", "rmsprop", "lion", "adafactor", "adagrad")) else 2
+        trained = [each for each in module.parameters() if each.requires_grad]
+        tensors += [*module.state_dict().values(), *(kept * trained)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
+
+
+def _in_steps(interval: float, steps: int) -> int:
+    """transformers takes a number below 1 for a share of the run."""
+    return max(1, math.ceil(interval * steps) if interval < 1 else int(interval))
+
+
+def _mib(number: float) -> str:
+    return f"{number / 2**20:.1f} MiB"
+
+
+# Student and teacher
+
+
+def _try_student(trainer: SegmentationTrainer, rows: Rows) -> None:
+    """Segment an evaluation image now, as the evaluation at the end of the run will."""
+    width, height = rows[0]["image"].size
+    try:
+        _scores(trainer, trainer.student, rows, trainer.args.world_size)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:  # of shapes, or out of memory
+        raise ValueError(
+            f"The student cannot segment an evaluation image of {height}x{width} pixels (height x width), so it "
+            f"could not be scored: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _report_teacher(trainer: SegmentationTrainer, rows: Rows) -> None:
     """Log the teacher's mean IoU on a few images; a warning less than a tenth of the way from chance to perfection."""
-    for rows in _evaluated(trainer)[:1]:
-        count = max(_TEACHERS_IMAGES.get(trainer.args.device.type, 4), trainer.args.world_size)
-        scores = _scores(trainer, trainer.teacher, rows, count)
-        if not scores["num_pixels"]:
-            return
-        # Predicting class c everywhere has the IoU truth[c] / all for c, and 0 for the other classes that occur.
-        truth = scores["confusion_matrix"].sum(1)
-        chance = truth.max() / truth.sum() / np.count_nonzero(truth)
-        text = "The teacher reaches %.1f %% mean IoU on %d evaluation images"
-        values = 100 * scores["mean_iou"], scores["num_images"], 100 * chance
-        if scores["mean_iou"] >= chance + 0.1 * (1 - chance):
-            logger.info(text + " (the most frequent class everywhere: %.1f %%)", *values)
-        else:
-            text += ", hardly more than the %.1f %% of predicting the most frequent class everywhere: is it trained, "
-            text += "on these classes in this order, and does it get its images as it was trained on them?"
-            logger.warning(text, *values)
+    count = max(_TEACHERS_IMAGES.get(trainer.args.device.type, 4), trainer.args.world_size)
+    scores = _scores(trainer, trainer.teacher, rows, count)
+    if not scores["num_pixels"]:
+        return
+    # Predicting class c everywhere has the IoU truth[c] / all for c, and 0 for the other classes that occur.
+    truth = scores["confusion_matrix"].sum(1)
+    chance = truth.max() / truth.sum() / np.count_nonzero(truth)
+    near_chance = scores["mean_iou"] < chance + 0.1 * (1 - chance)
+    text = "The teacher reaches %.1f %% mean IoU on %d evaluation images (the most frequent class everywhere: %.1f %%)"
+    if near_chance:
+        text += ": is it trained, on these classes in this order, and does it get its images as it was trained on them?"
+    level = logging.WARNING if near_chance else logging.INFO
+    logger.log(level, text, 100 * scores["mean_iou"], scores["num_images"], 100 * chance)
 
 
 def _scores(trainer: SegmentationTrainer, model: nn.Module, rows: Rows, count: int) -> dict[str, Any]:

@@ -1,11 +1,17 @@
-"""What a run tells while it lasts: its loss terms, on a terminal a bar, elsewhere one plain line per log entry."""
+"""What a run tells while it lasts: its loss terms, where the time of its steps goes, how fast it is and its memory.
+
+On a terminal transformers draws its bar; elsewhere there is one plain line per log entry.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,17 +22,17 @@ from transformers.utils import is_in_notebook
 
 logger = logging.getLogger(__name__)
 
-_LEFT_OUT = ("epoch", "total_flos", "time_", "train_time_")
+# "forward" stands for student and loss where they are one compiled graph.
+PARTS = ("data", "teacher", "student", "loss", "forward", "backward", "optimizer")
+_MANY_LAPS = 2048
+_LEFT_OUT = ("epoch", "total_flos", "time_", "train_time_")  # of a plain line
 
 
 class TermMeans:
-    """Sums of the loss terms since the last line of the log. A term counts 0 in a step that does not have it.
-
-    With `report`, the terms of the first batch of all are logged.
-    """
+    """Sums of the loss terms since the last line of the log. A term counts 0 in a step that does not have it."""
 
     def __init__(self, *, report: bool = False) -> None:
-        self._report = report
+        self._report = report  # the first batch of all
         self.load({})
 
     def add(self, terms: Mapping[str, Tensor], share: float) -> None:
@@ -65,16 +71,146 @@ def report_first_terms(terms: dict[str, float]) -> None:
     """
     logger.info("Weighted loss terms of the first batch: %s", ", ".join(f"{k} {v:.4g}" for k, v in terms.items()))
     task = terms.get("task", 0.0)
-    if not task > 0:
-        return
     for name, value in terms.items():
-        if name not in ("task", "auxiliary") and not 0.01 <= abs(value) / task <= 20:
+        if task > 0 and name not in ("task", "auxiliary") and not 0.01 <= abs(value) / task <= 20:
             logger.warning(
                 "The weighted loss term %r is %.4g on the first batch, %.3g times the task loss (%.4g): it %s the "
                 "task loss. Change its weight; a loss that has the option reduction='mean' has weights that carry over "
                 "to other teachers and crops.",
                 name, value, value / task, task, "dominates" if abs(value) > task else "is negligible next to",
             )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of all training steps of a log, without evaluations, logging and saving."""
+
+    steps: int = 0
+    total_seconds: float = 0.0  # wall-clock time of these
+    images_per_second: float | None = None  # over all processes; None where nothing was measured
+    split: Mapping[str, float] = field(default_factory=dict)  # part of a step -> seconds a step
+    peak_memory_mb: float | None = None  # None where it is not known
+
+    @classmethod
+    def of_history(cls, history: Iterable[Mapping[str, Any]]) -> Speed:
+        """Of a Trainer's log, in which each line stands for all steps since the line before.
+
+        Steps that were not measured, as those between the last line and a checkpoint that was resumed from, count as
+        the measured ones of their line.
+        """
+        seconds, steps, images, peak = dict.fromkeys(PARTS, 0.0), 0, 0.0, 0.0
+        for line in history:
+            if "images_per_second" in line:
+                count, steps = line["step"] - steps, line["step"]
+                times = {part: count * line.get(f"time_{part}", 0.0) for part in PARTS}
+                seconds = {part: seconds[part] + times[part] for part in PARTS}
+                images += line["images_per_second"] * sum(times.values())
+                peak = max(peak, line.get("peak_memory_mb", 0.0))
+        if not (total := sum(seconds.values())):
+            return cls()
+        split = {part: value / steps for part, value in seconds.items() if value > 0}
+        return cls(steps, total, images / total, split, peak or None)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MiB: what tensors took on a CUDA device since the training began, evaluations included.
+
+    Elsewhere the resident memory of this process since it started, without its data workers; 0 where unknown: only
+    Linux tells it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # getrusage would start at what the parent process took
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
+
+
+class StepTimer(TrainerCallback):
+    """A stopwatch with a lap for each part of a step; logging, evaluating and saving between steps are not counted.
+
+    On a CUDA device marks are events in its stream: the loop is never held up, and "data" is the time for which the GPU
+    had nothing to do because a batch was missing. Elsewhere the host's clock is read. `images` are those that this
+    process has trained on since the last line of the log, `seconds_in_steps` are since `reset`, by the host's clock.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device, self._on_gpu = device, device.type == "cuda"
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything; no lap is counted until an epoch begins."""
+        self.seconds_in_steps = self._host = 0.0
+        self._mark: Any = None
+        self._start_afresh()
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def lap(self, part: str) -> None:
+        """The time since the last lap, or since the step began, was spent on `part`."""
+        if self._mark is not None:
+            mark, host = self._mark, self._host
+            self._start()
+            self._laps.append((part, mark, self._mark))
+            self.seconds_in_steps += self._host - host
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """`images_per_second`, `time_<part>` a step and `peak_memory_mb` since the last call, and start afresh.
+
+        All processes' images, the mean of their times, and their highest peak; every process has to call this.
+        """
+        self._add_up()
+        mine = [float(self.images), peak_memory_mb(accelerator.device), *self._seconds.values()]
+        ranks = accelerator.gather(torch.tensor([mine], device=accelerator.device)).cpu()
+        seconds, steps = dict(zip(PARTS, ranks[:, 2:].mean(0).tolist(), strict=True)), self._steps
+        self._start_afresh()
+        if not steps or not (total := sum(seconds.values())):
+            return {}
+        line = {"images_per_second": ranks[:, 0].sum().item() / total}
+        line |= {f"time_{part}": value / steps for part, value in seconds.items() if value > 0}
+        line |= {"peak_memory_mb": peak} if (peak := ranks[:, 1].max().item()) else {}
+        return {name: float(f"{value:.5g}") for name, value in line.items()}
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """The next step begins, with waiting for its data; so it does after all else that is done between steps."""
+        self._start()
+
+    on_log = on_evaluate = on_save = on_epoch_begin
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """The gradients are there; likewise after a batch that is only accumulated."""
+        self.lap("backward")
+
+    on_substep_end = on_pre_optimizer_step
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.lap("optimizer")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.lap("optimizer")
+        self._steps += 1
+        if len(self._laps) > _MANY_LAPS:
+            self._add_up()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._mark = None
+
+    def _start(self) -> None:
+        self._host = self._mark = time.perf_counter()
+        if self._on_gpu:
+            self._mark = torch.cuda.Event(enable_timing=True)
+            self._mark.record()
+
+    def _start_afresh(self) -> None:
+        self._steps = self.images = 0
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._laps: list[tuple[str, Any, Any]] = []
+
+    def _add_up(self) -> None:
+        if self._on_gpu and self._laps:
+            self._laps[-1][2].synchronize()
+        for part, begin, end in self._laps:
+            self._seconds[part] += begin.elapsed_time(end) / 1e3 if self._on_gpu else end - begin
+        self._laps = []
 
 
 class LogLines(TrainerCallback):
@@ -89,10 +225,9 @@ class LogLines(TrainerCallback):
         gone = time.perf_counter() - self._start
         left = gone / max(state.global_step - self._first_step, 1) * (state.max_steps - state.global_step)
         clock = f"{tqdm.format_interval(gone)}<{tqdm.format_interval(left)}"
+        shown = {name: value for name, value in logs.items() if not name.startswith(_LEFT_OUT)}
         values = [
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in logs.items()
-            if not name.startswith(_LEFT_OUT)
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()
         ]
         print(f"step {state.global_step}/{state.max_steps} [{clock}] {', '.join(values)}", flush=True)
 
@@ -104,7 +239,6 @@ def shows_bars(args: TrainingArguments) -> bool:
 
 def use_lines_without_terminal(trainer: Trainer) -> None:
     """Where no bar can be drawn, replace transformers' bar or printer, which leaves out the step, by `LogLines`."""
-    callbacks = trainer.callback_handler.callbacks
-    theirs = [callback for callback in callbacks if type(callback) in (ProgressCallback, PrinterCallback)]
-    if theirs and not shows_bars(trainer.args):  # the last one: one before it was asked for
-        callbacks[callbacks.index(theirs[-1])] = LogLines()
+    if not shows_bars(trainer.args):
+        trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
+        trainer.add_callback(LogLines())

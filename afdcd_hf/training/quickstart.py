@@ -23,17 +23,9 @@ TITLES = {"teacher": "teacher", "student-alone": "student alone", "distilled": "
 def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
     """Train the three models, print the table, and write card, pictures and curves into the distilled one's folder.
 
-    A second call with the same folder continues where the first was stopped, and trains nothing that is finished.
-
-    Args:
-        output_dir: folder for the three runs.
-        seed: of initialisation, order, augmentation and masks. The scenes are always the same.
-
-    Returns:
-        The distilled student's folder.
-
-    Raises:
-        FileExistsError: the folder holds other files than those of a quickstart with this seed.
+    A second call with the same folder continues where the first was stopped, and trains nothing that is finished. The
+    scenes are the same with each seed. Returns the distilled student's folder; FileExistsError where `output_dir` holds
+    other files than those of a quickstart with this seed.
     """
     start = time.perf_counter()
     folder = Path(output_dir)
@@ -42,15 +34,13 @@ def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
     for number, (name, title) in enumerate(TITLES.items(), 1):
         print(f"\n[{number}/3] {title} -> {folder / name}", flush=True)
         cards[name] = _finished(folder / name) or _trained(name, folder, seed)
-    rows = [
-        ComparisonRow(TITLES[name], card.num_parameters, card.macs, card.measured.mean_iou)
-        for name, card in cards.items()
-    ]
+    scores = {name: card.measured.mean_iou for name, card in cards.items()}
+    rows = [ComparisonRow(TITLES[name], card.num_parameters, card.macs, scores[name]) for name, card in cards.items()]
     best = folder / "distilled"
     curves = {title: load_history(folder / name) for name, title in TITLES.items()}
     plot_training_curves(curves, best / "training_curves.png", title="scenes val")
     models = {title: folder / name for name, title in TITLES.items()}
-    notes = {TITLES[name]: f"mIoU {100 * card.measured.mean_iou:.1f} %" for name, card in cards.items()}
+    notes = {TITLES[name]: f"mIoU {100 * score:.1f} %" for name, score in scores.items()}
     draw_predictions(models, best / "predictions.png", dataset="scenes", notes=notes)
     pictures = [
         Picture("predictions.png", "Scenes that none of the models was trained on."),
@@ -59,11 +49,10 @@ def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
     facts = replace(cards["distilled"], comparison=rows, pictures=pictures)
     write_facts(best, facts)
     write_card(best, facts)
-    alone = cards["student-alone"].measured.mean_iou
     print(f"\n{'model':<22}{'params':>10}{'GMACs':>8}{'mIoU %':>9}{'gain':>8}")
     for name, card in cards.items():
-        gain = "" if name == "student-alone" else f"{100 * (card.measured.mean_iou - alone):+.2f}"
-        figures = f"{card.num_parameters / 1e6:>8.2f} M{card.macs / 1e9:>8.2f}{100 * card.measured.mean_iou:>9.2f}"
+        gain = "" if name == "student-alone" else f"{100 * (scores[name] - scores['student-alone']):+.2f}"
+        figures = f"{card.num_parameters / 1e6:>8.2f} M{card.macs / 1e9:>8.2f}{100 * scores[name]:>9.2f}"
         print(f"{TITLES[name]:<22}{figures}{gain:>8}")
     print(f"\n{time.perf_counter() - start:.0f} s in all. The distilled student is in {best}:")
     print("  README.md (model card), predictions.png, training_curves.png, results.json, card_facts.json, weights.")
@@ -76,7 +65,7 @@ def _check_folder(folder: Path, seed: int) -> None:
     if others:
         raise FileExistsError(f"{folder} holds other files, such as {others[0].name}; give another --output_dir.")
     for card in filter(None, (_finished(folder / name) for name in TITLES)):
-        if card.training is None or card.training.seed != seed:
+        if card.training.seed != seed:
             raise FileExistsError(
                 f"{folder} holds a quickstart with another seed than {seed}; give that seed, or another --output_dir."
             )

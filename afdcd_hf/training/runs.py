@@ -1,34 +1,60 @@
-"""One run from a recipe: `afdcd train`, `afdcd distill` and the scripts all end here."""
+"""One run from a recipe, and what it leaves beside its weights: `results.json`, curves, a card and its recipe.
+
+`afdcd train`, `afdcd distill` and the scripts all end here.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from transformers import set_seed
 
+from ..atomic_io import written_whole
+from ..charts import data_title, plot_training_curves
+from ..cost import count_macs_at
 from ..data.loading import load_split
 from ..data.samples import TrainingSamples
+from ..data.statistics import fingerprint, is_generated
 from ..data.streaming import StreamedSamples
 from ..data.transforms import RandomScaleCropFlip
+from ..evaluation.results import dataset_context, library_versions, machine_name, save_results
+from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import LOCK_NAME, held_alone
-from ..hub.card_facts import CardFacts
-from ..models.loading import load_model
+from ..hub import folder_facts
+from ..hub.card_facts import CardFacts, TrainingFacts, write_facts
+from ..hub.folder_facts import public_name
+from ..hub.model_card import render_card, write_card
+from ..hub.push import RECIPE_NAME
+from ..messages import without_tokens
+from ..models.loading import load_model, load_processor
 from ..recipes import load_recipe
 from .arguments import build_arguments, merge_arguments, training_part
 from .checkpoints import checkpoint_to_resume
-from .disk_space import check_writable
-from .distillation_trainer import DistillationTrainer
+from .distillation import DistillationTrainer
+from .distributed import images_per_step
 from .new_model import build_model, origin_of
-from .options import DataArguments, TeacherArguments
-from .preflight import preflight
-from .report import prepare_facts, write_recipe, write_report
-from .teacher_input import processor_of
+from .options import DataArguments, TeacherArguments, plain_value
+from .preflight import check_writable, preflight
+from .progress import Speed, shows_bars
+from .teacher import processor_of
 from .trainer import SegmentationTrainer
 from .training_args import SegmentationTrainingArguments
+
+_HYPERPARAMETERS = (
+    "loss", "loss_kwargs", "student_layer", "teacher_layer", "loss_max_grad_norm", "task_weight", "aux_weight",
+    "task_loss", "class_weights", "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps",
+    "max_seconds",
+)  # fmt: skip
+# Of a recipe: what is of this one run, of this machine, or secret.
+_LEFT_OUT = {"output_dir", "resume_from_checkpoint", "data_dir", "run_name", "hub_token", "local_rank", "logging_dir"}
+# May be files or folders of this machine; such a one is written by its last name.
+_MAY_BE_PATHS = {"teacher", "model", "pretrained_backbone", "dataset", "train_list", "eval_list"}
 
 
 class FinishedRun(NamedTuple):
@@ -49,22 +75,34 @@ def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finishe
     Returns:
         The folder, with the trained model, `results.json`, curves and card, and the card's facts.
     """
-    return _run(config, argv, distils=False)
+    recipe = training_part(load_recipe(config)) if config else {}
+    return _run(config, merge_arguments(recipe, argv, distils=False), distils=False)
 
 
 def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> FinishedRun:
     """Train a student with a teacher's help; as `train`, e.g. with `argv=["--teacher", "runs/teacher"]`."""
-    return _run(config, argv, distils=True)
-
-
-def _run(config: str | Path | None, argv: Sequence[str], *, distils: bool) -> FinishedRun:
     recipe = load_recipe(config) if config else {}
-    given = merge_arguments(recipe if distils else training_part(recipe), argv, distils=distils)
+    return _run(config, merge_arguments(recipe, argv, distils=True), distils=True)
+
+
+def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> FinishedRun:
     model_args, *others, data, args = build_arguments(given, distils=distils)
     teacher_args: Any = others[0] if distils else TeacherArguments()
     if distils and teacher_args.teacher is None:
         raise ValueError("A distillation needs --teacher: the folder or Hub id of a trained model.")
-    with _output_of(args):
+    folder, main = Path(args.output_dir), args.process_index == 0
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: give another --output_dir, in which the run's files can lie.")
+    if main:  # where the folder is not there yet, it must not be left behind by a later error
+        check_writable(next(path for path in (folder, *folder.absolute().parents) if path.exists()))
+    with held_alone(folder) if main else nullcontext():
+        if args.resume_from_checkpoint is not None:
+            args.resume_from_checkpoint = checkpoint_to_resume(args, args.resume_from_checkpoint)
+        elif main and folder.is_dir() and any(path.name != LOCK_NAME for path in folder.iterdir()):
+            raise FileExistsError(
+                f"{folder} is not empty. Resume that run with --resume_from_checkpoint last, or give another "
+                "--output_dir."
+            )
         teacher = load_model(teacher_args.teacher, needs_logits=False) if distils else None
         set_seed(args.seed)
         teachers_processor = processor_of(teacher_args.teacher) if distils else None
@@ -84,7 +122,6 @@ def _run(config: str | Path | None, argv: Sequence[str], *, distils: bool) -> Fi
         trainer.save_model(_internal_call=True)  # or it would be pushed before its report is there
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()
-        folder = Path(args.output_dir)
         try:
             card = write_report(trainer, data, facts, seconds)
             if trainer.is_world_process_zero():
@@ -126,21 +163,121 @@ def _datasets(
     return {"train_dataset": samples, "eval_dataset": evaluated}
 
 
-@contextmanager
-def _output_of(args: SegmentationTrainingArguments) -> Iterator[None]:
-    """Hold the output folder; refuse to write over an earlier run, and find its last whole checkpoint to resume."""
-    folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file: give another --output_dir, in which the run's files can lie.")
-    main = args.process_index == 0
-    if main:  # where the folder is not there yet, it must not be left behind by a later error
-        check_writable(next(path for path in (folder, *folder.absolute().parents) if path.exists()))
-    with held_alone(folder) if main else nullcontext():
-        if args.resume_from_checkpoint is not None:
-            args.resume_from_checkpoint = checkpoint_to_resume(args, args.resume_from_checkpoint)
-        elif main and folder.is_dir() and any(path.name != LOCK_NAME for path in folder.iterdir()):
-            raise FileExistsError(
-                f"{folder} is not empty. Resume that run with --resume_from_checkpoint last, or give another "
-                "--output_dir."
-            )
-        yield
+def prepare_facts(
+    trainer: SegmentationTrainer,
+    data: DataArguments,
+    recipe_name: str | Path | None,
+    teacher_name: str | None,
+    origin: Mapping[str, Any],
+) -> CardFacts | None:
+    """All that a card says before anything is trained or scored, tried by rendering it; None off the main process.
+
+    Names of recipe and teacher may be paths: what is written has their last part only. `origin` has the weights that
+    the model started from, as facts of the card. ValueError where a card cannot be made, as of a model that refuses
+    the crop's size.
+    """
+    if not trainer.is_world_process_zero():
+        return None
+    args, crop, train = trainer.args, (data.crop_size[0], data.crop_size[1]), trainer.train_dataset.dataset
+    settings = {name: plain_value(getattr(args, name, None)) for name in _HYPERPARAMETERS}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if getattr(args, "distils_at_times", False):
+        settings |= {name: getattr(args, name) for name in ("distill_every", "distill_until")}
+    settings |= {"total batch": images_per_step(args), "crop": f"{crop[0]}x{crop[1]}"}
+    held: dict[str, Any] = {}  # what a stream does not say
+    if not data.streaming:
+        held = {"num_images": len(trainer.eval_dataset), "train_images": len(train)}
+        generated = is_generated(data.dataset)
+        held |= {"fingerprint": fingerprint(trainer.eval_dataset, of_pixels=generated)}
+        held |= {"train_fingerprint": fingerprint(train, of_pixels=generated)}
+    teachers_config = getattr(getattr(trainer, "teacher", None), "config", None)
+    try:
+        facts = CardFacts(
+            model_name=Path(args.output_dir).resolve().name,  # paths are left out of what is to be shared
+            **folder_facts.network_facts(trainer.student),
+            **origin,
+            macs=count_macs_at(trainer.student, [crop])[0],
+            macs_size=crop,
+            dataset=folder_facts.dataset_facts(
+                data.dataset,
+                split=data.eval_split,
+                train_split=data.train_split,
+                **held,
+            ),
+            training=TrainingFacts(
+                recipe=public_name(recipe_name) if recipe_name else None,
+                hyperparameters=settings,
+                seed=args.seed,
+                peak_memory_of="GPU" if args.device.type == "cuda" else "process",
+                hardware=machine_name(),
+                versions=library_versions(),
+            ),
+            teacher=public_name(teacher_name) if teacher_name else None,
+            teacher_architecture=None if teachers_config is None else folder_facts.describe(teachers_config),
+            citations=getattr(getattr(trainer, "loss_module", None), "citations", []),
+        )
+        render_card(facts)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"The model card of this run could not be written: {error}") from error
+    return facts
+
+
+def write_report(
+    trainer: SegmentationTrainer, data: DataArguments, facts: CardFacts | None, seconds: float
+) -> CardFacts | None:
+    """Score the saved folder (not the model in memory) and write results, curves, facts and card into it.
+
+    Runs on all ranks, which share the evaluation; only the main process, which has `facts` of `prepare_facts`, writes.
+    The training took so many `seconds` of wall-clock time.
+    """
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    scores = evaluate_segmenter(
+        load_model(str(folder)).to(args.device),
+        trainer.eval_dataset,
+        processor=load_processor(str(folder)),
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        progress=shows_bars(args),
+    )
+    if facts is None:
+        return None
+    context = dataset_context(**data.choice("eval"))
+    results = save_results(folder / folder_facts.RESULTS_NAME, scores, model=facts.model_name, **context)
+    if any("loss" in entry for entry in trainer.state.log_history):
+        curves = {facts.model_name: trainer.state.log_history}
+        plot_training_curves(curves, folder / folder_facts.CURVES_NAME, title=data_title(results["protocol"]))
+    before, speed = facts.training, trainer.speed or Speed()
+    training = replace(
+        before,
+        hyperparameters={**before.hyperparameters, "total batch": images_per_step(args)},  # auto_find_batch_size
+        iterations=trainer.state.global_step,
+        seconds=None if args.resume_from_checkpoint else seconds,  # of a resumed run only the last part was clocked
+        seconds_in_steps=speed.total_seconds if speed.steps else None,
+        images_per_second=speed.images_per_second,
+        time_split=speed.split,
+        peak_memory_mb=speed.peak_memory_mb,
+    )
+    measured = folder_facts.measured_results(results, facts.model_name)
+    # Images of the data set are not drawn: most may not be published again.
+    facts = replace(facts, measured=measured, training=training, pictures=folder_facts.known_pictures(folder))
+    write_facts(folder, facts)
+    write_card(folder, facts)
+    return facts
+
+
+def write_recipe(folder: Path, given: Mapping[str, Any]) -> Path:
+    """Write what a recipe and a command line set (`given`, of `merge_arguments`) as one recipe, and return its file.
+
+    `--data_dir`, and the folders of models on this machine, have to be given again: local paths stay private.
+    """
+    lines = {
+        key: public_name(value) if key in _MAY_BE_PATHS and isinstance(value, str) else plain_value(value)
+        for key, value in given.items()
+        if key not in _LEFT_OUT
+    }
+    command = f"afdcd {'distill' if 'loss' in lines else 'train'} --config {RECIPE_NAME} --output_dir FOLDER"
+    text = f"# This training again: {command}\n# (with --data_dir, and whatever was a file of another machine)\n"
+    text += yaml.safe_dump(lines, sort_keys=False, allow_unicode=True)
+    with written_whole(folder / RECIPE_NAME) as part:
+        part.write_text(without_tokens(text), encoding="utf-8")
+    return folder / RECIPE_NAME

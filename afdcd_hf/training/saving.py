@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
-import shutil
+import os
 import tempfile
 import textwrap
 from pathlib import Path
@@ -24,10 +23,10 @@ from ..messages import without_tokens
 from ..structured_files import read_json
 from .checkpoints import (
     MARKER_NAME,
+    PART_PREFIX,
     STATE_NAME,
     WRITE_ERRORS,
     checkpoint_folder,
-    files_written_whole,
     mark_complete,
     why_not_written,
 )
@@ -42,7 +41,8 @@ logger = logging.getLogger(__name__)
 LOSS_WEIGHTS_NAME, RAW_STUDENT_NAME = "distillation.safetensors", "raw_student.safetensors"
 
 # What a checkpoint holds, or the restored optimizer and schedule would override.
-_FIXED = ("loss", "optim", "optim_args", "learning_rate", "weight_decay", "decay_all", "lr_scheduler_type")
+_FIXED = ("loss", "optim", "optim_args", "learning_rate", "weight_decay", "decay_all", "lr_scheduler_type",
+          "max_seconds")  # fmt: skip
 # What takes effect at once when it is changed, so that the run does not end as the uninterrupted one would.
 _FREE = ("loss_kwargs", "task_loss", "class_weights", "task_weight", "aux_weight", "student_layer", "teacher_layer",
          "lr_scheduler_kwargs", "warmup_steps", "max_steps")  # fmt: skip
@@ -62,15 +62,19 @@ class CheckpointCallback(TrainerCallback):
         self.trainer: Any = trainer
         self.begin(None)
 
-    def begin(self, checkpoint: Path | None) -> None:
+    def begin(self, folder: str | None) -> None:
         """Take back what each process alone knew, from a checkpoint that this run can continue."""
         self.unfinished: Path | None = None  # the checkpoint that is being written
         self.saved_step: int | None = None  # of the last one that was completed
         self.resumed_step = 0  # with which this training begins
-        if checkpoint is None:
-            return
         trainer, args = self.trainer, self.trainer.args
-        _check_same_run(checkpoint, self._facts(), args, trainer.is_deepspeed_enabled)
+        trainer.terms.load({})
+        if trainer.budget is not None:
+            trainer.budget.begin(0.0)
+        if folder is None:
+            return
+        checkpoint = Path(folder)
+        _check_same_run(checkpoint, self._facts(), trainer.is_deepspeed_enabled)
         self.resumed_step = TrainerState.load_from_json(str(checkpoint / STATE_NAME)).global_step
         path = _of_process(checkpoint, args.process_index)
         if not path.is_file():  # plain transformers, or fewer processes
@@ -91,21 +95,26 @@ class CheckpointCallback(TrainerCallback):
         `weights` are the student's, where FSDP or DeepSpeed has gathered them. An OSError says where the student lies
         instead, or what to free.
         """
-        trainer, step = self.trainer, self.trainer.state.global_step
-        if trainer.args.check_finite:
+        trainer, args, step = self.trainer, self.trainer.args, self.trainer.state.global_step
+        if args.check_finite:
             check_finite_weights(trainer.evaluated_student, step)
         in_checkpoint = trainer.is_in_train and folder.name == checkpoint_folder("", step).name
         if in_checkpoint:
             self._save_beside_student(folder)
-        if not trainer.args.should_save:
+        if not args.should_save:
             return
-        student = (trainer.evaluated_student, weights, trainer.processing_class, trainer.args)
+        student = (trainer.evaluated_student, weights, trainer.processing_class, args)
         try:
-            with files_written_whole(folder) as part:
-                write_student(part, *student)
+            _write_whole(folder, *student)
         except WRITE_ERRORS as error:
-            text = why_not_written(folder, error)
-            raise OSError(text if in_checkpoint or not step else f"{text} {_rescued(folder, *student)}") from error
+            if in_checkpoint or not step:
+                raise OSError(why_not_written(folder, error)) from error
+            elsewhere = Path(tempfile.mkdtemp(prefix=f"afdcd-{folder.resolve().name}-"))  # or all would be lost
+            _write_whole(elsewhere, *student)
+            raise OSError(
+                f"{why_not_written(folder, error)} The trained student is saved in {elsewhere} instead: make room, and "
+                "move it."
+            ) from error
 
     def load(self, folder: Path) -> None:
         """Load the student, which has to fit, and what a resumed training needs beside it."""
@@ -139,11 +148,6 @@ class CheckpointCallback(TrainerCallback):
             state["seconds"] = torch.tensor(trainer.budget.used, dtype=torch.float64)
         save_tensors(state, _of_process(folder, args.process_index))
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        best = checkpoint_folder(args.output_dir, state.best_global_step or 0)
-        if state.best_global_step and best.is_dir():  # found again where the whole output folder has been moved
-            state.best_model_checkpoint = str(best)
-
     def on_save(self, args, state, control, **kwargs):
         if self.unfinished is not None:  # transformers has written its files, too
             self.trainer.accelerator.wait_for_everyone()
@@ -155,15 +159,14 @@ class CheckpointCallback(TrainerCallback):
         """What a checkpoint's marker says of its run, for a resumed run to be compared with."""
         args, samples = self.trainer.args, self.trainer.train_dataset
         settings = {name: getattr(args, name) for name in (*_FIXED, *_FREE) if hasattr(args, name)}
+        settings["max_seconds"] = None if args.max_seconds is None else "given"  # how many may differ
         facts = {
             "format": 2,
-            "resumable": not args.save_only_model,
             "processes": args.world_size,
             "images_per_step": images_per_step(args),
             "training_samples": len(samples) if hasattr(samples, "__len__") else None,
             "seed": args.seed,
             "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate)},
-            "timed": args.max_seconds is not None,
             "settings": {name: getattr(value, "value", value) for name, value in settings.items()},
         }
         return json.loads(json.dumps(facts, default=str))  # as it will be read
@@ -188,18 +191,13 @@ def write_student(
         path.chmod(settings.stat().st_mode)
 
 
-def _rescued(folder: Path, *student: Any) -> str:
-    """A trained student that its folder cannot take goes to the folder for temporary files or to the home folder."""
-    places = (Path(tempfile.gettempdir()), Path.home())
-    for place in places:
-        target = place / f"afdcd-{folder.resolve().name}-{secrets.token_hex(4)}"
-        try:
-            with files_written_whole(target) as part:
-                write_student(part, *student)
-            return f"The trained student is saved in {target} instead: make room, and move it."
-        except WRITE_ERRORS:
-            shutil.rmtree(target, ignore_errors=True)
-    return f"Nor could {' or '.join(map(str, places))} take it: make room before training again."
+def _write_whole(folder: Path, *student: Any) -> None:
+    """`write_student`, but a file that is there already is replaced when all of the new ones have been written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=PART_PREFIX, dir=folder) as part:
+        write_student(Path(part), *student)
+        for path in Path(part).iterdir():
+            os.replace(path, folder / path.name)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -211,36 +209,27 @@ def _of_process(folder: Path, rank: int) -> Path:
     return folder / f"process_{rank}.safetensors"
 
 
-def _check_same_run(folder: Path, now: dict[str, Any], args: Any, deepspeed: bool) -> None:
+def _check_same_run(folder: Path, now: dict[str, Any], deepspeed: bool) -> None:
     """Say what will make the continuation differ, and refuse what cannot be continued."""
-    marker: dict[str, Any] = {"resumable": (folder / "scheduler.pt").is_file()}  # as transformers writes it
-    if (folder / MARKER_NAME).is_file():
-        marker = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
-    if not marker.get("resumable") and not deepspeed:  # which keeps the optimizer's state elsewhere
+    if not (folder / "scheduler.pt").is_file() and not deepspeed:  # which keeps the optimizer's state elsewhere
         raise ValueError(
             f"{folder} holds the student only (save_only_model), without optimizer and schedule: it cannot be "
             "resumed. Start a new run from that student, on the command line with --model."
         )
-    if marker.get("timed", now["timed"]) != now["timed"]:
-        way, other = ("with", "none") if marker["timed"] else ("without", f"{args.max_seconds:g}")
-        raise ValueError(
-            f"{folder} was written {way} max_seconds, and this run has {other}: their schedules differ. Resume it "
-            f"{way} max_seconds."
-        )
-    before, after = marker.get("settings") or now["settings"], now["settings"]
-    changed = [name for name in (*_FIXED, *_FREE) if before.get(name) != after.get(name)]
-    if fixed := [name for name in changed if name in _FIXED]:
-        named = ", ".join(f"{name} {before.get(name)!r} (now {after.get(name)!r})" for name in fixed)
+    marker: dict[str, Any] = {}
+    if (folder / MARKER_NAME).is_file():
+        marker = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
+    before, after = ({**facts, **facts.get("settings", {})} for facts in (marker, now))
+    compared = [name for name in (*_FIXED, *_FREE, *_EFFECTS) if before.get(name, after.get(name)) != after.get(name)]
+    if fixed := [name for name in compared if name in _FIXED]:
+        named = ", ".join(f"{name} {before[name]!r} (now {after.get(name)!r})" for name in fixed)
         raise ValueError(
             f"{folder} was written with {named}, which its saved state brings along: resume with the same, or start a "
             "new run from that student (--model)."
         )
-    for name in changed:
-        logger.warning("%s: %s was %s, now %s: the run changes there.", folder, name, before.get(name), after.get(name))
-    for name, effect in _EFFECTS.items():
-        if name in marker and marker[name] != now[name]:
-            what = name.replace("_", " ")
-            logger.warning("%s: %s were %s, now %s: %s.", folder, what, marker[name], now[name], effect)
+    for name in compared:
+        effect = _EFFECTS.get(name, "the run changes there")
+        logger.warning("%s: %s was %s, now %s: %s.", folder, name, before[name], after.get(name), effect)
 
 
 def _load_fitting(module: Any, path: Path, what: str) -> None:
@@ -251,18 +240,14 @@ def _load_fitting(module: Any, path: Path, what: str) -> None:
             "save_only_model. Resume with the settings that the run was started with, or start a new one from that "
             "student (--model)."
         )
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}. Resume from an earlier checkpoint.") from error
     tied = set(getattr(module, "all_tied_weights_keys", None) or ())
     not_saved = tied | set(getattr(module, "_keys_to_ignore_on_save", None) or ())
     own = {name: tensor for name, tensor in module.state_dict().items() if name in not_saved}
     try:
-        module.load_state_dict({**own, **tensors})
-    except RuntimeError as error:
+        module.load_state_dict({**own, **load_file(path)})
+    except (RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"The checkpoint's weights do not fit this {what}. Resume with the {what} that the run was started with. "
+            f"The weights in {path} do not fit this {what}. Resume with the {what} that the run was started with. "
             f"{textwrap.shorten(str(error), 800, placeholder=' ...')}"
         ) from error
     if tied:

@@ -1,10 +1,12 @@
-"""The teacher as it runs in a training: folded, laid out channels last, and no further than its maps are needed."""
+"""The teacher as it runs in a training: on images as it knows them, folded, channels last, no further than its maps."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..features import Activations, LayerTap, run_tapped, run_to_maps
-from ..model_utils import evaluating
-from .distillation import observe
+from ..model_utils import device_of, evaluating
+from ..models.loading import load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -25,23 +27,117 @@ NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
 TOLERANCE = 1e-4
 
 
+@torch.no_grad()
+def observe(model: nn.Module, pixel_values: Tensor, layers: Sequence[str]) -> Activations:
+    """What a loss would see of a model in eval mode on one batch, so that a wrong model or layer is found early."""
+    try:
+        inspect.signature(model.forward).bind(pixel_values=None)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be called as model(pixel_values=...): {error}. Wrap it: "
+            "afdcd_hf.as_segmenter(model)."
+        ) from error
+    taps: list[LayerTap] = []
+    try:
+        taps.extend(LayerTap(model, layer) for layer in layers)
+        with evaluating(model):
+            _, seen = run_tapped(model, pixel_values.to(device_of(model)), taps)
+    finally:
+        for tap in taps:
+            tap.remove()
+    for layer, feature_map in zip(layers, maps_of(seen), strict=True):
+        _check_layout(layer, feature_map.shape[1:], pixel_values.shape[2:])
+    return seen
+
+
+def maps_of(seen: Activations) -> list[Tensor]:
+    """The maps of all layers."""
+    return [each for each in (seen.feature_map, *seen.further_maps) if each is not None]
+
+
+def _check_layout(layer: str, sizes: Sequence[int], image: Sequence[int]) -> None:
+    """Refuse a map whose first two sizes look like the image's height and width, where its last two do not."""
+    height, width = image
+
+    def like_the_image(rows: int, columns: int) -> bool:
+        return rows <= height and columns <= width and abs(columns - rows * width / height) <= 1
+
+    if ":" not in layer and like_the_image(*sizes[:2]) and not like_the_image(*sizes[1:]):
+        raise ValueError(
+            f"Layer {layer!r} gives a map of shape {tuple(sizes)} for an image of {height}x{width}, which looks like "
+            f"channels last: write '{layer}:nhwc'."
+        )
+
+
+def processor_of(teacher: str | Path) -> Any:
+    """The image processor of a saved teacher, or None (with a warning) where its folder has none."""
+    try:
+        return load_processor(teacher)
+    except (OSError, ValueError) as error:
+        logger.warning(
+            "The teacher %s has no image processor, so it gets its images as the student does: %s", teacher, error
+        )
+        return None
+
+
+def with_own_input(teacher: nn.Module, student_processor: Any, teacher_processor: Any) -> nn.Module:
+    """The teacher, or a copy with the same weights that takes the student's `pixel_values` and sees its own.
+
+    Both processors scale the same pixels, subtract a mean and divide by a deviation, in RGB or BGR order; so one
+    result is a scale and an offset of the other. Resizing and cropping are no part of it: both models see one crop.
+    """
+    (own_bgr, own_scale, own_offset), (bgr, scale, offset) = map(_per_channel, (student_processor, teacher_processor))
+    flips = own_bgr != bgr
+    if flips:
+        own_scale, own_offset = own_scale.flip(0), own_offset.flip(0)
+    scale = (scale / own_scale).view(3, 1, 1)
+    offset = offset.view(3, 1, 1) - own_offset.view(3, 1, 1) * scale
+    if not flips and bool((scale == 1).all() and (offset == 0).all()):
+        return teacher
+
+    def changed(pixel_values: Tensor) -> Tensor:
+        pixel_values = pixel_values.flip(1) if flips else pixel_values
+        return pixel_values * scale.to(pixel_values) + offset.to(pixel_values)
+
+    def change(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if args:
+            return (changed(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "pixel_values": changed(kwargs["pixel_values"])}
+
+    logger.info("The teacher's images are normalised otherwise than the student's: it gets its own.")
+    seeing = copied(teacher, own_kernels=False)
+    seeing.register_forward_pre_hook(change, with_kwargs=True)
+    return seeing
+
+
+def _per_channel(processor: Any) -> tuple[bool, Tensor, Tensor]:
+    """Whether the channels are BGR, and scale and offset `(3,)` float64 by which pixels 0..255 become values."""
+    timms = getattr(processor, "data_config", None)  # of transformers' wrapper of timm models
+    if timms is not None:
+        factor, mean, std = 1 / 255, timms["mean"], timms["std"]
+    elif not hasattr(processor, "do_normalize"):
+        raise ValueError(
+            f"{type(processor).__name__} has no do_rescale, do_normalize, image_mean and image_std, so it is unknown "
+            "what it does to pixels: give an image processor of transformers, or AfDcdImageProcessor(image_mean=...)."
+        )
+    else:
+        factor = processor.rescale_factor if processor.do_rescale else 1.0
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    mean, std = (torch.as_tensor(each, dtype=torch.float64).expand(3) for each in (mean, std))
+    bgr = any(getattr(processor, name, False) for name in ("do_flip_channels", "do_flip_channel_order"))
+    return bool(bgr), factor / std, -mean / std
+
+
 def running_teacher(
     teacher: nn.Module, pixel_values: Tensor, layers: Sequence[str], *, fold: bool, channels_last: bool
 ) -> nn.Module:
     """The model that runs in the teacher's place: itself, or a copy that computes the same and is faster.
 
-    The teacher is left as it is. The copy shares all weights that are the same in both, so that only folded and
-    re-ordered ones take memory. Hooks on the teacher's layers fire in the copy as well.
-
-    Args:
-        teacher: on its device.
-        pixel_values: `(B, 3, H, W)`, any batch; both models run on it and are compared.
-        layers: the layers that are distilled.
-        fold: put each batch norm that follows a convolution into the convolution's weights.
-        channels_last: lay out the weights of convolutions channels last.
+    The copy shares all weights that are the same in both, and hooks on the teacher's layers fire in it. Both run on
+    `pixel_values` `(B, 3, H, W)`, and their logits and the maps of `layers` are compared.
 
     Raises:
-        ValueError: there is nothing to fold, or logits or maps differ by more than 1e-4 of their largest value.
+        ValueError: there is nothing to fold, or they differ by more than 1e-4 of their largest value.
     """
     if not fold and not channels_last:
         return teacher
@@ -71,22 +167,16 @@ def stops_early(teacher: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTa
     """
     if not taps or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         return False
-    pixel_values = pixel_values.to(next(teacher.parameters()).device)
+    pixel_values = pixel_values.to(device_of(teacher))
     with evaluating(teacher), torch.no_grad():
         early = [each.clone() for each in _tensors(run_to_maps(teacher, pixel_values, taps))]
         whole = _tensors(run_tapped(teacher, pixel_values, taps)[1])[-len(early) :]
     return all(map(torch.equal, early, whole))
 
 
-def compile_like_student(model: nn.Module, accelerator: Accelerator) -> Any:
-    """The model compiled with the settings that accelerate compiles the student with; as it is without any."""
-    plugin = accelerator.state.dynamo_plugin
-    return model if plugin.backend == DynamoBackend.NO else torch.compile(model, **plugin.to_kwargs())
-
-
 def _tensors(activations: Activations) -> list[Tensor]:
     logits = [] if activations.logits is None else [activations.logits]
-    return [*logits, *(each.feature_map for each in activations.of_each_layer() if each.feature_map is not None)]
+    return [*logits, *maps_of(activations)]
 
 
 def copied(model: nn.Module, *, own_kernels: bool) -> nn.Module:

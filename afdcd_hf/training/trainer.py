@@ -15,6 +15,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from ..data.samples import collate_samples
@@ -23,39 +24,22 @@ from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import held_alone
 from ..inference.segment import InferenceSettings
 from ..losses.task import TaskLoss
+from . import distributed, training_args
 from .callbacks import AveragedWeights, Randomness, TimeBudget
 from .checkpoints import check_whole, checkpoint_to_resume
-from .class_weights import settle_class_weights
-from .distributed import (
-    align_buffers,
-    check_sharding,
-    images_per_step,
-    of_whole_batches,
-    settle_unused_parameter_search,
-    synchronise_batch_norm,
-    whole_tensors,
-)
 from .guard import Guard
 from .hub_push import HubTrainer
 from .interruption import Interruption, TrainingInterrupted, prepare_workers
-from .progress import TermMeans, shows_bars, use_lines_without_terminal
+from .progress import Speed, StepTimer, TermMeans, shows_bars, use_lines_without_terminal
 from .saving import RAW_STUDENT_NAME, CheckpointCallback
-from .timing import Speed, StepTimer
-from .training_args import (
-    SegmentationTrainingArguments,
-    check_number_of_samples,
-    enable_gradient_checkpointing,
-    refuse_unused,
-    refuse_where_divided,
-)
+from .training_args import SegmentationTrainingArguments
 
 
 class SegmentationTrainer(HubTrainer):
     """`transformers.Trainer` for segmenters: loss terms in the log, evaluation in constant memory, exact resumption.
 
     A checkpoint holds the student as `from_pretrained` reads it, and all that a resumed run needs to end with the same
-    weights to the bit. What else happens is done by callbacks: see `callbacks`, `guard`, `interruption`, `saving` and
-    `timing`.
+    weights to the bit. What else happens is done by callbacks.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
@@ -66,14 +50,13 @@ class SegmentationTrainer(HubTrainer):
             `evaluate_segmenter`.
         processing_class: image processor of the model, saved beside it and used for evaluation.
         data_collator: makes a batch of samples.
-        options: `callbacks`, `optimizers` and `optimizer_cls_and_kwargs`, as for `transformers.Trainer`, whose other
-            arguments have no effect here and are refused.
+        callbacks, optimizers, optimizer_cls_and_kwargs: as for `transformers.Trainer`.
 
     Attributes:
         speed: of the last training, also of its parts before a resumption; None before its end.
 
     Raises:
-        ValueError: an argument that has no effect here, or fewer training samples than one batch takes.
+        ValueError: fewer training samples than one batch takes, or arguments that this model or machine cannot have.
     """
 
     generators: Sequence[torch.Generator] = ()  # beside the global ones, that a step draws from
@@ -87,15 +70,15 @@ class SegmentationTrainer(HubTrainer):
         eval_dataset: Sequence[Mapping[str, Any]] | dict[str, Sequence[Mapping[str, Any]]] | None = None,
         processing_class: Any = None,
         data_collator: Callable[[list], dict[str, Any]] | None = None,
-        **options: Any,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
     ):
-        taken = ("callbacks", "optimizers", "optimizer_cls_and_kwargs")
-        refuse_unused({name: value for name, value in options.items() if name not in taken})
-        check_number_of_samples(train_dataset, args)
-        settle_class_weights(args, train_dataset)
-        model = synchronise_batch_norm(model, args)
+        training_args.check_number_of_samples(train_dataset, args)
+        training_args.settle_class_weights(args, train_dataset)
+        model = distributed.synchronise_batch_norm(model, args)
         student = getattr(model, "student", model)
-        settle_unused_parameter_search(args, student)
+        distributed.settle_unused_parameter_search(args, student)
         if args.channels_last:
             student.to(memory_format=torch.channels_last)
         super().__init__(
@@ -105,9 +88,12 @@ class SegmentationTrainer(HubTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator or collate_samples,
-            **{name: options[name] for name in taken if name in options},
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        refuse_where_divided(args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            training_args.refuse_where_divided(args)
         # Our loss is a mean over pixels; the Trainer has to divide it by the number of accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.task_loss = TaskLoss.for_model(
@@ -115,20 +101,22 @@ class SegmentationTrainer(HubTrainer):
         )
         self.terms = TermMeans(report=self.is_world_process_zero())
         self.speed: Speed | None = None
-        self.interruption: Interruption | None = None
         self._whole_student: nn.Module | None = None
         if self.is_fsdp_enabled:  # every process keeps a whole copy, for what is evaluated and saved
-            check_sharding(self.accelerator.state.fsdp_plugin)
+            distributed.check_sharding(self.accelerator.state.fsdp_plugin)
             self._whole_student = copy.deepcopy(self.student).eval().requires_grad_(False)
         use_lines_without_terminal(self)
-        self.checkpoints, self.guard, self.timer = CheckpointCallback(self), Guard(self), StepTimer(args.device)
+        self.timer, self.interruption = StepTimer(args.device), Interruption(args, self.save_now)
         self.budget = None if args.max_seconds is None else TimeBudget(args.max_seconds, self.timer)
         self.average = None if args.ema_decay is None else AveragedWeights(self.student, args.ema_decay)
+        self.checkpoints, self.guard = CheckpointCallback(self), Guard(self)
         # The timer comes behind what takes time between steps, and the guard looks at what all the others have done.
-        for one in (Randomness(train_dataset), self.checkpoints, self.timer, self.budget, self.average, self.guard):
-            if one is not None:
-                self.add_callback(one)
-        enable_gradient_checkpointing(self.student, args)
+        ours = (Randomness(train_dataset), self.checkpoints, self.timer, self.budget, self.average, self.guard)
+        for callback in (*ours, self.interruption):
+            if callback is not None:
+                self.add_callback(callback)
+        if args.gradient_checkpointing:
+            training_args.enable_gradient_checkpointing(self.student, args.gradient_checkpointing_kwargs)
 
     @property
     def trained_module(self) -> nn.Module:
@@ -172,16 +160,8 @@ class SegmentationTrainer(HubTrainer):
         with held_alone(self.args.output_dir) if self.args.process_index == 0 else nullcontext():
             checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
             self.timer.reset()
-            self.terms.load({})
-            self.guard.begin()
             self.speed = None
-            if self.budget is not None:
-                self.budget.begin(0.0)
-            if self.args.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(self.args.device)
-            self.checkpoints.begin(None if checkpoint is None else Path(checkpoint))
-            self.interruption = Interruption(self.args, self.save_now)
-            self.add_callback(self.interruption)
+            self.checkpoints.begin(checkpoint)
             try:
                 with self.interruption.listening(), self.guard.telling_what_is_saved():
                     output = super().train(checkpoint, trial, ignore_keys_for_eval)
@@ -191,8 +171,6 @@ class SegmentationTrainer(HubTrainer):
                 raise
             finally:
                 self.is_in_train = False
-                self.remove_callback(self.interruption)
-                self.interruption = None
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             check_whole(Path(self.state.best_model_checkpoint))
             if self.average is not None:  # what has been loaded is an average
@@ -210,34 +188,24 @@ class SegmentationTrainer(HubTrainer):
 
     def get_train_dataloader(self) -> Any:
         """As in transformers, but workers do not disturb a run, and with `dataloader_drop_last` all steps are whole."""
-        if self.train_dataset is None:
+        args, samples = self.args, self.train_dataset
+        if samples is None:
             return super().get_train_dataloader()
-        if isinstance(self.train_dataset, StreamedSamples):
-            return prepare_workers(self._streaming_loader(self.train_dataset), self.args.seed)
-        loader = self._get_dataloader(
-            dataset=self.train_dataset,
-            description="Training",
-            batch_size=self._train_batch_size,
-            sampler_fn=lambda dataset: of_whole_batches(self._get_train_sampler(dataset), self.args),
-            is_training=True,
-        )
-        return prepare_workers(loader, self.args.seed)
-
-    def _streaming_loader(self, samples: StreamedSamples) -> Any:
-        """Batches of this process's part of a stream: accelerate would let one process read for all."""
-        args, samples.share = self.args, (self.args.process_index, self.args.world_size)
-        loader: DataLoader = DataLoader(
-            samples,
-            self._train_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-        )
+        if not isinstance(samples, StreamedSamples):
+            loader = self._get_dataloader(
+                dataset=samples,
+                description="Training",
+                batch_size=self._train_batch_size,
+                sampler_fn=lambda dataset: distributed.of_whole_batches(self._get_train_sampler(dataset), args),
+                is_training=True,
+            )
+            return prepare_workers(loader, args.seed)
+        samples.share = args.process_index, args.world_size  # accelerate would let one process read for all
+        names = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+        options = {name: getattr(args, f"dataloader_{name}") for name in names}
+        loader = DataLoader(samples, self._train_batch_size, collate_fn=self.data_collator, **options)
         own = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
-        return prepare_data_loader(loader, args.device, **own)
+        return prepare_workers(prepare_data_loader(loader, args.device, **own), args.seed)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All weights decay, as in the released code; with `decay_all=False` transformers' choice."""
@@ -287,14 +255,17 @@ class SegmentationTrainer(HubTrainer):
         """
         if "loss" in logs and (means := self.terms.take(self.accelerator)):
             logs |= {"loss": sum(means.values()), **{f"loss_{name}": mean for name, mean in means.items()}}
-            logs |= self.timer.take(self.accelerator).as_log()
+            logs |= self.timer.take(self.accelerator)
         elif "train_runtime" in logs:
-            self.speed = Speed.of_history(self.state.log_history) + self.timer.take(self.accelerator)
-            if self.speed.steps:
-                logs |= {"train_seconds_in_steps": round(self.speed.total_seconds, 3), **self.speed.as_log("train_")}
+            rest = {"step": self.state.global_step, **self.timer.take(self.accelerator)}  # since the last line
+            self.speed = speed = Speed.of_history([*self.state.log_history, rest])
+            if speed.images_per_second is not None:
+                logs |= {"train_seconds_in_steps": round(speed.total_seconds, 3)}
+                logs |= {"train_images_per_second": round(speed.images_per_second, 3)}
+                logs |= {f"train_time_{part}": float(f"{seconds:.5g}") for part, seconds in speed.split.items()}
             if self.budget is not None:  # transformers derives it from the planned number of steps
-                images = (self.state.global_step - self.checkpoints.resumed_step) * images_per_step(self.args)
-                logs["train_samples_per_second"] = round(images / logs["train_runtime"], 3)
+                steps, batch = self.state.global_step - self.checkpoints.resumed_step, distributed.images_per_step
+                logs["train_samples_per_second"] = round(steps * batch(self.args) / logs["train_runtime"], 3)
         super().log(logs, start_time)
 
     def evaluate(
@@ -305,16 +276,14 @@ class SegmentationTrainer(HubTrainer):
         if isinstance(dataset, dict):
             parts = [self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{key}") for key, part in dataset.items()]
             return {name: value for metrics in parts for name, value in metrics.items()}
-        if dataset is None:
-            raise ValueError("There is nothing to evaluate on: give the Trainer an eval_dataset.")
-        if self.processing_class is None:
-            raise ValueError("Evaluation needs the image processor: give the Trainer processing_class=processor.")
+        if dataset is None or self.processing_class is None:
+            raise ValueError("An evaluation needs eval_dataset and processing_class (the image processor): give both.")
         student = self.evaluated_student
-        align_buffers(self.args.world_size, self.student, student)
+        distributed.align_buffers(self.args.world_size, self.student, student)
         if self._whole_student is not None:
-            self._whole_student.load_state_dict(whole_tensors(self.student.state_dict()))
+            self._whole_student.load_state_dict(distributed.whole_tensors(self.student.state_dict()))
         start = time.perf_counter()
-        with nullcontext() if self.interruption is None else self.interruption.saving_amid(student):
+        with self.interruption.saving_amid(student):
             scores = self.score(
                 student,
                 dataset,
@@ -345,15 +314,14 @@ class SegmentationTrainer(HubTrainer):
         not matter, and a checkpoint's score in the log is the one that `evaluate_segmenter` gives the saved folder.
         """
         config = getattr(self.student, "config", None)
+        precision = "bf16" if self.args.bf16_full_eval else "fp16" if self.args.fp16_full_eval else "fp32"
         with _own_forward(model):
             return evaluate_segmenter(
                 model,
                 rows,
                 processor=self.processing_class,
                 num_labels=getattr(config, "num_labels", None) or getattr(self.train_dataset, "num_labels", None),
-                settings=InferenceSettings(
-                    precision="bf16" if self.args.bf16_full_eval else "fp16" if self.args.fp16_full_eval else "fp32"
-                ),
+                settings=InferenceSettings(precision=precision),
                 **options,
             )
 
@@ -383,11 +351,10 @@ class SegmentationTrainer(HubTrainer):
 
 @contextmanager
 def _own_forward(model: Any) -> Iterator[None]:
-    """Take off the autocast that accelerate has put around `model.forward`, and put it back afterwards.
+    """Take off the autocast that accelerate puts around `forward` of what is trained, and put it back afterwards.
 
-    accelerate replaces `forward` of the model that the optimizer trains. That is the student itself in a supervised
-    training, but the module around it in a distillation: without this, the same evaluation would run in bfloat16 here
-    and in float32 there.
+    That is the student in a supervised training, but the module around it in a distillation: without this, the same
+    evaluation would run in bfloat16 here and in float32 there.
     """
     wrapped = model.__dict__.get("forward")
     if "_original_forward" in model.__dict__:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import reduce
 from transformers import TrainingArguments, get_scheduler
 
 from ..data.samples import TrainingSamples
+from ..data.statistics import count_labels
 from ..features import layer_names
 from ..losses import validate_loss_spec
+from ..losses.task import TaskLoss
 from ..messages import close_names
 from .distributed import DEFAULT_BATCH_SIZE, device_batch_size, images_per_step, use_one_gpu_per_process
-from .option_values import check_options, plain_value
-from .options import DEFAULT_STEPS, DistillationOptions, SegmentationOptions
+from .options import DEFAULT_STEPS, DistillationOptions, SegmentationOptions, check_options, plain_value
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import SaveStrategy
@@ -38,31 +39,14 @@ _RANGES = {
     "ddp_timeout": {"at_least": 1},
     "data_seed": {"at_least": 0, "below": 2**32},
 }
-# Arguments of transformers that would do nothing here, by the reason why.
-WITHOUT_EFFECT = {
-    name: reason
-    for reason, names in {
-        "the task loss is the plain cross entropy": "label_smoothing_factor",
-        "evaluations run through evaluate_segmenter, one image at a time": "prediction_loss_only include_for_metrics "
-        "batch_eval_metrics eval_do_concat_batches eval_use_gather_object eval_accumulation_steps label_names",
-        "it is about language models": "include_num_input_tokens_seen average_tokens_across_devices "
-        "neftune_noise_alpha use_cache use_liger_kernel liger_kernel_config",
-        "images have no length to group them by": "length_column_name",
-        "`afdcd train` and `distill` always train, and evaluate at the end": "do_train",
-        "eval_strategy says whether to evaluate during training": "do_eval",
-        "`afdcd predict` does that": "do_predict",
-    }.items()
-    for name in names.split()
-}
-
-
-# Arguments of transformers.Trainer that would do nothing here.
-_UNUSED = {
-    "compute_metrics": "evaluations count class pairs as they go; use evaluate_segmenter for other figures",
-    "compute_loss_func": "the loss is the arguments' task_weight, aux_weight and loss; override compute_loss instead",
-    "preprocess_logits_for_metrics": "evaluations keep no logits",
-    "model_init": "the model is given as it is",
-}
+# Arguments of transformers that would do nothing here: the task loss is our own, evaluations run through
+# evaluate_segmenter, images have no length to group them by, and `afdcd train` always trains and evaluates.
+WITHOUT_EFFECT = frozenset(
+    "label_smoothing_factor prediction_loss_only include_for_metrics batch_eval_metrics eval_do_concat_batches "
+    "eval_use_gather_object eval_accumulation_steps label_names include_num_input_tokens_seen "
+    "average_tokens_across_devices neftune_noise_alpha use_cache use_liger_kernel liger_kernel_config "
+    "length_column_name do_train do_eval do_predict".split()
+)
 
 
 @dataclass
@@ -87,11 +71,17 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
         save_strategy: SaveStrategy = SaveStrategy.STEPS
 
     def __post_init__(self) -> None:
-        self._refuse_without_effect()
+        for one in fields(self):
+            default = one.default_factory() if one.default_factory is not MISSING else one.default
+            if one.name in WITHOUT_EFFECT and (value := getattr(self, one.name)) != default:
+                raise ValueError(f"{one.name}={value!r} would have no effect in this trainer. Leave it out.")
+        if (order := self.train_sampling_strategy) not in ("random", "sequential"):
+            raise ValueError(f"train_sampling_strategy={order!r} would have no effect: give random or sequential.")
         check_options(self, _RANGES)
         self._settle_length()
         if self.lr_scheduler_kwargs is None:
-            self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0} if self._schedule() == "polynomial" else {}
+            polynomial = plain_value(self.lr_scheduler_type) == "polynomial"
+            self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0} if polynomial else {}
         if self.optim_args is None and plain_value(self.optim) == "sgd":
             self.optim_args = "momentum=0.9"
         if self.data_seed is None:  # else the order of samples would hang on torch's seed, which differs over ranks
@@ -106,12 +96,9 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: images and labels are read from the raw columns.")
         self._check_schedule()
-        name = self.metric_for_best_model
-        if name is not None and not name.endswith(_SCORES):
-            raise ValueError(
-                f"metric_for_best_model={name!r} is not among the scores of an evaluation: {', '.join(_SCORES)}."
-                f"{close_names(name, _SCORES)}"
-            )
+        if (name := self.metric_for_best_model) is not None and not name.endswith(_SCORES):
+            known = f"{', '.join(_SCORES)}.{close_names(name, _SCORES)}"
+            raise ValueError(f"metric_for_best_model={name!r} is not among the scores of an evaluation: {known}")
         if self.fp16 and self.device.type == "cpu":  # accelerate would say nothing
             logger.warning("fp16=True does nothing on the CPU: this training is in float32. bf16=True works there.")
 
@@ -123,42 +110,23 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
                 "would still be rising when it ends."
             )
 
-    def _refuse_without_effect(self) -> None:
-        for one in fields(self):
-            default = one.default_factory() if one.default_factory is not MISSING else one.default
-            if one.name in WITHOUT_EFFECT and getattr(self, one.name) != default:
-                raise ValueError(
-                    f"{one.name}={getattr(self, one.name)!r} would have no effect: {WITHOUT_EFFECT[one.name]}. Leave "
-                    "it out."
-                )
-        if self.train_sampling_strategy not in ("random", "sequential"):
-            raise ValueError(
-                f"train_sampling_strategy={self.train_sampling_strategy!r} would have no effect: images have no length "
-                "to group them by. Give random or sequential."
-            )
-
     def _settle_length(self) -> None:
         """`max_steps` and `num_train_epochs` exclude each other."""
         if self.max_steps == 0:
             raise ValueError(f"max_steps=0 would train nothing; give 1 or more, or leave it out for {DEFAULT_STEPS}.")
-        by_epochs = self.num_train_epochs is not None
-        if self.max_steps == DEFAULT_STEPS and by_epochs:
+        if self.num_train_epochs is None:
+            self.num_train_epochs = _DEFAULT_EPOCHS  # as transformers has it, whatever it then does with it
+        elif self.max_steps == DEFAULT_STEPS:
             self.max_steps = -1
-        elif by_epochs and self.max_steps > 0:
+        elif self.max_steps > 0:
             raise ValueError(
                 f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs:g} exclude each other: give "
                 "one of them (max_steps=-1 switches a recipe's max_steps off)."
             )
         if self.max_seconds is not None and self.max_steps <= 0:
             raise ValueError(
-                f"max_seconds needs max_steps > 0, not {self.max_steps}: the steps that the schedule (warm-up, say) is "
-                "written for."
+                f"max_seconds needs max_steps > 0, not {self.max_steps}: the steps that the schedule is written for."
             )
-        if self.num_train_epochs is None:  # as transformers has it, whatever it then does with it
-            self.num_train_epochs = _DEFAULT_EPOCHS
-
-    def _schedule(self) -> str:
-        return plain_value(self.lr_scheduler_type)
 
     def _check_schedule(self) -> None:
         steps = self.max_steps if self.max_steps > 0 else DEFAULT_STEPS
@@ -170,8 +138,8 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
             get_scheduler(self.lr_scheduler_type, optimizer, warmup, steps, self.lr_scheduler_kwargs)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"lr_scheduler_type={self._schedule()!r} cannot be made with learning_rate={self.learning_rate:g} and "
-                f"lr_scheduler_kwargs={self.lr_scheduler_kwargs}: {error}"
+                f"lr_scheduler_type={plain_value(self.lr_scheduler_type)!r} cannot be made with learning_rate="
+                f"{self.learning_rate:g} and lr_scheduler_kwargs={self.lr_scheduler_kwargs}: {error}"
             ) from error
 
 
@@ -183,8 +151,12 @@ class DistillationTrainingArguments(DistillationOptions, SegmentationTrainingArg
         super().__post_init__()
         if self.loss is not None:
             validate_loss_spec(self.loss, self.loss_kwargs)
-        self.student_layer = _one_or_several("student_layer", self.student_layer)
-        self.teacher_layer = _one_or_several("teacher_layer", self.teacher_layer)
+        for name in ("student_layer", "teacher_layer"):
+            layers = getattr(self, name)
+            if layers == []:
+                raise ValueError(f"{name}=[] must name a module path, or several.")
+            if isinstance(layers, list) and len(layers) == 1:
+                setattr(self, name, layers[0])
         if self.student_layer is not None and self.teacher_layer is not None:
             check_pairs(layer_names(self.student_layer), layer_names(self.teacher_layer))
 
@@ -202,31 +174,21 @@ class DistillationTrainingArguments(DistillationOptions, SegmentationTrainingArg
 DistillationConfig = DistillationTrainingArguments  # arguments are called so in trl
 
 
-def check_pairs(student_layers: Sequence[str], teacher_layers: Sequence[str]) -> None:
+def check_pairs(of_student: tuple[str, ...], of_teacher: tuple[str, ...]) -> None:
     """Raise ValueError unless each of the student's layers has one of the teacher's."""
-    if len(student_layers) != len(teacher_layers):
+    if len(of_student) != len(of_teacher):
         raise ValueError(
-            f"student_layer names {len(student_layers)} map(s) ({', '.join(student_layers)}) and teacher_layer "
-            f"{len(teacher_layers)} ({', '.join(teacher_layers)}): maps are compared in pairs, so name as many of "
-            "each; the same layer may be named twice."
+            f"student_layer names {len(of_student)} map(s) ({', '.join(of_student)}) and teacher_layer "
+            f"{len(of_teacher)} ({', '.join(of_teacher)}): maps are compared in pairs, so name as many of each; the "
+            "same layer may be named twice."
         )
 
 
-def refuse_unused(given: Mapping[str, Any]) -> None:
-    """Raise for arguments of `transformers.Trainer` that would be taken and dropped."""
-    for name, value in given.items():
-        if name not in _UNUSED:
-            raise TypeError(f"{name!r} is not an argument of this trainer.")
-        if value is not None:
-            raise ValueError(f"{name} has no effect in this trainer: {_UNUSED[name]}.")
-
-
-def refuse_where_divided(args: SegmentationTrainingArguments, divided: bool) -> None:
+def refuse_where_divided(args: SegmentationTrainingArguments) -> None:
     """Raise for what needs whole weights on every process, where FSDP or DeepSpeed keep parts of them."""
-    if divided and args.channels_last:
-        raise ValueError("channels_last has no effect on weights that FSDP or DeepSpeed divide: leave it out.")
-    if divided and args.ema_decay is not None:
-        raise ValueError("ema_decay needs whole weights on every process, unlike under FSDP and DeepSpeed.")
+    for name, is_on in (("channels_last", args.channels_last), ("ema_decay", args.ema_decay is not None)):
+        if is_on:
+            raise ValueError(f"{name} needs whole weights on every process, unlike under FSDP and DeepSpeed.")
 
 
 def check_number_of_samples(train_dataset: Any, args: SegmentationTrainingArguments) -> None:
@@ -241,24 +203,39 @@ def check_number_of_samples(train_dataset: Any, args: SegmentationTrainingArgume
         )
 
 
-def enable_gradient_checkpointing(student: Any, args: SegmentationTrainingArguments) -> None:
+def enable_gradient_checkpointing(student: Any, options: dict[str, Any] | None) -> None:
     """Do now what the Trainer does when training begins, so that a student that cannot is found out early."""
-    if not args.gradient_checkpointing:
-        return
     if not hasattr(student, "gradient_checkpointing_enable"):
         raise ValueError(
-            f"gradient_checkpointing needs a student with the method gradient_checkpointing_enable, which "
-            f"{type(student).__name__} lacks: leave it out."
+            f"{type(student).__name__} lacks gradient_checkpointing_enable: leave gradient_checkpointing out."
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer versions of transformers have another name for it
-        student.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        student.gradient_checkpointing_enable(options)
 
 
-def _one_or_several(name: str, layers: str | list[str] | None) -> str | list[str] | None:
-    """A single name by itself, however it was given."""
-    if layers is None or isinstance(layers, str):
-        return layers
-    if not layers:
-        raise ValueError(f"{name}=[] must name a module path, or several.")
-    return layers[0] if len(layers) == 1 else layers
+def settle_class_weights(args: SegmentationTrainingArguments, train_dataset: Any) -> None:
+    """Replace `class_weights="balanced"` by numbers from the training labels, rounded so that a recipe repeats them.
+
+    Several processes share the labels. ValueError or OSError where labels cannot be counted or read.
+    """
+    if args.class_weights != "balanced":
+        return
+    TaskLoss(kind=args.task_loss, class_weights=[1.0])  # refused where they have no effect, before all is read
+    if not isinstance(train_dataset, TrainingSamples):
+        raise ValueError(
+            f"class_weights='balanced' counts the labels of TrainingSamples, and train_dataset is a "
+            f"{type(train_dataset).__name__}: give one number for each class, such as "
+            "afdcd_hf.data.count_labels(rows).balanced_weights.tolist()."
+        )
+    counted = count_labels(
+        train_dataset.dataset,
+        train_dataset.num_labels,
+        train_dataset.ignore_index,
+        indices=range(args.process_index, len(train_dataset), args.world_size),
+        progress=not args.disable_tqdm and args.process_index == 0,
+    )
+    counted.pixels[:] = reduce(torch.from_numpy(counted.pixels).to(args.device), "sum").cpu().numpy()
+    args.class_weights = counted.balanced_weights.round(6).tolist()
+    if args.process_index == 0:
+        logger.info("class_weights, balanced over %d labels: %s", len(train_dataset), args.class_weights)

@@ -70,7 +70,9 @@ def test_scores_of_listed_images_are_printed_as_json_on_request(cityscapes, tmp_
     assert None in scores["per_category_iou"].values()  # a class that occurs nowhere
 
 
-def test_predictions_are_saved_as_the_test_server_wants_them(cityscapes, tmp_path):
+def test_predictions_are_saved_as_the_test_server_wants_them_also_of_a_split_without_labels(
+    cityscapes, tmp_path, capsys
+):
     assert evaluate(cityscapes, "--save-predictions", tmp_path / "submission") == 0
     names = sorted(path.name for path in (tmp_path / "submission").rglob("*.png"))
     assert names == [f"aachen_000000_00000{i}_labelIds.png" for i in range(3)]
@@ -78,31 +80,22 @@ def test_predictions_are_saved_as_the_test_server_wants_them(cityscapes, tmp_pat
     assert all(CITYSCAPES_IDS[int(value)] != 255 for value in values)
     with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
         assert len(archive.namelist()) == 3
-
-
-def test_a_split_without_labels_is_predicted_but_not_scored(cityscapes, tmp_path, capsys):
     cityscapes_folder(cityscapes / "data", "test", 2, size=(32, 64), kinds=())
     assert evaluate(cityscapes, "--split", "test", "--save-predictions", tmp_path / "out") == 0
-    assert "nothing to score" in capsys.readouterr().out
-    assert len(list((tmp_path / "out").rglob("*.png"))) == 2
+    assert "nothing to score" in capsys.readouterr().out and len(list((tmp_path / "out").rglob("*.png"))) == 2
 
 
-def test_a_model_of_other_classes_is_refused_before_it_runs(cityscapes, tmp_path, capsys):
-    camvid_folder(tmp_path, "val", 1, size=(32, 48))
-    line = answer(
-        capsys, "evaluate", "--model", str(cityscapes / "model"), "--dataset", "camvid", "--data-dir", str(tmp_path)
-    )
+def test_a_model_of_other_classes_is_refused_before_it_runs_and_another_order_is_a_warning(
+    cityscapes, tmp_path, capsys, caplog
+):
+    camvid_folder(tmp_path / "data", "val", 1, size=(32, 48))
+    where = ["--dataset", "camvid", "--data-dir", str(tmp_path / "data"), "--device", "cpu"]
+    line = answer(capsys, "evaluate", "--model", str(cityscapes / "model"), *where)
     assert "The model has 19 classes, camvid has 11" in line
-
-
-def test_classes_in_another_order_are_a_warning(tmp_path, caplog):
-    saved_model(tmp_path / "model", "camvid")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config = json.loads((saved_model(tmp_path / "model", "camvid") / "config.json").read_text())
     config["id2label"]["0"], config["id2label"]["1"] = config["id2label"]["1"], config["id2label"]["0"]
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    camvid_folder(tmp_path / "data", "val", 1, size=(32, 48))
-    where = ["--model", str(tmp_path / "model"), "--dataset", "camvid", "--data-dir", str(tmp_path / "data")]
-    assert main(["evaluate", *where, "--device", "cpu"]) == 0
+    assert main(["evaluate", "--model", str(tmp_path / "model"), *where]) == 0
     assert "class 0 is 'building' for the model and 'sky' there" in caplog.text
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter
-from afdcd_hf.cli.process_group import leave_process_group
+from afdcd_hf.cli.process import leave_process_group
 from afdcd_hf.inference.segment import InferenceSettings, segment_image
 from afdcd_hf.metrics.boundary_iou import StreamingBoundaryIoU
 

@@ -14,8 +14,7 @@ from afdcd_hf.data.transforms import PAPER_SCALES
 from afdcd_hf.losses import validate_loss_spec
 from afdcd_hf.recipes import list_recipes, load_recipe
 from afdcd_hf.training.arguments import merge_arguments, parse_arguments, training_part
-from afdcd_hf.training.option_values import plain_value
-from afdcd_hf.training.options import DataArguments
+from afdcd_hf.training.options import DataArguments, plain_value
 from afdcd_hf.training.training_args import WITHOUT_EFFECT, SegmentationTrainingArguments
 
 RECIPE = {
@@ -87,53 +86,39 @@ def test_options_of_losses_are_joined_and_those_of_replaced_losses_left_out(argv
 KD = {"loss": "kd"}
 MISTAKES = {
     "unknown option": (["--max_step", "3"], {}, r"Unknown argument 'max_step'\. Close: .*max_steps"),
-    "unknown option after =": (["--crop-sizes=3"], {}, r"Unknown argument 'crop_sizes'.*crop_size"),
     "unknown recipe key": ([], {"backbon": "resnet18"}, r"Unknown argument 'backbon'.*Close: .*backbone"),
     "nothing like it": ([], {"xyzzy": 1}, r"Unknown argument 'xyzzy'\. --help_all"),
     "option of an unknown loss": (["--af_dc.mask", "center"], {}, r"unknown loss 'af_dc'; known losses: .*af_dcd"),
-    "recipe option of an unknown loss": ([], {"cwdx.weight": 1}, r"unknown loss 'cwdx'"),
     "option of a loss not in use": (["--kd.weight", "1"], {"loss": "af_dcd"}, r"'kd', which is not in loss='af_dcd'"),
     "unknown option of a loss": (["--kd.wieght", "1"], KD, r"unknown option kd\.wieght; kd accepts weight"),
     "missing option of a loss": ([], {"loss": "af_dcd"}, r"missing af_dcd\.feature_weight"),
     "bad option of a loss": (["--kd.weight", "much"], KD, r"weight"),
-    "broken value of a loss": (["--kd.weight", "[1"], KD, r"weight"),
     "dotted option without value": (["--kd.weight"], KD, r"--kd\.weight needs a value"),
     "loss options twice": (["--loss_kwargs", '{"kd": {}}', "--kd.weight", "3"], KD, r"kd\.weight.*loss_kwargs"),
     "no JSON": (["--backbone_kwargs", "{stem"], KD, r"backbone_kwargs='\{stem' is not valid JSON"),
     "no JSON object": (["--loss_kwargs", "3"], KD, r"loss_kwargs='3' must be a JSON object"),
     "a number for losses": ([], {"loss_kwargs": 3}, r"loss_kwargs=3 must give each loss its options"),
     "a word for a number": (["--max_steps", "many"], KD, r"max_steps='many' must be a whole number, -1 or more"),
-    "a word in a recipe": ([], {**KD, "max_steps": "many"}, r"max_steps='many' must be a whole number"),
     "an option without its value": (["--max_steps"], KD, r"--max_steps needs a value"),
     "a stray word": (["oops"], KD, r"'oops' does not belong to an option"),
     "three sides": (["--crop_size", "1", "2", "3"], KD, r"crop_size=\[1, 2, 3\] must be 2 values"),
     "one side in a recipe": ([], {**KD, "crop_size": 512}, r"crop_size=512 must be a list of whole numbers, 2 values"),
     "an unknown schedule": (["--lr_scheduler_type", "cubic"], KD, r"cubic"),
     "an unknown option of the schedule": ([], {**KD, "lr_scheduler_kwargs": {"pwr": 1}}, r"lr_scheduler_type.*'pwr'"),
-    "text for the schedule's": ([], {**KD, "lr_scheduler_kwargs": "fast"}, r"lr_scheduler_kwargs='fast' is not valid"),
-    "nothing": ([], {**KD, "max_steps": None}, r"max_steps=None must be a whole number"),
-    "a list": ([], {**KD, "max_steps": [2]}, r"max_steps=\[2\] must be a whole number"),
     "part of a step": ([], {**KD, "max_steps": 2.5}, r"max_steps=2.5 must be a whole number"),
     "no step": ([], {**KD, "max_steps": 0}, r"max_steps=0 would train nothing"),
-    "a date": ([], {**KD, "seed": "2026-01-01"}, r"seed='2026-01-01' must be a whole number"),
-    "a number for a list": ([], {**KD, "scales": 1.0}, r"scales=1.0 must be a list of finite numbers"),
     "words in a list": ([], {**KD, "scales": ["a"]}, r"scales=\['a'\] must be a list of finite numbers"),
-    "an empty list": ([], {**KD, "scales": []}, r"scales=\[\] must hold one number or more"),
+    "an empty list": ([], {**KD, "scales": []}, r"scales=\[\] must be one value or more"),
     "a list for a mapping": ([], {**KD, "backbone_kwargs": [1]}, r"backbone_kwargs=\[1\] must be a mapping"),
-    "a list for text": ([], {**KD, "teacher": ["a"]}, r"teacher=\['a'\] must be text"),
-    "truth for text": ([], {**KD, "class_names": [True]}, r"class_names=\[True\] must be a list of texts"),
     "not a number": ([], {**KD, "learning_rate": math.nan}, r"learning_rate=nan must be a finite number, 0 or more"),
     "infinity": (["--learning_rate", "inf"], KD, r"learning_rate='inf' must be a finite number"),
-    "below zero": ([], {**KD, "learning_rate": -0.1}, r"learning_rate=-0.1 must be 0 or more"),
-    "a rate of zero": ([], {**KD, "learning_rate": 0}, r"cannot be made with learning_rate=0 "),
     "a huge batch": ([], {**KD, "total_batch_size": 10**12}, r"total_batch_size=10{12} must be 1 or more, 10{6} or"),
-    "no accumulation": ([], {**KD, "gradient_accumulation_steps": 0}, r"gradient_accumulation_steps=0 must be 1 or"),
-    "no epoch": ([], {**KD, "num_train_epochs": 0}, r"num_train_epochs=0.0 must be above 0"),
     "steps and epochs": ([], {**KD, "num_train_epochs": 2, "max_steps": 5}, r"exclude each other: .*max_steps=-1"),
     "warm-up to the end": ([], {**KD, "warmup_steps": 5, "max_steps": 5}, r"warmup_steps=5 must be less than the run"),
     "transformers' range": ([], {**KD, "adam_beta1": 3}, r"adam_beta1=3.0 must be 0 or more, below 1"),
     "transformers' type": ([], {**KD, "full_determinism": "maybe"}, r"full_determinism='maybe' must be true or false"),
     "an unknown score": ([], {**KD, "metric_for_best_model": "eval_loss"}, r"'eval_loss' is not among.*mean_iou"),
+    "raw columns": ([], {**KD, "remove_unused_columns": True}, r"remove_unused_columns must be False"),
     "time without steps": ([], {**KD, "max_seconds": 5, "max_steps": -1}, r"max_seconds needs max_steps > 0"),
 }
 
@@ -153,15 +138,10 @@ def test_values_are_read_as_they_are_meant(monkeypatch):
     assert data.class_names == ["no", "1"] and args.fp16 is False and args.max_steps == 20
     assert (model.pretrained_backbone, model.model) == ("/home/me/r18.safetensors", "/home/me/saved")
     assert (data.data_dir, data.train_list) == ("/home/me/data", "/home/me/list.txt")
+    for words, meant in ((["balanced"], "balanced"), (["1", "2.5"], [1, 2.5])):
+        assert train(["--class_weights", *words], {"use_cpu": True})[-1].class_weights == meant
     for written, meant in ((False, False), ("false", False), ("true", True), ("a.safetensors", "a.safetensors")):
         assert merge_arguments({"pretrained_backbone": written}, distils=False)["pretrained_backbone"] == meant
-
-
-def test_epochs_take_the_place_of_the_default_number_of_steps():
-    assert train(recipe={"num_train_epochs": 2, "use_cpu": True})[-1].max_steps == -1
-    assert train(recipe={"use_cpu": True})[-1].max_steps == 40_000
-    args = train(["--max_steps", "-1", "--num_train_epochs", "2"])[-1]
-    assert (args.max_steps, args.num_train_epochs) == (-1, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +150,11 @@ def test_epochs_take_the_place_of_the_default_number_of_steps():
 def test_options_of_a_distillation_given_to_a_supervised_training_are_an_error(argv, recipe):
     with pytest.raises(ValueError, match="' belongs to a distillation: use `afdcd distill`"):
         train(argv, recipe)
+
+
+def test_epochs_take_the_place_of_the_default_number_of_steps():
+    for recipe, steps in (({"num_train_epochs": 2}, -1), ({}, 40_000), ({"max_steps": -1, "num_train_epochs": 2}, -1)):
+        assert train(recipe={"use_cpu": True, **recipe})[-1].max_steps == steps
 
 
 def test_a_training_keeps_what_concerns_it_and_drops_teacher_and_loss():
@@ -207,13 +192,13 @@ WITH_EFFECT = set(
 
 def test_every_argument_of_transformers_has_an_effect_or_is_refused(tmp_path):
     names = {one.name for one in fields(TrainingArguments) if one.init}
-    assert names == WITH_EFFECT | WITHOUT_EFFECT.keys() and not WITH_EFFECT & WITHOUT_EFFECT.keys()
+    assert names == WITH_EFFECT | WITHOUT_EFFECT and not WITH_EFFECT & WITHOUT_EFFECT
     defaults = {one.name: one for one in fields(TrainingArguments)}
     for name in WITHOUT_EFFECT:
         one = defaults[name]
         default = one.default_factory() if one.default_factory is not MISSING else one.default
         other = not default if isinstance(default, bool) else ["x"] if isinstance(default, list) else 0.5
-        with pytest.raises(ValueError, match=f"{name}=.* would have no effect: .*Leave it out"):
+        with pytest.raises(ValueError, match=f"{name}=.* would have no effect .*Leave it out"):
             SegmentationTrainingArguments(str(tmp_path), use_cpu=True, **{name: other})
 
 

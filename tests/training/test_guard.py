@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import distilling, logged, loss_options, same, samples, segmenter, supervised, weights
+from tiny import distilling, logged, same, samples, segmenter, supervised, weights
 from torch.utils.data import Dataset
 
 from afdcd_hf.data.samples import collate_samples
 from afdcd_hf.training.guard import NonFiniteGradientError, NonFiniteLossError
 
-RUN = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 100}
-DISTIL = {"loss_kwargs": loss_options(mask="random"), "ema_decay": 0.9}
+RUN = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 3}
 
 
 class Samples(Dataset):
@@ -48,6 +47,14 @@ def in_order(trainer_of, folder: Path, dataset: Dataset, **options):
     return trainer_of(folder, train_dataset=dataset, train_sampling_strategy="sequential", **{**RUN, **options})
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run."""
+    trainer = in_order(supervised, tmp_path_factory.mktemp("whole"), Samples())
+    trainer.train()
+    return trainer
+
+
 def test_a_batch_has_the_names_of_its_images_where_all_have_one():
     rows = [samples()[index] for index in (2, 3)]
     assert collate_samples(rows)["names"] == ["bands_2", "bands_3"]
@@ -55,44 +62,27 @@ def test_a_batch_has_the_names_of_its_images_where_all_have_one():
     assert collate_samples(rows).keys() == {"pixel_values", "labels"}
 
 
-@pytest.mark.parametrize(("make", "options"), [(supervised, {}), (distilling, DISTIL)], ids=["labels", "teacher"])
-def test_a_loss_that_is_nan_stops_the_run_and_it_resumes_as_if_it_had_not(tmp_path, make, options):
-    options = {**options, "logging_steps": 2}  # the line after step 4 is a mean over the last good and the broken step
-    whole = in_order(make, tmp_path / "whole", Samples(), **options)
-    whole.train()
-    broken = in_order(make, tmp_path / "run", Samples("bands_5", epoch=1), **options)  # in the second batch: step 4
+@pytest.mark.parametrize("make", [supervised, distilling])
+def test_a_loss_that_is_nan_stops_the_run_before_it_is_used_and_names_what_to_resume_from(tmp_path, make):
+    broken = in_order(make, tmp_path, Samples("bands_5", epoch=1), save_steps=2)  # in the second batch: step 4
     with pytest.raises(NonFiniteLossError) as caught:
         broken.train()
     message = str(caught.value)
-    checkpoint = tmp_path / "run" / "checkpoint-3"
     assert "\n" not in message and message.startswith("step 4: the loss is not finite (task nan")
     assert "images bands_4, bands_5, bands_6, bands_7." in message and "learning rate 0.0" in message
-    assert f"after step 3 is saved in {checkpoint}" in message and "To try: a lower learning_rate" in message
+    assert "To try: a lower learning_rate" in message and message.endswith(f"resume from {tmp_path / 'checkpoint-2'}.")
     assert ("kd nan" in message and "reduction='mean'" in message) == (make is distilling)
-    assert all(torch.isfinite(tensor).all() for tensor in weights(broken.model).values())
-    assert same(load_file(checkpoint / "model.safetensors"), weights(broken.evaluated_student))
-    resumed = in_order(make, tmp_path / "run", Samples(first_epoch=1), **options)
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    assert same(weights(resumed.model), weights(whole.model))
-    assert same(weights(resumed.evaluated_student), weights(whole.evaluated_student))
-    assert all(logged(resumed, name) == logged(whole, name) for name in ("loss", "loss_task", "grad_norm"))
-
-
-def test_a_checkpoint_that_is_there_already_is_not_written_again(tmp_path):
-    trainer = in_order(supervised, tmp_path, Samples("bands_5", epoch=1), save_steps=1)
-    with pytest.raises(NonFiniteLossError, match="checkpoint-3"):
-        trainer.train()
-    saved = (tmp_path / "checkpoint-3" / "model.safetensors").stat().st_mtime_ns
-    resumed = in_order(supervised, tmp_path, Samples("bands_5", epoch=0), save_steps=1)
-    with pytest.raises(NonFiniteLossError, match="No step had been finished"):
-        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert (tmp_path / "checkpoint-3" / "model.safetensors").stat().st_mtime_ns == saved
+    assert broken.state.global_step == 3
+    assert all(parameter.isfinite().all() for parameter in broken.model.parameters())
+    again = in_order(make, tmp_path, Samples("bands_1", epoch=0))
+    with pytest.raises(NonFiniteLossError, match="step 3: .* No step had been finished since the start"):
+        again.train("last")
 
 
 def test_under_accumulation_the_batch_concerned_is_named(tmp_path):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     trainer = in_order(supervised, tmp_path, Samples("bands_5", epoch=0), **options)
-    with pytest.raises(NonFiniteLossError, match="step 2: .*images bands_4, bands_5\\..*checkpoint-1"):
+    with pytest.raises(NonFiniteLossError, match="step 2: .*images bands_4, bands_5\\..*No checkpoint had"):
         trainer.train()
 
 
@@ -126,36 +116,33 @@ def test_infinite_gradients_are_left_to_a_gradient_scaler(tmp_path):
 
 
 def test_without_the_check_the_run_goes_on(tmp_path):
-    trainer = in_order(supervised, tmp_path, Samples("bands_5", epoch=0), check_finite=False)
+    trainer = in_order(supervised, tmp_path, Samples("bands_5", epoch=0), check_finite=False, max_steps=2)
     trainer.train()
-    assert trainer.state.global_step == 4
+    assert trainer.state.global_step == 2
     assert any(not torch.isfinite(tensor).all() for tensor in weights(trainer.student).values())
 
 
 @pytest.mark.parametrize("error", [OSError("b.png: the image (/d/b.png) cannot be read"), ValueError("b.png: size")])
-def test_an_unreadable_image_stops_the_run_and_once_replaced_it_resumes_exactly(tmp_path, error):
-    whole = in_order(supervised, tmp_path / "whole", Samples())
-    whole.train()
-    broken = in_order(supervised, tmp_path / "run", Samples("bands_5", epoch=1, error=error))
+def test_an_unreadable_image_stops_the_run_and_once_replaced_it_resumes_exactly(whole, tmp_path, error):
+    broken = in_order(supervised, tmp_path, Samples("bands_5", epoch=1, error=error), save_steps=100)
     with pytest.raises(type(error)) as caught:
         broken.train()
-    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")  # one or two steps are done: batches are read ahead
+    (checkpoint,) = tmp_path.glob("checkpoint-*")  # one or two steps are done: batches are read ahead
     assert str(caught.value).startswith(f"{error}. The state after step") and str(checkpoint) in str(caught.value)
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    resumed = in_order(supervised, tmp_path / "run", Samples(first_epoch=step // 2))
+    resumed = in_order(supervised, tmp_path, Samples(first_epoch=step // 2))
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert same(weights(resumed.model), weights(whole.model))
     assert logged(resumed, "loss") == logged(whole, "loss")
 
 
 def test_of_an_error_in_a_data_worker_only_the_message_is_left(tmp_path):
-    torn = Samples(
-        "bands_7", epoch=0, error=OSError("b.png: the image (/d/b.png) cannot be read: 12 bytes are missing")
-    )
+    text = "b.png: the image (/d/b.png) cannot be read: 12 bytes are missing"
+    torn = Samples("bands_7", epoch=0, error=OSError(text))
     trainer = in_order(supervised, tmp_path, torn, per_device_train_batch_size=2, dataloader_num_workers=1)
     with pytest.raises(OSError) as caught:
         trainer.train()
-    assert str(caught.value).startswith("b.png: the image (/d/b.png) cannot be read: 12 bytes are missing. The state")
+    assert str(caught.value).startswith(f"{text}. The state")
     assert "Traceback" not in str(caught.value) and (tmp_path / "checkpoint-2").is_dir()
 
 
@@ -163,9 +150,10 @@ def test_a_disk_that_is_full_does_not_hide_why_the_run_stopped(tmp_path, monkeyp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    trainer = in_order(supervised, tmp_path, Samples("bands_5", epoch=1))
+    torn = Samples("bands_5", epoch=1, error=OSError("b.png is damaged"))
+    trainer = in_order(supervised, tmp_path, torn, save_steps=100)
     monkeypatch.setattr(trainer, "_save_checkpoint", full)
-    with pytest.raises(NonFiniteLossError, match="step 4: .*could not be saved: .*No space left"):
+    with pytest.raises(OSError, match="^b.png is damaged. The state .*could not be saved: .*No space left"):
         trainer.train()
 
 
@@ -185,7 +173,7 @@ def test_where_one_process_of_several_fails_alone_the_last_checkpoint_is_named(t
 
 
 @pytest.mark.parametrize("place", ["step", "evaluation"])
-def test_where_memory_runs_out_the_finished_step_is_saved(tmp_path, monkeypatch, place):
+def test_where_memory_runs_out_the_finished_step_is_saved(whole, tmp_path, monkeypatch, place):
     trainer = in_order(supervised, tmp_path, Samples(), eval_strategy="steps", eval_steps=3)
     calls, compute_loss = [], trainer.compute_loss
 
@@ -198,9 +186,7 @@ def test_where_memory_runs_out_the_finished_step_is_saved(tmp_path, monkeypatch,
     monkeypatch.setattr(trainer, "compute_loss" if place == "step" else "evaluate", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError, match=r"20.00 GiB\. The state after step 3 is saved in .*checkpoint-3"):
         trainer.train()
-    whole = in_order(supervised, tmp_path / "whole", Samples(), save_steps=3)
-    whole.train()
-    folders = [folder / "checkpoint-3" for folder in (tmp_path, tmp_path / "whole")]
+    folders = [Path(folder) / "checkpoint-3" for folder in (tmp_path, whole.args.output_dir)]
     assert same(*(load_file(folder / "model.safetensors") for folder in folders))
     states = [torch.load(folder / "rng_state.pth", weights_only=False) for folder in folders]
     assert torch.equal(states[0]["cpu"], states[1]["cpu"])

@@ -28,35 +28,42 @@ class SignalAt(TrainerCallback):
                 os.kill(os.getpid(), number)
 
 
-class Counter(TrainerCallback):
-    """Counts saves and ends."""
+class Ends(TrainerCallback):
+    """Counts them."""
 
-    def __init__(self):
-        self.saves, self.ends = [], 0
-
-    def on_save(self, args, state, control, **kwargs):
-        self.saves.append(state.global_step)
+    count = 0
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.ends += 1
+        self.count += 1
+
+
+OPTIONS = {"max_steps": 4, "logging_steps": 3, "loss_kwargs": loss_options(mask="random")}
+OPTIONS |= {"eval_strategy": "steps", "eval_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run."""
+    trainer = distilling(tmp_path_factory.mktemp("whole"), **OPTIONS)
+    trainer.train()
+    return trainer
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_a_checkpoint_from_which_the_run_ends_as_if_nothing_had_happened(tmp_path, number, status):
-    options = {"max_steps": 5, "logging_steps": 3, "loss_kwargs": loss_options(mask="random")}
-    whole = distilling(tmp_path / "whole", **options)
-    whole.train()
-    counter = Counter()
-    stopped = distilling(tmp_path / "run", **options, callbacks=[SignalAt(2, number), counter])
+def test_a_signal_saves_a_checkpoint_from_which_the_run_ends_as_if_nothing_had_happened(
+    whole, tmp_path, number, status
+):
+    ends = Ends()
+    stopped = distilling(tmp_path / "run", **OPTIONS, callbacks=[SignalAt(1, number), ends])
     before = signal.getsignal(number)
-    message = "stopped by SIG.* after step 2; .* saved in .*checkpoint-2"
+    message = "stopped by SIG.* after step 1; .* saved in .*checkpoint-1"
     with pytest.raises(TrainingInterrupted, match=message) as raised:
         stopped.train()
     assert raised.value.exit_status == status
     assert signal.getsignal(number) == before
-    assert counter.saves == [2] and counter.ends == 1 and stopped.state.global_step == 2
-    assert fault_of(tmp_path / "run" / "checkpoint-2") is None
-    resumed = distilling(tmp_path / "run", segmenter(5), **options)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-1"] and ends.count == 1
+    assert fault_of(tmp_path / "run" / "checkpoint-1") is None
+    resumed = distilling(tmp_path / "run", segmenter(5), **OPTIONS)
     resumed.train(resume_from_checkpoint="last")
     assert same(weights(resumed.model), weights(whole.model))
     for term in ("loss", "loss_task", "loss_feature", "grad_norm"):  # the line at step 3 spans the stop
@@ -88,11 +95,8 @@ def test_where_an_evaluation_is_due_the_checkpoint_is_saved_before_it_too(tmp_pa
     assert (tmp_path / "checkpoint-1").is_dir()
 
 
-def test_a_signal_amid_an_evaluation_saves_at_once_and_the_evaluation_is_finished(tmp_path):
-    options = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
-    whole = distilling(tmp_path / "whole", **options)
-    whole.train()
-    trainer, seen = distilling(tmp_path / "run", **options), []
+def test_a_signal_amid_an_evaluation_saves_at_once_and_the_evaluation_is_finished(whole, tmp_path):
+    trainer, seen = distilling(tmp_path / "run", **OPTIONS), []
 
     def signal_once(*_):
         if trainer.student.training:
@@ -106,7 +110,7 @@ def test_a_signal_amid_an_evaluation_saves_at_once_and_the_evaluation_is_finishe
         trainer.train()
     handle.remove()
     assert seen == [False, True, True]  # of three images
-    resumed = distilling(tmp_path / "run", **options)
+    resumed = distilling(tmp_path / "run", **OPTIONS)
     resumed.train("last")
     assert logged(resumed, "eval_mean_iou") == logged(whole, "eval_mean_iou")
     assert same(weights(resumed.model), weights(whole.model))

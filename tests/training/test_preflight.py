@@ -14,9 +14,14 @@ from PIL import Image
 from tiny import distilling, pictures, same, samples, segmenter, supervised, weights
 
 from afdcd_hf import AfDcdImageProcessor
-from afdcd_hf.training import runs
-from afdcd_hf.training.disk_space import check_room, check_writable, checkpoint_bytes, number_of_checkpoints
-from afdcd_hf.training.preflight import check_images, evenly_spread, preflight
+from afdcd_hf.training.preflight import (
+    check_images,
+    check_room,
+    check_writable,
+    checkpoint_bytes,
+    evenly_spread,
+    preflight,
+)
 
 CLASSES = ["a", "b", "c", "d"]
 
@@ -66,29 +71,11 @@ def test_good_images_give_one_line_and_are_spread_over_all():
         (np.zeros((16, 48)), "bands_0: the image is 32x48 pixels but its label 16x48"),
         (None, "bands_0 has no label"),
     ],
-    ids=["value", "size", "missing"],
 )
-def test_a_label_that_does_not_fit_names_the_image_and_how_many_are_alike(label, words):
+def test_a_label_that_does_not_fit_names_the_image(label, words):
     rows = [with_label(label), *pictures(2)]
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises(ValueError, match=words):
         look(rows, trains=True)
-    assert "looked at are like this" not in str(caught.value)
-    with pytest.raises(ValueError, match=rf"{words}.*\(2 of the 4 training images looked at are like this\.\)"):
-        look([*rows, with_label(label, 1)], trains=True)
-
-
-def test_labels_that_are_ignored_everywhere_are_an_error():
-    with pytest.raises(ValueError, match="Not one pixel of 2 training images is labelled: all are 255"):
-        look([with_label(np.full((32, 48), 255), index) for index in range(2)])
-
-
-def test_an_image_that_cannot_be_read_is_an_oserror():
-    class Rows(list):
-        def __getitem__(self, index):
-            raise OSError("b.png: the image (/d/b.png) cannot be read")
-
-    with pytest.raises(OSError, match="b.png"):
-        look(Rows([0]))
 
 
 @pytest.mark.parametrize(("best", "near_chance"), [(None, False), (0, True)], ids=["good", "constant"])
@@ -105,8 +92,6 @@ def test_a_teacher_near_chance_is_warned_of(tmp_path, caplog, best, near_chance)
 
 def test_a_checkpoint_is_as_large_as_foretold(tmp_path):
     for name, make, options in (
-        ("labels", supervised, {}),
-        ("teacher", distilling, {}),
         ("averaged", distilling, {"ema_decay": 0.9}),
         ("adam", supervised, {"optim": "adamw_torch"}),
         ("student", distilling, {"save_only_model": True}),
@@ -115,37 +100,24 @@ def test_a_checkpoint_is_as_large_as_foretold(tmp_path):
         trainer = make(tmp_path / name, student, max_steps=1, save_strategy="steps", save_steps=1, **options)
         trainer.train()
         written = sum(path.stat().st_size for path in (tmp_path / name / "checkpoint-1").rglob("*") if path.is_file())
-        assert checkpoint_bytes(trainer)[1] == pytest.approx(written, rel=0.05), name
-
-
-def test_the_number_of_checkpoints_follows_strategy_and_limit(tmp_path):
-    def count(**options) -> int:
-        return number_of_checkpoints(supervised(tmp_path, **options).args, 100, 25)
-
-    assert count(save_strategy="no") == 0
-    assert count(save_strategy="steps", save_steps=30) == 4
-    assert count(save_strategy="steps", save_steps=0.1) == 10
-    assert count(save_strategy="steps", save_steps=30, save_total_limit=2) == 2
-    assert count(save_strategy="epoch") == 4
-    best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 10}
-    assert count(**best, eval_strategy="steps", eval_steps=10, save_total_limit=1) == 2
+        assert checkpoint_bytes(trainer) == pytest.approx(written, rel=0.05), name
 
 
 def test_a_disk_too_small_is_an_error_and_one_that_will_be_full_a_warning(tmp_path, monkeypatch, caplog):
     trainer = supervised(tmp_path, save_strategy="steps", save_steps=1)
-    one = checkpoint_bytes(trainer)[1]
+    one = checkpoint_bytes(trainer)
 
     def free(number: float) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=number))
 
     free(0.9 * one)
     with pytest.raises(OSError, match="but one checkpoint takes 0.. MiB"):
-        check_room(trainer, 10, 2)
+        check_room(trainer, 10)
     free(13 * one)
-    check_room(trainer, 10, 2)
+    check_room(trainer, 10)
     assert "save_total_limit" not in caplog.text
     free(9 * one)
-    check_room(trainer, 10, 2)
+    check_room(trainer, 10)
     assert "save_total_limit" in caplog.text
 
 
@@ -177,33 +149,6 @@ def test_the_plan_is_told_and_what_is_odd_about_it(tmp_path, caplog):
     assert "nothing is saved before the end" in text and "A checkpoint takes" in text
 
 
-@pytest.mark.parametrize("command", ["train", "distill"])
-@pytest.mark.parametrize("preflight_option", [[], ["--preflight", "false"]], ids=["usual", "left out"])
-def test_commands_run_the_checks_unless_told_not_to(tmp_path, monkeypatch, command, preflight_option):
-    class StopRun(Exception):
-        """Where training would begin."""
-
-    def train(*_, **__):
-        raise StopRun
-
-    called = []
-    model, processor = segmenter(num_labels=2), AfDcdImageProcessor()
-    two = [{**row, "label": Image.fromarray(np.zeros((32, 48), np.uint8))} for row in pictures(4)]
-    monkeypatch.setattr(runs, "preflight", lambda trainer, names: called.append(names))
-    monkeypatch.setattr(runs.SegmentationTrainer, "train", train)
-    monkeypatch.setattr(runs, "load_model", lambda name, **_: segmenter(1, num_labels=2))
-    monkeypatch.setattr(runs, "build_model", lambda *_: (model, processor))
-    monkeypatch.setattr(runs, "processor_of", lambda name: None)
-    monkeypatch.setattr(runs, "prepare_facts", lambda *_: None)
-    monkeypatch.setattr(runs, "load_split", lambda **_: two)
-    argv = ["--output_dir", str(tmp_path / "run"), "--class_names", "sky", "sun", "--dataset", "x", "--use_cpu", "true"]
-    argv += ["--per_device_train_batch_size", "2", "--crop_size", "32", "48", "--report_to", "none", *preflight_option]
-    argv += ["--teacher", "somewhere", "--loss", "kd"] if command == "distill" else []
-    with pytest.raises(StopRun):
-        getattr(runs, command)(None, argv)
-    assert called == ([] if preflight_option else [["sky", "sun"]])
-
-
 def halves(first: int, second: int) -> dict:
     label = np.full((32, 48), first)
     label[:, 24:] = second
@@ -211,6 +156,8 @@ def halves(first: int, second: int) -> dict:
 
 
 def test_labels_that_cannot_mean_what_they_seem_to_are_questioned(caplog):
+    with pytest.raises(ValueError, match="Not one pixel of 2 training images is labelled: all are 255"):
+        look([with_label(np.full((32, 48), 255), index) for index in range(2)])
     with pytest.raises(ValueError, match=r"single class and 255, .* class 1 \(b\), .* never occurs.*255\": 1"):
         look([halves(0, 255)], trains=True)
     assert not caplog.records

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-
 import pytest
 import torch
 from tiny import distilling, loss_options, same, weights
 
-from afdcd_hf.features import Activations
 from afdcd_hf.losses import build_loss
 from afdcd_hf.losses.mgd import random_mask
 from afdcd_hf.losses.random_source import RandomSource
@@ -30,15 +26,6 @@ def test_a_mask_follows_its_generator_and_leaves_the_global_one_alone():
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.gpu
-def test_a_mask_on_the_gpu_needs_a_generator_there():
-    on_gpu = MAP.cuda()
-    assert random_mask(on_gpu, 0.5, RandomSource(rank_generator(0, 0, "cuda"))).is_cuda
-    with pytest.raises(RuntimeError, match="device"):
-        random_mask(on_gpu, 0.5, RandomSource(rank_generator(0, 0, "cpu")))
-
-
 @pytest.mark.parametrize("channels", [((3,), (8,)), ((3, 3), (8, 8))])
 def test_a_generator_reaches_every_loss_inside_and_no_state_dict(channels):
     torch.manual_seed(0)
@@ -51,38 +38,6 @@ def test_a_generator_reaches_every_loss_inside_and_no_state_dict(channels):
     assert list(loss.state_dict()) == names and loss.get_config_dict() == config
     loss.generator = None
     assert inner.generator is None
-
-
-def test_a_loss_with_a_generator_can_be_copied():
-    loss = build_loss("af_dcd", {"af_dcd": loss_options()["af_dcd"]}, 3, 8)
-    loss.generator = rank_generator(0, 0, "cpu")
-    for copied in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
-        assert torch.equal(copied.generator.get_state(), loss.generator.get_state())
-        assert copied.generator is not loss.generator
-
-
-def two_pairs():
-    torch.manual_seed(0)
-    loss = build_loss("kd+af_dcd", loss_options(patch_size=1), (3, 3), (8, 8))
-    noise = torch.randn(2, 11, 8, 8, generator=torch.Generator().manual_seed(0))
-    loss.generator = rank_generator(0, 0, "cpu")
-    return loss, [Activations(noise[:, :4], each, (each,)) for each in (noise[:, :3], noise[:, 3:])]
-
-
-def test_random_masks_compile_to_one_graph_with_the_draws_of_eager_mode():
-    loss, seen = two_pairs()
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
-    results = [compiled(*seen), compiled(*seen)]
-    sum(results[0].values()).backward()
-    gradients = {name: parameter.grad.clone() for name, parameter in loss.named_parameters()}
-    eager, seen = two_pairs()
-    expected = [eager(*seen), eager(*seen)]
-    sum(expected[0].values()).backward()
-    for actual, wanted in zip(results, expected, strict=True):
-        torch.testing.assert_close(actual, wanted)
-    for name, parameter in eager.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad)
-    assert expected[0]["feature_1"] != expected[1]["feature_1"]
 
 
 # The trainer

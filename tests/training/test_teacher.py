@@ -1,4 +1,4 @@
-"""The teacher as it runs: folded, channels last, no further than its maps; nothing else changes, itself included."""
+"""The teacher as it runs: its own input, folded, channels last, no further than its maps; nothing else changes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import DynamoBackend
+from images import labelled_image
 from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d
 from tiny import (
@@ -24,29 +25,26 @@ from tiny import (
     without_batch_effects,
 )
 from torch import nn
+from transformers import MobileViTImageProcessor, TimmWrapperImageProcessor
 
 from afdcd_hf import AfDcdImageProcessor, as_segmenter, evaluate_segmenter
 from afdcd_hf.features import LayerTap, run_tapped, run_to_maps
-from afdcd_hf.training.distillation import observe
-from afdcd_hf.training.teacher import running_teacher, stops_early
+from afdcd_hf.models.image_processing_afdcd import RELEASED_INPUT
+from afdcd_hf.training.teacher import observe, running_teacher, stops_early, with_own_input
 
 BOTH = {"fold_teacher_batch_norm": True, "channels_last": True}
 IMAGES = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
-NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
-def trained(network: nn.Module, seed: int = 0) -> nn.Module:
+def trained(network: nn.Module) -> nn.Module:
     """Give batch norm statistics and weights that matter."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for module in network.modules():
-        if isinstance(module, NORMS):
-            for tensor, low, high in (
-                (module.running_mean, -0.5, 0.5),
-                (module.running_var, 0.3, 2.0),
-                (module.weight.data, 0.5, 1.5),
-                (module.bias.data, -0.5, 0.5),
-            ):
-                tensor.uniform_(low, high, generator=generator)
+        if isinstance(module, (nn.BatchNorm2d, BatchNormAct2d)):
+            module.running_mean.uniform_(-0.5, 0.5, generator=generator)
+            module.running_var.uniform_(0.3, 2.0, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.uniform_(-0.5, 0.5, generator=generator)
     return network.eval()
 
 
@@ -80,8 +78,53 @@ def assert_same_activations(actual, expected):
     for one, other in zip((actual, *actual.of_each_layer()), (expected, *expected.of_each_layer()), strict=True):
         for name in ("logits", "feature_map"):
             before = getattr(other, name)
-            difference = (getattr(one, name) - before).abs().max()
-            assert difference <= 1e-5 * before.abs().max(), name
+            assert (getattr(one, name) - before).abs().max() <= 1e-5 * before.abs().max(), name
+
+
+# Its input
+
+IMAGE = labelled_image(0, 4, 32, 48)["image"]
+TIMMS = {"input_size": (3, 32, 48), "crop_pct": 1.0, "mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)}
+PROCESSORS = {
+    "imagenet": AfDcdImageProcessor(),
+    "released": AfDcdImageProcessor(**RELEASED_INPUT),  # BGR, 0..255, mean subtracted
+    "halves": AfDcdImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3, do_flip_channels=True),
+    "mobilevit": MobileViTImageProcessor(do_resize=False, do_center_crop=False),  # BGR, 0..1
+    "timm": TimmWrapperImageProcessor(TIMMS),
+}
+
+
+def prepared(name: str) -> torch.Tensor:
+    return PROCESSORS[name](IMAGE, return_tensors="pt")["pixel_values"]
+
+
+@pytest.mark.parametrize("theirs", PROCESSORS)
+@pytest.mark.parametrize("own", ["imagenet", "released"])
+def test_pixel_values_become_what_the_teachers_processor_makes_of_the_image(own, theirs):
+    teacher = torch.nn.Identity()
+    seeing = with_own_input(teacher, PROCESSORS[own], PROCESSORS[theirs])
+    assert (seeing is teacher) == (own == theirs)
+    torch.testing.assert_close(seeing(prepared(own)), prepared(theirs), atol=2e-5, rtol=1e-5)
+    assert torch.equal(teacher(prepared(theirs)), prepared(theirs))  # the one given is left as it is
+
+
+def test_the_trainers_teacher_gets_its_own_input_and_shares_its_weights(tmp_path):
+    teacher = segmenter(1, channels=48)
+    parts = {"processing_class": PROCESSORS["released"], "teacher_processor": PROCESSORS["imagenet"]}
+    trainer = distilling(tmp_path, teacher=teacher, **parts)
+    taught = trainer._teach(prepared("released"))
+    with torch.no_grad():
+        expected = teacher.eval()(pixel_values=prepared("imagenet")).logits
+    torch.testing.assert_close(taught.logits, expected, atol=1e-4, rtol=1e-4)
+    assert all(map(lambda one, other: one is other, trainer.teacher.parameters(), teacher.parameters()))
+    teacher.save_pretrained(tmp_path / "teacher")  # one given by its folder brings its processor
+    PROCESSORS["imagenet"].save_pretrained(tmp_path / "teacher")
+    named = distilling(tmp_path, teacher=str(tmp_path / "teacher"), processing_class=PROCESSORS["released"])
+    torch.testing.assert_close(named._teach(prepared("released")).logits, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="teacher_processor needs processing_class"):
+        distilling(tmp_path, processing_class=None, teacher_processor=PROCESSORS["imagenet"])
+    with pytest.raises(ValueError, match="SimpleNamespace has no do_rescale, .* give an image processor"):
+        with_own_input(torch.nn.Identity(), PROCESSORS["imagenet"], SimpleNamespace())
 
 
 # The copy
@@ -94,9 +137,11 @@ def assert_same_activations(actual, expected):
         (trained(segmenter(1, channels=48, auxiliary_head=True)), ["backbone[-1]", "head.features"]),
         (trained(as_segmenter(Plain())), ["module.norm"]),
         (trained(as_segmenter(Plain(bias=False, norm=BatchNormAct2d))), ["module.norm", "module.classifier"]),
+        (trained(as_segmenter(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Plain()))),
+         ["module.2.stem", "module.2.norm"]),
     ],
-    ids=["ours", "conv-bn", "timm's norm with activation"],
-)
+    ids=["ours", "conv-bn", "timm's norm with activation", "the convolution itself is distilled"],
+)  # fmt: skip
 def test_the_copy_gives_the_same_logits_and_maps_and_the_teacher_stays_as_it_was(teacher, layers, fold, channels_last):
     before, strides = weights(teacher), [parameter.stride() for parameter in teacher.parameters()]
     expected = observe(teacher, IMAGES, layers)
@@ -108,54 +153,32 @@ def test_the_copy_gives_the_same_logits_and_maps_and_the_teacher_stays_as_it_was
     assert torch.equal(observe(teacher, IMAGES, layers).logits, expected.logits)
 
 
-def test_every_batch_norm_behind_a_convolution_is_folded_and_said(caplog):
+def test_every_batch_norm_behind_a_convolution_is_folded_and_said_and_hooks_fire_in_the_copy(caplog):
     caplog.set_level(logging.INFO, "afdcd_hf.training.teacher")
     teacher = trained(segmenter(1, channels=48))
+    calls = passes_of(teacher.head.classifier)
     running = run(teacher)
     norms = [module for module in running.modules() if isinstance(module, nn.BatchNorm2d)]
     moved = torch.randn(1, norms[0].num_features, 4, 4)
     assert all(norm.forward(moved) is moved for norm in norms)
-    pairs = list(zip(teacher.modules(), running.modules(), strict=True))
-    assert all(one.running_var is other.running_var for one, other in pairs if isinstance(one, nn.BatchNorm2d))
     assert running.head.classifier.weight is teacher.head.classifier.weight  # shared where nothing changes
     assert f"Folded {len(norms)} of the teacher's {len(norms)} batch-norm layers" in caplog.text
-
-
-def test_neighbours_that_do_not_simply_follow_each_other_are_refused_with_the_difference():
-    with pytest.raises(ValueError, match=r"the teacher's logits would change by up to .*leave out fold_teacher"):
-        run(trained(as_segmenter(Bypassed())))
-
-
-def test_where_no_batch_norm_follows_a_convolution_it_is_said():
-    teacher = trained(as_segmenter(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4))))
-    with pytest.raises(ValueError, match="found no batch norm right behind a convolution in WrappedSegmenter"):
-        run(teacher)
-
-
-def test_a_convolution_that_is_distilled_itself_keeps_its_output():
-    teacher = trained(as_segmenter(nn.Sequential(Plain())))
-    with pytest.raises(ValueError, match="found no batch norm"):
-        run(teacher, "module.0.stem")
-    both = trained(as_segmenter(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Plain())))
-    layers = ["module.2.stem", "module.2.norm"]
-    assert_same_activations(observe(run(both, *layers), IMAGES, layers), observe(both, IMAGES, layers))
-
-
-def test_hooks_on_the_teachers_layers_fire_in_the_copy():
-    class Collector:
-        def __init__(self):
-            self.maps = []
-
-        def keep(self, module, args, output):
-            self.maps.append(output)
-
-    teacher, collector = trained(as_segmenter(Plain())), Collector()
-    teacher.module.norm.register_forward_hook(collector.keep)
-    teacher(IMAGES)
-    running = run(teacher)
-    collector.maps[1:] = []
+    calls.clear()
     running(IMAGES)
-    torch.testing.assert_close(collector.maps[1], collector.maps[0], rtol=2e-5, atol=2e-5)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "layers", "message"),
+    [
+        (Bypassed(), [], r"the teacher's logits would change by up to .*leave out fold_teacher"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), [], "found no batch norm right behind a con"),
+        (nn.Sequential(Plain()), ["module.0.stem"], "found no batch norm .* in WrappedSegmenter"),
+    ],
+)
+def test_what_cannot_be_folded_is_refused(network, layers, message):
+    with pytest.raises(ValueError, match=message):
+        run(trained(as_segmenter(network)), *layers)
 
 
 # The training
@@ -182,8 +205,7 @@ def test_a_training_with_all_options_takes_the_same_steps(tmp_path, teacher, opt
     plain, fast = runs
     for term in ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"):
         assert logged(fast, term) == pytest.approx(logged(plain, term), rel=1e-4), term
-    assert largest_difference(weights(fast.student), weights(plain.student)) < 1e-4
-    assert largest_difference(weights(fast.loss_module), weights(plain.loss_module)) < 1e-4
+    assert largest_difference(weights(fast.model), weights(plain.model)) < 1e-4
 
 
 def test_images_and_weights_are_channels_last_in_the_networks_and_the_saved_student_is_not(tmp_path):
@@ -192,18 +214,15 @@ def test_images_and_weights_are_channels_last_in_the_networks_and_the_saved_stud
     trainer.student.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["pixel_values"]),
                                               with_kwargs=True)  # fmt: skip
     trainer.train()
-    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in seen) and seen
-    for network in (trainer.student, trainer._run_teacher):
-        kernels = [each for each in network.parameters() if each.ndim == 4]
-        assert all(each.is_contiguous(memory_format=torch.channels_last) for each in kernels)
+    kernels = [each for net in (trainer.student, trainer._run_teacher) for each in net.parameters() if each.ndim == 4]
+    assert seen and all(each.is_contiguous(memory_format=torch.channels_last) for each in (*seen, *kernels))
     saved = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
     assert same(saved, weights(trainer.evaluated_student))
 
 
 def test_a_supervised_training_takes_the_same_steps_channels_last(tmp_path):
     plain, fast = (
-        supervised(tmp_path / str(on), without_batch_effects(segmenter()), max_steps=2, channels_last=on)
-        for on in (False, True)
+        supervised(tmp_path / str(on), without_batch_effects(segmenter()), channels_last=on) for on in (False, True)
     )
     for trainer in (plain, fast):
         trainer.train()
@@ -215,7 +234,10 @@ def test_a_supervised_training_takes_the_same_steps_channels_last(tmp_path):
 # No further than the maps
 
 MAPS_ONLY = {"loss": "af_dcd", "loss_kwargs": {"af_dcd": loss_options()["af_dcd"]}}
-UNCOMPILED = SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO)))
+
+
+def accelerator(backend: DynamoBackend) -> SimpleNamespace:
+    return SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=backend)))
 
 
 class Network(nn.Module):
@@ -230,9 +252,7 @@ class Network(nn.Module):
         return SimpleNamespace(logits=self.classifier(self.second(self.relu(self.first(pixel_values)))))
 
 
-@pytest.mark.parametrize(
-    "layers", [["backbone[-1]"], ["backbone[1]", "backbone[-1]"], ["head.features", "backbone[0]"]]
-)
+@pytest.mark.parametrize("layers", [["backbone[1]", "backbone[-1]"], ["head.features", "backbone[0]"]])
 def test_the_maps_are_those_of_a_whole_pass(layers):
     network = segmenter().eval()
     taps = [LayerTap(network, layer) for layer in layers]
@@ -249,16 +269,16 @@ def test_the_maps_are_those_of_a_whole_pass(layers):
 @pytest.mark.parametrize(("inplace", "layer", "stops"), [(False, "first", True), (True, "first", False),
                                                          (True, "relu", True), (True, "second", True)])  # fmt: skip
 def test_it_is_not_done_where_a_later_module_changes_the_map_nor_compiled_nor_without_maps(inplace, layer, stops):
-    network = Network(inplace).eval()
+    network, plain = Network(inplace).eval(), accelerator(DynamoBackend.NO)
     taps = [LayerTap(network, layer)]
-    assert stops_early(network, IMAGES, taps, UNCOMPILED) is stops
-    compiled = SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.INDUCTOR)))
-    assert not stops_early(network, IMAGES, taps, compiled) and not stops_early(network, IMAGES, [], UNCOMPILED)
+    assert stops_early(network, IMAGES, taps, plain) is stops
+    assert not stops_early(network, IMAGES, taps, accelerator(DynamoBackend.INDUCTOR))
+    assert not stops_early(network, IMAGES, [], plain)
 
 
 @pytest.mark.parametrize("options", [BOTH, {"bf16": True}])
-def test_a_training_is_the_same_to_the_bit_without_the_teachers_head(tmp_path, options):
-    results = []
+def test_a_training_is_the_same_to_the_bit_without_the_teachers_head_which_works_outside_of_it(tmp_path, options):
+    results, scores = [], []
     for stop in (True, False):
         teacher = segmenter(1, channels=48)
         trainer = distilling(tmp_path / str(stop), teacher=teacher, **MAPS_ONLY, **options)
@@ -268,13 +288,5 @@ def test_a_training_is_the_same_to_the_bit_without_the_teachers_head(tmp_path, o
         trainer.train()
         assert bool(classified) is not stop
         results.append(weights(trainer.model))
-    assert same(*results)
-
-
-def test_the_teacher_still_predicts_outside_of_the_training(tmp_path):
-    teacher = segmenter(1, channels=48)
-    before = evaluate_segmenter(teacher, pictures(), processor=AfDcdImageProcessor())["confusion_matrix"]
-    trainer = distilling(tmp_path, teacher=teacher, **MAPS_ONLY)
-    trainer.train()
-    after = evaluate_segmenter(trainer.teacher, pictures(), processor=AfDcdImageProcessor())["confusion_matrix"]
-    assert (after == before).all()
+        scores.append(evaluate_segmenter(trainer.teacher, pictures(), processor=AfDcdImageProcessor())["mean_iou"])
+    assert same(*results) and scores[0] == scores[1]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
+import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny import (
     distilling,
     logged,
@@ -22,11 +21,10 @@ from tiny import (
     weights,
     without_batch_effects,
 )
-from torch import nn
 from transformers import TrainerCallback
 
-from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor, evaluate_segmenter
-from afdcd_hf.training.training_args import DistillationTrainingArguments, SegmentationTrainingArguments
+from afdcd_hf.training.arguments import parse_arguments
+from afdcd_hf.training.training_args import SegmentationTrainingArguments
 
 
 class GradientSpy(TrainerCallback):
@@ -37,17 +35,6 @@ class GradientSpy(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-
-
-def test_training_on_labels_alone_lowers_the_loss(tmp_path):
-    student = without_batch_effects(segmenter())
-    trainer = supervised(tmp_path, student, max_steps=20, learning_rate=0.3, train_dataset=same_batch_every_step())
-    before = weights(student)
-    trainer.train()
-    losses = logged(trainer, "loss_task")
-    assert losses == pytest.approx(logged(trainer, "loss"), rel=1e-6)
-    assert losses[-1] < 0.9 * losses[0]
-    assert not any(torch.equal(parameter, before[name]) for name, parameter in student.named_parameters())
 
 
 def test_distillation_lowers_every_term_and_changes_student_and_loss_weights(tmp_path):
@@ -86,25 +73,16 @@ def test_the_teacher_stays_as_it_was_and_is_no_part_of_what_is_trained(tmp_path)
     assert len(trainer.model.state_dict()) == len(trainer.student.state_dict()) + len(trainer.loss_module.state_dict())
 
 
-def test_the_terms_of_the_first_batch_are_reported_once_and_balanced_ones_raise_no_warning(tmp_path, caplog):
+@pytest.mark.parametrize(("weight", "words"), [(1e4, "dominates"), (1e-6, "is negligible next to"), (0.5, None)])
+def test_the_terms_of_the_first_batch_are_told_and_one_out_of_all_proportion_is_warned_of(
+    tmp_path, caplog, weight, words
+):
     caplog.set_level(logging.INFO, "afdcd_hf")
-    distilling(tmp_path, max_steps=2).train()
-    (line,) = [record for record in caplog.records if record.name == "afdcd_hf.training.progress"]
-    assert line.levelno == logging.INFO
-    assert all(f"{term} " in line.getMessage() for term in ("task", "kd", "feature", "contrast"))
-
-
-@pytest.mark.parametrize(
-    ("weight", "words"), [(1e4, "dominates"), (1e-6, "is negligible next to")], ids=["huge", "tiny"]
-)
-def test_a_term_out_of_all_proportion_to_the_task_is_warned_of(tmp_path, caplog, weight, words):
-    distilling(tmp_path, max_steps=1, loss_kwargs=loss_options(feature_weight=weight)).train()
-    (warning,) = [
-        record.getMessage()
-        for record in caplog.records
-        if record.levelno == logging.WARNING and record.name == "afdcd_hf.training.progress"
-    ]
-    assert "'feature'" in warning and words in warning and "reduction='mean'" in warning
+    distilling(tmp_path, loss_kwargs=loss_options(feature_weight=weight)).train()
+    told, *warnings = [one.getMessage() for one in caplog.records if one.name == "afdcd_hf.training.progress"]
+    assert all(f"{term} " in told for term in ("task", "kd", "feature", "contrast"))
+    assert len(warnings) == (words is not None)
+    assert all("'feature'" in one and words in one and "reduction='mean'" in one for one in warnings)
 
 
 def test_only_the_loss_weights_are_clipped(tmp_path):
@@ -125,23 +103,19 @@ def test_only_the_loss_weights_are_clipped(tmp_path):
 
 
 @pytest.mark.parametrize("make", [supervised, distilling])
-def test_all_weights_decay_unless_told_otherwise(tmp_path, make):
-    trainer = make(tmp_path)
-    groups = trainer.create_optimizer().param_groups
-    decaying = [id(p) for group in groups if group["weight_decay"] == 1e-4 for p in group["params"]]
-    assert sorted(decaying) == sorted(id(p) for p in trainer.model.parameters())
-    groups = make(tmp_path, decay_all=False).create_optimizer().param_groups
-    assert any(group["weight_decay"] == 0 and group["params"] for group in groups)
-
-
-def test_the_optimizer_is_sgd_with_momentum_whose_learning_rate_falls_polynomially(tmp_path):
-    trainer = supervised(tmp_path, max_steps=6, learning_rate=0.02)
+def test_all_weights_decay_unless_told_otherwise_by_sgd_whose_learning_rate_falls_polynomially(tmp_path, make):
+    trainer = make(tmp_path, max_steps=6, learning_rate=0.02)
     trainer.train()
     optimizer = trainer.optimizer.optimizer  # accelerate has wrapped it
     assert type(optimizer) is torch.optim.SGD
     assert all(group["momentum"] == 0.9 and not group["nesterov"] for group in optimizer.param_groups)
     expected = [0.02 * (1 - step / 6) ** 0.9 for step in range(6)]
     assert logged(trainer, "learning_rate") == pytest.approx(expected, rel=1e-6)
+    groups = optimizer.param_groups
+    decaying = [id(p) for group in groups if group["weight_decay"] == 1e-4 for p in group["params"]]
+    assert sorted(decaying) == sorted(id(p) for p in trainer.model.parameters())
+    groups = make(tmp_path, decay_all=False).create_optimizer().param_groups
+    assert any(group["weight_decay"] == 0 and group["params"] for group in groups)
 
 
 def test_fewer_samples_than_a_batch_are_an_error_unless_it_may_be_incomplete(tmp_path):
@@ -151,32 +125,10 @@ def test_fewer_samples_than_a_batch_are_an_error_unless_it_may_be_incomplete(tmp
     supervised(tmp_path, per_device_train_batch_size=8).train()
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("task_weight", -1.0, "task_weight=-1.0"),
-        ("aux_weight", float("nan"), "aux_weight=nan"),
-        ("loss_max_grad_norm", -15.0, "loss_max_grad_norm=-15.0"),
-        ("remove_unused_columns", True, "remove_unused_columns must be False"),
-        ("loss", "kd+nonsense", "unknown loss 'nonsense'"),
-        ("ema_decay", 1.0, "ema_decay=1.0 must be .*above 0, below 1"),
-        ("max_seconds", float("nan"), "max_seconds=nan must be a finite number, above 0"),
-        ("distill_every", 1.5, "distill_every=1.5 must be a whole number"),
-        ("distill_until", 0.0, "distill_until=0.0 must be above 0, 1 or less"),
-    ],
-)
-def test_bad_arguments_are_refused_when_they_are_given(tmp_path, option, value, message):
-    with pytest.raises(ValueError, match=message):
-        DistillationTrainingArguments(**{**settings(tmp_path, loss="kd"), option: value})
-    with pytest.raises(ValueError, match="max_seconds needs max_steps > 0, not -1"):
-        SegmentationTrainingArguments(**settings(tmp_path, max_seconds=3.0, max_steps=-1))
-
-
 def test_the_schedules_default_options_belong_to_the_polynomial_one_only(tmp_path):
-    assert SegmentationTrainingArguments(**settings(tmp_path)).lr_scheduler_kwargs == {"power": 0.9, "lr_end": 0.0}
-    assert SegmentationTrainingArguments(**settings(tmp_path, lr_scheduler_type="linear")).lr_scheduler_kwargs == {}
-    given = SegmentationTrainingArguments(**settings(tmp_path, lr_scheduler_kwargs='{"power": 2.0}'))
-    assert given.lr_scheduler_kwargs == {"power": 2.0}
+    for given, meant in (({}, {"power": 0.9, "lr_end": 0.0}), ({"lr_scheduler_type": "linear"}, {}),
+                         ({"lr_scheduler_kwargs": '{"power": 2.0}'}, {"power": 2.0})):  # fmt: skip
+        assert SegmentationTrainingArguments(**settings(tmp_path, **given)).lr_scheduler_kwargs == meant
 
 
 def test_augmentation_differs_from_epoch_to_epoch_and_is_the_same_in_another_run(tmp_path):
@@ -200,17 +152,6 @@ def test_augmentation_differs_from_epoch_to_epoch_and_is_the_same_in_another_run
         assert torch.equal(batch, torch.stack([expected[index]["pixel_values"] for index in range(8)]))
 
 
-def test_an_evaluation_in_training_equals_one_of_the_saved_folder(tmp_path):
-    trainer = distilling(tmp_path, eval_strategy="steps", eval_steps=2)
-    trainer.train()
-    trainer.save_model()
-    model = AfDcdForSemanticSegmentation.from_pretrained(tmp_path)
-    processor = AfDcdImageProcessor.from_pretrained(tmp_path)
-    scores = evaluate_segmenter(model, pictures(), processor=processor, progress=False)
-    for name in ("mean_iou", "mean_accuracy", "overall_accuracy"):
-        assert logged(trainer, f"eval_{name}") == [scores[name]]
-
-
 def test_several_evaluation_sets_are_scored_under_their_names(tmp_path):
     trainer = supervised(tmp_path, eval_dataset={"day": pictures(2), "night": pictures(1)})
     metrics = trainer.evaluate()
@@ -219,30 +160,47 @@ def test_several_evaluation_sets_are_scored_under_their_names(tmp_path):
 
 
 def test_an_evaluation_without_pictures_or_processor_says_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match="eval_dataset"):
-        supervised(tmp_path, eval_dataset=None).evaluate()
-    with pytest.raises(ValueError, match="processing_class"):
-        supervised(tmp_path, processing_class=None).evaluate()
+    for part in ("eval_dataset", "processing_class"):
+        with pytest.raises(ValueError, match=part):
+            supervised(tmp_path, **{part: None}).evaluate()
     with pytest.raises(NotImplementedError, match=r"all images at once.*metric_key_prefix=.*segment_image"):
         supervised(tmp_path).predict(pictures(1))
 
 
-class Plain(nn.Module):
-    """A network of nobody's: no configuration."""
-
-    def __init__(self, channels: int, num_labels: int = 4):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, channels, 8, stride=8), nn.ReLU())
-        self.classifier = nn.Conv2d(channels, num_labels, 1)
-
-    def forward(self, pixel_values):
-        return SimpleNamespace(logits=self.classifier(self.body(pixel_values)))
+# Class weights from the training labels
 
 
-def test_plain_modules_are_trained_scored_and_saved(tmp_path):
-    layers = {"student_layer": "body", "teacher_layer": "body.0"}
-    trainer = distilling(tmp_path, Plain(8), Plain(16), eval_strategy="steps", eval_steps=2, **layers)
-    trainer.train()
-    trainer.save_model()
-    assert 0 < logged(trainer, "eval_mean_iou")[0] < 1
-    assert same(load_file(tmp_path / "model.safetensors"), weights(trainer.student))
+def unequal():
+    """Class 3 becomes class 0: of the labelled pixels half, a quarter and a quarter are of classes 0, 1 and 2."""
+    found = samples()
+    for row in found.dataset:
+        row["label"] = row["label"].point(lambda value: 0 if value == 3 else value)
+    return found
+
+
+def test_balanced_weights_become_numbers_before_the_first_step_in_both_trainers(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "afdcd_hf")
+    by_hand = [1 / math.log(1.02 + share) for share in (0.5, 0.25, 0.25, 0)]
+    by_hand = [4 * one / sum(by_hand) for one in by_hand]
+    for make in (supervised, distilling):
+        trainer = make(tmp_path, train_dataset=unequal(), class_weights="balanced")
+        assert trainer.args.class_weights == pytest.approx(by_hand, abs=1e-6)
+        task_loss = trainer.task_loss if make is supervised else trainer.trained_module.task_loss
+        torch.testing.assert_close(task_loss.class_weights, torch.tensor(trainer.args.class_weights))
+    assert "class_weights, balanced over 8 labels: [" in caplog.text
+    assert supervised(tmp_path, class_weights="balanced").args.class_weights == [1.0] * 4  # as many columns of each
+
+
+def test_what_cannot_be_balanced_is_refused_before_it_is_read(tmp_path):
+    class Unreadable(list):
+        def __getitem__(self, index):
+            raise AssertionError("a label was read")
+
+    found = samples()
+    found.dataset = Unreadable(found.dataset)
+    with pytest.raises(ValueError, match="class_weights have no effect on task_loss='dice'"):
+        supervised(tmp_path, train_dataset=found, class_weights="balanced", task_loss="dice")
+    with pytest.raises(ValueError, match="train_dataset is a list: give one number for each class"):
+        supervised(tmp_path, train_dataset=[found] * 8, class_weights="balanced")
+    with pytest.raises(ValueError, match="class_weights='equal' must be a list of finite numbers or 'balanced'"):
+        parse_arguments({"class_weights": "equal"}, distils=False)

@@ -86,21 +86,13 @@ def test_branch_name_visibility_and_strategy_are_those_of_the_arguments(hub, tmp
     assert STUDENT < pushed(hub, "long", "street/run").keys() and not pushed(hub, "main", "street/run")
 
 
-def test_a_push_in_the_background_can_be_waited_for(hub, tmp_path):
-    job = supervised(tmp_path / "run", **PUSHING).push_to_hub(blocking=False)
-    assert job.result(60).commit.oid == hub.repos[REPO].branches["main"]
-
-
-@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
-def test_a_strategy_that_publishes_projector_and_optimizer_is_refused_at_the_start(hub, tmp_path, strategy):
-    with pytest.raises(ValueError, match="would publish optimizer and projector; use 'every_save' or 'end'"):
-        distilling(tmp_path / "run", **PUSHING, hub_strategy=strategy)
-    assert not hub.repos
-
-
-def test_a_wrong_token_is_found_before_the_training(hub, tmp_path):
+def test_a_strategy_that_publishes_projector_and_optimizer_and_a_wrong_token_are_refused_at_the_start(hub, tmp_path):
+    for strategy in ("checkpoint", "all_checkpoints"):
+        with pytest.raises(ValueError, match="would publish optimizer and projector; use 'every_save' or 'end'"):
+            distilling(tmp_path / "run", **PUSHING, hub_strategy=strategy)
     with pytest.raises(PermissionError, match="refuses the token"):
         supervised(tmp_path / "run", **PUSHING, hub_token="hf_wrong")
+    assert not hub.repos
 
 
 def test_a_push_that_fails_does_not_end_the_training_and_is_told(hub, tmp_path, monkeypatch, caplog):
@@ -117,19 +109,6 @@ def test_a_push_that_fails_does_not_end_the_training_and_is_told(hub, tmp_path, 
     assert STUDENT < pushed(hub).keys()
 
 
-def test_a_network_without_a_configuration_is_pushed_too(hub, tmp_path):
-    trainer = supervised(tmp_path / "run", WithoutConfig(), **PUSHING)
-    trainer.push_to_hub()
-    assert pushed(hub).keys() == {
-        "model.safetensors",
-        "preprocessor_config.json",
-        "configuration_afdcd.py",
-        "heads.py",
-        "image_modes_afdcd.py",
-        "image_processing_afdcd.py",
-    }
-
-
 class WithoutConfig(nn.Module):
     """Any network that returns logits."""
 
@@ -138,5 +117,10 @@ class WithoutConfig(nn.Module):
         self.layer = nn.Conv2d(3, 4, 1)
 
     def forward(self, pixel_values):
-        """Logits as in transformers."""
         return {"logits": self.layer(pixel_values)}
+
+
+def test_a_network_without_a_configuration_is_pushed_too_and_a_push_in_the_background_can_be_waited_for(hub, tmp_path):
+    job = supervised(tmp_path / "run", WithoutConfig(), **PUSHING).push_to_hub(blocking=False)
+    assert job.result(60).commit.oid == hub.repos[REPO].branches["main"]
+    assert pushed(hub).keys() == STUDENT - {"config.json", "backbone_afdcd.py", "modeling_afdcd.py"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import distilling, logged, loss_options, samples, segmenter, supervised, without_batch_effects
 
-from afdcd_hf.training.timing import Speed, StepTimer
+from afdcd_hf.training.progress import Speed, StepTimer
 
 PARTS = {"data", "teacher", "student", "loss", "backward", "optimizer"}
 TERMS = ["loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"]
@@ -24,36 +24,35 @@ def times_of(line: dict) -> dict:
 
 def test_each_lap_belongs_to_its_part_and_what_lies_between_steps_to_none(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("afdcd_hf.training.timing.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("afdcd_hf.training.progress.time.perf_counter", lambda: now[0])
     timer = StepTimer(torch.device("cpu"))
     nothing, alone = (None, None, None), SimpleNamespace(device=torch.device("cpu"), gather=lambda tensor: tensor)
 
-    def spend(seconds: float) -> None:
+    def spend(seconds: float, part: str | None = None) -> None:
         now[0] += seconds
+        if part:
+            timer.lap(part)
 
-    spend(5)
-    timer.lap("loss")  # before the first step
+    spend(5, "loss")  # before the first step
     timer.on_epoch_begin(*nothing)
     for seconds in (1, 10):
         timer.images += 3
         for factor, part in ((1, "data"), (2, "student"), (4, "loss"), (8, "student")):
-            spend(factor * seconds)
-            timer.lap(part)
+            spend(factor * seconds, part)
         spend(16 * seconds)
         timer.on_step_end(*nothing)
         spend(1000)  # an evaluation
         timer.on_evaluate(*nothing)
     assert timer.seconds_in_steps == 341
-    speed = timer.take(alone)
-    assert speed.split == {"data": 5.5, "student": 55, "loss": 22, "optimizer": 88} and speed.peak_memory_mb > 10
-    assert (speed.steps, speed.images, speed.total_seconds, speed.images_per_second) == (2, 6, 341, 6 / 341)
-    assert timer.take(alone).as_log() == {}
+    line = timer.take(alone)
+    assert times_of(line) == {"data": 5.5, "student": 55, "loss": 22, "optimizer": 88} and line["peak_memory_mb"] > 10
+    assert line["images_per_second"] == pytest.approx(6 / 341, rel=1e-4) and timer.take(alone) == {}
     spend(7)  # a step that is broken off does not reach into the next training
     timer.reset()
     timer.on_epoch_begin(*nothing)
-    spend(2)
-    timer.lap("data")
-    assert timer.seconds_in_steps == timer.take(alone).seconds["data"] == 2
+    spend(2, "data")
+    timer.on_step_end(*nothing)
+    assert timer.seconds_in_steps == timer.take(alone)["time_data"] == 2
 
 
 def test_the_speed_of_a_history_weighs_lines_by_their_steps():
@@ -62,33 +61,12 @@ def test_the_speed_of_a_history_weighs_lines_by_their_steps():
         {"step": 2, "eval_mean_iou": 0.5},
         {"step": 6, "images_per_second": 4.0, "time_data": 1.0, "time_backward": 1.0},
     ]
-    speed = Speed.of_history(history)
-    assert speed == Speed(6, 2 * 8 + 8 * 4, {"data": 5.0, "backward": 5.0}, 100.0)
-    times = {"train_time_data": 0.83333, "train_time_backward": 0.83333}
-    assert speed.as_log("train_") == {"train_images_per_second": 4.8, **times, "train_peak_memory_mb": 100.0}
-    assert Speed().as_log() == {} and Speed().images_per_second is None
+    split = {"data": 5 / 6, "backward": 5 / 6}
+    assert Speed.of_history(history) == Speed(6, 10.0, (2 * 8 + 8 * 4) / 10, split, 100.0)
+    assert Speed.of_history(history[1:2]) == Speed() and Speed().images_per_second is None
 
 
-def test_every_line_of_a_distillation_splits_the_step_and_the_parts_add_up(tmp_path, capsys):
-    trainer = distilling(tmp_path, max_steps=4, logging_steps=2, eval_strategy="steps", eval_steps=2)
-    metrics = trainer.train().metrics
-    lines = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert len(lines) == 2
-    for line in lines:
-        times = times_of(line)
-        assert times.keys() == PARTS and all(type(value) is float and value > 0 for value in times.values())
-        assert line["images_per_second"] * sum(times.values()) == pytest.approx(4, rel=1e-3)  # the batch
-        assert 10 < line["peak_memory_mb"] < 1e5
-    steps_alone = metrics["train_runtime"] - sum(logged(trainer, "eval_runtime"))
-    assert 0.5 * steps_alone < metrics["train_seconds_in_steps"] < 1.05 * steps_alone
-    assert metrics["train_images_per_second"] == pytest.approx(16 / metrics["train_seconds_in_steps"], rel=0.01)
-    assert trainer.speed.steps == 4 and trainer.speed.images == pytest.approx(16, rel=1e-3)
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.split("[")[0] for line in printed] == [f"step {step}/4 " for step in (2, 2, 4, 4, 4)]
-    assert "loss_kd" in printed[0] and "eval_mean_iou" in printed[1] and "train_images_per_second" in printed[4]
-
-
-def test_slow_data_is_told_from_a_slow_teacher(tmp_path):
+def test_every_line_splits_the_step_also_after_resuming_and_slow_data_is_told_from_a_slow_teacher(tmp_path, capsys):
     class Slow(type(samples())):
         def __getitem__(self, index):
             time.sleep(0.02)
@@ -96,32 +74,42 @@ def test_slow_data_is_told_from_a_slow_teacher(tmp_path):
 
     data = samples()
     data.__class__ = Slow
-    trainer = distilling(tmp_path, train_dataset=data)
-    trainer.teacher.register_forward_hook(lambda *_: time.sleep(0.15))
-    trainer.train()
-    assert sum(logged(trainer, "time_data")) > 0.15  # 8 samples in all; accelerate loads the second batch ahead
-    assert all(0.15 < value for value in logged(trainer, "time_teacher"))
-    assert all(value < 0.1 for value in logged(trainer, "time_loss"))
-
-
-def test_a_resumed_run_speaks_for_the_steps_before_it_and_its_own_times_are_sane(tmp_path):
-    options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}
-    distilling(tmp_path, **options).train()
+    options = {"max_steps": 5, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "train_dataset": data}
+    options |= {"save_strategy": "steps", "save_steps": 3}
     trainer = distilling(tmp_path, **options)
+    trainer.teacher.register_forward_hook(lambda *_: time.sleep(0.15))
+    metrics = trainer.train().metrics
+    lines = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(lines) == 2
+    for line in lines:
+        times = times_of(line)
+        assert times.keys() == PARTS and all(type(value) is float and value > 0 for value in times.values())
+        assert line["images_per_second"] * sum(times.values()) == pytest.approx(4, rel=1e-3)  # the batch
+        assert times["teacher"] > 0.15 and times["loss"] < 0.1 and 10 < line["peak_memory_mb"] < 1e5
+    assert sum(logged(trainer, "time_data")) > 0.08  # accelerate loads a batch ahead
+    steps_alone = metrics["train_runtime"] - sum(logged(trainer, "eval_runtime"))
+    assert 0.5 * steps_alone < metrics["train_seconds_in_steps"] < 1.05 * steps_alone
+    assert metrics["train_images_per_second"] == pytest.approx(20 / metrics["train_seconds_in_steps"], rel=0.01)
+    assert trainer.speed.steps == 5
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("[")[0] for line in printed] == [f"step {step}/5 " for step in (2, 2, 4, 4, 5)]
+    assert "loss_kd" in printed[0] and "eval_mean_iou" in printed[1] and "train_images_per_second" in printed[4]
+
+    resumed = distilling(tmp_path, **options)
     time.sleep(0.5)  # not a part of any step
-    metrics = trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3")).metrics
+    metrics = resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3")).metrics
     state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
-    lines = [line for line in trainer.state.log_history if "images_per_second" in line]
+    lines = [line for line in resumed.state.log_history if "images_per_second" in line]
     assert [line["step"] for line in lines] == [2, 4] and lines[0] == state["log_history"][0]
     assert all(line["images_per_second"] * sum(times_of(line).values()) == pytest.approx(4, rel=1e-3) for line in lines)
     logged_seconds = 2 * sum(sum(times_of(line).values()) for line in lines)
-    assert logged_seconds < metrics["train_seconds_in_steps"] and trainer.speed.steps == 5
+    assert logged_seconds < metrics["train_seconds_in_steps"] and resumed.speed.steps == 5
 
 
 def test_peak_memory_is_in_mebibytes():
-    """In a process of its own: this one's peak so far hides any block, and not every kernel forgets it on demand."""
+    """In a process of its own: the peak so far of this one hides any block, and not every kernel forgets it."""
     code = (
-        "import re, torch; from pathlib import Path; from afdcd_hf.training.timing import peak_memory_mb;"
+        "import re, torch; from pathlib import Path; from afdcd_hf.training.progress import peak_memory_mb;"
         "resident = int(re.search(r'VmRSS:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024;"
         "block = torch.ones(400, 2**18);"  # 400 MiB
         "print(peak_memory_mb(torch.device('cpu')) - resident)"
@@ -145,7 +133,6 @@ def test_terms_are_logged_alike_however_a_batch_is_accumulated(tmp_path, count):
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
             dataloader_drop_last=False,
-            max_steps=4,
             logging_steps=2,
         )
         trainer.train()

@@ -1,11 +1,13 @@
-"""How log messages look on the terminal."""
+"""A command's process: its log messages on the terminal, and how it leaves the others of a launcher."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
 import sys
+import time
 from contextlib import nullcontext
 
 from ..messages import without_tokens
@@ -13,6 +15,8 @@ from ..messages import without_tokens
 _SURPLUS = re.compile(r"Unexpected keys \((?P<keys>[^)]*)\) found while loading pretrained weights")
 # What classifiers of timm have behind the feature maps: a backbone does without.
 _CLASSIFIER = {"bn2", "classifier", "conv_head", "fc", "head", "norm_head"}
+# What gloo's threads need to free their last tensors, many times over.
+_SECONDS_FOR_GLOO = 0.1
 
 
 def quieten() -> None:
@@ -49,3 +53,18 @@ class Plain(logging.Formatter):
         source = "" if record.name.split(".")[0] == "afdcd_hf" else f"{record.name} "
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
         return without_tokens(source + level + super().format(record))
+
+
+def leave_process_group() -> None:
+    """Part from the other processes, where there are any; call it on every rank, when all work is done.
+
+    Without it NCCL warns on leaving, and where gloo is used a finished run can end with SIGABRT: in Python < 3.14 a
+    thread of gloo that frees the last tensor may ask for the interpreter while that is shutting down. Destroying the
+    group joins these threads, but for those of groups that DistributedDataParallel holds for ever: they get a moment.
+    """
+    distributed = sys.modules.get("torch.distributed")  # if nobody imported it, there is no group
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    gc.collect()  # a trainer, which refers to itself, holds its groups
+    distributed.destroy_process_group()
+    time.sleep(_SECONDS_FOR_GLOO)
