@@ -38,18 +38,10 @@ _TO_OKLAB = np.array(
 
 
 def colorize(label: np.ndarray, palette: Palette, ignore_color: Sequence[int] = (0, 0, 0)) -> np.ndarray:
-    """Paint a label map in the colours of its classes.
+    """Paint a label map, `(H, W)` class ids of any integer dtype with 255 = ignored, as `(H, W, 3)` uint8 RGB.
 
-    Args:
-        label: `(H, W)` class ids, any integer dtype, 255 = ignored.
-        palette: `(K, 3)` colours 0-255, one for each class id.
-        ignore_color: colour of ignored pixels.
-
-    Returns:
-        `(H, W, 3)` uint8 RGB.
-
-    Raises:
-        ValueError: `label` is not a 2-D integer array, the palette not a list of colours, or an id has no colour.
+    The palette has `(K, 3)` colours 0-255, one for each class id. An array of another kind, or an id without a colour,
+    is a ValueError.
     """
     label, colors = np.asarray(label), as_colors(palette)
     if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
@@ -113,17 +105,14 @@ def plot_predictions(
     """Draw images, truths and predictions as a grid: one row for each image, one column for each source.
 
     Args:
-        columns: title to arrays, in drawing order; all columns have the same length. `(H, W, 3)` uint8 RGB is shown as
-            it is, an `(H, W)` integer map in its classes' colours, 255 black, and a text is written. Each row takes its
-            proportions from its first array; it has one.
+        columns: title to arrays, in drawing order; all columns have the same length, else it is a ValueError.
+            `(H, W, 3)` uint8 RGB is shown as it is, an `(H, W)` integer map in its classes' colours, 255 black, and a
+            text is written. Each row takes its proportions from its first array; it has one.
         palette: `(K, 3)` colours 0-255.
         class_names: K names; the legend lists the classes that occur, in their order. Of more than 24 it lists those
             that cover most of the maps, and says how many more there are.
         path: file to write; its suffix picks the format.
         notes: a line under the title of some columns, for example `{"teacher": "mIoU 61.2 %"}`.
-
-    Raises:
-        ValueError: no such grid of arrays, or another number of names than colours.
     """
     path, colors, notes = Path(path), as_colors(palette), notes or {}
     lengths = {title: len(arrays) for title, arrays in columns.items()}

@@ -44,8 +44,7 @@ def plot_class_iou(results: Results, path: str | Path, *, title: str | None = No
         title: line above the bars; name the data here.
         order: "classes" (that of the first result) or "gain" (largest first, for two or more results).
 
-    Raises:
-        ValueError: results that cannot be drawn side by side, values that are not fractions, or an unknown order.
+    A ValueError says why results cannot be drawn side by side.
     """
     from matplotlib.patches import Patch
 
@@ -174,8 +173,7 @@ def plot_confusion_matrix(
         normalize: what is 100 %: "truth" (the pixels of each true class, a row; the diagonal is the class's accuracy)
             or "prediction" (the pixels predicted as each class, a column; the diagonal is its precision).
 
-    Raises:
-        ValueError: not such counts, none at all, another number of names, or an unknown normalisation.
+    Counts or names that are not such, or none at all, are a ValueError.
     """
     from matplotlib.patches import Rectangle
 

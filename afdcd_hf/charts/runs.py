@@ -59,8 +59,7 @@ def plot_training_curves(runs: Histories, path: str | Path, *, title: str | None
         path: file to write; its suffix picks the format (.png, .svg, .pdf).
         title: line above the panels; name the data here.
 
-    Raises:
-        ValueError: no run has anything to draw.
+    Where no run has anything to draw, it is a ValueError.
     """
     from matplotlib.lines import Line2D
 

@@ -108,9 +108,7 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
             `processes`; every other key is a recipe key for all runs.
         overrides: keys that replace those of the file, for all runs.
 
-    Raises:
-        FileNotFoundError: neither a file nor a known plan.
-        ValueError: not YAML, keys missing or of the wrong kind.
+    A plan that is not there is a FileNotFoundError, one that cannot be a ValueError.
     """
     path, overrides = comparison_path(name_or_path), overrides or {}
     raw = {**read_yaml(path), **overrides}

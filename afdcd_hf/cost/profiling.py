@@ -158,8 +158,7 @@ def profile_model(
         A row per size. The model that was given stays as and where it was: a copy is measured.
 
     Raises:
-        ValueError: a size, a setting or the device cannot be, the model cannot take such an input, it does not fit
-            into memory, or cannot be compiled.
+        ValueError: a size or device that cannot be, an input that model or memory cannot take, or a failing compiler.
         OSError: there is no such folder or repository.
     """
     settings, rows = settings or ProfileSettings(), list[ProfileRow]()

@@ -25,19 +25,16 @@ _NO_LONGER_KNOWN = ("energy_joules",)  # of `training`; files of older versions 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
 # Types with a rule: what a value has to fulfil, and that in words.
-Fraction = Annotated[float, (lambda value: 0 <= value <= 1, "a fraction from 0 to 1 (76.4 % is 0.764)")]
-HubId = Annotated[str, (HUB_ID.fullmatch, "an id on the Hub, USER/NAME")]
+Fraction = Annotated[float, lambda value: 0 <= value <= 1, "a fraction from 0 to 1 (76.4 % is 0.764)"]
+HubId = Annotated[str, HUB_ID.fullmatch, "an id on the Hub, USER/NAME"]
 LicenseId = Annotated[
     str,
-    (
-        re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*").fullmatch,
-        f'one of {_LICENSES} such as apache-2.0, or "other" with license_name and license_link',
-    ),
+    re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*").fullmatch,
+    f'one of {_LICENSES} such as apache-2.0, or "other" with license_name and license_link',
 ]
-WebAddress = Annotated[str, (re.compile(r"https?://\S+").fullmatch, "a web address, https://...")]
+WebAddress = Annotated[str, re.compile(r"https?://\S+").fullmatch, "a web address, https://..."]
 InFolder = Annotated[
-    str,
-    (lambda path: not Path(path).is_absolute() and ".." not in Path(path).parts, "a path in the card's folder"),
+    str, lambda path: not Path(path).is_absolute() and ".." not in Path(path).parts, "a path in the card's folder"
 ]
 _NUMBERS: dict[Any, Any] = {bool: bool, int: numbers.Integral, float: numbers.Real}
 # What a free-form value may be, and how it is kept.
@@ -70,7 +67,8 @@ def _fitted(value: Any, kind: Any, where: str) -> Any:
         missing = value is None or (isinstance(value, float) and not math.isfinite(value))
         return None if missing else _fitted(value, inner[0], where)
     if origin is Annotated:
-        (fits, expected), value = inner[1], _fitted(value, inner[0], where)
+        plain, fits, expected = inner
+        value = _fitted(value, plain, where)
         if not fits(value):
             raise ValueError(f"{where} is {value!r}; expected {expected}.")
         return value

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..cost import ProfileSettings, count_macs_at, count_parameters, profile_model
+from ..cost.profiling import SIZES
 from ..data.benchmarks import BENCHMARKS
 from ..evaluation.results import evaluate_command
 from ..structured_files import read_json
@@ -32,7 +33,6 @@ from .model_card import write_card
 from .weight_files import CONFIG_NAME, check_weights
 
 RESULTS_NAME = "results.json"
-COST_SIZES = ((512, 512), (512, 1024), (1024, 2048))
 CURVES_NAME = "training_curves.png"
 _PICTURES = {
     CURVES_NAME: "Loss terms and mean IoU during training.",
@@ -98,7 +98,7 @@ def measure_latency(
 
     `sizes` are `(height, width)`, by default those at which the card counts MACs; the rest is as in `profile_model`.
     """
-    rows = profile_model(folder, sizes or COST_SIZES, settings=ProfileSettings(precision=precision), device=device)
+    rows = profile_model(folder, sizes or SIZES, settings=ProfileSettings(precision=precision), device=device)
     names = [field.name for field in dataclasses.fields(LatencyRow)]
     return [LatencyRow(**{name: getattr(row, name) for name in names}) for row in rows]
 
@@ -125,7 +125,7 @@ def known_pictures(folder: Path) -> list[Picture]:
 
 def network_facts(model: nn.Module) -> dict[str, Any]:
     """Architecture, parameters and MACs, as arguments of `CardFacts`."""
-    costs = [CostRow(*size, macs) for size, macs in zip(COST_SIZES, count_macs_at(model, COST_SIZES), strict=True)]
+    costs = [CostRow(*size, macs) for size, macs in zip(SIZES, count_macs_at(model, SIZES), strict=True)]
     return {"architecture": describe(model.config), "num_parameters": count_parameters(model), "costs": costs}
 
 

@@ -78,29 +78,16 @@ def test_only_positive_losses_over_a_decade_or_more_get_a_log_scale_with_few_and
         assert not axes.yaxis.get_minorticklocs().size
 
 
-def test_all_panels_share_their_steps_and_the_lowest_of_each_column_name_them(draw):
-    runs = {"a": history(loss=1.0, loss_task=1.0, loss_kd=1.0), "b": [{"step": 90, "loss": 1.0}]}
-    figure = draw(plot_training_curves, runs, title="camvid val")
-    axes = figure.axes
-    assert figure.get_suptitle() == "camvid val" and len({panel.get_xlim() for panel in axes}) == 1
-    assert [panel.get_xlabel() for panel in axes] == ["", "training step", "training step", "training step"]
-
-
-def test_the_legend_fits_and_names_every_run_with_its_last_defined_score(draw):
-    undefined = [{"step": 1, "eval_mean_iou": 0.5}, {"step": 2, "eval_mean_iou": float("nan")}]
-    runs = {
-        "the student, distilled (Af-DCD)": history(0.612),
-        "plain $a_1$": [{"step": 1, "loss": 1.0}],
-        "b": undefined,
-    }
-    figure = draw(plot_training_curves, runs)
+def test_panels_share_their_steps_and_the_legend_fits_and_names_every_run_with_its_last_defined_score(draw):
+    undefined = [{"step": 1, "eval_mean_iou": 0.5}, {"step": 90, "eval_mean_iou": float("nan")}]
+    terms = {"loss": 1.0, "loss_task": 2.0, "loss_kd": 1.0}
+    runs = {"the student, distilled (Af-DCD)": history(0.612, **terms), "plain $a_1$": [{"step": 1, "loss": 1.0}]}
+    figure = draw(plot_training_curves, {**runs, "b": undefined}, title="camvid val")
+    assert figure.get_suptitle() == "camvid val" and len({panel.get_xlim() for panel in figure.axes}) == 1
+    assert [panel.get_xlabel() for panel in figure.axes] == ["", *["training step"] * 3]
     (legend,) = figure.legends
-    assert texts(legend) == [
-        "the student, distilled (Af-DCD) (last mIoU 61.2 %)",
-        "plain $a_1$",
-        "b (last mIoU 50.0 %)",
-    ]
-    assert not legend.get_texts()[1].get_parse_math()  # a dollar is a dollar
+    named = ["the student, distilled (Af-DCD) (last mIoU 61.2 %)", "plain $a_1$", "b (last mIoU 50.0 %)"]
+    assert texts(legend) == named and not legend.get_texts()[1].get_parse_math()  # a dollar is a dollar
     assert 0 < legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width
 
 
