@@ -44,7 +44,7 @@ sanitize: .venv/installed  ## the C kernel's tests under the address and undefin
 	CC="gcc -fsanitize=address,undefined -fno-sanitize-recover=all -g" ASAN_OPTIONS=detect_leaks=0 \
 	XDG_CACHE_HOME=$$(mktemp -d) \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-	$(BIN)/python -m pytest -q -s tests/ops/test_backends.py tests/ops/test_contrast_native.py \
+	$(BIN)/python -m pytest -q -s tests/ops/test_backends.py \
 	-k "(native and (equal or nan or strides or float64)) or instruction_sets"
 
 clean:  ## remove the environment and build leftovers (runs/ stays)

@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     )
     from .losses.mgd import MGDLoss as MGDLoss
     from .metrics.boundary_iou import StreamingBoundaryIoU as StreamingBoundaryIoU
-    from .metrics.mean_iou import StreamingMeanIoU as StreamingMeanIoU
-    from .metrics.streaming_mean_iou import streaming_mean_iou_path as streaming_mean_iou_path
+    from .metrics.mean_iou import (
+        StreamingMeanIoU as StreamingMeanIoU,
+        streaming_mean_iou_path as streaming_mean_iou_path,
+    )
     from .models.configuration_afdcd import AfDcdConfig as AfDcdConfig
     from .models.image_processing_afdcd import AfDcdImageProcessor as AfDcdImageProcessor
     from .models.modeling_afdcd import (

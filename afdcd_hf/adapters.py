@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .models.mask_classification import finds_masks, with_logits
+from .models.loading import finds_masks, with_logits
 from .models.modeling_afdcd import AfDcdOutput
 
 

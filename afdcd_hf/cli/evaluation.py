@@ -112,7 +112,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _evaluate(model: str, dataset: str, split: str, as_json: bool, **options: Any) -> None:
     settings = inference_settings(options)
-    from ..evaluation.command import evaluate_saved
+    from ..evaluation.results import evaluate_saved
 
     hide_loading_bars()
     choice = data_choice(dataset, split, options) | ({"streaming": True} if options.pop("streaming") else {})

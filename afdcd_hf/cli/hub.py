@@ -222,7 +222,7 @@ def _export(
     if options:
         raise ValueError(f"--{next(iter(options))} is not for --format timm, which only needs --output.")
     from ..export.timm_backbone import export_timm_backbone
-    from ..inference.loading import load_segmenter
+    from ..inference.graphs import load_segmenter
 
     folder, lacking = export_timm_backbone(*load_segmenter(model), output)
     print(f'written: {folder}; timm.create_model("local-dir:{folder}", pretrained=True, features_only=True)')

@@ -18,7 +18,7 @@ from transformers.utils.hub import cached_file
 from ..cost import count_parameters
 from ..data.scenes import generate_scene
 from ..hub.folder_facts import describe
-from ..inference.images import open_rgb
+from ..inference.files import open_rgb
 from ..inference.predictions import class_legend
 from ..inference.segment import segment_image
 from ..models.loading import load_model, load_processor

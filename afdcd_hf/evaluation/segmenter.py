@@ -1,7 +1,4 @@
-"""Scoring a segmenter: one image at a time at the label's own size, in constant memory.
-
-The Trainer, `afdcd evaluate` and the quickstart all come through here, so that a number means the same everywhere.
-"""
+"""Scoring a segmenter at the label's own size, in constant memory: the one way for the Trainer and all commands."""
 
 from __future__ import annotations
 
@@ -36,13 +33,9 @@ _EMPTY = "There is nothing to evaluate: the dataset is empty."
 class EvaluationSamples(Dataset):
     """Images as the model wants them, beside the label as it is; arguments as in `evaluate_segmenter`."""
 
-    def __init__(
-        self, dataset: Sequence[Mapping[str, Any]], processor: Any, num_labels: int, ignore_index: int = 255
-    ) -> None:
-        self.dataset = with_decoding(dataset)
-        self.processor = processor
-        self.num_labels = num_labels
-        self.ignore_index = ignore_index
+    def __init__(self, dataset: Any, processor: Any, num_labels: int, ignore_index: int = 255) -> None:
+        self.dataset, self.processor = with_decoding(dataset), processor
+        self.num_labels, self.ignore_index = num_labels, ignore_index
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -52,7 +45,6 @@ class EvaluationSamples(Dataset):
         return self.sample(row, row.get("name") or f"image {index}")
 
     def sample(self, row: Mapping[str, Any], name: str) -> Sample:
-        """A row as a sample."""
         image, label = row["image"], None
         if row.get("label") is not None:
             ids = np.asarray(row["label"])
@@ -91,10 +83,9 @@ def evaluate_segmenter(
 ) -> dict[str, Any]:
     """Score a model on a labelled dataset, at the label's own size.
 
-    How label maps come about, and what memory that takes, is told at `Predictor`. The model runs in eval mode on the
-    device where it is, and its mode is restored; no random state is touched. Several processes (torchrun, accelerate
-    launch) share the images, each counted once, and return the same result. The next batch is loaded while the model
-    is at work. Images without a label are segmented, but not scored.
+    For label maps, memory and modes see `Predictor`; no random state is touched. Several processes (torchrun,
+    accelerate launch) share the images, each counted once, and return the same result. The next batch is loaded while
+    the model is at work. Images without a label are segmented, but not scored.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
@@ -110,9 +101,8 @@ def evaluate_segmenter(
         settings: scales, flip, sliding window and precision; by default the whole image once, as the weights are.
         boundary_ratio: also score Boundary IoU in bands of this share of the image diagonal; see
             `StreamingBoundaryIoU`.
-        on_prediction: called with the name of each image, `image <position>` where it has none, and its `(H, W)` label
-            map of class ids (uint8, or uint16 for models with more than 256 classes): once per image, in the process
-            that segmented it.
+        on_prediction: called once per image, in the process that segmented it, with its name, `image <position>` where
+            it has none, and its `(H, W)` label map (uint8, or uint16 for models with more than 256 classes).
         progress: show a bar on the main process.
 
     Returns:

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from ..inference.executorch_segmenter import ExecuTorchSegmenter
-    from ..inference.loading import load_graph
-    from ..inference.onnx_segmenter import OnnxSegmenter
-    from ..inference.openvino_segmenter import OpenVinoSegmenter
+    from ..inference.graphs import ExecuTorchSegmenter, OnnxSegmenter, OpenVinoSegmenter, load_graph
     from .executorch import export_executorch
     from .onnx import export_onnx
     from .openvino import export_openvino

@@ -16,8 +16,7 @@ from ..cost.machine import library_versions, machine_name
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
-from ..inference.graph_segmenter import check_packages
-from ..inference.loading import load_segmenter
+from ..inference.graphs import check_packages, load_segmenter
 from .executorch import export_executorch
 from .onnx import ParityRow, check_output, described_processor, export_onnx, format_parity
 from .openvino import export_openvino

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from ..atomic_io import written_whole
-from ..inference.executorch_segmenter import ExecuTorchSegmenter, check_executorch
-from ..inference.graph_segmenter import METADATA_KEY
+from ..inference.graphs import METADATA_KEY, ExecuTorchSegmenter, check_executorch
 from .onnx import Graph, ParityRow, check_output, tracing
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..atomic_io import check_can_write, written_whole
 from ..data.transforms import run_processor
-from ..inference.graph_segmenter import METADATA_KEY
-from ..inference.onnx_segmenter import OnnxSegmenter, check_onnx
+from ..inference.graphs import METADATA_KEY, OnnxSegmenter, check_onnx
 from ..model_utils import align_corners_of, dtype_of
 from ..models.modeling_afdcd import upsample_logits
 

@@ -9,9 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..inference.graph_segmenter import METADATA_KEY, check_packages
-from ..inference.onnx_segmenter import check_onnx
-from ..inference.openvino_segmenter import OpenVinoSegmenter
+from ..inference.graphs import METADATA_KEY, OpenVinoSegmenter, check_onnx, check_packages
 from .onnx import TOLERANCE_FP16, ParityRow, check_output, write_onnx
 
 

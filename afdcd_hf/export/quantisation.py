@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic_io import written_whole
-from ..inference.onnx_segmenter import OnnxSegmenter
+from ..inference.graphs import OnnxSegmenter
 from ..inference.segment import make_sample
 from .onnx import attach_facts, check_output, quiet
 

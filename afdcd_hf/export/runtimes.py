@@ -15,8 +15,7 @@ from PIL import Image
 from torch import nn
 
 from ..evaluation.segmenter import evaluate_segmenter
-from ..inference.graph_segmenter import GraphSegmenter
-from ..inference.loading import load_graph
+from ..inference.graphs import GraphSegmenter, load_graph
 from ..inference.segment import WHOLE_IMAGE, make_sample, segment_image
 from ..model_utils import evaluating
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from torch import nn
 
 from ..atomic_io import folder_written_whole
-from ..inference.loading import load_segmenter
+from ..inference.graphs import load_segmenter
 from ..inference.predictions import class_legend
 from .onnx import ParityRow, export_onnx, format_parity
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..evaluation.command import evaluate_saved
+from ..evaluation.results import evaluate_saved
 from ..structured_files import read_yaml
 from .card_facts import Facts, Fraction, read_facts, restored
 from .conversion import convert_checkpoint

@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from .executorch_segmenter import ExecuTorchSegmenter
-    from .loading import load_graph, load_segmenter
-    from .onnx_segmenter import OnnxSegmenter
-    from .openvino_segmenter import OpenVinoSegmenter
+    from .files import PredictionWriter
+    from .graphs import ExecuTorchSegmenter, OnnxSegmenter, OpenVinoSegmenter, load_graph, load_segmenter
     from .predictions import draw_predictions, predict_images, write_pseudo_labels
     from .segment import InferenceSettings, Predictor, segment_image
-    from .submission import PredictionWriter
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -22,9 +22,8 @@ from ..charts.label_maps import TITLE_LENGTH, distinct_palette, draw_overlay, ma
 from ..data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from ..data.checks import check_classes
 from ..data.loading import load_split
-from .graph_segmenter import GraphSegmenter
-from .images import find_images, open_rgb, save_png
-from .loading import load_segmenter
+from .files import find_images, open_rgb, save_png
+from .graphs import GraphSegmenter, load_segmenter
 from .segment import IGNORED, WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample, segment_image
 
 T = TypeVar("T")

@@ -30,8 +30,6 @@ IGNORED = 255  # what pixels get whose class is too uncertain
 _AT_ONCE = 2**21  # scores (8 MB) up to which all classes are stretched together
 _MULTIPLES = (32, 64)  # what the sides of inputs are padded to where a model refuses others
 
-Window = tuple[slice, slice]
-
 
 @dataclass(frozen=True)
 class InferenceSettings:
@@ -108,7 +106,6 @@ class Seconds(defaultdict[str, float]):
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
-        """Add what passes inside to a part."""
         start = perf_counter()
         try:
             yield
@@ -129,10 +126,10 @@ class Predictor:
     - Inputs are not padded, unless the model fails on their size: then with zeros, below and to the right, to a
       multiple of 32 or 64, and the padding is cut off its scores.
 
-    The model runs in evaluation mode, on the device where it is. Logits are float32 from there on, also under autocast.
-    Memory, beside the model's own for as many inputs at once as the batch has images: three maps at the label map's
-    size, K float32 score maps at the scaled input's with windows; where probabilities are averaged, K maps at the label
-    map's size, and K for each image of the batch. The numbers of batches, windows and scales do not matter.
+    The model runs in evaluation mode, on the device where it is; its logits are float32, also under autocast. Memory,
+    beside the model's own for as many inputs at once as the batch has images: three maps at the label map's size, K
+    float32 score maps at the scaled input's with windows; where probabilities are averaged, K maps at the label map's
+    size, and K for each image of the batch. The numbers of batches, windows and scales do not matter.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
@@ -206,15 +203,13 @@ class Predictor:
 
     def _most_probable(self, probabilities: Tensor) -> Tensor:
         highest, classes = probabilities.max(0)
-        label_map = classes.to(_id_type(len(probabilities)))
-        if self.least_confidence is None:
-            return label_map
-        return label_map.masked_fill(highest < self.least_confidence, IGNORED)
+        uncertain = highest < (self.least_confidence or 0)
+        return classes.to(_id_type(len(probabilities))).masked_fill(uncertain, IGNORED)
 
     def _logits(self, inputs: Tensor, group: list[Sample], at_once: int) -> Iterator[Tensor]:
         """Float32 logits `(K, h, w)` of each sample in one pass, one sample at a time."""
         size = inputs.shape[-2], inputs.shape[-1]
-        windows = _place_windows(size, self.settings.window, self.settings.stride)
+        windows = _place_windows(size, self.settings)
         crops = (image[:, rows, columns] for image in inputs for rows, columns in windows)
         of_windows = self._each(crops, at_once)
         for sample in group:
@@ -280,8 +275,7 @@ def segment_image(
 ) -> np.ndarray:
     """Segment one image of any mode, which is read as RGB, with a model and its image processor; see `Predictor`.
 
-    Returns:
-        `(H, W)` class ids at the image's size: uint8 for models with up to 256 classes, uint16 otherwise.
+    Returns `(H, W)` class ids at the image's size: uint8 for models with up to 256 classes, uint16 otherwise.
     """
     [(_, label_map)] = Predictor(model, settings).label_maps([[make_sample(processor, image)]])
     return as_array(label_map)
@@ -296,8 +290,7 @@ def as_array(label_map: Tensor) -> np.ndarray:
 def best_classes(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """The class of the highest of finite scores `(K, h, w)` at each pixel of a map `(H, W)`, of equal ones the first.
 
-    Large maps are made class by class, so that K of them need never be there at once: the result is the same to the
-    bit, and comes sooner where K maps exceed the processor's cache.
+    Large maps are made class by class: the same to the bit, in less memory, and sooner where K maps exceed the cache.
     """
     id_type = _id_type(len(logits))
     if len(logits) * size[0] * size[1] <= _AT_ONCE:
@@ -324,35 +317,23 @@ def _rescale(images: Tensor, scale: float) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
-def _place_windows(
-    size: tuple[int, int], window: tuple[int, int] | None, stride: tuple[int, int] | None
-) -> list[Window]:
+def _place_windows(size: tuple[int, int], settings: InferenceSettings) -> list[tuple[slice, slice]]:
     """Rows and columns of the windows that cover an image of (height, width), row by row; see `Predictor`."""
-    if window is None:
-        return [(slice(0, size[0]), slice(0, size[1]))]
-    assert stride is not None  # settings with a window have one
-    rows, columns = (
-        [slice(start, min(start + length, side)) for start in _starts(side, length, step)]
-        for side, length, step in zip(size, window, stride, strict=True)
-    )
-    return list(product(rows, columns))
-
-
-def _starts(side: int, window: int, stride: int) -> list[int]:
-    last = max(side - window, 0)
-    return [*range(0, last, stride), last]
+    sides = []
+    for side, length, step in zip(size, settings.window or size, settings.stride or size, strict=True):
+        last = max(side - length, 0)
+        sides.append([slice(start, min(start + length, side)) for start in (*range(0, last, step), last)])
+    return list(product(*sides))
 
 
 def _join_windows(
-    logits: Iterator[Tensor], windows: Sequence[Window], size: tuple[int, int], align_corners: bool
+    logits: Iterator[Tensor], windows: Sequence[tuple[slice, slice]], size: tuple[int, int], align_corners: bool
 ) -> Tensor:
     """One score map `(K, *size)`; draws as many logits as there are windows, so that only one is there at a time."""
-    total: Tensor | None = None
-    times = torch.zeros(size)
+    total, times = torch.empty(0), torch.zeros(size)
     for (rows, columns), one in zip(windows, islice(logits, len(windows)), strict=True):
-        total = one.new_zeros(len(one), *size) if total is None else total
+        total = total if total.numel() else one.new_zeros(len(one), *size)
         region = total[:, rows, columns]
         region += upsample_logits(one[None], (region.shape[-2], region.shape[-1]), align_corners)[0]
         times[rows, columns] += 1
-    assert total is not None  # every image has a window
     return total.div_(times.to(total.device))

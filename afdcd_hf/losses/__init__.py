@@ -64,8 +64,8 @@ def build_loss(
     losses = {}
     for name, loss_class in classes.items():
         options = dict((loss_kwargs or {}).get(name, {}))
-        if "num_classes" in option_defaults(loss_class) and options.get("num_classes") is None:
-            options["num_classes"] = num_classes
+        if "num_classes" in option_defaults(loss_class):
+            options["num_classes"] = num_classes if options.get("num_classes") is None else options["num_classes"]
         losses[name] = _build_one(name, loss_class, options, list(zip(*channels, strict=True)))
     return next(iter(losses.values())) if len(losses) == 1 else LossSum(losses)
 
@@ -85,8 +85,7 @@ def validate_loss_spec(spec: str, loss_kwargs: LossOptions | None) -> list[str]:
 
 def needs_feature_map(spec: str, loss_kwargs: LossOptions | None) -> bool:
     """Whether a recipe's loss reads feature maps with these options; arguments and errors as `validate_loss_spec`."""
-    options = loss_kwargs or {}
-    return any(each.reads_map(options.get(name, {})) for name, each in _classes(spec, loss_kwargs).items())
+    return any(each.reads_map((loss_kwargs or {}).get(name, {})) for name, each in _classes(spec, loss_kwargs).items())
 
 
 def _classes(spec: str, loss_kwargs: LossOptions | None) -> dict[str, type[DistillationLoss]]:
@@ -103,12 +102,11 @@ def _classes(spec: str, loss_kwargs: LossOptions | None) -> dict[str, type[Disti
             raise ValueError(f"the loss {found[0]!r} is more than once in loss={spec!r}; name each loss once.")
         classes[found[0]] = found[1]
     options = loss_kwargs or {}
-    for name in options:
-        if name not in classes:
-            raise ValueError(
-                f"loss_kwargs has options for {name!r}, which is not in loss={spec!r}; "
-                f"add it to the loss, or remove them. Options go under the name of a loss: {', '.join(classes)}."
-            )
+    if unused := [name for name in options if name not in classes]:
+        raise ValueError(
+            f"loss_kwargs has options for {unused[0]!r}, which is not in loss={spec!r}; "
+            f"add it to the loss, or remove them. Options go under the name of a loss: {', '.join(classes)}."
+        )
     for name, loss_class in classes.items():
         _check_options(name, loss_class, options.get(name, {}))
     return classes
@@ -124,12 +122,10 @@ def _check_options(name: str, loss_class: type[DistillationLoss], options: Mappi
     if not isinstance(options, Mapping):
         raise ValueError(f"loss_kwargs[{name!r}] is {options!r}; expected option names with values.")
     accepted = option_defaults(loss_class)
-    unknown = [option for option in options if option not in accepted]
-    if unknown:
+    if unknown := [option for option in options if option not in accepted]:
         raise ValueError(f"unknown option {name}.{unknown[0]}; {name} accepts {', '.join(accepted)}.")
     values = {**accepted, **options}
-    missing = [f"{name}.{option}" for option, value in values.items() if value is inspect.Parameter.empty]
-    if missing:
+    if missing := [f"{name}.{option}" for option, value in values.items() if value is inspect.Parameter.empty]:
         raise ValueError(f"missing {' and '.join(missing)}; give it a value.")
     loss_class.check_options(values)
 
@@ -141,12 +137,12 @@ def _build_one(
         return loss_class(**options)
     if not loss_class.reads_map(options):
         return loss_class(None, None, **options)
-    for student, teacher in pairs:
-        if None in (student, teacher):
-            raise ValueError(
-                f"the loss {name!r} compares feature maps and needs their channels; it got "
-                f"student_channels={student} and teacher_channels={teacher}."
-            )
+    if missing := [pair for pair in pairs if None in pair]:
+        student, teacher = missing[0]
+        raise ValueError(
+            f"the loss {name!r} compares feature maps and needs their channels; it got student_channels={student} and "
+            f"teacher_channels={teacher}."
+        )
     without_logits = options | dict.fromkeys(loss_class.logits_terms.values(), 0)
     losses = [loss_class(*pair, **(without_logits if index else options)) for index, pair in enumerate(pairs)]
     return losses[0] if len(losses) == 1 else LossPerPair(losses)

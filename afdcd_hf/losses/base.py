@@ -18,8 +18,6 @@ from .random_source import RandomSource
 
 
 class Option(NamedTuple):
-    """An option of a loss, as its class declares it."""
-
     default: Any
     check: Callable[[str, Any], None] | None
     kw_only: bool
@@ -33,10 +31,8 @@ def option(
 ) -> Any:
     """Declare an option in the body of a loss: `temperature: float = option(default=1.0, check=check_positive)`.
 
-    Args:
-        default: left out where the option has to be given.
-        check: function of its name and value that raises ValueError; weights of terms need none.
-        kw_only: False for one that may be given by position.
+    One without a default has to be given. `check`, a function of name and value, raises ValueError; weights need none.
+    `kw_only=False` is for one that may be given by position.
     """
     return Option(default, check, kw_only)
 

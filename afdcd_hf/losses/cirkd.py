@@ -40,10 +40,9 @@ class CIRKDLoss(MapLoss):
     4·K·(pixel_queue + region_queue)·Ct bytes: 428 MB for 19 classes and a head of 256 channels, but 3.4 GB for the 2048
     channels of a ResNet's last map, and each checkpoint as much: choose smaller queues there.
 
-    The defaults are the published ones, for the head's last map. Unlike the authors' code, the head's last convolution
-    has a bias; draws come, with replacement, from the filled part of the queues of classes seen so far, where theirs
-    take as many from each class's whole queue; and maps are pooled before the minibatch term for every model, to keep
-    the matrices of all pairs small, where theirs are for SegFormer alone.
+    The defaults are the published ones, for the head's last map. Unlike in the authors' code, the head's last
+    convolution has a bias, draws come from the filled part of the queues alone, and maps are pooled before the
+    minibatch term for every model, to keep the matrices of all pairs small, where theirs are for SegFormer alone.
 
     Relations: the similarities of SKDLoss are inside one image, and compared by their squared difference.
 
@@ -52,11 +51,9 @@ class CIRKDLoss(MapLoss):
         ignore_index: a label that is ignored; None where all of 0 to K-1 count.
         pool_size: side of the cells averaged before the minibatch term, the last ones smaller where the size does not
             divide; 1 for none. The matrices have N·(h·w / pool_size²)² numbers an image, N images in the batch.
-        pixel_queue: pixels kept a class.
-        region_queue: likewise.
+        pixel_queue, region_queue: vectors kept a class.
         pixels_per_image: pixels taken in a class and image.
-        pixel_draws: pixels drawn a step.
-        region_draws: likewise.
+        pixel_draws, region_draws: vectors drawn a step.
     """
 
     name = "cirkd"
@@ -150,9 +147,8 @@ def _pixels(feature_map: Tensor) -> Tensor:
 def gather_batch(tensor: Tensor) -> Tensor:
     """Concatenate the tensors `(B, ...)` of all processes, of one shape and dtype, in the order of ranks.
 
-    Gradients flow to every process: each one receives the sum of what all processes' losses ask of its part. DDP then
-    takes the mean, so that the mean of the losses over processes is what is minimised. Call it on every process, at the
-    same point.
+    Each process's part receives the sum of what all processes' losses ask of it. DDP then takes the mean, so that the
+    mean of the losses over processes is minimised.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
@@ -179,11 +175,8 @@ class _GatherBatch(torch.autograd.Function):
 def cross_image_divergence(
     student: Tensor, teacher: Tensor, all_student: Tensor, all_teacher: Tensor, temperature: float
 ) -> Tensor:
-    """Mean over pairs of images, and over the pixels of the first, of the divergence of their similarities.
-
-    Vectors of length 1: `(B, A, Cs)` and `(B, A, Ct)` of A pixels of this process's images, and N instead of B for the
-    images of all processes.
-    """
+    """The minibatch term of vectors of length 1: `(B, A, Cs)` and `(B, A, Ct)` of A pixels of this process's images,
+    and N instead of B for the images of all processes."""
     divergences = [
         # (A, N, A): a row holds the cosines of one pixel with all pixels of one image
         kl_divergences(_cosines(own, all_student), _cosines(taught, all_teacher), temperature, dim=-1).mean()
@@ -194,10 +187,8 @@ def cross_image_divergence(
 
 @in_float32
 def memory_divergence(student: Tensor, teacher: Tensor, memory: Tensor, anchors: Tensor, temperature: float) -> Tensor:
-    """Mean over the anchors `(B, A)` bool of the divergence of their similarities to vectors `(M, C)` of the memory.
-
-    Student and teacher are `(B, A, C)` of length 1; 0 without any anchor.
-    """
+    """Mean over the anchors `(B, A)` bool of the divergence of their similarities to vectors `(M, C)` of the memory, of
+    student and teacher `(B, A, C)` of length 1; 0 without any anchor."""
     memory = memory.to(student.dtype)
     divergences = kl_divergences(student @ memory.T, teacher @ memory.T, temperature, dim=-1)  # (B, A)
     return divergences.masked_fill(~anchors, 0.0).sum() / anchors.sum().clamp(min=1)
@@ -208,15 +199,10 @@ def _cosines(own: Tensor, others: Tensor) -> Tensor:
 
 
 class ClassQueues(nn.Module):
-    """The newest vectors of each class, as buffers: they are saved and resumed with the loss.
+    """The newest `size` vectors of each class, as buffers: they are saved and resumed with the loss.
 
     Processes that append the same vectors in the same order hold the same queues, and need not be synchronised. Where
     a step is taken back and done again, it is enough to restore `appended`: the same vectors go to the same places.
-
-    Args:
-        num_classes: K.
-        size: vectors kept a class.
-        channels: C; the buffer takes 4·K·size·C bytes (19 classes of 20,000 vectors of 256 channels: 389 MB).
     """
 
     vectors: Tensor
@@ -229,10 +215,7 @@ class ClassQueues(nn.Module):
 
     @torch.no_grad()
     def append(self, vectors: Tensor, classes: Tensor) -> None:
-        """Put each vector `(M, C)` into the queue of its class `(M,)`, in place of the oldest one if that is full.
-
-        Vectors of class -1 and those that are not finite are left out.
-        """
+        """Put finite vectors `(M, C)` into the queues of their classes `(M,)`, -1 for none, in place of the oldest."""
         num_classes, size, _ = self.vectors.shape
         classes = torch.where(vectors.isfinite().all(1), classes, NO_CLASS)
         of_class = classes.unsqueeze(1) == torch.arange(num_classes, device=classes.device)  # (M, K)
@@ -245,10 +228,8 @@ class ClassQueues(nn.Module):
         self.appended += number
 
     def draw(self, uniform: Tensor) -> Tensor:
-        """Vectors `(M, C)` drawn with replacement, equally many of each class that has any (up to one).
-
-        The random numbers `(M,)` in [0, 1) choose inside a class. Zeros while all queues are empty.
-        """
+        """Vectors `(M, C)` drawn with replacement, equally many of each class that has any (up to one), inside a class
+        by the random numbers `(M,)` in [0, 1); zeros while all queues are empty."""
         held = self.appended.clamp(max=self.vectors.shape[1])  # (K,)
         present = held > 0
         first_present = present.to(torch.int8).argsort(descending=True, stable=True)
@@ -265,17 +246,11 @@ def queue_names(module: nn.Module) -> list[str]:
 
 
 def pixels_of_classes(vectors: Tensor, members: Tensor, most: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """At most `most` pixels of each class and image, chosen at random.
+    """At most `most` pixels of each class and image, those with the smallest random numbers `(B, A)` in [0, 1).
 
-    Args:
-        vectors: `(B, A, C)`, one a pixel.
-        members: `(B, K, A)` bool, at most one class a pixel.
-        most: pixels a class and image.
-        uniform: `(B, A)` random numbers in [0, 1); the pixels with the smallest are chosen.
-
-    Returns:
-        Vectors `(B·R, C)` and their classes `(B·R,)` with R = min(A, K·most), -1 where fewer pixels were to be had: a
-        shape that does not hang on the labels can be gathered over processes.
+    Of vectors `(B, A, C)` and `members` `(B, K, A)` bool, at most one class a pixel, it gives vectors `(B·R, C)` and
+    their classes `(B·R,)`, R = min(A, K·most), -1 where fewer pixels were to be had: a shape that does not hang on the
+    labels can be gathered over processes.
     """
     _, num_classes, pixels = members.shape
     most = min(most, pixels)
@@ -290,10 +265,8 @@ def pixels_of_classes(vectors: Tensor, members: Tensor, most: int, uniform: Tens
 
 @in_float32
 def regions_of_classes(vectors: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean vector, of length 1, of each class in each image; arguments as for `pixels_of_classes`.
-
-    Gives `(B·K, C)` and their classes `(B·K,)`, -1 for a class that the image does not show.
-    """
+    """The mean vector, of length 1, of each class in each image, `(B·K, C)`, and the classes `(B·K,)`, -1 for one that
+    the image does not show; arguments as for `pixels_of_classes`."""
     means = unit_vectors(members.to(vectors.dtype) @ vectors, dim=2)  # of the sum: its direction is that of the mean
     classes = torch.where(members.any(2), torch.arange(members.shape[1], device=members.device), NO_CLASS)
     return means.flatten(0, 1), classes.flatten()

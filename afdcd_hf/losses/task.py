@@ -1,7 +1,6 @@
 """The task loss: what the labels ask for, in method and baseline alike.
 
-Scores are `(B, K, H, W)` float logits at the label's size, labels `(B, H, W)` int64, of which `ignore_index` does not
-count.
+Scores are `(B, K, H, W)` logits at the label's size, labels `(B, H, W)` int64, of which `ignore_index` does not count.
 """
 
 from __future__ import annotations
@@ -43,13 +42,18 @@ def hard_pixel_cross_entropy(
     return losses[hard].mean()
 
 
+def _probabilities(scores: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Of the N pixels that count, `(N, K)`, and their classes `(N,)`."""
+    counted = labels != ignore_index
+    return scores.softmax(dim=1).movedim(1, -1)[counted], labels[counted]
+
+
 def dice_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
     """1 - soft Dice over the batch, mean over the classes that its labels hold (Milletari et al., arXiv 1606.04797)."""
-    counted = labels != ignore_index
-    if not counted.any():
+    probability, classes = _probabilities(scores, labels, ignore_index)
+    if not len(classes):
         return scores.sum() * 0
-    probability = scores.softmax(dim=1).movedim(1, -1)[counted]
-    truth = F.one_hot(labels[counted], scores.shape[1]).to(probability)
+    truth = F.one_hot(classes, scores.shape[1]).to(probability)
     pixels = truth.sum(dim=0)
     dice = 2 * (probability * truth).sum(dim=0) / (probability.sum(dim=0) + pixels)
     return 1 - dice[pixels > 0].mean()
@@ -57,12 +61,8 @@ def dice_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor
 
 def lovasz_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
     """Lovász-softmax over the batch, mean over the classes that its labels hold (Berman et al., arXiv 1705.08790)."""
-    counted = labels != ignore_index
-    if not counted.any():
-        return scores.sum() * 0
-    probability = scores.softmax(dim=1).movedim(1, -1)[counted]
-    truth = labels[counted]
-    losses = []
+    probability, truth = _probabilities(scores, labels, ignore_index)
+    losses = [scores.sum() * 0] if not len(truth) else []
     for index in truth.unique():
         inside = (truth == index).to(probability)
         errors, order = (inside - probability[:, index]).abs().sort(descending=True)
@@ -79,6 +79,7 @@ TASK_LOSSES: dict[str, Callable[..., Tensor]] = {
     "dice": dice_loss,
     "lovasz": lovasz_loss,
 }
+TAKE_WEIGHTS = {"cross_entropy", "ohem"}
 
 
 class TaskLoss(nn.Module):
@@ -115,7 +116,7 @@ class TaskLoss(nn.Module):
         self.kinds = [name.strip() for name in kind.split("+")]
         if unknown := [name for name in self.kinds if name not in TASK_LOSSES]:
             raise ValueError(f"task_loss={kind!r}: unknown {unknown[0]!r}; known: {', '.join(TASK_LOSSES)}.")
-        if class_weights is not None and not {"cross_entropy", "ohem"} & set(self.kinds):
+        if class_weights is not None and not TAKE_WEIGHTS & set(self.kinds):
             raise ValueError(
                 f"class_weights have no effect on task_loss={kind!r}: add cross_entropy, or leave them out."
             )
@@ -134,10 +135,8 @@ class TaskLoss(nn.Module):
         """Take ignore index and upsampling from the model's configuration (255 and False where it says nothing)."""
         config = getattr(model, "config", None)
         count = getattr(config, "num_labels", None)
-        if class_weights is not None and count is not None and len(class_weights) != count:
-            raise ValueError(
-                f"class_weights holds {len(class_weights)} numbers for {count} classes: give one for each."
-            )
+        if class_weights is not None and count not in (None, len(class_weights)):
+            raise ValueError(f"class_weights holds {len(class_weights)} numbers for {count} classes: give one each.")
         ignore_index = getattr(config, "semantic_loss_ignore_index", 255)
         align_corners = getattr(config, "align_corners", False)
         return cls(weight, aux_weight, ignore_index, align_corners, kind, class_weights)
@@ -156,8 +155,9 @@ class TaskLoss(nn.Module):
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             scores = upsample_logits(logits.float(), labels.shape[-2:], self.align_corners)
-            losses = []
-            for kind in self.kinds:
-                weights = {"class_weights": self.class_weights} if kind in ("cross_entropy", "ohem") else {}
-                losses.append(TASK_LOSSES[kind](scores, labels, self.ignore_index, **weights))
+            weighted: Any = {"class_weights": self.class_weights}
+            losses = [
+                TASK_LOSSES[kind](scores, labels, self.ignore_index, **(weighted if kind in TAKE_WEIGHTS else {}))
+                for kind in self.kinds
+            ]
             return torch.stack(losses).sum()

@@ -8,7 +8,6 @@ from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .boundary_iou import StreamingBoundaryIoU
-    from .mean_iou import StreamingMeanIoU
-    from .streaming_mean_iou import streaming_mean_iou_path
+    from .mean_iou import StreamingMeanIoU, streaming_mean_iou_path
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

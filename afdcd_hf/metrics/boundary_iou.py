@@ -49,7 +49,7 @@ class StreamingBoundaryIoU(StreamingMeanIoU):
         """As `StreamingMeanIoU.update`, for maps `(..., H, W)` whose edges are those of their images."""
         if len(predictions.shape) < 2:
             raise ValueError(f"The maps have shape {tuple(predictions.shape)}; bands need rows and columns.")
-        regions = self._checked(predictions, references)
+        regions = self._checked(*self._ids(predictions, references))
         width = band_width((references.shape[-2], references.shape[-1]), self.ratio)
         dtype = torch.uint8 if self.num_labels <= 255 else torch.int32  # the fewer bytes, the faster
         bands = (_boundary_band(ids.to(dtype), width) for ids in regions)

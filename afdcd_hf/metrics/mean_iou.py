@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# On a CPU, what is computed of so many stays in its cache, which is several times as fast as whole maps.
-_PIXELS_AT_ONCE = 1 << 14
 PADDING_LABEL = -100  # what the Trainer pads references with when it gathers maps of different sizes
 
 Self = TypeVar("Self", bound="StreamingMeanIoU")
 
 
 class StreamingMeanIoU:
-    """Segmentation scores whose memory does not depend on the number of images.
+    """Segmentation scores whose only state, whatever the number of images, is an int64 confusion matrix.
 
-    The only state is an int64 confusion matrix. The keys of `compute` are those of `evaluate`'s `mean_iou`, and some
-    more. With TP, FP and FN of a class over *all* pixels seen, its IoU is TP / (TP + FP + FN) and its accuracy
-    TP / (TP + FN).
+    The keys of `compute` are those of `evaluate`'s `mean_iou`, and some more. With TP, FP and FN of a class over *all*
+    pixels seen, its IoU is TP / (TP + FP + FN) and its accuracy TP / (TP + FN).
 
     Args:
         num_labels: Number of classes K.
@@ -85,13 +83,8 @@ class StreamingMeanIoU:
             ValueError: If the shapes differ, a dtype is not integer, or a counted value is outside 0..K-1. Nothing is
                 counted then.
         """
-        check_maps(predictions, references)
-        maps = predictions.reshape(-1), references.reshape(-1)
-        device = self._settle(predictions)
-        step = _PIXELS_AT_ONCE if device.type == "cpu" else max(1, len(maps[0]))
-        starts = range(0, len(maps[0]), step) or [0]
-        parts = ([ids[start : start + step] for ids in maps] for start in starts)
-        self._add(torch.stack([self._pairs(*self._checked(*part)) for part in parts]).sum(dim=0))
+        predicted, truth, times = distinct_pairs(*self._ids(predictions, references))
+        self._add(self._pairs(*self._checked(predicted, truth), times))
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
         """`update` in the calling style of `evaluate`; also takes two equally long lists of maps of any sizes."""
@@ -112,8 +105,7 @@ class StreamingMeanIoU:
     def reduce(self: Self, reducer: Callable[[Tensor], Tensor]) -> Self:
         """Replaces the counts by their sum over processes; call it on every rank, once, before `compute`.
 
-        `reducer` sums a tensor over processes, such as `lambda counts: accelerator.reduce(counts, "sum")`; a ValueError
-        tells if it gathers them instead.
+        `reducer` sums a tensor over processes: `lambda counts: accelerator.reduce(counts, "sum")`; ValueError if not.
         """
         total = reducer(self._counts.clone())
         if total.shape != self._counts.shape:
@@ -150,11 +142,15 @@ class StreamingMeanIoU:
             "num_pixels": num_pixels,
         }
 
-    def _checked(self, predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Both maps on the metric's device, with 0..K-1 and, where ignored, K."""
+    def _ids(self, predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
+        """Both maps on the metric's device, which the first predictions decide where nobody chose it."""
         check_maps(predictions, references)
-        device = self._settle(predictions)
-        predicted, truth = (_as_ids(ids, device) for ids in (predictions, references))
+        if self._device is None:
+            self._device = predictions.device if isinstance(predictions, Tensor) else torch.device("cpu")
+        return _as_ids(predictions, self._device), _as_ids(references, self._device)
+
+    def _checked(self, predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Both with 0..K-1 and, where ignored, K."""
         ignored = (truth == self.ignore_index) | (truth == PADDING_LABEL)
         for name, ids in (("references", truth), ("predictions", predicted)):
             outside = ((ids < 0) | (ids >= self.num_labels)) & ~ignored
@@ -167,12 +163,6 @@ class StreamingMeanIoU:
                 )
         return predicted.masked_fill(ignored, self.num_labels), truth.masked_fill(ignored, self.num_labels)
 
-    def _settle(self, predictions: Tensor | np.ndarray) -> torch.device:
-        """The metric's device, which the first predictions decide where nobody chose it."""
-        if self._device is None:
-            self._device = predictions.device if isinstance(predictions, Tensor) else torch.device("cpu")
-        return self._device
-
     def _pairs(self, predicted: Tensor, truth: Tensor, times: Tensor | None = None) -> Tensor:
         """How often each pair of ids 0..K occurs, each counted so many times: `(K + 1, K + 1)`, truth first."""
         side = self.num_labels + 1
@@ -182,6 +172,38 @@ class StreamingMeanIoU:
     def _add(self, counts: Tensor) -> None:
         # Out of place: counts made under torch.inference_mode() must not be written to outside of it.
         self._counts = self._counts.to(counts.device) + counts
+
+
+def distinct_pairs(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of values that occur in two maps of integers, `(N,)` each, and how often each occurs; as they are, once
+    each, where values lie so far apart that their histogram would be large."""
+    predicted, truth = predicted.flatten(), truth.flatten()
+    if not len(truth):
+        return predicted, truth, torch.ones_like(truth)
+    (low, high), (lowest, highest) = ([int(end) for end in ids.aminmax()] for ids in (predicted, truth))
+    span = high - low + 1
+    bins = span * (highest - lowest + 1)
+    if bins > 1 << 20:
+        return predicted, truth, torch.ones_like(truth)
+    # int32, in place: half the time of the other ways
+    dtype = torch.int32 if max(map(abs, (low, high, lowest, highest))) < 1 << 30 else torch.int64
+    codes = truth.to(dtype, copy=True).sub_(lowest).mul_(span).add_(predicted.to(dtype)).sub_(low)
+    counts = torch.bincount(codes, minlength=bins)
+    codes = counts.nonzero().squeeze(1)
+    return codes % span + low, codes // span + lowest, counts[codes]
+
+
+def streaming_mean_iou_path() -> str:
+    """What `evaluate.load` takes to load our `mean_iou`, whose memory does not depend on the number of images.
+
+    Example:
+        >>> import evaluate
+        >>> metric = evaluate.load(streaming_mean_iou_path(), num_labels=2)
+        >>> metric.add_batch(predictions=[[[0, 1]]], references=[[[0, 0]]])
+        >>> metric.compute()["mean_iou"]
+        0.25
+    """
+    return str(Path(__file__).with_name("streaming_mean_iou.py"))
 
 
 def check_maps(predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> None:
@@ -213,8 +235,7 @@ def _mean_of_defined(values: np.ndarray) -> float:
 
 def _class_names(num_labels: int, id2label: Mapping[Any, str]) -> list[str]:
     names = {int(index): name for index, name in id2label.items()}
-    outside = sorted(index for index in names if not 0 <= index < num_labels)
-    if outside:
+    if outside := sorted(index for index in names if not 0 <= index < num_labels):
         raise ValueError(f"id2label names classes {outside[:5]}; num_labels={num_labels} allows 0..{num_labels - 1}.")
     ordered = [names.get(index, str(index)) for index in range(num_labels)]
     times = Counter(ordered)

@@ -1,13 +1,15 @@
-"""Loading a saved segmenter and its image processor, for training or scoring."""
+"""Loading a saved segmenter and its image processor; models that find masks become segmenters (EoMT, Mask2Former)."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoConfig,
@@ -17,8 +19,11 @@ from transformers import (
     AutoModelForUniversalSegmentation,
 )
 
-from .mask_classification import MODEL_TYPES, with_logits
-
+MODEL_TYPES = ("eomt", "eomt_dinov3", "mask2former", "maskformer")
+_CLASSES = (
+    "EomtForUniversalSegmentation", "EomtDinov3ForUniversalSegmentation", "Mask2FormerForUniversalSegmentation",
+    "MaskFormerForInstanceSegmentation",
+)  # fmt: skip
 # What neither logits nor maps of a layer depend on; saved folders may lack it.
 _UNREAD = ("criterion.", "pooler.")
 # What a processor may do that would leave its label map another extent than the image's.
@@ -28,7 +33,7 @@ _MOVES_PIXELS = ("do_split_image", "do_pad")
 def load_model(name_or_path: str | Path, *, needs_logits: bool = True) -> nn.Module:
     """Load any segmenter that transformers' Auto classes know, in float32; code in its folder is never run.
 
-    EoMT, Mask2Former and MaskFormer have `.logits` in their outputs; see `mask_classification.with_logits`. Unless it
+    EoMT, Mask2Former and MaskFormer have `.logits` in their outputs; see `with_logits`. Unless it
     `needs_logits`, a kind of model that is no segmenter, such as DINOv3, is loaded as transformers' `AutoModel` does.
 
     Raises:
@@ -83,3 +88,46 @@ def _loaded(auto_class: Any, name_or_path: str | Path, what: str, **options: Any
         if isinstance(error, (OSError, ValueError, MemoryError, torch.OutOfMemoryError)):
             raise
         raise ValueError(f"{name!r} cannot be loaded as {what}: {type(error).__name__}: {problem}") from error
+
+
+def finds_masks(model: nn.Module) -> bool:
+    """Whether the model is one of these."""
+    return type(model).__name__ in _CLASSES
+
+
+def with_logits(model: nn.Module) -> nn.Module:
+    """The model itself; if it finds masks, its outputs have `.logits` from now on, beside their own fields.
+
+    The logits `(B, K, h, w)`, at the masks' size, are the logarithm of `class_scores`: their softmax is each class's
+    share of the scores. Their arg max is that of the image processor's `post_process_semantic_segmentation`, except
+    that the latter stretches the masks, for EoMT and Mask2Former first to a fixed size, and then the scores, where we
+    stretch the logits once. EoMT takes images of one size, so larger ones are segmented in windows of that size, unless
+    the settings of inference name others.
+    """
+    if finds_masks(model) and _add_logits not in model._forward_hooks.values():
+        model.register_forward_hook(_add_logits)
+        config: Any = model.config
+        if config.model_type.startswith("eomt"):  # made for images of one size
+            vars(model)["settings_for"] = partial(_in_windows, config.image_size)
+    return model
+
+
+def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Sum over the Q queries of class probability times mask probability, in float32 or float64 also under autocast.
+
+    Takes `(B, Q, K + 1)`, the last one for "no object", which is left out, and `(B, Q, h, w)`; gives `(B, K, h, w)`.
+    """
+    exact = torch.promote_types(class_logits.dtype, torch.float32)
+    with torch.autocast(class_logits.device.type, enabled=False):
+        classes = class_logits.to(exact).softmax(-1)[..., :-1]
+        return torch.einsum("bqk,bqhw->bkhw", classes, mask_logits.to(exact).sigmoid())
+
+
+def _add_logits(model: nn.Module, args: tuple, outputs: Any) -> Any:
+    scores = class_scores(outputs.class_queries_logits, outputs.masks_queries_logits)
+    outputs["logits"] = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()  # finite where a score underflows
+    return outputs
+
+
+def _in_windows(side: int, settings: Any) -> Any:
+    return settings if settings.window else replace(settings, window=(side, side))

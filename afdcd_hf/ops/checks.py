@@ -1,61 +1,60 @@
-"""Checks of options, shared by the contrast and the losses; all raise ValueError."""
+"""Checks of options, shared by the contrast and the losses: functions of name and value; all raise ValueError."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
+Check = Callable[[str, Any], None]
 
-def optional(check: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
+
+def optional(check: Check) -> Check:
     """The same check, which lets None pass."""
     return lambda name, value: None if value is None else check(name, value)
 
 
 def check_choice(name: str, value: Any, known: Iterable[object]) -> None:
     """Refuse a value that is not one of the `known`, and list them."""
-    names = list(known)
-    if value not in names:
+    if value not in (names := list(known)):
         raise ValueError(f"unknown {name}={value!r}; use one of {', '.join(map(repr, names))}.")
 
 
-def check_flag(name: str, value: Any) -> None:
-    """Refuse anything but True and False."""
-    check_choice(name, value, (True, False))
-
-
-def check_whole(name: str, value: Any) -> None:
-    """Refuse anything but a whole number of at least 1."""
-    if not _is_whole(value) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+check_flag = partial(check_choice, known=(True, False))
 
 
 def check_ignore_index(name: str, value: Any) -> None:
     """Refuse anything but a whole number and None."""
-    if value is not None and not _is_whole(value):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise ValueError(f"{name}={value!r} must be a whole number, or None where no label is ignored.")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Refuse anything but a finite number above 0."""
-    _check_finite(name, value)
-    if value <= 0:
-        raise ValueError(f"{name}={value!r} must be greater than 0.")
+def check_whole(name: str, value: Any) -> None:
+    """Refuse anything but a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
-def check_weight(name: str, value: Any) -> None:
-    """Refuse anything but a finite number of at least 0."""
-    _check_finite(name, value)
-    if value < 0:
-        raise ValueError(f"{name}={value!r} must not be negative; 0 switches the term off.")
+def _finite(holds: Callable[[Any], bool], must: str) -> Check:
+    """A check for finite numbers of which something holds."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, str):
+            # YAML 1.1 takes 2e-6 for text: the commonest way for a string to arrive here
+            raise ValueError(f"{name}={value!r} is text, not a number; in a YAML file write 2e-6 as 2.0e-6.")
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{name}={value!r} must be a finite number.")
+        if not holds(value):
+            raise ValueError(f"{name}={value!r} must {must}.")
+
+    return check
 
 
-def check_fraction(name: str, value: Any) -> None:
-    """Refuse anything but a number in [0, 1)."""
-    _check_finite(name, value)
-    if not 0 <= value < 1:
-        raise ValueError(f"{name}={value!r} must be at least 0 and less than 1.")
+check_positive = _finite(lambda value: value > 0, "be greater than 0")
+check_weight = _finite(lambda value: value >= 0, "not be negative; 0 switches the term off")
+check_fraction = _finite(lambda value: 0 <= value < 1, "be at least 0 and less than 1")
 
 
 def check_divides(groups: int, channels: int, of: str) -> None:
@@ -67,15 +66,3 @@ def check_divides(groups: int, channels: int, of: str) -> None:
     *near, last = sorted(sorted(divisors, key=lambda number: abs(number - groups))[:3])
     either = f"{', '.join(map(str, near))} or {last}" if near else last
     raise ValueError(f"channel_groups={groups} does not divide {of}; use a divisor such as {either}.")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _check_finite(name: str, value: Any) -> None:
-    if isinstance(value, str):
-        # YAML 1.1 takes 2e-6 for text: the commonest way for a string to arrive here
-        raise ValueError(f"{name}={value!r} is text, not a number; in a YAML file write 2e-6 as 2.0e-6.")
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} must be a finite number.")

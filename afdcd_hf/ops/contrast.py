@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -13,26 +14,38 @@ from torch import Tensor
 from .checks import check_choice, check_divides, check_positive, check_whole
 from .contrast_native import contrast_native, native_unavailable
 from .contrast_reference import NEGATIVES, NORMS, Settings, contrast_reference, contrast_torch
-from .contrast_triton import contrast_triton, triton_unavailable
 from .precision import at_least_float32, without_autocast
 
 logger = logging.getLogger(__name__)
 
 
 class Backend(NamedTuple):
-    """One way to compute the value and, at once, the gradient."""
-
     run: Callable[[Tensor, Tensor, Tensor | None, Settings], Tensor]  # student, teacher, gradient to fill if wanted
     unavailable: Callable[[Tensor, Tensor], str | None]  # why it cannot run for these maps
 
 
+def _triton_unavailable(student: Tensor, teacher: Tensor) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed; pip install triton"
+    from .contrast_triton import triton_unavailable
+
+    return triton_unavailable(student, teacher)
+
+
+def _contrast_triton(student: Tensor, *others: Any) -> Tensor:
+    from .contrast_triton import contrast_triton
+
+    with torch.cuda.device_of(student):  # Triton launches on the current GPU, which need not be the tensor's
+        return contrast_triton(student, *others)
+
+
+# each computes the value and, at once, the gradient
 BACKENDS = {
     "torch": Backend(contrast_torch, lambda student, teacher: None),
     "native": Backend(contrast_native, native_unavailable),
-    "triton": Backend(contrast_triton, triton_unavailable),
+    "triton": Backend(_contrast_triton, _triton_unavailable),
 }
 AUTOMATIC = {"cpu": "native", "cuda": "triton"}  # elsewhere, and where these cannot run: "torch"
-HALVES = ("triton",)  # reads half precision and computes in float32: a float32 copy of the maps is not needed
 
 
 def omni_contrast(
@@ -49,17 +62,17 @@ def omni_contrast(
     """Contrast channel groups at all positions of a patch: the paper's omni-contrasting.
 
     The formula is in `contrast_reference.py`. H and W are cropped at the right and bottom to multiples of the patch.
-    The arithmetic is float32 (float64 for float64 maps), also under autocast. The teacher gets no gradient.
+    The arithmetic is float32 (float64 for float64 maps), also under autocast.
 
     Args:
         student: `(B, C, H, W)`, any floating dtype.
-        teacher: same shape as `student`.
+        teacher: the same shape; gets no gradient.
         patch_size: side N of a patch.
         channel_groups: number M of groups the channels are cut in; must divide C.
         temperature: τ, above 0.
         distance: "l1" as in the released code, or "l2", the Euclidean norm, which the paper's ablation found best.
-        negatives: "other_groups", the teacher's vectors of other groups at all positions of the patch as in the
-            released code; or "all", every other vector of the patch as in the paper's figure.
+        negatives: "other_groups", the teacher's vectors of other groups in the patch, as in the released code; or
+            "all", every other vector of the patch, as in the paper's figure.
         backend: "reference", the readable definition; "torch", the same in portions, on any device; "native", a C
             kernel for CPUs, compiled at first use; "triton", fused kernels for a CUDA GPU; or "auto", "native" or
             "triton" where they can run, else "torch". All but the reference have no second derivative.
@@ -69,12 +82,10 @@ def omni_contrast(
         near 0 when every student vector is much closer to its own teacher vector than to the negatives.
 
     Raises:
-        ValueError: maps that are not 4-D, differ in shape or are smaller than a patch; groups that do not divide the
-            channels; sizes that leave no negatives; an unknown name; a temperature that is not positive; a backend
-            that cannot run here, with the reason.
+        ValueError: maps that are not 4-D, differ in shape or are smaller than a patch; a bad setting, or groups that do
+            not divide the channels or leave no negatives; a backend that cannot run here, with the reason.
     """
-    settings = Settings(patch_size, channel_groups, temperature, distance, negatives)
-    return _contrast(student, teacher, settings, backend)
+    return _contrast(student, teacher, Settings(patch_size, channel_groups, temperature, distance, negatives), backend)
 
 
 def spatial_contrast(
@@ -86,10 +97,8 @@ def spatial_contrast(
     distance: str = "l1",
     backend: str = "auto",
 ) -> Tensor:
-    """Contrast whole pixels of a patch; the negatives are the teacher's other positions of the same patch.
-
-    Arguments, result and errors as in `omni_contrast`; here the sum runs over B·H·W anchors, so it is their mean.
-    """
+    """As `omni_contrast`, of whole pixels with the teacher's other positions of the same patch as negatives: the sum
+    runs over B·H·W anchors, so it is their mean."""
     return _contrast(student, teacher, Settings(patch_size, 1, temperature, distance, "all"), backend)
 
 
@@ -102,10 +111,7 @@ def channel_contrast(
     distance: str = "l1",
     backend: str = "auto",
 ) -> Tensor:
-    """Contrast the channel groups of a pixel; the negatives are the teacher's other groups at the same pixel.
-
-    Arguments, result and errors as in `omni_contrast`; nothing is cropped.
-    """
+    """As `omni_contrast`, with the teacher's other groups at the same pixel as negatives; nothing is cropped."""
     return _contrast(student, teacher, Settings(1, channel_groups, temperature, distance, "all"), backend)
 
 
@@ -129,14 +135,12 @@ def check_contrast_settings(
 def _contrast(student: Tensor, teacher: Tensor, settings: Settings, backend: str) -> Tensor:
     check_contrast_settings(**settings._asdict(), backend=backend)
     _check_maps(student, teacher, settings)
-    if backend == "reference":
-        with without_autocast(student):
-            student, teacher = (
-                _crop(at_least_float32(maps), settings.patch_size) for maps in (student, teacher.detach())
-            )
-            return contrast_reference(student, teacher.to(student.dtype), settings)
-    with_gradient = torch.is_grad_enabled() and student.requires_grad
-    return _with_gradient(student, teacher.detach(), *settings, backend, with_gradient)[0]
+    if backend != "reference":
+        with_gradient = torch.is_grad_enabled() and student.requires_grad
+        return _with_gradient(student, teacher.detach(), *settings, backend, with_gradient)[0]
+    with without_autocast(student):
+        student, teacher = (_crop(at_least_float32(each), settings.patch_size) for each in (student, teacher.detach()))
+        return contrast_reference(student, teacher.to(student.dtype), settings)
 
 
 # An operator of its own, so that torch.compile takes it as one node: nothing to trace, no break of the graph.
@@ -156,27 +160,23 @@ def _with_gradient(
     settings = Settings(patch_size, channel_groups, float(temperature), distance, negatives)
     name = _automatic(student, teacher) if backend == "auto" else backend
     with without_autocast(student):
-        if name not in HALVES:
+        if name != "triton":  # which reads half precision itself
             student = at_least_float32(student)
             teacher = at_least_float32(teacher).to(student.dtype)
         reason = BACKENDS[name].unavailable(student, teacher)
         if reason is not None:
             raise ValueError(f"backend={name!r} cannot run: {reason}; use backend='torch'.")
         # of the whole map, as the derivative of cropping would be two more copies
-        gradient = _empty_gradient(student).zero_() if with_gradient else None
-        target = None if gradient is None else _crop(gradient, patch_size)
-        loss = BACKENDS[name].run(_crop(student, patch_size), _crop(teacher, patch_size), target, settings)
+        gradient = at_least_float32(torch.zeros_like(student)) if with_gradient else None
+        maps = [None if each is None else _crop(each, patch_size) for each in (student, teacher, gradient)]
+        loss = BACKENDS[name].run(*maps, settings)  # type: ignore[arg-type]
     return loss, loss.new_empty(0) if gradient is None else gradient
 
 
 @_with_gradient.register_fake
 def _(student: Tensor, teacher: Tensor, *options: Any) -> tuple[Tensor, Tensor]:  # shapes alone, for tracing
     loss = at_least_float32(student.new_empty(()))
-    return loss, _empty_gradient(student) if options[-1] else loss.new_empty(0)
-
-
-def _empty_gradient(student: Tensor) -> Tensor:
-    return torch.empty_like(student, dtype=torch.promote_types(student.dtype, torch.float32))
+    return loss, torch.empty_like(student, dtype=loss.dtype) if options[-1] else loss.new_empty(0)
 
 
 def _keep_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -203,9 +203,8 @@ def _check_maps(student: Tensor, teacher: Tensor, settings: Settings) -> None:
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be maps (B, C, H, W) of the same "
             "shape; project the student to the teacher's channels and resize one of them first."
         )
-    batch, channels, height, width = student.shape
-    size = settings.patch_size
-    if batch == 0 or min(height, width) < size:
+    size, channels = settings.patch_size, student.shape[1]
+    if len(student) == 0 or min(student.shape[-2:]) < size:
         raise ValueError(
             f"maps of shape {tuple(student.shape)} hold no patch of {size}x{size}; "
             "use larger maps (a larger crop, less pooling) or a smaller patch_size."
@@ -221,11 +220,11 @@ def _crop(feature_map: Tensor, patch_size: int) -> Tensor:
 def _automatic(student: Tensor, teacher: Tensor) -> str:
     preferred = AUTOMATIC.get(student.device.type, "torch")
     reason = BACKENDS[preferred].unavailable(student, teacher)
-    chosen = "torch" if reason else preferred
-    _log_choice(chosen, str(student.device), f"; {preferred} cannot run: {reason}" if reason else "")
-    return chosen
+    _log_choice(preferred, str(student.device), reason)
+    return "torch" if reason else preferred
 
 
 @cache  # once per choice, device and process, not once per step
-def _log_choice(name: str, device: str, because: str) -> None:
+def _log_choice(preferred: str, device: str, reason: str | None) -> None:
+    because, name = (f"; {preferred} cannot run: {reason}", "torch") if reason else ("", preferred)
     logger.info("contrast backend on %s: %s (chosen by backend='auto'%s)", device, name, because)

@@ -1,7 +1,7 @@
 """The contrastive terms on a CPU by `contrast_kernel.c`, compiled by the system's C compiler (`$CC`) at first use.
 
-The library is kept in the user's cache (`$XDG_CACHE_HOME/afdcd_hf`, else `~/.cache/afdcd_hf`), under a name made of
-source, compiler, flags and machine. Where the cache cannot be written, each process compiles for itself.
+The library is kept in `$XDG_CACHE_HOME/afdcd_hf`, else `~/.cache/afdcd_hf`, named by source, compiler, flags and
+machine. Where that cannot be written, each process compiles for itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -40,9 +39,7 @@ CHUNKS = 4  # for each thread, as a thread may have to share its core
 logger = logging.getLogger(__name__)
 
 
-class Task(ctypes.Structure):
-    """The struct of the same name in the C file."""
-
+class Task(ctypes.Structure):  # of the same name in the C file
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("student", "teacher", "gradient", "losses")),
         *((name, ctypes.c_int64 * 4) for name in ("student_strides", "teacher_strides", "gradient_strides")),
@@ -54,32 +51,25 @@ class Task(ctypes.Structure):
 
 def native_unavailable(student: Tensor, teacher: Tensor) -> str | None:
     """None if `contrast_native` can run for these maps, else the reason in words."""
-    for device in (student.device.type, teacher.device.type):
-        if device != "cpu":
-            return f"a map is on the device {device!r}, and the C kernel runs on a CPU"
+    for device in {student.device.type, teacher.device.type} - {"cpu"}:
+        return f"a map is on the device {device!r}, and the C kernel runs on a CPU"
     library = _library(student.dtype == torch.float64)
     return library if isinstance(library, str) else None
 
 
 def contrast_native(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
-    """What `contrast_torch` does. Patches are spread over as many threads as PyTorch may use; their number changes no
-    bit of the results. Each needs about three times the numbers of a patch."""
-    patch_size, channel_groups, temperature, distance, negatives = settings
+    """What `contrast_torch` does, in as many threads as PyTorch may use: their number changes no bit of the results.
+    Each needs about three times the numbers of a patch."""
+    patch_size, groups, temperature, distance, negatives = settings
     student, teacher = student.resolve_neg(), teacher.resolve_neg()  # so that memory holds what they are
     batch, channels, height, width = student.shape
     rows, columns = height // patch_size, width // patch_size
     positions, losses = batch * height * width, torch.empty(batch * rows * columns, dtype=torch.float64)
-    maps = student, teacher, student if gradient is None else gradient
-    task = Task(
-        student.data_ptr(),
-        teacher.data_ptr(),
-        None if gradient is None else gradient.data_ptr(),
-        losses.data_ptr(),
-        *(each.stride() for each in maps),
-        *(patch_size, channel_groups, channels // channel_groups, rows, columns),
-        *(distance == "l2", negatives == "other_groups"),
-        *(temperature, 1 / (temperature * positions)),
-    )
+    target = None if gradient is None else gradient.data_ptr()
+    pointers = student.data_ptr(), teacher.data_ptr(), target, losses.data_ptr()
+    strides = (each.stride() for each in (student, teacher, student if gradient is None else gradient))
+    sizes = patch_size, groups, channels // groups, rows, columns, distance == "l2", negatives == "other_groups"
+    task = Task(*pointers, *strides, *sizes, temperature, 1 / (temperature * positions))
     library = _library(student.dtype == torch.float64)
     assert isinstance(library, ctypes.CDLL)  # native_unavailable has been asked
     _run(library.afdcd_contrast, task, len(losses))
@@ -93,8 +83,8 @@ def _run(function: Callable[..., int], task: Task, patches: int) -> None:
     def some(first: int) -> int:  # ctypes lets other threads run meanwhile
         return function(ctypes.byref(task), ctypes.c_int64(first), ctypes.c_int64(min(first + chunk, patches)))
 
-    with ThreadPoolExecutor(threads, "afdcd-contrast") if chunk < patches else nullcontext() as pool:
-        failed = list((pool.map if pool else map)(some, range(0, patches, chunk)))
+    with ThreadPoolExecutor(threads, "afdcd-contrast") as pool:
+        failed = list(pool.map(some, range(0, patches, chunk)))
     if any(failed):
         raise MemoryError("no memory for one patch of the contrast: use a smaller patch_size.")
 

@@ -1,5 +1,4 @@
-"""The contrastive terms in plain PyTorch: their definition, against which every other backend is tested, and the same
-arithmetic a portion of the patches at a time.
+"""The contrastive terms in plain PyTorch: their definition, and the same a portion of the patches at a time.
 
 A map `(B, C, H, W)` is cut in non-overlapping N×N patches and its channels in M contiguous groups, so one patch holds
 N²·M vectors of C/M channels. Within a patch, the student's vector s_a is an anchor, the teacher's vector t_a at the
@@ -30,15 +29,12 @@ from torch import Tensor
 NORMS = {"l1": 1.0, "l2": 2.0}
 NEGATIVES = ("other_groups", "all")
 
-# On CUDA the backward of torch.cdist fills a buffer of patches·vectors²·channels numbers (32 MiB for one patch at the
-# defaults and 2048 channels), so patches are taken in portions whose buffer has at most this many numbers (256 MiB).
-BUFFER_NUMBERS = 2**26
-CPU_NUMBERS = 2**18  # similarities of a portion of `contrast_torch`: they stay in the cache
+# Of a portion of the patches: on CUDA the backward of torch.cdist fills a buffer of patches·vectors²·channels numbers
+# (32 MiB for one patch at the defaults and 2048 channels); on a CPU similarities stay in the cache.
+BUFFER_NUMBERS, CPU_NUMBERS = 2**26, 2**18
 
 
 class Settings(NamedTuple):
-    """What is compared with what."""
-
     patch_size: int  # N, divides H and W
     channel_groups: int  # M, divides C
     temperature: float  # τ, above 0
@@ -48,27 +44,22 @@ class Settings(NamedTuple):
 
 def contrast_reference(student: Tensor, teacher: Tensor, settings: Settings) -> Tensor:
     """The InfoNCE sum over all anchors of two `(B, C, H, W)` float32 or float64, divided by B·H·W."""
-    batch, _, height, width = student.shape
     patch_size, channel_groups, temperature, distance, negatives = settings
     anchors = patch_vectors(student, patch_size, channel_groups)  # (patches, V, C/M), V = N²·M
     candidates = patch_vectors(teacher, patch_size, channel_groups)  # (patches, V, C/M)
     excluded = excluded_pairs(patch_size, channel_groups, negatives, student.device)  # (V, V)
     portion = max(1, BUFFER_NUMBERS // (excluded.numel() * anchors.shape[-1]))
-
     total = anchors.new_zeros(())
     for some_anchors, some_candidates in zip(anchors.split(portion), candidates.split(portion), strict=True):
         similarity = -distances(some_anchors, some_candidates, distance) / temperature  # (portion, V, V)
         positive = similarity.diagonal(dim1=1, dim2=2)  # (portion, V)
         denominator = similarity.masked_fill(excluded, -torch.inf).logsumexp(dim=2)  # (portion, V)
         total = total + (denominator - positive).sum()
-    return total / (batch * height * width)
+    return total / (student.numel() // student.shape[1])  # B·H·W
 
 
 def patch_vectors(feature_map: Tensor, patch_size: int, channel_groups: int) -> Tensor:
-    """Cut a map into the vectors of its patches.
-
-    Gives `(patches, N²·M, C/M)`; the vector of position (i, j) and group k has index (i·N + j)·M + k.
-    """
+    """The vectors `(patches, N²·M, C/M)` of a map; that of position (i, j) and group k has index (i·N + j)·M + k."""
     return patch_grid(feature_map, patch_size, channel_groups).flatten(0, 2).flatten(1, 3)
 
 
@@ -81,11 +72,9 @@ def patch_grid(feature_map: Tensor, patch_size: int, channel_groups: int) -> Ten
 def excluded_pairs(patch_size: int, channel_groups: int, negatives: str, device: torch.device) -> Tensor:
     """Which (anchor, candidate) pairs of a patch are neither positive nor negative: `(V, V)` bool, V = N²·M."""
     index = torch.arange(patch_size * patch_size * channel_groups, device=device)
-    other_vector = index[:, None] != index[None, :]
-    if negatives == "all":
-        return torch.zeros_like(other_vector)
     group = index % channel_groups
-    return (group[:, None] == group[None, :]) & other_vector
+    same_group = (group[:, None] == group[None, :]) & (negatives == "other_groups")
+    return same_group & (index[:, None] != index[None, :])
 
 
 def distances(anchors: Tensor, candidates: Tensor, distance: str) -> Tensor:
@@ -97,8 +86,7 @@ def distances(anchors: Tensor, candidates: Tensor, distance: str) -> Tensor:
 def contrast_torch(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
     """Return what `contrast_reference` returns, and fill `gradient`, a map like `student`, with the derivative by it.
 
-    No similarity is kept for the backward pass: the gradient is formed while a portion of them is at hand. With p(a, j)
-    the softmax of anchor a over its positive and its negatives:
+    So no similarity is kept for the backward pass. With p(a, j) the softmax of anchor a over positive and negatives:
 
         ∂loss/∂s_a = 1 / (τ·B·H·W) · Σ_j (1[j = a] - p(a, j)) · ∂‖s_a - t_j‖/∂s_a
     """
@@ -125,10 +113,8 @@ def contrast_torch(student: Tensor, teacher: Tensor, gradient: Tensor | None, se
 def _portions(feature_map: Tensor, patch_size: int, pairs: int, channel_groups: int) -> Iterator[tuple[slice, ...]]:
     """Indices that cover a map in rectangles of one image, each of one patch or a bounded number of them."""
     batch, channels, height, width = feature_map.shape
-    if feature_map.device.type == "cpu":
-        patches = max(1, CPU_NUMBERS // pairs)
-    else:
-        patches = max(1, BUFFER_NUMBERS // (pairs * channels // channel_groups))
+    on_cpu = feature_map.device.type == "cpu"
+    patches = max(1, CPU_NUMBERS // pairs if on_cpu else BUFFER_NUMBERS // (pairs * channels // channel_groups))
     rows, columns = max(1, patches // (width // patch_size)) * patch_size, min(patches * patch_size, width)
     for image, top, left in product(range(batch), range(0, height, rows), range(0, width, columns)):
         yield slice(image, image + 1), slice(None), slice(top, top + rows), slice(left, left + columns)

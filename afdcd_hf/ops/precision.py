@@ -29,13 +29,12 @@ def in_float32(function: Callable[..., Result]) -> Callable[..., Result]:
     autocast is off inside."""
 
     @functools.wraps(function)
-    def wrapped(first: Tensor, *others: Any, **options: Any) -> Result:
-        with without_autocast(first):
-            return function(*(_widened(each) for each in (first, *others)), **options)
+    def wrapped(*given: Any, **options: Any) -> Result:
+        with without_autocast(given[0]):
+            return function(*map(_widened, given), **options)
 
     return wrapped
 
 
 def _widened(argument: Any) -> Any:
-    floating = isinstance(argument, Tensor) and argument.is_floating_point()
-    return at_least_float32(argument) if floating else argument
+    return at_least_float32(argument) if isinstance(argument, Tensor) and argument.is_floating_point() else argument

@@ -17,8 +17,7 @@ from ..losses import build_loss, needs_feature_map
 from ..losses.base import DistillationLoss
 from ..losses.cirkd import queue_names
 from ..losses.task import TaskLoss
-from ..models.loading import load_model
-from ..models.mask_classification import with_logits
+from ..models.loading import load_model, with_logits
 from .distributed import check_clipping, rank_generator, synchronise_batch_norm
 from .saving import LOSS_WEIGHTS_NAME
 from .teacher import maps_of, observe, processor_of, running_teacher, stops_early, with_own_input

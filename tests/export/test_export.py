@@ -27,8 +27,7 @@ from afdcd_hf.export.openvino import export_openvino
 from afdcd_hf.export.quantisation import calibration_inputs, quantise_onnx
 from afdcd_hf.export.runtimes import RuntimeRow, compare_runtimes, format_runtimes
 from afdcd_hf.export.timm_backbone import export_timm_backbone
-from afdcd_hf.inference.loading import load_graph
-from afdcd_hf.inference.onnx_segmenter import OnnxSegmenter
+from afdcd_hf.inference.graphs import OnnxSegmenter, load_graph
 from afdcd_hf.inference.predictions import write_pseudo_labels
 from afdcd_hf.models.loading import load_model, load_processor
 

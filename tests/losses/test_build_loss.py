@@ -33,11 +33,6 @@ def activations(channels, seed):
     return Activations(logits, torch.randn(2, channels, 8, 8, generator=generator))
 
 
-def test_a_loss_on_logits_needs_no_channels_and_no_options():
-    assert build_loss("kd", None).get_config_dict() == {"weight": 1.0, "temperature": 1.0, "standardize": False}
-    assert isinstance(build_loss("kd", {"kd": {"weight": 2.0}}, 3, 8), KDLoss)
-
-
 def test_several_names_give_the_merged_terms_of_each():
     assert validate_loss_spec(" kd + af_dcd ", BOTH) == ["kd", "af_dcd"]
     both = build_loss(" kd + af_dcd ", BOTH, 3, 8)

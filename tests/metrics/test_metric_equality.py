@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
+from concurrent.futures import ThreadPoolExecutor
 
+import evaluate
 import numpy as np
 import pytest
+import torch
 from miniatures import CITYSCAPES_IDS, cityscapes_folder, train_ids
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 
 from afdcd_hf import StreamingMeanIoU
-from afdcd_hf.metrics.streaming_mean_iou.streaming_mean_iou import StreamingMeanIoUMetric
+from afdcd_hf.metrics.mean_iou import streaming_mean_iou_path
+from afdcd_hf.metrics.streaming_mean_iou import StreamingMeanIoUMetric
 
 IGNORED = 255
 
@@ -122,3 +127,185 @@ def test_scores_equal_those_of_cityscapes_scripts(tmp_path):
     assert np.isnan(expected).sum() == 1 and np.isnan(expected[16])
     np.testing.assert_allclose(scores["per_category_iou"], expected, rtol=0, atol=1e-9)
     assert scores["mean_iou"] == pytest.approx(official["averageScoreClasses"], rel=0, abs=1e-9)
+
+
+# The metric as `evaluate` knows metrics: with the options and results of its `mean_iou`
+
+
+KEYS = {"mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy"}
+
+
+def documented_mean_iou(
+    predictions, references, num_labels=5, ignore_index=255, nan_to_num=None, label_map=None, reduce_labels=False
+):
+    """`mean_iou` as its card describes it: areas from one histogram per image and class, summed, then divided once."""
+    areas = np.zeros((3, num_labels))
+    for predicted, truth in zip(predictions, references, strict=True):
+        predicted, truth = np.array(predicted), np.array(truth)
+        if label_map is not None:
+            truth = np.vectorize(lambda value: label_map.get(value, value))(truth)
+        if reduce_labels:
+            truth = np.where(truth == 0, 255, truth) - 1
+            truth[truth == 254] = 255
+        predicted, truth = predicted[truth != ignore_index], truth[truth != ignore_index]
+        for row, values in enumerate((predicted[predicted == truth], predicted, truth)):
+            areas[row] += np.histogram(values, bins=np.arange(num_labels + 1) - 0.5)[0]
+    both, predicted, truth = areas
+    with np.errstate(invalid="ignore"):
+        iou, accuracy = both / (predicted + truth - both), both / truth
+    scores = {"mean_iou": np.nanmean(iou), "mean_accuracy": np.nanmean(accuracy)}
+    scores |= {"overall_accuracy": both.sum() / truth.sum()}
+    scores |= {"per_category_iou": iou, "per_category_accuracy": accuracy}
+    return (
+        scores if nan_to_num is None else {name: np.nan_to_num(value, nan=nan_to_num) for name, value in scores.items()}
+    )
+
+
+def some_maps(seed=0, ignored=255, shape=None):
+    """Four maps of odd, different sizes; of five classes, 3 occurs nowhere, 4 is only predicted."""
+    rng = np.random.default_rng(seed)
+    maps = {"predictions": [], "references": []}
+    for _ in range(4):
+        size = shape or tuple(rng.integers(3, 20, 2))
+        truth = rng.integers(0, 3, size)
+        predicted = np.where(rng.random(size) < 0.6, truth, rng.integers(0, 5, size))
+        predicted[predicted == 3] = 0
+        truth[rng.random(size) < 0.2] = ignored
+        maps["references"].append(truth.astype(np.uint8))
+        maps["predictions"].append(predicted.astype(np.uint8))
+    return maps
+
+
+def assert_same(scores, expected):
+    assert scores.keys() == expected.keys() == KEYS
+    for name in KEYS:
+        np.testing.assert_allclose(scores[name], expected[name], rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.fixture
+def metric(tmp_path):
+    """A fresh metric as users get it: loaded by path, without options."""
+    return evaluate.load(streaming_mean_iou_path(), cache_dir=str(tmp_path))
+
+
+OPTIONS = [
+    {},
+    {"ignore_index": 0},
+    {"nan_to_num": -1.0},
+    {"label_map": {0: 1, 2: 255}},
+    {"ignore_index": 1, "label_map": {0: 2, 2: 0}},
+    {"reduce_labels": True},
+    {"reduce_labels": True, "label_map": {7: 0, 1: 3}},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_scores_equal_the_documented_mean_iou(metric, options):
+    for seed in range(3):
+        maps = some_maps(seed, ignored=options.get("ignore_index", 255))
+        if "reduce_labels" in options:
+            maps["references"] = [np.where(one == 255, 255, one + 1).astype(np.uint8) for one in maps["references"]]
+            maps["references"][0][0, :] = 0
+            maps["references"][1][0, :] = 7 if "label_map" in options else 0
+        scores = metric.compute(**maps, num_labels=5, **options)
+        assert_same(scores, documented_mean_iou(**maps, **options))
+        assert isinstance(scores["per_category_iou"], np.ndarray)
+
+
+def test_a_hand_calculation():
+    metric = StreamingMeanIoUMetric(num_labels=4, keep_in_memory=True)
+    truth, predicted = [[0, 0, -7, 1], [70000, 2, 255, -100]], [[0, 0, 1, 1], [2, 2, -1, 77]]
+    scores = metric.compute(predictions=[predicted], references=[truth], label_map={-7: 0, 70000: 1})
+    assert scores["per_category_iou"][:3] == pytest.approx([2 / 3, 1 / 3, 1 / 2])
+    assert scores["per_category_accuracy"][:3] == pytest.approx([2 / 3, 1 / 2, 1])
+    assert math.isnan(scores["per_category_iou"][3]) and math.isnan(scores["per_category_accuracy"][3])
+    assert scores["mean_iou"] == pytest.approx(0.5) and scores["overall_accuracy"] == pytest.approx(4 / 6)
+
+
+def test_options_at_loading_hold_until_compute_overrides_them(tmp_path):
+    maps, options = some_maps(ignored=1), {"num_labels": 5, "ignore_index": 1, "label_map": {0: 2}}
+    metric = evaluate.load(streaming_mean_iou_path(), cache_dir=str(tmp_path), **options)
+    assert_same(metric.compute(**maps), documented_mean_iou(**maps, **options))
+    assert_same(metric.compute(**maps, label_map={}), documented_mean_iou(**maps, ignore_index=1))
+    assert_same(metric.compute(**maps), documented_mean_iou(**maps, **options))
+
+
+def test_every_way_of_adding_maps_counts_the_same_and_computing_forgets_them(metric):
+    maps = some_maps(shape=(6, 7))
+    expected = documented_mean_iou(**maps)
+    stacked = {name: np.stack(arrays) for name, arrays in maps.items()}
+    as_lists = {name: arrays.tolist() for name, arrays in stacked.items()}
+    as_tensors = {name: torch.from_numpy(arrays).long() for name, arrays in stacked.items()}
+    for batch in (stacked, as_lists, as_tensors, maps):
+        metric.add_batch(**batch)
+        assert_same(metric.compute(num_labels=5), expected)
+    for predicted, truth in zip(*(arrays[:2] for arrays in maps.values()), strict=True):
+        metric.add(prediction=predicted, reference=truth)
+    for predicted, truth in zip(*(arrays[2:] for arrays in maps.values()), strict=True):
+        metric.add(predictions=predicted, references=truth)
+    assert_same(metric.compute(num_labels=5), expected)
+    assert math.isnan(metric.compute(num_labels=5)["mean_iou"])
+
+
+def test_two_metrics_that_share_a_folder_hand_over_their_counts(tmp_path):
+    maps = some_maps()
+
+    def share_of(rank):
+        metric = StreamingMeanIoUMetric(
+            num_labels=5, num_process=2, process_id=rank, cache_dir=str(tmp_path), experiment_id="two", timeout=30
+        )
+        for part in (slice(2), slice(2, None)) if rank else ():  # process 0 got no images
+            metric.add_batch(**{name: arrays[part] for name, arrays in maps.items()})
+        return metric.compute()
+
+    with ThreadPoolExecutor(2) as pool:
+        scores, nothing = pool.map(share_of, range(2))
+    assert nothing is None
+    assert_same(scores, documented_mean_iou(**maps))
+
+
+def test_what_is_written_does_not_grow_with_the_number_of_maps(tmp_path):
+    metric = StreamingMeanIoUMetric(num_labels=5, cache_dir=str(tmp_path))
+    for _ in range(50):
+        metric.add_batch(**some_maps(shape=(64, 64)))
+    assert len(metric) == 0 and not list(tmp_path.rglob("*.arrow"))
+    metric._hand_over()
+    assert len(metric) == 1  # one row
+    metric.compute()
+    assert not list(tmp_path.rglob("*.arrow"))
+
+
+def test_a_wrong_number_of_classes_is_told_before_anything_is_lost(metric):
+    maps = some_maps()
+    metric.add_batch(**maps)
+    with pytest.raises(ValueError, match="pass num_labels to evaluate.load or to compute"):
+        metric.compute()
+    with pytest.raises(ValueError, match=r"references outside 0\.\.1: values 2"):
+        metric.compute(num_labels=2)
+    assert_same(metric.compute(num_labels=5), documented_mean_iou(**maps))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "options", "message"),
+    [
+        ([[0, 4]], [[0, 1]], {}, r"predictions outside 0\.\.2: values 4"),
+        ([[0, 1]], [[0, 0]], {"reduce_labels": True, "ignore_index": 0}, "values 255. References .* must be 0"),
+        ([[0, 1]], [[0, 2**31]], {}, r"references outside 0\.\.2: values 2147483648"),
+    ],
+)
+def test_bad_maps_are_refused(predicted, truth, options, message):
+    metric = StreamingMeanIoUMetric(num_labels=3, keep_in_memory=True)
+    with pytest.raises(ValueError, match=message):
+        metric.compute(predictions=np.array([predicted]), references=np.array([truth]), **options)
+
+
+def test_one_sided_batches_and_unknown_options_are_refused(metric):
+    with pytest.raises(ValueError, match="2 predictions but 1 references"):
+        metric.add_batch(predictions=[[[0]], [[0]]], references=[[[0]]])
+    for method, given in ((metric.add, {"prediction": [[0]]}), (metric.add_batch, {"predictions": [[[0]]]})):
+        with pytest.raises(ValueError, match="Both predictions and references"):
+            method(**given)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_lables'"):
+        evaluate.load(streaming_mean_iou_path(), num_lables=3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'reduce_zero'"):
+        metric.compute(predictions=[[0]], references=[[0]], num_labels=2, reduce_zero=True)

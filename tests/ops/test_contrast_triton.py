@@ -17,13 +17,12 @@ import paths
 import pytest
 import torch
 
-from afdcd_hf.ops import contrast_triton, omni_contrast
+from afdcd_hf.ops import omni_contrast
 
+contrast_triton = pytest.importorskip("afdcd_hf.ops.contrast_triton", exc_type=ImportError)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 without_interpreter = pytest.mark.skipif(INTERPRETED, reason="not for Triton's interpreter")
 on_gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a CUDA device")
-
-pytest.importorskip("triton")
 
 OMNI = {"patch_size": 2, "channel_groups": 3, "temperature": 0.5, "distance": "l1", "negatives": "other_groups"}
 # map, patch size, groups, negatives, distance; V vectors of K channels are padded to 16, 32 or a multiple of 64
@@ -159,7 +158,7 @@ def test_portions_of_patches_and_of_anchors_do_not_change_the_value(device, monk
     }
     for limit, (maps, settings, portion) in cases.items():
         monkeypatch.setattr(contrast_triton, "PORTION_NUMBERS", limit)
-        cut = contrast_triton.plan_cut(maps[0].shape, settings["patch_size"], settings["channel_groups"])
+        cut = contrast_triton.Cut(maps[0].shape, settings["patch_size"], settings["channel_groups"])
         assert (cut.anchors, cut.portion) == portion
         assert_equals_reference(*maps, **settings)
 
@@ -171,7 +170,7 @@ def test_the_buffers_of_any_size_are_bounded():
         ((16, 2048, 512, 512), 1, 16),
         ((1, 2048, 64, 64), 64, 16),
     ]:
-        cut = contrast_triton.plan_cut(torch.Size(shape), patch_size, groups)
+        cut = contrast_triton.Cut(torch.Size(shape), patch_size, groups)
         assert (
             cut.portion * cut.padded_vectors * max(cut.anchors, cut.padded_channels) <= contrast_triton.PORTION_NUMBERS
         )
@@ -215,9 +214,7 @@ def compiled(name):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from afdcd_hf.ops import triton_kernels
-
-    kernel = getattr(triton_kernels, name)
+    kernel = getattr(contrast_triton, name)
     constants = {"PATCH_SIZE": 4, "VECTORS": 256, "CHANNELS": 128, "GROUP_SIZE": 16, "SQUARED": False, "UNROLL": 4}
     constants |= {"BLOCK_A": 64, "BLOCK_V": 64, "BLOCK_C": 64}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}

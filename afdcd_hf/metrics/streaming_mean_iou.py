@@ -15,19 +15,17 @@ import evaluate
 import numpy as np
 import torch
 
-from afdcd_hf.metrics.mean_iou import PADDING_LABEL, StreamingMeanIoU, check_maps
+from afdcd_hf.metrics.mean_iou import PADDING_LABEL, StreamingMeanIoU, check_maps, distinct_pairs
 
 
 class StreamingMeanIoUMetric(evaluate.Metric):
     """Mean intersection over union of segmentation maps, with the calls, options and results of `mean_iou`.
 
-    Predictions and references are label maps: one array or tensor of any shape, or a list with one map per image, whose
-    sizes may differ. Integers of the int32 range; -100 in the references is padding. Maps are counted when they are
-    added and then forgotten: memory and disk do not grow with their number.
-
-    It counts pairs of raw values, so that everything but the maps may be told as late as `compute`. Unlike `mean_iou`,
-    a counted value outside 0..K-1 is an error instead of a pixel missing from some of the sums, and `label_map` maps
-    each value once. With `num_process` > 1 each process hands over its counts, not its maps.
+    Predictions and references are label maps: one array or tensor of integers of any shape, or a list with one map per
+    image, whose sizes may differ; -100 in the references is padding. What is kept of them, and handed over where
+    `num_process` > 1, are counts of pairs of raw values: everything but the maps may be told as late as `compute`.
+    Unlike in `mean_iou`, a counted value outside 0..K-1 is an error instead of a pixel missing from some of the sums,
+    and `label_map` maps each value once.
 
     Args:
         config_name: As in `evaluate`, like all options that are not listed here.
@@ -82,8 +80,7 @@ class StreamingMeanIoUMetric(evaluate.Metric):
             `per_category_accuracy`, `(K,)` float64, NaN where undefined; None on the other processes.
 
         Raises:
-            ValueError: If the number of classes is unknown, or a value that is counted is outside 0..K-1; maps that
-                were added are kept then.
+            ValueError: If `num_labels` is unknown or a counted value outside 0..K-1; maps that were added are kept.
         """
         options = {**self._options, **{name: value for name, value in options.items() if value is not None}}
         if predictions is not None or references is not None:
@@ -104,7 +101,11 @@ class StreamingMeanIoUMetric(evaluate.Metric):
     def _count(self, predicted: Any, truth: Any) -> None:
         if predicted is None or truth is None:
             raise ValueError("Both predictions and references are needed.")
-        self._counts += _pairs(_as_array(truth), _as_array(predicted))
+        maps = _as_array(predicted), _as_array(truth)
+        check_maps(*maps)
+        pairs = distinct_pairs(*(torch.from_numpy(ids.astype(np.int64)) for ids in maps))
+        for one, other, times in zip(*(each.tolist() for each in pairs), strict=True):
+            self._counts[other, one] += times
         if self.num_process > 1 and self.writer is None:
             # Processes wait for each other at their first write: better now than when one has long finished.
             self._hand_over()
@@ -124,22 +125,6 @@ class StreamingMeanIoUMetric(evaluate.Metric):
 
 def _as_array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
-def _pairs(truth: np.ndarray, predicted: np.ndarray) -> Counter[tuple[int, int]]:
-    """How often each pair of values occurs in two maps."""
-    check_maps(predicted, truth)
-    for values in (truth, predicted):
-        if values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
-            raise ValueError(
-                f"Class ids of the int32 range are expected, but there are values {values.min()}..{values.max()}."
-            )
-    # a pair is one number: the truth in its upper 32 bits, the prediction in the lower
-    codes, counts = np.unique(
-        (truth.ravel().astype(np.int64) << 32) | predicted.ravel().astype(np.int32).view(np.uint32), return_counts=True
-    )
-    ids = (codes >> 32).tolist(), codes.astype(np.int32).tolist()
-    return Counter(dict(zip(zip(*ids, strict=True), counts.tolist(), strict=True)))
 
 
 def _scores(
@@ -163,7 +148,7 @@ def _scores(
     truth[raw == PADDING_LABEL] = PADDING_LABEL
     metric = StreamingMeanIoU(num_labels, ignore_index, absent_as_zero=absent_as_zero)
     times = torch.tensor(list(counts.values()), dtype=torch.float64)
-    metric._add(metric._pairs(*metric._checked(predicted, truth), times))
+    metric._add(metric._pairs(*metric._checked(*map(torch.from_numpy, (predicted.copy(), truth))), times))
     scores = metric.compute()
     results = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
     for name in ("per_category_iou", "per_category_accuracy"):

@@ -1,0 +1,220 @@
+"""Exported graphs as segmenters: whatever scores or applies models takes them like one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, PreTrainedConfig
+
+from ..models.loading import load_model, load_processor
+from ..models.modeling_afdcd import AfDcdOutput
+from .segment import InferenceSettings
+
+METADATA_KEY = "afdcd"  # entry of the graph's metadata that holds, as JSON, what is needed beside the graph
+
+
+def check_packages(names: Sequence[str], extra: str) -> None:
+    """Raises ValueError where something that an extra of ours installs is missing."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} is needed, and not installed: pip install 'afdcd-hf[{extra}]'.")
+
+
+def check_onnx() -> None:
+    """Raises ValueError where something that the extra `export` installs is missing."""
+    check_packages(("onnx", "onnxruntime", "onnxscript"), "export")
+
+
+def check_executorch() -> None:
+    """Raises ValueError where the extra `executorch` is not installed."""
+    check_packages(("executorch",), "executorch")
+
+
+class GraphSegmenter(nn.Module, ABC):
+    """A graph of `afdcd export`, run by its own runtime on the CPU.
+
+    It is called as the models are, `segmenter(pixel_values=...).logits`, and carries the `config` that
+    `evaluate_segmenter` and `segment_image` ask for. A graph that gives label maps is answered for by scores of one for
+    the class chosen and zero for the others.
+
+    Args:
+        path: the file.
+        threads: threads of one operator; as many as torch uses where None.
+
+    Attributes:
+        facts: the graph's own description: classes, `output` ("logits" or "labels"), `upsample`, `size` ([height,
+            width] where it is fixed, else None), `processor`.
+        input_name: "pixel_values", or "image" where preprocessing is within the graph.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the runtime is missing or cannot read the file, or it is not one of ours; in `forward`, an input
+            that the graph does not take.
+    """
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, path: str | Path, threads: int | None = None):
+        super().__init__()
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"There is no graph at {path}; give a file of `afdcd export`.")
+        facts = self._open(threads or torch.get_num_threads())
+        if facts is None:
+            raise ValueError(f"{path} was not made by `afdcd export`: its classes and images are unknown.")
+        self.facts = json.loads(facts)
+        self.input_name = self.facts.get("input", "pixel_values")  # which earlier graphs do not say
+        id2label = {int(index): name for index, name in self.facts["id2label"].items()}
+        self.config = PreTrainedConfig(id2label=id2label, label2id={name: i for i, name in id2label.items()})
+        self.config.align_corners = self.facts["align_corners"]
+        self.config.semantic_loss_ignore_index = self.facts["ignore_index"]
+        # tells callers where inputs go, and in which type
+        self.placeholder = nn.Parameter(torch.zeros(0), requires_grad=False)
+
+    @abstractmethod
+    def _open(self, threads: int) -> str | None:
+        """Get the runtime ready; the graph's metadata under `METADATA_KEY`, if it has any."""
+
+    @abstractmethod
+    def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """The graph's output."""
+
+    @property
+    def size_in_bytes(self) -> int:
+        """Of all files of the graph."""
+        return self.path.stat().st_size
+
+    def settings_for(self, settings: InferenceSettings) -> InferenceSettings:
+        """The settings, with windows of the size that the graph is fixed to unless they have some already."""
+        if self.facts["output"] == "labels" and not self.facts["upsample"]:
+            raise ValueError(f"{self.path} gives label maps smaller than the image: export with --upsample to use it.")
+        size = self.facts["size"]
+        return settings if size is None or settings.window else replace(settings, window=tuple(size))
+
+    def run(self, pixel_values: np.ndarray) -> np.ndarray:
+        """What the graph gives for `(B, 3, H, W)` float32: scores `(B, K, h, w)`, or class ids `(B, h, w)`.
+
+        Where preprocessing is within the graph, the values are pixels of 0 to 255, and rounded.
+        """
+        size = self.facts["size"]
+        if size is not None and list(pixel_values.shape[-2:]) != size:
+            given = "x".join(map(str, pixel_values.shape[-2:]))
+            raise ValueError(f"{self.path} takes images of {size[0]}x{size[1]} pixels (height x width), not {given}.")
+        if self.input_name == "image":
+            pixels = pixel_values.transpose(0, 2, 3, 1).round().clip(0, 255).astype(np.uint8)
+            pixel_values = np.ascontiguousarray(pixels)
+        return self._run({self.input_name: pixel_values})
+
+    def forward(self, pixel_values: Tensor) -> AfDcdOutput:
+        """Run the graph on `(B, 3, H, W)`."""
+        result: Any = torch.from_numpy(self.run(pixel_values.detach().float().cpu().numpy()))
+        if self.facts["output"] == "labels":
+            result = nn.functional.one_hot(result.long(), self.config.num_labels).permute(0, 3, 1, 2).float()
+        return AfDcdOutput(logits=result)
+
+
+class OnnxSegmenter(GraphSegmenter):
+    """A graph of `export_onnx` or `quantise_onnx`, run by onnxruntime; see `GraphSegmenter`."""
+
+    def _open(self, threads: int) -> str | None:
+        check_onnx()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors
+        # Idle threads that spin would take the processor from whatever else is timed or run in turn.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            raise ValueError(f"onnxruntime cannot read {self.path}: {error}") from error
+        return self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+
+    def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return self._session.run(None, inputs)[0]
+
+
+class OpenVinoSegmenter(GraphSegmenter):
+    """A graph of `export_openvino`, `.xml` with its weights in `.bin` beside it; see `GraphSegmenter`."""
+
+    def _open(self, threads: int) -> str | None:
+        check_packages(("openvino",), "openvino")
+        import openvino
+
+        core = openvino.Core()
+        # The CPU plugin would otherwise compute in half precision wherever the processor is faster at it.
+        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        try:
+            graph = core.read_model(self.path)
+            facts = graph.get_rt_info([METADATA_KEY]).astype(str) if graph.has_rt_info([METADATA_KEY]) else None
+            self._compiled = core.compile_model(graph, "CPU", settings)
+        except RuntimeError as error:
+            raise ValueError(f"OpenVINO cannot read {self.path}: {error}") from error
+        return facts
+
+    @property
+    def size_in_bytes(self) -> int:
+        return super().size_in_bytes + self.path.with_suffix(".bin").stat().st_size
+
+    def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return self._compiled(inputs)[0].copy()  # or the next call would overwrite it
+
+
+class ExecuTorchSegmenter(GraphSegmenter):
+    """A program of `export_executorch`, run image by image by its own runtime; see `GraphSegmenter`.
+
+    ExecuTorch has one pool of threads for the whole process: the segmenter opened last sets their number for all.
+    """
+
+    def _open(self, threads: int) -> str | None:
+        check_executorch()
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+        from executorch.runtime import Runtime
+
+        _unsafe_reset_threadpool(threads)  # unsafe while a program runs; otherwise it takes every core
+        try:
+            program = Runtime.get().load_program(self.path)
+            self._method = program.load_method("forward")
+        except RuntimeError as error:
+            raise ValueError(f"ExecuTorch cannot read {self.path}: {error}") from error
+        return program.load_method(METADATA_KEY).execute([])[0] if METADATA_KEY in program.method_names else None
+
+    def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        [images] = inputs.values()
+        return np.concatenate([self._method.execute([torch.from_numpy(image[None])])[0].numpy() for image in images])
+
+
+# file suffix -> what runs it
+GRAPHS: dict[str, type[GraphSegmenter]] = {
+    ".onnx": OnnxSegmenter,
+    ".xml": OpenVinoSegmenter,
+    ".pte": ExecuTorchSegmenter,
+}
+
+
+def load_graph(path: str | Path, threads: int | None = None) -> tuple[GraphSegmenter, Any]:
+    """An exported graph and the image processor that it was exported with; see `GraphSegmenter`."""
+    if Path(path).suffix not in GRAPHS:
+        raise ValueError(f"{path} is not an exported graph: its name must end in {' or '.join(GRAPHS)}.")
+    segmenter = GRAPHS[Path(path).suffix](path, threads)
+    with TemporaryDirectory() as folder:
+        Path(folder, "preprocessor_config.json").write_text(json.dumps(segmenter.facts["processor"]))
+        return segmenter, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_segmenter(name_or_path: str) -> tuple[Any, Any]:
+    """A model and its image processor, from a folder, a Hub id or a file of `afdcd export`."""
+    if Path(name_or_path).suffix in GRAPHS:
+        return load_graph(name_or_path)
+    return load_model(name_or_path), load_processor(name_or_path)
