@@ -39,10 +39,9 @@ def load_benchmark(
     dataset's transform (`DecodedRows`): `select`, `shuffle` and `map` keep it. A label that a function given to `map`
     returns is stored, and stays, as it is returned, with train ids.
 
-    What is stored otherwise is the files' own values. `to_parquet` writes the paths; `save_to_disk` writes the files'
-    content, but refuses datasets with a transform: `dataset.with_format(None).save_to_disk(folder)`, to be read with
-    `load_split(folder, "train", labels_as=name)`. With `dataset.map(lambda row: {"label": row["label"]})` before, train
-    ids are written, which `load_split` reads without `labels_as`.
+    What is stored otherwise is the files' own values: `dataset.with_format(None).save_to_disk(folder)` is read with
+    `load_split(folder, "train", labels_as=name)`; with `dataset.map(lambda row: {"label": row["label"]})` before,
+    train ids are written, which `load_split` reads without `labels_as`.
 
     Args:
         name: Key in `BENCHMARKS`.
@@ -214,21 +213,13 @@ def class_names(name: str, given: Sequence[str] | None = None, labels_as: str | 
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """What `check_layout` saw of one split.
-
-    Attributes:
-        split: Name of the split.
-        expected: Number of images as published.
-        found: Number of images found; 0 if the split cannot be used.
-        labelled: How many of them have a label.
-        problem: Why the split cannot be used, in one line; None if it can. Fewer images than published are none.
-    """
+    """What `check_layout` saw of one split."""
 
     split: str
-    expected: int
-    found: int = 0
-    labelled: int = 0
-    problem: str | None = None
+    expected: int  # number of images as published
+    found: int = 0  # 0 if the split cannot be used
+    labelled: int = 0  # how many of these have a label
+    problem: str | None = None  # why it cannot be used, in one line; fewer images than published are none
 
 
 def check_layout(name: str, data_dir: str | Path | None) -> list[SplitCheck]:

@@ -90,12 +90,12 @@ def import_annotations(
         ValueError: If the format is none of these, or a file, shape or size is not as it should be; the file is named.
         OSError: If a file is missing, an image cannot be read, or `output` is there.
     """
-    source, output = Path(source).expanduser(), Path(output).expanduser()
+    source, output = Path(source).expanduser().absolute(), Path(output).expanduser()
     if output.exists():
         raise FileExistsError(f"{output} exists: give a new folder for the data set.")
     if not source.exists():
         raise FileNotFoundError(f"{source} is not there; expected is {_FORMATS}.")
-    names, images = _read(source, None if data_dir is None else Path(data_dir).expanduser())
+    names, images = _read(source, None if data_dir is None else Path(data_dir).expanduser().absolute())
     classes = [BACKGROUND, *(name for name in dict.fromkeys(names) if name != BACKGROUND)]
     if not images or len(classes) > IGNORED:
         raise ValueError(
@@ -157,11 +157,12 @@ def _coco(content: dict[str, Any], file: Path, root: Path) -> tuple[list[str], l
         below[path.name].append(path)
     split, images = _split_of(f"{file.parent.name}/{file.stem}"), []
     for one in content["images"]:
-        found = [path for path in below[Path(one["file_name"]).name] if path.match(one["file_name"])]
+        name = one["file_name"]
+        found = [path for path in below[Path(name).name] if path.as_posix().endswith(f"/{name}")]
         if len(found) > 1:
             found = [path for path in found if _split_of(path.parent.relative_to(root).as_posix()) == split]
         if len(found) != 1:
-            raise FileNotFoundError(f"{file}: {one['file_name']} is {len(found)} times below {root}, not once.")
+            raise FileNotFoundError(f"{file}: {name} is {len(found)} times below {root}, not once.")
         images.append(Annotated(found[0], split, shapes[one["id"]], (one["height"], one["width"])))
     return list(names.values()), images
 

@@ -20,21 +20,13 @@ from .decoding import MAX_VALUE, with_decoding
 
 @dataclass(frozen=True)
 class LabelStatistics:
-    """The counts of `count_labels`.
+    """The counts of `count_labels`."""
 
-    Attributes:
-        pixels: Pixels of each class, `(K,)` int64.
-        images: Images that hold each class, `(K,)` int64.
-        ignored: Pixels with the ignore index.
-        sizes: (height, width) of a label, and so of its image → number of images.
-        unlabelled: Images without a label; they are in no other count.
-    """
-
-    pixels: np.ndarray
-    images: np.ndarray
-    ignored: int
-    sizes: Mapping[tuple[int, int], int]
-    unlabelled: int
+    pixels: np.ndarray  # of each class, `(K,)` int64
+    images: np.ndarray  # that hold each class, `(K,)` int64
+    ignored: int  # pixels with the ignore index
+    sizes: Mapping[tuple[int, int], int]  # (height, width) of a label, and so of its image → number of images
+    unlabelled: int  # images without a label; they are in no other count
 
     @property
     def shares(self) -> np.ndarray:

@@ -18,17 +18,11 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The files of one split, in order.
-
-    Attributes:
-        images: Image files.
-        labels: The label file of each image; None where the split is published without labels.
-        label_map: Value in these label files → train id or ignore index; values not listed stay.
-    """
+    """The files of one split, in order."""
 
     images: tuple[Path, ...]
-    labels: tuple[Path | None, ...]
-    label_map: Mapping[int, int]
+    labels: tuple[Path | None, ...]  # of each image; None where the split is published without labels
+    label_map: Mapping[int, int]  # value in these label files → train id or ignore index; values not listed stay
 
 
 def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Path | None = None) -> SplitFiles:

@@ -14,34 +14,25 @@ RGB = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files lie. The part of their stems that an image and its label share, the key, pairs them.
+    """Where the files lie. The part of their stems that an image and its label share, the key, pairs them."""
 
-    Attributes:
-        images: Folders in which the images may lie, `{split}` for the split's name; the first that is there is taken.
-        labels: The same of the labels; those after the first only have the labels that it lacks.
-        label_endings: End of the label files' stems → value in the file → train id or ignore index, values not listed
-            stay; None where the values mean something else. The longest ending that fits a file decides; of those with
-            a map, the first of which there are files is taken.
-        homes: Folders that may hold all this, besides `data_dir` itself.
-        image_ending: End of the image files' stems; files without it are no data.
-        split_names: What a split is called in the paths, where not by its own name.
-        lists: Files with the ids of a split's images, where all splits share their folders.
-        without_list: Split → how its images are found where there is no list: those with `labels` in that folder `and`
-            those of another split, `but_not` those of a third.
-        nested: Whether the files lie one level deeper, in a folder a city.
-        unlabelled: Splits that are (also) published without labels.
-    """
-
+    # Folders in which they may lie, `{split}` for the split's name. Of the images' the first that is there is taken; of
+    # the labels' those after the first only have the labels that it lacks.
     images: Sequence[str]
     labels: Sequence[str]
+    # End of the label files' stems → value in the file → train id or ignore index, values not listed stay; None where
+    # the values mean something else. The longest ending that fits a file decides; of those with a map, the first of
+    # which there are files is taken.
     label_endings: Mapping[str, Mapping[int, int] | None] = field(default_factory=lambda: {"": {}})
-    homes: Sequence[str] = ()
-    image_ending: str = ""
-    split_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    lists: Sequence[str] = ()
+    homes: Sequence[str] = ()  # folders that may hold all this, besides `data_dir` itself
+    image_ending: str = ""  # of the image files' stems; files without it are no data
+    split_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # in the paths, where not its own
+    lists: Sequence[str] = ()  # files with the ids of a split's images, where all splits share their folders
+    # Split → how its images are found where there is no list: those with `labels` in that folder `and` those of another
+    # split, `but_not` those of a third.
     without_list: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    nested: bool = False
-    unlabelled: Sequence[str] = ()
+    nested: bool = False  # whether the files lie one level deeper, in a folder a city
+    unlabelled: Sequence[str] = ()  # splits that are (also) published without labels
 
     def paths(self, templates: Sequence[str], split: str) -> list[str]:
         """The templates with the split's names."""
@@ -51,48 +42,29 @@ class Layout:
 
 @dataclass(frozen=True)
 class Submission:
-    """How a benchmark's test server wants predictions.
+    """How a benchmark's test server wants predictions."""
 
-    Attributes:
-        label_ids: Train id → value in the PNG; values not listed stay.
-        file_name: Name of an image (path under `data_dir`) → name of its PNG.
-    """
-
-    label_ids: Mapping[int, int]
-    file_name: Callable[[str], str]
+    label_ids: Mapping[int, int]  # train id → value in the PNG; values not listed stay
+    file_name: Callable[[str], str]  # name of an image (path under `data_dir`) → name of its PNG
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What has to be known about a benchmark besides its files.
+    """What has to be known about a benchmark."""
 
-    Attributes:
-        name: Key in `BENCHMARKS`.
-        classes: Class names; position = train id.
-        palette: One RGB colour per class, 0..255.
-        split_sizes: Number of images of each split as published.
-        licence: Terms of the images.
-        homepage: Where the data comes from.
-        citation: What to cite.
-        layout: The files expected under `data_dir`, in words, for error messages.
-        files: The same for `find_files`; None where the images are generated.
-        submission: What the test server wants; None where there is none.
-        label_map: Value in the label files as published → train id or ignore index; values not listed stay.
-        ignore_index: Label of pixels that are neither trained on nor scored.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    palette: tuple[RGB, ...]
-    split_sizes: Mapping[str, int]
-    licence: str
-    homepage: str
+    name: str  # key in `BENCHMARKS`
+    classes: tuple[str, ...]  # position = train id
+    palette: tuple[RGB, ...]  # one colour per class, 0..255
+    split_sizes: Mapping[str, int]  # number of images of each split as published
+    licence: str  # terms of the images
+    homepage: str  # where the data comes from
     citation: str
-    layout: str
-    files: Layout | None = None
-    submission: Submission | None = None
+    layout: str  # the files expected under `data_dir`, in words, for error messages
+    files: Layout | None = None  # the same for `find_files`; None where the images are generated
+    submission: Submission | None = None  # what the test server wants; None where there is none
+    # Value in the label files as published → train id or ignore index; values not listed stay.
     label_map: Mapping[int, int] = field(default_factory=dict)
-    ignore_index: int = 255
+    ignore_index: int = 255  # label of pixels that are neither trained on nor scored
 
     @property
     def num_labels(self) -> int:
