@@ -259,8 +259,6 @@ class CardFacts(Facts):
 def write_facts(folder: str | Path, facts: CardFacts) -> Path:
     """Write the facts as `card_facts.json`, whole or not at all, and return its path."""
     path = Path(folder) / FACTS_NAME
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; save the model first and pass the folder it is in.")
     with written_whole(path) as part:
         part.write_bytes(facts_json(facts))
     return path

@@ -122,14 +122,13 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path, *
     Args and errors are as of `convert_checkpoint`, but for these:
         checkpoint: file with the backbone alone, its names with or without `pretrained.` in front; its ImageNet
             classifier may be in it (then it is in the new file, too) or not.
-        network: kind of network whose backbone it is ("deeplabv3_resnet18"), or the backbone alone ("resnet18").
+        network: "resnet18", "resnet50", "resnet101" or "mobilenetv2".
         output: `.safetensors` file to write: what recipes call `pretrained_backbone`. Returned.
     """
-    output, name = Path(output), network.split("_")[1] if network in RELEASED_NETWORKS else network
-    if name not in _BACKBONES:
-        known = [*_BACKBONES, *RELEASED_NETWORKS]
-        close = close_names(network.lower(), known)
-        raise ValueError(f"Unknown network {network!r}.{close} Known: {', '.join(known)}.")
+    output = Path(output)
+    if network not in _BACKBONES:
+        close = close_names(network.lower(), _BACKBONES)
+        raise ValueError(f"Unknown backbone {network!r}.{close} Known: {', '.join(_BACKBONES)}.")
     if output.suffix != ".safetensors" or output.is_dir():
         raise ValueError(f"A backbone becomes one file: give --output something.safetensors, not {str(output)!r}.")
     if output.exists() and not overwrite:
@@ -137,18 +136,18 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path, *
     tensors = read_tensors(checkpoint)
     prefix = next((one for one in _PREFIXES if all(name.startswith(one) for name in tensors)), "")
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    classifier = ("features.18.", "classifier.") if name == "mobilenetv2" else ("fc.",)
-    weight = tensors.get("classifier.1.weight" if name == "mobilenetv2" else "fc.weight")
-    kind = _BACKBONES[name]
+    classifier = ("features.18.", "classifier.") if network == "mobilenetv2" else ("fc.",)
+    weight = tensors.get("classifier.1.weight" if network == "mobilenetv2" else "fc.weight")
+    kind = _BACKBONES[network]
     with torch.device("meta"):
         num_classes = 1000 if weight is None or weight.ndim != 2 else len(weight)
         ours = timm.create_model(kind.backbone, num_classes=num_classes, **kind.backbone_kwargs).state_dict()
-    renamed = {released_backbone_name(one, name): one for one in ours}
+    renamed = {released_backbone_name(one, network): one for one in ours}
     if not any(one.startswith(classifier) for one in tensors):
         renamed = {released: one for released, one in renamed.items() if not released.startswith(classifier)}
     whole = any(one.startswith(_OF_HEADS) for one in tensors)
     hint = "It is a whole network: leave --backbone_only out." if whole else ""
-    values = _fitting(tensors, renamed, ours, f"{Path(checkpoint).name} as backbone {name}", hint)
+    values = _fitting(tensors, renamed, ours, f"{Path(checkpoint).name} as backbone {network}", hint)
     with written_whole(output) as part:
         save_file(values, part, metadata={"format": "pt"})
     logger.info("%d tensors are in %s, as pretrained_backbone", len(values), output)

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from afdcd_hf.cli import main
-from afdcd_hf.compare import comparison
+from afdcd_hf.compare import comparison, table
 from afdcd_hf.compare.comparison import ComparisonStopped, last_lines, merge_comparisons, run_comparison, run_logged
 from afdcd_hf.compare.plan import load_plan
 from afdcd_hf.compare.runs import read_result
@@ -80,6 +80,8 @@ class StandIns:
 def stand_ins(monkeypatch):
     stand_ins = StandIns()
     monkeypatch.setattr(comparison, "run_logged", stand_ins)
+    for name in ("plot_method_scores", "plot_score_over_time"):  # drawn once, for `done`
+        monkeypatch.setattr(table, name, lambda values, path, title: path.touch())
     return stand_ins
 
 

@@ -351,7 +351,7 @@ def test_a_conversion_that_fails_at_the_end_leaves_nothing(tmp_path, small_file,
 def test_a_released_backbone_becomes_the_pretrained_backbone_of_a_recipe(tmp_path):
     backbone = backbone_of(released_file(tmp_path / "whole.pth", "deeplabv3_resnet18", width=16))
     torch.save({name.removeprefix("pretrained."): value for name, value in backbone.items()}, tmp_path / "r18.pth")
-    file = convert_backbone(tmp_path / "r18.pth", "deeplabv3_resnet18", tmp_path / "weights/r18.safetensors")
+    file = convert_backbone(tmp_path / "r18.pth", "resnet18", tmp_path / "weights/r18.safetensors")
     network = RELEASED_NETWORKS["deeplabv3_resnet18"]
     model = AfDcdForSemanticSegmentation.from_backbone(
         network.backbone, backbone_kwargs=network.backbone_kwargs, pretrained_backbone=file
@@ -395,7 +395,7 @@ def test_a_backbone_with_tensors_amiss_or_a_bad_output_is_refused(tmp_path, smal
         ("m.pth", "mobilenetv2", "x.safetensors", r"1 missing tensors \(features.3.conv.0.weight 144x24x1x1\)"),
         ("m.pth", "resnet18", "there.safetensors", "--overwrite"),
         ("m.pth", "resnet18", "folder", "one file: give --output something.safetensors"),
-        ("m.pth", "resnet51", "x.safetensors", "Unknown network 'resnet51'. Close: .*resnet101"),
+        ("m.pth", "resnet51", "x.safetensors", "Unknown backbone 'resnet51'. Close: .*resnet101"),
     ):
         with pytest.raises((ValueError, FileExistsError), match=message):
             convert_backbone(tmp_path / source, network, tmp_path / output)
