@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .figures import FAINT, figure_file
+from .figures import DPI, FAINT, figure_file
 
 if TYPE_CHECKING:
     from matplotlib.patches import Patch
@@ -23,6 +23,7 @@ MOST_CLASSES = 24  # in the legend
 CELL_WIDTH, TITLE_LENGTH = 2.7, 22  # inches, characters in a line
 LARGEST_PALETTE = 4096  # more are no longer told apart, and there is an end to the candidates
 _LINE_WIDTH = 1 / 400  # of the image's shorter side
+_LIGHT = 0.6  # Oklab lightness from which lines are black
 _LIGHTNESS = (0.42, 0.92)  # of black 0 and white 1: visible on both, and on a dark or bright photo
 # Oklab (B. Ottosson, 2020): linear sRGB to three receptors, and their cube roots to lightness, green-red, blue-yellow
 _TO_RECEPTORS = np.array(
@@ -79,19 +80,37 @@ def mark_errors(prediction: np.ndarray, truth: np.ndarray, right: int) -> np.nda
 
 
 def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Lay the classes' colours over an image, with white lines between classes.
+    """Lay the classes' colours over an image, with lines between classes.
 
     The RGB image has the size of the `(H, W)` label map of any integer dtype, colours are `(K, 3)` uint8, the opacity
     is their share, 0 (the image) to 1; the result is `(H, W, 3)` uint8 RGB.
     """
     overlay = np.array(Image.blend(image, Image.fromarray(colors[label_map]), opacity))
-    width, lines = max(1, round(_LINE_WIDTH * min(label_map.shape))), np.zeros(label_map.shape, bool)
+    lines = between_classes(label_map, max(1, round(_LINE_WIDTH * min(label_map.shape))))
+    overlay[lines] = line_colors(colors[label_map[lines]])
+    return overlay
+
+
+def between_classes(label_map: np.ndarray, width: int, unlined: Sequence[int] = ()) -> np.ndarray:
+    """Where lines of that many pixels part the classes of an `(H, W)` integer map; `(H, W)` bool.
+
+    The ids in `unlined` have none around them.
+    """
+    lines = np.zeros(label_map.shape, bool)
     first = width // 2  # centres the line on the border
     for ids, marked in ((label_map, lines), (label_map.T, lines.T)):
-        differs = ids[width:] != ids[:-width]
+        here, there = ids[:-width], ids[width:]
+        differs = (here != there) & ~np.isin(here, unlined) & ~np.isin(there, unlined)
         marked[first : first + len(differs)] |= differs
-    overlay[lines] = 255
-    return overlay
+    return lines
+
+
+def line_colors(colors: np.ndarray) -> np.ndarray:
+    """White on dark colours `(..., 3)` uint8 and black on light ones, `(..., 1)` uint8.
+
+    Colour-blind people may take two classes for one; lightness they see like everyone.
+    """
+    return np.where(oklab(colors)[..., :1] < _LIGHT, 255, 0).astype(np.uint8)
 
 
 def plot_predictions(
@@ -101,18 +120,20 @@ def plot_predictions(
     path: str | Path,
     *,
     notes: Mapping[str, str] | None = None,
+    unlined: Sequence[int] = (),
 ) -> Path:
     """Draw images, truths and predictions as a grid: one row for each image, one column for each source.
 
     Args:
         columns: title to arrays, in drawing order; all columns have the same length, else it is a ValueError.
-            `(H, W, 3)` uint8 RGB is shown as it is, an `(H, W)` integer map in its classes' colours, 255 black, and a
-            text is written. Each row takes its proportions from its first array; it has one.
+            `(H, W, 3)` uint8 RGB is shown as it is, an `(H, W)` integer map in its classes' colours with lines between
+            them, 255 black, and a text is written. Each row takes its proportions from its first array; it has one.
         palette: `(K, 3)` colours 0-255.
         class_names: K names; the legend lists the classes that occur, in their order. Of more than 24 it lists those
             that cover most of the maps, and says how many more there are.
         path: file to write; its suffix picks the format.
         notes: a line under the title of some columns, for example `{"teacher": "mIoU 61.2 %"}`.
+        unlined: classes without lines around them.
     """
     path, colors, notes = Path(path), as_colors(palette), notes or {}
     lengths = {title: len(arrays) for title, arrays in columns.items()}
@@ -121,7 +142,8 @@ def plot_predictions(
             f"The columns hold {lengths} arrays, and {len(class_names)} class names came with {len(colors)} colours; "
             "pass the same number, at least one, in each column, and one name per colour."
         )
-    shown = {title: [_as_rgb(title, cell, colors) for cell in cells] for title, cells in columns.items()}
+    unlined = [*unlined, IGNORE_INDEX]
+    shown = {title: [_as_rgb(title, cell, colors, unlined) for cell in cells] for title, cells in columns.items()}
     rows = [[cell for cell in row if not isinstance(cell, str)] for row in zip(*columns.values(), strict=True)]
     swatches = _swatches([array for row in rows for array in row], colors, class_names)
     heights = [CELL_WIDTH * row[0].shape[0] / row[0].shape[1] for row in rows]
@@ -165,15 +187,21 @@ def plot_samples(
     return plot_predictions(columns, palette, class_names, path)
 
 
-def _as_rgb(title: str, array: np.ndarray | str, colors: np.ndarray) -> np.ndarray | None:
+def _as_rgb(title: str, array: np.ndarray | str, colors: np.ndarray, unlined: Sequence[int]) -> np.ndarray | None:
     if isinstance(array, str):
         return None
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
         return array
     try:
-        return colorize(array, colors)
+        rgb = colorize(array, colors)
     except ValueError as error:
         raise ValueError(f"Column {title!r} holds an array that is not (H, W, 3) uint8 RGB, and: {error}") from error
+    drawn = round(CELL_WIDTH * DPI)  # pixels; maps get twice as many at least, so that lines can be thinner than theirs
+    times = -(-2 * drawn // array.shape[1])
+    array, rgb = (each.repeat(times, 0).repeat(times, 1) for each in (array, rgb))
+    lines = between_classes(array, -(-array.shape[1] // drawn), unlined)
+    rgb[lines] = line_colors(rgb[lines])
+    return rgb
 
 
 def _swatches(arrays: Sequence[np.ndarray], colors: np.ndarray, class_names: Sequence[str]) -> list[Patch]:

@@ -201,8 +201,9 @@ def draw_predictions(
     if errors:
         columns = _with_errors(columns, truths, len(names))
         names, colors = [*names, "correct"], np.array([*colors, _RIGHT])
+    unlined = [len(names) - 1] if errors else []  # mistakes are often narrower than lines
     notes = {"image": f"{Path(dataset).name} {split}", **(notes or {})}
-    return plot_predictions(columns, colors, names, path, notes=notes)
+    return plot_predictions(columns, colors, names, path, notes=notes, unlined=unlined)
 
 
 def _with_errors(columns: Mapping[str, list[Any]], truths: Sequence[np.ndarray], right: int) -> dict[str, list[Any]]:

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from afdcd_hf.charts import colorize, plot_predictions
-from afdcd_hf.charts.label_maps import mark_errors
+from afdcd_hf.charts.label_maps import between_classes, draw_overlay, line_colors, mark_errors, oklab
+from afdcd_hf.data.benchmarks import BENCHMARKS
 
 PALETTE = [(128, 64, 128), (250, 170, 30), (0, 0, 230)]
 NAMES = ["road", "lamp", "car"]
@@ -38,6 +39,35 @@ def test_an_id_without_a_colour_and_what_is_no_map_or_palette_are_refused(label,
 def test_errors_are_the_predicted_ids_where_the_truth_has_another():
     prediction, truth = np.array([[0, 2, 1], [2, 2, 0]], np.uint8), np.array([[0, 1, 255], [2, 0, 1]], np.uint8)
     assert mark_errors(prediction, truth, right=3).tolist() == [[3, 2, 255], [3, 2, 0]]
+
+
+def as_deuteranopes_see(colors):
+    """Machado, Oliveira and Fernandes (2009), severity 1, in linear RGB."""
+    matrix = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    values = np.asarray(colors) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4) @ np.transpose(matrix)
+    values = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clip(0, 1) ** (1 / 2.4) - 0.055)
+    return (255 * values.clip(0, 1)).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("dataset", ["scenes", "camvid", "cityscapes", "voc"])
+def test_lines_part_classes_that_deuteranopes_take_for_one(dataset):
+    colors = np.array(BENCHMARKS[dataset].palette, np.uint8)
+    seen, lines = (oklab(as_deuteranopes_see(each)) for each in (colors, line_colors(colors).repeat(3, 1)))
+    apart = np.linalg.norm(seen[:, None] - seen, axis=-1)
+    alike = [(first, second) for first, second in np.argwhere(apart < 0.15) if first < second]
+    assert len(alike) > 4
+    for pair in alike:  # whichever of the two the line is drawn on
+        assert min(np.linalg.norm(lines[one] - seen[other]) for one in pair for other in pair) > 0.25
+
+
+def test_lines_are_centred_on_borders_and_spare_the_unlined():
+    label = np.array([[0, 0, 0, 1, 1, 1, 255, 255]])
+    assert np.flatnonzero(between_classes(label, 1)).tolist() == [2, 5]
+    assert np.flatnonzero(between_classes(label, 2, unlined=[255])).tolist() == [2, 3]
+    image = Image.fromarray(np.full((1, 8, 3), 40, np.uint8))
+    overlay = draw_overlay(image, label.clip(0, 1), np.array([[0, 0, 0], [250, 250, 200]], np.uint8))
+    assert overlay[0, :, 0].tolist() == [20, 20, 255, *[145] * 5]
 
 
 # Predictions
