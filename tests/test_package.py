@@ -46,11 +46,12 @@ def run_python(code):
 
 
 def test_importing_the_package_imports_nothing_heavy_and_takes_little_time():
+    # the process's own time: on a busy machine the clock counts what others do
     code = (
         "import sys, time\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "import afdcd_hf\n"
-        f"print(time.perf_counter() - start, *[name for name in {HEAVY} if name in sys.modules])"
+        f"print(time.process_time() - start, *[name for name in {HEAVY} if name in sys.modules])"
     )
     (seconds,) = run_python(code)
     assert float(seconds) < 0.3
