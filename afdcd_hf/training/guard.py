@@ -22,15 +22,11 @@ _SHOWN_NAMES = 16
 
 
 class NonFiniteLossError(ValueError):
-    """The loss became infinite or NaN; the message has its terms, the images and what to try."""
+    """The loss, or weights to be saved, became infinite or NaN; of a loss the message has terms, images and advice."""
 
 
 class NonFiniteGradientError(NonFiniteLossError):
     """The loss is finite, but its gradients are not."""
-
-
-class NonFiniteWeightsError(NonFiniteLossError):
-    """The weights that were to be saved are infinite or NaN."""
 
 
 class Guard(TrainerCallback):
@@ -108,7 +104,7 @@ class Guard(TrainerCallback):
         if trainer.checkpoints.saved_step != step:
             try:
                 trainer.save_now()
-            except (*WRITE_ERRORS, NonFiniteWeightsError) as failure:
+            except (*WRITE_ERRORS, NonFiniteLossError) as failure:
                 return f"The state after step {step} could not be saved: {failure}"
         folder = checkpoint_folder(trainer.args.output_dir, step)
         return f"The state after step {step} is saved in {folder}: after fixing the cause, resume from it."
@@ -145,12 +141,12 @@ class Guard(TrainerCallback):
 
 
 def check_finite_weights(module: nn.Module, step: int) -> None:
-    """Refuse to save weights, or statistics of batch norm, that are not finite: NonFiniteWeightsError names one."""
+    """Refuse to save weights, or statistics of batch norm, that are not finite: NonFiniteLossError names one."""
     named = [(name, tensor) for name, tensor in module.state_dict().items() if tensor.is_floating_point()]
     finite = torch.stack([tensor.isfinite().all() for _, tensor in named]).tolist() if named else []
     broken = [name for (name, _), is_finite in zip(named, finite, strict=True) if not is_finite]
     if broken:
-        raise NonFiniteWeightsError(
+        raise NonFiniteLossError(
             f"step {step}: {len(broken)} of {len(named)} weights of the student are not finite, {broken[0]} for one: "
             "they are not saved."
         )

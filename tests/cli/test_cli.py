@@ -149,11 +149,10 @@ def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(runs, 
 
 
 def test_a_run_is_resumed_from_its_last_checkpoint(runs, tmp_path):
-    options = ["--config", str(runs / "recipe.yaml"), "--teacher", str(runs / "teacher")]
-    assert main(["distill", *options, "--output_dir", str(tmp_path / "run")]) == 0
+    shutil.copytree(runs / "student", tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
-    longer = ["--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "last", "--max_steps", "3"]
-    assert main(["distill", *options, *longer]) == 0
+    options = ["--config", str(runs / "recipe.yaml"), "--teacher", str(runs / "teacher"), "--max_steps", "3"]
+    assert main(["distill", *options, "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "last"]) == 0
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3]
     assert (tmp_path / "run" / "model.safetensors").is_file()
@@ -165,10 +164,12 @@ def test_a_failure_after_the_training_is_one_line_with_the_weights_saved_and_no_
     def fail(*_):
         raise KeyError("per_category_iou")
 
-    monkeypatch.setattr("afdcd_hf.training.runs.write_recipe", fail)
+    for function in ("write_recipe", "preflight"):
+        monkeypatch.setattr(f"afdcd_hf.training.runs.{function}", fail)
     token, folder = "hf_" + "a1B2c3D4e5" * 3, tmp_path / "out"
     options = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(folder), "--run_name", f"mine-{token}"]
-    line = answer(capsys, "train", *options)
+    assert "afdcd train: KeyError: 'per_category_iou'" in answer(capsys, "train", *options)
+    line = answer(capsys, "train", *options, "--preflight", "false")
     assert f"RuntimeError: The training is finished and the model is saved in {folder}" in line
     assert "KeyError: 'per_category_iou'" in line and (folder / "model.safetensors").is_file()
     assert not [name for name, content in contents(folder).items() if token.encode() in content]

@@ -21,7 +21,7 @@ from afdcd_hf.training.checkpoints import (
     last_whole_checkpoint,
     mark_complete,
 )
-from afdcd_hf.training.guard import NonFiniteWeightsError
+from afdcd_hf.training.guard import NonFiniteLossError
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 SCORING = {"eval_strategy": "steps", "eval_steps": 1}
@@ -205,7 +205,7 @@ def test_weights_that_became_non_finite_in_the_last_step_are_not_saved(tmp_path,
             trainer.student.head.classifier.weight.data[0] = float("nan")
 
     trainer.optimizer.step = diverging
-    with pytest.raises(NonFiniteWeightsError, match="^step 2: 1 of .* are not finite, head.classifier.weight"):
+    with pytest.raises(NonFiniteLossError, match="^step 2: 1 of .* are not finite, head.classifier.weight"):
         trainer.train()
         trainer.save_model()
     assert fault_of(tmp_path / "checkpoint-1") is None if not at_the_end else not list(tmp_path.iterdir())

@@ -46,15 +46,10 @@ def test_other_classes_renew_the_classifiers_alone_with_a_warning(tmp_path, capl
     assert origin_of(args) == {"started_from": "the saved model old"}
 
 
-def test_the_same_classes_keep_every_weight(tmp_path, caplog):
-    before, args = saved(tmp_path, segmenter())
-    assert same(weights(build_model(args, [name.title() for name in NAMES])[0]), before)
-    assert not caplog.records
-
-
-def test_a_student_of_other_classes_trains_scores_and_loads(tmp_path):
+def test_a_student_of_other_classes_trains_scores_and_loads_and_the_same_ones_keep_every_weight(tmp_path, caplog):
     classes = [*NAMES, "ship", "shore"]
-    _, args = saved(tmp_path / "old", segmenter(auxiliary_head=True))
+    before, args = saved(tmp_path / "old", segmenter(auxiliary_head=True))
+    assert same(weights(build_model(args, [name.title() for name in NAMES])[0]), before) and not caplog.records
     model, processor = build_model(args, classes)
     rows = [labelled_image(index, 6, 32, 48) for index in range(2)]
     options = {"train_dataset": samples(num_labels=6), "eval_dataset": rows, "processing_class": processor}
