@@ -282,10 +282,7 @@ def prepare_distillation(
 def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> int:
     """The student's number of classes, which a teacher with logits shares."""
     if seen.logits is None:
-        raise ValueError(
-            f"The student, a {type(student).__name__}, returns no .logits of shape (B, K, h, w); wrap it: "
-            "afdcd_hf.as_segmenter(network)."
-        )
+        raise ValueError(f"The student, a {type(student).__name__}, returns no .logits (B, K, h, w); use as_segmenter.")
     count = seen.logits.shape[1]
     if taught.logits is None:
         return count

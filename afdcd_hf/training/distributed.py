@@ -96,10 +96,7 @@ def synchronise_batch_norm(module: AnyModule, args: Any) -> AnyModule:
     own loses the activation in timm's combined layers. ValueError where it was asked for without GPUs.
     """
     if args.sync_batch_norm and args.device.type != "cuda":
-        raise ValueError(
-            f"sync_batch_norm=True needs GPUs: torch's SyncBatchNorm does not run on {args.device.type}. Leave it "
-            "out: then it is on where several GPUs train, and off elsewhere."
-        )
+        raise ValueError(f"sync_batch_norm=True needs GPUs: torch has none for {args.device.type}. Leave it out.")
     if not _shares_statistics(args) or any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
         return module
     return convert_sync_batchnorm(module)
@@ -112,19 +109,15 @@ def _shares_statistics(args: Any) -> bool:
 def check_clipping(deepspeed: bool, loss_max_grad_norm: float) -> None:
     """Refuse what would be left out silently: DeepSpeed keeps gradients to itself until it has applied them."""
     if deepspeed and loss_max_grad_norm > 0:
-        raise ValueError(
-            "Under DeepSpeed the gradients of the loss's own weights cannot be clipped: give --loss_max_grad_norm 0, "
-            "or train with DDP or FSDP2 (scripts/accelerate/gpu.yaml, fsdp2.yaml)."
-        )
+        raise ValueError("DeepSpeed cannot clip the gradients of the loss's own weights: give --loss_max_grad_norm 0.")
 
 
 def check_sharding(plugin: FullyShardedDataParallelPlugin) -> None:
     """Refuse settings of FSDP with which no student would be saved that `from_pretrained` loads."""
     if plugin.fsdp_version != 2 or "FULL_STATE_DICT" not in str(plugin.state_dict_type):
         raise ValueError(
-            f"FSDP version {plugin.fsdp_version} with {plugin.state_dict_type} would save no student that "
-            "from_pretrained loads: set fsdp_version: 2 and fsdp_state_dict_type: FULL_STATE_DICT "
-            "(scripts/accelerate/fsdp2.yaml)."
+            "FSDP would save no student that from_pretrained loads: set fsdp_version: 2 and fsdp_state_dict_type: "
+            "FULL_STATE_DICT, as in scripts/accelerate/fsdp2.yaml."
         )
 
 

@@ -112,7 +112,6 @@ def check_images(
 
 
 def _question(part: str, values: set[int], count: int, class_names: Sequence[str], ignored: int, trains: bool) -> None:
-    """Whether the labels can mean what they seem to: ids of classes, and a value for pixels that do not count."""
     if values == {ignored}:
         raise ValueError(
             f"Not one pixel of {count} {part} images is labelled: all are {ignored}, which is ignored. Are these the "
@@ -166,10 +165,7 @@ def check_room(trainer: SegmentationTrainer, steps: int) -> None:
     args, folder, size = trainer.args, Path(trainer.args.output_dir), checkpoint_bytes(trainer)
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OSError(
-            f"{folder}: {_mib(free)} are free, but one checkpoint takes {_mib(size)}. Make room, or give an "
-            "--output_dir on another disk."
-        )
+        raise OSError(f"{folder}: {_mib(free)} are free, but one checkpoint takes {_mib(size)}. Make room there.")
     logger.info("A checkpoint takes %s; %s are free in %s", _mib(size), _mib(free), folder)
     by_steps = steps // _in_steps(args.save_steps, steps) if args.save_strategy.value == "steps" else 0
     count = min(by_steps, args.save_total_limit or by_steps)

@@ -46,13 +46,7 @@ _FIXED = ("loss", "optim", "optim_args", "learning_rate", "weight_decay", "decay
 # What takes effect at once when it is changed, so that the run does not end as the uninterrupted one would.
 _FREE = ("loss_kwargs", "task_loss", "class_weights", "task_weight", "aux_weight", "student_layer", "teacher_layer",
          "lr_scheduler_kwargs", "warmup_steps", "max_steps")  # fmt: skip
-_EFFECTS = {
-    "processes": "dropout and random masks differ from the uninterrupted run's",
-    "images_per_step": "the order of the images and the meaning of the steps change",
-    "training_samples": "the order of the images changes; is this the same dataset?",
-    "seed": "the order and augmentation of the images change",
-    "versions": "results may differ in their last digits",
-}
+_OF_RUN = ("processes", "images_per_step", "training_samples", "seed", "versions")
 
 
 class CheckpointCallback(TrainerCallback):
@@ -220,7 +214,7 @@ def _check_same_run(folder: Path, now: dict[str, Any], deepspeed: bool) -> None:
     if (folder / MARKER_NAME).is_file():
         marker = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
     before, after = ({**facts, **facts.get("settings", {})} for facts in (marker, now))
-    compared = [name for name in (*_FIXED, *_FREE, *_EFFECTS) if before.get(name, after.get(name)) != after.get(name)]
+    compared = [name for name in (*_FIXED, *_FREE, *_OF_RUN) if before.get(name, after.get(name)) != after.get(name)]
     if fixed := [name for name in compared if name in _FIXED]:
         named = ", ".join(f"{name} {before[name]!r} (now {after.get(name)!r})" for name in fixed)
         raise ValueError(
@@ -228,8 +222,7 @@ def _check_same_run(folder: Path, now: dict[str, Any], deepspeed: bool) -> None:
             "new run from that student (--model)."
         )
     for name in compared:
-        effect = _EFFECTS.get(name, "the run changes there")
-        logger.warning("%s: %s was %s, now %s: %s.", folder, name, before[name], after.get(name), effect)
+        logger.warning("%s: %s was %s, now %s: the run changes.", folder, name, before[name], after.get(name))
 
 
 def _load_fitting(module: Any, path: Path, what: str) -> None:

@@ -105,10 +105,7 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
     def check_warmup(self, steps: int) -> None:
         """Raise ValueError unless the learning rate has risen before a run of so many steps ends."""
         if self.get_warmup_steps(steps) >= steps:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps:g} must be less than the run's {steps} steps: the learning rate "
-                "would still be rising when it ends."
-            )
+            raise ValueError(f"warmup_steps={self.warmup_steps:g} must be less than the run's {steps} steps.")
 
     def _settle_length(self) -> None:
         """`max_steps` and `num_train_epochs` exclude each other."""
@@ -124,9 +121,7 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
                 "one of them (max_steps=-1 switches a recipe's max_steps off)."
             )
         if self.max_seconds is not None and self.max_steps <= 0:
-            raise ValueError(
-                f"max_seconds needs max_steps > 0, not {self.max_steps}: the steps that the schedule is written for."
-            )
+            raise ValueError(f"max_seconds needs max_steps > 0, not {self.max_steps}: the length of the schedule.")
 
     def _check_schedule(self) -> None:
         steps = self.max_steps if self.max_steps > 0 else DEFAULT_STEPS
@@ -225,8 +220,7 @@ def settle_class_weights(args: SegmentationTrainingArguments, train_dataset: Any
     if not isinstance(train_dataset, TrainingSamples):
         raise ValueError(
             f"class_weights='balanced' counts the labels of TrainingSamples, and train_dataset is a "
-            f"{type(train_dataset).__name__}: give one number for each class, such as "
-            "afdcd_hf.data.count_labels(rows).balanced_weights.tolist()."
+            f"{type(train_dataset).__name__}: give one number for each class (afdcd_hf.data.count_labels finds them)."
         )
     counted = count_labels(
         train_dataset.dataset,

@@ -283,7 +283,7 @@ def test_what_makes_a_continuation_differ_is_said(labels, tmp_path, caplog):
         trainer.train(resume_from_checkpoint=str(labels[1] / "checkpoint-2"))
     for words in ("images_per_step was 4, now 2", "training_samples was 8, now 10", "seed was 42, now 1"):
         assert words in caplog.text
-    assert "max_steps was 3, now 4: the run changes there" in caplog.text and "warmup_steps was" in caplog.text
+    assert "max_steps was 3, now 4: the run changes" in caplog.text and "warmup_steps was" in caplog.text
     assert "task_loss was cross_entropy, now dice" in caplog.text and "processes" not in caplog.text
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from transformers import TrainerCallback
 
 from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.cli.process import leave_process_group
-from afdcd_hf.losses.random_source import RandomSource
+from afdcd_hf.losses import cirkd
 from afdcd_hf.training.distributed import whole_tensors
 from afdcd_hf.training.guard import NonFiniteLossError
 from afdcd_hf.training.interruption import TrainingInterrupted
@@ -53,11 +54,9 @@ TERMS = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast")
 CIRKD_TERMS = ("loss", "loss_cirkd_minibatch", "loss_cirkd_pixel", "loss_cirkd_region")
 
 
-class Ascending(RandomSource):
+def ascending(like: torch.Tensor, source: object) -> torch.Tensor:
     """Numbers that do not hang on how the images are shared out: those of each image ascend."""
-
-    def uniform(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.arange(like.numel()).reshape(like.shape) / like.numel()
+    return torch.arange(like.numel()).reshape(like.shape) / like.numel()
 
 
 class Told(TrainerCallback):
@@ -79,8 +78,8 @@ def distil(folder: Path, student: torch.nn.Module, resume: str | None = None, **
     trainer = distilling(folder, student, train_dataset=dataset, eval_dataset=pictures(3), **{**OPTIONS, **options})
     if options.get("loss") == "cirkd":
         without_batch_effects(trainer.loss_module)  # its head has a batch norm
-        trainer.loss_module._source = Ascending(torch.Generator())
-    trainer.train(resume_from_checkpoint=resume)
+    with patch.object(cirkd, "uniform", ascending):
+        trainer.train(resume_from_checkpoint=resume)
     log = {name: logged(trainer, name) for name in (*TERMS, *CIRKD_TERMS, "eval_mean_iou", "grad_norm")}
     log |= {"per_device": trainer.args.per_device_train_batch_size, "sharded": trainer.is_fsdp_enabled}
     return {name: each.cpu().contiguous() for name, each in whole_tensors(weights(trainer.model)).items()}, log
