@@ -18,17 +18,11 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict[str, Path]:
-    """The images among files and folders.
+    """The images among files and folders, by the name of the PNG that belongs to each, once each.
 
     Folders are searched with their sub-folders, in the order of the paths, without hidden ones and those of `skip`. A
-    file that is named itself is taken whatever its name.
-
-    Returns:
-        Name of the PNG that belongs to an image, below its folder (of a file: of its name) → the image, once each.
-
-    Raises:
-        FileNotFoundError: If an input does not exist, or a folder holds no image.
-        ValueError: If there is no input, or two images would get the same PNG.
+    file that is named itself is taken whatever its name. FileNotFoundError if an input does not exist or a folder holds
+    no image, ValueError if there is no input or two images would get the same PNG.
     """
     if not inputs:
         raise ValueError("There is nothing to segment: name images, or folders that hold images.")
@@ -49,12 +43,11 @@ def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict
 
 def _in_folder(folder: Path, skip: Sequence[Path]) -> list[Path]:
     skipped = {path.resolve() for path in skip}
+    images = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES and path.is_file())
     found = [
         path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path in images
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and skipped.isdisjoint(path.resolve().parents)
     ]
     if not found:
@@ -109,11 +102,8 @@ class PredictionWriter:
         self.archive = self.folder.with_name(f"{self.folder.name}.zip") if self._wanted else None
 
     def prepare(self) -> None:
-        """Make the folder, before anything is computed, in one process, for which the others wait.
-
-        Raises:
-            OSError: If the folder holds files, is none or cannot be written, or the archive exists.
-        """
+        """Make the folder, before anything is computed, in one process, for which the others wait; OSError if it holds
+        files, is none or cannot be written, or the archive exists."""
         if self.folder.exists() and not self.folder.is_dir():
             raise FileExistsError(f"{self.folder} is a file; predictions need a folder.")
         if not self.overwrite and self.folder.is_dir() and any(self.folder.iterdir()):
@@ -125,10 +115,8 @@ class PredictionWriter:
     def __call__(self, name: str, label_map: np.ndarray) -> None:
         """Write the prediction of the image of that name: `(H, W)` train ids, any integer dtype.
 
-        Raises:
-            ValueError: If the file would lie outside the folder, two images have the same file, or a value does not
-                fit 16 bits.
-            FileExistsError: If the file exists, unless `overwrite` is set.
+        ValueError if the file would lie outside the folder, two images have the same file, or a value does not fit 16
+        bits; FileExistsError if the file exists, unless `overwrite` is set.
         """
         file = PurePosixPath(self._wanted.file_name(name) if self._wanted else png_name(name))
         if file.is_absolute() or ".." in file.parts:

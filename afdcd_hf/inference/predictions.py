@@ -61,15 +61,13 @@ def predict_images(
         model: Folder, Hub id or exported graph.
         inputs: Images, and folders of them; see `find_images`.
         output: Folder to write to; an existing one is added to.
-        dataset: Benchmark whose colours to use; by default the one with the model's classes, and generated colours
-            where there is none.
+        dataset: Benchmark whose colours to use; by default the one with the model's classes, else generated ones.
         settings: Scales, flip, window and precision.
         device: Where to run; by default a GPU where there is one.
         overwrite: Replace files of an earlier run.
         progress: Show a bar.
 
-    Returns:
-        The files of each image, in order.
+    Returns the files of each image, in order.
 
     Raises:
         ValueError: If two images would get the same file, the benchmark is unknown or has not as many classes as the
@@ -118,13 +116,11 @@ def write_pseudo_labels(
     that are not upright RGB are written anew, as PNG, as the model saw them.
 
     Args:
-        model: As in `predict_images`, like all options that are not listed here.
-        inputs: Likewise.
+        model, inputs: As in `predict_images`, like all options that are not listed here.
         output: Folder to write, new or empty.
         confidence: Pixels whose class has a lower probability are ignored; 0 to 1.
 
-    Returns:
-        The number of images, and the share of their pixels that is labelled.
+    Returns the number of images, and the share of their pixels that is labelled.
 
     Raises:
         ValueError: If the confidence is out of range, the model has more than 255 classes or gives no scores.
@@ -216,10 +212,8 @@ def _with_errors(columns: Mapping[str, list[Any]], truths: Sequence[np.ndarray],
             wrong = below[title][row][truth != IGNORED] != right
             lines.append(f"{shorten(title, TITLE_LENGTH)}: {100 * wrong.sum() / max(wrong.size, 1):.1f} %")
         below["truth"][row] = "\n".join(lines)
-    return {
-        title: [cell for pair in zip(cells, below[title], strict=True) for cell in pair]
-        for title, cells in columns.items()
-    }
+    pairs = {title: zip(cells, below[title], strict=True) for title, cells in columns.items()}
+    return {title: [cell for pair in rows for cell in pair] for title, rows in pairs.items()}
 
 
 def class_legend(id2label: Mapping[int, str], benchmark: Benchmark | None = None) -> tuple[list[str], np.ndarray]:
@@ -229,9 +223,8 @@ def class_legend(id2label: Mapping[int, str], benchmark: Benchmark | None = None
     the same classes; colours are generated where there is none. Another number of classes is a ValueError.
     """
     names = [str(id2label.get(index, f"LABEL_{index}")) for index in range(len(id2label))]
-    if benchmark is None:
-        same = (one for one in BENCHMARKS.values() if _plain(one.classes) == _plain(names))
-        benchmark = next(same, None)
+    same = (one for one in BENCHMARKS.values() if _plain(one.classes) == _plain(names))
+    benchmark = benchmark or next(same, None)
     if benchmark is None:
         return names, distinct_palette(len(names))
     if benchmark.num_labels != len(names):

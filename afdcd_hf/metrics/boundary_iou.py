@@ -14,7 +14,7 @@ from .mean_iou import StreamingMeanIoU
 
 
 class StreamingBoundaryIoU(StreamingMeanIoU):
-    """Boundary IoU of each class, in constant memory.
+    """Boundary IoU of each class, in constant memory; arguments and errors as of `StreamingMeanIoU`.
 
     The band of a region is made of its own pixels that lie at most `d` rows and columns from a pixel outside it or
     outside the image: what `d` erosions by a 3x3 square remove, as in the code of the paper (Cheng et al.: Boundary
@@ -23,12 +23,8 @@ class StreamingBoundaryIoU(StreamingMeanIoU):
     region, wherever its parts lie. Ignored pixels are one more region in both maps, and in no band.
 
     Args:
-        num_labels: As in `StreamingMeanIoU`, like `ignore_index` and the `options`.
         ratio: Width of the band as a share of the image diagonal, above 0 and at most 1; `d` is rounded to pixels, and
             at least 1. The paper's code has 0.02, and 0.005 for Cityscapes.
-
-    Raises:
-        ValueError: If `ratio` is out of range; and as `StreamingMeanIoU`.
 
     Example:
         >>> truth = np.zeros((8, 8), np.uint8)

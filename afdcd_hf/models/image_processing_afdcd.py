@@ -41,13 +41,12 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
     """Rescale, mean/std, optional resize, optional channel flip.
 
     The defaults are those of timm's and torchvision's ImageNet weights: RGB, divided by 255, ImageNet mean and
-    standard deviation, no resizing. The released networks take BGR with the mean subtracted and no division: that is
-    `AfDcdImageProcessor(**RELEASED_INPUT)`.
+    standard deviation, no resizing. The released networks take `AfDcdImageProcessor(**RELEASED_INPUT)`.
 
-    Images keep their size by default, since the models take any; images of different sizes can therefore only be
-    returned as a list (`return_tensors=None`), resized (`do_resize=True, size={"height": ..., "width": ...}`) or padded
-    at the right and the bottom with the mean (`do_pad=True, pad_size={"height": ..., "width": ...}`; labels with 255).
-    The post-processing cuts the padding off again, where the processor, and not one call, has these settings.
+    Images of different sizes can only be returned as a list (`return_tensors=None`), resized (`do_resize=True,
+    size={"height": ..., "width": ...}`) or padded at the right and the bottom with the mean (`do_pad=True,
+    pad_size={"height": ..., "width": ...}`; labels with 255). The post-processing cuts the padding off again, where the
+    processor, and not one call, has these settings.
     """
 
     valid_kwargs = AfDcdImageProcessorKwargs

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState, debug_launcher
 from images import labelled_image
 from PIL import Image
 from sklearn.metrics import confusion_matrix
-from tiny import run_two_processes, segmenter
+from tiny import segmenter
 from torch import nn
 from torch.nn import functional as F
 
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter
+from afdcd_hf.cli import _parser
+from afdcd_hf.cli.command import inference_settings
 from afdcd_hf.cli.process import leave_process_group
+from afdcd_hf.evaluation.results import check_writable, dataset_context, evaluate_command
 from afdcd_hf.inference.segment import InferenceSettings, segment_image
 from afdcd_hf.metrics.boundary_iou import StreamingBoundaryIoU
 
@@ -272,7 +277,7 @@ PROCESSES = {"batch_size": 2, "boundary_ratio": 0.05, "settings": InferenceSetti
 
 @pytest.mark.slow
 def test_two_processes_score_an_odd_number_of_pictures_to_the_last_digit_as_one_does(tmp_path):
-    run_two_processes(__file__, tmp_path)
+    debug_launcher(_score_on_this_rank, (tmp_path,))
     model, label_maps = lively(segmenter()).double(), {}  # as above
     alone = evaluate(model, some_labelled(), **PROCESSES, on_prediction=label_maps.__setitem__)
     assert alone["num_labelled"] == 6 and 0 < alone["mean_boundary_iou"] < 1
@@ -294,7 +299,7 @@ def _as_json(scores: dict) -> dict:
 
 
 def _score_on_this_rank(folder: Path) -> None:
-    from accelerate import PartialState
+    PartialState._reset_state()  # that of the process of which this one is a copy
 
     def write(name: str, label_map: np.ndarray) -> None:
         with (folder / f"{name}.npy").open("xb") as file:  # x: a second time is an error
@@ -305,9 +310,72 @@ def _score_on_this_rank(folder: Path) -> None:
     scores = evaluate(model, some_labelled(), **PROCESSES, on_prediction=write)
     assert state.num_processes == 2
     (folder / f"{state.process_index}.json").write_text(json.dumps(_as_json(scores)))
-
-
-if __name__ == "__main__":  # one of the two processes
-    torch.set_num_threads(1)
-    _score_on_this_rank(Path(sys.argv[1]))
     leave_process_group()
+
+
+# results.json: what it says, and the command it names
+
+
+DEFAULTS = {"model": "runs/m", "dataset": "scenes", "split": "val", "scales": [1.0], "flip": False, "window": None,
+            "stride": None, "precision": "fp32", "absent_classes": "left out of the mean"}  # fmt: skip
+
+
+def parsed(protocol):
+    program, name, *words = shlex.split(evaluate_command(protocol))
+    assert (program, name) == ("afdcd", "evaluate")
+    command = _parser()[1].choices["evaluate"]
+    return argparse.Namespace(**command.options(words))
+
+
+def test_the_command_of_a_plain_evaluation_is_short():
+    assert evaluate_command(DEFAULTS) == "afdcd evaluate --model runs/m --dataset scenes --split val"
+    assert evaluate_command({**DEFAULTS, "dataset": "voc"}).endswith("--dataset voc --split val --data_dir FOLDER")
+
+
+def test_the_command_sets_everything_that_influences_the_number():
+    asked = {"scales": [0.5, 1.25], "flip": True, "window": [512, 1024], "stride": [256, 512], "precision": "bf16"}
+    asked |= {"absent_classes": "count as 0", "boundary_ratio": 0.005, "max_samples": 7, "list_file": "a.lst"}
+    asked |= {"image_column": "pixels", "label_column": "mask", "labels_as": "ade20k", "label_map": {"0": 255}}
+    args = parsed({**DEFAULTS, "dataset": "me/mine", **asked})
+    settings = inference_settings(vars(args))
+    assert (settings.scales, settings.flip, settings.precision) == ((0.5, 1.25), True, "bf16")
+    assert (settings.window, settings.stride) == ((512, 1024), (256, 512))
+    assert args.absent_as_zero and args.boundary_ratio == 0.005
+    assert (args.max_samples, args.list_file, args.dataset) == (7, "a.lst", "me/mine")
+    assert (args.image_column, args.label_column, args.labels_as) == ("pixels", "mask", "ade20k")
+    assert json.loads(args.label_map) == {"0": 255}
+
+
+def test_where_the_files_lie_is_not_part_of_the_protocol():
+    context = dataset_context(name="voc", split="val", data_dir="/home/me/voc", max_samples=3)
+    assert context == {"dataset": "voc", "split": "val", "max_samples": 3}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"dataset": "my data"},
+        {"dataset": "x; touch PWNED #"},
+        {"model": "$(touch PWNED)"},
+        {"split": "train[:80%]"},
+        {"list_file": "it's my list.txt"},
+        {"label_map": {"it's": 1}},
+    ],
+)
+def test_every_word_of_the_command_stays_one_word_for_a_shell(given):
+    ((name, value),) = given.items()
+    args = parsed({**DEFAULTS, "dataset": "d", **given})
+    assert getattr(args, name) == (json.dumps(value) if name == "label_map" else value)
+
+
+def test_results_that_cannot_be_written_are_told_before_the_evaluation(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(IsADirectoryError, match="is a folder; give --output the name of a file"):
+        check_writable(tmp_path)
+    with pytest.raises(OSError, match="file"):
+        check_writable(tmp_path / "file" / "results.json")
+    with pytest.raises(OSError, match="/proc/results.json"):
+        check_writable("/proc/results.json")
+    (tmp_path / "r_confusion.csv").write_text("mine")
+    with pytest.raises(FileExistsError, match="r_confusion.csv exists"):
+        check_writable(tmp_path / "r.json")

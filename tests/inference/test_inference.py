@@ -184,14 +184,6 @@ def test_mixed_precision_runs_under_autocast_and_leaves_the_weights_alone(precis
         predict(Strided().double(), sample, InferenceSettings(precision=precision))
 
 
-def test_modes_come_back_and_no_gradient_is_kept():
-    model = Strided().train()
-    predictions = Predictor(model).label_maps([[noise(9, 9)], [noise(9, 9)]])
-    assert not next(predictions)[1].requires_grad and not model.training and torch.is_grad_enabled()
-    predictions.close()
-    assert model.training
-
-
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_an_image_is_segmented_at_its_own_size_as_the_configuration_says(align_corners):
     model, image = segmenter(align_corners=align_corners).eval(), labelled_image(3, 4, 17, 31)["image"]

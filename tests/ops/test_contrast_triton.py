@@ -30,11 +30,9 @@ CASES = {
     "V=12 K=2, several images, rows and columns": ((2, 6, 4, 6), 2, 3, "other_groups", "l1"),
     "the same, l2": ((2, 6, 4, 6), 2, 3, "other_groups", "l2"),
     "V=27 K=17, an image of one patch": ((1, 51, 3, 3), 3, 3, "other_groups", "l2"),
-    "V=80 K=2, several tiles": ((1, 10, 4, 4), 4, 5, "other_groups", "l1"),
     "V=64 K=1, a whole tile": ((1, 1, 8, 8), 8, 1, "all", "l2"),
     "omni against all": ((1, 20, 3, 3), 3, 4, "all", "l1"),
     "spatial, K=70": ((1, 70, 2, 4), 2, 1, "all", "l1"),
-    "channel, K=20": ((1, 100, 1, 2), 1, 5, "all", "l2"),
     # 81 positions in each of two groups: whole tiles hold nothing but excluded pairs
     "V=162, a group wider than a tile": ((1, 2, 9, 9), 9, 2, "other_groups", "l1"),
 }
