@@ -37,7 +37,9 @@ def evaluate_saved(
 ) -> dict[str, Any]:
     """Evaluate a saved model (folder, Hub id or exported graph), print the scores, and write what is asked for.
 
-    Under torchrun or accelerate launch the processes share the images; the main one prints and writes.
+    Under torchrun or accelerate launch the processes share the images; the main one prints and writes. Before anything
+    is computed, an OSError tells if a file exists and `overwrite` is off, or cannot be written, and a ValueError if the
+    model is not for these classes; see also `evaluate_segmenter`, whose scores are returned.
 
     Args:
         choice: What `load_split` takes.
@@ -45,11 +47,7 @@ def evaluate_saved(
         output: `results.json` to write, with the confusion matrix beside it.
         save_predictions: Folder for label maps; packed for the benchmark's test server if it has one.
         overwrite: Replace files of an earlier evaluation.
-        options: Of `evaluate_segmenter`, whose scores are returned.
-
-    Raises:
-        OSError: Before anything is computed, if a file exists and `overwrite` is off, or cannot be written.
-        ValueError: If the model is not for these classes; see also `evaluate_segmenter`.
+        options: Of `evaluate_segmenter`.
     """
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     if output and state.is_main_process:

@@ -92,8 +92,7 @@ def evaluate_segmenter(
         dataset: indexable, with PIL images in `image` and `label` (class ids, one channel; None where there is no
             label) and, optionally, `name`; or a stream of such rows, of which none is kept.
         processor: image processor of the model.
-        id2label: class names; the configuration's where None.
-        num_labels: number of classes, two or more; the configuration's where None.
+        id2label, num_labels: names and number of classes, two or more; the configuration's where None.
         ignore_index: label that is not counted; the configuration's where None, 255 where it names none.
         batch_size: images, or windows, per forward pass; images of different sizes run one size at a time.
         num_workers: processes that decode images; 0 for a thread of this one.
@@ -112,9 +111,8 @@ def evaluate_segmenter(
         counting, all) and `protocol` (everything above that influences the numbers).
 
     Raises:
-        ValueError: an empty dataset, an unknown number of classes or only one, a `boundary_ratio` out of range, an
-            image and label of different size, a label outside the class range, or scores that are not finite; image
-            and value are named.
+        ValueError: an empty dataset, an unknown number of classes or only one, a bad `boundary_ratio`, an image and
+            label of different size, a label out of range, or scores that are not finite; image and value are named.
     """
     stream = is_stream(dataset)
     if not stream and len(dataset) == 0:  # type: ignore[arg-type]

@@ -323,7 +323,7 @@ def _place_windows(size: tuple[int, int], settings: InferenceSettings) -> list[t
     for side, length, step in zip(size, settings.window or size, settings.stride or size, strict=True):
         last = max(side - length, 0)
         sides.append([slice(start, min(start + length, side)) for start in (*range(0, last, step), last)])
-    return list(product(*sides))
+    return list(product(sides[0], sides[1]))
 
 
 def _join_windows(

@@ -107,7 +107,7 @@ class MGDLoss(RestorationLoss):
     Relations: AfDcdLoss has this as its feature term, to the bit, and adds a contrast on S' and T. FitNetLoss compares
     without mask and projector.
 
-    Options `mask`, `mask_ratio`, `projector` and `reduction`: see `RestorationLoss`.
+    For the options see `RestorationLoss`.
     """
 
     name = "mgd"

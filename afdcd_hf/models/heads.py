@@ -48,8 +48,7 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, dilati
 
 def separable_conv_norm_relu(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
     """3x3 convolution of each channel, 1x1 convolution, batch normalisation, ReLU; the map keeps its size."""
-    options = {"padding": dilation, "dilation": dilation, "groups": in_channels}
-    depthwise = nn.Conv2d(in_channels, in_channels, 3, bias=False, **options)
+    depthwise = nn.Conv2d(in_channels, in_channels, 3, 1, dilation, dilation, groups=in_channels, bias=False)
     return nn.Sequential(depthwise, conv_norm_relu(in_channels, out_channels, 1))
 
 

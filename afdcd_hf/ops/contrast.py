@@ -168,8 +168,8 @@ def _with_gradient(
             raise ValueError(f"backend={name!r} cannot run: {reason}; use backend='torch'.")
         # of the whole map, as the derivative of cropping would be two more copies
         gradient = at_least_float32(torch.zeros_like(student)) if with_gradient else None
-        maps = [None if each is None else _crop(each, patch_size) for each in (student, teacher, gradient)]
-        loss = BACKENDS[name].run(*maps, settings)  # type: ignore[arg-type]
+        target = None if gradient is None else _crop(gradient, patch_size)
+        loss = BACKENDS[name].run(_crop(student, patch_size), _crop(teacher, patch_size), target, settings)
     return loss, loss.new_empty(0) if gradient is None else gradient
 
 

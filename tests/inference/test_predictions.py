@@ -180,11 +180,8 @@ def untouched(monkeypatch):
 
 
 def test_mistakes_are_answered_before_the_model_is_loaded(untouched, photo, tmp_path):
-    out, both, other = (
-        tmp_path / "out",
-        picture(tmp_path / "in" / "x.jpg").parent,
-        picture(tmp_path / "other" / "x.jpg"),
-    )
+    out, both = tmp_path / "out", picture(tmp_path / "in" / "x.jpg").parent
+    other = picture(tmp_path / "other" / "x.jpg")
     picture(both / "x.png")
     (tmp_path / "empty").mkdir()
     for inputs, output, options, error, message in (
@@ -303,9 +300,6 @@ def test_an_overlay_of_opacity_zero_is_the_image_with_centred_white_lines_wider_
     label_map[800:] = 1
     drawn = draw_overlay(Image.new("RGB", (1700, 1600)), label_map, distinct_palette(2), 0.0)
     assert np.flatnonzero(drawn[:, 0, 0]).tolist() == [798, 799, 800, 801]
-
-
-# Beside the truth
 
 
 @pytest.fixture

@@ -314,9 +314,6 @@ def test_missing_or_misshapen_labels_and_missing_logits_beside_them_are_refused(
         make(name)(student._replace(logits=None), teacher, labels())
 
 
-# Logits of the teacher
-
-
 @every_loss
 def test_a_loss_says_whether_it_reads_the_teachers_logits(name):
     assert make(name).reads_teacher_logits is (name in ON_LOGITS)
@@ -328,15 +325,9 @@ def test_a_loss_says_whether_it_reads_the_teachers_logits(name):
             make(name, **options)(student, each, labels()) for each in (teacher, teacher._replace(logits=None))
         )
         assert with_logits and all(torch.equal(with_logits[key], without[key]) for key in with_logits)
-
-
-@pytest.mark.parametrize(("spec", "pairs", "reads"), [("af_dcd+fitnet", 1, False), ("af_dcd+kd", 2, True)])
-def test_several_losses_read_the_teachers_logits_where_one_does(spec, pairs, reads):
-    options = {name: OPTIONS[name] for name in spec.split("+")}
-    assert build_loss(spec, options, [6] * pairs, [8] * pairs).reads_teacher_logits is reads
-
-
-# Together
+    for spec, pairs, reads in (("af_dcd+fitnet", 1, False), ("af_dcd+kd", 2, True)):  # several, where one does
+        options = {each: OPTIONS[each] for each in spec.split("+")}
+        assert build_loss(spec, options, [6] * pairs, [8] * pairs).reads_teacher_logits is reads
 
 
 @on_maps
@@ -368,7 +359,6 @@ def test_a_training_with_all_losses_runs_and_logs_their_terms(tmp_path):
 
 # Values and gradients of public implementations, kept beside the checkout
 
-
 FOLDER = paths.GOLDEN / "public"
 CASES = json.loads((FOLDER / "losses.json").read_text()) if (FOLDER / "losses.json").is_file() else []
 INPUTS = ("student_logits", "student_map", "teacher_logits", "teacher_map", "labels")
@@ -381,16 +371,11 @@ def tensors():
     return load_file(FOLDER / "losses.safetensors")
 
 
-def load(loss, case, tensors):
-    """Weights and queues of the case; ours may have more (biases), which are zero there."""
-    state = loss.state_dict() | {name: tensors[key] for name, key in case["weights"].items()}
-    loss.load_state_dict(state)
-
-
 @pytest.mark.parametrize("case", CASES or [None], ids=lambda case: case["name"] if case else "none")
 def test_terms_and_gradients_equal_the_public_code(case, tensors):
     loss = LOSSES[case["loss"]](*(case["channels"] or ()), **case["options"]).double()
-    load(loss, case, tensors)
+    # weights and queues of the case; ours may have more (biases), which are zero there
+    loss.load_state_dict(loss.state_dict() | {name: tensors[key] for name, key in case["weights"].items()})
     given = {name: tensors[case[name]] for name in INPUTS if name in case}
     leaves = {name: given[name].requires_grad_() for name in given if name.startswith("student")}
     memory = "memory" in case["name"]
