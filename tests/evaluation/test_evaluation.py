@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter
 from afdcd_hf.cli import _parser
 from afdcd_hf.cli.command import inference_settings
-from afdcd_hf.cli.process import leave_process_group
 from afdcd_hf.evaluation.results import check_writable, dataset_context, evaluate_command
 from afdcd_hf.inference.segment import InferenceSettings, segment_image
 from afdcd_hf.metrics.boundary_iou import StreamingBoundaryIoU
@@ -310,7 +309,6 @@ def _score_on_this_rank(folder: Path) -> None:
     scores = evaluate(model, some_labelled(), **PROCESSES, on_prediction=write)
     assert state.num_processes == 2
     (folder / f"{state.process_index}.json").write_text(json.dumps(_as_json(scores)))
-    leave_process_group()
 
 
 # results.json: what it says, and the command it names
