@@ -417,7 +417,7 @@ def test_class_names_are_read_from_lines(tmp_path):
     ("options", "message"),
     [
         ([], "--network is needed, such as deeplabv3_resnet18"),
-        (["--backbone-only"], "--network is needed: resnet18, resnet50, resnet101 or mobilenetv2"),
+        (["--backbone-only"], "(with --backbone_only: resnet18)"),
         (["--backbone-only", "--network", "resnet18", "--dataset", "voc"], "--dataset has no place with"),
     ],
 )
