@@ -105,11 +105,7 @@ class Command(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help.")
 
     def options(self, argv: Sequence[str]) -> dict[str, Any]:
-        """The options in words of a command line, with those that the parser does not know as `rest` if open-ended.
-
-        Raises:
-            ValueError: an option that does not exist (the closest are named), or a value that cannot be.
-        """
+        """The options in words of a command line, with those that the parser does not know as `rest` if open-ended."""
         words, names = [], []
         for word in argv:
             if word.startswith("--") and len(word) > 2:

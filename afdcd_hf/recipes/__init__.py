@@ -28,20 +28,12 @@ def list_comparisons() -> list[str]:
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
-    """The file of a recipe given by name (`camvid_cpu`) or by path.
-
-    Raises:
-        FileNotFoundError: neither a file nor a known name; the known ones are listed.
-    """
+    """The file of a recipe given by name (`camvid_cpu`) or by path; FileNotFoundError lists the known names."""
     return _find(name_or_path, _FOLDER, "recipe")
 
 
 def comparison_path(name_or_path: str | Path) -> Path:
-    """The file of a comparison's plan given by name (`scenes`) or by path.
-
-    Raises:
-        FileNotFoundError: neither a file nor a known name; the known ones are listed.
-    """
+    """The file of a comparison's plan given by name (`scenes`) or by path; FileNotFoundError lists the known names."""
     return _find(name_or_path, _COMPARISONS, "comparison")
 
 
@@ -60,24 +52,12 @@ def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """Read a recipe.
-
-    Returns:
-        Argument name -> value, as written in the file.
-
-    Raises:
-        FileNotFoundError: see `recipe_path`.
-        ValueError: not valid YAML, a key that stands twice, or not a flat mapping.
-    """
+    """Argument name -> value, as written in the file of a recipe; errors are those of `recipe_path` and `read_yaml`."""
     return {str(key): value for key, value in read_yaml(recipe_path(name_or_path)).items()}
 
 
 def parse_json_object(name: str, text: str) -> dict:
-    """Read an argument given as text on the command line, e.g. '{"stem_type": "deep"}'.
-
-    Raises:
-        ValueError: not JSON, or not an object.
-    """
+    """Read an argument given as a JSON object, e.g. '{"stem_type": "deep"}', or raise ValueError."""
     try:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:

@@ -239,13 +239,10 @@ def prepare_distillation(
     batch: dict[str, Tensor],
     loss: DistillationLoss | None = None,
 ) -> tuple[DistillationModel, tuple[str, ...], bool]:
-    """Build the module to train, after showing one batch to both models and to the loss.
+    """The module to train, the teacher's layers (none where logits alone are compared), and whether it has logits.
 
-    Whatever cannot work (a layer that is not there, other classes, maps that do not fit the loss) is a ValueError here,
-    before the first step. `loss` is one already built, `args.loss` being None then.
-
-    Returns:
-        The module, the teacher's layers (none where the loss compares logits only), and whether the teacher has logits.
+    One batch is shown to both models and to the loss (`loss`, where one is given already built): whatever cannot work
+    is a ValueError here, before the first step.
     """
     if (loss is None) == (args.loss is None):
         raise ValueError(

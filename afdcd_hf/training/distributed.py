@@ -24,11 +24,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def device_batch_size(total: int | None, per_device: int | None, processes: int, accumulation: int) -> int:
-    """Images that one process takes at a time, where `total` images make an optimizer step; each may be left out.
-
-    Raises:
-        ValueError: a total that cannot be shared equally, or that is not what the other numbers multiply to.
-    """
+    """Images that one process takes at a time, where `total` images make an optimizer step; each may be left out."""
     if total is None:
         return DEFAULT_BATCH_SIZE if per_device is None else per_device
     share, shown = processes * accumulation, f"{processes} process(es) with {accumulation} accumulation step(s)"
@@ -69,10 +65,7 @@ def align_buffers(world_size: int, *modules: nn.Module) -> None:
 
 
 def of_whole_batches(sampler: Sampler | None, args: TrainingArguments) -> Sampler | None:
-    """Cut a random sampler to whole optimizer steps, where incomplete batches are dropped.
-
-    The loader drops what does not fill one process's batch, but not what does not fill all accumulation steps.
-    """
+    """Cut a random sampler to whole optimizer steps, where incomplete batches are dropped: the loader sees its own."""
     if not args.dataloader_drop_last or type(sampler) is not RandomSampler:
         return sampler
     whole = len(sampler) // images_per_step(args) * images_per_step(args)
@@ -92,8 +85,7 @@ def use_one_gpu_per_process(args: TrainingArguments) -> None:
 def synchronise_batch_norm(module: AnyModule, args: Any) -> AnyModule:
     """Have batch norm take its statistics over the images of all GPUs, by default where several of them train.
 
-    The layers are replaced in place (a module that is itself one is returned as another), by timm's function: torch's
-    own loses the activation in timm's combined layers. ValueError where it was asked for without GPUs.
+    Layers are replaced in place by timm's function: torch's own loses the activation in timm's combined layers.
     """
     if args.sync_batch_norm and args.device.type != "cuda":
         raise ValueError(f"sync_batch_norm=True needs GPUs: torch has none for {args.device.type}. Leave it out.")

@@ -45,9 +45,8 @@ class HubTrainer(Trainer):
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository of `hub_model_id`, by default named like the output folder, before anything is trained.
 
-        Raises:
-            ValueError: the strategy would publish whole checkpoints, or the repository is to be private and is public.
-            OSError: the Hub cannot be reached, or refuses.
+        ValueError where the strategy would publish whole checkpoints or a repository to be private is public, OSError
+        where the Hub cannot be reached, or refuses.
         """
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise ValueError(
@@ -74,9 +73,7 @@ class HubTrainer(Trainer):
         """Save the student, and publish it with its card; `card` as for `create_model_card`.
 
         Token, revision (a branch) and `private` (of a repository that is made here) are by default the arguments'.
-
-        Returns:
-            The commit; without `blocking` a future of what was pushed; None on all but the main process.
+        Returns the commit; without `blocking` a future of what was pushed; None on all but the main process.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:

@@ -66,8 +66,7 @@ class TermMeans:
 def report_first_terms(terms: dict[str, float]) -> None:
     """Log every weighted loss term of the first batch, and warn of one that dominates or is negligible.
 
-    The published weights belong to sums over ResNet-101's maps at one crop size: with another teacher or crop they are
-    easily off by orders of magnitude, and nothing else would show it.
+    With another teacher or crop, published weights of sums are easily off by orders of magnitude.
     """
     logger.info("Weighted loss terms of the first batch: %s", ", ".join(f"{k} {v:.4g}" for k, v in terms.items()))
     task = terms.get("task", 0.0)
@@ -115,8 +114,7 @@ class Speed:
 def peak_memory_mb(device: torch.device) -> float:
     """Peak memory in MiB: what tensors took on a CUDA device since the training began, evaluations included.
 
-    Elsewhere the resident memory of this process since it started, without its data workers; 0 where unknown: only
-    Linux tells it.
+    Elsewhere the resident memory of this process since it started, without its data workers; 0 where Linux is not.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

@@ -134,10 +134,7 @@ def running_teacher(
     """The model that runs in the teacher's place: itself, or a copy that computes the same and is faster.
 
     The copy shares all weights that are the same in both, and hooks on the teacher's layers fire in it. Both run on
-    `pixel_values` `(B, 3, H, W)`, and their logits and the maps of `layers` are compared.
-
-    Raises:
-        ValueError: there is nothing to fold, or they differ by more than 1e-4 of their largest value.
+    `pixel_values` `(B, 3, H, W)`: ValueError where logits or maps differ by more than 1e-4 of their largest value.
     """
     if not fold and not channels_last:
         return teacher

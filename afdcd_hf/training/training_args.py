@@ -210,10 +210,7 @@ def enable_gradient_checkpointing(student: Any, options: dict[str, Any] | None) 
 
 
 def settle_class_weights(args: SegmentationTrainingArguments, train_dataset: Any) -> None:
-    """Replace `class_weights="balanced"` by numbers from the training labels, rounded so that a recipe repeats them.
-
-    Several processes share the labels. ValueError or OSError where labels cannot be counted or read.
-    """
+    """Replace `class_weights="balanced"` by numbers from the training labels, rounded so that a recipe repeats them."""
     if args.class_weights != "balanced":
         return
     TaskLoss(kind=args.task_loss, class_weights=[1.0])  # refused where they have no effect, before all is read
