@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..charts.label_maps import between_classes, line_colors
 from .segmenters import LONGEST_SIDE, example_images, load_segmenters, read_upload, share_table
 
 try:
@@ -58,7 +60,10 @@ def build_app(
         maps, times = [], []
         for segmenter in segmenters:
             label_map, seconds = segmenter(image)
-            panes.append((image, [(label_map == index, segmenter.classes[index]) for index in np.unique(label_map)]))
+            lined, lines = np.array(image), between_classes(label_map, max(1, round(min(image.size) / 300)))
+            lined[lines] = line_colors(segmenter.colors[label_map[lines]])
+            masks = [((label_map == index) & ~lines, segmenter.classes[index]) for index in np.unique(label_map)]
+            panes.append((lined, masks))
             maps.append(label_map)
             times.append(f"{segmenter.title} {1000 * seconds:.0f} ms")
         shrunk = f" (shrunk from {original[0]} × {original[1]})" if original != image.size else ""
@@ -69,18 +74,19 @@ def build_app(
     show(str(examples[0]))  # the very first pass is slower than all others: it is not the one to show
     first = show(str(examples[0]))
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as app:  # uploads go after an hour
-        gr.Markdown(f"# {TITLE}\nUpload an image or choose an example. [afdcd_hf](https://arxiv.org/abs/2312.04168)")
+        gr.Markdown(f"## {TITLE}\nUpload an image or choose an example. [afdcd_hf](https://arxiv.org/abs/2312.04168)")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                image = gr.Image(str(examples[0]), label="Your image", height=260, sources=["upload", "clipboard"])
+                image = gr.Image(str(examples[0]), label="Your image", height=200, sources=["upload", "clipboard"])
                 gr.Examples([[str(path)] for path in examples], image, label="Examples")
             with gr.Column(scale=3, min_width=320):
                 panes = []
                 for segmenter, value in zip(segmenters, first, strict=False):
                     named = zip(segmenter.classes, segmenter.colors, strict=True)
                     colors = {name: "#{:02x}{:02x}{:02x}".format(*color) for name, color in named}
-                    label = f"{segmenter.title}: {segmenter.facts}"
-                    panes.append(gr.AnnotatedImage(value, label=label, color_map=colors))
+                    # the facts below: a long label would cover the top of the image
+                    panes.append(gr.AnnotatedImage(value, label=segmenter.title, color_map=colors))
+                    gr.HTML(html.escape(f"{segmenter.title}: {segmenter.facts}"))
                 note = gr.Markdown(first[-2])
                 headers = ["class, share of pixels", *(segmenter.title for segmenter in segmenters)]
                 table = gr.Dataframe(first[-1], headers=headers, interactive=False)

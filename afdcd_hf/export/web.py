@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from torch import nn
 
 from ..atomic_io import folder_written_whole
+from ..charts.label_maps import line_colors
 from ..inference.graphs import load_segmenter
 from ..inference.predictions import class_legend
 from .onnx import ParityRow, export_onnx, format_parity
@@ -65,7 +66,9 @@ def export_web(
         size = sides["height"], sides["width"]
     source, address = _find_runtime(runtime)
     names, colours = class_legend(model.config.id2label)  # type: ignore[union-attr, arg-type]
-    classes = [{"name": name, "colour": colour} for name, colour in zip(names, colours.tolist(), strict=True)]
+    lines = line_colors(colours).repeat(3, 1)
+    rows_of_page = zip(names, colours.tolist(), lines.tolist(), strict=True)
+    classes = [{"name": name, "colour": colour, "line": line} for name, colour, line in rows_of_page]
     values = {
         "TITLE": html.escape(title),
         "RUNTIME": address or "./runtime/",

@@ -158,7 +158,10 @@ def test_the_served_page_starts_with_the_first_example_segmented_and_answers_upl
     [handler] = [fn.fn for fn in app.fns.values() if fn.fn is not None and fn.targets and not fn.preprocess]
     *panes, _, table = handler({"path": str(photo)})
     assert len(panes) == 2 and {row[0] for row in table} <= set(NAMES)
-    assert sum(mask.sum() for mask, _ in panes[0][1]) == 24 * 40
+    lined, masks = panes[0]
+    covered = np.stack([mask for mask, _ in masks]).sum(0)
+    assert covered.shape == (24, 40) and set(np.unique(covered)) <= {0, 1}
+    assert set(lined[covered == 0].ravel()) <= {0, 255}  # lines between classes, which no mask hides
     assert len(handler(None)) == 4
     with pytest.raises(gradio.Error, match="not an image|not a picture"):
         handler({"path": str(model / "config.json")})
