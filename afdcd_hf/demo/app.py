@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,9 +83,9 @@ def build_app(
                 for segmenter, value in zip(segmenters, first, strict=False):
                     named = zip(segmenter.classes, segmenter.colors, strict=True)
                     colors = {name: "#{:02x}{:02x}{:02x}".format(*color) for name, color in named}
-                    # the facts below: a long label would cover the top of the image
                     panes.append(gr.AnnotatedImage(value, label=segmenter.title, color_map=colors))
-                    gr.HTML(html.escape(f"{segmenter.title}: {segmenter.facts}"))
+                    # below, as a long label covers the top of the image; in entities, as a title is no Markdown or HTML
+                    gr.Markdown("".join(f"&#{ord(one)};" for one in f"{segmenter.title}: {segmenter.facts}"))
                 note = gr.Markdown(first[-2])
                 headers = ["class, share of pixels", *(segmenter.title for segmenter in segmenters)]
                 table = gr.Dataframe(first[-1], headers=headers, interactive=False)
