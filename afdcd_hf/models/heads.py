@@ -257,7 +257,7 @@ class FPN(nn.Module):
 
 
 # what `head` of the configuration may be
-HEADS: dict[str, type[DeepLabV3 | DeepLabV3Plus | PSPNet | FCN | LRASPP | SegFormer | FPN]] = {
+HEADS: dict[str, Any] = {
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
     "pspnet": PSPNet,
