@@ -17,8 +17,7 @@ class Backbone(nn.Module):
 
     Args:
         name: timm model name.
-        output_stride: stride of the last map. Models that cannot be dilated keep their own stride; asking them for
-            another one is an error.
+        output_stride: stride of the last map; of models that cannot be dilated their own.
         pretrained: True fetches timm's own weights, a path reads a local `.safetensors` file of that timm model.
         kwargs: passed to `timm.create_model`.
 
@@ -61,10 +60,7 @@ class Backbone(nn.Module):
         """Keep only the inputs of the model's parts and compute the rest anew in the backward pass, or stop that.
 
         What a part is, timm decides: a block in MobileNets and EfficientNets; a whole stage, except the last, in
-        ResNets, ConvNeXts and Swins.
-
-        Raises:
-            ValueError: timm has no such thing for this model.
+        ResNets, ConvNeXts and Swins. ValueError where timm has no such thing for the model.
         """
         try:
             # the wrapper of some transformers lacks the method; the model within has it

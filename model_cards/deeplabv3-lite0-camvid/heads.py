@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 class SegmentationHead(nn.Module):
     """`features` of some kind, then a 1x1 convolution `classifier`: maps in, `(B, num_labels, h, w)` logits out.
 
-    Args:
-        kind: makes the features from the next three, such as a value of `HEADS`; `width` is their number of channels.
-        channels: of the backbone's maps, shallow to deep.
-        strides: likewise.
-        config: the configuration.
+    `kind`, such as a value of `HEADS`, makes the features, with `width` channels, from channels and strides of the
+    backbone's maps, shallow to deep, and the configuration.
     """
 
     def __init__(self, kind: Any, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
@@ -51,9 +48,7 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, dilati
 
 def separable_conv_norm_relu(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
     """3x3 convolution of each channel, 1x1 convolution, batch normalisation, ReLU; the map keeps its size."""
-    depthwise = nn.Conv2d(
-        in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False
-    )
+    depthwise = nn.Conv2d(in_channels, in_channels, 3, 1, dilation, dilation, groups=in_channels, bias=False)
     return nn.Sequential(depthwise, conv_norm_relu(in_channels, out_channels, 1))
 
 
@@ -141,8 +136,7 @@ class DeepLabV3(LastMapFeatures):
 class DeepLabV3Plus(nn.Module):
     """DeepLabV3+ (Chen et al., arXiv 1802.02611), computing what segmentation-models-pytorch's does.
 
-    Separable ASPP, stretched to the map at stride 4 and fused with 48 channels of it: thin things such as poles
-    survive, which at stride 16 they do not.
+    Separable ASPP, stretched to the map at stride 4 and fused with 48 channels of it: poles survive.
     """
 
     title: ClassVar = "DeepLabV3+"
@@ -187,8 +181,7 @@ class FCN(LastMapFeatures):
 class LRASPP(nn.Module):
     """Lite R-ASPP of MobileNetV3 (Howard et al., arXiv 1905.02244), computing what torchvision's does.
 
-    The last map, weighted by channel, is stretched to the deepest one that is finer (1/8 at output stride 16), and set
-    beside it.
+    The last map, weighted by channel, is stretched to the deepest one that is finer, and set beside it.
     """
 
     title: ClassVar = "LR-ASPP"
@@ -210,10 +203,7 @@ class LRASPP(nn.Module):
 
 
 class SegFormer(nn.Module):
-    """SegFormer's all-MLP decoder (Xie et al., arXiv 2105.15203).
-
-    All maps of stride 4 and more: 1x1 convolution each, stretched to the first, fused.
-    """
+    """SegFormer's all-MLP decoder (Xie et al., arXiv 2105.15203): all maps of stride 4 and more stretched and fused."""
 
     title: ClassVar = "SegFormer head"
 
@@ -267,7 +257,7 @@ class FPN(nn.Module):
 
 
 # what `head` of the configuration may be
-HEADS: dict[str, type[DeepLabV3 | DeepLabV3Plus | PSPNet | FCN | LRASPP | SegFormer | FPN]] = {
+HEADS: dict[str, Any] = {
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
     "pspnet": PSPNet,

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import SegformerImageProcessor
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
@@ -41,11 +41,12 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
     """Rescale, mean/std, optional resize, optional channel flip.
 
     The defaults are those of timm's and torchvision's ImageNet weights: RGB, divided by 255, ImageNet mean and
-    standard deviation, no resizing. The released networks take BGR with the mean subtracted and no division: that is
-    `AfDcdImageProcessor(**RELEASED_INPUT)`.
+    standard deviation, no resizing. The released networks take `AfDcdImageProcessor(**RELEASED_INPUT)`.
 
-    Images keep their size by default, since the models take any; images of different sizes can therefore only be
-    returned as a list (`return_tensors=None`), or resized (`do_resize=True, size={"height": ..., "width": ...}`).
+    Images of different sizes can only be returned as a list (`return_tensors=None`), resized (`do_resize=True,
+    size={"height": ..., "width": ...}`) or padded at the right and the bottom with the mean (`do_pad=True,
+    pad_size={"height": ..., "width": ...}`; labels with 255). The post-processing cuts the padding off again, where the
+    processor, and not one call, has these settings.
     """
 
     valid_kwargs = AfDcdImageProcessorKwargs
@@ -78,12 +79,26 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
         return super().process_image(image, do_convert_rgb, input_data_format, device, **kwargs)
 
     def _preprocess(  # type: ignore[override]  # transformers calls it by name
-        self, images: list[Tensor], *, do_flip_channels: bool = False, **kwargs: Any
+        self,
+        images: list[Tensor],
+        *,
+        do_flip_channels: bool = False,
+        do_pad: bool | None = None,
+        pad_size: SizeDict | None = None,
+        **kwargs: Any,
     ) -> Any:
+        if do_pad and (pad_size is None or kwargs.get("do_resize")):
+            raise ValueError(
+                "do_pad=True needs pad_size={'height': ..., 'width': ...}, at least as large as every image, and no "
+                "do_resize."
+            )
         # Label maps come through here too, with one channel and do_normalize=False.
         if do_flip_channels:
             images = [image.flip(-3) if image.shape[-3] == 3 else image for image in images]
-        return super()._preprocess(images, **kwargs)
+        images = super()._preprocess(images, **kwargs)
+        if not do_pad:
+            return images
+        return self.pad(images, pad_size=pad_size, fill_value=0 if images[0].shape[-3] == 3 else 255)
 
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: list[tuple] | None = None, return_segmentation_scores: bool = False
@@ -93,7 +108,7 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
         Args:
             outputs: anything with `.logits` `(B, K, h, w)`.
             target_sizes: (height, width) of each image; logits are stretched to it (with the processor's
-                `align_corners`) before the arg max. None keeps the logits' resolution.
+                `align_corners`) before the arg max, or without the padding to it. None keeps the logits' resolution.
             return_segmentation_scores: as in transformers.
 
         Returns:
@@ -104,13 +119,15 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
             ValueError: Another number of target sizes than of images.
         """
         stock = super().post_process_semantic_segmentation
-        if target_sizes is None or not self.align_corners:
+        if target_sizes is None or not (self.align_corners or self.do_pad):
             return stock(outputs, target_sizes, return_segmentation_scores)
         if len(target_sizes) != len(outputs.logits):
             raise ValueError(f"{len(target_sizes)} target_sizes were given for {len(outputs.logits)} images.")
         results: list[Any] = []
         for logits, (height, width) in zip(outputs.logits, target_sizes, strict=True):
             size = (int(height), int(width))
-            scores = F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=True)
+            whole = (self.pad_size["height"], self.pad_size["width"]) if self.do_pad else size
+            scores = F.interpolate(logits[None].float(), whole, mode="bilinear", align_corners=self.align_corners)
+            scores = scores[..., : size[0], : size[1]]
             results += stock(SemanticSegmenterOutput(logits=scores), None, return_segmentation_scores)
         return results

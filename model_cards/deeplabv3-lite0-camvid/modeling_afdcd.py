@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .backbone_afdcd import Backbone
 from .configuration_afdcd import AfDcdConfig, WithoutGenericCard
 from .heads import FCN, HEADS, SegmentationHead
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -55,19 +57,11 @@ def segmentation_cross_entropy(
     align_corners: bool = True,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """L_task: cross entropy at the label's size, mean over the pixels that are not ignored.
+    """L_task: cross entropy at the label's size, in float32 also under autocast.
 
-    Computed in float32, also under autocast.
-
-    Args:
-        logits: `(B, K, h, w)`.
-        labels: `(B, H, W)` int64 class ids; `ignore_index` is not counted.
-        ignore_index: the label of pixels that carry no class.
-        align_corners: True as in the released code.
-        class_weights: `(K,)` float; the mean is then weighted by each pixel's class, as PyTorch's.
-
-    Returns:
-        Scalar; exactly 0 (with a zero gradient) where every pixel is ignored.
+    Of `(B, K, h, w)` logits and `(B, H, W)` int64 labels, the mean over the pixels whose label is not `ignore_index`,
+    with `class_weights` `(K,)` weighted by each pixel's class, as PyTorch's. Exactly 0, and so is the gradient, where
+    every pixel is ignored.
     """
     counted = labels != ignore_index
     with torch.autocast(logits.device.type, enabled=False):
@@ -92,12 +86,9 @@ class AfDcdPreTrainedModel(WithoutGenericCard, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the weights moved to aligned memory.
-
-        safetensors maps the file into memory, where a tensor may start at any multiple of 4 bytes; for some shapes the
-        CPU's matrix products then add up in another order, and the logits differ in the last bit from those of the
-        model that was saved.
-        """
+        """As in transformers, with the weights moved to aligned memory."""
+        # safetensors maps the file into memory, where a tensor may start at any multiple of 4 bytes; for some shapes
+        # the CPU's matrix products then add up in another order, and the logits differ in the last bit
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
         for tensor in (*model.parameters(), *model.buffers()):
@@ -138,8 +129,7 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
 
     Args:
         config: the architecture.
-        pretrained_backbone: where the backbone's ImageNet weights come from (`from_backbone` sets it). It is no part of
-            the configuration: loading a saved model never looks for them.
+        pretrained_backbone: as in `from_backbone`; no part of the configuration, so that loading never looks for it.
     """
 
     def __init__(self, config: AfDcdConfig, pretrained_backbone: bool | str | os.PathLike = False):
@@ -164,7 +154,7 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         cls,
         backbone: str,
         *,
-        pretrained_backbone: bool | str | os.PathLike = False,
+        pretrained_backbone: bool | str | os.PathLike | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
         output_stride: int = 8,
         head: str = "deeplabv3",
@@ -182,8 +172,8 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
 
         Args:
             backbone: timm model name.
-            pretrained_backbone: True for timm's weights (from the Hub or its cache), or the path of a local
-                `.safetensors` file of the timm model.
+            pretrained_backbone: True for timm's weights (from the Hub or its cache), the path of a local `.safetensors`
+                file of the timm model, or False for random weights, which are the default, with a warning.
             num_labels: number of classes; 2 where neither it nor `id2label` is given.
 
         The other arguments are fields of `AfDcdConfig`, which describes them.
@@ -191,7 +181,9 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         fields = {name: value for name, value in locals().items() if name not in ("cls", "pretrained_backbone")}
         classes = ("num_labels", "id2label", "label2id")
         given = {name: value for name, value in fields.items() if name not in classes or value is not None}
-        return cls(AfDcdConfig(**given), pretrained_backbone=pretrained_backbone)
+        if pretrained_backbone is None:
+            logger.warning(f"{backbone} starts from random weights; pretrained_backbone=True takes ImageNet's.")
+        return cls(AfDcdConfig(**given), pretrained_backbone=pretrained_backbone or False)
 
     @can_return_tuple
     def forward(
@@ -222,10 +214,9 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         aux_logits = self.auxiliary_head(maps[:-1]) if self.auxiliary_head is not None and wants_auxiliary else None
         loss = None
         if labels is not None:
-            settings = (self.config.semantic_loss_ignore_index, self.config.align_corners)
-            loss = segmentation_cross_entropy(logits, labels, *settings)
+            settings = labels, self.config.semantic_loss_ignore_index, self.config.align_corners
+            loss = segmentation_cross_entropy(logits, *settings)
             if aux_logits is not None:
-                auxiliary_loss = segmentation_cross_entropy(aux_logits, labels, *settings)
-                loss = loss + self.config.auxiliary_loss_weight * auxiliary_loss
+                loss = loss + self.config.auxiliary_loss_weight * segmentation_cross_entropy(aux_logits, *settings)
         hidden_states = tuple(maps) if output_hidden_states or self.config.output_hidden_states else None
         return AfDcdOutput(loss=loss, logits=logits, aux_logits=aux_logits, hidden_states=hidden_states)
