@@ -64,7 +64,7 @@ def build_app(
             masks = [((label_map == index) & ~lines, segmenter.classes[index]) for index in np.unique(label_map)]
             panes.append((lined, masks))
             maps.append(label_map)
-            times.append(f"{segmenter.title} {1000 * seconds:.0f} ms")
+            times.append(f"{_literally(segmenter.title)} {1000 * seconds:.0f} ms")
         shrunk = f" (shrunk from {original[0]} × {original[1]})" if original != image.size else ""
         size = f"{image.size[0]} × {image.size[1]} pixels{shrunk}"
         note = f"Segmented at {size}. From image to label map: {', '.join(times)}."
@@ -84,8 +84,8 @@ def build_app(
                     named = zip(segmenter.classes, segmenter.colors, strict=True)
                     colors = {name: "#{:02x}{:02x}{:02x}".format(*color) for name, color in named}
                     panes.append(gr.AnnotatedImage(value, label=segmenter.title, color_map=colors))
-                    # below, as a long label covers the top of the image; in entities, as a title is no Markdown or HTML
-                    gr.Markdown("".join(f"&#{ord(one)};" for one in f"{segmenter.title}: {segmenter.facts}"))
+                    # below, as a long label covers the top of the image
+                    gr.Markdown(_literally(f"{segmenter.title}: {segmenter.facts}"))
                 note = gr.Markdown(first[-2])
                 headers = ["class, share of pixels", *(segmenter.title for segmenter in segmenters)]
                 table = gr.Dataframe(first[-1], headers=headers, interactive=False)
@@ -95,6 +95,11 @@ def build_app(
             image, [*panes, note, table], preprocess=False, api_visibility="private",
         )  # fmt: skip
     return app
+
+
+def _literally(text: str) -> str:
+    """Text in entities: Gradio takes a title neither for Markdown nor for HTML."""
+    return "".join(f"&#{ord(one)};" for one in text)
 
 
 def launch_demo(

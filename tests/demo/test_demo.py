@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib.util
 import os
 import re
@@ -154,7 +155,7 @@ def test_the_served_page_starts_with_the_first_example_segmented_and_answers_upl
     kinds = [block["type"] for block in app.config["components"]]
     assert kinds.count("annotatedimage") == 2 and "dataframe" in kinds
     notes = [block["props"]["value"] for block in app.config["components"] if block["type"] == "markdown"]
-    assert "Segmented at 40 × 24 pixels" in notes[-1] and "Second" in notes[-1]
+    assert "Segmented at 40 × 24 pixels" in notes[-1] and "Second" in html.unescape(notes[-1])
     [handler] = [fn.fn for fn in app.fns.values() if fn.fn is not None and fn.targets and not fn.preprocess]
     *panes, _, table = handler({"path": str(photo)})
     assert len(panes) == 2 and {row[0] for row in table} <= set(NAMES)

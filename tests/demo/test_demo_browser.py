@@ -120,6 +120,7 @@ def test_the_page_opens_with_a_result_of_each_model_and_fetches_nothing_from_els
 
 
 def test_an_example_and_an_uploaded_image_are_segmented_and_a_file_that_is_none_gets_an_answer(browser, tmp_path):
+    wait_for(lambda: len(find(browser, ".gallery-item")) == 2)  # Gradio loads the examples' code after the page's
     find(browser, ".gallery-item")[1].click()
     wait_for(lambda: "48 × 32 pixels" in text(browser))
     upload(browser, noise(tmp_path / "own.png", 30, 20))
