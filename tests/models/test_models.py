@@ -311,6 +311,15 @@ def test_heads_start_with_pytorchs_default_weights(head):
             assert conv.bias is None or 0 < conv.bias.abs().max() <= 1 / fan_in**0.5
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_torch_export_takes_every_head(head):
+    model = segmenter(head=head).eval()
+    program = torch.export.export(model, (images(1, 3, 32, 48),))
+    others = images(1, 3, 32, 48) + 1  # not those of the trace: nothing of them may be a constant
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(others).logits, model(others).logits)
+
+
 # Configuration
 
 
