@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from ..atomic_io import check_can_write, written_whole
 from ..charts.results import model_and_data, plot_confusion_matrix
@@ -22,7 +21,6 @@ from ..inference.files import PredictionWriter
 from ..inference.graphs import load_segmenter
 from ..inference.segment import WHOLE_IMAGE
 from ..metrics.confusion_csv import write_confusion_csv
-from .segmenter import evaluate_segmenter
 
 
 def evaluate_saved(
@@ -49,6 +47,10 @@ def evaluate_saved(
         overwrite: Replace files of an earlier evaluation.
         options: Of `evaluate_segmenter`.
     """
+    from accelerate import PartialState  # not above: a demo's Space does without accelerate
+
+    from .segmenter import evaluate_segmenter
+
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     if output and state.is_main_process:
         check_writable(output, overwrite)

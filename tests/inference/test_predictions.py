@@ -292,13 +292,14 @@ def test_oklab_gives_the_published_values_of_red_and_white():
 def test_an_overlay_of_opacity_zero_is_the_image_with_centred_white_lines_wider_in_larger_images():
     label_map = np.zeros((24, 40), np.uint8)
     label_map[:, 10:] = 1
-    drawn = draw_overlay(Image.fromarray(PIXELS), label_map, distinct_palette(2), 0.0)
+    dark = np.array([[0, 0, 0], [0, 0, 90]], np.uint8)
+    drawn = draw_overlay(Image.fromarray(PIXELS), label_map, dark, 0.0)
     expected = PIXELS.copy()
     expected[:, 9] = 255
     assert np.array_equal(drawn, expected)
     label_map = np.zeros((1600, 1700), np.uint8)
     label_map[800:] = 1
-    drawn = draw_overlay(Image.new("RGB", (1700, 1600)), label_map, distinct_palette(2), 0.0)
+    drawn = draw_overlay(Image.new("RGB", (1700, 1600)), label_map, dark, 0.0)
     assert np.flatnonzero(drawn[:, 0, 0]).tolist() == [798, 799, 800, 801]
 
 
@@ -315,9 +316,10 @@ def labelled(model, tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
 
 def test_predictions_stand_beside_a_users_own_labels_with_their_errors_below(model, labelled, tmp_path, monkeypatch):
     folder, label, seen = labelled
-    monkeypatch.setattr(predictions, "plot_predictions", lambda *args, notes: (*args, notes))
+    monkeypatch.setattr(predictions, "plot_predictions", lambda *args, notes, unlined: (*args, notes, unlined))
     drawn = draw_predictions({"mine": model}, tmp_path / "x.png", dataset=str(folder), indices=[0], errors=True)
-    columns, colors, names, path, notes = drawn
+    columns, colors, names, path, notes, unlined = drawn
+    assert unlined == [4]  # correct
     assert names == [*NAMES, "correct"] and colors[:4].tolist() == distinct_palette(4).tolist()
     assert path == tmp_path / "x.png" and notes == {"image": "data val"}
     assert list(columns) == ["image", "truth", "mine"] and all(len(cells) == 2 for cells in columns.values())
