@@ -90,8 +90,8 @@ def export_saved_graph(
     ):
         if applies:
             raise ValueError(message)
-    check_packages(packages, extra)
     files = {title: check_output(output, overwrite, suffix)}
+    check_packages(packages, extra)
     if int8:
         files["ONNX int8"] = check_output(output.with_name(f"{output.stem}_int8.onnx"), overwrite)
     report = output.with_name(f"{output.stem}_export.json")
