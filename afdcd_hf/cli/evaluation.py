@@ -40,7 +40,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "evaluate", "score a saved model on a labelled dataset", "--model MODEL --dataset NAME [options]", _evaluate,
         "--model runs/mine --dataset camvid --data_dir data/camvid --output results.json",
     )  # fmt: skip
-    command.add("--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml)")
+    command.add("--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml, .pte)")
     command.add("--batch_size", type=whole(1, 10**6), default=1, help="images in a forward pass")
     command.add("--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
     command.flag("--absent_as_zero", "a class absent from truth and prediction counts as 0")
@@ -63,7 +63,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "street.jpg --model runs/mine --output_dir out", old={"--output": "--output_dir"},
     )  # fmt: skip
     command.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="images, or folders of them")
-    command.add("--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml)")
+    command.add("--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml, .pte)")
     command.add("--output_dir", required=True, help="folder for class ids, colours and overlays")
     command.add("--dataset", help="benchmark whose colours to use; by default the one with the model's classes")
     command.flag("--as_labels", "write a data set of pseudo-labels to train on")

@@ -216,6 +216,15 @@ def test_what_is_no_exported_graph_is_refused(tmp_path, exported):
         OnnxSegmenter(tmp_path / "foreign.onnx")
 
 
+def assert_gives_the_scores_of(model, graph):
+    images = torch.randn(2, 3, 63, 65, generator=torch.Generator().manual_seed(1)) * 50
+    with torch.no_grad():
+        expected = model(pixel_values=images).logits
+    first = graph(pixel_values=images).logits
+    graph(pixel_values=-images)  # the runtime's buffer is used again, the result is not
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra `openvino`")
 @needs_onnx
 def test_openvino_gives_the_models_scores_at_other_sizes_and_is_loaded_by_its_name(exported, tmp_path):
@@ -226,12 +235,7 @@ def test_openvino_gives_the_models_scores_at_other_sizes_and_is_loaded_by_its_na
     graph, loaded = load_graph(tmp_path / "model.xml")
     assert graph.config.id2label == model.config.id2label and loaded.do_flip_channels
     assert graph.size_in_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
-    images = torch.randn(2, 3, 63, 65, generator=torch.Generator().manual_seed(1)) * 50
-    with torch.no_grad():
-        expected = model(pixel_values=images).logits
-    first = graph(pixel_values=images).logits
-    graph(pixel_values=-images)  # the runtime's buffer is used again, the result is not
-    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    assert_gives_the_scores_of(model, graph)
     with pytest.raises(FileExistsError, match="model.xml exists"):
         export_openvino(model, processor, tmp_path / "model.xml")
     (tmp_path / "model.bin").unlink()
@@ -247,12 +251,7 @@ def test_executorch_gives_the_models_scores_and_is_loaded_by_its_name(exported, 
     assert [(row.batch, row.height, row.width) for row in found] == [(batch, 63, 65) for batch in (1, 2, 3)]
     graph, loaded = load_graph(tmp_path / "model.pte", threads=1)
     assert graph.config.id2label == model.config.id2label and loaded.do_flip_channels
-    images = torch.randn(2, 3, 63, 65, generator=torch.Generator().manual_seed(1)) * 50
-    with torch.no_grad():
-        expected = model(pixel_values=images).logits
-    first = graph(pixel_values=images).logits
-    graph(pixel_values=-images)  # the runtime's buffer is used again, the result is not
-    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    assert_gives_the_scores_of(model, graph)
     with pytest.raises(ValueError, match="takes images of 63x65 pixels"):
         graph(pixel_values=torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match="give --size HEIGHT WIDTH"):
