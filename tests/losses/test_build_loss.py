@@ -13,14 +13,7 @@ from tiny import distilling, logged
 
 from afdcd_hf import losses
 from afdcd_hf.features import Activations
-from afdcd_hf.losses import (
-    AfDcdLoss,
-    KDLoss,
-    LossSum,
-    build_loss,
-    needs_feature_map,
-    validate_loss_spec,
-)
+from afdcd_hf.losses import AfDcdLoss, KDLoss, LossSum, build_loss, needs_feature_map, validate_loss_spec
 from afdcd_hf.training.arguments import parse_arguments
 
 AF_DCD = {"feature_weight": 2e-6, "contrast_weight": 5e-3, "pool_size": 1, "channel_groups": 4, "mask": "center"}
@@ -33,53 +26,21 @@ def activations(channels, seed):
     return Activations(logits, torch.randn(2, channels, 8, 8, generator=generator))
 
 
-def test_several_names_give_the_merged_terms_of_each():
+def test_a_sum_gives_the_merged_terms_configs_citations_and_weights_of_its_parts():
     assert validate_loss_spec(" kd + af_dcd ", BOTH) == ["kd", "af_dcd"]
     both = build_loss(" kd + af_dcd ", BOTH, 3, 8)
     student, teacher = activations(3, seed=0), activations(8, seed=1)
     terms = both(student, teacher)
-    assert list(terms) == ["kd", "feature", "contrast"]
     expected = KDLoss(weight=0.5)(student, teacher) | both.losses["af_dcd"](student, teacher)
+    assert list(terms) == ["kd", "feature", "contrast"]
     assert all(torch.equal(terms[name], expected[name]) for name in terms)
-
-
-def test_a_sum_carries_the_configs_citations_and_weights_of_its_parts():
-    both = build_loss("kd+af_dcd", BOTH, 3, 8)
     config = json.loads(json.dumps(both.get_config_dict()))
     assert config["kd"] == {"weight": 0.5, "temperature": 1.0, "standardize": False}
     assert config["af_dcd"]["contrast_weight"] == 5e-3 and config["af_dcd"]["teacher_channels"] == 8
     assert both.citations == [KDLoss.citation, AfDcdLoss.citation]
     assert "losses.af_dcd.projector.0.weight" in both.state_dict()
-
-
-def test_two_losses_with_one_term_name_are_refused():
-    clash = LossSum({"one": KDLoss(), "two": KDLoss()})
-    student = activations(3, seed=0)
     with pytest.raises(ValueError, match="'two' returns the term 'kd', and so does one before it"):
-        clash(student, student)
-
-
-@pytest.mark.parametrize("check", [validate_loss_spec, lambda spec, options: build_loss(spec, options, 3, 8)])
-@pytest.mark.parametrize(
-    ("spec", "options", "message"),
-    [
-        ("vid", {}, "unknown loss 'vid' in loss='vid'; known are af_dcd, kd"),
-        ("", {}, "unknown loss ''"),
-        ("kd+", {}, "unknown loss ''"),
-        ("kd+kd", {}, "'kd' is more than once"),
-        ("kd", {"af_dcd": AF_DCD}, "options for 'af_dcd', which is not in loss='kd'"),
-        ("kd", {"weight": 1.0}, "options for 'weight', which is not in loss='kd'.*under the name of a loss: kd"),
-        ("kd", {"kd": 1.0}, "expected option names with values"),
-        ("kd", {"kd": {"tau": 1.0}}, "unknown option kd.tau; kd accepts weight, temperature"),
-        ("af_dcd", {"af_dcd": {**AF_DCD, "student_channels": 3}}, "unknown option af_dcd.student_channels"),
-        ("af_dcd", {"af_dcd": {"contrast_weight": 1.0}}, "missing af_dcd.feature_weight;"),
-        ("kd+af_dcd", None, "missing af_dcd.feature_weight and af_dcd.contrast_weight;"),
-        ("kd", {"kd": {"temperature": 0}}, "temperature=0 must be greater than 0"),
-    ],
-)
-def test_bad_specs_are_refused_alike_with_and_without_channels(check, spec, options, message):
-    with pytest.raises(ValueError, match=message):
-        check(spec, options)
+        LossSum({"one": KDLoss(), "two": KDLoss()})(student, student)
 
 
 # A loss of one's own
@@ -128,6 +89,17 @@ def test_a_class_in_a_file_is_built_beside_others_and_called_by_its_name(own):
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
+        ("vid", {}, "unknown loss 'vid' in loss='vid'; known are af_dcd, kd"),
+        ("kd+", {}, "unknown loss ''"),
+        ("kd+kd", {}, "'kd' is more than once"),
+        ("kd", {"af_dcd": AF_DCD}, "options for 'af_dcd', which is not in loss='kd'"),
+        ("kd", {"weight": 1.0}, "options for 'weight', which is not in loss='kd'.*under the name of a loss: kd"),
+        ("kd", {"kd": 1.0}, "expected option names with values"),
+        ("kd", {"kd": {"tau": 1.0}}, "unknown option kd.tau; kd accepts weight, temperature"),
+        ("kd", {"kd": {"temperature": 0}}, "temperature=0 must be greater than 0"),
+        ("af_dcd", {"af_dcd": {**AF_DCD, "student_channels": 3}}, "unknown option af_dcd.student_channels"),
+        ("af_dcd", {"af_dcd": {"contrast_weight": 1.0}}, "missing af_dcd.feature_weight;"),
+        ("kd+af_dcd", None, "missing af_dcd.feature_weight and af_dcd.contrast_weight;"),
         ("own.py:Bare", {}, "missing Bare.weight;"),
         ("own.py:Bare", {"Bare": {"weight": 1, "tau": 2}}, "unknown option Bare.tau; Bare accepts weight, power"),
         ("my_loss.py:Cosine", {"Cosine": {"weight": -1}}, "weight=-1 must not be negative"),
@@ -139,9 +111,11 @@ def test_a_class_in_a_file_is_built_beside_others_and_called_by_its_name(own):
         ("os:path", {}, "unknown loss 'os:path'.*my_file.py:MyLoss"),
     ],
 )
-def test_own_losses_that_cannot_be_used_are_explained(own, spec, options, message):
+def test_bad_specs_are_explained_alike_with_and_without_channels(own, spec, options, message):
     with pytest.raises(ValueError, match=message):
         validate_loss_spec(spec, options)
+    with pytest.raises(ValueError, match=message):
+        build_loss(spec, options, 3, 8)
 
 
 def test_an_installed_package_may_offer_a_loss_by_entry_point(monkeypatch):
@@ -167,21 +141,16 @@ def test_the_example_trains_by_name_with_options_of_a_recipe_or_the_command_line
     assert not torch.equal(trainer.loss_module.losses["Cosine"].align.weight, before)
 
 
-def test_an_instance_trains_in_place_of_a_name(own, tmp_path):
+def test_an_instance_trains_in_place_of_a_name_and_only_for_the_channels_it_was_built_for(own, tmp_path):
     loss = build_loss("my_loss.py:Cosine", None, 32, 48)
     trainer = distilling(tmp_path / "run", loss=None, loss_kwargs=None, loss_instance=loss)
     trainer.train()
     assert trainer.loss_module is loss and len(logged(trainer, "loss_cosine")) == 2
-
-
-def test_neither_a_name_nor_an_instance_both_and_an_instance_for_other_channels_are_refused(own, tmp_path):
+    other = build_loss("my_loss.py:Cosine", None, 8, 48)
     for given, message in (
         ({"loss": None}, "Give the loss once"),
         ({"loss": "kd", "loss_instance": build_loss("kd", None)}, "Give the loss once"),
-        (
-            {"loss": None, "loss_instance": build_loss("my_loss.py:Cosine", None, 8, 48)},
-            r"student's map has shape .* expected \(B, 8, h, w\)",
-        ),
+        ({"loss": None, "loss_instance": other}, r"student's map has shape .* expected \(B, 8, h, w\)"),
     ):
         with pytest.raises(ValueError, match=message):
             distilling(tmp_path / "run", loss_kwargs=None, **given)

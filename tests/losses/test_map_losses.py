@@ -22,7 +22,7 @@ from afdcd_hf.losses import (
     needs_feature_map,
 )
 from afdcd_hf.losses.base import class_members
-from afdcd_hf.losses.map_losses import attention, channel_wise_divergence, pairwise_error
+from afdcd_hf.losses.map_losses import channel_wise_divergence
 
 CLASSES = 4
 
@@ -37,33 +37,33 @@ def map_of(channels, seed=0, size=(3, 4)):
 
 
 def on_maps(loss, student_map, teacher_map, labels=None):
-    zeros = (torch.zeros(len(student_map), CLASSES, *student_map.shape[2:]) for _ in range(2))
-    ours, theirs = (Activations(*each) for each in zip(zeros, (student_map, teacher_map), strict=True))
-    (term,) = loss(ours, theirs, labels).values()
+    zeros = torch.zeros(len(student_map), CLASSES, *student_map.shape[2:])
+    (term,) = loss(Activations(zeros, student_map), Activations(zeros, teacher_map), labels).values()
     return term
 
 
-# Attention transfer
+@pytest.mark.parametrize(
+    ("loss", "student", "teacher", "expected"),
+    [  # maps of one image: the numbers of each channel
+        # means of squares 3 and 4, so (0.6, 0.8); the teacher is active at the first position only
+        (AttentionTransferLoss(2, 1, weight=10), [[2, 2], [2**0.5, -2]], [[-3, 0]], 10 * (0.4**2 + 0.8**2) / 2),
+        (FitNetLoss(2, 2, weight=3.0), [[1, 2], [0, -1]], [[1, 4], [3, 0]], 3 * (0 + 4 + 9 + 1) / 4),
+        # channel 0: the teacher says 3:1 where the student says 1:1; channel 1: both say 1:1
+        (CWDLoss(2, 2, map_weight=1.0, logits_weight=0, map_temperature=4.0), [[0, 0], [0, 0]],
+         [[4 * math.log(3), 0], [5, 5]], 4**2 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)) / 2),
+        # the student's two vectors are at 90°, the teacher's at 60°: two of the four cosines differ by ½
+        (SKDLoss(2, 2, pairwise_weight=1.0, pixelwise_weight=0, pool_size=1), [[1, 0], [0, 2]],
+         [[2, 1], [0, 3**0.5]], 2 * 0.25 / 4),
+        # class 0 at two positions, whose student vectors are at 90°: 45° from their mean; class 1 is its own centre
+        (IFVDLoss(2, 1, weight=6), [[2, 0, 7], [0, 2, 1]], [[1, 3, -2]], 6 * 2 * (1 - 0.5**0.5) ** 2 / 3),
+    ],
+)  # fmt: skip
+def test_two_or_three_positions_by_hand(loss, student, teacher, expected):
+    student, teacher = (torch.tensor(each, dtype=torch.float32)[None, :, None] for each in (student, teacher))
+    assert on_maps(loss, student, teacher, torch.tensor([[[0, 0, 1]]])).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_attention_of_two_positions_by_hand():
-    # means of squares 3 and 4, so (0.6, 0.8); the teacher is active at the first position only
-    student = torch.tensor([[2.0, 2.0], [2.0**0.5, -2.0]]).view(1, 2, 1, 2)
-    teacher = torch.tensor([[-3.0, 0.0]]).view(1, 1, 1, 2)
-    torch.testing.assert_close(attention(student), torch.tensor([[0.6, 0.8]]))
-    term = on_maps(AttentionTransferLoss(2, 1, weight=10), student, teacher)
-    assert term.item() == pytest.approx(10 * (0.4**2 + 0.8**2) / 2)
-
-
-# FitNet and NFD
-
-
-def test_a_hint_of_two_positions_by_hand():
-    student = torch.tensor([[1.0, 2.0], [0.0, -1.0]]).view(1, 2, 1, 2)
-    teacher = torch.tensor([[1.0, 4.0], [3.0, 0.0]]).view(1, 2, 1, 2)
-    loss = FitNetLoss(2, 2, weight=3.0)
-    assert on_maps(loss, student, teacher).item() == pytest.approx(3 * (0 + 4 + 9 + 1) / 4)
-    assert isinstance(loss.align, nn.Identity) and loss.state_dict() == {}
+# FitNet and NFD, CWD
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -73,33 +73,20 @@ def test_other_channels_are_aligned_before_the_hint_is_compared(normalize):
     if normalize:
         aligned, teacher = (F.instance_norm(each) for each in (aligned, teacher))
     torch.testing.assert_close(on_maps(loss, student, map_of(3, 1)), (aligned - teacher).square().mean())
-    assert list(loss.state_dict()) == ["align.weight", "align.bias"]
+    assert list(loss.state_dict()) == ["align.weight", "align.bias"] and not FitNetLoss(2, 2).state_dict()
 
 
 def test_normalized_hints_ignore_scale_and_shift_of_each_channel_and_constant_ones():
-    teacher = map_of(5)
-    scales, shifts = torch.rand(2, 5, 1, 1) + 0.5, torch.randn(2, 5, 1, 1)
-    loss = FitNetLoss(5, 5, normalize=True)
-    assert on_maps(loss, scales * teacher + shifts, teacher).item() == pytest.approx(0, abs=1e-6)
-    assert on_maps(FitNetLoss(5, 5), scales * teacher + shifts, teacher) > 0.01
+    teacher, loss = map_of(5), FitNetLoss(5, 5, normalize=True)
+    other = (torch.rand(2, 5, 1, 1) + 0.5) * teacher + torch.randn(2, 5, 1, 1)
+    assert on_maps(loss, other, teacher).item() == pytest.approx(0, abs=1e-6)
+    assert on_maps(FitNetLoss(5, 5), other, teacher) > 0.01
     constant = torch.full((2, 5, 3, 4), 7.0, requires_grad=True)
     on_maps(loss, constant, teacher).backward()
     assert torch.isfinite(constant.grad).all() and len(loss.citations) == 2
 
 
-# CWD
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_two_channels_with_two_positions_by_hand(temperature):
-    # channel 0: the teacher says 3:1 where the student says 1:1; channel 1: both say 1:1
-    teacher = temperature * torch.tensor([[math.log(3), 0.0], [5.0, 5.0]]).view(1, 2, 1, 2)
-    divergence = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    actual = channel_wise_divergence(torch.zeros(1, 2, 1, 2), teacher, temperature)
-    assert actual.item() == pytest.approx(temperature**2 * divergence / 2, rel=1e-5)
-
-
-def test_maps_and_logits_have_weights_and_temperatures_of_their_own():
+def test_maps_and_logits_of_cwd_have_weights_and_temperatures_of_their_own():
     student, teacher = seen(5), seen(7, 1)
     loss = CWDLoss(5, 7, map_weight=2, logits_weight=7, map_temperature=0.5, logits_temperature=3)
     aligned = F.conv2d(student.feature_map, loss.align.weight, loss.align.bias)
@@ -111,44 +98,26 @@ def test_maps_and_logits_have_weights_and_temperatures_of_their_own():
 # SKD
 
 
-def test_similarities_of_two_positions_by_hand():
-    # the student's two vectors are at 90°, the teacher's at 60°: two of the four cosines differ by ½
-    student = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).view(1, 2, 1, 2)
-    teacher = torch.tensor([[2.0, 1.0], [0.0, 3**0.5]]).view(1, 2, 1, 2)
-    assert pairwise_error(student, teacher, pool_size=1).item() == pytest.approx(2 * 0.25 / 4)
-
-
-def test_the_pairwise_term_equals_a_loop_over_all_pairs_of_pooled_positions():
-    student, teacher = map_of(3, 0, (5, 4)), map_of(6, 1, (5, 4))
+def test_skd_equals_a_loop_over_all_pairs_of_pooled_positions_and_kd_with_the_published_weights():
+    student, teacher = seen(3, 0, (5, 4)), seen(6, 1, (5, 4))
     columns, rows = [slice(0, 2), slice(2, 4)], [slice(0, 2), slice(2, 4), slice(4, 5)]
     errors = []
     for image in range(2):
         nodes = [
-            [each[image, :, row, column].amax((1, 2)) for row in rows for column in columns]
+            [each.feature_map[image, :, row, column].amax((1, 2)) for row in rows for column in columns]
             for each in (student, teacher)
         ]
         cosines = [[F.cosine_similarity(a, b, dim=0) for a in own for b in own] for own in nodes]
         errors += [(a - b) ** 2 for a, b in zip(*cosines, strict=True)]
     assert len(errors) == 2 * 6 * 6
-    torch.testing.assert_close(pairwise_error(student, teacher), torch.stack(errors).mean())
-
-
-def test_both_terms_of_skd_carry_the_published_weights_and_the_pixelwise_is_kd():
-    student, teacher = seen(3), seen(6, 1)
     terms = SKDLoss(3, 6)(student, teacher)
-    torch.testing.assert_close(terms["skd_pairwise"], 10 * pairwise_error(student.feature_map, teacher.feature_map))
+    torch.testing.assert_close(terms["skd_pairwise"], 10 * torch.stack(errors).mean())
     torch.testing.assert_close(terms["skd_pixelwise"], KDLoss()(student, teacher)["kd"])
     one_position = SKDLoss(3, 6, pool_size=16)(student, teacher)["skd_pairwise"]
     assert one_position.item() == pytest.approx(0, abs=1e-6)
 
 
 # IFVD
-
-
-def some_labels(size=(3, 4)):
-    labels = torch.randint(0, CLASSES - 1, (2, *size), generator=torch.Generator().manual_seed(1))
-    labels[0, 0, :2] = 255
-    return labels
 
 
 def similarity_by_loops(feature_map, labels):
@@ -161,16 +130,10 @@ def similarity_by_loops(feature_map, labels):
     return result
 
 
-def test_three_positions_of_two_classes_by_hand():
-    # class 0 at two positions, whose student vectors are at 90°: 45° from their mean; class 1 is its own centre
-    student = torch.tensor([[2.0, 0.0, 7.0], [0.0, 2.0, 1.0]]).view(1, 2, 1, 3)
-    teacher = torch.tensor([[1.0, 3.0, -2.0]]).view(1, 1, 1, 3)
-    term = on_maps(IFVDLoss(2, 1, weight=6), student, teacher, torch.tensor([[[0, 0, 1]]]))
-    assert term.item() == pytest.approx(6 * 2 * (1 - 0.5**0.5) ** 2 / 3)
-
-
-def test_the_variation_equals_loops_over_positions_whatever_the_size_of_the_labels():
-    student, teacher, labels = map_of(5), map_of(7, 1), some_labels()
+def test_ifvd_equals_loops_over_positions_whatever_the_size_of_the_labels():
+    student, teacher = map_of(5), map_of(7, 1)
+    labels = torch.randint(0, CLASSES - 1, (2, 3, 4), generator=torch.Generator().manual_seed(1))
+    labels[0, 0, :2] = 255
     difference = similarity_by_loops(student, labels) - similarity_by_loops(teacher, labels)
     term = on_maps(IFVDLoss(5, 7), student, teacher, labels)
     torch.testing.assert_close(term, 20 * difference.square().mean())
@@ -178,18 +141,16 @@ def test_the_variation_equals_loops_over_positions_whatever_the_size_of_the_labe
     assert torch.equal(on_maps(IFVDLoss(5, 7), student, teacher, fine), term)
 
 
-def test_labels_of_another_aspect_take_the_pixel_at_the_cells_upper_left():
-    members = class_members(torch.tensor([[[0, 1, 2, 3, 0]]]), 4, (1, 2))
-    assert members[0].nonzero().tolist() == [[0, 0], [2, 1]]
-
-
-def test_an_ignore_index_among_the_classes_is_ignored_and_none_ignores_no_class():
-    labels = torch.tensor([[[0, 1, 255]]])
-    assert class_members(labels, 300, (1, 3), ignore_index=0)[0].nonzero().tolist() == [[1, 1], [255, 2]]
-    assert class_members(labels, 300, (1, 3), ignore_index=None)[0].nonzero().tolist() == [[0, 0], [1, 1], [255, 2]]
-    zeros = torch.zeros(2, 3, 4, dtype=torch.int64)
-    assert on_maps(IFVDLoss(5, 7, ignore_index=0), map_of(5), map_of(7, 1), zeros) == 0
-    assert on_maps(IFVDLoss(5, 7), map_of(5), map_of(7, 1), zeros) > 0
+@pytest.mark.parametrize(
+    ("labels", "size", "ignored", "members"),
+    [
+        ([0, 1, 2, 3, 0], (1, 2), 255, [[0, 0], [2, 1]]),  # of another aspect: the pixel at the cell's upper left
+        ([0, 1, 255], (1, 3), 0, [[1, 1], [255, 2]]),
+        ([0, 1, 255], (1, 3), None, [[0, 0], [1, 1], [255, 2]]),
+    ],
+)
+def test_labels_are_brought_to_the_maps_size_without_the_ignored_class(labels, size, ignored, members):
+    assert class_members(torch.tensor([[labels]]), 300, size, ignored)[0].nonzero().tolist() == members
 
 
 # Losses that may need no map, and the head's last map, to which the published weights belong
@@ -203,20 +164,10 @@ def test_without_its_term_on_maps_a_loss_needs_no_map(name, off):
     assert len(build_loss(name, {name: {off: 0.0}})(logits, logits)) == (0 if name == "fitnet" else 1)
 
 
-class Foreign(nn.Module):
-    """A teacher that is not one of our models, so that it has no layer to distil by default."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = tiny.segmenter(1)
-
-    def forward(self, pixel_values):
-        return self.inner(pixel_values=pixel_values)
-
-
 def test_a_distillation_on_logits_alone_asks_a_foreign_teacher_for_no_layer(tmp_path):
     options = {"loss": "cwd", "loss_kwargs": {"cwd": {"map_weight": 0, "logits_weight": 3.0}}}
-    trainer = tiny.distilling(tmp_path, teacher=Foreign(), max_steps=1, **options)
+    # not one of our models, so that it has no layer to distil by default
+    trainer = tiny.distilling(tmp_path, teacher=nn.Sequential(tiny.segmenter(1)), max_steps=1, **options)
     trainer.train()
     assert len(tiny.logged(trainer, "loss_cwd_logits")) == 1
 
@@ -229,4 +180,4 @@ def test_the_heads_last_maps_can_be_distilled_by_name(tmp_path):
     align = trainer.model.loss.losses["fitnet"].align
     before = align.weight.detach().clone()
     trainer.train()
-    assert align.weight.shape == (12, 8, 1, 1) and not torch.equal(align.weight, before)
+    assert before.shape == (12, 8, 1, 1) and not torch.equal(align.weight, before)
