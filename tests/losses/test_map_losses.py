@@ -7,7 +7,6 @@ import math
 import pytest
 import tiny
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from afdcd_hf.features import Activations
@@ -167,7 +166,7 @@ def test_without_its_term_on_maps_a_loss_needs_no_map(name, off):
 def test_a_distillation_on_logits_alone_asks_a_foreign_teacher_for_no_layer(tmp_path):
     options = {"loss": "cwd", "loss_kwargs": {"cwd": {"map_weight": 0, "logits_weight": 3.0}}}
     # not one of our models, so that it has no layer to distil by default
-    trainer = tiny.distilling(tmp_path, teacher=nn.Sequential(tiny.segmenter(1)), max_steps=1, **options)
+    trainer = tiny.distilling(tmp_path, teacher=tiny.segformer(), max_steps=1, **options)
     trainer.train()
     assert len(tiny.logged(trainer, "loss_cwd_logits")) == 1
 
