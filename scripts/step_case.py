@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from afdcd_hf import AfDcdForSemanticSegmentation, DistillationTrainer, DistillationTrainingArguments
 from afdcd_hf.losses.mgd import random_mask
-from afdcd_hf.losses.projectors import plain_projector
+from afdcd_hf.losses.projectors import PlainProjector
 from afdcd_hf.losses.random_source import RandomSource
 from afdcd_hf.training.distributed import rank_generator
 
@@ -165,7 +165,7 @@ def released_twins(trainer: DistillationTrainer, args: argparse.Namespace) -> li
     loss = next(module for module in trainer.loss_module.modules() if hasattr(module, "projector"))
     same = isinstance(loss.projector[0], nn.Conv2d) and loss.projector[0].groups == 1  # the paper's already
     twins = []
-    for projector in [loss.projector] if same else [loss.projector, plain_projector(loss.projector[0].in_channels)]:
+    for projector in [loss.projector] if same else [loss.projector, PlainProjector(loss.projector[0].in_channels)]:
         source = RandomSource(rank_generator(SEED, 0, args.device))
         parts = (trainer.student, trainer.teacher, loss.align, projector)
         copies = [copy.deepcopy(part).to(args.device, memory_format=torch.contiguous_format) for part in parts]

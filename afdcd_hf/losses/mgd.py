@@ -14,7 +14,7 @@ from ..features import Activations
 from ..ops.checks import check_choice, check_fraction
 from ..ops.precision import in_float32
 from .base import MapLoss, option
-from .projectors import PROJECTORS
+from .projectors import PROJECTORS, EnhancedProjector, PlainProjector
 from .random_source import RandomSource, uniform
 
 
@@ -38,7 +38,8 @@ def restore(student_map: Tensor, mask: Tensor, align: nn.Module, projector: nn.M
     """S' = projector(mask ⊙ align(student_map)): `(B, Cs, h, w)` to `(B, Ct, h, w)`, in the layers' dtype."""
     aligned = align(student_map)
     # masked after the alignment: its bias must not show at hidden positions
-    return projector(aligned * mask.to(aligned.dtype))
+    hidden = aligned * mask.to(aligned.dtype)
+    return projector(hidden, mask) if isinstance(projector, (PlainProjector, EnhancedProjector)) else projector(hidden)
 
 
 @in_float32

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import AfDcdLoss, MGDLoss
 from afdcd_hf.losses.mgd import center_mask, random_mask, restoration_error
-from afdcd_hf.losses.projectors import PROJECTORS
+from afdcd_hf.losses.projectors import PROJECTORS, convolve_kept
 from afdcd_hf.ops import channel_contrast, omni_contrast, spatial_contrast
 
 GOLDEN = paths.GOLDEN / "losses.safetensors"
@@ -223,3 +223,23 @@ def test_the_depthwise_projector_starts_as_the_identity_on_a_map_behind_a_relu()
     assert torch.equal(projector(feature_map), feature_map.relu())
     projector(feature_map).square().sum().backward()
     assert all(weight.grad.abs().sum() > 0 for weight in projector.parameters())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 5), (1, 2, 1, 6), (3, 1, 5, 1), (1, 4, 1, 1)])
+@pytest.mark.parametrize("kept", ["a quarter", "corners", "none", "all"])
+def test_a_convolution_of_kept_positions_equals_the_dense_one_with_its_gradients(shape, kept):
+    batch, channels, height, width = shape
+    mask = torch.zeros(batch, 1, height, width, dtype=torch.float64)
+    if kept == "a quarter":
+        mask.view(-1)[torch.randperm(mask.numel())[: -(-mask.numel() // 4)]] = 1
+    elif kept == "corners":
+        mask[..., :: max(height - 1, 1), :: max(width - 1, 1)] = 1
+    elif kept == "all":
+        mask += 1
+    convolution = nn.Conv2d(channels, 4, 3, padding=1, dtype=torch.float64)
+    feature_map = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    upstream, leaves = torch.randn(batch, 4, height, width), (feature_map, *convolution.parameters())
+    results = []
+    for convolved in (convolution(feature_map * mask), convolve_kept(convolution, feature_map * mask, mask)):
+        results.append((convolved, *torch.autograd.grad((convolved * upstream).sum(), leaves)))
+    torch.testing.assert_close(results[1], results[0])
