@@ -21,7 +21,6 @@ Columns = Mapping[str, Sequence[np.ndarray | str]]
 IGNORE_INDEX = 255
 MOST_CLASSES = 24  # in the legend
 CELL_WIDTH, TITLE_LENGTH = 2.7, 22  # inches, characters in a line
-LARGEST_PALETTE = 4096  # more are no longer told apart, and there is an end to the candidates
 _LINE_WIDTH = 1 / 400  # of the image's shorter side
 _LIGHT = 0.6  # Oklab lightness from which lines are black
 _LIGHTNESS = (0.42, 0.92)  # of black 0 and white 1: visible on both, and on a dark or bright photo
@@ -45,14 +44,12 @@ def colorize(label: np.ndarray, palette: Palette, ignore_color: Sequence[int] = 
     is a ValueError.
     """
     label, colors = np.asarray(label), as_colors(palette)
-    if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
-        raise ValueError(f"label has shape {label.shape} and dtype {label.dtype}; pass an (H, W) array of class ids.")
     ids = np.unique(label)
-    unknown = ids[((ids < 0) | (ids >= len(colors))) & (ids != IGNORE_INDEX)]
-    if unknown.size:
+    unknown = ids[((ids < 0) | (ids >= len(colors))) & (ids != IGNORE_INDEX)].tolist()
+    if label.ndim != 2 or label.dtype.kind not in "iu" or unknown:
         raise ValueError(
-            f"The label map holds the ids {unknown.tolist()}, but the palette has colours for 0 to {len(colors) - 1} "
-            f"only (and {IGNORE_INDEX} = ignored). Remap the labels or pass the dataset's own palette."
+            f"The array has shape {label.shape}, dtype {label.dtype} and ids {unknown} outside 0..{len(colors) - 1}; "
+            f"pass (H, W) class ids that the palette has colours for, or {IGNORE_INDEX} = ignored."
         )
     table = np.zeros((max(len(colors), IGNORE_INDEX + 1), 3), np.uint8)
     table[: len(colors)] = colors
@@ -63,20 +60,16 @@ def colorize(label: np.ndarray, palette: Palette, ignore_color: Sequence[int] = 
 def as_colors(palette: Palette) -> np.ndarray:
     """The palette as a `(K, 3)` uint8 table; ValueError unless it is a list of colours 0-255."""
     colors = np.asarray(palette)
-    is_table = colors.ndim == 2 and colors.shape[1] == 3 and len(colors) and np.issubdtype(colors.dtype, np.integer)
-    if not is_table or colors.min() < 0 or colors.max() > 255:
+    if (
+        colors.ndim != 2
+        or colors.shape[1] != 3
+        or colors.dtype.kind not in "iu"
+        or not 0 <= colors.min() <= colors.max() <= 255
+    ):
         raise ValueError(
             f"palette has shape {colors.shape} and dtype {colors.dtype}; pass K colours of 3 integers 0 to 255."
         )
     return colors.astype(np.uint8)
-
-
-def mark_errors(prediction: np.ndarray, truth: np.ndarray, right: int) -> np.ndarray:
-    """Where a label map is wrong, and as what: its own ids there, `right` elsewhere, 255 where the truth has it.
-
-    Both maps are `(H, W)` of any integer dtype, ids of the classes below `right`; the result is int64.
-    """
-    return np.where(truth == IGNORE_INDEX, IGNORE_INDEX, np.where(prediction == truth, right, prediction)).astype(int)
 
 
 def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray, opacity: float = 0.5) -> np.ndarray:
@@ -143,7 +136,7 @@ def plot_predictions(
             "pass the same number, at least one, in each column, and one name per colour."
         )
     unlined = [*unlined, IGNORE_INDEX]
-    shown = {title: [_as_rgb(title, cell, colors, unlined) for cell in cells] for title, cells in columns.items()}
+    shown = {title: [_as_rgb(cell, colors, unlined) for cell in cells] for title, cells in columns.items()}
     rows = [[cell for cell in row if not isinstance(cell, str)] for row in zip(*columns.values(), strict=True)]
     swatches = _swatches([array for row in rows for array in row], colors, class_names)
     heights = [CELL_WIDTH * row[0].shape[0] / row[0].shape[1] for row in rows]
@@ -187,15 +180,12 @@ def plot_samples(
     return plot_predictions(columns, palette, class_names, path)
 
 
-def _as_rgb(title: str, array: np.ndarray | str, colors: np.ndarray, unlined: Sequence[int]) -> np.ndarray | None:
+def _as_rgb(array: np.ndarray | str, colors: np.ndarray, unlined: Sequence[int]) -> np.ndarray | None:
     if isinstance(array, str):
         return None
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
         return array
-    try:
-        rgb = colorize(array, colors)
-    except ValueError as error:
-        raise ValueError(f"Column {title!r} holds an array that is not (H, W, 3) uint8 RGB, and: {error}") from error
+    rgb = colorize(array, colors)
     drawn = round(CELL_WIDTH * DPI)  # pixels; maps get twice as many at least, so that lines can be thinner than theirs
     times = -(-2 * drawn // array.shape[1])
     array, rgb = (each.repeat(times, 0).repeat(times, 1) for each in (array, rgb))
@@ -227,11 +217,8 @@ def distinct_palette(num_colors: int) -> np.ndarray:
     """Colours that are told apart as well as so many can be; neither black, white nor grey is among them.
 
     Each colour is the one farthest (in Oklab, where distances are about as seen) from all before it, so that the
-    palette is always the same and a shorter one is the beginning of a longer one: `(K, 3)` uint8 RGB for K of 1 to
-    4096; another number is a ValueError.
+    palette is always the same and a shorter one is the beginning of a longer one: `(K, 3)` uint8 RGB.
     """
-    if not 1 <= num_colors <= LARGEST_PALETTE:
-        raise ValueError(f"A palette can have 1 to {LARGEST_PALETTE} colours; {num_colors} were asked for.")
     steps = np.linspace(0, 255, 32).round().astype(np.uint8)
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     seen = oklab(candidates)

@@ -117,12 +117,11 @@ def _checked_percent(results: Results) -> tuple[list[str], np.ndarray]:
                 f"The classes of {first!r} and {result!r} differ: only one of them has {difference[:10]}. "
                 "Compare results on the same dataset."
             )
-        given = {name: value for name, value in classes.items() if value is not None and not math.isnan(value)}
-        wrong = [f"{name!r} an IoU of {value}" for name, value in given.items() if not 0 <= value <= 1]
-        if wrong or not given:
-            raise ValueError(f"{result!r} gives {wrong[0] if wrong else 'no IoU'}; pass fractions from 0 to 1.")
     columns = [[classes[name] for name in names] for classes in results.values()]
-    return names, 100 * np.array(columns, dtype=float).T  # None becomes NaN
+    values = 100 * np.array(columns, dtype=float).T  # None becomes NaN
+    if np.isnan(values).all(axis=0).any():
+        raise ValueError(f"One of the results {', '.join(results)} has no IoU of any class.")
+    return names, values
 
 
 def _shown_rows(values: np.ndarray, order: str) -> tuple[list[int], str]:

@@ -36,12 +36,9 @@ def load_benchmark(
 
     Rows have `image` (PIL, RGB), `label` (PIL, mode "L": train ids and the ignore index; None where the split is
     published without labels) and `name` (path under `data_dir`). Files are read and labels mapped on access, by the
-    dataset's transform (`DecodedRows`): `select`, `shuffle` and `map` keep it. A label that a function given to `map`
-    returns is stored, and stays, as it is returned, with train ids.
-
-    What is stored otherwise is the files' own values: `dataset.with_format(None).save_to_disk(folder)` is read with
-    `load_split(folder, "train", labels_as=name)`; with `dataset.map(lambda row: {"label": row["label"]})` before,
-    train ids are written, which `load_split` reads without `labels_as`.
+    dataset's transform (`DecodedRows`): `select`, `shuffle` and `map` keep it. What is stored are the files' values, so
+    that `dataset.with_format(None).save_to_disk(folder)` is read with `load_split(folder, "train", labels_as=name)`;
+    but a label that a function given to `map` returns is stored, and stays, as it is returned, with train ids.
 
     Args:
         name: Key in `BENCHMARKS`.
@@ -61,17 +58,13 @@ def load_benchmark(
     published = benchmark.split_sizes.get(split)
     if published is None:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(benchmark.split_sizes)}.")
-    of_files = {"data_dir": data_dir, "list_file": list_file}
-    of_scenes: dict[str, Any] = {"size": size, "num_images": num_images, "seed": seed}
-    unwanted, source = (
-        (of_scenes, "is read from files") if benchmark.files else (of_files, "is generated and reads no files")
-    )
-    given = [f"{option}={str(value)!r}" for option, value in unwanted.items() if value is not None]
-    if given:
-        raise ValueError(f"{name} {source}: leave out {' and '.join(given)}.")
     if benchmark.files is None:
+        if data_dir is not None or list_file is not None:
+            raise ValueError(f"{name} is generated and reads no files: leave out data_dir and list_file.")
         count = published if num_images is None else num_images
         return _scene_rows(split, list(benchmark.split_sizes), count, size or (96, 192), seed or 0)
+    if (size, num_images, seed) != (None, None, None):
+        raise ValueError(f"{name} is read from files: leave out size, num_images and seed.")
     root = _existing(benchmark, data_dir)
     files = find_files(benchmark, root, split, list_file)
     if len(files.images) != published and list_file is None:
@@ -145,7 +138,7 @@ def load_split(
     Args:
         name: A benchmark's name; or a folder of Parquet files, of images with a metadata file, with `images/<split>`
             and `labels/<split>` (or `masks`) of the same file stems, or written by `save_to_disk`; a Parquet file; or
-            an id on the Hub. What is downloaded from there is announced in the log, and kept in `datasets`' cache.
+            an id on the Hub, whose files are kept in `datasets`' cache.
         split: Name of the split. Outside benchmarks, "val" finds "validation", and the other way round; outside folders
             of `save_to_disk` also a part, as "train[:80%]". A Parquet file and a single saved dataset are the split
             "train" unless they say otherwise.
@@ -171,10 +164,9 @@ def load_split(
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"A number of samples must be 1 or more, got {max_samples}.")
     options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "label_map": label_map}
-    options |= {"labels_as": labels_as, "config": config, "revision": revision}
+    options |= {"labels_as": labels_as, "config": config, "revision": revision, "streaming": streaming or None}
     given = {option: value for option, value in options.items() if value is not None}
     if name in BENCHMARKS:
-        given |= {"streaming": True} if streaming else {}
         if given:
             raise ValueError(f"{', '.join(sorted(given))} cannot be given for the benchmark {name}, which knows it.")
         dataset = load_benchmark(name, split, data_dir, list_file=list_file)
@@ -184,10 +176,10 @@ def load_split(
 
         if list_file is not None:
             raise ValueError(f"list_file={str(list_file)!r} is only for benchmarks ({', '.join(sorted(BENCHMARKS))}).")
-        dataset = load_other(name, split, data_dir, labelled=labelled, streaming=streaming, **given)
-    if streaming:
-        return dataset if max_samples is None else dataset.first(max_samples)
-    return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
+        dataset = load_other(name, split, data_dir, labelled=labelled, **given)
+    if max_samples is None:
+        return dataset
+    return dataset.first(max_samples) if streaming else dataset.select(range(min(max_samples, len(dataset))))
 
 
 def class_names(name: str, given: Sequence[str] | None = None, labels_as: str | None = None) -> list[str]:
@@ -196,17 +188,12 @@ def class_names(name: str, given: Sequence[str] | None = None, labels_as: str | 
     Raises:
         ValueError: If names come from more than one place or from none.
     """
-    if name in BENCHMARKS:
-        if given or labels_as:
-            option = "class_names" if given else "labels_as"
-            raise ValueError(f"{option} is only for datasets that are no benchmark; {name!r} has its own.")
+    if name in BENCHMARKS and not given and not labels_as:
         return list(BENCHMARKS[name].classes)
-    if given and labels_as:
-        raise ValueError(f"labels_as={labels_as!r} brings the class names; leave out class_names.")
-    if not given and not labels_as:
+    if name in BENCHMARKS or bool(given) == bool(labels_as):
         raise ValueError(
-            f"Dataset {name!r} is no benchmark ({', '.join(sorted(BENCHMARKS))}): give its class_names, in id order, "
-            "or labels_as, if its labels are those of a benchmark."
+            f"Benchmarks ({', '.join(sorted(BENCHMARKS))}) have their own class names; another dataset, as {name!r}, "
+            "needs either class_names, in id order, or labels_as, if its labels are those of a benchmark."
         )
     return list(given or get_benchmark(str(labels_as)).classes)
 
@@ -218,24 +205,17 @@ class SplitCheck:
     split: str
     expected: int  # number of images as published
     found: int = 0  # 0 if the split cannot be used
-    labelled: int = 0  # how many of these have a label
     problem: str | None = None  # why it cannot be used, in one line; fewer images than published are none
 
 
 def check_layout(name: str, data_dir: str | Path | None) -> list[SplitCheck]:
     """Looks at all splits of a benchmark, and at the sizes and the label values of each first pair.
 
-    Args:
-        name: Key in `BENCHMARKS`.
-        data_dir: Folder with the benchmark's files.
-
-    Raises:
-        ValueError: If the benchmark is unknown, or `data_dir` is missing.
-        FileNotFoundError: If `data_dir` is no folder.
+    A ValueError if the benchmark is unknown or `data_dir` missing, a FileNotFoundError if that is no folder.
     """
     benchmark = get_benchmark(name)
     if benchmark.files is None:
-        return [SplitCheck(split, size, size, size) for split, size in benchmark.split_sizes.items()]
+        return [SplitCheck(split, size, size) for split, size in benchmark.split_sizes.items()]
     root = _existing(benchmark, data_dir)
     return [_check_split(benchmark, root, split) for split in benchmark.split_sizes]
 
@@ -251,4 +231,4 @@ def _check_split(benchmark: Benchmark, root: Path, split: str) -> SplitCheck:
             check_labels(label, benchmark.num_labels, benchmark.ignore_index, row["name"])
     except (OSError, ValueError) as error:
         return SplitCheck(split, expected, problem=" ".join(str(error).split()))
-    return SplitCheck(split, expected, len(files.images), sum(label is not None for label in files.labels))
+    return SplitCheck(split, expected, len(files.images))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,6 @@ from .streaming import StreamedRows
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SPLITS = ("train", "val", "test")
@@ -97,10 +95,9 @@ def _load(name: str, split: str, options: dict[str, Any], streaming: bool) -> An
         raise _unknown(name, "it is no Hub id either")
     from datasets import config
 
-    kept = Path(config.HF_DATASETS_CACHE)
-    if not (kept / name.replace("/", "___")).is_dir():  # else an unreachable Hub is no problem
+    if not Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():  # else an unreachable Hub is no problem
         _check_on_hub(name, options.get("revision"))
-    return _build(name, split, name, streaming, kept, **options)
+    return _build(name, split, name, streaming, **options)
 
 
 def _refuse(options: Iterable[str], what: str) -> None:
@@ -115,7 +112,7 @@ def _saved(path: Path, split: str) -> Dataset:
     try:
         found = datasets.load_from_disk(str(path))
     except (OSError, ValueError, IndexError) as error:  # the last one where no row was saved
-        raise ValueError(f"{str(path)!r} is empty or damaged; save it again ({_one_line(error)}).") from error
+        raise _unreadable(str(path), error) from error
     if isinstance(found, datasets.Dataset):
         found = {str(found.split or "train"): found}
     return found[_known_split(str(path), split, found)].with_format(None)
@@ -134,7 +131,7 @@ def _check_on_hub(name: str, revision: str | None) -> None:
         raise _unknown(name, f"the Hub is not reachable ({_one_line(error)})") from error
 
 
-def _build(name: str, split: str, path: str, streaming: bool, downloads: Path | None = None, **options: Any) -> Any:
+def _build(name: str, split: str, path: str, streaming: bool, **options: Any) -> Any:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -149,17 +146,11 @@ def _build(name: str, split: str, path: str, streaming: bool, downloads: Path | 
         raise ValueError(f"A stream has no part such as {split!r}: leave out the brackets, or streaming.")
     if streaming:
         return builder.as_streaming_dataset(split=split)
-    if downloads is not None and not os.path.isdir(builder.cache_dir):
-        size = f" ({builder.info.download_size / 2**20:,.0f} MiB)" if builder.info.download_size else ""
-        logger.warning("Downloading %s%s from the Hugging Face Hub; it is kept in %s", name, size, downloads)
     try:
         builder.download_and_prepare()
+        return builder.as_dataset(split=split)
     except (DatasetsError, OSError, ValueError) as error:
         raise _unreadable(name, error.__cause__ or error) from error  # `datasets` says only that an error occurred
-    try:
-        return builder.as_dataset(split=split)
-    except ValueError as error:
-        raise ValueError(f"The split {split!r} of {name!r} is empty or cannot be read: {_one_line(error)}.") from error
 
 
 def _known_split(name: str, split: str, known: Iterable[str]) -> str:
@@ -185,9 +176,8 @@ def _unreadable(name: str, error: BaseException) -> ValueError:
     )
 
 
-def _one_line(error: BaseException, limit: int = 300) -> str:
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return text if len(text) <= limit else f"{text[:limit]}..."
+def _one_line(error: BaseException) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 300)
 
 
 def _standard_columns(dataset: Any, name: str, standard: Mapping[str, str]) -> Any:

@@ -35,9 +35,9 @@ def evaluate_saved(
 ) -> dict[str, Any]:
     """Evaluate a saved model (folder, Hub id or exported graph), print the scores, and write what is asked for.
 
-    Under torchrun or accelerate launch the processes share the images; the main one prints and writes. Before anything
-    is computed, an OSError tells if a file exists and `overwrite` is off, or cannot be written, and a ValueError if the
-    model is not for these classes; see also `evaluate_segmenter`, whose scores are returned.
+    Under torchrun or accelerate launch the main process prints and writes. Before anything is computed, an OSError
+    tells if a file exists and `overwrite` is off, or cannot be written, and a ValueError if the model is not for these
+    classes; see also `evaluate_segmenter`, whose scores are returned.
 
     Args:
         choice: What `load_split` takes.
@@ -146,13 +146,12 @@ def dataset_context(
 
 def evaluate_command(protocol: Mapping[str, Any]) -> str:
     """The shell command that repeats an evaluation; `FOLDER` stands for the reader's copy of the images."""
+    usual = WHOLE_IMAGE.describe()
     options: dict[str, Any] = {name: protocol[name] for name in ("model", "dataset", "split")}
     options["data_dir"] = None if protocol["dataset"] == "scenes" else "FOLDER"
-    for name in ("list_file", "max_samples", "image_column", "label_column", "labels_as", "boundary_ratio"):
-        options[name] = protocol.get(name)
+    for name in ("list_file", "max_samples", "image_column", "label_column", "labels_as", "boundary_ratio", *usual):
+        options[name] = protocol.get(name) if protocol.get(name) != usual.get(name) else None
     options["label_map"] = json.dumps(protocol["label_map"]) if protocol.get("label_map") else None
-    usual = WHOLE_IMAGE.describe()
-    options |= {name: protocol[name] for name in usual if protocol.get(name, usual[name]) != usual[name]}
     options["absent_as_zero"] = protocol["absent_classes"] == "count as 0"
     words = ["afdcd", "evaluate"]
     for name, value in options.items():

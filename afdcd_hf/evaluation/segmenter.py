@@ -27,8 +27,6 @@ from ..model_utils import align_corners_of, device_of, dtype_of
 
 logger = logging.getLogger(__name__)
 
-_EMPTY = "There is nothing to evaluate: the dataset is empty."
-
 
 class EvaluationSamples(Dataset):
     """Images as the model wants them, beside the label as it is; arguments as in `evaluate_segmenter`."""
@@ -84,8 +82,8 @@ def evaluate_segmenter(
     """Score a model on a labelled dataset, at the label's own size.
 
     For label maps, memory and modes see `Predictor`; no random state is touched. Several processes (torchrun,
-    accelerate launch) share the images, each counted once, and return the same result. The next batch is loaded while
-    the model is at work. Images without a label are segmented, but not scored.
+    accelerate launch) share the images, each counted once, and return the same result. Images without a label are
+    segmented, but not scored.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
@@ -94,7 +92,7 @@ def evaluate_segmenter(
         processor: image processor of the model.
         id2label, num_labels: names and number of classes, two or more; the configuration's where None.
         ignore_index: label that is not counted; the configuration's where None, 255 where it names none.
-        batch_size: images, or windows, per forward pass; images of different sizes run one size at a time.
+        batch_size: images, or windows, per forward pass.
         num_workers: processes that decode images; 0 for a thread of this one.
         absent_as_zero: count a class absent from truth and prediction as IoU 0, as the released code does.
         settings: scales, flip, sliding window and precision; by default the whole image once, as the weights are.
@@ -115,14 +113,12 @@ def evaluate_segmenter(
             label of different size, a label out of range, or scores that are not finite; image and value are named.
     """
     stream = is_stream(dataset)
-    if not stream and len(dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError(_EMPTY)
     config, state = getattr(model, "config", None), PartialState()
     num_labels = num_labels or getattr(config, "num_labels", None)
     if num_labels is None:
         raise ValueError(
             f"The number of classes is unknown: {type(model).__name__} has no config.num_labels. Pass num_labels to "
-            "evaluate_segmenter, or give the model such a config."
+            "evaluate_segmenter."
         )
     if num_labels < 2:
         raise ValueError(
@@ -138,8 +134,7 @@ def evaluate_segmenter(
         metrics.append(StreamingBoundaryIoU(num_labels, ignore_index, boundary_ratio, **options))
     predictor = Predictor(model, settings)
     share = state.process_index, state.num_processes
-    rows: Any = [] if stream else dataset
-    samples: Any = EvaluationSamples(rows, processor, num_labels, ignore_index)
+    samples: Any = EvaluationSamples([] if stream else dataset, processor, num_labels, ignore_index)
     mine = None if stream else range(share[0], len(samples), share[1])
     samples = EvaluationStream(dataset, samples, *share) if stream else samples
     # With a generator of its own, the loader draws nothing from torch's
@@ -155,7 +150,7 @@ def evaluate_segmenter(
     found = torch.tensor([num_images, num_labelled, predictor.multiple > 1], device=device_of(model))
     num_images, num_labelled, padded = reduce(found, "sum").tolist()
     if num_images == 0:
-        raise ValueError(_EMPTY)
+        raise ValueError("There is nothing to evaluate: the dataset is empty.")
     matrix = metrics[0].confusion_matrix.cpu().numpy()
     [present] = np.nonzero(matrix.sum(1))
     if state.is_main_process and num_labelled > 1 and len(present) == 1:
@@ -211,18 +206,16 @@ def _score(
 
 def _protocol(model: nn.Module, processor: Any) -> dict[str, Any]:
     """What influences the number, of model and processor."""
-    resizes, rescales, normalises = (
-        getattr(processor, f"do_{what}", False) for what in ("resize", "rescale", "normalize")
-    )
+    own = {what: getattr(processor, f"do_{what}", False) for what in ("resize", "rescale", "normalize")}
     return {
         "dtype": str(dtype_of(model)).removeprefix("torch."),
         "scored_at": "label size",
         "logits_upsampling": "bilinear",
         "align_corners": align_corners_of(model),
-        "input_size": dict(processor.size) if resizes else "image size",
-        "input_resampling": Resampling(processor.resample).name.lower() if resizes else None,
+        "input_size": dict(processor.size) if own["resize"] else "image size",
+        "input_resampling": Resampling(processor.resample).name.lower() if own["resize"] else None,
         "channel_order": "BGR" if getattr(processor, "do_flip_channels", False) else "RGB",
-        "rescale_factor": processor.rescale_factor if rescales else None,
-        "image_mean": list(processor.image_mean) if normalises else None,
-        "image_std": list(processor.image_std) if normalises else None,
+        "rescale_factor": processor.rescale_factor if own["rescale"] else None,
+        "image_mean": list(processor.image_mean) if own["normalize"] else None,
+        "image_std": list(processor.image_std) if own["normalize"] else None,
     }

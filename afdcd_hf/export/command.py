@@ -16,7 +16,7 @@ from ..cost.machine import library_versions, machine_name
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
-from ..inference.graphs import check_packages, load_segmenter
+from ..inference.graphs import ONNX_PACKAGES, check_packages, load_segmenter
 from .executorch import export_executorch
 from .onnx import ParityRow, check_output, described_processor, export_onnx, format_parity
 from .openvino import export_openvino
@@ -25,7 +25,6 @@ from .runtimes import compare_runtimes, format_runtimes
 
 logger = logging.getLogger(__name__)
 
-ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 # format -> what it is called, the suffix of its files, what writes them, with which packages, of which extra
 GRAPH_FORMATS: dict[str, tuple[str, str, Callable[..., list[ParityRow]], tuple[str, ...], str]] = {
     "onnx": ("ONNX", ".onnx", export_onnx, ONNX_PACKAGES, "export"),

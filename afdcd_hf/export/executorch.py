@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..atomic_io import written_whole
-from ..inference.graphs import METADATA_KEY, ExecuTorchSegmenter, check_executorch
+from ..inference.graphs import METADATA_KEY, ExecuTorchSegmenter, check_packages
 from .onnx import Graph, ParityRow, check_output, tracing
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def export_executorch(
     gives; the method `afdcd` gives the description. Arguments and errors are those of `export_onnx`, except that `size`
     is needed, as ExecuTorch plans memory ahead, and that there is no `opset`.
     """
-    check_executorch()
+    check_packages(["executorch"], "executorch")
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..atomic_io import check_can_write, written_whole
 from ..data.transforms import run_processor
-from ..inference.graphs import METADATA_KEY, OnnxSegmenter, check_onnx
+from ..inference.graphs import METADATA_KEY, ONNX_PACKAGES, OnnxSegmenter, check_packages
 from ..model_utils import align_corners_of, dtype_of
 from ..models.modeling_afdcd import upsample_logits
 
@@ -94,7 +94,7 @@ def export_onnx(
             or one whose graph does not compute the same.
         FileExistsError: the file exists, and `overwrite` is off.
     """
-    check_onnx()
+    check_packages(ONNX_PACKAGES, "export")
     output = check_output(output, overwrite)
     options: dict[str, Any] = {"upsample": upsample, "argmax": argmax, "size": size, "fp16": fp16}
     with written_whole(output) as part:

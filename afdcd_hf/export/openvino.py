@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..inference.graphs import METADATA_KEY, OpenVinoSegmenter, check_onnx, check_packages
+from ..inference.graphs import METADATA_KEY, ONNX_PACKAGES, OpenVinoSegmenter, check_packages
 from .onnx import TOLERANCE_FP16, ParityRow, check_output, write_onnx
 
 
@@ -27,7 +27,7 @@ def export_openvino(
     Inputs, outputs, arguments, the description (as `rt_info`) and errors are those of `export_onnx`; `fp16` halves the
     weights in the file only, and OpenVINO computes in what suits the device.
     """
-    check_onnx()
+    check_packages(ONNX_PACKAGES, "export")
     check_packages(("openvino",), "openvino")
     import openvino
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -24,44 +24,35 @@ def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict
     file that is named itself is taken whatever its name. FileNotFoundError if an input does not exist or a folder holds
     no image, ValueError if there is no input or two images would get the same PNG.
     """
-    if not inputs:
-        raise ValueError("There is nothing to segment: name images, or folders that hold images.")
     found: dict[str, Path] = {}
+    skipped = {path.resolve() for path in skip}
     for path in (Path(given).expanduser() for given in inputs):
         if not path.exists():
             raise FileNotFoundError(f"There is no image or folder {path}.")
-        for image in _in_folder(path, skip) if path.is_dir() else [path]:
-            name = png_name(image.relative_to(path) if path.is_dir() else path.name)
-            first = found.setdefault(name, image)
+        images = {path.name: path}
+        if path.is_dir():
+            below = ((one.relative_to(path), one) for one in sorted(path.rglob("*")))
+            seen = ((name, one) for name, one in below if not any(part.startswith(".") for part in name.parts))
+            images = {
+                name.as_posix(): one
+                for name, one in seen
+                if one.suffix.lower() in _SUFFIXES and one.is_file() and skipped.isdisjoint(one.resolve().parents)
+            }
+        if not images:
+            raise FileNotFoundError(f"{path} holds no image: no file below it ends in {', '.join(_SUFFIXES)}.")
+        for name, image in images.items():
+            first = found.setdefault(png_name(name), image)
             if first.resolve() != image.resolve():
-                raise ValueError(
-                    f"{first} and {image} would both be written to {name}: rename one of them, or segment them into "
-                    "different folders."
-                )
-    return found
-
-
-def _in_folder(folder: Path, skip: Sequence[Path]) -> list[Path]:
-    skipped = {path.resolve() for path in skip}
-    images = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES and path.is_file())
-    found = [
-        path
-        for path in images
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and skipped.isdisjoint(path.resolve().parents)
-    ]
+                raise ValueError(f"{first} and {image} would both be written to {png_name(name)}: rename one of them.")
     if not found:
-        raise FileNotFoundError(
-            f"{folder} holds no image: no file below it ends in {', '.join(_SUFFIXES)} (in either case)."
-        )
+        raise ValueError("There is nothing to segment: name images, or folders that hold images.")
     return found
 
 
-def png_name(name: str | PurePath) -> str:
+def png_name(name: str) -> str:
     """The name of the PNG that belongs to an image: `a/b.jpg` → `a/b.png`, but `frame.0001` → `frame.0001.png`."""
-    name = PurePath(name)
-    known = name.suffix.lower() in _SUFFIXES  # another suffix may be all that tells two names apart
-    return (name.with_suffix(".png") if known else name.with_name(f"{name.name}.png")).as_posix()
+    known = PurePosixPath(name).suffix.lower() in _SUFFIXES  # another suffix may be all that tells two names apart
+    return f"{name.rpartition('.')[0] if known else name}.png"
 
 
 def open_rgb(path: Path) -> Image.Image:
@@ -106,33 +97,30 @@ class PredictionWriter:
         files, is none or cannot be written, or the archive exists."""
         if self.folder.exists() and not self.folder.is_dir():
             raise FileExistsError(f"{self.folder} is a file; predictions need a folder.")
-        if not self.overwrite and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise FileExistsError(f"{self.folder} is not empty: give another folder for predictions, or --overwrite.")
-        if not self.overwrite and self.archive and self.archive.exists():
-            raise FileExistsError(f"{self.archive} exists: give another folder for predictions, or --overwrite.")
+        existing = [*self.folder.glob("*"), *([self.archive] if self.archive and self.archive.exists() else [])]
+        if existing and not self.overwrite:
+            raise FileExistsError(f"{existing[0]} exists: give another folder for predictions, or --overwrite.")
         check_can_write(self.folder / "a.png")
 
     def __call__(self, name: str, label_map: np.ndarray) -> None:
-        """Write the prediction of the image of that name: `(H, W)` train ids, any integer dtype.
+        """Write the prediction of the image of that name: `(H, W)` train ids, any integer dtype, 0..65535.
 
-        ValueError if the file would lie outside the folder, two images have the same file, or a value does not fit 16
-        bits; FileExistsError if the file exists, unless `overwrite` is set.
+        ValueError if the file would lie outside the folder or two images have the same file; FileExistsError if the
+        file exists, unless `overwrite` is set.
         """
         file = PurePosixPath(self._wanted.file_name(name) if self._wanted else png_name(name))
+        path = self.folder / file
         if file.is_absolute() or ".." in file.parts:
             raise ValueError(f"The prediction for {name!r} would lie outside {self.folder}: {file}.")
         if file in self._written:
             raise ValueError(f"The image {name!r} and another one have the same file for their predictions: {file}.")
-        self._written.add(file)
-        path = self.folder / file
         if path.exists() and not self.overwrite:
             raise FileExistsError(f"{path} exists: give another folder for predictions, or --overwrite.")
+        self._written.add(file)
         label_ids = self._wanted.label_ids if self._wanted else {}
         lookup = np.arange(max([int(label_map.max()), *label_ids]) + 1)
         lookup[list(label_ids)] = list(label_ids.values())
         values = lookup[label_map]
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"Class ids from {values.min()} to {values.max()} do not fit a PNG: 0 to 65535 do.")
         save_png(values.astype(np.uint8 if values.max() < 256 else np.uint16), path)
 
     def pack(self) -> Path | None:

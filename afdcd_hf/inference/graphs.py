@@ -23,21 +23,14 @@ from .segment import InferenceSettings
 METADATA_KEY = "afdcd"  # entry of the graph's metadata that holds, as JSON, what is needed beside the graph
 
 
+ONNX_PACKAGES = "onnx", "onnxruntime", "onnxscript"  # of the extra `export`
+
+
 def check_packages(names: Sequence[str], extra: str) -> None:
     """Raises ValueError where something that an extra of ours installs is missing."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} is needed, and not installed: pip install 'afdcd-hf[{extra}]'.")
-
-
-def check_onnx() -> None:
-    """Raises ValueError where something that the extra `export` installs is missing."""
-    check_packages(("onnx", "onnxruntime", "onnxscript"), "export")
-
-
-def check_executorch() -> None:
-    """Raises ValueError where the extra `executorch` is not installed."""
-    check_packages(("executorch",), "executorch")
 
 
 class GraphSegmenter(nn.Module, ABC):
@@ -127,7 +120,7 @@ class OnnxSegmenter(GraphSegmenter):
     """A graph of `export_onnx` or `quantise_onnx`, run by onnxruntime; see `GraphSegmenter`."""
 
     def _open(self, threads: int) -> str | None:
-        check_onnx()
+        check_packages(ONNX_PACKAGES, "export")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -178,7 +171,7 @@ class ExecuTorchSegmenter(GraphSegmenter):
     """
 
     def _open(self, threads: int) -> str | None:
-        check_executorch()
+        check_packages(["executorch"], "executorch")
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
         from executorch.runtime import Runtime
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..atomic_io import check_can_write, written_whole
 from ..charts import plot_predictions
 from ..charts.figures import shorten
-from ..charts.label_maps import TITLE_LENGTH, distinct_palette, draw_overlay, mark_errors
+from ..charts.label_maps import TITLE_LENGTH, distinct_palette, draw_overlay
 from ..data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from ..data.checks import check_classes
 from ..data.loading import load_split
@@ -112,8 +112,7 @@ def write_pseudo_labels(
     """Segment images without labels, and write them and the outcome as a data set to train on (`dataset: <output>`).
 
     It is a folder for `datasets`' imagefolder: `train/images`, `train/labels` (PNGs of class ids, 255 = ignored) and
-    `train/metadata.jsonl`; `classes.json` lists the class names in order, for `class_names`. Images are copied; those
-    that are not upright RGB are written anew, as PNG, as the model saw them.
+    `train/metadata.jsonl`; `classes.json` lists the class names in order, for `class_names`. Images are copied.
 
     Args:
         model, inputs: As in `predict_images`, like all options that are not listed here.
@@ -143,10 +142,13 @@ def write_pseudo_labels(
     predictor = Predictor(network, settings, least_confidence=confidence)
     rows, labelled, pixels = [], 0, 0
     try:
-        for path, image, label_map in _segment_files(predictor, processor, list(names), progress):
-            kept = _write_image(path, image, folder / "images", names[path])
-            save_png(label_map, folder / "labels" / names[path])
-            rows.append({"image_file_name": f"images/{kept}", "label_file_name": f"labels/{names[path]}"})
+        for path, _, label_map in _segment_files(predictor, processor, list(names), progress):
+            row = {"image_file_name": f"images/{Path(names[path]).with_suffix(path.suffix)}"}
+            row["label_file_name"] = f"labels/{names[path]}"
+            save_png(label_map, folder / row["label_file_name"])
+            with written_whole(folder / row["image_file_name"]) as part:
+                shutil.copyfile(path, part)
+            rows.append(row)
             labelled, pixels = labelled + int(np.count_nonzero(label_map != IGNORED)), pixels + label_map.size
     finally:  # what is done can be used, also after a file that cannot be read, or Ctrl-C
         with written_whole(folder / "metadata.jsonl") as part:
@@ -208,8 +210,9 @@ def _with_errors(columns: Mapping[str, list[Any]], truths: Sequence[np.ndarray],
     for row, truth in enumerate(truths):
         lines = ["Wrong pixels, in the colour", "of the class predicted", ""]
         for title in list(columns)[2:]:
-            below[title][row] = mark_errors(columns[title][row], truth, right)
-            wrong = below[title][row][truth != IGNORED] != right
+            found = columns[title][row]
+            below[title][row] = np.where(truth == IGNORED, IGNORED, np.where(found == truth, right, found.astype(int)))
+            wrong = (found != truth)[truth != IGNORED]
             lines.append(f"{shorten(title, TITLE_LENGTH)}: {100 * wrong.sum() / max(wrong.size, 1):.1f} %")
         below["truth"][row] = "\n".join(lines)
     pairs = {title: zip(cells, below[title], strict=True) for title, cells in columns.items()}
@@ -285,19 +288,6 @@ def _check_outputs(plan: Iterable[Prediction], output: Path, overwrite: bool) ->
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists: give another --output_dir, or --overwrite.")
     check_can_write(output / _LEGEND)
-
-
-def _write_image(path: Path, image: Image.Image, folder: Path, png: str) -> str:
-    """The file as it is, if everybody reads it as the model did; the name below the folder."""
-    with Image.open(path) as stored:
-        as_seen = stored.mode == "RGB" and stored.getexif().get(0x0112, 1) == 1 and path.suffix
-    if not as_seen:
-        save_png(np.asarray(image), folder / png)
-        return png
-    name = str(Path(png).with_suffix(path.suffix))
-    with written_whole(folder / name) as part:
-        shutil.copyfile(path, part)
-    return name
 
 
 def _write_json(path: Path, value: Any) -> None:

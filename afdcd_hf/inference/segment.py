@@ -116,7 +116,6 @@ class Seconds(defaultdict[str, float]):
 class Predictor:
     """A model, applied to images as settings say.
 
-    - Images of equal size in a batch run together, others one after the other.
     - A window starts every `stride` pixels; the last of a row or column is moved back inside, and a side shorter than
       the window is taken whole. The logits of a window are stretched to its size, summed, and divided by the number of
       windows that saw the pixel, as in mmsegmentation.
@@ -126,14 +125,13 @@ class Predictor:
     - Inputs are not padded, unless the model fails on their size: then with zeros, below and to the right, to a
       multiple of 32 or 64, and the padding is cut off its scores.
 
-    The model runs in evaluation mode, on the device where it is; its logits are float32, also under autocast. Memory,
-    beside the model's own for as many inputs at once as the batch has images: three maps at the label map's size, K
-    float32 score maps at the scaled input's with windows; where probabilities are averaged, K maps at the label map's
-    size, and K for each image of the batch. The numbers of batches, windows and scales do not matter.
+    The model runs in evaluation mode, on the device where it is, on images of equal size together; its logits are
+    float32, also under autocast. Beside the model's own memory it takes three maps at the label map's size, K score
+    maps at the scaled input's with windows, and where probabilities are averaged K maps for each image of the batch.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
-        settings: windows, scales, flip, precision; an ONNX graph of fixed size adds windows of that size.
+        settings: windows, scales, flip, precision; a graph of fixed size adds windows of that size.
         least_confidence: pixels whose (average) probability is below get 255; None for a class everywhere.
 
     Attributes:
@@ -185,7 +183,8 @@ class Predictor:
         averaging = len(passes) > 1 or self.least_confidence is not None
         totals: dict[int, Tensor] = {}
         for scale, mirrored in passes:
-            inputs = _rescale(images, scale)
+            size = [max(1, round(side * scale)) for side in images.shape[-2:]]
+            inputs = images if scale == 1 else F.interpolate(images, size, mode="bilinear", align_corners=False)
             logits = self._logits(inputs.flip(-1) if mirrored else inputs, group, at_once)
             for index, sample in enumerate(group):
                 if not averaging:
@@ -308,13 +307,6 @@ def best_classes(logits: Tensor, size: tuple[int, int], align_corners: bool) -> 
 
 def _id_type(num_labels: int) -> torch.dtype:
     return torch.uint8 if num_labels <= 256 else torch.int32
-
-
-def _rescale(images: Tensor, scale: float) -> Tensor:
-    if scale == 1:
-        return images
-    size = [max(1, round(side * scale)) for side in images.shape[-2:]]
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
 def _place_windows(size: tuple[int, int], settings: InferenceSettings) -> list[tuple[slice, slice]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from .mean_iou import StreamingMeanIoU
 
@@ -46,13 +47,13 @@ class StreamingBoundaryIoU(StreamingMeanIoU):
         if len(predictions.shape) < 2:
             raise ValueError(f"The maps have shape {tuple(predictions.shape)}; bands need rows and columns.")
         regions = self._checked(*self._ids(predictions, references))
-        width = band_width((references.shape[-2], references.shape[-1]), self.ratio)
+        width = max(1, round(self.ratio * math.hypot(*references.shape[-2:])))
         dtype = torch.uint8 if self.num_labels <= 255 else torch.int32  # the fewer bytes, the faster
         bands = (_boundary_band(ids.to(dtype), width) for ids in regions)
         inside = (ids.masked_fill(~band, self.num_labels) for ids, band in zip(regions, bands, strict=True))
-        self._add(self._pairs(*inside))
+        self._count(*inside)
 
-    def merge(self, other: StreamingBoundaryIoU) -> StreamingBoundaryIoU:
+    def merge(self, other: Self) -> Self:
         """As `StreamingMeanIoU.merge`; the ratios must not differ either."""
         if other.ratio != self.ratio:
             raise ValueError(f"Bands of ratio {other.ratio} can't be merged with those of ratio {self.ratio}.")
@@ -62,11 +63,6 @@ class StreamingBoundaryIoU(StreamingMeanIoU):
         """`mean_boundary_iou` and `per_category_boundary_iou`, 0..1, NaN where undefined; the counts stay."""
         scores = super().compute()
         return {"mean_boundary_iou": scores["mean_iou"], "per_category_boundary_iou": scores["per_category_iou"]}
-
-
-def band_width(size: tuple[int, int], ratio: float) -> int:
-    """Pixels in `ratio` of the diagonal of an image of (height, width), rounded, at least 1."""
-    return max(1, round(ratio * math.hypot(*size)))
 
 
 def _boundary_band(regions: Tensor, width: int) -> Tensor:

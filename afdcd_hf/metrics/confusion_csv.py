@@ -14,21 +14,13 @@ _FORMULA = tuple("=+-@\t\r")  # what spreadsheets take for the beginning of a fo
 
 
 def check_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """The matrix as `(K, K)` int64.
-
-    Raises:
-        ValueError: If it is not square, not of integers or holds negative ones, or if there are not K class names.
-    """
-    counts = np.asarray(matrix)
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not np.issubdtype(counts.dtype, np.integer):
+    """The matrix as `(K, K)` int64; ValueError unless it is square, of integers from 0 up, with a name for each row."""
+    counts, count = np.asarray(matrix), len(class_names)
+    if counts.shape != (count, count) or counts.dtype.kind not in "iu" or (counts < 0).any():
         raise ValueError(
-            f"The confusion matrix has shape {counts.shape} and dtype {counts.dtype}; pass (K, K) pixel counts, rows = "
-            "truth, such as evaluate_segmenter's 'confusion_matrix'."
+            f"The confusion matrix has shape {counts.shape} and dtype {counts.dtype}, and {count} class names; "
+            "pass (K, K) pixel counts, none negative, rows = truth, such as evaluate_segmenter's 'confusion_matrix'."
         )
-    if len(class_names) != len(counts):
-        raise ValueError(f"{len(class_names)} class names came with a confusion matrix of {len(counts)} classes.")
-    if (counts < 0).any():
-        raise ValueError(f"The confusion matrix counts {counts.min()} pixels somewhere; counts cannot be negative.")
     return counts.astype(np.int64)
 
 
@@ -57,26 +49,18 @@ def read_confusion_csv(path: str | Path) -> tuple[np.ndarray, list[str]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no such table; the message names the line.
+        ValueError: If it is no such table.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte order mark in front
-        header, *lines = [[_name_in(cell) for cell in line] for line in csv.reader(file) if line] or [[]]
-    names = header[1:]
-    if not names or len(lines) != len(names):
-        raise ValueError(
-            f"{path} has {len(names)} columns and {len(lines)} lines of counts; expected a header with the predicted "
-            "classes, then one line for each class in the same order, its name first."
-        )
-    counts = []
-    for number, (name, line) in enumerate(zip(names, lines, strict=True), 2):
-        try:
-            if line[0] != name or len(line) != len(names) + 1:
-                raise ValueError(f"{line[0]!r} and {len(line) - 1} numbers")
-            counts.append([int(cell) for cell in line[1:]])
-        except ValueError as error:
-            expected = f"expected the class {name!r}, as in the header, and {len(names)} whole numbers of pixels"
-            raise ValueError(f"{path}, line {number}: {error}; {expected}.") from error
-    return check_confusion_matrix(np.array(counts, np.int64), names), names
+        lines = [[_name_in(cell) for cell in line] for line in csv.reader(file) if line]
+    try:
+        (_, *names), *lines = lines
+        if [name for name, *_ in lines] != names:
+            raise ValueError("the lines do not have the header's names")
+        return check_confusion_matrix(np.array([list(map(int, line[1:])) for line in lines]), names), names
+    except ValueError as error:
+        expected = "a header with the predicted classes, then a line for each: its name and whole numbers of pixels"
+        raise ValueError(f"{path} is no confusion matrix ({error}); expected is {expected}.") from error
 
 
 def _name_in(cell: str) -> str:

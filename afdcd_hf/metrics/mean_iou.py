@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 PADDING_LABEL = -100  # what the Trainer pads references with when it gathers maps of different sizes
-
-Self = TypeVar("Self", bound="StreamingMeanIoU")
 
 
 class StreamingMeanIoU:
@@ -84,7 +83,7 @@ class StreamingMeanIoU:
                 counted then.
         """
         predicted, truth, times = distinct_pairs(*self._ids(predictions, references))
-        self._add(self._pairs(*self._checked(predicted, truth), times))
+        self._count(*self._checked(predicted, truth), times)
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
         """`update` in the calling style of `evaluate`; also takes two equally long lists of maps of any sizes."""
@@ -95,14 +94,14 @@ class StreamingMeanIoU:
         for pair in zip(predictions, references, strict=True):
             self.update(*(ids if isinstance(ids, Tensor) else np.asarray(ids) for ids in pair))
 
-    def merge(self: Self, other: Self) -> Self:
+    def merge(self, other: Self) -> Self:
         """Adds what another metric, of as many classes, counted, as if its updates had been made here."""
         if other.num_labels != self.num_labels:
             raise ValueError(f"A metric of {other.num_labels} classes can't be merged into one of {self.num_labels}.")
         self._counts = self._counts + other._counts.to(self._counts.device)
         return self
 
-    def reduce(self: Self, reducer: Callable[[Tensor], Tensor]) -> Self:
+    def reduce(self, reducer: Callable[[Tensor], Tensor]) -> Self:
         """Replaces the counts by their sum over processes; call it on every rank, once, before `compute`.
 
         `reducer` sums a tensor over processes: `lambda counts: accelerator.reduce(counts, "sum")`; ValueError if not.
@@ -163,28 +162,26 @@ class StreamingMeanIoU:
                 )
         return predicted.masked_fill(ignored, self.num_labels), truth.masked_fill(ignored, self.num_labels)
 
-    def _pairs(self, predicted: Tensor, truth: Tensor, times: Tensor | None = None) -> Tensor:
-        """How often each pair of ids 0..K occurs, each counted so many times: `(K + 1, K + 1)`, truth first."""
+    def _count(self, predicted: Tensor, truth: Tensor, times: Tensor | None = None) -> None:
+        """Adds pairs of ids 0..K, each counted so many times."""
         side = self.num_labels + 1
-        counts = torch.bincount((truth * side + predicted).flatten(), times, minlength=side * side)
-        return counts.view(side, side).long()
-
-    def _add(self, counts: Tensor) -> None:
+        counts = torch.bincount((truth * side + predicted).flatten(), times, minlength=side * side).view(side, side)
         # Out of place: counts made under torch.inference_mode() must not be written to outside of it.
-        self._counts = self._counts.to(counts.device) + counts
+        self._counts = self._counts.to(counts.device) + counts.long()
 
 
 def distinct_pairs(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The pairs of values that occur in two maps of integers, `(N,)` each, and how often each occurs; as they are, once
     each, where values lie so far apart that their histogram would be large."""
     predicted, truth = predicted.flatten(), truth.flatten()
+    once = predicted, truth, torch.ones_like(truth)
     if not len(truth):
-        return predicted, truth, torch.ones_like(truth)
+        return once
     (low, high), (lowest, highest) = ([int(end) for end in ids.aminmax()] for ids in (predicted, truth))
     span = high - low + 1
     bins = span * (highest - lowest + 1)
     if bins > 1 << 20:
-        return predicted, truth, torch.ones_like(truth)
+        return once
     # int32, in place: half the time of the other ways
     dtype = torch.int32 if max(map(abs, (low, high, lowest, highest))) < 1 << 30 else torch.int64
     codes = truth.to(dtype, copy=True).sub_(lowest).mul_(span).add_(predicted.to(dtype)).sub_(low)

@@ -22,10 +22,10 @@ class StreamingMeanIoUMetric(evaluate.Metric):
     """Mean intersection over union of segmentation maps, with the calls, options and results of `mean_iou`.
 
     Predictions and references are label maps: one array or tensor of integers of any shape, or a list with one map per
-    image, whose sizes may differ; -100 in the references is padding. What is kept of them, and handed over where
-    `num_process` > 1, are counts of pairs of raw values: everything but the maps may be told as late as `compute`.
-    Unlike in `mean_iou`, a counted value outside 0..K-1 is an error instead of a pixel missing from some of the sums,
-    and `label_map` maps each value once.
+    image, whose sizes may differ; -100 in the references is padding. What is kept of them are counts of pairs of raw
+    values, so that all options may be told as late as `compute`. Unlike in `mean_iou`, a counted value outside 0..K-1
+    is an error instead of a pixel missing from some of the sums, `label_map` maps each value once, and there is one
+    process: gather maps before they are added, or use `StreamingMeanIoU.reduce`.
 
     Args:
         config_name: As in `evaluate`, like all options that are not listed here.
@@ -37,7 +37,7 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         absent_as_zero: Count a class that is in neither truth nor prediction as IoU 0 instead of leaving it out.
 
     Raises:
-        TypeError: If an option is neither ours nor one of `evaluate`.
+        ValueError: If `num_process` is above 1.
 
     Example:
         >>> metric = StreamingMeanIoUMetric(num_labels=2)
@@ -49,45 +49,46 @@ class StreamingMeanIoUMetric(evaluate.Metric):
 
     def __init__(self, config_name: str | None = None, **options: Any) -> None:
         theirs = inspect.signature(evaluate.Metric.__init__).parameters
-        self._options = {name: value for name, value in options.items() if name not in theirs}
-        inspect.signature(_scores).bind_partial(None, **self._options)  # evaluate would drop unknown ones silently
-        self._counts: Counter[tuple[int, int]] = Counter()  # of (true value, predicted value)
         super().__init__(config_name, **{name: value for name, value in options.items() if name in theirs})
+        if self.num_process > 1:
+            raise ValueError(f"num_process={self.num_process}: gather the maps, or use StreamingMeanIoU.reduce.")
+        self._options = {name: value for name, value in options.items() if name not in theirs}
+        self._counts: Counter[tuple[int, int]] = Counter()  # of (true value, predicted value)
 
-    def add(
-        self, *, prediction: Any = None, reference: Any = None, predictions: Any = None, references: Any = None
-    ) -> None:
-        """Count one map; like `evaluate`, it takes the names in the plural too."""
-        prediction = predictions if prediction is None else prediction
-        self._count(prediction, references if reference is None else reference)
+    def add(self, *, prediction: Any, reference: Any) -> None:
+        """Count one map."""
+        self.add_batch(predictions=[prediction], references=[reference])
 
-    def add_batch(self, *, predictions: Any = None, references: Any = None) -> None:
-        """Count the maps of a batch; a ValueError tells if lengths or shapes differ or values are no integers."""
-        if references is None or not isinstance(predictions, (list, tuple)):
-            return self._count(predictions, references)
-        if len(predictions) != len(references):
-            raise ValueError(f"{len(predictions)} predictions but {len(references)} references.")
-        for predicted, truth in zip(predictions, references, strict=True):
-            self._count(predicted, truth)
+    def add_batch(self, *, predictions: Any, references: Any) -> None:
+        """Count the maps of a batch; a ValueError tells if numbers or shapes differ or values are no integers."""
+        batch = predictions if isinstance(predictions, (list, tuple)) else [predictions]
+        truths = references if batch is predictions else [references]
+        for given in zip(batch, truths, strict=True):
+            maps = [np.asarray(one.detach().cpu() if isinstance(one, torch.Tensor) else one) for one in given]
+            check_maps(*maps)
+            predicted, truth, times = distinct_pairs(*(torch.from_numpy(ids.astype(np.int64)) for ids in maps))
+            for pair in zip(truth.tolist(), predicted.tolist(), times.tolist(), strict=True):
+                self._counts[pair[:2]] += pair[2]
 
-    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any] | None:
+    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any]:
         """Scores of the maps given here and of those added before, which are then forgotten.
 
         `options` are those of the class, from `num_labels` on, in place of what was given when the metric was made.
 
         Returns:
-            On process 0 `mean_iou`, `mean_accuracy` and `overall_accuracy`, floats in 0..1, and `per_category_iou` and
-            `per_category_accuracy`, `(K,)` float64, NaN where undefined; None on the other processes.
+            `mean_iou`, `mean_accuracy` and `overall_accuracy`, floats in 0..1, and `per_category_iou` and
+            `per_category_accuracy`, `(K,)` float64, NaN where undefined.
 
         Raises:
+            TypeError: If an option is unknown.
             ValueError: If `num_labels` is unknown or a counted value outside 0..K-1; maps that were added are kept.
         """
-        options = {**self._options, **{name: value for name, value in options.items() if value is not None}}
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
-        _scores(self._counts, **options)  # raises while the counts are still here
-        self._hand_over()
-        return super().compute(options=options)
+        given = {name: value for name, value in options.items() if value is not None}
+        scores = _scores(self._counts, **{**self._options, **given})
+        self._counts.clear()
+        return scores
 
     def _info(self) -> evaluate.MetricInfo:
         label_map = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
@@ -97,34 +98,6 @@ class StreamingMeanIoUMetric(evaluate.Metric):
             inputs_description=str(StreamingMeanIoUMetric.__doc__),
             features=datasets.Features({"predictions": label_map, "references": label_map}),
         )
-
-    def _count(self, predicted: Any, truth: Any) -> None:
-        if predicted is None or truth is None:
-            raise ValueError("Both predictions and references are needed.")
-        maps = _as_array(predicted), _as_array(truth)
-        check_maps(*maps)
-        pairs = distinct_pairs(*(torch.from_numpy(ids.astype(np.int64)) for ids in maps))
-        for one, other, times in zip(*(each.tolist() for each in pairs), strict=True):
-            self._counts[other, one] += times
-        if self.num_process > 1 and self.writer is None:
-            # Processes wait for each other at their first write: better now than when one has long finished.
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        """Write the counts as one row of what `evaluate` collects over processes."""
-        truth, predicted = zip(*self._counts, strict=True) if self._counts else ((), ())
-        super().add_batch(predictions=[[predicted]], references=[[truth, tuple(self._counts.values())]])
-        self._counts = Counter()
-
-    def _compute(self, predictions: list, references: list, options: dict[str, Any]) -> dict[str, Any]:
-        total: Counter[tuple[int, int]] = Counter()
-        for (predicted,), (truth, counts) in zip(predictions, references, strict=True):
-            total += Counter(dict(zip(zip(truth, predicted, strict=True), counts, strict=True)))
-        return _scores(total, **options)
-
-
-def _as_array(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def _scores(
@@ -148,7 +121,7 @@ def _scores(
     truth[raw == PADDING_LABEL] = PADDING_LABEL
     metric = StreamingMeanIoU(num_labels, ignore_index, absent_as_zero=absent_as_zero)
     times = torch.tensor(list(counts.values()), dtype=torch.float64)
-    metric._add(metric._pairs(*metric._checked(*map(torch.from_numpy, (predicted.copy(), truth))), times))
+    metric._count(*metric._checked(*map(torch.from_numpy, (predicted.copy(), truth))), times)
     scores = metric.compute()
     results = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
     for name in ("per_category_iou", "per_category_accuracy"):

@@ -82,15 +82,9 @@ def test_every_image_is_found_with_its_label_and_the_label_map_also_under_its_us
         assert list(files.images) == sorted(files.images) and list(files.labels) == sorted(files.labels)
         assert_mapped(files, table)
         assert files.label_map == get_benchmark(name).label_map and find(name, tmp_path, split) == files
-
-
-@pytest.mark.parametrize("suffix", [".JPG", ".PNG"])
-def test_suffixes_may_be_in_upper_case_and_images_png(tmp_path, suffix):
-    ade20k_folder(tmp_path, image_suffix=suffix)
-    for label in find("ade20k", tmp_path).labels:
-        label.rename(label.with_suffix(".PNG"))
-    files = find("ade20k", tmp_path)
-    assert {path.suffix for path in files.images} == {suffix} and {path.suffix for path in files.labels} == {".PNG"}
+    for path in (*files.images, *files.labels):
+        path.rename(path.with_suffix(path.suffix.upper()))
+    assert len(find(name, home, "val").images) == 2
 
 
 def test_cityscapes_pairs_by_city_sequence_and_frame_and_train_ids_serve_where_label_ids_are_absent(tmp_path):
@@ -127,8 +121,6 @@ def test_a_test_split_may_have_no_labels(tmp_path):
     refuses(FileNotFoundError, lonely, "cityscapes", tmp_path / "dummies", "test")
     voc = voc_folder(voc_folder(tmp_path / "voc"), "test", label_folder=None)  # masks of train lie there
     assert find("voc", voc, "test").labels == (None,) * 3
-    train = cityscapes_folder(tmp_path / "train", kinds=())
-    refuses(FileNotFoundError, "no folder gtFine/train or gtFine_trainvaltest/gtFine/train, n", "cityscapes", train)
 
 
 def test_voc_takes_the_ids_of_the_splits_list_from_among_all_images(tmp_path):
@@ -152,20 +144,6 @@ def test_voc_prefers_the_official_mask_of_an_image(tmp_path):
     assert_mapped(find("voc", voc_folder(tmp_path / "aug", "val", **AUG), "val"), VOC_VALUES)
 
 
-def test_voc_train_aug_without_a_list_is_all_masks_but_vals(tmp_path, caplog):
-    voc_folder(voc_folder(tmp_path), "val", 2)
-    for split in ("val", "train_aug"):
-        voc_folder(tmp_path, split, 2, id_list=None, **AUG)
-    with caplog.at_level("INFO"):
-        files = find("voc", tmp_path, "train_aug")
-    ids = [f"2007_00000{index}" for index in range(3)] + ["2010_000000", "2010_000001"]
-    assert [path.stem for path in files.images] == [path.stem for path in files.labels] == ids
-    assert "no list of train_aug: taking the images with a label in SegmentationClassAug" in caplog.text
-    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").unlink()
-    without = r"no list .*/train_aug.txt \(or SegmentationClassAug.* there: train\."
-    refuses(FileNotFoundError, without, "voc", tmp_path, "train_aug")
-
-
 def test_coco_stuff_has_usual_names_and_its_remapped_copies_do_not_disturb_and_serve_alone(tmp_path):
     for image_root, label_root in (("images", "annotations"), ("", "labels")):
         root = coco_stuff_folder(tmp_path / label_root, image_root=image_root, label_root=label_root)
@@ -181,33 +159,29 @@ def test_coco_stuff_has_usual_names_and_its_remapped_copies_do_not_disturb_and_s
     refuses(FileNotFoundError, r"train2017 holds no file ending in \.png", "coco_stuff_182", tmp_path)
 
 
-def test_missing_folders_lists_and_labels_are_named_with_all_their_names_and_the_splits_there(tmp_path):
+def test_missing_folders_lists_and_labels_are_named_with_all_their_names(tmp_path):
     voc = voc_folder(tmp_path / "voc")
-    lacking = r"no list ImageSets/Segmentation/val.txt, needed .* there: train\."
-    refuses(FileNotFoundError, lacking, "voc", voc, "val")
+    for split in ("val", "train_aug"):
+        lacking = (
+            rf"no list ImageSets/Segmentation/{split}\.txt, needed for voc's split {split}\. Expected: JPEGImages/"
+        )
+        refuses(FileNotFoundError, lacking, "voc", voc, split)
     (voc / "SegmentationClass" / "2007_000001.png").unlink()
     refuses(FileNotFoundError, r"1 of the 3 .* no label in .*SegmentationClass: .*01 \(line 2\)\.", "voc", voc)
-    (voc / "SegmentationClass").rename(voc / "masks")
-    refuses(FileNotFoundError, "no folder SegmentationClass or SegmentationClassAug, needed for voc", "voc", voc)
-    (voc / "JPEGImages").rename(voc / "images")
-    refuses(FileNotFoundError, "no folder JPEGImages .*Expected: JPEGImages/", "voc", voc)
     lacking = (
         r"no folder images/val2017 or val2017 and no stuffthingmaps/val2017 or annotations/val2017 or labels/val2017, "
-        r"needed for coco_stuff's split val\. Expected: images/train2017.* there: train\."
+        r"needed for coco_stuff's split val\. Expected: images/train2017"
     )
     refuses(FileNotFoundError, lacking, "coco_stuff", coco_stuff_folder(tmp_path / "coco_stuff"), "val")
-    lacking = "no folder images/training and no annotations/training, .*there: none"
-    refuses(FileNotFoundError, lacking, "ade20k", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["cityscapes", "camvid"])
-def test_images_and_labels_without_counterpart_are_counted_and_named(tmp_path, name):
-    files = find(name, BUILDERS[name][0](tmp_path, count=6))
+def test_images_and_labels_without_counterpart_are_counted_and_named(tmp_path):
+    files = find("cityscapes", cityscapes_folder(tmp_path, count=6))
     for path in (*files.labels[:4], files.images[5]):
         path.unlink()
     first, last = files.images[0].name, files.labels[5].name
     lonely = rf"4 in .* without label \({first}, .*\); 1 in .* image \({last}\)"
-    refuses(FileNotFoundError, lonely, name, tmp_path)
+    refuses(FileNotFoundError, lonely, "cityscapes", tmp_path)
 
 
 def test_empty_folders_and_doubled_stems_are_refused_and_hidden_files_are_no_data(tmp_path):
@@ -297,7 +271,7 @@ def test_paths_may_be_relative_to_either_root_or_of_another_machine(tmp_path):
             refuses(error, message, "camvid", tmp_path, given, call=listed)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "utf-16-le"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize(
     ("line", "on_disk"), [("train/é.png\ttrainannot/é.png", "NFD"), ("train/é.png", "NFC"), ("é", "NFD")]
 )
@@ -305,14 +279,14 @@ def test_lists_in_other_encodings_and_names_in_other_unicode_forms(tmp_path, enc
     camvid_folder(tmp_path, stems=[unicodedata.normalize(on_disk, "é"), "b"])
     (tmp_path / "trainannot" / (unicodedata.normalize(on_disk, "é") + ".png")).rename(tmp_path / "trainannot" / "é.png")
     assert len(find("camvid", tmp_path).images) == 2
-    for form in ("NFC",) if encoding == "latin-1" else ("NFC", "NFD"):
+    for form in ("NFC", "NFD"):
         (tmp_path / "mine.txt").write_text(unicodedata.normalize(form, line), encoding=encoding)
-        if encoding in ("latin-1", "utf-16-le"):  # the latter without a mark that says so
-            message = r"The list .*mine\.txt is not text in UTF-8 .*; save it in UTF-8"
-            refuses(ValueError, message, "camvid", tmp_path, list_file="mine.txt")
-        else:
-            (image,) = find("camvid", tmp_path, list_file="mine.txt").images
-            assert image.is_file() and unicodedata.normalize("NFC", image.stem) == "é"
+        (image,) = find("camvid", tmp_path, list_file="mine.txt").images
+        assert image.is_file() and unicodedata.normalize("NFC", image.stem) == "é"
+    for other in ("latin-1", "utf-16-le"):  # the latter without a mark that says so
+        (tmp_path / "mine.txt").write_text(line, encoding=other)
+        message = r"The list .*mine\.txt is not text in UTF-8 .*; save it in UTF-8"
+        refuses(ValueError, message, "camvid", tmp_path, list_file="mine.txt")
 
 
 def test_missing_files_are_counted_and_named_with_their_lines(tmp_path):
@@ -336,14 +310,11 @@ def test_the_names_of_listed_labels_decide_the_label_map(tmp_path):
     remapped = "images/train2017/000000000001.jpg stuffthingmaps/train2017/000000000001_labelTrainIds.png"
     assert listed("coco_stuff", tmp_path, remapped).label_map == {}
     mixed = " ".join(city(0)) + "\n" + " ".join(city(1, "labelTrainIds"))
+    usable = r"the labels of cityscapes must be all \*_gtFine_labelIds\.png or all"
     for name, lines, message in (
-        ("cityscapes", mixed, r"lists \*\w+labelIds\.png \(line 1\) and \*\w+labelTrainIds\.png \(line 2\)"),
-        (
-            "cityscapes",
-            " ".join(city(0, "instanceIds")),
-            r"line 1: .* is no label file .* \*\w+labelIds\.png or",
-        ),
-        ("coco_stuff_182", remapped, r"182, which wants \*\.png, not \*_labelTrainIds\.png: its class ids"),
+        ("cityscapes", mixed, rf"labelIds\.png \(line 1\) and .*labelTrainIds\.png \(line 2\), but {usable}"),
+        ("cityscapes", " ".join(city(0, "instanceIds")), rf"instanceIds\.png \(line 1\), but {usable}"),
+        ("coco_stuff_182", remapped, r"must be all \*\.png: in others the classes are numbered otherwise"),
     ):
         refuses(ValueError, message, name, tmp_path, lines, call=listed)
 

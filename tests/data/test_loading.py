@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import shutil
 from dataclasses import replace
@@ -63,19 +62,14 @@ def test_rows_are_rgb_images_and_remapped_labels_with_a_name_in_every_view(tmp_p
     assert rows == as_arrays(dataset) == as_arrays(pickle.loads(pickle.dumps(dataset)))
 
 
-def test_rows_of_a_split_without_labels_have_none(unlabelled):
+def test_rows_of_a_split_without_labels_have_none_and_map_keeps_the_pixels_of_a_photograph(unlabelled):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(noise).save(unlabelled / "train" / "a.png", format="JPEG")
     dataset = load_benchmark("camvid", "train", unlabelled)
     assert dataset[1]["image"].size == (6, 4) and list(dataset["label"][:2]) == [None, None]
-    assert dataset.map(lambda row: row)[0]["label"] is None
-
-
-def test_an_image_returned_by_a_function_for_map_keeps_its_pixels(tmp_path):
-    camvid_folder(tmp_path, image_suffix=".jpg", size=(16, 16))
-    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "train" / "a.jpg")
-    dataset = load_benchmark("camvid", "train", tmp_path)
-    before = np.asarray(dataset[0]["image"])
-    assert np.array_equal(np.asarray(dataset.map(lambda row: row)[0]["image"]), before)  # no second JPEG compression
+    row = dataset.map(lambda row: row)[0]
+    assert row["label"] is None
+    assert np.array_equal(np.asarray(row["image"]), np.asarray(dataset[0]["image"]))  # no second JPEG compression
 
 
 def test_list_files_choose_the_images_whatever_the_published_number(tmp_path, caplog):
@@ -106,7 +100,7 @@ def test_scenes_repeat_more_of_them_only_append_and_splits_and_seeds_share_none(
 def test_the_real_camvid_loads_with_labels_in_range_and_no_warning(caplog):
     train, val, test = check_layout("camvid", CAMVID)
     assert (train.found, train.problem, val.found, val.problem) == (367, None, 101, None)
-    assert "no folder test " in test.problem and "Splits found there: train, val" in test.problem
+    assert "no folder test " in test.problem
     for row in load_split("camvid", "val", CAMVID, max_samples=10):
         label = np.asarray(row["label"])
         assert row["image"].size == (480, 360) and label.shape == (360, 480)
@@ -121,28 +115,25 @@ def test_the_real_camvid_loads_with_labels_in_range_and_no_warning(caplog):
 def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
     camvid_folder(tmp_path)
     raw_dataset().save_to_disk(tmp_path / "saved")
-    saved = str(tmp_path / "saved")
+    saved, mine = str(tmp_path / "saved"), ("mine", "train")
     for load, arguments, options, message in (
         (load_benchmark, ("camvit",), {}, "'camvit'; known are scenes, .* Close: camvid"),
         (load_benchmark, ("camvid", "trainval", tmp_path), {}, "has no split 'trainval'; it has train, val, test"),
-        (load_benchmark, ("camvid", "train", tmp_path), {"size": (9, 9)}, r"from files: leave out size='\(9, 9\)'"),
+        (load_benchmark, ("camvid", "train", tmp_path), {"size": (9, 9)}, "from files: leave out size, num_images"),
         (load_benchmark, ("camvid", "train"), {}, "give data_dir, a folder with train/ and trainannot/"),
-        (load_benchmark, ("scenes", "train", tmp_path), {}, "is generated and reads no files: leave out data_dir="),
-        (load_benchmark, ("scenes",), {"list_file": "x.txt"}, r"leave out list_file='x\.txt'"),
+        (load_benchmark, ("scenes",), {"list_file": "x"}, "is generated and reads no files: leave out data_dir"),
         (load_benchmark, ("scenes",), {"num_images": 0}, "num_images=0"),
-        (load_split, ("camvid", "train", tmp_path), {"label_map": {}, "label_column": "label"},
-         "label_column, label_map cannot be given for the benchmark camvid"),
+        (load_split, ("camvid", "train", tmp_path), {"label_map": {}}, "label_map cannot be given for the benchmark"),
         (load_split, ("camvid", "train", tmp_path), {"max_samples": 0}, "1 or more, got 0"),
-        (load_split, ("mine", "train"), {"list_file": "x.txt"}, r"list_file='x\.txt' is only for benchmarks"),
+        (load_split, mine, {"list_file": "x.txt"}, r"list_file='x\.txt' is only for benchmarks"),
         (load_split, (saved, "train", "sub"), {"config": "small"}, "data_dir and config cannot .* by save_to_disk"),
         (load_split, (str(tmp_path), "train"), {"revision": "v1"}, "revision cannot be given for the folder"),
-        (load_split, (saved, "train"), {"labels_as": "camvid", "label_map": {1: 2}},
-         "labels_as='camvid' brings its own map; leave out label_map"),
-        (load_split, (saved, "train"), {"label_column": "image"}, "both 'image'; they must be two columns"),
-        (class_names, ("camvid", ["a"]), {}, "class_names is only for datasets that are no benchmark"),
-        (class_names, ("mine", ["a"], "camvid"), {}, "leave out class_names"),
-        (class_names, ("mine",), {}, "give its class_names, in id order, or labels_as"),
-    ):  # fmt: skip
+        (load_split, mine, {"labels_as": "camvid", "label_map": {1: 2}}, "own map; leave out label_map"),
+        (load_split, mine, {"label_column": "image"}, "both 'image'; they must be two columns"),
+        (class_names, ("camvid", ["a"]), {}, "have their own class names; another .*, as 'camvid', needs either"),
+        (class_names, ("mine", ["a"], "camvid"), {}, "needs either class_names, in id order, or labels_as"),
+        (class_names, ("mine",), {}, "needs either class_names, in id order, or labels_as"),
+    ):
         with pytest.raises(ValueError, match=message):
             load(*arguments, **options)
     with pytest.raises(FileNotFoundError, match="nowhere is no folder; camvid needs"):
@@ -156,7 +147,7 @@ def test_the_layout_check_looks_at_every_split_and_its_first_pair(tmp_path, unla
     camvid_folder(tmp_path, "train")
     camvid_folder(tmp_path, "val", labels=[np.full((4, 6), 17, np.uint8)])
     train, val, test = check_layout("camvid", tmp_path)
-    assert (train.split, train.expected, train.found, train.labelled, train.problem) == ("train", 367, 3, 3, None)
+    assert (train.split, train.expected, train.found, train.problem) == ("train", 367, 3, None)
     assert val.found == 0 and "val/a.png: 24 label pixels lie outside 0..10 (values 17)" in val.problem
     assert test.found == 0 and "has no folder test and no testannot" in test.problem
     scenes = [(check.split, check.found, check.problem) for check in check_layout("scenes", None)]
@@ -166,8 +157,7 @@ def test_the_layout_check_looks_at_every_split_and_its_first_pair(tmp_path, unla
     train, val, _ = check_layout("camvid", tmp_path)
     assert train.problem.startswith("train/a.png: the image is 4x6 pixels but its label 4x5 (height x width)")
     assert "val/a.png: the image" in val.problem and "damaged" in val.problem
-    without = check_layout("camvid", unlabelled)[0]
-    assert (without.found, without.labelled, without.problem) == (3, 0, None)
+    assert check_layout("camvid", unlabelled)[0].found == 3
 
 
 # Other datasets: files, splits, columns
@@ -208,11 +198,10 @@ def test_single_parquet_files_and_saved_datasets_are_the_split_train_or_have_sev
     for name in ("mine.parquet", "one"):
         with pytest.raises(ValueError, match="has no split 'val'; it has train"):  # never another split in its place
             load_split(str(tmp_path / name), "val")
-    with pytest.raises(ValueError, match="empty' is empty or damaged; save it again"):
-        load_split(str(tmp_path / "empty"), "train")
-    raw_dataset(labels=()).to_parquet(tmp_path / "mine.parquet")
-    with pytest.raises(ValueError, match=r"The split 'train' of .*mine\.parquet' is empty"):
-        load_split(str(tmp_path / "mine.parquet"), "train")
+    raw_dataset(labels=()).to_parquet(tmp_path / "none.parquet")
+    for name in ("empty", "none.parquet"):
+        with pytest.raises(ValueError, match=f"{name}' (cannot be read|is empty)"):
+            load_split(str(tmp_path / name), "train")
 
 
 def test_a_folder_of_images_with_a_metadata_file(tmp_path):
@@ -240,7 +229,7 @@ def test_images_and_labels_in_folders_of_their_own_are_paired_by_file_name(tmp_p
     assert ids(dataset[2]["label"]) == [[7, 7]] and np.asarray(dataset[2]["image"])[0, 0].tolist() == [2, 0, 0]
     assert dataset["name"][2] == f"{form.format('train')}/2.png"
     assert len(load_split(str(tmp_path), "val")) == len(load_split(str(tmp_path), "validation")) == 2
-    with pytest.raises(FileNotFoundError, match="has no folder .* needed for .*'s split test.*found there: train, val"):
+    with pytest.raises(FileNotFoundError, match="has no folder .* needed for .*'s split test"):
         load_split(str(tmp_path), "test")
     with pytest.raises(ValueError, match="revision cannot be given for .*, a folder of images and labels"):
         load_split(str(tmp_path), "train", revision="v1")
@@ -335,7 +324,6 @@ def test_unknown_and_unreadable_datasets_are_named_in_one_line(tmp_path):
     for name, message in {
         "nobody/nothing": r"'nobody/nothing' is no benchmark \(.*camvid.*\), no folder .*Hub is not reachable",
         "camvit": "'camvit' is no benchmark .* Close: camvid",
-        str(tmp_path / "nowhere"): no_hub_id,
         str(tmp_path / "a.zip"): no_hub_id,
         "a/b/c": no_hub_id,
         str(tmp_path / "empty"): "empty' cannot be read: .* Expected are Parquet files, images with a",
@@ -347,7 +335,7 @@ def test_unknown_and_unreadable_datasets_are_named_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_downloads_are_announced_once_with_where_they_go(tmp_path, caplog, monkeypatch):
+def test_a_hub_dataset_is_loaded_at_its_revision_and_streamed(tmp_path, monkeypatch):
     """From a Hub whose only dataset, someone/ade, lies in a folder."""
     raw_dataset().to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")
     builder_of, asked = datasets.load_dataset_builder, []
@@ -357,19 +345,11 @@ def test_downloads_are_announced_once_with_where_they_go(tmp_path, caplog, monke
         return builder_of(str(tmp_path / "hub"), **{key: value for key, value in options.items() if key != "revision"})
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
-    monkeypatch.setattr(
-        "huggingface_hub.HfApi.dataset_info", lambda api, name, **options: asked.append((name, options))
-    )
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    with caplog.at_level(logging.WARNING):
-        with pytest.raises(ValueError, match="'someone/ade' has no split 'val'; it has train"):
-            load_split("someone/ade", "val")
-        assert not caplog.records  # found out before the download
-        dataset = load_split("someone/ade", "train", revision="v2", label_map=ADE20K_MAP)
-    assert ids(dataset[1]["label"]) == [[1, 149]]
+    info = "huggingface_hub.HfApi.dataset_info"
+    monkeypatch.setattr(info, lambda api, name, **options: asked.append((name, options)))
+    with pytest.raises(ValueError, match="'someone/ade' has no split 'val'; it has train"):
+        load_split("someone/ade", "val")
+    for streaming in (False, True):
+        (one, other) = load_split("someone/ade", "train", revision="v2", label_map=ADE20K_MAP, streaming=streaming)
+        assert ids(one["label"]) == [[0, 255]] and ids(other["label"]) == [[1, 149]]
     assert asked[-2:] == [("someone/ade", {"revision": "v2", "timeout": 10}), ("someone/ade", {"revision": "v2"})]
-    assert f"Downloading someone/ade from the Hugging Face Hub; it is kept in {tmp_path / 'cache'}" in caplog.text
-    caplog.clear()
-    load_split("someone/ade", "train")
-    (one, _) = load_split("someone/ade", "train", revision="v2", label_map=ADE20K_MAP, streaming=True)
-    assert ids(one["label"]) == [[0, 255]] and "Downloading" not in caplog.text

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter
 from afdcd_hf.cli import _parser
 from afdcd_hf.cli.command import inference_settings
-from afdcd_hf.evaluation.results import check_writable, dataset_context, evaluate_command
+from afdcd_hf.evaluation.results import check_writable, evaluate_command
 from afdcd_hf.inference.segment import InferenceSettings, segment_image
 from afdcd_hf.metrics.boundary_iou import StreamingBoundaryIoU
 
@@ -103,26 +103,14 @@ def test_scores_equal_those_of_sklearn_on_predictions_made_by_hand():
     assert "mean_boundary_iou" not in scores
 
 
-def test_pictures_of_mixed_sizes_score_the_same_in_batches_of_one_three_and_seven():
-    # In float64, because another batch may round the last bit of float32 otherwise, and a pixel tip over.
-    model, rows = lively(segmenter()).double(), odd_images()
-    one, three, seven = (evaluate(model, rows, batch_size=size) for size in (1, 3, 7))
-    assert without_matrix(one) == without_matrix(three) == without_matrix(seven) and one["absent_classes"] == []
-    assert np.array_equal(one["confusion_matrix"], seven["confusion_matrix"])
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"label": Image.new("L", (24, 12)), "name": "bands"}, "bands: the image is 16x24 pixels but its label 12x24"),
-        ({"label": Image.new("L", (24, 16), 9), "name": "bands"}, r"bands: 384 .* outside 0\.\.3 \(values 9\)"),
-        ({"label": Image.new("L", (24, 16), 4)}, "image 1: 384 label pixels"),  # it has no name
-    ],
-)
-def test_a_label_that_does_not_fit_is_an_error_naming_the_image(row, message):
+def test_a_label_that_does_not_fit_is_an_error_naming_the_image():
     first = odd_images()[0]
-    with pytest.raises(ValueError, match=message):
-        evaluate(segmenter(), [first, {"image": first["image"], **row}])
+    for row, message in (
+        ({"label": Image.new("L", (24, 12)), "name": "x"}, "x: the image is 16x24 pixels but its label 12x24"),
+        ({"label": Image.new("L", (24, 16), 9)}, r"image 1: 384 label pixels .* outside 0\.\.3 \(values 9\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(segmenter(), [first, {"image": first["image"], **row}])
 
 
 def test_what_cannot_be_scored_is_refused_and_a_truth_of_one_class_is_questioned(caplog):
@@ -200,10 +188,10 @@ SLIDING = InferenceSettings(scales=(0.75, 1.5), flip=True, window=(12, 16), stri
 
 
 def test_settings_reach_the_network_and_the_protocol():
-    model, seen = lively(segmenter()), {}
-    scores = evaluate(model, odd_images(), settings=SLIDING, batch_size=2, on_prediction=seen.__setitem__)
+    model, rows, seen = lively(segmenter()), odd_images()[:4], {}
+    scores = evaluate(model, rows, settings=SLIDING, batch_size=2, on_prediction=seen.__setitem__)
     assert scores["protocol"].items() >= SLIDING.describe().items()
-    for row in odd_images():
+    for row in rows:
         assert np.array_equal(seen[row["name"]], segment_image(model, AfDcdImageProcessor(), row["image"], SLIDING))
 
 
@@ -218,34 +206,17 @@ def test_boundaries_are_scored_on_the_same_label_maps():
     assert scores["protocol"]["boundary_ratio"] == 0.1
 
 
-def test_every_prediction_is_handed_on_once_with_its_name():
+def test_every_prediction_is_handed_on_once_with_its_name_also_of_images_without_a_label_which_are_not_scored():
     model, rows, calls = lively(segmenter()), odd_images(), []
-    del rows[2]["name"]
-    evaluate(model, rows, batch_size=3, on_prediction=lambda *call: calls.append(call))
-    assert sorted(name for name, _ in calls) == sorted(row.get("name", "image 2") for row in rows)
-    for name, label_map in calls:
-        image = next(row["image"] for row in rows if row.get("name", "image 2") == name)
-        assert label_map.dtype == np.uint8 and np.array_equal(label_map, predictions_by_hand(model, image))
-
-
-def test_images_without_a_label_are_segmented_but_not_scored():
-    model, rows, names = lively(segmenter()), odd_images(), []
     some = [{**row, "label": None} if index % 2 else row for index, row in enumerate(rows)]
-    del some[1]["label"]
-    scores = evaluate(model, some, on_prediction=lambda name, _: names.append(name))
-    labelled = evaluate(model, rows[::2])
-    assert names == [row["name"] for row in rows]
+    del some[1]["label"], some[2]["name"]
+    scores = evaluate(model, some, on_prediction=lambda *call: calls.append(call))
+    assert {name for name, _ in calls} == {row.get("name", "image 2") for row in some} and len(calls) == 7
+    for name, label_map in calls:
+        image = next(row["image"] for row in some if row.get("name", "image 2") == name)
+        assert label_map.dtype == np.uint8 and np.array_equal(label_map, predictions_by_hand(model, image))
     assert (scores["num_images"], scores["num_labelled"]) == (7, 4)
-    assert without_matrix(scores) == {**without_matrix(labelled), "num_images": 7}
-
-
-def test_without_any_label_all_scores_are_nan():
-    rows, names = [{**row, "label": None} for row in odd_images()], []
-    scores = evaluate(segmenter(), rows, boundary_ratio=0.02, on_prediction=lambda name, _: names.append(name))
-    means = ("mean_iou", "mean_accuracy", "overall_accuracy", "frequency_weighted_iou", "mean_boundary_iou")
-    assert all(np.isnan(scores[name]) for name in means) and np.isnan(list(scores["per_category_iou"].values())).all()
-    assert scores["num_pixels"] == scores["num_labelled"] == scores["confusion_matrix"].sum() == 0
-    assert len(names) == scores["num_images"] == 7
+    assert without_matrix(scores) == {**without_matrix(evaluate(model, rows[::2])), "num_images": 7}
 
 
 def test_another_ignore_index_and_absent_classes_count_as_asked_for():
@@ -344,34 +315,24 @@ def test_the_command_sets_everything_that_influences_the_number():
     assert json.loads(args.label_map) == {"0": 255}
 
 
-def test_where_the_files_lie_is_not_part_of_the_protocol():
-    context = dataset_context(name="voc", split="val", data_dir="/home/me/voc", max_samples=3)
-    assert context == {"dataset": "voc", "split": "val", "max_samples": 3}
-
-
 @pytest.mark.parametrize(
-    "given",
+    ("name", "value"),
     [
-        {"dataset": "my data"},
-        {"dataset": "x; touch PWNED #"},
-        {"model": "$(touch PWNED)"},
-        {"split": "train[:80%]"},
-        {"list_file": "it's my list.txt"},
-        {"label_map": {"it's": 1}},
+        ("dataset", "x; touch PWNED #"),
+        ("model", "$(touch PWNED)"),
+        ("split", "train[:80%]"),
+        ("list_file", "it's my list.txt"),
+        ("label_map", {"it's": 1}),
     ],
 )
-def test_every_word_of_the_command_stays_one_word_for_a_shell(given):
-    ((name, value),) = given.items()
-    args = parsed({**DEFAULTS, "dataset": "d", **given})
+def test_every_word_of_the_command_stays_one_word_for_a_shell(name, value):
+    args = parsed({**DEFAULTS, "dataset": "d", name: value})
     assert getattr(args, name) == (json.dumps(value) if name == "label_map" else value)
 
 
 def test_results_that_cannot_be_written_are_told_before_the_evaluation(tmp_path):
-    (tmp_path / "file").write_text("")
     with pytest.raises(IsADirectoryError, match="is a folder; give --output the name of a file"):
         check_writable(tmp_path)
-    with pytest.raises(OSError, match="file"):
-        check_writable(tmp_path / "file" / "results.json")
     with pytest.raises(OSError, match="/proc/results.json"):
         check_writable("/proc/results.json")
     (tmp_path / "r_confusion.csv").write_text("mine")

@@ -14,13 +14,12 @@ from paths import files_in
 from PIL import Image
 from tiny import saved, segmenter
 
-from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.charts.label_maps import distinct_palette, draw_overlay, oklab
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.data.benchmarks.row import Submission
 from afdcd_hf.data.loading import load_split
 from afdcd_hf.inference import predictions
-from afdcd_hf.inference.files import PredictionWriter, open_rgb
+from afdcd_hf.inference.files import PredictionWriter
 from afdcd_hf.inference.graphs import load_segmenter
 from afdcd_hf.inference.predictions import class_legend, draw_predictions, predict_images, write_pseudo_labels
 from afdcd_hf.inference.segment import InferenceSettings, Predictor, make_sample, segment_image
@@ -108,51 +107,9 @@ def test_which_files_are_taken_and_how_their_predictions_are_called(model, tmp_p
     assert [one.image for one in run(model, [day], day, overwrite=True)] == [one.image for one in done[:6]]
 
 
-# Images of all kinds
-
-
-GREY = PIXELS[..., 0]
-AS_GREY = np.repeat(GREY[..., None], 3, axis=2)
-KINDS = {
-    "L": (Image.fromarray(GREY), AS_GREY),
-    "1": (Image.fromarray(GREY > 127), np.where(AS_GREY > 127, 255, 0)),
-    "RGBA": (Image.fromarray(np.dstack([PIXELS, 255 - GREY])), PIXELS),
-    "LA": (Image.fromarray(np.dstack([GREY, 255 - GREY])), AS_GREY),
-    "I;16": (Image.fromarray(GREY.astype(np.uint16) * 257), AS_GREY),
-    "CMYK": (Image.new("CMYK", (40, 24), (0, 255, 255, 0)), np.broadcast_to([255, 0, 0], (24, 40, 3))),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_images_of_all_kinds_become_rgb(tmp_path, kind):
-    stored, expected = KINDS[kind]
-    assert stored.mode == kind
-    path = tmp_path / ("x.tif" if kind == "CMYK" else "x.png")
-    stored.save(path)
-    opened = open_rgb(path)
-    assert opened.mode == "RGB" and np.array_equal(np.asarray(opened), expected)
-
-
-@pytest.mark.filterwarnings("error")
-def test_palette_images_take_their_colours_even_with_transparency(tmp_path):
-    stored = Image.fromarray(GREY % 3).convert("P")
-    stored.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    stored.save(tmp_path / "x.png", transparency=bytes([0, 128, 255]))
-    expected = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[GREY % 3]
-    assert np.array_equal(np.asarray(open_rgb(tmp_path / "x.png")), expected)
-
-
-@pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70000, np.int32)])
-def test_pixels_whose_range_is_unknown_are_refused(tmp_path, values):
-    Image.fromarray(values).save(tmp_path / "x.tif")
-    with pytest.raises(OSError, match=r"x\.tif: .*save it with 8 or 16 bits"):
-        open_rgb(tmp_path / "x.tif")
-    with pytest.raises(ValueError, match="^mine: mode .*save it with 8 or 16 bits"):
-        make_sample(AfDcdImageProcessor(), Image.fromarray(values), "mine")  # the entrance of Python
-
-
-def test_turned_tiny_and_damaged_images(model, tmp_path):
+def test_turned_deep_tiny_and_damaged_images(model, tmp_path):
     folder = tmp_path / "in"
+    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(picture(folder / "g.tif"))
     picture(folder / "a.png")
     picture(folder / "b.png", turned=True)
     picture(folder / "c.png", PIXELS[:1, :1])
@@ -160,10 +117,11 @@ def test_turned_tiny_and_damaged_images(model, tmp_path):
     (folder / "d.png").write_bytes(whole[: len(whole) // 2])
     (folder / "e.jpg").write_text("no image")
     picture(folder / "f.png")
-    with pytest.raises(OSError, match="2 of 6 images could not be read") as error:
+    with pytest.raises(OSError, match="3 of 7 images could not be read") as error:
         run(model, [folder], tmp_path / "out")
     message = str(error.value)
     assert str(folder / "d.png") in message and f"{folder / 'e.jpg'} cannot be read: not an image" in message
+    assert "g.tif: mode I: its values 70000 to 70000 exceed 16 bits; save it with 8 or 16 bits" in message
     assert files_in(tmp_path / "out" / "ids") == ["a.png", "b.png", "c.png", "f.png"]  # the others are not stopped
     for kind in ("ids", "overlay"):  # upright, as viewers show it
         assert np.array_equal(read(tmp_path / "out" / kind / "a.png"), read(tmp_path / "out" / kind / "b.png"))
@@ -202,9 +160,8 @@ def test_mistakes_are_answered_before_the_model_is_loaded(untouched, photo, tmp_
         write_pseudo_labels("model", [photo], out, confidence=90)
 
 
-@pytest.mark.parametrize("name", ["ids", "overlay"])
-def test_nothing_of_the_users_is_overwritten(untouched, photo, tmp_path, name):
-    mine = picture(tmp_path / "out" / name / "photo.png")
+def test_nothing_of_the_users_is_overwritten(untouched, photo, tmp_path):
+    mine = picture(tmp_path / "out" / "overlay" / "photo.png")
     before = mine.read_bytes()
     with pytest.raises(FileExistsError, match=f"{mine} exists.*--overwrite"):
         run("model", [photo], tmp_path / "out")
@@ -248,7 +205,7 @@ def test_predictions_become_a_data_set_in_which_uncertain_pixels_are_ignored(mod
         expected = np.where(scores.amax(0) < 0.6, 255, scores.argmax(0))
         assert 0 < (expected == 255).mean() < 1 and np.array_equal(np.asarray(row["label"]), expected)
     assert (tmp_path / "out" / "train" / "images" / "a" / "x.jpg").read_bytes() == upright.read_bytes()
-    assert np.array_equal(read(tmp_path / "out" / "train" / "images" / "y.png"), PIXELS)  # upright
+    assert np.array_equal(np.asarray(rows[1]["image"]), PIXELS)  # upright
 
 
 # Colours
@@ -278,9 +235,6 @@ def test_generated_colours_are_distinct_and_neither_black_white_nor_grey():
     assert distance[:19, :19].min() > 0.14  # CamVid's closest two are 0.10 apart
     assert np.hypot(seen[:300, 1], seen[:300, 2]).min() > 0.02
     assert np.array_equal(distinct_palette(20), colors[:20])  # a class keeps its colour when classes are added
-    for number in (0, 5000):
-        with pytest.raises(ValueError, match="1 to 4096"):
-            distinct_palette(number)
 
 
 def test_oklab_gives_the_published_values_of_red_and_white():
@@ -328,9 +282,6 @@ def test_predictions_stand_beside_a_users_own_labels_with_their_errors_below(mod
     errors[:, 0], errors[:12, 1] = seen[:, 0], 255
     assert np.array_equal(columns["mine"][1], errors)
     assert columns["image"][1] == "" and columns["truth"][1].endswith("mine: 2.5 %")  # 24 of 948
-
-
-def test_a_model_of_other_classes_is_not_drawn_in_the_colours_of_a_benchmark(model, tmp_path):
     with pytest.raises(ValueError, match="classes"):
         draw_predictions({"mine": model}, tmp_path / "x.png", dataset="scenes", indices=[0])
 
@@ -345,9 +296,8 @@ def benchmark_with(label_ids, file_name=lambda name: f"{Path(name).stem}_labelId
     return replace(BENCHMARKS["camvid"], submission=Submission(label_ids, file_name))
 
 
-@pytest.mark.parametrize("benchmark", [None, "camvid"])
-def test_without_a_server_train_ids_are_written_into_the_images_sub_folders(tmp_path, benchmark):
-    writer = PredictionWriter(tmp_path / "out", benchmark and BENCHMARKS[benchmark])
+def test_without_a_server_train_ids_are_written_into_the_images_sub_folders(tmp_path):
+    writer = PredictionWriter(tmp_path / "out", BENCHMARKS["camvid"])
     writer.prepare()
     writer("val/a.jpg", IDS)
     writer("val/b.v1", IDS + 1)
@@ -374,7 +324,7 @@ def test_folders_with_files_and_existing_zips_are_refused_before_anything_is_com
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x.png").write_text("mine")
     (tmp_path / "new.zip").write_text("of last week")
-    for name, message in (("full", "full is not empty"), ("full/x.png", "is a file"), ("new", "new.zip exists")):
+    for name, message in (("full", "x.png exists"), ("full/x.png", "is a file"), ("new", "new.zip exists")):
         with pytest.raises(FileExistsError, match=message):
             PredictionWriter(tmp_path / name, benchmark_with({})).prepare()
     assert not (tmp_path / "new").exists()
@@ -394,7 +344,4 @@ def test_no_prediction_replaces_another_or_leaves_the_folder(tmp_path):
     for name in ("../a.png", "/a.png", "x/../../a.png"):
         with pytest.raises(ValueError, match="outside"):
             writer(name, IDS)
-    for ids in ({0: -1}, {0: 70000}):
-        with pytest.raises(ValueError, match="0 to 65535"):
-            PredictionWriter(tmp_path / "out", benchmark_with(ids))("b", np.array([[0, 1]]))
     assert files_in(tmp_path) == ["out/a.png"]

@@ -38,6 +38,11 @@ def test_three_classes_score_as_worked_out_by_hand():
     assert scores["absent_classes"] == [] and scores["num_pixels"] == 6
     assert all(type(scores[key]) is float for key in MEANS)
     metric.confusion_matrix.zero_()  # a copy
+    frozen = TRUTH[:, ::-1].copy()[:, ::-1]
+    frozen.setflags(write=False)
+    with warnings.catch_warnings():  # torch's, of arrays that are read-only or flipped
+        warnings.simplefilter("error")
+        assert metric_of(frozen, frozen).compute()["mean_iou"] == 1.0
     assert metric.confusion_matrix.tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]  # rows are the truth
 
 
@@ -83,15 +88,6 @@ def test_every_ignore_index_dtype_and_value_is_treated_as_pixel_by_pixel(num_lab
                     assert np.array_equal(metric.confusion_matrix.numpy(), expected)
             assert np.array_equal(before, maps)
     assert outcomes == {False, True}
-
-
-def test_read_only_and_flipped_arrays_are_counted_without_a_warning():
-    frozen = TRUTH.copy()
-    frozen.setflags(write=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        metric = metric_of(frozen[:, ::-1], frozen[:, ::-1])
-    assert metric.compute()["mean_iou"] == 1.0
 
 
 def test_an_absent_class_is_listed_and_left_out_of_the_mean_or_counts_as_zero():
@@ -143,20 +139,14 @@ def test_add_batch_takes_maps_of_different_sizes_like_evaluate():
 def test_the_state_is_one_matrix_however_many_images_were_seen_until_it_is_reset():
     metric = metric_of()
     size = len(pickle.dumps(metric))
-    for _ in range(50):
+    with torch.inference_mode():
+        metric.update(PREDICTION, TRUTH)
+    for _ in range(49):
         metric.update(PREDICTION, TRUTH)
     assert len(pickle.dumps(metric)) == size and metric.compute()["num_pixels"] == 51 * 6
     assert metric.confusion_matrix.dtype == torch.int64 and metric.compute() == metric.compute()
     metric.reset()
     assert metric.compute()["num_pixels"] == 0
-
-
-def test_counts_made_in_inference_mode_can_be_extended_outside():
-    metric = StreamingMeanIoU(3)
-    with torch.inference_mode():
-        metric.update(torch.tensor([0, 1]), torch.tensor([0, 1]))
-    metric.update(torch.tensor([2]), torch.tensor([2]))
-    assert metric.merge(metric_of()).compute()["num_pixels"] == 9
 
 
 @pytest.mark.parametrize(
@@ -231,19 +221,19 @@ def test_counts_and_names_survive_and_no_cell_is_a_formula_to_a_spreadsheet(name
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("", "0 columns"),
-        ("truth,a,b\na,1,2\n", "2 columns and 1 lines"),
-        ("truth,a,b\na,1,2\nc,3,4\n", "line 3.*'c'.*'b'"),
-        ("truth,a,b\na,1\nb,3,4\n", "line 2.*1 numbers.*2 whole"),
-        ("truth,a,b\na,1,x\nb,3,4\n", "line 2.*'x'"),
-        ("truth,a,b\na,1,-2\nb,3,4\n", "-2 pixels"),
+        "",
+        "truth,a,b\na,1,2\n",
+        "truth,a,b\na,1,2\nc,3,4\n",
+        "truth,a,b\na,1\nb,3,4\n",
+        "truth,a,b\na,1,x\nb,3,4\n",
+        "truth,a,b\na,1,-2\nb,3,4\n",
     ],
 )
-def test_a_csv_that_is_no_confusion_matrix_is_refused_by_line(text, message, tmp_path):
+def test_a_csv_that_is_no_confusion_matrix_is_refused(text, tmp_path):
     (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"a\.csv is no confusion matrix .*; expected is a header"):
         read_confusion_csv(tmp_path / "a.csv")
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .lists import ListFile, find_listed, first, plain, read_list
 from .row import Benchmark
-
-logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -49,10 +46,9 @@ def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Pa
     image_dirs, label_dirs = folders.of_split(split)
     images = _by_key(_files(image_dirs[0], IMAGE_SUFFIXES, layout.nested), layout.image_ending)
     labels, label_map = folders.labels(label_dirs, images)
-    usable = [f"{end}.png" for end, values in layout.label_endings.items() if values is not None]
     for found, place, endings in (
         (images, image_dirs, [f"{layout.image_ending}{suffix}" for suffix in IMAGE_SUFFIXES]),
-        (labels or optional, label_dirs, usable),
+        (labels or optional, label_dirs, [f"{end}.png" for end in folders.usable]),
     ):
         if not found:
             raise FileNotFoundError(f"{place[0]} holds no file ending in {', '.join(endings)} (in either case).")
@@ -67,8 +63,7 @@ def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Pa
             return SplitFiles(paths, own, {})
         return SplitFiles(paths, listed.checked(own, f"have no label in {label_place}"), label_map)
     if layout.lists:
-        kept = folders.keys_without_list(split)
-        images, labels = ({key: part[key] for key in part if key in kept} for part in (images, labels))
+        raise folders.lacking(split, f"list {layout.paths(layout.lists, split)[0]}")
     if optional and not labels:
         return SplitFiles(tuple(images.values()), (None,) * len(images), {})
     lonely = [
@@ -83,20 +78,15 @@ def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Pa
 
 def _listed_pairs(folders: _Folders, listed: ListFile, root: Path) -> SplitFiles:
     """The images and labels of a list of two columns, wherever they lie."""
-    endings = folders.layout.label_endings
-    lines: dict[str, int] = {}  # the first line of each kind
-    for line, (_, label) in listed.rows.items():
-        ending = folders.ending_of(_key(label))
-        if ending is None or endings[ending] is None:
-            usable = " or ".join(f"*{end}.png" for end, values in endings.items() if values is not None)
-            raise ValueError(
-                f"{listed.path}, line {line}: {label} is no label file for {folders.benchmark.name}, which wants "
-                f"{usable}" + ("." if ending is None else f", not *{ending}.png: its class ids are numbered otherwise.")
-            )
-        lines.setdefault(ending, line)
-    if len(lines) > 1:
-        mixed = " and ".join(f"*{ending}.png (line {line})" for ending, line in lines.items())
-        raise ValueError(f"{listed.path} lists {mixed}, whose class ids are numbered differently: list one kind only.")
+    # one label of each kind, with its line
+    kinds = {folders.ending_of(_key(row[1])): f"{row[1]} (line {line})" for line, row in listed.rows.items()}
+    [ending, *others] = kinds
+    if others or ending not in folders.usable:
+        usable = " or all ".join(f"*{end}.png" for end in folders.usable)
+        raise ValueError(
+            f"{listed.path} lists {' and '.join(kinds.values())}, but the labels of {folders.benchmark.name} must be "
+            f"all {usable}: in others the classes are numbered otherwise."
+        )
     images, labels = (
         listed.checked(
             find_listed([row[column] for row in listed.rows.values()], (folders.home, root)),
@@ -105,7 +95,7 @@ def _listed_pairs(folders: _Folders, listed: ListFile, root: Path) -> SplitFiles
         )
         for column in (0, 1)
     )
-    return SplitFiles(images, labels, endings[next(iter(lines))] or {})
+    return SplitFiles(images, labels, folders.usable[ending])
 
 
 class _Folders:
@@ -114,35 +104,33 @@ class _Folders:
     def __init__(self, benchmark: Benchmark, root: Path) -> None:
         assert benchmark.files is not None
         self.benchmark, self.layout = benchmark, benchmark.files
+        self.usable = {end: values for end, values in self.layout.label_endings.items() if values is not None}
         folders = [path for split in benchmark.split_sizes for path in self.layout.paths(self.layout.images, split)]
         homes = [root, *(root / home for home in self.layout.homes)]
         self.home = next((home for home in homes if any((home / path).is_dir() for path in folders)), root)
 
     def of_split(self, split: str) -> tuple[list[Path], list[Path]]:
         """Those that are there for the split's images and labels."""
-        layout, optional = self.layout, split in self.layout.unlabelled
-        image_dirs, label_dirs = (self._there(paths, split) for paths in (layout.images, layout.labels))
-        wanted = [(image_dirs, layout.images), *([] if optional else [(label_dirs, layout.labels)])]
-        missing = [" or ".join(layout.paths(paths, split)) for there, paths in wanted if not there]
+        found: list[list[Path]] = []
+        missing = []
+        for templates, optional in ((self.layout.images, False), (self.layout.labels, split in self.layout.unlabelled)):
+            paths = self.layout.paths(templates, split)
+            found.append([self.home / path for path in paths if (self.home / path).is_dir()])
+            missing += [] if found[-1] or optional else [" or ".join(paths)]
         if missing:
-            raise self._lacking(split, f"folder {' and no '.join(missing)}")
-        return image_dirs, label_dirs
-
-    def _there(self, templates: Sequence[str], split: str) -> list[Path]:
-        paths = [self.home / path for path in self.layout.paths(templates, split)]
-        return [path for path in paths if path.is_dir()]
+            raise self.lacking(split, f"folder {' and no '.join(missing)}")
+        return found[0], found[1]
 
     def labels(self, folders: list[Path], images: Mapping[str, Path]) -> tuple[dict[str, Path], Mapping[int, int]]:
         """The label files by key, and the map of their kind."""
         files = [_files(folder, (".png",), self.layout.nested) for folder in folders]
-        for ending, label_map in self.layout.label_endings.items():
+        for ending, label_map in self.usable.items():
             labels: dict[str, Path] = {}
-            for paths in files if label_map is not None else ():
+            for paths in files:  # of the second folder only what the images lack
                 more = _by_key([path for path in paths if self.ending_of(path.stem) == ending], ending)
-                some = self.layout.lists or not labels  # else only what the images lack
-                labels = {key: path for key, path in more.items() if some or key in images} | labels
+                labels = {key: path for key, path in more.items() if not labels or key in images} | labels
             if labels:
-                return dict(sorted(labels.items())), label_map or {}
+                return dict(sorted(labels.items())), label_map
         return {}, {}
 
     def ending_of(self, stem: str) -> str | None:
@@ -154,38 +142,11 @@ class _Folders:
         paths = [self.home / path for path in self.layout.paths(self.layout.lists, split)]
         return next((path for path in paths if path.is_file()), None)
 
-    def keys_without_list(self, split: str) -> set[str]:
-        """The keys of a split's images, where there should be a list but is none (`Layout.without_list`)."""
-        rule = self.layout.without_list.get(split, {})
-        without = self.own_list(rule["but_not"]) if rule else None
-        folder = self.home / rule.get("labels", "")
-        if without is None or not folder.is_dir():
-            wanted = self.layout.paths(self.layout.lists, split)[0]
-            helpful = f" (or {rule['labels']}/*.png and a list of {rule['but_not']})" if rule else ""
-            raise self._lacking(split, f"list {wanted}{helpful}")
-        logger.info(
-            "%s has no list of %s: taking the images with a label in %s and those of %s, without those of %s",
-            self.home, split, rule["labels"], rule["and"], rule["but_not"],
-        )  # fmt: skip
-        keys, also = set(_by_key(_files(folder, (".png",)), "")), self.own_list(rule["and"])
-        return (keys | (_ids(also) if also else set())) - _ids(without)
-
-    def _lacking(self, split: str, what: str) -> FileNotFoundError:
-        layout = self.layout
-
-        def complete(other: str) -> bool:
-            parts = [layout.images, *([] if other in layout.unlabelled else [layout.labels])]
-            listed = not layout.lists or self.own_list(other) is not None
-            return listed and all(self._there(paths, other) for paths in parts)
-
+    def lacking(self, split: str, what: str) -> FileNotFoundError:
         return FileNotFoundError(
             f"{self.home} has no {what}, needed for {self.benchmark.name}'s split {split}. Expected: "
-            f"{self.benchmark.layout}. Splits found there: {first(filter(complete, self.benchmark.split_sizes), 9)}."
+            f"{self.benchmark.layout}."
         )
-
-
-def _ids(path: Path) -> set[str]:
-    return {_key(columns[0]) for columns in read_list(path, path.parent).rows.values()}
 
 
 def _files(folder: Path, suffixes: tuple[str, ...], nested: bool = False) -> list[Path]:

@@ -28,9 +28,6 @@ class Layout:
     image_ending: str = ""  # of the image files' stems; files without it are no data
     split_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # in the paths, where not its own
     lists: Sequence[str] = ()  # files with the ids of a split's images, where all splits share their folders
-    # Split → how its images are found where there is no list: those with `labels` in that folder `and` those of another
-    # split, `but_not` those of a third.
-    without_list: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     nested: bool = False  # whether the files lie one level deeper, in a folder a city
     unlabelled: Sequence[str] = ()  # splits that are (also) published without labels
 
