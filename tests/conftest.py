@@ -13,6 +13,8 @@ import torch  # noqa: E402
 from paths import SHARED  # noqa: E402
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, which reads it once
 
 
 @pytest.fixture(scope="session")

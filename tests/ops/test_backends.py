@@ -9,18 +9,13 @@ import os
 import shutil
 import subprocess
 from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from afdcd_hf.ops import (
-    channel_contrast,
-    contrast,
-    contrast_native,
-    contrast_reference,
-    omni_contrast,
-    spatial_contrast,
-)
+from afdcd_hf.ops import contrast, contrast_native, contrast_reference
+from afdcd_hf.ops.contrast import channel_contrast, omni_contrast, spatial_contrast
 from afdcd_hf.ops.contrast_native import native_unavailable
 
 NATIVE_RUNS = native_unavailable(torch.zeros(1), torch.zeros(1)) is None
@@ -85,35 +80,30 @@ def test_values_and_gradients_equal_the_reference(case, dtype, distance, tempera
 def test_portions_of_any_size_give_the_same(case, vectors, patches, monkeypatch):
     function, options, shape = CASES[case]
     maps, distances, sizes = maps_of(shape, torch.float64), contrast_reference.distances, []
+    expected = value_and_gradient(function, *maps, **options, backend="reference")
     monkeypatch.setattr(contrast_reference, "CPU_NUMBERS", patches * vectors**2)
-    assert_equals_reference(function, maps, 1e-11, "torch", **options)
-
-    def seen(*arguments):
-        sizes.append(distances(*arguments).numel())
-        return distances(*arguments)
-
-    monkeypatch.setattr(contrast_reference, "distances", seen)
-    function(*maps, **options, backend="torch")
-    assert len(sizes) > 1 and max(sizes) <= patches * vectors**2
+    monkeypatch.setattr(contrast_reference, "distances", lambda *all: sizes.append(found := distances(*all)) or found)
+    torch.testing.assert_close(value_and_gradient(function, *maps, **options, backend="torch"), expected)
+    assert len(sizes) > 1 and max(found.numel() for found in sizes) <= patches * vectors**2
 
 
 @pytest.mark.parametrize("kind", ["normal", "rectified", "close to the teacher", "far from zero"])
 def test_float32_is_as_near_to_float64_as_the_reference_is(kind, backend):
     student, teacher = (maps.detach() for maps in maps_of((1, 512, 8, 8)))
-    if kind == "rectified":
-        student, teacher = student.relu(), teacher.relu()
-    elif kind == "close to the teacher":
-        student = teacher + 1e-3 * student
-    elif kind == "far from zero":
-        student, teacher = student + 10, teacher + 10
+    student, teacher = {
+        "normal": (student, teacher),
+        "rectified": (student.relu(), teacher.relu()),
+        "close to the teacher": (teacher + 1e-3 * student, teacher),
+        "far from zero": (student + 10, teacher + 10),
+    }[kind]
     # a temperature of 0.5 with 32 channels: distances differ by a few times that, so that many pairs weigh something
     options = {"temperature": 0.5 if kind != "close to the teacher" else 5.0}
     _, exact = value_and_gradient(omni_contrast, student.double(), teacher.double(), **options, backend="reference")
-    errors = {}
-    for each in ("reference", backend):
-        _, gradient = value_and_gradient(omni_contrast, student, teacher, **options, backend=each)
-        errors[each] = ((gradient.double() - exact).norm() / exact.norm()).item()
-    assert errors[backend] < 4 * errors["reference"] + 1e-7, errors
+    reference, actual = (
+        value_and_gradient(omni_contrast, student, teacher, **options, backend=each)[1].double()
+        for each in ("reference", backend)
+    )
+    assert (actual - exact).norm() < 4 * (reference - exact).norm() + 1e-7 * exact.norm()
 
 
 LAYOUTS = {
@@ -146,18 +136,15 @@ def test_nan_and_infinities_go_where_they_go_in_the_reference(negatives, distanc
         torch.testing.assert_close(actual, expected, rtol=2e-3, atol=1e-4, equal_nan=True)
 
 
-def numbers_kept_for_backward(backend):
-    """While a contrast of maps of 1024 numbers runs, whose four patches have 4·256² similarities."""
-    student, teacher = maps_of((1, 16, 8, 8))
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor), lambda tensor: tensor):
-        omni_contrast(student, teacher, backend=backend)
-    return sum(tensor.numel() for tensor in kept)
-
-
 def test_no_similarity_is_kept_for_the_backward_pass(backend):
-    assert numbers_kept_for_backward(backend) <= 1024
-    assert numbers_kept_for_backward("reference") > 4 * 256**2  # the hook sees such things
+    student, teacher = maps_of((1, 16, 8, 8))  # 1024 numbers; four patches with 256² similarities each
+    kept = {backend: 0, "reference": 0}
+    for each in kept:
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+            omni_contrast(student, teacher, backend=each)
+        kept[each] = sum(tensor.numel() for tensor in saved)
+    assert kept[backend] <= 1024 and kept["reference"] > 4 * 256**2  # the hook sees such things
 
 
 def test_gradients_of_two_passes_add_up_and_a_second_derivative_is_refused(backend):
@@ -196,16 +183,13 @@ def test_a_compiled_model_holds_the_contrast_without_a_break():
 
 @pytest.mark.parametrize(("device", "preferred"), [("cpu", "native"), ("cuda", "triton")])
 def test_auto_takes_the_fastest_that_runs_or_says_why_not(device, preferred, monkeypatch, caplog):
-    class Somewhere:
-        dtype = torch.float32
-
-    Somewhere.device = torch.device(device)
+    somewhere = SimpleNamespace(dtype=torch.float32, device=torch.device(device))
     contrast._log_choice.cache_clear()
     with caplog.at_level(logging.INFO, logger="afdcd_hf.ops.contrast"):
         for reason, expected in ((None, preferred), ("it is Tuesday", "torch"), ("it is Tuesday", "torch")):
-            faked = contrast.BACKENDS[preferred]._replace(unavailable=lambda student, teacher, reason=reason: reason)
+            faked = contrast.BACKENDS[preferred]._replace(unavailable=lambda *_, reason=reason: reason)
             monkeypatch.setitem(contrast.BACKENDS, preferred, faked)
-            assert contrast._automatic(Somewhere, Somewhere) == expected
+            assert contrast._automatic(somewhere, somewhere) == expected
     assert [record.getMessage() for record in caplog.records] == [  # each once
         f"contrast backend on {device}: {preferred} (chosen by backend='auto')",
         f"contrast backend on {device}: torch (chosen by backend='auto'; {preferred} cannot run: it is Tuesday)",
@@ -224,15 +208,19 @@ def test_maps_on_another_device_are_a_reason_not_to_run_the_c_kernel():
 needs_a_compiler = pytest.mark.skipif(not NATIVE_RUNS, reason="needs a C compiler")
 
 
+def forget():
+    """As in a process that has not loaded the kernel."""
+    contrast_native._library.cache_clear()
+    contrast._log_choice.cache_clear()
+
+
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """An empty cache folder, and a process that has not loaded the kernel."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    contrast_native._library.cache_clear()
-    contrast._log_choice.cache_clear()
+    forget()
     yield tmp_path / "cache" / "afdcd_hf"
-    contrast_native._library.cache_clear()
-    contrast._log_choice.cache_clear()
+    forget()
 
 
 @pytest.fixture(scope="module")
@@ -286,19 +274,19 @@ def test_it_is_compiled_once_for_all_processes_and_anew_for_another_source_or_co
     expected = some_loss()
     (kept,) = fresh.iterdir()  # whole: no part of a file is left
     assert kept.name.startswith("contrast-")
-    contrast_native._library.cache_clear()  # as in another process
+    forget()
     assert torch.equal(some_loss(), expected)
     (call,) = compiler.read_text().splitlines()
     assert call.startswith("--some-flag -std=gnu11 -O3") and "fast-math" not in call
     changed = tmp_path / "contrast_kernel.c"
     changed.write_text(contrast_native.SOURCE.read_text() + "/* changed */\n")
-    for change in (
-        lambda: monkeypatch.setattr(contrast_native, "SOURCE", changed),
-        lambda: monkeypatch.setenv("CC", os.environ["CC"] + " --another-flag"),
-        lambda: monkeypatch.setattr(contrast_native.platform, "machine", lambda: "another"),
+    for patch in (
+        (monkeypatch.setattr, contrast_native, "SOURCE", changed),
+        (monkeypatch.setenv, "CC", os.environ["CC"] + " --another-flag"),
+        (monkeypatch.setattr, contrast_native.platform, "machine", lambda: "another"),
     ):
-        contrast_native._library.cache_clear()
-        change()
+        forget()
+        patch[0](*patch[1:])
         some_loss()
     assert len(list(fresh.iterdir())) == len(compiler.read_text().splitlines()) == 4
 
@@ -311,7 +299,7 @@ def test_a_damaged_library_is_compiled_again(damage, fresh, compiler):  # loadin
     some_loss()
     (kept,) = fresh.iterdir()
     whole = kept.read_bytes()
-    contrast_native._library.cache_clear()
+    forget()
     kept.write_bytes(damage(whole))
     some_loss()
     assert kept.read_bytes() == whole and len(compiler.read_text().splitlines()) == 2
@@ -361,15 +349,10 @@ def test_a_compiler_that_fails_is_tried_once_and_named(script, reason, fresh, tm
 
 
 @needs_a_compiler
-def test_threads_change_no_bit():
-    maps = maps_of((2, 256, 16, 16))
-    before, results = torch.get_num_threads(), []
-    try:
-        for number in (1, 3, 64):  # 64: more than patches
-            torch.set_num_threads(number)
-            results.append(value_and_gradient(omni_contrast, *maps, backend="native"))
-            assert torch.get_num_threads() == number
-    finally:
-        torch.set_num_threads(before)
+def test_threads_change_no_bit(monkeypatch):
+    maps, results = maps_of((2, 256, 16, 16)), []
+    for number in (1, 3, 64):  # 64: more than patches
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
+        results.append(value_and_gradient(omni_contrast, *maps, backend="native"))
     for value, gradient in results[1:]:
         assert torch.equal(value, results[0][0]) and torch.equal(gradient, results[0][1])

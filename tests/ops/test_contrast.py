@@ -1,4 +1,4 @@
-"""The contrastive terms against loops over vectors, hand calculations and the released code, with each CPU backend."""
+"""The contrastive terms against loops over vectors, hand calculations and the released code; their checks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from afdcd_hf.ops import channel_contrast, contrast, contrast_reference, omni_contrast, spatial_contrast
-from afdcd_hf.ops.contrast_native import native_unavailable
+from afdcd_hf.ops import channel_contrast, contrast_reference, omni_contrast, spatial_contrast
 
 GOLDEN = paths.GOLDEN / "losses.safetensors"
 
@@ -25,35 +24,13 @@ MODES = {
 on_both_distances = pytest.mark.parametrize("distance", ["l1", "l2"])
 
 
-@pytest.fixture(autouse=True, params=["reference", "torch", "native"])
-def backend(request, monkeypatch):
-    """What backend="auto", the default, stands for."""
-    reason = native_unavailable(torch.zeros(1), torch.zeros(1)) if request.param == "native" else None
-    if reason is not None:
-        pytest.skip(reason)
-    compute = contrast._contrast
-
-    def chosen(student, teacher, settings, backend):
-        return compute(student, teacher, settings, request.param if backend == "auto" else backend)
-
-    monkeypatch.setattr(contrast, "_contrast", chosen)
+on_every_backend = pytest.mark.parametrize("backend", ["reference", "torch", "auto"])  # auto: native where it runs
 
 
 def random_maps(shape=(2, 6, 4, 4), dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
     return student, torch.randn(shape, generator=generator, dtype=dtype)
-
-
-def vectors_of_patch(array, top, left, patch, groups):
-    """{(i, j, k): vector} of one patch of one image (C, H, W)."""
-    size = array.shape[0] // groups
-    return {
-        (i, j, k): array[k * size : (k + 1) * size, top + i, left + j]
-        for i in range(patch)
-        for j in range(patch)
-        for k in range(groups)
-    }
 
 
 def contrast_by_loops(student, teacher, patch, groups, negatives, temperature, distance):
@@ -64,20 +41,18 @@ def contrast_by_loops(student, teacher, patch, groups, negatives, temperature, d
     norm, size = {"l1": 1, "l2": 2}[distance], channels // groups
     total, gradient = 0.0, np.zeros_like(student)
     for b, row, column in np.ndindex(batch, rows, columns):
-        place = (row * patch, column * patch, patch, groups)
-        anchors, candidates = vectors_of_patch(student[b], *place), vectors_of_patch(teacher[b], *place)
-        for anchor, vector in anchors.items():
-            kept = [other for other in candidates if other == anchor or negatives == "all" or other[2] != anchor[2]]
-            similarity = [-np.linalg.norm(vector - candidates[other], ord=norm) / temperature for other in kept]
-            weights = np.exp(similarity - np.max(similarity))
+        places = {  # position and group -> where the vector lies
+            (i, j, k): (b, slice(k * size, (k + 1) * size), row * patch + i, column * patch + j)
+            for i, j, k in np.ndindex(patch, patch, groups)
+        }
+        for anchor, place in places.items():
+            kept = [other for other in places if other == anchor or negatives == "all" or other[2] != anchor[2]]
+            differences = [student[place] - teacher[places[other]] for other in kept]
+            weights = np.exp([-np.linalg.norm(each, ord=norm) / temperature for each in differences])
             weights /= weights.sum()
-            total -= math.log(weights[kept.index(anchor)])
-            i, j, k = anchor
-            slope = sum(
-                ((other == anchor) - weight) * np.sign(vector - candidates[other]) / temperature
-                for other, weight in zip(kept, weights, strict=True)
-            )
-            gradient[b, k * size : (k + 1) * size, row * patch + i, column * patch + j] += slope
+            positive = [other == anchor for other in kept]
+            total -= math.log(weights[positive.index(True)])
+            gradient[place] += (positive - weights) @ np.sign(differences) / temperature
     positions = batch * rows * patch * columns * patch
     return total / positions, torch.from_numpy(gradient / positions)
 
@@ -89,7 +64,8 @@ def test_each_mode_equals_loops_over_vectors(mode, shape, distance):
     function, options, loop_options = MODES[mode]
     student, teacher = random_maps(shape)
     value, gradient = contrast_by_loops(student, teacher, *loop_options, temperature=0.5, distance=distance)
-    actual = function(student, teacher.requires_grad_(), **options, temperature=0.5, distance=distance)
+    options = {**options, "temperature": 0.5, "distance": distance, "backend": "reference"}
+    actual = function(student, teacher.requires_grad_(), **options)
     assert actual.shape == () and actual.dtype == torch.float32
     assert actual.item() == pytest.approx(value, rel=1e-5)
     (3 * actual).backward()
@@ -103,10 +79,9 @@ def test_each_mode_equals_loops_over_vectors(mode, shape, distance):
 def test_gradients_pass_gradcheck_in_float64(mode, distance):
     function, options, _ = MODES[mode]
     student, teacher = random_maps((1, 6, 2, 4), dtype=torch.float64)
+    options = {**options, "temperature": 0.5, "distance": distance, "backend": "reference"}
     assert function(student, teacher, **options).dtype == torch.float64
-    assert torch.autograd.gradcheck(
-        lambda tensor: function(tensor, teacher, **options, temperature=0.5, distance=distance), student
-    )
+    assert torch.autograd.gradcheck(lambda tensor: function(tensor, teacher, **options), student)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +99,9 @@ def test_a_pixel_with_two_groups_by_hand(student, teacher, distance, lengths):
     assert actual.item() == pytest.approx(expected, rel=1e-6)
 
 
+@on_every_backend
 @on_both_distances
-def test_equal_vectors_count_the_negatives_and_get_no_gradient(distance):
+def test_equal_vectors_count_the_negatives_and_get_no_gradient(distance, backend):
     ones, student = torch.ones(2, 32, 8, 4), torch.ones(2, 32, 8, 4, requires_grad=True)
     for function, options, factor, negatives in (
         (omni_contrast, {}, 16, 240),
@@ -133,39 +109,43 @@ def test_equal_vectors_count_the_negatives_and_get_no_gradient(distance):
         (spatial_contrast, {}, 1, 15),
         (channel_contrast, {}, 16, 15),
     ):
-        value = function(student, ones, **options, distance=distance)
+        value = function(student, ones, **options, distance=distance, backend=backend)
         assert value.item() == pytest.approx(factor * math.log(1 + negatives), rel=1e-5)
         value.backward()
     assert torch.equal(student.grad, torch.zeros_like(student))
 
 
-def test_a_student_equal_to_the_teacher_has_almost_no_loss_and_large_distances_do_not_overflow():
+@on_every_backend
+def test_a_student_equal_to_the_teacher_has_almost_no_loss_and_large_distances_do_not_overflow(backend):
     student, teacher = random_maps((1, 256, 4, 4))
-    assert 0 <= omni_contrast(teacher, teacher).item() < 1e-6
-    loss = omni_contrast(1e4 * student, 1e4 * teacher)
+    assert 0 <= omni_contrast(teacher, teacher, backend=backend).item() < 1e-6
+    loss = omni_contrast(1e4 * student, 1e4 * teacher, backend=backend)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(student.grad).all()
 
 
-def test_value_and_gradient_equal_the_released_code():
+@on_every_backend
+def test_value_and_gradient_equal_the_released_code(backend):
     if not GOLDEN.exists():
         pytest.skip("needs ../shared/golden")
     golden = pytest.importorskip("safetensors.torch").load_file(GOLDEN)
     student = golden["citys.raw"].requires_grad_()
-    loss = omni_contrast(F.max_pool2d(student, 4), F.max_pool2d(golden["citys.teacher"], 4))
+    loss = omni_contrast(F.max_pool2d(student, 4), F.max_pool2d(golden["citys.teacher"], 4), backend=backend)
     loss.backward()
     torch.testing.assert_close(loss, golden["citys.raw_ctr"], rtol=1e-4, atol=0)
     torch.testing.assert_close(student.grad, golden["citys.raw_grad"], rtol=1e-4, atol=1e-6)
 
 
-@on_both_distances
-def test_half_precision_maps_are_computed_in_float32_also_under_autocast(distance):
+@on_every_backend
+def test_half_precision_maps_are_computed_in_float32_also_under_autocast(backend):
     student, teacher = (maps.detach().bfloat16() for maps in random_maps((1, 32, 4, 4)))
-    expected = omni_contrast(student.float(), teacher.float(), distance=distance)
-    assert expected.dtype == torch.float32
-    assert torch.equal(omni_contrast(student, teacher, distance=distance), expected)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(omni_contrast(student, teacher, distance=distance), expected)
+    for distance in ("l1", "l2"):
+        options = {"distance": distance, "backend": backend}
+        expected = omni_contrast(student.float(), teacher.float(), **options)
+        assert expected.dtype == torch.float32
+        assert torch.equal(omni_contrast(student, teacher, **options), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(omni_contrast(student, teacher, **options), expected)
 
 
 def test_the_reference_may_take_patches_in_portions(monkeypatch):
@@ -198,13 +178,13 @@ def test_bad_settings_are_explained(options, message):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "message"),
+    ("student", "teacher", "message"),
     [
-        (((6, 4, 4), (6, 4, 4)), "must be maps .B, C, H, W. of the same shape"),
-        (((1, 6, 4, 4), (1, 6, 4, 8)), "must be maps .B, C, H, W. of the same shape"),
-        (((0, 6, 4, 4), (0, 6, 4, 4)), "hold no patch"),
+        ((6, 4, 4), (6, 4, 4), "must be maps .B, C, H, W. of the same shape"),
+        ((1, 6, 4, 4), (1, 6, 4, 8), "must be maps .B, C, H, W. of the same shape"),
+        ((0, 6, 4, 4), (0, 6, 4, 4), "hold no patch"),
     ],
 )
-def test_maps_that_are_not_of_one_4d_shape_or_empty_are_refused(shapes, message):
+def test_maps_that_are_not_of_one_4d_shape_or_empty_are_refused(student, teacher, message):
     with pytest.raises(ValueError, match=message):
-        spatial_contrast(*map(torch.zeros, shapes))
+        spatial_contrast(torch.zeros(student), torch.zeros(teacher))
