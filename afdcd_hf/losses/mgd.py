@@ -14,7 +14,7 @@ from ..features import Activations
 from ..ops.checks import check_choice, check_fraction
 from ..ops.precision import in_float32
 from .base import MapLoss, option
-from .projectors import PROJECTORS, EnhancedProjector, PlainProjector
+from .projectors import PROJECTORS, EnhancedProjector, PlainProjector, mask_aligned
 from .random_source import RandomSource, uniform
 
 
@@ -36,9 +36,7 @@ def center_mask(feature_map: Tensor) -> Tensor:
 
 def restore(student_map: Tensor, mask: Tensor, align: nn.Module, projector: nn.Module) -> Tensor:
     """S' = projector(mask ⊙ align(student_map)): `(B, Cs, h, w)` to `(B, Ct, h, w)`, in the layers' dtype."""
-    aligned = align(student_map)
-    # masked after the alignment: its bias must not show at hidden positions
-    hidden = aligned * mask.to(aligned.dtype)
+    hidden = mask_aligned(align, student_map, mask)
     return projector(hidden, mask) if isinstance(projector, (PlainProjector, EnhancedProjector)) else projector(hidden)
 
 

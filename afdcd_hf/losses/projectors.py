@@ -25,38 +25,63 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 
 
 def _conv(channels: int, size: int = 3, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, kernel_size=size, padding=size // 2, groups=groups)
 
 
-def convolve_kept(convolution: nn.Conv2d, feature_map: Tensor, mask: Tensor) -> Tensor:
-    """A 3×3 convolution of a map `(B, C, h, w)` that is 0 where `mask` `(B, 1, h, w)` is; `(B, C', h, w)`.
+def mask_aligned(align: Any, feature_map: Tensor, mask: Tensor) -> Tensor:
+    """mask ⊙ align(map) for a map `(B, C, h, w)`, a 1×1 convolution to C' channels or the identity: `(B, C', h, w)`.
+
+    Masked after the alignment: its bias must not show at hidden positions. See `convolve_kept` for what is skipped.
+    """
+    if not isinstance(align, nn.Conv2d) or not _skips_hidden(align, feature_map, mask):
+        aligned = align(feature_map)
+        return aligned * mask.to(aligned.dtype)
+    kept, rows = _kept(feature_map, mask)
+    aligned = F.linear(rows, align.weight.flatten(1), align.bias)
+    return _as_map(aligned.new_zeros(mask.numel(), align.out_channels).index_copy(0, kept, aligned), mask)
+
+
+def convolve_kept(convolution: Any, feature_map: Tensor, mask: Tensor) -> Tensor:
+    """A 3×3 convolution of a map `(B, C, h, w)` that is 0 where `mask` `(B, 1, h, w)` is: `(B, C', h, w)`.
 
     On a CPU, in float32 or float64, it multiplies the kept positions alone where they are half of all or fewer; at
     ζ = 0.75 a quarter. A hidden position gets no gradient then: the mask would make it 0. A GPU would be held up by
     having to tell how many positions are kept, and half precision would round each of the nine products.
     """
-    exact = feature_map.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    dense = not exact or feature_map.device.type != "cpu" or torch.compiler.is_compiling()
-    if dense or isinstance(convolution.weight, DTensor) or mask.mean() > 0.5:
+    if not _skips_hidden(convolution, feature_map, mask):
         return convolution(feature_map)
-    batch, channels, height, width = feature_map.shape
-    kept = mask.flatten().nonzero()  # (P, 1), flat indices of (b, y, x)
-    rows = feature_map.permute(0, 2, 3, 1).reshape(-1, channels)[kept[:, 0]]
-    weights = convolution.weight.permute(2, 3, 0, 1).reshape(-1, channels)  # (9·C', C): C' rows for each of 9 offsets
+    (kept, rows), (height, width) = _kept(feature_map, mask), mask.shape[2:]
+    weights = convolution.weight.permute(2, 3, 0, 1).flatten(0, 2)  # (9·C', C): C' rows for each of 9 offsets
     products = (rows @ weights.T).view(9 * len(rows), convolution.out_channels)
     # the weight at offset (i, j) takes position p to p - (i - 1, j - 1); what leaves the map goes to a row of its own
-    down, right = (1 - torch.arange(9) // 3), (1 - torch.arange(9) % 3)
-    y, x = kept // width % height + down, kept % width + right
+    down, right = 1 - torch.arange(9) // 3, 1 - torch.arange(9) % 3
+    position = kept[:, None]
+    y, x = position // width % height + down, position % width + right
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    outside = batch * height * width
-    targets = torch.where(inside, kept + down * width + right, outside).flatten()
-    summed = products.new_zeros(outside + 1, convolution.out_channels).index_add(0, targets, products)[:-1]
-    if convolution.bias is not None:
-        summed = summed + convolution.bias
-    return summed.view(batch, height, width, convolution.out_channels).permute(0, 3, 1, 2)
+    targets = torch.where(inside, position + down * width + right, mask.numel()).flatten()
+    summed = products.new_zeros(mask.numel() + 1, convolution.out_channels).index_add(0, targets, products)[:-1]
+    return _as_map(summed if convolution.bias is None else summed + convolution.bias, mask)
+
+
+def _skips_hidden(layer: nn.Conv2d, feature_map: Tensor, mask: Tensor) -> bool:
+    exact = feature_map.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    eager_cpu = feature_map.device.type == "cpu" and not torch.compiler.is_compiling()
+    return exact and eager_cpu and not isinstance(layer.weight, DTensor) and mask.mean().item() <= 0.5
+
+
+def _kept(feature_map: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat indices `(P,)` of the kept positions (b, y, x), and their rows `(P, C)`."""
+    kept = mask.flatten().nonzero()[:, 0]
+    return kept, feature_map.permute(0, 2, 3, 1).flatten(0, 2)[kept]
+
+
+def _as_map(rows: Tensor, mask: Tensor) -> Tensor:
+    batch, _, height, width = mask.shape
+    return rows.view(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 class PlainProjector(nn.Sequential):
@@ -66,7 +91,6 @@ class PlainProjector(nn.Sequential):
         super().__init__(_conv(channels), nn.ReLU(inplace=True), _conv(channels))
 
     def forward(self, feature_map: Tensor, mask: Tensor | None = None) -> Tensor:
-        first: Any
         first, activation, last = self
         hidden = first(feature_map) if mask is None else convolve_kept(first, feature_map, mask)
         return last(activation(hidden))
@@ -83,7 +107,6 @@ class EnhancedProjector(nn.Module):
         self.restore_second = _conv(channels)
 
     def forward(self, feature_map: Tensor, mask: Tensor | None = None) -> Tensor:
-        first: Any
         first, activation = self.first
         shallow = activation(first(feature_map) if mask is None else convolve_kept(first, feature_map, mask))
         return (self.restore_first(shallow) + self.restore_second(self.second(shallow))) / 2

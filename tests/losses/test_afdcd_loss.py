@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import AfDcdLoss, MGDLoss
 from afdcd_hf.losses.mgd import center_mask, random_mask, restoration_error
-from afdcd_hf.losses.projectors import PROJECTORS, convolve_kept
+from afdcd_hf.losses.projectors import PROJECTORS, convolve_kept, mask_aligned
 from afdcd_hf.ops import channel_contrast, omni_contrast, spatial_contrast
 
 GOLDEN = paths.GOLDEN / "losses.safetensors"
@@ -236,10 +236,15 @@ def test_a_convolution_of_kept_positions_equals_the_dense_one_with_its_gradients
         mask[..., :: max(height - 1, 1), :: max(width - 1, 1)] = 1
     elif kept == "all":
         mask += 1
-    convolution = nn.Conv2d(channels, 4, 3, padding=1, dtype=torch.float64)
+    align = nn.Conv2d(channels, 3, 1, dtype=torch.float64)
+    convolution = nn.Conv2d(3, 4, 3, padding=1, dtype=torch.float64)
     feature_map = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    upstream, leaves = torch.randn(batch, 4, height, width), (feature_map, *convolution.parameters())
+    upstream, leaves = (
+        torch.randn(batch, 4, height, width),
+        (feature_map, *align.parameters(), *convolution.parameters()),
+    )
     results = []
-    for convolved in (convolution(feature_map * mask), convolve_kept(convolution, feature_map * mask, mask)):
+    dense = convolution(align(feature_map) * mask)
+    for convolved in (dense, convolve_kept(convolution, mask_aligned(align, feature_map, mask), mask)):
         results.append((convolved, *torch.autograd.grad((convolved * upstream).sum(), leaves)))
     torch.testing.assert_close(results[1], results[0])
