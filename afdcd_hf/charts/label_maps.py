@@ -40,8 +40,7 @@ _TO_OKLAB = np.array(
 def colorize(label: np.ndarray, palette: Palette, ignore_color: Sequence[int] = (0, 0, 0)) -> np.ndarray:
     """Paint a label map, `(H, W)` class ids of any integer dtype with 255 = ignored, as `(H, W, 3)` uint8 RGB.
 
-    The palette has `(K, 3)` colours 0-255, one for each class id. An array of another kind, or an id without a colour,
-    is a ValueError.
+    The palette has `(K, 3)` colours 0-255; an id without a colour is a ValueError.
     """
     label, colors = np.asarray(label), as_colors(palette)
     ids = np.unique(label)
@@ -73,11 +72,7 @@ def as_colors(palette: Palette) -> np.ndarray:
 
 
 def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Lay the classes' colours over an image, with lines between classes.
-
-    The RGB image has the size of the `(H, W)` label map of any integer dtype, colours are `(K, 3)` uint8, the opacity
-    is their share, 0 (the image) to 1; the result is `(H, W, 3)` uint8 RGB.
-    """
+    """Lay the classes' colours `(K, 3)` over an RGB image, with lines between classes: `(H, W, 3)` uint8 RGB."""
     overlay = np.array(Image.blend(image, Image.fromarray(colors[label_map]), opacity))
     lines = between_classes(label_map, max(1, round(_LINE_WIDTH * min(label_map.shape))))
     overlay[lines] = line_colors(colors[label_map[lines]])
@@ -85,10 +80,7 @@ def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray, 
 
 
 def between_classes(label_map: np.ndarray, width: int, unlined: Sequence[int] = ()) -> np.ndarray:
-    """Where lines of that many pixels part the classes of an `(H, W)` integer map; `(H, W)` bool.
-
-    The ids in `unlined` have none around them.
-    """
+    """Where lines of that many pixels part the classes of an `(H, W)` map, but those in `unlined`; `(H, W)` bool."""
     lines = np.zeros(label_map.shape, bool)
     first = width // 2  # centres the line on the border
     for ids, marked in ((label_map, lines), (label_map.T, lines.T)):
@@ -99,10 +91,8 @@ def between_classes(label_map: np.ndarray, width: int, unlined: Sequence[int] = 
 
 
 def line_colors(colors: np.ndarray) -> np.ndarray:
-    """White on dark colours `(..., 3)` uint8 and black on light ones, `(..., 1)` uint8.
-
-    Colour-blind people may take two classes for one; lightness they see like everyone.
-    """
+    """White on dark colours `(..., 3)` uint8 and black on light ones, `(..., 1)` uint8."""
+    # Colour-blind people may take two classes for one; lightness they see like everyone.
     return np.where(oklab(colors)[..., :1] < _LIGHT, 255, 0).astype(np.uint8)
 
 
@@ -118,9 +108,9 @@ def plot_predictions(
     """Draw images, truths and predictions as a grid: one row for each image, one column for each source.
 
     Args:
-        columns: title to arrays, in drawing order; all columns have the same length, else it is a ValueError.
-            `(H, W, 3)` uint8 RGB is shown as it is, an `(H, W)` integer map in its classes' colours with lines between
-            them, 255 black, and a text is written. Each row takes its proportions from its first array; it has one.
+        columns: title to arrays, in drawing order, as many in each. `(H, W, 3)` uint8 RGB is shown as it is, an
+            `(H, W)` integer map in its classes' colours with lines between them, 255 black, and a text is written. Each
+            row takes its proportions from its first array.
         palette: `(K, 3)` colours 0-255.
         class_names: K names; the legend lists the classes that occur, in their order. Of more than 24 it lists those
             that cover most of the maps, and says how many more there are.
@@ -168,10 +158,7 @@ def plot_predictions(
 def plot_samples(
     rows: Sequence[Mapping[str, Any]], palette: Palette, class_names: Sequence[str], path: str | Path
 ) -> Path:
-    """Draw a row per image: the image, its labels over it, and the labels alone; ignored pixels are black.
-
-    Rows have a PIL RGB `image` and a PIL `label` of class ids; the rest is as in `plot_predictions`.
-    """
+    """Draw each row's image, its labels over it, and the labels alone; the rest is as in `plot_predictions`."""
     colors = np.zeros((max(len(palette), IGNORE_INDEX + 1), 3), np.uint8)
     colors[: len(palette)] = as_colors(palette)
     labels = [np.asarray(row["label"]) for row in rows]
@@ -214,10 +201,10 @@ def _swatches(arrays: Sequence[np.ndarray], colors: np.ndarray, class_names: Seq
 
 
 def distinct_palette(num_colors: int) -> np.ndarray:
-    """Colours that are told apart as well as so many can be; neither black, white nor grey is among them.
+    """Colours `(K, 3)` uint8 RGB that are told apart as well as so many can be: neither black, white nor grey.
 
-    Each colour is the one farthest (in Oklab, where distances are about as seen) from all before it, so that the
-    palette is always the same and a shorter one is the beginning of a longer one: `(K, 3)` uint8 RGB.
+    Each is the one farthest (in Oklab, where distances are about as seen) from all before it, so that the palette is
+    always the same and a shorter one is the beginning of a longer one.
     """
     steps = np.linspace(0, 255, 32).round().astype(np.uint8)
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)

@@ -38,13 +38,11 @@ def plot_class_iou(results: Results, path: str | Path, *, title: str | None = No
     result the highest and the lowest), and the heading says so.
 
     Args:
-        results: name of each result, such as "Af-DCD", to its `per_category_iou`: class to fraction 0-1, None or NaN
-            where the class is not in the data, which reads n/a. The mean is over the other classes.
+        results: name of each result to its `per_category_iou`: class to fraction 0-1, None or NaN where the class is
+            not in the data, which reads n/a and is not in the mean.
         path: file to write; its suffix picks the format.
         title: line above the bars; name the data here.
         order: "classes" (that of the first result) or "gain" (largest first, for two or more results).
-
-    A ValueError says why results cannot be drawn side by side.
     """
     from matplotlib.patches import Patch
 
@@ -92,10 +90,9 @@ def model_and_data(protocol: Mapping[str, Any]) -> str:
 
 
 def protocol_differences(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What was not the same when results were measured, though it changes scores: `["flip: False, True"]`.
+    """What differed when results (name to content of results.json) were measured, and changes scores.
 
-    `results` are name of each to the content of its results.json. A field that one lacks reads None; fields that belong
-    to the model, such as its image mean, may differ.
+    As `["flip: False, True"]`; a field that one lacks reads None, and fields that belong to the model may differ.
     """
     counted = [{name: one.get(name) for name in _COUNTS} | dict(one.get("protocol") or {}) for one in results.values()]
     differences = []
@@ -169,10 +166,8 @@ def plot_confusion_matrix(
         class_names: K names.
         path: file to write; its suffix picks the format.
         title: line above the map; name model and data here.
-        normalize: what is 100 %: "truth" (the pixels of each true class, a row; the diagonal is the class's accuracy)
-            or "prediction" (the pixels predicted as each class, a column; the diagonal is its precision).
-
-    Counts or names that are not such, or none at all, are a ValueError.
+        normalize: what is 100 %: "truth" (each row; the diagonal is a class's accuracy) or "prediction" (each column;
+            the diagonal is its precision).
     """
     from matplotlib.patches import Rectangle
 

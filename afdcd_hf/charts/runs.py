@@ -133,11 +133,7 @@ def _use_log_scale_over_a_decade(axes: Axes, values: list[float]) -> None:
 
 
 def plot_method_scores(methods: Mapping[str, tuple[Sequence[float], float | None]], path: Path, title: str) -> None:
-    """Draw the mIoU of every method: mean, standard deviation and each seed; the best on top.
-
-    A method has the mIoU of each seed, at least one, and its mean gain over the student alone (None for that itself),
-    as fractions 0-1.
-    """
+    """Draw every method's mIoU of each seed, mean and standard deviation, the best on top, and its gain over alone."""
     order = sorted(methods, key=lambda name: statistics.mean(methods[name][0]))
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (6, 0), "textcoords": "offset points"}
     with figure_file(path, 7.5, 1.5 + 0.5 * len(order)) as figure:
@@ -160,11 +156,9 @@ def plot_method_scores(methods: Mapping[str, tuple[Sequence[float], float | None
 
 
 def plot_score_over_time(methods: Mapping[str, Sequence[tuple[float, float, float]]], path: Path, title: str) -> None:
-    """Draw mIoU against the wall-clock time of training for every method; the last point is the finished model.
+    """Draw mIoU against the wall-clock time of training; the last point of a method is the finished model.
 
-    A method has points, at least one: seconds of training, mean mIoU and its standard deviation over seeds (fractions
-    0-1). Points before the last belong to models whose learning rate has not come down yet. Bars show the standard
-    deviation at the end.
+    A point has seconds of training, mean mIoU and its standard deviation over seeds (fractions 0-1), drawn at the end.
     """
     best_first = sorted(methods, key=lambda name: -methods[name][-1][1])
     longest = max(points[-1][0] for points in methods.values())

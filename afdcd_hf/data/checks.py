@@ -24,17 +24,7 @@ def check_same_size(image: Image.Image, label: np.ndarray, name: str = "") -> No
 
 
 def check_labels(label: np.ndarray, num_labels: int, ignore_index: int, name: str) -> None:
-    """Raises if a label map holds anything but class ids and the ignore index.
-
-    Args:
-        label: `(H, W)` class ids of any integer dtype.
-        num_labels: Number of classes K.
-        ignore_index: The one value allowed besides 0..K-1.
-        name: What the error calls the image.
-
-    Raises:
-        ValueError: If the array is not a map of integers, or some pixels have other values.
-    """
+    """Raises ValueError unless a label is a map `(H, W)` of integers 0..K-1 and the ignore index; names the image."""
     if label.ndim != 2 or label.dtype.kind not in "biu":
         raise SampleError(
             f"{name}: the label has shape {label.shape} and dtype {label.dtype}, but one integer class id a pixel is "
@@ -51,15 +41,9 @@ def check_labels(label: np.ndarray, num_labels: int, ignore_index: int, name: st
 
 
 def check_classes(model: Any, class_names: Sequence[str], data: str = "the dataset") -> None:
-    """Compares a model's classes with the data's: another number is an error, other names are a warning.
+    """Compares a model's classes with the data's: another number is a ValueError, other names are a warning.
 
-    Args:
-        model: A model; one whose configuration names no classes passes.
-        class_names: The data's, in the order of their ids.
-        data: What messages call the data.
-
-    Raises:
-        ValueError: If the numbers differ.
+    A model whose configuration names no classes passes; `data` is what messages call the data.
     """
     config = getattr(model, "config", None)
     num_labels = getattr(config, "num_labels", None)

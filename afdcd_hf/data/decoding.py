@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,16 +57,12 @@ def open_image(source: str | Path | bytes, described: str) -> Image.Image:
         return _opened(source if isinstance(source, bytes) else _content(Path(source)))
     except Image.DecompressionBombError as error:
         what = f"{error} Use a smaller copy; for files that you trust, raise PIL.Image.MAX_IMAGE_PIXELS."
-        raise ImageFileError(f"{described} cannot be read: {what}") from error
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         what = f"{error.strerror}. Put the file back, or take the row out of the dataset."
-        raise ImageFileError(f"{described} cannot be read: {what}") from error
     except _DAMAGED as error:
         what = "not an image" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
-        raise ImageFileError(
-            f"{described} cannot be read: {what}. The file is damaged or incomplete: copy or download it again, or "
-            "take it out of the dataset."
-        ) from error
+        what += ". The file is damaged or incomplete: copy or download it again, or take it out of the dataset."
+    raise ImageFileError(f"{described} cannot be read: {what}")
 
 
 def _content(path: Path) -> bytes:
@@ -81,11 +76,10 @@ def _opened(content: bytes) -> Image.Image:
         _check_png(content)
     image: Image.Image = Image.open(io.BytesIO(content))
     image.load()
-    kind, stored_as = image.format, _stored_as(image, content)
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-        image.format = kind
-    image.info.update(stored_as)
+    kind = image.format
+    image.info.update(_stored_as(image, content))
+    image = ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+    image.format = kind
     return image
 
 
@@ -121,38 +115,29 @@ class DecodedRows:
     """The dataset's transform: RGB images, labels with train ids. No closure, since workers have to unpickle it.
 
     The columns `image` and `label` have to be undecoded (`datasets.Image(decode=False)`, or bytes), so that an error
-    can name the file, and because how a label is stored tells what it holds: `Dataset.map` stores a label that its
-    function returns as bytes without a path, and that label was mapped when the function got it. All others hold the
-    files' values.
-
-    Labels are single-channel integers: grey values of 1 (read as 0 and 1), 2, 4, 8, 16 or 32 bits, or palette indices
-    (never the palette's colours). They come out in mode "L", or "I" where an id needs more than 8 bits.
+    can name the file. A label that is stored as bytes without a path was returned by a function given to `Dataset.map`,
+    and mapped when that got it; all others hold the files' values: integers in one channel, grey values of 1 (read as 0
+    and 1), 2, 4, 8, 16 or 32 bits, or palette indices. They come out in mode "L", or "I" where 8 bits are too few.
     """
 
     label_map: tuple[tuple[int, int], ...] = ()  # (value in the file, train id or ignore index); other values stay
 
     @classmethod
     def with_map(cls, label_map: Mapping[Any, Any]) -> DecodedRows:
-        """Maps the values listed and keeps all others.
+        """Maps the values listed (file → train id or ignore index, 0..65535, also as strings) and keeps all others.
 
-        Args:
-            label_map: Value in the files → train id or ignore index, both 0..65535; strings, as in JSON, are read.
-
-        Raises:
-            ValueError: If a key or a value is no such number, or a key comes twice (as 7 and "7").
+        ValueError if a key or a value is no such number, or a key comes twice (as 7 and "7").
         """
         pairs = [(_number(key, "key"), _number(value, "value")) for key, value in label_map.items()]
-        for key, times in Counter(key for key, _ in pairs).items():
-            if times > 1:
-                raise ValueError(f"label_map has more than one entry for {key}; leave one.")
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise ValueError(f"label_map has more than one entry for a value: {', '.join(map(repr, label_map))}.")
         return cls(tuple(sorted(pair for pair in pairs if pair[0] != pair[1])))
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Decodes a batch of rows, perhaps of only some of the columns, as in `dataset["label"]`.
 
-        Raises:
-            OSError: If a file is missing or damaged.
-            ValueError: If an image is missing or has no defined colours, or a label is no map of class ids.
+        OSError if a file is missing or damaged, ValueError if an image is missing or has no defined colours, or a label
+        is no map of class ids.
         """
         rows = dict(batch)
         for column, decode in (("image", _rgb_image), ("label", self._label)):
@@ -169,8 +154,6 @@ class DecodedRows:
         written_by_map = not isinstance(stored, bytes) and stored["path"] is None
         if not self.label_map or written_by_map:
             return label
-        if label.mode == "L" and self._table[:256].max() <= 255:
-            return label.point(self._table[:256].tolist())  # PIL's own lookup takes half the time of numpy's
         values = np.asarray(label, dtype=np.int32)
         mapped = self._table.take(values, mode="clip")
         return _label_image(np.where((values >= 0) & (values <= MAX_VALUE), mapped, values))
@@ -218,10 +201,8 @@ def _number(given: Any, what: str) -> int:
 
 def _open(stored: Any, role: str, name: str | None) -> tuple[Image.Image | None, str]:
     """The image, None if there is none, and what errors call it, such as `train/b.png: the label (/data/b.png)`."""
-    parts: Mapping[str, Any] = {"bytes": stored, "path": None}
-    if not isinstance(stored, bytes) and stored is not None:
-        parts = stored
-    content, path = parts["bytes"], parts["path"]
+    plain = stored is None or isinstance(stored, bytes)
+    content, path = (stored, None) if plain else (stored["bytes"], stored["path"])
     described = f"{name}: the {role}{f' ({path})' if path else ''}" if name else f"the {role} {path or 'of a row'}"
     source = path if content is None else content
     return (None if source is None else open_image(source, described)), described

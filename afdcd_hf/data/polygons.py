@@ -57,25 +57,10 @@ class Annotated(NamedTuple):
     size: tuple[int, int] | None = None  # (height, width) for which they were drawn, where that is known
 
 
-def draw_label(shapes: Sequence[Shape], classes: Sequence[str], height: int, width: int) -> np.ndarray:
-    """Things as a label map, `(H, W)` uint8: class 0 where there is none.
-
-    Smaller ones lie over larger ones, and of equal area later ones over earlier; ignored ones lie under all others.
-    """
-    label = np.zeros((height, width), np.uint8)
-    drawn = [(IGNORED if one.name is None else classes.index(one.name), one.mask(height, width)) for one in shapes]
-    for value, mask in sorted(drawn, key=lambda pair: (pair[0] != IGNORED, -int(pair[1].sum()))):
-        label[mask] = value
-    return label
-
-
 def import_annotations(
     source: str | Path, output: str | Path, data_dir: str | Path | None = None, *, progress: bool = False
 ) -> tuple[list[str], dict[str, int]]:
-    """Writes `images/<split>/`, `labels/<split>/` and `classes.json`: a data set for `load_split`.
-
-    Class 0 is the background; the others come in the order of COCO's ids or YOLO's list, LabelMe's sorted by name.
-    COCO's crowds and LabelMe's `__ignore__` become 255, which is ignored. The images are copied.
+    """Writes `images/<split>/`, `labels/<split>/` and `classes.json`: a data set for `load_split`; see docs/data.md.
 
     Args:
         source: A COCO file or a folder with one for each split, a YOLO folder, or a folder of LabelMe's files.
@@ -112,7 +97,13 @@ def import_annotations(
             for place in (path.parent, folder / "images" / one.split):
                 place.mkdir(parents=True, exist_ok=True)
             shutil.copy2(one.image, folder / "images" / one.split)
-            Image.fromarray(draw_label(one.shapes, classes, height, width)).save(path)
+            label = np.zeros((height, width), np.uint8)
+            ids = [IGNORED if shape.name is None else classes.index(shape.name) for shape in one.shapes]
+            drawn = zip(ids, (shape.mask(height, width) for shape in one.shapes), strict=True)
+            # ignored ones below all others, smaller ones over larger ones, later over earlier ones
+            for value, mask in sorted(drawn, key=lambda pair: (pair[0] != IGNORED, -int(pair[1].sum()))):
+                label[mask] = value
+            Image.fromarray(label).save(path)
         (folder / "classes.json").write_text(json.dumps(classes, indent=2, ensure_ascii=False) + "\n")
     return classes, dict(Counter(one.split for one in images))
 

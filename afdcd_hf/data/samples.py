@@ -29,12 +29,11 @@ class TrainingSamples(Dataset):
         num_labels: Number of classes K.
         seed: Non-negative seed of the augmentation.
         ignore_index: Label of pixels that are not trained on.
-        unlabelled: More images, with or without labels, whose labels are not used: all their pixels are ignored.
+        unlabelled: More images, whose labels, if any, are not used: all their pixels are ignored.
         unlabelled_share: How much of each batch they are, above 0 and below 1, rounded down to whole images. They take
             the places of labelled ones, so that an epoch shows the other share of these.
-        cutmix_probability: Probability, 0..1, that a rectangle of another image, with its labels, is pasted into a
-            sample (`cutmix_mask`). The other one is any labelled image, augmented by itself; what is ignored in either
-            stays ignored, and so does what an unlabelled image keeps.
+        cutmix_probability: Probability, 0..1, that a rectangle of another labelled image, with its labels and
+            augmented by itself, is pasted into a sample (`cutmix_mask`).
         classmix_probability: The same for half of the other image's classes (`classmix_mask`), after CutMix.
 
     Raises:
@@ -57,15 +56,15 @@ class TrainingSamples(Dataset):
         cutmix_probability: float = 0.0,
         classmix_probability: float = 0.0,
     ) -> None:
-        for key, value in (("cutmix", cutmix_probability), ("classmix", classmix_probability)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{key}_probability={value}: expected a probability between 0 and 1.")
-        if not 0 < unlabelled_share < 1:
-            raise ValueError(f"unlabelled_share={unlabelled_share}: expected a share above 0 and below 1, such as 0.5.")
-        if num_labels < 1:
-            raise ValueError(f"num_labels={num_labels}: at least one class is needed.")
-        if seed < 0:
-            raise ValueError(f"seed={seed}: numpy's generators take no negative seed.")
+        for value, fits, message in (
+            (cutmix_probability, 0 <= cutmix_probability <= 1, "cutmix_probability={}: expected 0 to 1."),
+            (classmix_probability, 0 <= classmix_probability <= 1, "classmix_probability={}: expected 0 to 1."),
+            (unlabelled_share, 0 < unlabelled_share < 1, "unlabelled_share={}: expected a share above 0 and below 1."),
+            (num_labels, num_labels >= 1, "num_labels={}: at least one class is needed."),
+            (seed, seed >= 0, "seed={}: numpy's generators take no negative seed."),
+        ):
+            if not fits:
+                raise ValueError(message.format(value))
         columns = getattr(dataset, "column_names", None)
         if columns is not None and not {"image", "label"} <= set(columns):
             raise ValueError(f"The dataset has columns {list(columns)}; 'image' and 'label' are needed: rename them.")
@@ -164,18 +163,10 @@ def collate_samples(samples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, 
 
 
 def cutmix_mask(labels: Tensor, rng: np.random.Generator, ignore_index: int) -> Tensor:
-    """A random rectangle, whatever is in it (Yun et al., arXiv 1905.04899).
+    """Which pixels `(H, W)` of an image are pasted: a random rectangle (Yun et al., arXiv 1905.04899).
 
     Its share of the area is uniform in 0..1 (their α = 1) and its shape the image's; its centre is uniform over the
     image, at whose borders it is cut off.
-
-    Args:
-        labels: `(H, W)` int64 class ids of the image to paste from.
-        rng: three values are drawn.
-        ignore_index: not used.
-
-    Returns:
-        `(H, W)` bool, True where its pixels are pasted.
     """
     scale = math.sqrt(rng.random())
     mask = torch.zeros(labels.shape, dtype=torch.bool)
@@ -187,10 +178,9 @@ def cutmix_mask(labels: Tensor, rng: np.random.Generator, ignore_index: int) -> 
 
 
 def classmix_mask(labels: Tensor, rng: np.random.Generator, ignore_index: int) -> Tensor:
-    """All pixels of half of the image's classes, rounded down (Olsson et al., arXiv 2007.07936).
+    """The same: all pixels of half of the image's classes, rounded down (Olsson et al., arXiv 2007.07936).
 
-    Theirs are classes that a model predicts; these are the label's, and ignored pixels are none. Arguments and result
-    are those of `cutmix_mask`.
+    Theirs are classes that a model predicts; these are the label's `(H, W)`, and ignored pixels are none.
     """
     classes = np.unique(labels[labels != ignore_index].numpy())
     chosen = rng.choice(classes, len(classes) // 2, replace=False) if len(classes) > 1 else classes[:0]

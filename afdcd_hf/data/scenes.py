@@ -6,6 +6,7 @@ so that shape and context have to be learned.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,27 +61,16 @@ Thing = tuple[float, Callable[..., None], tuple[Any, ...]]  # distance, painter,
 
 
 def generate_scene(seed: int, size: tuple[int, int] = (96, 192)) -> tuple[np.ndarray, np.ndarray]:
-    """Generate one labelled street scene.
-
-    The same seed and size give the same scene; scenes of different seeds are independent.
-
-    Args:
-        seed: A whole number, 0 or more.
-        size: (height, width) in pixels, each at least 32.
+    """Generate one labelled street scene, the same for the same seed (0 or more) and size (both sides at least 32).
 
     Returns:
         The image, (H, W, 3) uint8 RGB, and the label, (H, W) uint8: indices into `SCENE_CLASSES`, 255 = ignored.
-
-    Raises:
-        ValueError: If the seed is not a whole number >= 0, or the size is not two whole numbers >= 32.
     """
-    if not _whole(seed, 0):
-        raise ValueError(f"seed={seed!r} is not a whole number of at least 0; pass one such as 0, 1, 2, ...")
-    if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(_whole(side, 32) for side in size):
-        expected = "(height, width) in whole pixels of at least 32"
-        raise ValueError(f"size={size!r} is not {expected}; pass one such as (96, 192)")
-    chance = Chance(str(int(seed)))  # as text: hashed, whereas some numbers beyond 32 bits give equal draws
-    canvas = Canvas(chance, int(size[0]), int(size[1]))
+    seed, height, width = map(operator.index, (seed, *size))
+    if seed < 0 or min(height, width) < 32:
+        raise ValueError(f"seed={seed}, size={size}: the seed must be at least 0, height and width at least 32.")
+    chance = Chance(str(seed))  # as text: hashed, whereas some numbers beyond 32 bits give equal draws
+    canvas = Canvas(chance, height, width)
     street = Street(chance)
     _paint_skyline(canvas, street)
     _paint_ground(canvas, street)
@@ -94,10 +84,6 @@ def generate_scene(seed: int, size: tuple[int, int] = (96, 192)) -> tuple[np.nda
         canvas.disc(canvas.width / 2, canvas.height, 0.7 * canvas.width, high, bonnet)
     image, label = canvas.photograph()
     return image, void_borders(label) if chance.random() < 0.3 else label
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
 
 
 class Street:

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -56,36 +57,30 @@ def count_labels(
     """Reads the labels of a dataset one by one, and no image where the dataset has columns.
 
     Args:
-        dataset: What `load_split` returns, or any iterable or sequence of rows with a PIL `label` (or None) and perhaps
-            a `name`.
+        dataset: What `load_split` returns, or any rows with a PIL `label` (or None) and perhaps a `name`.
         num_labels: Number of classes K; by default the largest value in the labels plus one.
         ignore_index: Label of pixels that are counted apart.
         indices: Which rows of a sequence to read; by default all.
         progress: Show a bar.
 
-    Raises:
-        ValueError: If a label holds another value than 0..K-1 and `ignore_index`; the image is named.
-        OSError: If a file is missing or damaged.
+    A ValueError names the image if a label holds another value, an OSError a file that is missing or damaged.
     """
     rows = with_decoding(dataset)
     if hasattr(rows, "select_columns"):
         rows = rows.select_columns([name for name in ("label", "name") if name in rows.column_names])
-    if indices is None and hasattr(rows, "__len__"):
-        indices = range(len(rows))
     pixels, images = np.zeros((2, num_labels or 0), np.int64)
     ignored, unlabelled, sizes = 0, 0, Counter[tuple[int, int]]()
-    found_rows = enumerate(rows) if indices is None else ((index, rows[index]) for index in indices)
-    total = None if indices is None else len(indices)
-    for index, row in tqdm(found_rows, "labels", total, unit="image", disable=not progress, leave=False):
+    chosen = enumerate(rows) if indices is None else ((index, rows[index]) for index in indices)
+    total = length_hint(rows if indices is None else indices) or None
+    for index, row in tqdm(chosen, "labels", total, unit="image", disable=not progress, leave=False):
         if row["label"] is None:
             unlabelled += 1
             continue
         label = np.asarray(row["label"])
         check_labels(label, num_labels or MAX_VALUE + 1, ignore_index, row.get("name") or f"image {index}")
         found = np.bincount(label[label != ignore_index], minlength=len(pixels))
-        grown = np.zeros((2, len(found) - len(pixels)), np.int64)
-        pixels = np.append(pixels, grown[0]) + found
-        images = np.append(images, grown[1]) + (found > 0)
+        grown = (0, len(found) - len(pixels))
+        pixels, images = np.pad(pixels, grown) + found, np.pad(images, grown) + (found > 0)
         ignored += label.size - int(found.sum())
         sizes[label.shape[0], label.shape[1]] += 1
     return LabelStatistics(pixels, images, ignored, sizes, unlabelled)
@@ -97,21 +92,10 @@ def is_generated(name: str) -> bool:
 
 
 def fingerprint(dataset: Any, *, of_pixels: bool = False) -> str:
-    """A hash of the names and sizes in bytes of all files, in their order; the files themselves are not read.
+    """A hash of the names and sizes in bytes of all files of what `load_split` returns, without reading them.
 
-    So it takes milliseconds and is the same wherever the files lie. Files that were changed without a change of name
-    and size go unnoticed.
-
-    Args:
-        dataset: What `load_split` returns.
-        of_pixels: Hash the pixels instead of the sizes. For generated images, whose compressed size depends on the
-            libraries at hand.
-
-    Returns:
-        The first 16 hexadecimal digits of a SHA-256.
-
-    Raises:
-        FileNotFoundError: If a file has gone.
+    So it takes milliseconds and is the same wherever the files lie; changes of neither name nor size go unnoticed. Of
+    generated images `of_pixels` hashes the pixels instead. Returns the first 16 hexadecimal digits of a SHA-256.
     """
     digest = hashlib.sha256()
     for batch in dataset.with_format(None).iter(batch_size=256):

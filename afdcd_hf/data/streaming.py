@@ -24,9 +24,7 @@ def is_stream(dataset: Any) -> bool:
 class StreamedRows(IterableDataset):
     """Rows with `image`, `label` (PIL, or None) and `name`, decoded when it is their turn, as `load_split` gives them.
 
-    Args:
-        dataset: A `datasets.IterableDataset` with image columns `image` and `label`, or any iterable of such rows.
-        decode: What decodes images and maps labels.
+    They come from a `datasets.IterableDataset` with image columns `image` and `label`, or any iterable of such rows.
     """
 
     def __init__(self, dataset: Any, decode: DecodedRows | None = None) -> None:
@@ -50,9 +48,6 @@ class StreamedRows(IterableDataset):
 
         A stream of `datasets` is divided by files where their number allows it, and by rows otherwise; other iterables
         by rows. A position is a number that no other row of the pass has.
-
-        Raises:
-            ValueError: If an image is missing or a label no map of class ids; an OSError if a file is damaged.
         """
         from datasets import IterableDataset as HubStream
         from datasets.distributed import split_dataset_by_node
@@ -90,8 +85,7 @@ def _content(stored: Mapping[str, Any] | bytes) -> Mapping[str, Any] | bytes:
 class StreamedSamples(IterableDataset):
     """Augmented samples for the Trainer from a stream, without an end: it begins again after its last row.
 
-    A sample draws from `np.random.default_rng([seed, pass, position])`. A resumed run reads the stream again up to
-    where it was, and ends with the weights of an uninterrupted one on as many processes and workers.
+    A sample draws from `np.random.default_rng([seed, pass, position])`; see docs/data.md.
 
     Args:
         dataset: `StreamedRows`, or what they take.
@@ -99,8 +93,7 @@ class StreamedSamples(IterableDataset):
             pass in one process, unshuffled, in order.
         shuffle_buffer: How many undecoded rows to shuffle a stream of `datasets` through; 1 keeps its order.
 
-    Raises:
-        ValueError: As `TrainingSamples`; when iterated over, also if there is no row at all.
+    A ValueError as from `TrainingSamples`; when iterated over, also if there is no row at all.
     """
 
     def __init__(

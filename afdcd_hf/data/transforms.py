@@ -26,10 +26,8 @@ class RandomScaleCropFlip:
     The image is resized bilinearly (without antialiasing), the label by nearest neighbour, both at the sampling
     positions of the released code. Where the result is smaller than the crop it is padded at the right and the bottom
     with the mean (zeros once normalised) and the ignore label; the crop's position is uniform over the padded image;
-    the flip comes last. Only what the crop keeps is computed.
-
-    The last three arguments are off by default and no part of the paper's training: torchvision's `ColorJitter` and
-    `GaussianBlur` change the crop's colours before it is normalised, its `RandomRotation` turns crop and label last.
+    the flip comes last. The last three arguments, off by default, are no part of the paper's training: colours change
+    before the crop is normalised, crop and label are rotated last.
 
     Args:
         processor: Image processor that normalises a uint8 `(3, h, w)` RGB tensor without changing its size; called
@@ -39,7 +37,7 @@ class RandomScaleCropFlip:
         flip_probability: Probability of the flip, 0..1.
         ignore_index: Label of the padding, and of the corners that a rotation leaves empty.
         color_jitter: Largest relative change of brightness, contrast and saturation, and largest shift of the hue
-            (0..0.5), such as `(0.4, 0.4, 0.4, 0.1)`; in random order.
+            (0..0.5), such as `(0.4, 0.4, 0.4, 0.1)`; in random order (torchvision's `ColorJitter`).
         blur_probability: Probability of a Gaussian blur (5x5 pixels, σ uniform in 0.1..2), 0..1.
         max_rotation: Largest angle in degrees, 0..180, to either side; bilinear, the label by nearest neighbour.
 
@@ -74,7 +72,14 @@ class RandomScaleCropFlip:
         self.scales = scales
         self.flip_probability = flip_probability
         self.ignore_index = ignore_index
-        self._recolour = [_color_jitter(color_jitter)] if color_jitter is not None else []
+        self._recolour: list[v2.Transform] = []
+        if color_jitter is not None:
+            try:
+                brightness, contrast, saturation, hue = map(float, color_jitter)
+                self._recolour.append(v2.ColorJitter(brightness, contrast, saturation, hue))
+            except (TypeError, ValueError) as error:
+                four = "brightness, contrast, saturation (0 or more) and hue (0 to 0.5), such as [0.4, 0.4, 0.4, 0.1]"
+                raise ValueError(f"color_jitter={color_jitter}: {error}; expected {four}.") from error
         if blur_probability:
             self._recolour.append(v2.RandomApply([v2.GaussianBlur(5)], blur_probability))
         run_processor(processor, torch.zeros(3, *self.crop_size, dtype=torch.uint8))  # tried before the first step
@@ -84,19 +89,15 @@ class RandomScaleCropFlip:
             self._rotate = v2.RandomRotation(max_rotation, v2.InterpolationMode.BILINEAR, fill=fill)
 
     def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Draws one augmented sample.
+        """Draws one augmented sample of an image of any mode and class ids of its size, in one channel.
 
-        Args:
-            image: Image of any mode, read as RGB (`as_rgb`).
-            label: Class ids, one channel, of the image's size.
-            rng: Source of all randomness; every call draws four values, and a fifth where colours or angles change.
+        `rng` is the source of all randomness; every call draws four values, and a fifth where colours or angles change.
 
         Returns:
             `pixel_values`, float32 `(3, H, W)`, and `labels`, int64 `(H, W)`.
 
         Raises:
-            ValueError: If image and label differ in size, the image has no defined colours, or the processor changes
-                the size.
+            ValueError: If image and label differ in size, or the image has no defined colours.
         """
         ids = np.asarray(label)
         check_same_size(image, ids)
@@ -125,27 +126,8 @@ class RandomScaleCropFlip:
         return {"pixel_values": pixel_values, "labels": labels}
 
 
-def _color_jitter(strengths: Sequence[float]) -> v2.ColorJitter:
-    strengths = tuple(strengths)
-    numbers = len(strengths) == 4 and all(isinstance(one, (int, float)) and one >= 0 for one in strengths)
-    if not numbers or strengths[3] > 0.5:
-        raise ValueError(
-            f"color_jitter={list(strengths)}: expected four numbers, for brightness, contrast, saturation (0 or "
-            "more) and hue (0 to 0.5), such as [0.4, 0.4, 0.4, 0.1]."
-        )
-    return v2.ColorJitter(*strengths)
-
-
 def run_processor(processor: Callable[..., Any], pixels: Tensor) -> Tensor:
-    """A crop normalised by an image processor, float32 `(3, h, w)`.
-
-    Args:
-        processor: Called with `do_resize=False`.
-        pixels: `(3, h, w)` uint8, RGB.
-
-    Raises:
-        ValueError: If the processor changes the size.
-    """
+    """A crop, `(3, h, w)` uint8 RGB, as float32 from an image processor; ValueError if that changes the size."""
     pixel_values = processor(images=pixels.contiguous(), return_tensors="pt", do_resize=False)["pixel_values"][0]
     if pixel_values.shape != pixels.shape:
         raise ValueError(
@@ -172,11 +154,10 @@ def resized_side(side: int, scale: float) -> int:
 
 
 def resize_bilinear(pixels: np.ndarray, scale: float, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Some rows and columns of the bilinearly resized image: `INTER_LINEAR`, within a grey level of OpenCV.
+    """Some rows `(H,)` and columns `(W,)`, in any order, of the bilinearly resized image `(h, w, 3)` uint8.
 
-    Output pixel x shows source position (x + ½) / scale - ½; two neighbours an axis whatever the scale (no
-    antialiasing), edges repeated, rounded once. `(h, w, 3)` uint8, `(H,)` rows and `(W,)` columns in any order (falling
-    ones mirror the result) give `(H, W, 3)` uint8.
+    Within a grey level of OpenCV's `INTER_LINEAR`: output pixel x shows source position (x + ½) / scale - ½; two
+    neighbours an axis whatever the scale (no antialiasing), edges repeated, rounded once.
     """
     top, bottom, down = _neighbours(rows, scale, pixels.shape[0])
     left, right, across = _neighbours(columns, scale, pixels.shape[1])

@@ -21,8 +21,7 @@ def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict
     """The images among files and folders, by the name of the PNG that belongs to each, once each.
 
     Folders are searched with their sub-folders, in the order of the paths, without hidden ones and those of `skip`. A
-    file that is named itself is taken whatever its name. FileNotFoundError if an input does not exist or a folder holds
-    no image, ValueError if there is no input or two images would get the same PNG.
+    file that is named itself is taken whatever its name.
     """
     found: dict[str, Path] = {}
     skipped = {path.resolve() for path in skip}
@@ -72,17 +71,9 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 class PredictionWriter:
     """Writes a PNG of class ids for each image; fits `evaluate_segmenter(on_prediction=...)`.
 
-    Files have 8 bits, or 16 where an id does not fit. Several processes can write to one folder.
-
-    Args:
-        folder: Where the PNGs go, in the sub-folders of the images' names.
-        benchmark: Whose test server's file names and class ids to write; without one, or where it has no server, the
-            images' names and train ids.
-        overwrite: Write into a folder that holds files and replace those of the same name. Others stay, and `pack`
-            would take them along.
-
-    Attributes:
-        archive: The zip for the test server, `<folder>.zip`; None where there is none.
+    Files have 8 bits, or 16 where an id does not fit, and the names and class ids that the benchmark's test server
+    wants; without a server they are the images' names, with their sub-folders, and train ids. Several processes can
+    write to one folder. With `overwrite` it may hold files, which stay unless they have the same name.
     """
 
     def __init__(self, folder: str | Path, benchmark: Benchmark | None = None, *, overwrite: bool = False) -> None:
@@ -90,11 +81,10 @@ class PredictionWriter:
         self.overwrite = overwrite
         self._written: set[PurePosixPath] = set()
         self._wanted = benchmark.submission if benchmark else None
-        self.archive = self.folder.with_name(f"{self.folder.name}.zip") if self._wanted else None
+        self.archive = self.folder.with_name(f"{self.folder.name}.zip") if self._wanted else None  # for the server
 
     def prepare(self) -> None:
-        """Make the folder, before anything is computed, in one process, for which the others wait; OSError if it holds
-        files, is none or cannot be written, or the archive exists."""
+        """Before anything is computed, in one process: OSError if the folder holds files or cannot be written."""
         if self.folder.exists() and not self.folder.is_dir():
             raise FileExistsError(f"{self.folder} is a file; predictions need a folder.")
         existing = [*self.folder.glob("*"), *([self.archive] if self.archive and self.archive.exists() else [])]
@@ -103,11 +93,7 @@ class PredictionWriter:
         check_can_write(self.folder / "a.png")
 
     def __call__(self, name: str, label_map: np.ndarray) -> None:
-        """Write the prediction of the image of that name: `(H, W)` train ids, any integer dtype, 0..65535.
-
-        ValueError if the file would lie outside the folder or two images have the same file; FileExistsError if the
-        file exists, unless `overwrite` is set.
-        """
+        """Write the prediction of the image of that name: `(H, W)` train ids, any integer dtype, 0..65535."""
         file = PurePosixPath(self._wanted.file_name(name) if self._wanted else png_name(name))
         path = self.folder / file
         if file.is_absolute() or ".." in file.parts:
@@ -124,7 +110,7 @@ class PredictionWriter:
         save_png(values.astype(np.uint8 if values.max() < 256 else np.uint16), path)
 
     def pack(self) -> Path | None:
-        """Make the archive, if the benchmark has a test server: the folder's PNGs, in order. Returns its path."""
+        """Make the archive of the folder's PNGs, if the benchmark has a test server. Returns its path."""
         if self.archive is None:
             return None
         with written_whole(self.archive) as part, zipfile.ZipFile(part, "w") as archive:  # PNGs are compressed already

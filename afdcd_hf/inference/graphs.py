@@ -38,11 +38,7 @@ class GraphSegmenter(nn.Module, ABC):
 
     It is called as the models are, `segmenter(pixel_values=...).logits`, and carries the `config` that
     `evaluate_segmenter` and `segment_image` ask for. A graph that gives label maps is answered for by scores of one for
-    the class chosen and zero for the others.
-
-    Args:
-        path: the file.
-        threads: threads of one operator; as many as torch uses where None.
+    the class chosen and zero for the others. An operator has as many threads as torch, unless `threads` says otherwise.
 
     Attributes:
         facts: the graph's own description: classes, `output` ("logits" or "labels"), `upsample`, `size` ([height,
@@ -51,8 +47,7 @@ class GraphSegmenter(nn.Module, ABC):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the runtime is missing or cannot read the file, or it is not one of ours; in `forward`, an input
-            that the graph does not take.
+        ValueError: the runtime is missing or cannot read the file, or it is not one of ours.
     """
 
     main_input_name = "pixel_values"
@@ -84,8 +79,9 @@ class GraphSegmenter(nn.Module, ABC):
 
     @property
     def size_in_bytes(self) -> int:
-        """Of all files of the graph."""
-        return self.path.stat().st_size
+        """Of all files of the graph: OpenVINO's weights lie in a second one."""
+        files = [self.path, self.path.with_suffix(".bin")] if self.path.suffix == ".xml" else [self.path]
+        return sum(file.stat().st_size for file in files)
 
     def settings_for(self, settings: InferenceSettings) -> InferenceSettings:
         """The settings, with windows of the size that the graph is fixed to unless they have some already."""
@@ -104,8 +100,7 @@ class GraphSegmenter(nn.Module, ABC):
             given = "x".join(map(str, pixel_values.shape[-2:]))
             raise ValueError(f"{self.path} takes images of {size[0]}x{size[1]} pixels (height x width), not {given}.")
         if self.input_name == "image":
-            pixels = pixel_values.transpose(0, 2, 3, 1).round().clip(0, 255).astype(np.uint8)
-            pixel_values = np.ascontiguousarray(pixels)
+            pixel_values = pixel_values.transpose(0, 2, 3, 1).round().clip(0, 255).astype(np.uint8, order="C")
         return self._run({self.input_name: pixel_values})
 
     def forward(self, pixel_values: Tensor) -> AfDcdOutput:
@@ -155,10 +150,6 @@ class OpenVinoSegmenter(GraphSegmenter):
         except RuntimeError as error:
             raise ValueError(f"OpenVINO cannot read {self.path}: {error}") from error
         return facts
-
-    @property
-    def size_in_bytes(self) -> int:
-        return super().size_in_bytes + self.path.with_suffix(".bin").stat().st_size
 
     def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         return self._compiled(inputs)[0].copy()  # or the next call would overwrite it

@@ -55,7 +55,7 @@ def predict_images(
     """Segment images: `<output>/ids/a/b.png`, `color/a/b.png` and `overlay/a/b.png` for the image `a/b.jpg`.
 
     All three have the size that viewers show, upright. `<output>/classes.json` lists name and colour of each class id.
-    One image that cannot be read does not stop the others.
+    One image that cannot be read does not stop the others: an OSError names it at the end.
 
     Args:
         model: Folder, Hub id or exported graph.
@@ -68,12 +68,6 @@ def predict_images(
         progress: Show a bar.
 
     Returns the files of each image, in order.
-
-    Raises:
-        ValueError: If two images would get the same file, the benchmark is unknown or has not as many classes as the
-            model, or the model's scores are not finite.
-        OSError: If an input is missing, a file to write exists (unless `overwrite` is set) or cannot be written, or the
-            folder holds another model's predictions; at the end, if images could not be read.
     """
     benchmark = None if dataset is None else get_benchmark(dataset)
     output = Path(output).expanduser()
@@ -112,18 +106,10 @@ def write_pseudo_labels(
     """Segment images without labels, and write them and the outcome as a data set to train on (`dataset: <output>`).
 
     It is a folder for `datasets`' imagefolder: `train/images`, `train/labels` (PNGs of class ids, 255 = ignored) and
-    `train/metadata.jsonl`; `classes.json` lists the class names in order, for `class_names`. Images are copied.
-
-    Args:
-        model, inputs: As in `predict_images`, like all options that are not listed here.
-        output: Folder to write, new or empty.
-        confidence: Pixels whose class has a lower probability are ignored; 0 to 1.
+    `train/metadata.jsonl`; `classes.json` lists the class names in order, for `class_names`. Images are copied. Pixels
+    whose class has a probability below `confidence` are ignored; the other options are those of `predict_images`.
 
     Returns the number of images, and the share of their pixels that is labelled.
-
-    Raises:
-        ValueError: If the confidence is out of range, the model has more than 255 classes or gives no scores.
-        OSError: If the folder is not empty. Both also as in `predict_images`.
     """
     if not 0 <= confidence <= 1:
         raise ValueError(f"confidence is a probability from 0 to 1, not {confidence}.")
@@ -177,10 +163,6 @@ def draw_predictions(
         split, data_dir, indices: Which of its images; all have labels.
         errors: Add, under each prediction, its wrong pixels in the colours of the classes predicted, and their share.
         notes: A line under some columns' titles, e.g. `{"teacher": "mIoU 61.2 %"}`.
-
-    Raises:
-        ValueError: If the dataset cannot be read, an index is beyond the split or its image has no label, or a model
-            has another number of classes.
     """
     images = load_split(dataset, split, data_dir)
     if max(indices) >= len(images):
@@ -223,7 +205,7 @@ def class_legend(id2label: Mapping[int, str], benchmark: Benchmark | None = None
     """Names and colours, `(K, 3)` uint8 RGB, of a model's classes.
 
     They are the benchmark's (names only where the model has just `LABEL_0`, `LABEL_1`, ...), by default of the one with
-    the same classes; colours are generated where there is none. Another number of classes is a ValueError.
+    the same classes; colours are generated where there is none.
     """
     names = [str(id2label.get(index, f"LABEL_{index}")) for index in range(len(id2label))]
     same = (one for one in BENCHMARKS.values() if _plain(one.classes) == _plain(names))

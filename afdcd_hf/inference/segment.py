@@ -35,8 +35,7 @@ _MULTIPLES = (32, 64)  # what the sides of inputs are padded to where a model re
 class InferenceSettings:
     """How label maps are made of images. The default: the whole image, once, at its own scale.
 
-    Raises:
-        ValueError: a value that cannot be, such as a stride beyond the window, which would skip pixels.
+    A ValueError says which value cannot be.
     """
 
     scales: tuple[float, ...] = (1.0,)  # factors by which the model's input is resized
@@ -107,10 +106,8 @@ class Seconds(defaultdict[str, float]):
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
         start = perf_counter()
-        try:
-            yield
-        finally:
-            self[part] += perf_counter() - start
+        yield
+        self[part] += perf_counter() - start
 
 
 class Predictor:
@@ -156,9 +153,7 @@ class Predictor:
 
     @torch.no_grad()
     def label_maps(self, batches: Iterable[Sequence[Sample]]) -> Generator[tuple[Sample, Tensor], None, None]:
-        """Segment batches of images, image by image.
-
-        The modes of the model's modules come back when the generator ends or is closed.
+        """Segment batches of images; modes of the model's modules come back when the generator ends or is closed.
 
         Yields:
             Each sample with its label map, `(height, width)` as its `size` says, on the model's device; uint8 where the

@@ -79,7 +79,7 @@ class StreamingMeanIoU:
             references: True class ids of the same shape, 0..K-1, `ignore_index` or -100.
 
         Raises:
-            ValueError: If the shapes differ, a dtype is not integer, or a counted value is outside 0..K-1. Nothing is
+            ValueError: If the shapes differ, a dtype is not integer, or a counted value is outside 0..K-1; nothing is
                 counted then.
         """
         predicted, truth, times = distinct_pairs(*self._ids(predictions, references))
@@ -142,11 +142,17 @@ class StreamingMeanIoU:
         }
 
     def _ids(self, predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Both maps on the metric's device, which the first predictions decide where nobody chose it."""
+        """Both maps as integers on the metric's device, which the first predictions decide where nobody chose it."""
         check_maps(predictions, references)
         if self._device is None:
             self._device = predictions.device if isinstance(predictions, Tensor) else torch.device("cpu")
-        return _as_ids(predictions, self._device), _as_ids(references, self._device)
+        maps = []
+        for ids in (predictions, references):
+            # A copy: torch warns about read-only arrays (those of PIL) and refuses negative strides (flipped ones).
+            tensor = ids if isinstance(ids, Tensor) else torch.from_numpy(ids.copy())
+            small = tensor.dtype.itemsize < 4 or tensor.dtype == torch.int32
+            maps.append(tensor.to(self._device, torch.int32 if small else torch.int64))
+        return maps[0], maps[1]
 
     def _checked(self, predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """Both with 0..K-1 and, where ignored, K."""
@@ -214,15 +220,6 @@ def check_maps(predictions: Tensor | np.ndarray, references: Tensor | np.ndarray
         kind = str(values.dtype).removeprefix("torch.")
         if not kind.startswith(("int", "uint")):
             raise ValueError(f"{name} have dtype {kind}; integer class ids are expected (the argmax of logits).")
-
-
-def _as_ids(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
-    """As int32, or int64 where that is too small."""
-    if isinstance(values, np.ndarray):
-        # A copy: torch warns about read-only arrays (those of PIL) and refuses negative strides (flipped ones).
-        values = torch.from_numpy(values.copy())
-    small = values.dtype.itemsize < 4 or values.dtype == torch.int32
-    return values.to(device, torch.int32 if small else torch.int64)
 
 
 def _mean_of_defined(values: np.ndarray) -> float:

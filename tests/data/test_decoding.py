@@ -96,7 +96,7 @@ def test_label_maps_that_mean_nothing_are_refused():
         ({"road": 0}, "the key 'road'"),
         ({7: 1.5}, "the value 1.5"),
         ({70000: 1}, "the key 70000; class ids are whole numbers from 0 to 65535"),
-        ({7: 1, "7": 2}, "more than one entry for 7"),
+        ({7: 1, "7": 2}, "more than one entry for a value: 7, '7'"),
     ):
         with pytest.raises(ValueError, match=message):
             DecodedRows.with_map(label_map)

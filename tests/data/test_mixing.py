@@ -100,5 +100,5 @@ def test_an_unlabelled_image_is_labelled_where_a_labelled_one_is_pasted():
 def test_one_class_alone_is_not_pasted_and_a_probability_is_checked():
     for labels in (torch.zeros(2, 2, dtype=torch.int64), torch.full((2, 2), 255)):
         assert not classmix_mask(labels, np.random.default_rng(0), 255).any()
-    with pytest.raises(ValueError, match=r"classmix_probability=1.5: expected a probability"):
+    with pytest.raises(ValueError, match=r"classmix_probability=1.5: expected 0 to 1"):
         samples(classmix_probability=1.5)

@@ -23,19 +23,13 @@ class SplitFiles:
 
 
 def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Path | None = None) -> SplitFiles:
-    """The files of a split, all under `root`.
+    """The files of a split, all under `root`, the user's data_dir.
 
-    Args:
-        benchmark: A benchmark with `files`.
-        root: The user's data_dir.
-        split: One of its splits.
-        list_file: None, or a list of the images to take: paths of image and label in two columns, or one column of ids,
-            file names or paths that belong to the split.
+    `list_file` lists the images to take: paths of image and label in two columns, or one column of ids, file names or
+    paths that belong to the split.
 
-    Raises:
-        FileNotFoundError: If folders or files are missing, or an image or a label has no counterpart; both are counted
-            and named.
-        ValueError: If two files have one key, or a list cannot be used.
+    A FileNotFoundError counts and names missing folders and files, and images or labels without counterpart; ValueError
+    if two files have one key, or a list cannot be used.
     """
     folders = _Folders(benchmark, root)
     path = list_file if list_file is not None else folders.own_list(split)

@@ -33,7 +33,6 @@ class ListFile:
 
     @property
     def names_labels(self) -> bool:
-        """Whether there are two columns."""
         return len(next(iter(self.rows.values()))) == 2
 
     def checked(self, found: Sequence[Path | None], problem: str, column: int = 0) -> tuple[Path, ...]:
@@ -53,22 +52,17 @@ class ListFile:
 
 
 def read_list(path: str | Path, root: Path) -> ListFile:
-    """Reads a list; blank lines and lines that begin with # say nothing.
+    """Reads a list, from `root` if it is not there itself; blank lines and lines that begin with # say nothing.
 
     Columns are separated by tabs, or by blanks in lines without tab: paths with blanks need a tab after them. Lists
     made on Windows are read: UTF-16 with a byte order mark, backslashes, drives.
 
-    Args:
-        path: The list; if it is relative and not there, it is looked for in `root`.
-        root: The user's data_dir.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not text, lists nothing, or a line has more than two columns or not as many as the others.
+    FileNotFoundError if there is no such file; ValueError if it is not text, lists nothing, or a line has more than two
+    columns or not as many as the others.
     """
     path = Path(path).expanduser()
-    place = next((place for place in (path, root / path) if place.is_file()), None)
-    if place is None:
+    place = path if path.is_file() else root / path
+    if not place.is_file():
         raise FileNotFoundError(f"The list {path} is not there, nor in {root}; without a list, a split is read whole.")
     content = place.read_bytes()
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
