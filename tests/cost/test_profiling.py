@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import fields
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -53,13 +54,7 @@ class SmallNet(nn.Module):
 
 
 # On 6 x 10 pixels; the strided convolution leaves 3 x 5.
-MACS = {
-    "plain": 6 * 10 * 8 * 3 * 9,
-    "grouped": 3 * 5 * 16 * (8 // 4) * 9,
-    "depthwise": 3 * 5 * 16 * 1 * 9,
-    "pointwise": 3 * 5 * 5 * 16,
-    "linear": 5 * 2,
-}
+MACS = [6 * 10 * 8 * 3 * 9, 3 * 5 * 16 * (8 // 4) * 9, 3 * 5 * 16 * 1 * 9, 3 * 5 * 5 * 16, 5 * 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,10 +62,9 @@ def test_macs_equal_the_sum_done_by_hand_and_the_model_stays_as_it_was(dtype):
     model = SmallNet().to(dtype).train()
     model.norm.eval()
     before, random_state = weights(model), torch.get_rng_state()
-    assert count_macs(model, (6, 10)) == sum(MACS.values()) == 12960 + 4320 + 2160 + 1200 + 10
+    assert count_macs(model, (6, 10)) == sum(MACS) == 12960 + 4320 + 2160 + 1200 + 10
     assert model.calls == [((1, 3, 6, 10), dtype, False)]
-    larger = 4 * (sum(MACS.values()) - MACS["linear"]) + MACS["linear"]
-    assert count_macs_at(model, [(6, 10), (12, 20)]) == [sum(MACS.values()), larger]
+    assert count_macs_at(model, [(6, 10), (12, 20)]) == [sum(MACS), 4 * sum(MACS[:4]) + MACS[4]]
     with pytest.raises(RuntimeError):
         count_macs(model, (6, 10), channels=7)
     assert model.training and model.plain.training and not model.norm.training
@@ -83,16 +77,12 @@ class Attention(nn.Linear):
         return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
 
 
-class Up(nn.ConvTranspose2d):
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return super().forward(pixel_values)
-
-
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_attention_counts_as_its_two_matrix_products_and_a_transposed_convolution_each_input_pixel_once(device):
     pairs = (6 * 10) ** 2  # of queries and keys, of weights and values
     assert count_macs(Attention(1, 1).to(device), (6, 10), channels=8) == 2 * pairs * 8
-    up = Up(4, 6, 2, stride=2, groups=2).to(device)
+    up = nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2).to(device)
+    up.forward = lambda pixel_values: nn.ConvTranspose2d.forward(up, pixel_values)
     assert count_macs(up, (5, 7), channels=4) == 5 * 7 * 4 * (6 // 2) * 4
 
 
@@ -251,13 +241,9 @@ def test_on_a_gpu_memory_is_the_allocators_and_the_device_is_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        *(
-            ({"sizes": [size]}, r"size=.*: expected \(height, width\)")
-            for size in ((0, 8), (8,), 8, (5.0, 5), (1, 2, 3))
-        ),
+        ({"sizes": [(0, 8)]}, r"size=.*: expected \(height, width\)"),
         ({"sizes": []}, "sizes is empty"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"repeats": 2.5}, "repeats=2.5"),
         ({"max_seconds": math.nan}, "max_seconds=nan"),
         ({"precision": "int8"}, "expected one of fp32, bf16, fp16"),
         ({"device": "toaster"}, "device='toaster' cannot be used here"),
@@ -278,15 +264,11 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(options, messag
         (torch.OutOfMemoryError("CUDA out of memory"), "1 x 3 x 8 x 16 does not fit into memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "does not fit into memory"),
         (ValueError("at least 33 pixels"), "failed on an input of 1 x 3 x 8 x 16; .*: at least 33 pixels"),
-        (RuntimeError("\nsizes do not match\nframe 1"), "8 x 16; take another size. RuntimeError: sizes do not match$"),
     ],
 )
 def test_a_failing_pass_names_the_input_and_what_to_do(error, message):
-    def fail(*_):
-        raise error
-
     model = Recorder()
-    model.register_forward_pre_hook(fail)
+    model.register_forward_pre_hook(Mock(side_effect=error))
     with pytest.raises(ValueError, match=message):
         profile(model, [(8, 16)])
 
@@ -294,33 +276,35 @@ def test_a_failing_pass_names_the_input_and_what_to_do(error, message):
 # Command
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("saved") / "tiny", segmenter())
+@pytest.fixture
+def command(tmp_path, capsys):
+    """The command on a saved model: its exit status and what it printed."""
+    folder = saved(tmp_path / "tiny", segmenter())
+
+    def run(*more):
+        return main(
+            ["profile", str(folder), "--warmup=1", "--repeats=3", "--device=cpu", *map(str, more)]
+        ), *capsys.readouterr()
+
+    return run
 
 
-def quick_command(folder, *more):
-    return main(["profile", str(folder), "--warmup", "1", "--repeats", "3", "--device", "cpu", *map(str, more)])
-
-
-def test_the_command_prints_a_row_per_size_and_writes_them(folder, tmp_path, capsys):
+def test_the_command_prints_a_row_per_size_and_writes_them(command, tmp_path):
     out = tmp_path / "deep" / "profile.json"
     options = ("--size", 32, 48, "--size", 64, 64, "--batch-size", 2, "--no_memory", "--output", out)
-    assert quick_command(folder, *options) == 0
-    printed = capsys.readouterr().out
-    assert "32x48" in printed and "64x64" in printed and "thread" in printed and "1 MAC = 2 FLOPs" in printed
+    status, printed, _ = command(*options)
+    assert status == 0 and all(words in printed for words in ("32x48", "64x64", "thread", "1 MAC = 2 FLOPs"))
     assert printed.splitlines()[2].split()[-2:] == ["-", "3"]  # "-": not measured
     found = json.loads(out.read_text())
-    assert found["model"] == str(folder) and [row["height"] for row in found["rows"]] == [32, 64]
+    assert found["model"] == str(tmp_path / "tiny") and [row["height"] for row in found["rows"]] == [32, 64]
     assert list(found["rows"][0]) == [field.name for field in fields(ProfileRow)]
-    assert quick_command(folder, *options) == 2 and "--overwrite" in capsys.readouterr().err
-    assert json.loads(out.read_text()) == found
-    assert quick_command(folder, "--size", 32, 32, "--output", out, "--overwrite") == 0
+    status, _, error = command(*options)
+    assert status == 2 and "--overwrite" in error and json.loads(out.read_text()) == found
+    assert command("--size", 32, 32, "--output", out, "--overwrite")[0] == 0
     assert json.loads(out.read_text())["rows"][0]["width"] == 32
-    assert quick_command(folder, "--overwrite") == 2
 
 
-def test_rows_measured_before_a_failure_are_kept(folder, tmp_path, capsys, monkeypatch):
+def test_rows_measured_before_a_failure_are_kept_and_a_busy_machine_is_said_to_be_busy(command, tmp_path, monkeypatch):
     measure = profiling._measure
 
     def failing(network, size, settings):
@@ -329,15 +313,10 @@ def test_rows_measured_before_a_failure_are_kept(folder, tmp_path, capsys, monke
         return measure(network, size, settings)
 
     monkeypatch.setattr(profiling, "_measure", failing)
-    out = tmp_path / "profile.json"
-    assert quick_command(folder, "--size", 32, 32, "--size", 64, 64, "--output", out) == 2
-    captured = capsys.readouterr()
-    assert "32x32" in captured.out and "does not fit" in captured.err
-    assert [row["height"] for row in json.loads(out.read_text())["rows"]] == [32]
-
-
-@pytest.mark.parametrize(("load", "note"), [(100000.0, True), (None, False)])
-def test_a_busy_machine_is_said_to_be_busy(folder, capsys, monkeypatch, load, note):
-    monkeypatch.setattr(profiling, "load_average", lambda: load)
-    assert quick_command(folder, "--size", 32, 32) == 0
-    assert ("times are too long" in capsys.readouterr().out) is note
+    for load, note in ((100000.0, True), (None, False)):
+        monkeypatch.setattr(profiling, "load_average", lambda load=load: load)
+        out = tmp_path / f"{note}.json"
+        status, printed, error = command("--size", 32, 32, "--size", 64, 64, "--output", out)
+        assert status == 2 and "32x32" in printed and "does not fit" in error
+        assert [row["height"] for row in json.loads(out.read_text())["rows"]] == [32]
+        assert ("times are too long" in command("--size", 32, 32)[1]) is note
