@@ -13,11 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny import segmenter
+from tiny import saved, segmenter
 
-from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.demo import write_space
 
 pytest.importorskip("gradio")
@@ -31,15 +29,6 @@ TITLES = ["Plain", "${1+1} <b>odd</b>"]
 SECONDS, SECONDS_TO_START = 60, 200  # Gradio's and transformers' imports take most on a busy machine
 
 
-def saved_model(folder: Path, seed: int) -> Path:
-    network = segmenter(seed)
-    with torch.no_grad():  # so that all classes occur
-        network.head.classifier.weight.mul_(100)
-    network.save_pretrained(folder)
-    AfDcdImageProcessor().save_pretrained(folder)
-    return folder
-
-
 def noise(path: Path, height: int, width: int) -> Path:
     Image.fromarray(np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
     return path
@@ -49,7 +38,7 @@ def noise(path: Path, height: int, width: int) -> Path:
 def address(tmp_path_factory):
     """A Space of two models and two examples, run as the Hub runs it: `python app.py`."""
     folder = tmp_path_factory.mktemp("demo")
-    models = {title: saved_model(folder / f"model{seed}", seed) for seed, title in enumerate(TITLES)}
+    models = {title: saved(folder / title[0], segmenter(seed)) for seed, title in enumerate(TITLES)}
     examples = [noise(folder / "first.png", 24, 40), noise(folder / "second.png", 32, 48)]
     space = write_space(models, folder / "space", examples)
     with socket.socket() as free:

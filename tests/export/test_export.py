@@ -35,7 +35,7 @@ from afdcd_hf.models.loading import load_model, load_processor
 BGR = {"do_flip_channels": True, "do_rescale": False, "image_mean": [104.0, 117.0, 123.0], "image_std": [1, 1, 1]}
 try:
     import onnx
-    import onnxruntime
+    import onnxruntime  # noqa: F401
     import onnxscript  # noqa: F401
 except ImportError:
     onnx = None
@@ -208,8 +208,9 @@ def test_what_is_no_exported_graph_is_refused(tmp_path, exported):
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra `openvino`")
 @needs_onnx
-def test_openvino_gives_the_models_scores_at_other_sizes_and_is_loaded_by_its_name(exported, tmp_path):
-    model, processor, _, rows = exported
+def test_openvino_gives_the_models_scores_at_other_sizes_and_is_loaded_by_its_name(exported, tmp_path, monkeypatch):
+    model, processor, path, rows = exported
+    monkeypatch.setattr(onnx_export, "_trace", lambda *_: onnx.load(path))
     found = export_openvino(model, processor, tmp_path / "model.xml")
     assert [(row.batch, row.height, row.width) for row in found] == list(PARITY_SHAPES)
     assert {path.name for path in tmp_path.iterdir()} == {"model.xml", "model.bin"}
@@ -243,23 +244,8 @@ def test_executorch_gives_the_models_scores_and_is_loaded_by_its_name(exported, 
 
 
 @needs_onnx
-def test_with_preprocessing_the_graph_takes_pixels_and_gives_the_models_scores(exported, tmp_path):
-    model, processor, _, _ = exported
-    export_onnx(model, processor, tmp_path / "raw.onnx", with_preprocessing=True, size=(40, 56))
-    images = [row["image"] for row in pictures(2, (40, 56))]
-    session = onnxruntime.InferenceSession(str(tmp_path / "raw.onnx"), providers=["CPUExecutionProvider"])
-    assert [each.type for each in session.get_inputs()] == ["tensor(uint8)"]
-    [logits] = session.run(["logits"], {"image": np.stack([np.asarray(image) for image in images])})
-    with torch.no_grad():
-        expected = model(**processor(images=images, return_tensors="pt")).logits
-    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-    graph, loaded = load_graph(tmp_path / "raw.onnx")
-    assert np.array_equal(segment_image(graph, loaded, images[0]), segment_image(model, processor, images[0]))
-
-
-@needs_onnx
 def test_half_precision_halves_the_file_and_is_nearly_the_same(exported, tmp_path):
-    rows = export_onnx(*exported[:2], tmp_path / "half.onnx", fp16=True, opset=20)
+    rows = export_onnx(*exported[:2], tmp_path / "half.onnx", fp16=True, opset=20, size=(63, 65))
     assert all(0 < row.difference < 0.02 * row.largest_score for row in rows)
     proto = onnx.load(tmp_path / "half.onnx")
     assert next(entry.version for entry in proto.opset_import if not entry.domain) == 20

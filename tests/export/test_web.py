@@ -19,13 +19,13 @@ from tiny import segmenter
 from afdcd_hf import AfDcdImageProcessor, segment_image
 from afdcd_hf.charts.label_maps import between_classes, line_colors
 from afdcd_hf.export.web import CDN, FILES, LOCAL, export_web
+from afdcd_hf.inference.graphs import load_graph
 from afdcd_hf.inference.predictions import class_legend
 
 RUNTIME = Path(__file__).parents[2] / LOCAL
-pytestmark = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")),
-    reason="needs the extra `export`",
-)
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+pytest.importorskip("onnxscript", reason="needs the extra `export`")
+PROCESSOR = AfDcdImageProcessor(do_flip_channels=True, do_rescale=False, image_mean=[104.0] * 3, image_std=[1, 1, 1])
 BROWSER = shutil.which("chromium")
 COLOURS = """() => { const c = document.getElementById("labels");
     return [c.width, c.height, [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]]; }"""
@@ -34,7 +34,7 @@ COLOURS = """() => { const c = document.getElementById("labels");
 @pytest.fixture(scope="module")
 def model():
     model = segmenter(channels=32).eval()
-    images = AfDcdImageProcessor()(images=labelled_image(0, 4, 40, 56)["image"], return_tensors="pt")
+    images = PROCESSOR(images=labelled_image(0, 4, 40, 56)["image"], return_tensors="pt")
     with torch.no_grad():  # or one class would win everywhere
         model.head.classifier.bias -= model(**images).logits.mean(dim=(0, 2, 3))
     model.config.id2label = {**model.config.id2label, 0: "</script>"}
@@ -49,7 +49,7 @@ def page(model, tmp_path_factory):
     for name in FILES:
         (package / "dist" / name).write_text(name)
     folder = package / "page"
-    assert export_web(model, AfDcdImageProcessor(), folder, title="<b>", runtime=package)[1] is None
+    assert export_web(model, PROCESSOR, folder, title="<b>", runtime=package)[1] is None
     return folder
 
 
@@ -61,20 +61,30 @@ def test_a_page_has_the_graph_the_classes_and_the_runtime(page, model, tmp_path)
     assert "</script>" in model.config.id2label.values()
     assert 'from "./runtime/ort.wasm.min.mjs"' in text and "connect-src 'self' ;" in text and "@" not in text
     with pytest.raises(FileExistsError, match="exists; give another --web"):
-        export_web(model, AfDcdImageProcessor(), page, title="x")
+        export_web(model, PROCESSOR, page, title="x")
     with pytest.raises(ValueError, match=r"no ort\.wasm\.min\.mjs in .*npm install"):
-        export_web(model, AfDcdImageProcessor(), tmp_path / "other", title="x", runtime=tmp_path)
+        export_web(model, PROCESSOR, tmp_path / "other", title="x", runtime=tmp_path)
     with pytest.raises(ValueError, match="resizes to .*shortest_edge.*--size"):
         processor = AfDcdImageProcessor(do_resize=True, size={"shortest_edge": 32})
         export_web(model, processor, tmp_path / "other", title="x", runtime=CDN)
     assert not list(tmp_path.iterdir())
 
 
+def test_the_pages_graph_takes_pixels_and_gives_the_models_label_maps(page, model):
+    images = [labelled_image(index, 4, 33, 70)["image"] for index in range(2)]
+    session = onnxruntime.InferenceSession(str(page / "model.onnx"), providers=["CPUExecutionProvider"])
+    [labels] = session.run(["labels"], {"image": np.stack([np.asarray(image) for image in images])})
+    graph, loaded = load_graph(page / "model.onnx")
+    for found, image in zip(labels, images, strict=True):
+        expected = segment_image(model, PROCESSOR, image)
+        assert np.array_equal(found, expected) and np.array_equal(segment_image(graph, loaded, image), expected)
+    assert len(np.unique(labels)) > 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--web", "page", "--format", "onnx"], "--format is not for --web"),
-        (["--web", "page", "--int8"], "--int8 is not for --web"),
         (["--format", "onnx"], "--format and --output, or --web DIR"),
         (["--format", "onnx", "--output", "m.onnx", "--onnxruntime_web", "x"], "--onnxruntime_web is for --web"),
     ],
@@ -112,7 +122,7 @@ def test_chromium_segments_as_python_does_and_sends_nothing(page, model, tmp_pat
     finally:
         server.shutdown()
     painted = np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
-    expected = segment_image(model, AfDcdImageProcessor(), image)
+    expected = segment_image(model, PROCESSOR, image)
     names, colours = class_legend(model.config.id2label)
     lines = between_classes(expected, 1)
     assert np.array_equal(painted[~lines], colours[expected][~lines]) and len(np.unique(expected)) > 1
