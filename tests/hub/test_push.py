@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from command_line import answer
 from hub_client import no_waiting, serving
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
@@ -89,18 +91,11 @@ def test_push_to_hub_from_python_uploads_no_generic_card(hub):
     assert pushed(hub)["README.md"].decode().endswith("# Mine\n")
 
 
-def test_sharded_weights_come_back_too(hub, tmp_path):
-    folder = saved(tmp_path / "run", segmenter(), max_shard_size="60KB")
-    parts = {path.name for path in folder.glob("model-*.safetensors")}
-    push_folder(folder, REPO)
-    assert len(parts) > 1 and parts < pushed(hub).keys() and "model.safetensors.index.json" in pushed(hub)
-    assert same(weights(load(REPO)), weights(segmenter(0)))
-
-
-def test_a_revision_leaves_main_alone(hub, folder, tmp_path):
-    push_folder(folder, REPO)
-    for seed in (1, 2):  # the branch is made, then found
-        commit = push_folder(saved(tmp_path / f"run{seed}", segmenter(seed)), REPO, revision="long/schedule").commit
+def test_a_revision_leaves_main_alone_and_sharded_weights_come_back_too(hub, tmp_path):
+    for seed, revision in enumerate([None, "long/schedule", "long/schedule"]):  # the branch is made, then found
+        other = saved(tmp_path / f"run{seed}", segmenter(seed), max_shard_size="60KB")
+        commit = push_folder(other, REPO, revision=revision).commit
+    assert len([name for name in pushed(hub) if name.startswith("model-")]) > 1
     assert same(weights(load(REPO)), weights(segmenter(0)))
     assert same(weights(load(REPO, revision="long/schedule")), weights(segmenter(2)))
     assert same(weights(load(REPO, revision=commit.oid)), weights(segmenter(2)))
@@ -212,10 +207,8 @@ def test_a_dry_run_shows_every_file_and_its_size_and_sends_nothing(hub, folder, 
 def test_a_dry_run_works_where_the_hub_cannot_be_asked_and_says_what_is_missing(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (folder / "preprocessor_config.json").unlink()
-    plan = push_folder(folder, REPO, dry_run=True)
-    notes = " ".join(plan.notes)
-    assert "no README.md" in notes and "no preprocessor_config.json" in notes
-    assert "the Hub could not be asked: " in notes and "offline" in notes and "config.json" in plan.files[0].name
+    notes = " ".join(push_folder(folder, REPO, dry_run=True).notes)
+    assert all(words in notes for words in ("no README.md", "no preprocessor_config.json", "could not be asked: "))
 
 
 # Refused, broken, tried again
@@ -233,14 +226,8 @@ def test_a_token_that_does_not_suffice_is_one_line_and_changes_nothing(
     hub, folder, monkeypatch, capsys, token, message
 ):
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(PermissionError, match=message):
-        push_folder(folder, REPO)
-    assert main(["push", str(folder), REPO]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert re.search(message, answer(capsys, "push", str(folder), REPO))
     assert not hub.repos and not hub.lfs
-
-
-def test_a_hub_that_is_not_there_is_named(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConnectionError, match="http://127.0.0.1:9 cannot be reached"):
         push_folder(folder, REPO)
@@ -260,67 +247,38 @@ def test_an_upload_that_breaks_in_the_middle_leaves_nothing_and_the_second_try_i
 # Folders that are refused
 
 
-def weights_file(change):
-    """Change the tensors of the weights."""
-
-    def damage(folder: Path) -> None:
-        tensors = load_file(folder / "model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "model.safetensors")
-
-    return damage
-
-
-def removed(name: str):
-    return lambda folder: (folder / name).unlink()
-
-
-def replaced(name: str, content: str):
-    return lambda folder: (folder / name).write_text(content)
-
-
-def edited(name: str, **values):
-    """Other values in a JSON file."""
-    return lambda folder: (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **values}))
-
-
-def only_a_pickle(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def index_of(content):
-    """An index of parts instead of the weights."""
-    return lambda folder: (
-        (folder / "model.safetensors").rename(folder / "x")
-        and (folder / "model.safetensors.index.json").write_text(json.dumps(content))
-    )
+NAN = {"head.classifier.bias": torch.full((4,), float("nan"))}
+CLAIM = {"mean_iou": 50, "protocol": {"dataset": "a", "split": "b"}}
 
 
 @pytest.mark.parametrize(
-    ("damage", "error", "message"),
-    [
-        (replaced("model.safetensors", "\0" * 90), ValueError, "model.safetensors is damaged, cut short or not a"),
-        (replaced("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"), ValueError, "pointer of Git"),
-        (weights_file(lambda t: t.update(projector=torch.zeros(2))), ValueError, r"1 unknown tensors \(projector 2\)"),
-        (weights_file(lambda t: t["head.classifier.bias"].fill_(float("nan"))), ValueError, "1 not finite tensors"),
-        (removed("model.safetensors"), FileNotFoundError, "has no model.safetensors;"),
-        (only_a_pickle, FileNotFoundError, r"has no model.safetensors \(pytorch_model.bin is not read: load"),
-        (index_of({"weight_map": {"a": 3}}), ValueError, "index.json has no object of file names as weight_map"),
-        (index_of({"weight_map": {"a": "../run/config.json"}}), FileNotFoundError, "which the folder lacks"),
-        (removed("config.json"), FileNotFoundError, "has weights but no config.json"),
-        (edited("config.json", id2label=dict.fromkeys("0123", 7)), ValueError, "the label 7, which is not text"),
-        (edited("config.json", backbone=3), ValueError, "config.json does not describe a model"),
-        (edited("config.json", auto_map="x"), ValueError, "auto_map in .*config.json is not an object of class names"),
-        (removed("heads.py"), FileNotFoundError, "lacks heads.py.*save_pretrained"),
-        (replaced("results.json", "[]"), ValueError, "results.json .*must hold an object"),
-        (replaced("results.json", '{"mean_iou": 0.5, "protocol": {"split": 3}}'), ValueError, "lacks dataset, split"),
-        (replaced("results.json", '{"mean_iou": 50, "protocol": {"dataset": "a", "split": "b"}}'), ValueError, "frac"),
-        (replaced("README.md", "HF_TOKEN=hf_aAbBcCdDeEfFgGhH"), ValueError, "README.md holds what looks like"),
+    ("name", "content", "message"),
+    [  # text, what is changed in it, or None: there is no such file
+        ("model.safetensors", "\0" * 90, "model.safetensors is damaged, cut short or not a"),
+        ("model.safetensors", {"projector": torch.zeros(2)}, r"1 unknown tensors \(projector 2\)"),
+        ("model.safetensors", NAN, "1 not finite tensors"),
+        ("model.safetensors", None, "has no model.safetensors"),
+        ("config.json", None, "has weights but no config.json"),
+        ("config.json", {"id2label": dict.fromkeys("0123", 7)}, "config.json does not describe a model"),
+        ("config.json", {"backbone": 3}, "config.json does not describe a model"),
+        ("heads.py", None, "lacks heads.py.*save_pretrained"),
+        ("results.json", "[]", "results.json .*must hold an object"),
+        ("results.json", json.dumps({"mean_iou": 0.5, "protocol": {"split": 3}}), "lacks dataset, split"),
+        ("results.json", json.dumps(CLAIM), "expected a fraction"),
+        ("README.md", "HF_TOKEN=hf_aAbBcCdDeEfFgGhH", "README.md holds what looks like an access token"),
     ],
-)  # fmt: skip
-def test_a_folder_that_would_not_load_is_refused_before_the_hub_is_asked(hub, folder, damage, error, message):
-    damage(folder)
-    with pytest.raises(error, match=message):
+)
+def test_a_folder_that_would_not_load_is_refused_before_the_hub_is_asked(hub, folder, name, content, message):
+    path = folder / name
+    if content is None:
+        path.unlink()
+    elif isinstance(content, str):
+        path.write_text(content)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps({**json.loads(path.read_text()), **content}))
+    else:
+        save_file({**load_file(path), **content}, path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         push_folder(folder, REPO)
     assert not hub.requests
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 import yaml
@@ -36,10 +34,7 @@ def released(tmp_path, capsys):
     def run(*words, **changes):
         content = {"checkpoints": {}, "output_dir": str(tmp_path / "out"), "owner": "street", "tag": "v1.0", **changes}
         (tmp_path / "releases.yaml").write_text(yaml.safe_dump(content))
-        try:
-            status = main(["release", "--config", str(tmp_path / "releases.yaml"), *words])
-        except SystemExit as left:
-            status = left.code
+        status = main(["release", "--config", str(tmp_path / "releases.yaml"), *words])
         out, error = capsys.readouterr()
         return status, [line for line in out.splitlines() if line.startswith("| street/")] or error
 
@@ -91,11 +86,10 @@ def test_the_whole_zoo_is_published(tmp_path, released):
     ("changes", "message"),
     [
         ({"checkpoints": {"afdcd/nothing": "a.pth"}}, "No published checkpoint 'afdcd/nothing'"),
-        ({"checkpoints": ["a.pth"]}, "checkpoints is .*expected an object"),
         ({"tags": "v1.0"}, "which this version does not know; known: checkpoints"),
         ({"private": "yes"}, "private is 'yes'"),
     ],
 )
 def test_wrong_plans_are_refused_before_anything_is_done(released, changes, message):
     status, error = released(**changes)
-    assert status == 2 and re.search(message, error.splitlines()[0])
+    assert status == 2 and message in error.splitlines()[0]

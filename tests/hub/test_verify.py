@@ -83,9 +83,6 @@ def change_claim(model: Path, **changes) -> None:
     write_card(model, facts)
 
 
-# Verify
-
-
 def test_a_true_claim_holds_under_its_own_protocol_alone(published, model, capsys):
     options = ["--data-dir", published / "data", "--device", "cpu", "--tolerance", "1e-9"]
     assert status("verify", model, *options) == 0
@@ -102,8 +99,7 @@ def test_a_true_claim_holds_under_its_own_protocol_alone(published, model, capsy
 def test_a_number_that_is_too_high_does_not_hold_and_the_classes_are_told(published, model, capsys):
     scores, options = read_facts(model).measured, ["--data-dir", published / "data", "--device", "cpu"]
     name, iou = next((name, iou) for name, iou in scores.per_category_iou.items() if iou and iou < 0.7)
-    per_class = {**scores.per_category_iou, name: iou + 0.3}
-    change_claim(model, mean_iou=scores.mean_iou + 0.01, per_category_iou=per_class)
+    change_claim(model, mean_iou=scores.mean_iou + 0.01, per_category_iou={**scores.per_category_iou, name: iou + 0.3})
     assert status("verify", model, *options) == 1
     out = capsys.readouterr().out
     assert "The claim does NOT hold." in out and "(-1.000; tolerance 0.05)" in out
@@ -138,38 +134,32 @@ def test_other_images_and_another_processor_than_those_of_the_card_are_told(publ
         verify(model, published / "data")
 
 
-def test_results_alone_or_a_card_alone_can_be_verified_too(published, model):
+def test_facts_results_and_card_are_claims_in_turn_and_without_any_there_is_nothing_to_check(published, model, capsys):
+    facts = read_facts(model)
     (model / FACTS_NAME).unlink()
     assert read_claim(model).source == "results.json" and verify(model, published / "data", device="cpu").holds
     (model / "results.json").unlink()
     claim = read_claim(model)
     assert (claim.source, claim.protocol) == ("README.md", {"dataset": "camvid", "split": "val"})
-
-
-def test_a_folder_that_claims_nothing_cannot_be_checked(model, capsys):
-    facts = replace(read_facts(model), measured=None)
-    for path in ("results.json", "README.md"):
-        (model / path).unlink()
-    write_facts(model, facts)
-    assert "claims no measured mean IoU" in answer(capsys, "verify", str(model))
-    write_facts(model, replace(facts, reported=ReportedResults(0.6927, "a paper")))
-    assert "only a reported one (69.27 %, a paper)" in answer(capsys, "verify", str(model))
-    (model / FACTS_NAME).unlink()
+    (model / "README.md").unlink()
     assert "nothing to verify" in answer(capsys, "verify", str(model))
+    write_facts(model, replace(facts, measured=None, reported=ReportedResults(0.6927, "a paper")))
+    only = "claims no measured mean IoU, only a reported one (69.27 %, a paper)"
+    assert only in answer(capsys, "verify", str(model))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["nowhere"], "neither a local folder nor a Hub id"),
-        (["MODEL"], "give data_dir"),
-        (["MODEL", "--data-dir", "DATA", "--tolerance", "-1"], "fraction from 0 to 1"),
-        (["MODEL", "--data-dir", "DATA", "--revision", "v1"], "is for repositories on the Hub"),
+        ("nowhere", "neither a local folder nor a Hub id"),
+        ("MODEL", "give data_dir"),
+        ("MODEL --data-dir DATA --tolerance -1", "fraction from 0 to 1"),
+        ("MODEL --data-dir DATA --revision v1", "is for repositories on the Hub"),
     ],
 )
 def test_what_cannot_be_checked_gives_status_2_and_says_why(published, capsys, options, message):
-    places = {"MODEL": published / "model", "DATA": published / "data"}
-    assert message in answer(capsys, "verify", *(str(places.get(word, word)) for word in options))
+    places = {"MODEL": str(published / "model"), "DATA": str(published / "data")}
+    assert message in answer(capsys, "verify", *(places.get(word, word) for word in options.split()))
 
 
 # The statement
@@ -204,12 +194,11 @@ def test_a_statement_is_held_against_weights_and_claim_again(published, model, c
 def test_a_fingerprint_depends_on_names_sizes_and_order_but_not_on_the_place(tmp_path):
     first = camvid_folder(tmp_path / "a", "val", 3, size=(24, 32))
     shutil.copytree(first, tmp_path / "b")
-    images = [load_split("camvid", "val", tmp_path / name) for name in "ab"]
-    assert fingerprint(images[0]) == fingerprint(images[1]) and len(fingerprint(images[0])) == 16
-    assert fingerprint(images[0].select([1, 0, 2])) != fingerprint(images[0])
+    here, there = (load_split("camvid", "val", tmp_path / name) for name in "ab")
+    assert fingerprint(here) == fingerprint(there) != fingerprint(here.select([1, 0, 2]))
     longer = next(path for path in (tmp_path / "b").rglob("*.png"))
     longer.write_bytes(longer.read_bytes() + b"\0")
-    assert fingerprint(images[1]) != fingerprint(images[0])
+    assert fingerprint(there) != fingerprint(here) and len(fingerprint(here)) == 16
     first, second = (load_benchmark("scenes", "val", num_images=count) for count in (2, 3))  # told by their pixels
     assert fingerprint(first, of_pixels=True) == fingerprint(second.select([0, 1]), of_pixels=True)
     assert fingerprint(first, of_pixels=True) != fingerprint(second, of_pixels=True)
@@ -267,15 +256,15 @@ def test_measured_speed_gets_on_the_card_and_is_replaced_by_the_next_measurement
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--license", "Apache 2"], "expected one of https"),
-        (["--license", "other"], 'go with "other"'),
-        (["--repo-id", "small"], "USER/NAME"),
-        (["--base-model", "/tmp/weights"], "expected an id on the Hub"),
-        (["--reported", "7643", "paper"], "percentage from 0 to 100"),
-        (["--picture", "nowhere.png", "Nothing"], "nowhere.png does not exist"),
-        (["--picture", "results_confusion.png", "Mine"], "another picture of the same name"),
-        (["--results", "nowhere.json"], "nowhere.json does not exist"),
-        (["--size", "64", "64"], "--size is for --latency"),
+        ("--license Apache", "expected one of https"),
+        ("--license other", 'go with "other"'),
+        ("--repo-id small", "USER/NAME"),
+        ("--base-model /tmp/weights", "expected an id on the Hub"),
+        ("--reported 7643 paper", "percentage from 0 to 100"),
+        ("--picture nowhere.png Nothing", "nowhere.png does not exist"),
+        ("--picture results_confusion.png Mine", "another picture of the same name"),
+        ("--results nowhere.json", "nowhere.json does not exist"),
+        ("--size 64 64", "--size is for --latency"),
     ],
 )
 def test_wrong_facts_are_refused_and_the_card_stays(published, capsys, tmp_path, monkeypatch, options, message):
@@ -283,6 +272,6 @@ def test_wrong_facts_are_refused_and_the_card_stays(published, capsys, tmp_path,
     Image.new("RGB", (4, 4)).save("results_confusion.png")
     model = published / "model"
     before = {path.name: path.read_bytes() for path in model.iterdir()}
-    assert message in answer(capsys, "card", str(model), *options)
+    assert message in answer(capsys, "card", str(model), *options.split())
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
     assert "no config.json" in answer(capsys, "card", str(tmp_path))
