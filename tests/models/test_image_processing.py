@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from images import labelled_image
 from PIL import Image
-from tiny import segmenter
+from tiny import saved, segmenter
 from transformers import AutoImageProcessor, pipeline
 
 from afdcd_hf import AfDcdImageProcessor, AfDcdOutput
@@ -63,11 +63,13 @@ def test_every_mode_becomes_three_channels_by_the_one_rule(mode):
 
 
 def test_pixels_of_unknown_range_are_refused():
-    with pytest.raises(ValueError, match="mode F: its pixels are floating-point numbers"):
-        AfDcdImageProcessor()(images=IMAGE.convert("F"))
-    for array in (np.zeros((3, 4, 5), np.uint16), torch.zeros(3, 4, 5, dtype=torch.int32)):
-        with pytest.raises(ValueError, match="array of .*int.*; expected uint8"):
-            AfDcdImageProcessor()(images=array)
+    for image, message in (
+        (IMAGE.convert("F"), "mode F: its pixels are floating-point numbers"),
+        (np.zeros((3, 4, 5), np.uint16), "array of .*int.*; expected uint8"),
+        (torch.zeros(3, 4, 5, dtype=torch.int32), "array of .*int.*; expected uint8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AfDcdImageProcessor()(images=image)
 
 
 @pytest.mark.parametrize("options", [{}, RELEASED, {"do_resize": True, "size": {"height": 14, "width": 22}}])
@@ -104,73 +106,63 @@ def test_a_saved_processor_loads_with_its_options(tmp_path, options):
 OUTPUTS = AfDcdOutput(logits=torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0)))
 
 
-def label_maps(sizes, align_corners):
-    return [
-        F.interpolate(logits[None], size, mode="bilinear", align_corners=align_corners)[0].argmax(0)
-        for logits, size in zip(OUTPUTS.logits, sizes, strict=True)
-    ]
-
-
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_label_maps_are_the_arg_max_of_stretched_logits_at_each_images_size(align_corners):
     sizes = [(17, 30), (9, 8)]
+    expected, others = (
+        [
+            F.interpolate(logits[None], size, mode="bilinear", align_corners=aligned)[0].argmax(0)
+            for logits, size in zip(OUTPUTS.logits, sizes, strict=True)
+        ]
+        for aligned in (align_corners, not align_corners)
+    )
     post_process = AfDcdImageProcessor(align_corners=align_corners).post_process_semantic_segmentation
     for given in (sizes, torch.tensor(sizes)) if align_corners else (sizes,):  # transformers' own takes no tensor
-        maps = post_process(OUTPUTS, target_sizes=given)
-        assert [one.dtype for one in maps] == [torch.int64] * 2
-        assert all(map(torch.equal, maps, label_maps(sizes, align_corners)))
-    assert not torch.equal(maps[0], label_maps(sizes, not align_corners)[0])  # so that the test tells the two apart
+        assert all(map(torch.equal, post_process(OUTPUTS, target_sizes=given), expected))
+    assert not torch.equal(expected[0], others[0])  # so that the test tells the two apart
     assert torch.equal(torch.stack(list(post_process(OUTPUTS))), OUTPUTS.logits.argmax(1))
-
-
-@pytest.mark.parametrize("sizes", [[(8, 8)], [(8, 8)] * 3])
-def test_a_wrong_number_of_target_sizes_is_refused_with_both_numbers(sizes):
-    with pytest.raises(ValueError, match=f"{len(sizes)} target_sizes were given for 2 images"):
-        AfDcdImageProcessor().post_process_semantic_segmentation(OUTPUTS, target_sizes=sizes)
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=f"{count} target_sizes .* 2 images" if align_corners else "target"):
+            post_process(OUTPUTS, target_sizes=[(8, 8)] * count)
 
 
 # Pipeline
 
+NAMES = ["road", "car", "sky", "tree"]
 
-def test_the_pipeline_runs_unasked_and_agrees_with_segment_image(tmp_path, monkeypatch):
-    def refuse(prompt=""):
-        raise AssertionError(f"the pipeline asked: {prompt}")
 
-    monkeypatch.setattr(builtins, "input", refuse)
-    names = ["road", "car", "sky", "tree"]
-    model = segmenter(6, head="pspnet", id2label=dict(enumerate(names))).eval()
-    processor = AfDcdImageProcessor()
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    picture = labelled_image(0, 4, 30, 44)["image"]
-    found = pipeline("image-segmentation", model=str(tmp_path), device="cpu")(picture)
-    label_map = segment_image(model, processor, picture)
-    assert label_map.shape == (30, 44)
-    assert {one["label"] for one in found} == {names[label] for label in np.unique(label_map)}
+def assert_masks(found, label_map):
+    assert {one["label"] for one in found} == {NAMES[label] for label in np.unique(label_map)}
     assert len(found) > 1  # one class everywhere would agree with anything
     for one in found:
-        assert np.array_equal(np.asarray(one["mask"]) > 0, label_map == names.index(one["label"]))
+        assert np.array_equal(np.asarray(one["mask"]) > 0, label_map == NAMES.index(one["label"]))
+
+
+def test_the_pipeline_runs_unasked_and_agrees_with_segment_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(builtins, "input", lambda prompt="": pytest.fail(f"the pipeline asked: {prompt}"))
+    model = segmenter(6, head="pspnet", id2label=dict(enumerate(NAMES))).eval()
+    picture = labelled_image(0, 4, 30, 44)["image"]
+    found = pipeline("image-segmentation", model=str(saved(tmp_path, model)), device="cpu")(picture)
+    label_map = segment_image(model, AfDcdImageProcessor(), picture)
+    assert label_map.shape == (30, 44)
+    assert_masks(found, label_map)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_a_pipeline_takes_batches_of_padded_images_of_different_sizes_and_cuts_the_padding_off(tmp_path, align_corners):
-    names = ["road", "car", "sky", "tree"]
-    model = segmenter(6, head="fcn", align_corners=align_corners, id2label=dict(enumerate(names))).eval()
+    model = segmenter(6, head="fcn", align_corners=align_corners, id2label=dict(enumerate(NAMES))).eval()
     model.save_pretrained(tmp_path)
-    AfDcdImageProcessor(align_corners=align_corners).save_pretrained(tmp_path)
+    plain = AfDcdImageProcessor(align_corners=align_corners)
+    plain.save_pretrained(tmp_path)
     padded = AutoImageProcessor.from_pretrained(tmp_path, do_pad=True, pad_size={"height": 40, "width": 50})
     pictures = [labelled_image(index, 4, *size)["image"] for index, size in enumerate([(30, 44), (40, 31), (9, 50)])]
     segment = pipeline("image-segmentation", model=str(tmp_path), image_processor=padded, device="cpu")
     for picture, found in zip(pictures, segment(pictures, batch_size=2), strict=True):
-        values = pixel_values(AfDcdImageProcessor(), picture)
-        values = F.pad(values, (0, 50 - picture.width, 0, 40 - picture.height))  # with zeros, the mean
+        values = F.pad(pixel_values(plain, picture), (0, 50 - picture.width, 0, 40 - picture.height))  # zero: the mean
         with torch.no_grad():
             scores = F.interpolate(model(values).logits, (40, 50), mode="bilinear", align_corners=align_corners)
-        label_map = scores[0].argmax(0)[: picture.height, : picture.width].numpy()
-        assert {one["label"] for one in found} == {names[label] for label in np.unique(label_map)} and len(found) > 1
-        for one in found:
-            assert np.array_equal(np.asarray(one["mask"]) > 0, label_map == names.index(one["label"]))
-    unpadded = segment_image(model, AfDcdImageProcessor(align_corners=align_corners), pictures[0])
+        assert_masks(found, scores[0].argmax(0)[: picture.height, : picture.width].numpy())
+    unpadded = segment_image(model, plain, pictures[0])
     assert np.array_equal(segment_image(model, padded, pictures[0]), unpadded)  # one image needs none
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from formula_weights import images
@@ -34,9 +35,9 @@ from afdcd_hf.models.loading import class_scores, load_model, load_processor, wi
 SWIN = {"img_size": 64, "window_size": 2, "depths": [1, 1, 2, 1]}
 MODELS = {
     "resnet18": dict(backbone_kwargs={"stem_type": "deep", "stem_width": 64}, head="deeplabv3", auxiliary_head=True),
-    "mobilenetv2_100": dict(head="pspnet"),
-    "mobilenetv3_large_100": dict(head="lraspp", output_stride=16, auxiliary_head=True),
-    "tf_efficientnet_lite0": dict(head="deeplabv3", auxiliary_head=True),
+    "mobilenetv2_100": dict(head="pspnet", align_corners=False, semantic_loss_ignore_index=7, atrous_rates=(2, 5)),
+    "mobilenetv3_large_100": dict(head="lraspp", output_stride=16, auxiliary_head=True, auxiliary_loss_weight=0.2),
+    "tf_efficientnet_lite0": dict(head="deeplabv3", auxiliary_head=True, id2label=dict(enumerate("abcde"))),
     "efficientnet_lite0": dict(head="deeplabv3plus", output_stride=16),
     "mobilenetv4_conv_small": dict(head="fpn", output_stride=32, auxiliary_head=True),
     "convnext_atto": dict(head="segformer", output_stride=32, auxiliary_head=True),
@@ -84,9 +85,10 @@ def test_a_saved_model_loads_to_the_bit_and_downloads_nothing(backbone, tmp_path
         assert torch.equal(logits_of(loaded, pixel_values), expected)
 
 
-def test_a_saved_model_keeps_training_in_its_own_folder(tmp_path):
-    segmenter().save_pretrained(tmp_path)
-    model = AfDcdForSemanticSegmentation.from_pretrained(tmp_path).train()
+def test_a_saved_model_keeps_training_in_its_own_folder_and_half_precision_is_loaded_in_single(tmp_path):
+    segmenter().to(torch.bfloat16).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path)).train()
+    assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.float32}
     model(images(2, 3, 16, 16), labels=torch.zeros(2, 16, 16, dtype=torch.int64)).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -108,12 +110,6 @@ def test_what_cannot_be_loaded_whole_is_refused_rather_than_filled_at_random(tmp
         load_model(str(tmp_path))
     with pytest.raises(OSError, match="nowhere"):
         load_model(str(tmp_path / "nowhere"))
-
-
-def test_weights_stored_in_half_precision_are_loaded_in_single(tmp_path):
-    segmenter().to(torch.bfloat16).save_pretrained(tmp_path)
-    model = load_model(str(tmp_path))
-    assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.float32}
 
 
 WITHOUT_PACKAGE = """
@@ -141,9 +137,9 @@ def test_a_pushed_model_works_with_pipeline_where_the_package_is_not_installed(t
     model = segmenter(3, head="deeplabv3", auxiliary_head=True, id2label=dict(enumerate("abcd"))).eval()
     processor = AfDcdImageProcessor(do_flip_channels=True)
     image = labelled_image(0, 4, 32, 48)["image"]
-    inputs = processor(images=image, return_tensors="pt")
+    pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():  # or one class would win everywhere
-        model.head.classifier.bias -= model(**inputs).logits.mean(dim=(0, 2, 3))
+        model.head.classifier.bias -= model(pixel_values).logits.mean(dim=(0, 2, 3))
     for part in (model, processor):
         part.save_pretrained(tmp_path / "run")
     image.save(tmp_path / "image.png")
@@ -156,12 +152,10 @@ def test_a_pushed_model_works_with_pipeline_where_the_package_is_not_installed(t
     assert done.returncode == 0, done.stderr[-5000:]
     assert done.stdout.count("transformers_modules.") == 4
     there = load_file(tmp_path / "found.safetensors")
-    assert torch.equal(there.pop("logits"), logits_of(model, inputs["pixel_values"]))
+    assert torch.equal(there.pop("logits"), logits_of(model, pixel_values))
     here = pipeline("image-segmentation", model=model, image_processor=processor)(image)
     assert there.keys() == {entry["label"] for entry in here} and len(there) > 1
-    for entry in here:
-        mask = torch.frombuffer(bytearray(entry["mask"].tobytes()), dtype=torch.uint8).reshape(32, 48)
-        assert torch.equal(there[entry["label"]], mask)
+    assert all(np.array_equal(there[entry["label"]], entry["mask"]) for entry in here)
 
 
 # EoMT, Mask2Former and MaskFormer as segmenters: held against their own post-processing
@@ -203,14 +197,15 @@ def test_a_saved_model_and_a_wrapped_one_give_the_logarithm_of_the_scores(kind, 
     scores = class_scores(outputs.class_queries_logits, outputs.masks_queries_logits)
     torch.testing.assert_close(logits.softmax(1), scores / scores.sum(1, keepdim=True))
     assert torch.equal(logits, outputs.logits) and wrapped.config.id2label == model.config.id2label
-    torch.testing.assert_close(torch.compile(loaded, backend="eager")(pixel_values=IMAGES).logits, logits)
+    if kind == "eomt":  # the others take longer
+        torch.testing.assert_close(torch.compile(loaded, backend="eager")(pixel_values=IMAGES).logits, logits)
 
 
 def test_logits_stay_finite_where_no_mask_is_left():
-    classes, masks = torch.zeros(1, 2, 5), torch.full((1, 2, 4, 4), -1e4)
-    model = mask_model("eomt")
-    (hook,) = [one for one in with_logits(model)._forward_hooks.values() if one.__name__ == "_add_logits"]
-    outputs = type("Outputs", (dict,), {"class_queries_logits": classes, "masks_queries_logits": masks})()
+    model = with_logits(mask_model("eomt"))
+    (hook,) = [one for one in model._forward_hooks.values() if one.__name__ == "_add_logits"]
+    outputs = type("Outputs", (dict,), {})()
+    outputs.class_queries_logits, outputs.masks_queries_logits = torch.zeros(1, 2, 5), torch.full((1, 2, 4, 4), -1e4)
     assert hook(model, (), outputs)["logits"].isfinite().all()
 
 
@@ -225,9 +220,8 @@ def test_a_saved_model_is_scored_and_its_processor_leaves_splitting_to_windows(t
 
 
 def test_images_smaller_than_eomts_are_padded_with_zeros():
-    model, small = mask_model("eomt", image_size=40), torch.randn(3, 20, 28)
-    [(_, found)] = Predictor(with_logits(model)).label_maps([[Sample("a", small, (20, 28))]])
-    with torch.no_grad():
-        logits = model(pixel_values=F.pad(small, (0, 12, 0, 20))[None]).logits
+    model, small = with_logits(mask_model("eomt", image_size=40)), torch.randn(3, 20, 28)
+    [(_, found)] = Predictor(model).label_maps([[Sample("a", small, (20, 28))]])
+    logits = logits_of(model, F.pad(small, (0, 12, 0, 20))[None])
     stretched = F.interpolate(logits, size=(40, 40), mode="bilinear")
     assert torch.equal(found, stretched.argmax(1)[0, :20, :28].to(found.dtype))
