@@ -10,6 +10,6 @@ if __name__ == "__main__":
     cards = Path(__file__).resolve().parents[1] / "model_cards"
     parser.add_argument("folder", nargs="?", type=Path, default=cards, help="where to (default: %(default)s)")
     folder = parser.parse_args().folder
-    from afdcd_hf.hub.zoo import write_zoo_cards  # takes seconds, and --help needs none of it
+    from afdcd_hf.hub.conversion import write_zoo_cards  # takes seconds, and --help needs none of it
 
     print(*write_zoo_cards(folder), sep="\n")

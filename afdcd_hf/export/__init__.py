@@ -8,9 +8,8 @@ from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
     from ..inference.graphs import ExecuTorchSegmenter, OnnxSegmenter, OpenVinoSegmenter, load_graph
-    from .executorch import export_executorch
     from .onnx import export_onnx
-    from .openvino import export_openvino
+    from .other_formats import export_executorch, export_openvino
     from .quantisation import quantise_onnx
     from .runtimes import compare_runtimes
     from .timm_backbone import export_timm_backbone

@@ -17,9 +17,8 @@ from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
 from ..inference.graphs import ONNX_PACKAGES, check_packages, load_segmenter
-from .executorch import export_executorch
 from .onnx import ParityRow, check_output, described_processor, export_onnx, format_parity
-from .openvino import export_openvino
+from .other_formats import export_executorch, export_openvino
 from .quantisation import quantise_onnx, spread
 from .runtimes import compare_runtimes, format_runtimes
 
@@ -74,18 +73,14 @@ def export_saved_graph(
         (int8 and fp16, "--int8 starts from full precision: leave --fp16 out."),
         (
             needs_data and with_preprocessing,
-            f"{'/'.join(needs_data)} is for graphs that take what the image processor gives: leave "
-            "--with_preprocessing out, or evaluate the written file with afdcd evaluate.",
+            f"{'/'.join(needs_data)} is not for --with_preprocessing: evaluate the written file with afdcd evaluate.",
         ),
         (data_dir and not dataset, "--data_dir needs --calibration_dataset, the name of what lies there."),
         (calibration_split and not int8, "--calibration_split is for --int8: add it."),
         (calibration_samples is not None and not int8, "--calibration_samples is for --int8: add it."),
         (float_ends and not int8, "--float_ends is for --int8: add it."),
         (max_samples is not None and not evaluate_split, "--max_samples limits --evaluate_split: give the split."),
-        (
-            evaluate_split and argmax and not upsample,
-            "With --argmax, label maps can only be scored at the image's size: add --upsample.",
-        ),
+        (evaluate_split and argmax and not upsample, "Label maps are scored at the image's size: add --upsample."),
     ):
         if applies:
             raise ValueError(message)
@@ -103,27 +98,25 @@ def export_saved_graph(
     segmenter, processor = load_segmenter(model)
     described = described_processor(processor)
     known = json.loads(processor_file.read_text()) if processor_file.exists() else None
-    if known is not None:
-        known.pop("auto_map", None)
-        if known != described and not overwrite:
-            raise FileExistsError(f"{processor_file} is another model's; give an --output elsewhere, or --overwrite.")
+    is_known = known is not None and {**known, "auto_map": None} == {**described, "auto_map": None}
+    if known is not None and not is_known and not overwrite:
+        raise FileExistsError(f"{processor_file} is another model's; give an --output elsewhere, or --overwrite.")
     if evaluation is not None and dataset in BENCHMARKS:
         check_classes(segmenter, BENCHMARKS[dataset].classes, dataset)
     options: dict[str, Any] = {"upsample": upsample, "argmax": argmax, "size": size, "fp16": fp16}
     options |= {"with_preprocessing": with_preprocessing, **({"opset": opset} if opset else {})}
     rows = write(segmenter, processor, output, overwrite=overwrite, **options)
     print(f"PyTorch and {title}, same input:\n{format_parity(rows)}\nwritten: {output}", flush=True)
-    if known != described:
-        with written_whole(processor_file) as part:
-            part.write_text(json.dumps(described, indent=2) + "\n")
+    if not is_known:
+        _write_json(processor_file, described)
     found: dict[str, Any] = {"model": model, "format": format, **options, "parity": [asdict(row) for row in rows]}
     if calibration is not None:
         logger.info("calibrating int8 ...")
         limits: dict[str, Any] = {"samples": calibration_samples or 32, "float_ends": float_ends}
         names = quantise_onnx(files["ONNX"], files["ONNX int8"], calibration, processor, overwrite=overwrite, **limits)
         print(f"written: {files['ONNX int8']}, calibrated on {len(names)} images of {dataset}", flush=True)
-        found["calibration"] = {"dataset": dataset, "split": calibration_split or "train", "images": names}
-        found["calibration"]["float_ends"] = float_ends
+        split = calibration_split or "train"
+        found["calibration"] = {"dataset": dataset, "split": split, "images": names, "float_ends": float_ends}
     if int8 or evaluation is not None:
         logger.info("measuring ...")
         data: Any = calibration if evaluation is None else evaluation
@@ -136,6 +129,10 @@ def export_saved_graph(
             found["evaluated_on"] = {"dataset": dataset, "split": evaluate_split, "num_images": len(evaluation)}
     versions = {**library_versions(), **{name: version(name) for name in packages}}
     found |= {"date": date.today().isoformat(), "machine": machine_name(), "versions": versions}
-    with written_whole(report) as part:
-        part.write_text(json.dumps(found, indent=2) + "\n")
+    _write_json(report, found)
     print(f"written: {report}")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with written_whole(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")

@@ -35,22 +35,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One input given to the model and to the graph.
+    """One input given to the model and to the graph."""
 
-    Attributes:
-        batch, height, width: of the input.
-        difference: largest absolute difference of a score; for label maps, by how much the score of a label in the
-            graph's map falls short of the pixel's best at most.
-        largest_score: largest absolute score of the model, to judge the difference by.
-        other_labels: share of the pixels whose best class is another one.
-    """
-
-    batch: int
+    batch: int  # of the input
     height: int
     width: int
+    # largest absolute difference of a score; for label maps, by how much the score of a label in the graph's map falls
+    # short of the pixel's best at most
     difference: float
-    largest_score: float
-    other_labels: float
+    largest_score: float  # of the model, absolute, to judge the difference by
+    other_labels: float  # share of the pixels whose best class is another one
 
 
 def export_onnx(
@@ -103,7 +97,7 @@ def export_onnx(
 
 
 def write_onnx(model: nn.Module, processor: Any, path: Path, opset: int | None = None, **options: Any) -> Graph:
-    """Write the graph without a check; what is given back is what to check it against. See `export_onnx`."""
+    """Write the graph, which is returned to be checked; arguments as of `export_onnx`."""
     graph = Graph(model, processor, **options)
     logger.info("tracing the graph ...")
     proto = _trace(graph, opset)
@@ -114,12 +108,7 @@ def write_onnx(model: nn.Module, processor: Any, path: Path, opset: int | None =
 
 
 def check_output(output: str | Path, overwrite: bool = False, suffix: str = ".onnx") -> Path:
-    """Look before a long export whether its file can be written.
-
-    Raises:
-        ValueError: its name has another suffix.
-        OSError: it exists and `overwrite` is off, or nothing can be written there.
-    """
+    """Before a long export: a ValueError for a name with another suffix, an OSError where it cannot be written."""
     output = Path(output)
     if output.suffix != suffix:
         raise ValueError(f"A graph is a file: give --output a name that ends in {suffix}, not {str(output)!r}.")
@@ -157,12 +146,8 @@ class Graph(nn.Module):
         super().__init__()
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"size={size!r}: expected height and width, two positive whole numbers.")
-        self.model = copy.deepcopy(model).cpu().float().eval()
-        self.processor = processor
-        self.upsample = upsample
-        self.argmax = argmax
-        self.size = size
-        self.fp16 = fp16
+        self.model, self.processor = copy.deepcopy(model).cpu().float().eval(), processor
+        self.upsample, self.argmax, self.size, self.fp16 = upsample, argmax, size, fp16
         self.with_preprocessing = with_preprocessing
         self.tolerance = TOLERANCE_FP16 if fp16 else TOLERANCE
         self.input_name = "image" if with_preprocessing else "pixel_values"
@@ -175,17 +160,18 @@ class Graph(nn.Module):
         described = described_processor(self.processor)
         if self.with_preprocessing:
             described |= {"do_rescale": False, "do_normalize": False, "do_flip_channels": False}
-        facts = {
-            "id2label": {str(index): name for index, name in config.id2label.items()},
-            "align_corners": align_corners_of(self.model),
-            "ignore_index": getattr(config, "semantic_loss_ignore_index", 255),
-            "input": self.input_name,
-            "output": self.output_name,
-            "upsample": self.upsample,
-            "size": None if self.size is None else list(self.size),
-            "processor": described,
-        }
-        return json.dumps(facts)
+        return json.dumps(
+            {
+                "id2label": {str(index): name for index, name in config.id2label.items()},
+                "align_corners": align_corners_of(self.model),
+                "ignore_index": getattr(config, "semantic_loss_ignore_index", 255),
+                "input": self.input_name,
+                "output": self.output_name,
+                "upsample": self.upsample,
+                "size": self.size,
+                "processor": described,
+            }
+        )
 
     def for_tracing(self) -> tuple[Graph, Tensor]:
         """A copy in the precision asked for, and an example of its input."""
@@ -194,9 +180,8 @@ class Graph(nn.Module):
             graph.model.half()
         # odd sides, and different ones, so that nothing about them is taken for a rule
         height, width = self.size or (97, 129)
-        if self.with_preprocessing:
-            return graph, torch.zeros(2, height, width, 3, dtype=torch.uint8)
-        return graph, torch.randn(2, 3, height, width)
+        pixels = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+        return graph, pixels if self.with_preprocessing else torch.randn(2, 3, height, width)
 
     def check(self, run: Callable[[np.ndarray], np.ndarray]) -> list[ParityRow]:
         """Hold what runs the written graph against this one; see `check_parity`."""
@@ -263,8 +248,8 @@ def _shares(cells: int, side: int, like: Tensor) -> Tensor:
 def _trace(graph: Graph, opset: int | None) -> Any:
     """The graph as an ONNX proto; batch size and, unless it is fixed, height and width are left open."""
     traced, example = graph.for_tracing()
-    sides = (1, 2) if graph.with_preprocessing else (2, 3)
-    axes = dict.fromkeys((0,) if graph.size else (0, *sides), torch.export.Dim.DYNAMIC)
+    open_axes = (0,) if graph.size else (0, 1, 2) if graph.with_preprocessing else (0, 2, 3)
+    axes = dict.fromkeys(open_axes, torch.export.Dim.DYNAMIC)
     hint = "" if graph.size else " Some models can only be exported for one size: try --size HEIGHT WIDTH."
     with tracing("ONNX", hint):
         program = torch.onnx.export(
@@ -334,15 +319,26 @@ def check_parity(
 ) -> list[ParityRow]:
     """Give inputs of these shapes to `scores_of` in PyTorch and to `graph`, which answers with scores or label maps.
 
-    With `raw` the graph is given pixels of 0 to 255, which only PyTorch's inputs are processed from.
-
-    Raises:
-        ValueError: the graph fails on an input, gives another shape, or differs by more than `tolerance`.
+    With `raw` the graph is given pixels of 0 to 255, which only PyTorch's inputs are processed from. A ValueError where
+    it fails on an input, gives another shape, or differs by more than `tolerance` of the largest score.
     """
     rows = []
     for shape in shapes:
         logger.info("comparing %s with PyTorch ...", "x".join(map(str, shape)))
-        rows.append(_compare(scores_of, graph, processor, shape, labels, raw))
+        pixels = _example_pixels(*shape)
+        inputs = torch.stack([run_processor(processor, image) for image in pixels])
+        with torch.no_grad():
+            scores = scores_of(inputs).float()
+        result = torch.from_numpy(graph((pixels.float() if raw else inputs).numpy()))
+        expected = scores.argmax(1) if labels else scores
+        if result.shape != expected.shape:
+            given, wanted = tuple(result.shape), tuple(expected.shape)
+            raise ValueError(f"For an input of {tuple(inputs.shape)} the graph gives {given}, the model {wanted}.")
+        classes = result.long() if labels else result.argmax(1)
+        chosen, best = scores.gather(1, classes[:, None])[:, 0], scores.amax(1)
+        difference = ((best - chosen) if labels else (scores - result).abs()).max()
+        others = (classes != scores.argmax(1)).double().mean()
+        rows.append(ParityRow(*shape, difference.item(), scores.abs().max().item(), others.item()))
     if not all(row.difference <= tolerance * row.largest_score for row in rows):  # so that NaN does not pass
         raise ValueError(
             f"The graph differs from the model beyond {tolerance:g} of the largest score; nothing was written.\n"
@@ -352,6 +348,14 @@ def check_parity(
     return rows
 
 
+def _example_pixels(batch: int, height: int, width: int) -> Tensor:
+    """`(batch, 3, height, width)` uint8: colour ramps with noise, the same on every call."""
+    rng = np.random.default_rng((batch, height, width))
+    ramp = np.linspace(0, 200, height)[:, None, None] * rng.random(3) + np.linspace(0, 50, width)[None, :, None]
+    noisy = ramp + rng.integers(0, 56, (batch, height, width, 3))
+    return torch.from_numpy(noisy.clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2)
+
+
 def format_parity(rows: Sequence[ParityRow]) -> str:
     """A table with a line per input."""
     lines = [f"{'input':<16}{'max difference':>16}{'largest score':>15}{'other labels':>14}"]
@@ -359,28 +363,3 @@ def format_parity(rows: Sequence[ParityRow]) -> str:
         size = f"{row.batch}x{row.height}x{row.width}"
         lines.append(f"{size:<16}{row.difference:>16.1e}{row.largest_score:>15.2f}{row.other_labels:>14.2%}")
     return "\n".join(lines)
-
-
-@torch.no_grad()
-def _compare(
-    scores_of: Any, graph: Any, processor: Any, shape: tuple[int, int, int], labels: bool, raw: bool
-) -> ParityRow:
-    batch, height, width = shape
-    rng = np.random.default_rng(shape)  # colour ramps with noise, the same on every call
-    ramp = np.linspace(0, 200, height)[:, None, None] * rng.random(3) + np.linspace(0, 50, width)[None, :, None]
-    noisy = (ramp + rng.integers(0, 56, (batch, height, width, 3))).clip(0, 255).astype(np.uint8)
-    pixels = torch.from_numpy(noisy).permute(0, 3, 1, 2)
-    inputs = torch.stack([run_processor(processor, image) for image in pixels])
-    scores = scores_of(inputs).float()
-    result = torch.from_numpy(graph((pixels.float() if raw else inputs).numpy()))
-    expected = scores.argmax(1) if labels else scores
-    if result.shape != expected.shape:
-        given, wanted = tuple(result.shape), tuple(expected.shape)
-        raise ValueError(f"For an input of {tuple(inputs.shape)} the graph gives {given}, the model {wanted}.")
-    classes = result.long() if labels else result.argmax(1)
-    if labels:
-        difference = (scores.amax(1) - scores.gather(1, classes[:, None])[:, 0]).max()
-    else:
-        difference = (scores - result).abs().max()
-    others = (classes != scores.argmax(1)).double().mean()
-    return ParityRow(*shape, difference.item(), scores.abs().max().item(), others.item())

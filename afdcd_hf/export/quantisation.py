@@ -39,7 +39,7 @@ def quantise_onnx(
     Args:
         graph: file that `export_onnx` wrote.
         output: file to write, named `.onnx`.
-        dataset: indexable, with PIL images in `image`; labels are not looked at. Take images of the training split.
+        dataset: indexable, with PIL images in `image`; take images of the training split.
         processor: image processor of the model.
         samples: how many of them, spread evenly over the dataset: the first so many of a video would be one scene.
         float_ends: leave the first layer and the last, the classifier, in float32.
@@ -49,8 +49,7 @@ def quantise_onnx(
         The names of the images used, in order.
 
     Raises:
-        ValueError: an empty dataset, fewer than one sample, an image smaller than a graph of fixed size, or a graph
-            that is no exported one.
+        ValueError: no images, one smaller than a graph of fixed size, or a graph that is no exported one.
         OSError: the file exists, and `overwrite` is off, or cannot be written.
     """
     import onnx
@@ -92,27 +91,23 @@ def quantise_onnx(
 
 
 def calibration_inputs(
-    dataset: Sequence[Mapping[str, Any]],
-    indices: Sequence[int],
-    processor: Any,
-    size: Sequence[int] | None,
+    dataset: Sequence[Mapping[str, Any]], indices: Sequence[int], processor: Any, size: Sequence[int] | None,
     names: list[str],
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
     """The graph's inputs, one image at a time; for a graph of fixed size, its centre. `names` gets their names."""
     for index in indices:
         row = dataset[index]
         names.append(row.get("name") or f"image {index}")
         pixels = make_sample(processor, row["image"], names[-1]).pixel_values.float().numpy()
-        if size is not None:
-            height, width = pixels.shape[-2:]
-            if height < size[0] or width < size[1]:
-                raise ValueError(
-                    f"{names[-1]} has {height}x{width} pixels, less than the {size[0]}x{size[1]} that the graph is "
-                    "fixed to; calibrate on larger images, or export with a smaller --size."
-                )
-            top, left = (height - size[0]) // 2, (width - size[1]) // 2
-            pixels = pixels[:, top : top + size[0], left : left + size[1]]
-        yield {"pixel_values": np.ascontiguousarray(pixels[None])}
+        height, width = pixels.shape[-2:]
+        rows, columns = size or (height, width)
+        if height < rows or width < columns:
+            raise ValueError(
+                f"{names[-1]} has {height}x{width} pixels, less than the {rows}x{columns} that the graph is fixed to; "
+                "calibrate on larger images, or export with a smaller --size."
+            )
+        top, left = (height - rows) // 2, (width - columns) // 2
+        yield {"pixel_values": np.ascontiguousarray(pixels[None, :, top : top + rows, left : left + columns])}
 
 
 def spread(length: int, number: int) -> list[int]:

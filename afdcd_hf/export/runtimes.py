@@ -24,25 +24,15 @@ _WARMUP = 3  # turns that are not counted
 
 @dataclass(frozen=True)
 class RuntimeRow:
-    """One way to run a model.
+    """One way to run a model."""
 
-    Attributes:
-        runtime: what runs it.
-        megabytes: 10^6 bytes of the file; for PyTorch of the weights.
-        latency_median: seconds for one image.
-        latency_p95: 95th percentile of the same.
-        mean_iou: 0 to 1 on the evaluation dataset; None where there was none.
-        mean_iou_change: against PyTorch's.
-        other_labels: share of the pixels whose class is not PyTorch's; None for PyTorch, and without images.
-    """
-
-    runtime: str
-    megabytes: float
-    latency_median: float
+    runtime: str  # what runs it
+    megabytes: float  # 10^6 bytes of the file; for PyTorch of the weights
+    latency_median: float  # seconds for one image
     latency_p95: float
-    mean_iou: float | None = None
-    mean_iou_change: float | None = None
-    other_labels: float | None = None
+    mean_iou: float | None = None  # 0 to 1 on the evaluation dataset; None where there was none
+    mean_iou_change: float | None = None  # against PyTorch's
+    other_labels: float | None = None  # share of pixels whose class is not PyTorch's; None for it, and without images
 
 
 def compare_runtimes(
@@ -97,19 +87,18 @@ def compare_runtimes(
     expected = [segment_image(model, processor, image, settings) for image in images]
     rows: list[RuntimeRow] = []
     for name, segmenter in {"PyTorch": model, **segmenters}.items():
-        if isinstance(segmenter, GraphSegmenter):
-            size_in_bytes = segmenter.size_in_bytes
-        else:
-            size_in_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         median, p95 = np.percentile(seconds[name][_WARMUP:], [50, 95]).tolist()
-        score = change = None
+        score = change = others = None
         if dataset is not None:
             score = evaluate_segmenter(segmenter, dataset, processor=processor, settings=settings)["mean_iou"]
             change = score - (rows[0].mean_iou if rows else score)
-        others = None
-        if segmenter is not model and images:
-            found = (segment_image(segmenter, processor, image, settings) for image in images)
-            others = float(np.mean(np.concatenate([(a != b).ravel() for a, b in zip(found, expected, strict=True)])))
+        if isinstance(segmenter, GraphSegmenter):
+            size_in_bytes = segmenter.size_in_bytes
+            found = [segment_image(segmenter, processor, image, settings) for image in images]
+            unequal = [(a != b).ravel() for a, b in zip(found, expected, strict=True)]
+            others = float(np.concatenate(unequal).mean()) if unequal else None
+        else:
+            size_in_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         rows.append(RuntimeRow(name, size_in_bytes / 1e6, median, p95, score, change, others))
     return rows
 
@@ -120,13 +109,10 @@ def format_runtimes(rows: Sequence[RuntimeRow]) -> str:
         f"{'runtime':<12}{'MB':>8}{'median ms':>12}{'p95 ms':>10}{'mIoU %':>14}{'change':>9}{'other labels %':>16}"
     ]
     for row in rows:
-        score, change, others = "not measured", "", ""
-        if row.other_labels is not None:
-            others = f"{100 * row.other_labels:.2f}"
-        if row.mean_iou is not None:
-            score = f"{100 * row.mean_iou:.2f}"
-        if row.mean_iou_change is not None and row is not rows[0]:
-            change = f"{round(100 * row.mean_iou_change, 2) + 0.0:+.2f}"
+        score = "not measured" if row.mean_iou is None else f"{100 * row.mean_iou:.2f}"
+        others = "" if row.other_labels is None else f"{100 * row.other_labels:.2f}"
+        has_change = row.mean_iou_change is not None and row is not rows[0]
+        change = f"{round(100 * (row.mean_iou_change or 0), 2) + 0.0:+.2f}" if has_change else ""
         times = f"{1000 * row.latency_median:>12.1f}{1000 * row.latency_p95:>10.1f}"
         lines.append(f"{row.runtime:<12}{row.megabytes:>8.2f}{times}{score:>14}{change:>9}{others:>16}".rstrip())
     return "\n".join(lines)

@@ -39,21 +39,19 @@ def export_web(
     browser resizes.
 
     Args:
-        model: segmenter, as in `export_onnx`.
-        processor: its image processor.
+        model, processor: segmenter and its image processor, as in `export_onnx`.
         output: folder to write; it must not exist.
         title: of the page.
         runtime: folder of the npm package onnxruntime-web, whose files are copied, or the address (https) of its
             `dist/`, which the page then loads them from. None: `node_modules/onnxruntime-web` if there, else `CDN`.
         size: height and width that images are resized to; None for what the processor resizes to, if it does.
-        options: `opset` and `fp16` of `export_onnx`.
+        options: `opset` and `fp16` of `export_onnx`, whose errors are raised, too.
 
     Returns:
         The parity found, and the address that the page loads the runtime from; None where it was copied.
 
     Raises:
-        ValueError: see `export_onnx`; a processor that resizes to other than a fixed height and width; a runtime that
-            is neither the package's folder nor such an address.
+        ValueError: a processor that resizes to other than a fixed size, or a runtime that is neither.
         OSError: the folder exists, or cannot be written.
     """
     output = Path(output)
@@ -66,9 +64,8 @@ def export_web(
         size = sides["height"], sides["width"]
     source, address = _find_runtime(runtime)
     names, colours = class_legend(model.config.id2label)  # type: ignore[union-attr, arg-type]
-    lines = line_colors(colours).repeat(3, 1)
-    rows_of_page = zip(names, colours.tolist(), lines.tolist(), strict=True)
-    classes = [{"name": name, "colour": colour, "line": line} for name, colour, line in rows_of_page]
+    rows_of_page = zip(names, colours.tolist(), line_colors(colours).tolist(), strict=True)
+    classes = [{"name": name, "colour": colour, "line": [line] * 3} for name, colour, [line] in rows_of_page]
     values = {
         "TITLE": html.escape(title),
         "RUNTIME": address or "./runtime/",
@@ -110,7 +107,7 @@ def _find_runtime(runtime: str | Path | None) -> tuple[Path | None, str | None]:
     folder = Path(runtime, "dist")
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise ValueError(
-            f"--onnxruntime_web {runtime}: there is no {missing[0]} in {folder}. Give the folder that `npm install "
-            f"onnxruntime-web` made, or an https:// address such as {CDN}"
+            f"There is no {missing[0]} in {folder}: give --onnxruntime_web the folder that "
+            f"`npm install onnxruntime-web` made, or an https:// address such as {CDN}"
         )
     return folder, None

@@ -42,10 +42,6 @@ _FREE = (
     (Mapping, Mapping[str, Any]), ((list, tuple), list[Any]), (str, str), (bool, bool), (int, int),
     (float, float | None), (type(None), int | None),
 )  # fmt: skip
-_EXPECTED = {
-    str: "text", int: "a whole number", float: "a number", bool: "true or false", Any: "numbers, text, lists, mappings",
-    list: "a list", tuple: "a pair of numbers", Mapping: "an object whose keys differ as text, too",
-}  # fmt: skip
 
 
 class Facts:
@@ -87,7 +83,7 @@ def _fitted(value: Any, kind: Any, where: str) -> Any:
     if kind in _NUMBERS and isinstance(value, _NUMBERS[kind]) and isinstance(value, bool) == (kind is bool):
         if math.isfinite(value):
             return kind(value)
-    raise ValueError(f"{where} is {_shown(value)}; expected {_EXPECTED[origin or kind]}.")
+    raise ValueError(f"{where} is {_shown(value)}; expected {getattr(origin or kind, '__name__', 'plain values')}.")
 
 
 def restored(value: Any, kind: type, where: str) -> Any:

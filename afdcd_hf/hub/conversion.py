@@ -1,4 +1,4 @@
-"""Released checkpoints (`.pth`) turned into folders for `from_pretrained`, and ImageNet weights into timm's names."""
+"""Released checkpoints (`.pth`) turned into folders for `from_pretrained`, or into timm's weights; cards of the zoo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import __version__
 from ..atomic_io import written_whole
@@ -21,15 +21,22 @@ from ..messages import close_names
 from ..models.image_processing_afdcd import RELEASED_INPUT, AfDcdImageProcessor
 from ..models.loading import load_model
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
-from .card_facts import CardFacts, write_facts
-from .folder_facts import dataset_facts, network_facts
-from .model_card import write_card
+from .card_facts import CardFacts, MeasuredResults, ReportedResults, TrainingFacts, write_facts
+from .folder_facts import dataset_facts, describe, network_facts
+from .model_card import is_handwritten, render_card, write_card
 from .released_networks import RELEASED_NETWORKS, get_released_network, released_backbone_name, released_names
 from .weight_files import check_tensors, read_tensors, without_values
-from .zoo import get_checkpoint, zoo_facts
+from .zoo import CHECKPOINTS, CheckpointRow, get_checkpoint
 
 logger = logging.getLogger(__name__)
 
+_ORIGIN = (
+    "The weights are those that the authors of the paper released, converted by `afdcd convert` and not trained anew."
+)
+_TITLES = {
+    "ade20k": "ADE20K", "camvid": "CamVid", "cityscapes": "Cityscapes", "voc": "Pascal VOC 2012",
+    "coco_stuff_182": "COCO-Stuff 164k (182 classes)",
+}  # fmt: skip
 _PREFIXES = ("pretrained.net.", "pretrained.", "net.")
 _OF_HEADS = ("head.", "auxlayer.")
 _BACKBONES = {name.split("_")[1]: kind for name, kind in RELEASED_NETWORKS.items()}
@@ -54,14 +61,11 @@ def convert_checkpoint(
     Args:
         checkpoint: `.pth` or `.safetensors`, in the forms that `read_tensors` knows.
         network: kind of network, a key of `RELEASED_NETWORKS`, such as "deeplabv3_resnet18".
-        output: folder to make.
+        output: folder to make, which is returned.
         dataset: benchmark it was trained on, which gives the classes their names.
         classes: class names by id, instead of a benchmark. With neither, classes are called LABEL_0, LABEL_1, ...
         published: row of `zoo.CHECKPOINTS` that the file is, for the card: reported score, source, teacher.
         overwrite: replace the files of an earlier conversion. A README that somebody wrote stays in any case.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: unknown names; a file that cannot be read as data; unknown, missing, misshapen, wrongly typed or
@@ -81,8 +85,7 @@ def convert_checkpoint(
     names = get_benchmark(dataset).classes if dataset is not None else classes
     if twice := sorted({name for name in names or () if list(names or ()).count(name) > 1}):
         raise ValueError(f"Class names occur twice: {', '.join(twice)}.")
-    tensors = read_tensors(checkpoint)
-    what = f"{checkpoint.name} as {network}"
+    tensors, what = read_tensors(checkpoint), f"{checkpoint.name} as {network}"
     names = _class_names(tensors, network, names, what, dataset or "the names given")
     model, renamed = released_model(network, names, tensors)
     try:
@@ -94,11 +97,9 @@ def convert_checkpoint(
         f"`{hashlib.sha256(checkpoint.read_bytes()).hexdigest()}`), a `{network}` in the released layout; not trained "
         "anew. The image processor gives it the released input: BGR, mean-subtracted, not divided."
     )
-    if row is not None:
-        facts = zoo_facts(row, model, origin)
-    else:
-        data = dataset_facts(dataset) if dataset else None
-        facts = CardFacts(output.absolute().name, **network_facts(model), dataset=data, notes=[origin])
+    data = dataset_facts(dataset) if dataset else None
+    facts = CardFacts(output.absolute().name, **network_facts(model), dataset=data, notes=[origin])
+    facts = facts if row is None else zoo_facts(row, model, origin)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".converting-") as part:
         model.save_pretrained(part)
@@ -125,9 +126,8 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path, *
         network: "resnet18", "resnet50", "resnet101" or "mobilenetv2".
         output: `.safetensors` file to write: what recipes call `pretrained_backbone`. Returned.
     """
-    output = Path(output)
+    output, close = Path(output), close_names(network.lower(), _BACKBONES)
     if network not in _BACKBONES:
-        close = close_names(network.lower(), _BACKBONES)
         raise ValueError(f"Unknown backbone {network!r}.{close} Known: {', '.join(_BACKBONES)}.")
     if output.suffix != ".safetensors" or output.is_dir():
         raise ValueError(f"A backbone becomes one file: give --output something.safetensors, not {str(output)!r}.")
@@ -175,6 +175,49 @@ def read_class_names(path: str | Path) -> list[str]:
     if not names:
         raise ValueError(f"{path} has no names; write one a line.")
     return names
+
+
+def zoo_facts(row: CheckpointRow, model: nn.Module | None = None, origin: str | None = None) -> CardFacts:
+    """The facts of a published checkpoint from the table; with `origin`, a note, and `model` once it is converted."""
+    benchmark = get_benchmark(row.dataset)
+    notes = [f"Source: {row.source_project}, {row.source_file}. Terms of the weights: {row.weights_licence}."]
+    notes += [f"Note: {text}." for text in (row.source_doubts, row.remarks) if text]
+    if origin is None and row.measured is None:
+        notes.append(
+            "This project has not held that file so far, and nothing is published under this name. Whoever has it "
+            f"makes this model of it with `afdcd convert --checkpoint FILE --network {row.network} --dataset "
+            f"{row.dataset} --output DIR`."
+        )
+    teacher = get_checkpoint(row.teacher) if row.teacher else None
+    taught_by = describe(get_released_network(teacher.network).config(benchmark.classes)) if teacher else None
+    if teacher is not None and row.reported_alone is not None:
+        alone, best = f"{100 * row.reported_alone:.2f}", f"{100 * teacher.reported:.2f}"
+        notes.append(f"Its authors report {alone} % for the same student alone and {best} % for the teacher.")
+    own = f"; {row.recipe} is this package's recipe for the same training" if row.recipe else ""
+    data = {"pretty_name": _TITLES[row.dataset], "split": row.split, "num_images": benchmark.split_sizes[row.split]}
+    return CardFacts(
+        model_name=row.name,
+        repo_id=row.repo_id,
+        **network_facts(model or without_values(get_released_network(row.network).config(benchmark.classes))),
+        dataset=dataset_facts(row.dataset, **data),
+        measured=None if row.measured is None else MeasuredResults(row.measured),
+        reported=ReportedResults(row.reported, row.reported_in),
+        training=TrainingFacts(recipe=f"that of its authors{own}"),
+        teacher=row.teacher,
+        teacher_architecture=taught_by,
+        notes=[origin or _ORIGIN, *notes],
+    )
+
+
+def write_zoo_cards(folder: str | Path) -> list[Path]:
+    """Write the card of every published checkpoint as `NAME.md`; a FileExistsError if one there was written by hand."""
+    cards = {Path(folder) / f"{row.name}.md": row for row in CHECKPOINTS.values()}
+    if by_hand := [path for path in cards if is_handwritten(path)]:
+        raise FileExistsError(f"{by_hand[0]} was written by hand and stays; move it away to have it rendered.")
+    for path, row in cards.items():
+        with written_whole(path) as part:
+            part.write_bytes(render_card(zoo_facts(row)).encode("utf-8"))
+    return list(cards)
 
 
 def _fitting(

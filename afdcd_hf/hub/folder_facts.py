@@ -10,12 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from ..cost import ProfileSettings, count_macs_at, count_parameters, profile_model
 from ..cost.profiling import SIZES
 from ..data.benchmarks import BENCHMARKS
 from ..evaluation.results import evaluate_command
+from ..models.heads import HEADS
+from ..models.loading import load_model
 from ..structured_files import read_json
 from .card_facts import (
     FACTS_NAME,
@@ -94,10 +97,7 @@ def update_card(
 def measure_latency(
     folder: str | Path, sizes: Sequence[tuple[int, int]] | None = None, *, device: str | None, precision: str
 ) -> list[LatencyRow]:
-    """Measure the model's speed as `afdcd profile` does, one image at a time.
-
-    `sizes` are `(height, width)`, by default those at which the card counts MACs; the rest is as in `profile_model`.
-    """
+    """Measure the model's speed as `afdcd profile` does; by default at the sizes at which the card counts MACs."""
     rows = profile_model(folder, sizes or SIZES, settings=ProfileSettings(precision=precision), device=device)
     names = [field.name for field in dataclasses.fields(LatencyRow)]
     return [LatencyRow(**{name: getattr(row, name) for name in names}) for row in rows]
@@ -110,8 +110,6 @@ def folder_facts(folder: str | Path) -> CardFacts:
         raise FileNotFoundError(f"{folder} is not a folder of a saved model: it has no {CONFIG_NAME}.")
     if (folder / FACTS_NAME).is_file():
         return read_facts(folder)
-    from ..models.loading import load_model
-
     check_weights(folder)
     known = network_facts(load_model(str(folder)))
     facts = CardFacts(model_name=folder.resolve().name, pictures=known_pictures(folder), **known)
@@ -131,8 +129,6 @@ def network_facts(model: nn.Module) -> dict[str, Any]:
 
 def read_results(path: str | Path) -> dict[str, Any]:
     """The content of a `results.json`: at least `mean_iou` and a `protocol` of dataset and split, or a ValueError."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist; `afdcd evaluate --output` writes such a file.")
     results: dict[str, Any] = read_json(path, "the results of an evaluation")
     known = results["protocol"] if isinstance(results.get("protocol"), dict) else {}
     missing = [name for name in ("dataset", "split") if not isinstance(known.get(name), str)]
@@ -183,8 +179,6 @@ def with_repo_id(facts: CardFacts, repo_id: str) -> CardFacts:
 
 def check_repo_id(repo_id: str) -> None:
     """Refuse a name that is not `user/name` as the Hub allows it."""
-    from huggingface_hub.utils import validate_repo_id
-
     if not HUB_ID.fullmatch(repo_id):
         raise ValueError(f"{repo_id!r} is not the name of a repository; write USER/NAME.")
     validate_repo_id(repo_id)
@@ -211,8 +205,6 @@ def describe(config: Any) -> str:
     """The model in words."""
     if config.model_type != "afdcd":
         return type(config).__name__.removesuffix("Config")
-    from ..models.heads import HEADS
-
     options = ", ".join(f"{name} {value}" for name, value in config.backbone_kwargs.items())
     backbone = f"{config.backbone} ({options})" if options else config.backbone
     return f"{HEADS[config.head].title} on {backbone}, output stride {config.output_stride}"

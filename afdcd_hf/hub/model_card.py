@@ -12,16 +12,14 @@ import re
 import shlex
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 
 from ..atomic_io import written_whole
 from ..citations import AF_DCD
 from .card_facts import CardFacts
-
-if TYPE_CHECKING:
-    from huggingface_hub import ModelCardData
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +54,6 @@ def render_card(facts: CardFacts) -> str:
 
 def card_metadata(facts: CardFacts) -> ModelCardData:
     """The card's metadata. `model-index` appears only for results that we measured on the whole split, in percent."""
-    from huggingface_hub import EvalResult, ModelCardData
-
     dataset, measured, of_results = facts.dataset, facts.measured, dict[str, Any]()
     if dataset is not None and measured is not None and measured.covers_split:
         result = EvalResult(

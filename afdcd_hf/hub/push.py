@@ -9,9 +9,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    EvalResultEntry,
+    HfApi,
+    constants,
+    eval_result_entries_to_yaml,
+    get_token,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..messages import without_tokens
 from ..structured_files import read_json
@@ -19,9 +37,6 @@ from .card_facts import FACTS_NAME, CardFacts, facts_json, read_facts
 from .folder_facts import RESULTS_NAME, check_repo_id, public_protocol, read_results, with_repo_id
 from .model_card import CARD_NAME, is_handwritten, render_card
 from .weight_files import CONFIG_NAME, check_weights
-
-if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, HfApi
 
 PROCESSOR_NAME, RECIPE_NAME, VERIFIED_NAME = "preprocessor_config.json", "recipe.yaml", "verified.json"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
@@ -93,8 +108,6 @@ def push_folder(
         PermissionError: there is no token, or it does not suffice.
         OSError: the Hub cannot be reached, or refuses.
     """
-    from huggingface_hub import HfApi
-
     api, plan = HfApi(library_name="afdcd_hf"), plan_push(folder, repo_id)
     if not dry_run:
         return send(plan, api, private=private, revision=revision, overwrite_card=overwrite_card)
@@ -130,10 +143,8 @@ def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) ->
     names += [RESULTS_NAME, FACTS_NAME, RECIPE_NAME, VERIFIED_NAME]
     contents: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
     if outside := [folder / name for name in contents if not _lies_in(folder, name)]:
-        raise ValueError(
-            f"{outside[0]} is a link to {outside[0].resolve()}, and a push follows no link out of the folder; put the "
-            "file itself there, or remove the link."
-        )
+        found = f"{outside[0]} is a link to {outside[0].resolve()}, and a push follows no link out of the folder"
+        raise ValueError(f"{found}; put the file itself there, or remove the link.")
     if RESULTS_NAME in contents:
         results = read_results(folder / RESULTS_NAME)
         results["protocol"] = public_protocol(results["protocol"], repo_id)
@@ -169,8 +180,6 @@ def send(
     message: str = "Push with afdcd",
 ) -> PushPlan:
     """Carry out a plan, in one commit; arguments, result and errors as of `push_folder`."""
-    from huggingface_hub import CommitOperationAdd
-
     with plain_hub_errors(plan.repo_id, api.endpoint):
         make_repository(api, plan.repo_id, private or None)  # None: as the account has it by default
         if revision not in (None, "main") and not revision.startswith("refs/"):  # pull requests are there already
@@ -194,9 +203,6 @@ def plain_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
 
     A PermissionError where there is no token or the Hub refuses it, a ConnectionError where it cannot be reached.
     """
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
-
     try:
         yield
     except LocalTokenNotFoundError as error:
@@ -229,8 +235,6 @@ def shown_pictures(folder: Path, card: str) -> list[str]:
 
 def _visibility(api: HfApi, repo_id: str, private: bool | None) -> bool | None:
     """Whether the repository is private; None where there is none. One that is public must not be asked to be."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
     try:
         is_private = bool(api.repo_info(repo_id).private)
     except RepositoryNotFoundError:
@@ -254,8 +258,6 @@ def _keeping_card(plan: PushPlan, api: HfApi, revision: str | None) -> PushPlan:
 
 def _handwritten_on_hub(api: HfApi, repo_id: str, revision: str | None) -> bool:
     """Looks at a revision; at `main` where there is no such revision yet."""
-    from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
-
     with tempfile.TemporaryDirectory() as folder:
         try:
             return is_handwritten(Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=folder)))
@@ -267,8 +269,6 @@ def _handwritten_on_hub(api: HfApi, repo_id: str, revision: str | None) -> bool:
 
 def _eval_results(facts: CardFacts) -> dict[str, bytes]:
     """The Hub's own format of scores, for a dataset that is there, and a whole split of it."""
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-
     dataset, measured = facts.dataset, facts.measured
     if dataset is None or dataset.hub_id is None or measured is None or not measured.covers_split:
         return {}
@@ -301,23 +301,17 @@ def _private_texts(folder: Path, files: list[PushFile]) -> list[str]:
 
 def _lies_in(folder: Path, name: str) -> bool:
     """Whether it is a file in the folder also where a link leads: into the folder, or the cache of the Hub."""
-    from huggingface_hub import constants
-
     path, allowed = (folder / name).resolve(), (folder.resolve(), Path(constants.HF_HUB_CACHE).resolve())
     return path.is_file() and any(path.is_relative_to(root) for root in allowed)
 
 
 def _source(folder: Path) -> list[str]:
     """The modules that the configurations name in `auto_map`, and those that these import."""
-    from transformers.dynamic_module_utils import get_relative_import_files
-
     names = []
     for config in (folder / CONFIG_NAME, folder / PROCESSOR_NAME):
         named: Any = read_json(config, "a configuration").get("auto_map", {}) if config.is_file() else {}
-        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-            raise ValueError(f"auto_map in {config} is not an object of class names; save the model again.")
         # `modeling_x` of `modeling_x.XModel`; what lies in another repository (`user/repo--x.X`) is not in the folder.
-        names += [name.split(".")[0] + ".py" for name in named.values() if "--" not in name]
+        names += [str(name).split(".")[0] + ".py" for name in dict(named).values() if "--" not in str(name)]
     try:
         imported = [Path(file).name for name in sorted(names) for file in get_relative_import_files(folder / name)]
     except FileNotFoundError as error:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import HfApi
+
 from ..evaluation.results import evaluate_saved
 from ..structured_files import read_yaml
 from .card_facts import Facts, Fraction, read_facts, restored
@@ -52,9 +54,9 @@ def read_release_plan(path: str | Path) -> ReleasePlan:
 
 
 def release(plan: ReleasePlan, *, dry_run: bool = True) -> list[Released]:
-    """Publish every model of a plan; what is there already (folders, results, files on the Hub) is not done again.
+    """Publish every model of a plan, or tell what would be done; what is there already is not done again.
 
-    A dry run tells what would be done. Returns what has become of each; a failure stops its own row alone.
+    Returns what has become of each; a failure stops its own row alone.
     """
     found = []
     for name, checkpoint in plan.checkpoints.items():
@@ -82,8 +84,6 @@ def to_markdown(found: Sequence[Released]) -> str:
 
 
 def _release(one: Released, plan: ReleasePlan, checkpoint: Path, dry_run: bool) -> None:
-    from huggingface_hub import HfApi
-
     row, folder = one.row, Path(plan.output_dir) / one.repo_id.split("/")[1]
     results, data_dir = folder / RESULTS_NAME, plan.data.get(row.dataset)
     is_converted, is_evaluated = (folder / "config.json").is_file(), results.is_file()

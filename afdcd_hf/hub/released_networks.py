@@ -103,12 +103,7 @@ _MOBILENETV2 = {
 
 
 def released_names(ours: Iterable[str], network: str) -> dict[str, str]:
-    """Name in the released file -> name in our model.
-
-    Args:
-        ours: names of `AfDcdForSemanticSegmentation.state_dict()`.
-        network: kind of network, a key of `RELEASED_NETWORKS`.
-    """
+    """Name in the released file -> name in our model, of the names of our `state_dict()` and a kind of network."""
     head, backbone = network.split("_")
     # The released MobileNetV2 wraps its layers once more.
     prefix, names = "pretrained.net." if backbone == "mobilenetv2" else "pretrained.", {}

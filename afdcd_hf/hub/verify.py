@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard, constants, snapshot_download
 
 from ..atomic_io import written_whole
 from ..cost.machine import library_versions, machine_name
@@ -30,9 +32,6 @@ from .folder_facts import RESULTS_NAME, measured_results, public_name, read_resu
 from .model_card import CARD_NAME
 from .push import VERIFIED_NAME, plain_hub_errors
 from .weight_files import check_weights
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 TOLERANCE = 0.0005
 _ROUNDING = 5.0001e-5  # metadata has percent with two decimals
@@ -117,19 +116,14 @@ def verify(
     choice = {option: known[option] for option in _DATA_OPTIONS if known.get(option) is not None}
     images = load_split(name, known["split"], data_dir, list_file=list_file, **choice)
     weights = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in check_weights(folder)}
-    doubts = _doubts_of_statement(folder, weights, claim.mean_iou)
-    claim = replace(claim, doubts=(*claim.doubts, *doubts))
+    claim = replace(claim, doubts=(*claim.doubts, *_doubts_of_statement(folder, weights, claim.mean_iou)))
     network = load_model(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if name in BENCHMARKS:
         check_classes(network, BENCHMARKS[name].classes, name)
-    scores = evaluate_segmenter(
-        network,
-        images,
-        processor=load_processor(folder),
-        num_workers=num_workers,
-        absent_as_zero=known.get("absent_classes") == "count as 0",
-        settings=InferenceSettings(**{name: known[name] for name in _SETTINGS if known.get(name) is not None}),
-    )
+    settings = InferenceSettings(**{name: known[name] for name in _SETTINGS if known.get(name) is not None})
+    zero = known.get("absent_classes") == "count as 0"
+    evaluated: dict[str, Any] = {"processor": load_processor(folder), "num_workers": num_workers, "settings": settings}
+    scores = evaluate_segmenter(network, images, absent_as_zero=zero, **evaluated)
     remarks = tuple(_remarks(claim, name, images, scores["protocol"]))
     found = scores["per_category_iou"]
     pairs = {one: (was, found[one]) for one, was in claim.per_category_iou.items() if was is not None and one in found}
@@ -144,13 +138,10 @@ def read_claim(folder: Path) -> Claim:
     """The claim of a model's folder.
 
     The number comes from the card's metadata (`model-index`), since that is what the world sees; facts or results
-    beside it bring the protocol, more decimals, and the IoU of each class. A FileNotFoundError where there is neither
-    card nor facts nor results, a ValueError where no measured number is claimed, or several.
+    beside it bring the protocol, more decimals, and the IoU of each class. A ValueError where no measured number is
+    claimed, or several.
     """
-    names = (CARD_NAME, FACTS_NAME, RESULTS_NAME)
-    has_card, has_facts, has_results = ((folder / name).is_file() for name in names)
-    if not (has_card or has_facts or has_results):
-        raise FileNotFoundError(f"{folder} has none of {', '.join(names)}, so there is nothing to verify.")
+    has_card, has_facts, has_results = ((folder / name).is_file() for name in (CARD_NAME, FACTS_NAME, RESULTS_NAME))
     facts, known = read_facts(folder) if has_facts else None, None
     if facts is not None and facts.measured is not None and facts.dataset is not None:
         scores, dataset = facts.measured, facts.dataset
@@ -207,16 +198,12 @@ def _local_folder(model: str | Path, revision: str | None) -> Path:
         return Path(model)
     if not HUB_ID.fullmatch(str(model)):
         raise FileNotFoundError(f"{model} is neither a local folder nor a Hub id such as afdcd/deeplabv3-r18-voc.")
-    from huggingface_hub import constants, snapshot_download
-
     with plain_hub_errors(str(model), constants.ENDPOINT):
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=list(_FILES)))
 
 
 def _of_card(path: Path, protocol: Mapping[str, Any] | None) -> Claim | None:
     """The mean IoU in the card's metadata that belongs to the protocol's data, or the only one."""
-    from huggingface_hub import ModelCard
-
     try:
         found = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
         entries = [entry for entry in found if entry.metric_type in ("mean_iou", "miou", "mIoU")]
@@ -228,8 +215,17 @@ def _of_card(path: Path, protocol: Mapping[str, Any] | None) -> Claim | None:
     values = [entry.metric_value for entry in entries]
     if len(values) > 1 or not all(isinstance(value, (int, float)) and 0 <= value <= 100 for value in values):
         raise ValueError(f"{path} claims a mean IoU of {values} %; expected one number from 0 to 100.")
-    protocols = [{"dataset": entry.dataset_type, "split": entry.dataset_split or "val"} for entry in entries]
-    return Claim(values[0] / 100, path.name, protocols[0]) if values else None
+    return next(
+        (
+            Claim(
+                entry.metric_value / 100,
+                path.name,
+                {"dataset": entry.dataset_type, "split": entry.dataset_split or "val"},
+            )
+            for entry in entries
+        ),
+        None,
+    )
 
 
 def _remarks(claim: Claim, name: str, images: Dataset, protocol: Mapping[str, Any]) -> Iterator[str]:

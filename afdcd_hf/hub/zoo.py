@@ -1,4 +1,4 @@
-"""The checkpoints that this project publishes, from the table `zoo.yaml`: where each comes from, and its model card."""
+"""The checkpoints that this project publishes, from the table `zoo.yaml`: where each comes from, and its scores."""
 
 from __future__ import annotations
 
@@ -7,28 +7,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..atomic_io import written_whole
 from ..data.benchmarks import get_benchmark
 from ..messages import close_names
 from ..structured_files import parse_yaml
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from .card_facts import CardFacts
-
-_ORIGIN = (
-    "The weights are those that the authors of the paper released, converted by `afdcd convert` and not trained anew."
-)
-_TITLES = {
-    "ade20k": "ADE20K",
-    "camvid": "CamVid",
-    "cityscapes": "Cityscapes",
-    "coco_stuff_182": "COCO-Stuff 164k (182 classes)",
-    "voc": "Pascal VOC 2012",
-}
 
 
 @dataclass(frozen=True)
@@ -113,56 +95,3 @@ def to_json(rows: Iterable[CheckpointRow]) -> str:
     """All fields of the rows; scores are fractions, null is what is not known."""
     found = [{**dataclasses.asdict(row), "role": row.role, "data_licence": row.data_licence} for row in rows]
     return json.dumps(found, indent=2)
-
-
-def zoo_facts(row: CheckpointRow, model: nn.Module | None = None, origin: str | None = None) -> CardFacts:
-    """The facts of a published checkpoint, as far as the table and its layout tell; nothing is downloaded.
-
-    `model` is its model where there is one, and `origin` a note of how that was made.
-    """
-    from .card_facts import CardFacts, MeasuredResults, ReportedResults, TrainingFacts
-    from .folder_facts import dataset_facts, describe, network_facts
-    from .released_networks import get_released_network
-    from .weight_files import without_values
-
-    benchmark = get_benchmark(row.dataset)
-    notes = [f"Source: {row.source_project}, {row.source_file}. Terms of the weights: {row.weights_licence}."]
-    notes += [f"Note: {text}." for text in (row.source_doubts, row.remarks) if text]
-    if origin is None and row.measured is None:
-        notes.append(
-            "This project has not held that file so far, and nothing is published under this name. Whoever has it "
-            f"makes this model of it with `afdcd convert --checkpoint FILE --network {row.network} --dataset "
-            f"{row.dataset} --output DIR`."
-        )
-    teacher = get_checkpoint(row.teacher) if row.teacher else None
-    taught_by = describe(get_released_network(teacher.network).config(benchmark.classes)) if teacher else None
-    if teacher is not None and row.reported_alone is not None:
-        alone, best = f"{100 * row.reported_alone:.2f}", f"{100 * teacher.reported:.2f}"
-        notes.append(f"Its authors report {alone} % for the same student alone and {best} % for the teacher.")
-    own = f"; {row.recipe} is this package's recipe for the same training" if row.recipe else ""
-    data = {"pretty_name": _TITLES[row.dataset], "split": row.split, "num_images": benchmark.split_sizes[row.split]}
-    return CardFacts(
-        model_name=row.name,
-        repo_id=row.repo_id,
-        **network_facts(model or without_values(get_released_network(row.network).config(benchmark.classes))),
-        dataset=dataset_facts(row.dataset, **data),
-        measured=None if row.measured is None else MeasuredResults(row.measured),
-        reported=ReportedResults(row.reported, row.reported_in),
-        training=TrainingFacts(recipe=f"that of its authors{own}"),
-        teacher=row.teacher,
-        teacher_architecture=taught_by,
-        notes=[origin or _ORIGIN, *notes],
-    )
-
-
-def write_zoo_cards(folder: str | Path) -> list[Path]:
-    """Write the card of every published checkpoint as `NAME.md`; a FileExistsError if one there was written by hand."""
-    from .model_card import is_handwritten, render_card
-
-    cards = {Path(folder) / f"{row.name}.md": row for row in CHECKPOINTS.values()}
-    if by_hand := [path for path in cards if is_handwritten(path)]:
-        raise FileExistsError(f"{by_hand[0]} was written by hand and stays; move it away to have it rendered.")
-    for path, row in cards.items():
-        with written_whole(path) as part:
-            part.write_bytes(render_card(zoo_facts(row)).encode("utf-8"))
-    return list(cards)

@@ -22,9 +22,8 @@ from torch.nn import functional as F
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter, segment_image
 from afdcd_hf.cli import main
 from afdcd_hf.export import onnx as onnx_export
-from afdcd_hf.export.executorch import export_executorch
 from afdcd_hf.export.onnx import PARITY_SHAPES, TOLERANCE, cell_means, check_parity, export_onnx
-from afdcd_hf.export.openvino import export_openvino
+from afdcd_hf.export.other_formats import export_executorch, export_openvino
 from afdcd_hf.export.quantisation import calibration_inputs, quantise_onnx
 from afdcd_hf.export.runtimes import compare_runtimes
 from afdcd_hf.export.timm_backbone import export_timm_backbone

@@ -142,7 +142,7 @@ def test_facts_results_and_card_are_claims_in_turn_and_without_any_there_is_noth
     claim = read_claim(model)
     assert (claim.source, claim.protocol) == ("README.md", {"dataset": "camvid", "split": "val"})
     (model / "README.md").unlink()
-    assert "nothing to verify" in answer(capsys, "verify", str(model))
+    assert "claims no measured mean IoU" in answer(capsys, "verify", str(model))
     write_facts(model, replace(facts, measured=None, reported=ReportedResults(0.6927, "a paper")))
     only = "claims no measured mean IoU, only a reported one (69.27 %, a paper)"
     assert only in answer(capsys, "verify", str(model))
@@ -263,7 +263,7 @@ def test_measured_speed_gets_on_the_card_and_is_replaced_by_the_next_measurement
         ("--reported 7643 paper", "percentage from 0 to 100"),
         ("--picture nowhere.png Nothing", "nowhere.png does not exist"),
         ("--picture results_confusion.png Mine", "another picture of the same name"),
-        ("--results nowhere.json", "nowhere.json does not exist"),
+        ("--results nowhere.json", "No such file or directory: 'nowhere.json'"),
         ("--size 64 64", "--size is for --latency"),
     ],
 )

@@ -14,9 +14,10 @@ from huggingface_hub import ModelCard
 from afdcd_hf.cli import main
 from afdcd_hf.cost import count_macs
 from afdcd_hf.data.benchmarks import BENCHMARKS
+from afdcd_hf.hub.conversion import write_zoo_cards, zoo_facts
 from afdcd_hf.hub.model_card import render_card
 from afdcd_hf.hub.released_networks import RELEASED_NETWORKS
-from afdcd_hf.hub.zoo import CHECKPOINTS, get_checkpoint, select, to_table, write_zoo_cards, zoo_facts
+from afdcd_hf.hub.zoo import CHECKPOINTS, get_checkpoint, select, to_table
 from afdcd_hf.recipes import load_recipe
 
 STUDENTS = [row for row in CHECKPOINTS.values() if row.role == "student"]
