@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import re
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,8 +33,7 @@ class Repo:
     tags: dict[str, str] = field(default_factory=dict)
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
-        content = "".join(f"{name}{hashlib.sha1(data).hexdigest()}" for name, data in sorted(files.items()))
-        sha = hashlib.sha1(f"{len(self.commits)}{message}{content}".encode()).hexdigest()
+        sha = hashlib.sha1(repr((len(self.commits), message, sorted(files.items()))).encode()).hexdigest()
         self.commits[sha], self.branches[branch] = files, sha
         self.messages.append(message)
         return sha
@@ -70,11 +68,6 @@ class HubServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def handle_error(self, request, client_address) -> None:
-        """A client that was killed is no error of the server's."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)
-
     def client_settings(self, token: str | None = "hf_writer") -> dict[str, str]:
         """Environment variables that send huggingface_hub here."""
         settings = {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
@@ -88,7 +81,7 @@ class _Refused(Exception):
     def __init__(self, status: int, message: str, code: str = "", **body: Any):
         super().__init__(message)
         self.status, self.body = status, {"error": message, **body}
-        self.headers = {"X-Error-Code": code, "X-Error-Message": message}
+        self.headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
 
 
 _ROUTES: list[tuple[str, str, Callable]] = []
@@ -127,8 +120,7 @@ class _Request(BaseHTTPRequestHandler):
             else:
                 raise _Refused(404, f"{self.command} {path} is not served here")
             if found is not None:
-                pair = found if isinstance(found, tuple) else (json.dumps(found).encode(), {})
-                self._send(200, *pair)
+                self._send(200, *(found if isinstance(found, tuple) else (json.dumps(found).encode(), {})))
         except _Refused as refused:
             self._send(refused.status, json.dumps(refused.body).encode(), refused.headers)
 
@@ -138,9 +130,8 @@ class _Request(BaseHTTPRequestHandler):
         self._read()  # or the next request on this connection would begin in the midst of this one
         self.server.requests.append((self.command, unquote(self.path), status))
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            if value:
-                self.send_header(name, value)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -170,10 +161,8 @@ class _Request(BaseHTTPRequestHandler):
         asked = json.loads(self._read())
         owner = asked.get("organization") or self.user
         name, url = f"{owner}/{asked['name']}", f"{self.server.url}/{owner}/{asked['name']}"
-        if self.user is None:
-            raise _Refused(401, "Invalid username or password.")
-        if self.user != owner:
-            raise _Refused(403, f"You don't have the rights to create a model under {owner}")
+        if self.user is None or self.user != owner:
+            raise _Refused(403 if self.user else 401, f"You don't have the rights to create a model under {owner}")
         if name in self.server.repos:
             raise _Refused(409, "You already created this model", url=url)
         repo = self.server.repos[name] = Repo(asked.get("visibility") == "private" or bool(asked.get("private")))
@@ -205,13 +194,13 @@ class _Request(BaseHTTPRequestHandler):
         slug = slug or f"{asked['namespace']}/{asked['title'].lower().replace(' ', '-')}-0123"
         if self.user != slug.split("/")[0]:
             raise _Refused(403, "You may not write to this collection")
-        there, items = slug in self.server.collections, self.server.collections.setdefault(slug, [])
-        if "item" in asked and asked["item"]["id"] not in items:
-            items.append(asked["item"]["id"])
         shown = {"slug": slug, "title": slug, "owner": {"name": self.user}, "items": [], "position": 0, "upvotes": 0}
         shown |= {"lastUpdated": "2026-01-02T03:04:05.000Z", "private": False, "theme": "blue"}
-        if there and "title" in asked:
+        if slug in self.server.collections and "title" in asked:
             raise _Refused(409, "This collection exists", **shown)
+        items = self.server.collections.setdefault(slug, [])
+        if "item" in asked and asked["item"]["id"] not in items:
+            items.append(asked["item"]["id"])
         return shown
 
     @_route("POST", "/api/validate-yaml")
@@ -221,11 +210,12 @@ class _Request(BaseHTTPRequestHandler):
     @_route("POST", "/api/models/{name}/preupload/{revision}")
     def _preupload(self, name: str, revision: str) -> dict:
         self._repo(name, write=True)
-        _, files = self._files(name, revision)
-        paths = [file["path"] for file in json.loads(self._read())["files"]]
-        modes = {path: "lfs" if _is_large(path) else "regular" for path in paths}
-        oids = {path: _oid(path, files[path]) if path in files else None for path in paths}
-        return {"files": [{"path": p, "uploadMode": modes[p], "shouldIgnore": False, "oid": oids[p]} for p in paths]}
+        there, asked = self._files(name, revision)[1], json.loads(self._read())["files"]
+        for file in asked:
+            path = file["path"]
+            file |= {"uploadMode": "lfs" if _is_large(path) else "regular", "shouldIgnore": False}
+            file["oid"] = _oid(path, there[path]) if path in there else None
+        return {"files": asked}
 
     @_route("POST", r"/{name}\.git/info/lfs/objects/batch")
     def _lfs_batch(self, name: str) -> dict:
@@ -276,7 +266,7 @@ class _Request(BaseHTTPRequestHandler):
     @_route("GET", "/api/models/{name}/tree/{revision}")
     def _tree(self, name: str, revision: str) -> list:
         files = self._files(name, revision)[1].items()
-        return [{"type": "file", "path": path, "size": len(data), "oid": _blob(data)} for path, data in files]
+        return [{"type": "file", "path": path, "size": len(data), "oid": _oid(path, data)} for path, data in files]
 
     @_route("GET HEAD", "/{name}/resolve/{revision}/(?P<file>.+)")
     def _resolve(self, name: str, revision: str, file: str) -> tuple[bytes, dict]:
@@ -297,12 +287,8 @@ def _is_large(path: str) -> bool:
 
 
 def _oid(path: str, data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest() if _is_large(path) else _blob(data)
-
-
-def _blob(data: bytes) -> str:
-    """Git's name of a file's content."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    """SHA-256 of a large file, Git's name of the content of another."""
+    return (hashlib.sha256(data) if _is_large(path) else hashlib.sha1(b"blob %d\0" % len(data) + data)).hexdigest()
 
 
 if __name__ == "__main__":

@@ -38,6 +38,5 @@ def mask_model(kind: str, num_labels: int = 4, image_size: int = 32) -> PreTrain
                    {"layers": 1, "attention_heads": 2, "ffn_dim": 16}.items()}  # fmt: skip
         shared["decoder_config"] = DetrConfig(d_model=16, num_queries=5, **decoder)
         del shared["num_queries"]
-        return MaskFormerForInstanceSegmentation(
-            MaskFormerConfig(fpn_feature_size=32, mask_feature_size=32, **shared)
-        ).eval()
+        config = MaskFormerConfig(fpn_feature_size=32, mask_feature_size=32, **shared)
+        return MaskFormerForInstanceSegmentation(config).eval()

@@ -34,15 +34,13 @@ def cityscapes_folder(root, split="train", count=3, *, size=(8, 16), city="aache
     published archive; no kinds are no gtFine. `labels` holds arrays of the 34 ids in any case.
     """
     for index, label in enumerate(_labels(labels, count, size, CITYSCAPES_VALUES)):
-        stem = f"{city}_000000_{index:06d}"
-        _save_image(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", index, label.shape)
-        truth = root / "gtFine" / split / city
-        if kinds:
-            _save_label(truth / f"{stem}_gtFine_instanceIds.png", label.astype(np.uint16))
-            (truth / f"{stem}_gtFine_polygons.json").write_text("{}")
-        for kind in kinds:
-            shown = label if kind == "labelIds" else train_ids(label, CITYSCAPES_IDS)
-            _save_label(truth / f"{stem}_gtFine_{kind}.png", shown)
+        stem = f"{split}/{city}/{city}_000000_{index:06d}"
+        _save_image(root / f"leftImg8bit/{stem}_leftImg8bit.png", index, label)
+        for kind in ("instanceIds", *kinds) if kinds else ():
+            shown = train_ids(label, CITYSCAPES_IDS) if kind == "labelTrainIds" else label
+            dtype = np.uint16 if kind == "instanceIds" else np.uint8
+            _save_label(root / f"gtFine/{stem}_gtFine_{kind}.png", shown, dtype)
+            (root / f"gtFine/{stem}_gtFine_polygons.json").write_text("{}")
     return root
 
 
@@ -54,11 +52,10 @@ def voc_folder(
     All lies in `inside`, such as "VOCdevkit/VOC2012"; labels go to `label_folder` (None: nowhere); the list of ids is
     `id_list` (None: none), or ImageSets/Segmentation/<split>.txt.
     """
-    home = root / inside
-    ids = []
+    home, ids = root / inside, []
     for index, label in enumerate(_labels(labels, count, size, VOC_VALUES)):
         ids.append(f"{_SPLIT_YEARS[split]}_{index:06d}")
-        _save_image(home / "JPEGImages" / f"{ids[-1]}.jpg", index, label.shape)
+        _save_image(home / f"JPEGImages/{ids[-1]}.jpg", index, label)
         if label_folder is not None:
             _save_label(home / label_folder / f"{ids[-1]}.png", label, palette=label_folder == "SegmentationClass")
     if id_list is not None:
@@ -72,9 +69,9 @@ def ade20k_folder(root, split="train", count=3, *, size=(8, 12), image_suffix=".
     """images/{training,validation}/ADE_*.jpg and annotations/{training,validation}/ADE_*.png."""
     folder = {"train": "training", "val": "validation"}[split]
     for index, label in enumerate(_labels(labels, count, size, ADE20K_VALUES)):
-        stem = f"ADE_{split}_{index + 1:08d}"
-        _save_image(root / "images" / folder / f"{stem}{image_suffix}", index, label.shape)
-        _save_label(root / "annotations" / folder / f"{stem}.png", label)
+        stem = f"{folder}/ADE_{split}_{index + 1:08d}"
+        _save_image(root / f"images/{stem}{image_suffix}", index, label)
+        _save_label(root / f"annotations/{stem}.png", label)
     return root
 
 
@@ -86,14 +83,13 @@ def coco_stuff_folder(
 
     `remapped_too`: also *_labelTrainIds.png beside each label, as mmsegmentation's users have them.
     """
-    folder = f"{split}2017"
     for index, label in enumerate(_labels(labels, count, size, COCO_STUFF_VALUES)):
-        stem = f"{index + (500 if split == 'val' else 0):012d}"
-        _save_image(root / image_root / folder / f"{stem}{image_suffix}", index, label.shape)
-        _save_label(root / label_root / folder / f"{stem}.png", label)
+        stem = f"{split}2017/{index + (500 if split == 'val' else 0):012d}"
+        _save_image(root / image_root / f"{stem}{image_suffix}", index, label)
+        _save_label(root / label_root / f"{stem}.png", label)
         if remapped_too:
             remapped = train_ids(label, COCO_STUFF_VALUES) if labels is None else np.zeros_like(label)
-            _save_label(root / label_root / folder / f"{stem}_labelTrainIds.png", remapped)
+            _save_label(root / label_root / f"{stem}_labelTrainIds.png", remapped)
     return root
 
 
@@ -103,12 +99,11 @@ def camvid_folder(root, split="train", count=3, *, size=(4, 6), stems=None, imag
     Unlike in the other builders, label i is by default i everywhere, but for void (11) in the upper left pixel.
     """
     stems = "abcdefghijklmnopqrstuvwxyz"[: len(labels or range(count))] if stems is None else stems
-    if labels is None:
-        labels = [np.full(size, index % 11, np.uint8) for index in range(len(stems))]
-        for label in labels:
+    for index, stem in enumerate(stems):
+        label = np.full(size, index % 11, np.uint8) if labels is None else labels[index]
+        if labels is None:
             label[0, 0] = 11
-    for index, (stem, label) in enumerate(zip(stems, labels, strict=True)):
-        _save_image(root / split / f"{stem}{image_suffix}", index, label.shape)
+        _save_image(root / split / f"{stem}{image_suffix}", index, label)
         _save_label(root / f"{split}annot" / f"{stem}.png", label)
     return root
 
@@ -120,15 +115,15 @@ def _labels(labels, count, size, table):
     return [np.broadcast_to(row, size).copy() for row in bands]
 
 
-def _save_image(path, index, size):
+def _save_image(path, index, label):
     path.parent.mkdir(parents=True, exist_ok=True)
-    colour = (index % 256, 20, 30)
-    Image.new("RGB", (size[1], size[0]), colour).save(path, format="PNG" if "png" in path.suffix.lower() else "JPEG")
+    image = Image.new("RGB", label.shape[::-1], (index % 256, 20, 30))
+    image.save(path, format="PNG" if "png" in path.suffix.lower() else "JPEG")
 
 
-def _save_label(path, label, palette=False):
+def _save_label(path, label, dtype=np.uint8, palette=False):
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(label if label.dtype == np.uint16 else label.astype(np.uint8))
+    image = Image.fromarray(label.astype(dtype))
     if palette:
         image = image.convert("P")
         image.putdata(label.ravel().tolist())

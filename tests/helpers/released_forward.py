@@ -79,12 +79,8 @@ class Released:
             y, layer = x, 0
             if block > 1:
                 y, layer = F.relu6(self.norm(self.conv(y, f"{prefix}.{block}.conv.0"), f"{prefix}.{block}.conv.1")), 3
-            depthwise = {
-                "stride": STRIDES.get(block, 1),
-                "dilation": DILATIONS.get(block, 1),
-                "groups": y.shape[1],
-            }
-            y = self.conv(y, f"{prefix}.{block}.conv.{layer}", **depthwise)
+            stride, dilation = STRIDES.get(block, 1), DILATIONS.get(block, 1)
+            y = self.conv(y, f"{prefix}.{block}.conv.{layer}", stride, dilation, groups=y.shape[1])
             y = F.relu6(self.norm(y, f"{prefix}.{block}.conv.{layer + 1}"))
             y = self.norm(self.conv(y, f"{prefix}.{block}.conv.{layer + 3}"), f"{prefix}.{block}.conv.{layer + 4}")
             x = x + y if x.shape == y.shape else y

@@ -45,14 +45,8 @@ def segformer(num_labels: int = 4) -> SegformerForSemanticSegmentation:
     """A random SegFormer; stages of 8, 16, 16 and 32 channels at strides 4, 8, 16 and 32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        config = SegformerConfig(
-            num_labels=num_labels,
-            depths=[1, 1, 1, 1],
-            hidden_sizes=[8, 16, 16, 32],
-            num_attention_heads=[1, 1, 2, 2],
-            decoder_hidden_size=16,
-        )
-        return SegformerForSemanticSegmentation(config)
+        sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 16, 32], "num_attention_heads": [1, 1, 2, 2]}
+        return SegformerForSemanticSegmentation(SegformerConfig(num_labels=num_labels, decoder_hidden_size=16, **sizes))
 
 
 def without_batch_effects(model: nn.Module) -> nn.Module:
@@ -88,18 +82,8 @@ def pictures(count: int = 3) -> list[dict]:
 def settings(folder: str | Path, **options) -> dict:
     """Arguments of a run of a few steps on the CPU that logs every step and keeps nothing."""
     batch = {} if "total_batch_size" in options else {"per_device_train_batch_size": 4}
-    return {
-        "output_dir": str(folder),
-        "max_steps": 2,
-        **batch,
-        "learning_rate": 0.05,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **options,
-    }
+    batch |= {"output_dir": str(folder), "max_steps": 2, "learning_rate": 0.05, "logging_steps": 1}
+    return {**batch, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True, **options}
 
 
 def supervised(folder: str | Path, model: nn.Module | None = None, **options) -> SegmentationTrainer:
@@ -185,8 +169,7 @@ def run_processes(
     command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(script), *map(str, arguments)]
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers")))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    if not gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+    environment |= {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         command, env=environment, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
