@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..structured_files import read_json
 from .figures import FAINT, INK, SERIES_COLORS, add_legend, figure_file, series_style, shorten
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 STATE_NAME = "trainer_state.json"
 TERM_TITLES = {
@@ -30,13 +26,11 @@ _NAME_LENGTH = 32
 def load_history(folder: str | Path) -> list[dict[str, Any]]:
     """Read the Trainer's `state.log_history` of a run from its `trainer_state.json`, for `plot_training_curves`.
 
-    `folder` is a run's output folder, where its newest checkpoint is read too and what got further is taken; or a
-    checkpoint. A FileNotFoundError where there is no such file, a ValueError where it is not a Trainer's state.
+    `folder` is a checkpoint, or a run's output folder, of which that or the checkpoint that got furthest is taken. A
+    FileNotFoundError where there is no such file, a ValueError where it is not a Trainer's state.
     """
     folder = Path(folder)
-    checkpoints = [path for path in folder.glob(f"*/{STATE_NAME}") if re.fullmatch(r"checkpoint-\d+", path.parent.name)]
-    newest = sorted(checkpoints, key=lambda path: int(path.parent.name.rpartition("-")[2]))[-1:]
-    found = [path for path in (folder / STATE_NAME, *newest) if path.is_file()]
+    found = [path for path in (folder / STATE_NAME, *folder.glob(f"checkpoint-*/{STATE_NAME}")) if path.is_file()]
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no {STATE_NAME}, nor does a checkpoint-* folder in it. Pass the --output_dir of a run "
@@ -92,7 +86,9 @@ def plot_training_curves(runs: Histories, path: str | Path, *, title: str | None
             if curves is scores:
                 axes.set_ylabel("mIoU (%)")
             else:
-                _use_log_scale_over_a_decade(axes, [value for points in curves.values() for _, value in points])
+                values = [value for points in curves.values() for _, value in points if math.isfinite(value)]
+                if values and min(values) > 0 and max(values) >= 10 * min(values):
+                    axes.set_yscale("log")
             if index > len(panels) - columns:
                 axes.set_xlabel("training step")
         known = {name: [value for _, value in points if math.isfinite(value)] for name, points in scores.items()}
@@ -117,19 +113,6 @@ def _title(term: str) -> str:
     if name in TERM_TITLES and number.isdigit():
         return f"{TERM_TITLES[name]}, maps {number}"
     return TERM_TITLES.get(term, term)
-
-
-def _use_log_scale_over_a_decade(axes: Axes, values: list[float]) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    values = [value for value in values if math.isfinite(value)]
-    if not values or min(values) <= 0 or max(values) / min(values) < 10:
-        return
-    axes.set_yscale("log")
-    # Few and plain numbers: "0.2", where matplotlib would write a power of ten at each of nine small ticks.
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) / min(values) < 100 else (1,)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def plot_method_scores(methods: Mapping[str, tuple[Sequence[float], float | None]], path: Path, title: str) -> None:

@@ -50,8 +50,7 @@ def load_benchmark(
         seed: `scenes` only: by default 0. Splits and seeds never share a scene.
 
     Raises:
-        ValueError: If the name or the split is unknown, an option is missing, not wanted or out of range, or there is
-            no image in the split.
+        ValueError: If the name or the split is unknown, or an option is missing, not wanted or out of range.
         FileNotFoundError: If folders or files are missing, or an image or a label has no counterpart.
     """
     benchmark = get_benchmark(name)
@@ -92,13 +91,11 @@ def _scene_rows(split: str, splits: list[str], num_images: int, size: tuple[int,
 
 @lru_cache(maxsize=4)  # one process often loads the same split again
 def _draw_scenes(first_seed: int, count: int, size: tuple[int, int]) -> list[tuple[Any, ...]]:
-    return [tuple(map(_ppm, generate_scene(first_seed + index, size))) for index in range(count)]
+    def stored(pixels: np.ndarray, kind: str) -> dict[str, Any]:  # packing a PNG takes as long as drawing a scene
+        return {"bytes": f"{kind}\n{size[1]} {size[0]}\n255\n".encode() + pixels.tobytes(), "path": None}
 
-
-def _ppm(pixels: np.ndarray) -> dict[str, Any]:
-    """A header and the pixels: packing a PNG takes as long as drawing a scene."""
-    header = f"P{5 if pixels.ndim == 2 else 6}\n{pixels.shape[1]} {pixels.shape[0]}\n255\n"
-    return {"bytes": header.encode() + pixels.tobytes(), "path": None}
+    scenes = (generate_scene(first_seed + index, size) for index in range(count))
+    return [(stored(image, "P6"), stored(label, "P5")) for image, label in scenes]
 
 
 def file_rows(root: Path, files: SplitFiles, part: slice = slice(None)) -> Dataset:
@@ -145,8 +142,7 @@ def load_split(
         data_dir: Folder of a benchmark's files; of another dataset, the folder inside it.
         max_samples: Keep only the first so many.
         list_file: As in `load_benchmark`. Benchmarks only; the next six are for other datasets only.
-        image_column: Column with the images, by default "image".
-        label_column: Column with the labels, images of class ids; null where there is no label. By default "label".
+        image_column, label_column: By default "image" and "label": images, and images of class ids or null.
         label_map: Value in the labels → train id, 255 = ignored; values not listed stay. Keys may be strings.
         labels_as: Benchmark whose files hold the same values as these labels: its map is taken.
         config: Configuration of a Hub dataset that has several.
@@ -156,9 +152,7 @@ def load_split(
             the last. Not for benchmarks and paired folders, of which only paths are held.
 
     Raises:
-        ValueError: If the dataset cannot be found or read, the split or a column is not there, a column holds no
-            images, the split is empty, the labels' map is given twice or is not valid, or an option is not for this
-            kind of dataset.
+        ValueError: If the dataset, its split or a column cannot be found or read, or an option is not for this dataset.
         FileNotFoundError: If files of the benchmark are missing, or an image or a label has no counterpart.
     """
     if max_samples is not None and max_samples < 1:
@@ -183,11 +177,7 @@ def load_split(
 
 
 def class_names(name: str, given: Sequence[str] | None = None, labels_as: str | None = None) -> list[str]:
-    """The class names of a benchmark, or those of another dataset: given, or of the benchmark `labels_as`.
-
-    Raises:
-        ValueError: If names come from more than one place or from none.
-    """
+    """The class names of a benchmark, or those of another dataset: given, or of the benchmark `labels_as`."""
     if name in BENCHMARKS and not given and not labels_as:
         return list(BENCHMARKS[name].classes)
     if name in BENCHMARKS or bool(given) == bool(labels_as):

@@ -92,7 +92,7 @@ def _load(name: str, split: str, options: dict[str, Any], streaming: bool) -> An
         _refuse(options.keys() & {"revision"}, f"the folder {name!r}")
         return _build(name, split, str(path), streaming, **options)
     if path.exists() or not _HUB_ID.fullmatch(name):
-        raise _unknown(name, "it is no Hub id either")
+        raise _unknown(name, "no Hub id either")
     from datasets import config
 
     if not Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():  # else an unreachable Hub is no problem
@@ -121,14 +121,11 @@ def _saved(path: Path, split: str) -> Dataset:
 def _check_on_hub(name: str, revision: str | None) -> None:
     """One request, since `datasets` would try for half a minute to reach a Hub that is out of reach."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         HfApi().dataset_info(name, revision=revision, timeout=10)
-    except HfHubHTTPError as error:
-        raise _unknown(name, f"it is not on the Hub, or not for you ({_one_line(error)})") from error
-    except Exception as error:  # of the HTTP client, which is another one from version to version of huggingface_hub
-        raise _unknown(name, f"the Hub is not reachable ({_one_line(error)})") from error
+    except Exception as error:  # also of the HTTP client, which changes with the version of huggingface_hub
+        raise _unknown(name, f"not on the Hub, or that is not reachable ({_one_line(error)})") from error
 
 
 def _build(name: str, split: str, path: str, streaming: bool, **options: Any) -> Any:
@@ -164,8 +161,7 @@ def _known_split(name: str, split: str, known: Iterable[str]) -> str:
 
 
 def _unknown(name: str, reason: str) -> ValueError:
-    known = ", ".join(sorted(BENCHMARKS))
-    hint = close_names(name, BENCHMARKS)
+    known, hint = ", ".join(sorted(BENCHMARKS)), close_names(name, BENCHMARKS)
     return ValueError(f"{name!r} is no benchmark ({known}), no folder and no .parquet file here, and {reason}.{hint}")
 
 
@@ -181,26 +177,18 @@ def _one_line(error: BaseException) -> str:
 
 
 def _standard_columns(dataset: Any, name: str, standard: Mapping[str, str]) -> Any:
-    """Columns `image` and `label`, undecoded, and a `name` of its own; others would be decoded in vain.
-
-    `standard`: column → "image" and "label". Raises ValueError if a column is not there, or holds no images.
-    """
+    """Columns `image` and `label`, undecoded, and a `name` of its own; others would be decoded in vain."""
     from datasets import Image, Value
 
-    missing = [column for column in standard if column not in dataset.column_names]
-    if missing:
-        raise ValueError(
-            f"{name!r} has no column {' and no '.join(map(repr, missing))}; it has {', '.join(dataset.column_names)}. "
-            f"Choose among them with {' and '.join(f'{standard[column]}_column' for column in missing)}."
-        )
     for column, role in standard.items():
-        feature = dataset.features[column]
+        feature = (dataset.features or {}).get(column)
         encoded = isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
         if not encoded and not isinstance(feature, Image) and feature not in (Value("binary"), Value("large_binary")):
+            what = f"holds {feature}" if feature else "is not there"
             raise ValueError(
-                f"The {role}s of {name!r} must be images, but column {column!r} holds {feature}. Choose {role}_column "
-                f"among {', '.join(dataset.column_names)}; in a folder of images, the metadata file must have the "
-                "columns image_file_name and label_file_name."
+                f"The {role}s of {name!r} must be images, but column {column!r} {what}. Choose {role}_column among "
+                f"{', '.join(dataset.column_names)}; in a folder of images, the metadata file must have the columns "
+                "image_file_name and label_file_name."
             )
         dataset = dataset.cast_column(column, Image(decode=False))
     named = dataset.features.get("name") in (Value("string"), Value("large_string")) and "name" not in standard

@@ -81,11 +81,9 @@ def predict_images(
     legend = {str(index): {"name": name, "color": color} for index, (name, color) in pairs}
     if (output / _LEGEND).exists() and not overwrite and json.loads((output / _LEGEND).read_text()) != legend:
         raise FileExistsError(f"{output} holds another model's predictions: give another --output_dir, or --overwrite.")
+    _write_json(output / _LEGEND, legend)
     predictor = Predictor(network, settings)
     for path, image, label_map in _segment_files(predictor, processor, list(plan), progress):
-        if legend:  # only once there is a prediction to explain
-            _write_json(output / _LEGEND, legend)
-            legend = {}
         # The same depth for all images of a model, whatever classes occur in one
         save_png(label_map.astype(np.uint8 if len(colors) <= 256 else np.uint16), plan[path].ids)
         save_png(colors[label_map], plan[path].color)

@@ -130,13 +130,6 @@ class Predictor:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
         settings: windows, scales, flip, precision; a graph of fixed size adds windows of that size.
         least_confidence: pixels whose (average) probability is below get 255; None for a class everywhere.
-
-    Attributes:
-        multiple: what sides of inputs are padded to a multiple of; 1 for no padding.
-        seconds: spent on the parts "model" and "label maps".
-
-    Raises:
-        ValueError: autocast is asked for, but the weights are float64, which it leaves alone.
     """
 
     def __init__(
@@ -148,8 +141,8 @@ class Predictor:
         adapt: Any = getattr(model, "settings_for", None)
         self.settings = adapt(settings) if adapt else settings
         self.least_confidence = least_confidence
-        self.multiple = 1
-        self.seconds = Seconds(float)
+        self.multiple = 1  # what sides of inputs are padded to a multiple of
+        self.seconds = Seconds(float)  # spent on the parts "model" and "label maps"
 
     @torch.no_grad()
     def label_maps(self, batches: Iterable[Sequence[Sample]]) -> Generator[tuple[Sample, Tensor], None, None]:

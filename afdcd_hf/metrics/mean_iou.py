@@ -95,7 +95,7 @@ class StreamingMeanIoU:
             self.update(*(ids if isinstance(ids, Tensor) else np.asarray(ids) for ids in pair))
 
     def merge(self, other: Self) -> Self:
-        """Adds what another metric, of as many classes, counted, as if its updates had been made here."""
+        """Adds what another metric, of as many classes, counted."""
         if other.num_labels != self.num_labels:
             raise ValueError(f"A metric of {other.num_labels} classes can't be merged into one of {self.num_labels}.")
         self._counts = self._counts + other._counts.to(self._counts.device)
@@ -119,8 +119,7 @@ class StreamingMeanIoU:
             `mean_iou`, `mean_accuracy` (over the classes in the truth), `overall_accuracy` and
             `frequency_weighted_iou` (each class's IoU times its share of the true pixels, added up), floats in 0..1,
             NaN when no pixel was counted; `per_category_iou` and `per_category_accuracy`, by class name, NaN where
-            undefined; `absent_classes`, the names of those in neither truth nor prediction; `num_pixels`, the pixels
-            counted.
+            undefined; `absent_classes`, names of those in neither truth nor prediction; and `num_pixels` counted.
         """
         matrix = self._counts.cpu().numpy()
         hits, truth, predicted = (counts[:-1] for counts in (matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)))

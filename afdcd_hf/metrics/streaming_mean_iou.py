@@ -28,16 +28,13 @@ class StreamingMeanIoUMetric(evaluate.Metric):
     process: gather maps before they are added, or use `StreamingMeanIoU.reduce`.
 
     Args:
-        config_name: As in `evaluate`, like all options that are not listed here.
         num_labels: Number of classes K; must be given here or to `compute`.
         ignore_index: True value (after `label_map` and `reduce_labels`) that is not counted; 255 by default.
         nan_to_num: Number to write in place of NaN results; the means leave undefined classes out regardless.
         label_map: True value → class; values not listed stay.
         reduce_labels: Then lower true values by one, 0 becoming 255.
         absent_as_zero: Count a class that is in neither truth nor prediction as IoU 0 instead of leaving it out.
-
-    Raises:
-        ValueError: If `num_process` is above 1.
+        config_name: As in `evaluate`, like all options that are not listed here.
 
     Example:
         >>> metric = StreamingMeanIoUMetric(num_labels=2)
@@ -73,15 +70,12 @@ class StreamingMeanIoUMetric(evaluate.Metric):
     def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any]:
         """Scores of the maps given here and of those added before, which are then forgotten.
 
-        `options` are those of the class, from `num_labels` on, in place of what was given when the metric was made.
+        `options` are those of the class, in place of what was given when the metric was made. A ValueError tells if
+        `num_labels` is unknown or a counted value outside 0..K-1; maps that were added are kept then.
 
         Returns:
             `mean_iou`, `mean_accuracy` and `overall_accuracy`, floats in 0..1, and `per_category_iou` and
             `per_category_accuracy`, `(K,)` float64, NaN where undefined.
-
-        Raises:
-            TypeError: If an option is unknown.
-            ValueError: If `num_labels` is unknown or a counted value outside 0..K-1; maps that were added are kept.
         """
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)

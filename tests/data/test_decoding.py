@@ -36,8 +36,6 @@ def file_of(image, kind="TIFF", **options):
 
 def test_labels_of_every_integer_mode_hold_the_ids_of_their_files():
     for content, mode, expected in (
-        (png(np.uint8([[0, 7, 200]])), "L", [0, 7, 200]),
-        (png(np.array([[False, True]])), "L", [0, 1]),
         (png(np.uint16([[0, 7, 255]])), "L", [0, 7, 255]),
         (png(np.uint16([[0, 7, 300]])), "I", [0, 7, 300]),
         (file_of(Image.fromarray(np.int32([[0, 7, 70000]]))), "I", [0, 7, 70000]),
@@ -111,14 +109,12 @@ def test_colours_alpha_and_jpegs_are_refused_as_labels_with_the_file(tmp_path):
     Image.new("RGB", (6, 4)).save(folder / "a.png")
     Image.new("L", (6, 4)).save(folder / "b.png", format="JPEG")
     dataset = load_benchmark("camvid", "train", tmp_path)
-    for index, reason in enumerate(
-        (": the label's image mode is RGB, .* colour-coded", " is a JPEG, which can change")
+    for row, name, reason in (
+        (0, "a.png", ": the label's image mode is RGB, .* colour-coded"),
+        (1, "b.png", " is a JPEG, which can change"),
     ):
-        path = f"{'ab'[index]}.png"
-        with pytest.raises(ValueError, match=rf"train/{path}: the label \({folder}/{path}\){reason}"):
-            dataset[index]
-    with pytest.raises(ValueError, match=rf"the label {folder}/a\.png: the label's image mode is RGB"):
-        dataset.select_columns("label")[0]
+        with pytest.raises(ValueError, match=rf"train/{name}: the label \({folder}/{name}\){reason}"):
+            dataset[row]
 
 
 def test_images_of_unknown_range_are_refused():
@@ -175,14 +171,14 @@ def test_images_and_labels_that_are_truncated_empty_or_gone_name_their_file(tmp_
     (labels / "b.png").write_bytes(b"")
     dataset = load_benchmark("camvid", "train", tmp_path)
     (labels / "c.png").unlink()
-    for index, (role, path, reason) in enumerate(
-        (
-            ("label", labels / "a.png", ".*truncated"),
-            ("label", labels / "b.png", "not an image. The file is damaged"),
-            ("label", labels / "c.png", "No such file or directory. Put the file"),
-            ("image", tmp_path / "train" / "d.jpg", ".* damaged or incomplete: copy"),
-        )
+    for row, (file, reason) in enumerate(
+        {
+            f"label \\({labels}/a.png": ".*truncated",
+            f"label \\({labels}/b.png": "not an image. The file is damaged",
+            f"label \\({labels}/c.png": "No such file or directory. Put the file",
+            f"image \\({tmp_path}/train/d.jpg": ".* damaged or incomplete: copy",
+        }.items()
     ):
-        with pytest.raises(OSError, match=rf"train/.\.jpg: the {role} \({path}\) cannot be read: {reason}") as caught:
-            dataset[index]
+        with pytest.raises(OSError, match=rf"train/.\.jpg: the {file}\) cannot be read: {reason}") as caught:
+            dataset[row]
         assert "\n" not in str(caught.value)

@@ -14,7 +14,7 @@ from afdcd_hf.data import load_split
 from afdcd_hf.data.polygons import Shape, import_annotations
 
 HEIGHT, WIDTH = 4, 6
-SQUARE, TRIANGLE, CORNER = [1, 0, 4, 0, 4, 3, 1, 3], [0, 0, 4, 0, 0, 4], [3, 2, 9, 2, 9, 9, 3, 9]
+SQUARE, CORNER = [1, 0, 4, 0, 4, 3, 1, 3], [3, 2, 9, 2, 9, 9, 3, 9]
 EXPECTED = [  # the square (class 1), the smaller corner over it (2), and the crowd where nothing else is
     [255, 1, 1, 1, 0, 0],
     [255, 1, 1, 1, 0, 0],
@@ -51,10 +51,9 @@ def coco(folder, **changes) -> str:
 def yolo(folder) -> str:
     image(folder / "images" / "val" / "a.png")
     (folder / "labels" / "val").mkdir(parents=True)
-    relative = [
-        " ".join(str(value / (HEIGHT if i % 2 else WIDTH)) for i, value in enumerate(one)) for one in (SQUARE, CORNER)
-    ]
-    (folder / "labels" / "val" / "a.txt").write_text("0 {}\n1 {}\n".format(*relative))
+    shares = [(np.reshape(one, (-1, 2)) / (WIDTH, HEIGHT)).ravel() for one in (SQUARE, CORNER)]
+    lines = [" ".join(map(str, [index, *one])) for index, one in enumerate(shares)]
+    (folder / "labels" / "val" / "a.txt").write_text("\n".join(lines))
     (folder / "data.yaml").write_text(yaml.safe_dump({"names": {0: "car", 1: "dog"}, "val": "images/val"}))
     return str(folder)
 
@@ -87,23 +86,18 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     flat = yolo(tmp_path / "yolo")
     (tmp_path / "yolo" / "labels" / "val" / "a.txt").write_text("0 .5 .5 .1 .1")
-    for number, (source, message) in enumerate(
-        (
-            (coco(tmp_path / "box", annotations=[box]), "annotation 5 has no segmentation; boxes alone"),
-            (coco(tmp_path / "lost", images=[{"id": 7, "file_name": "b.png"}]), "b.png is 0 times below"),
-            (coco(tmp_path / "odd", images=[{"id": 7}]), r"instances_val2017.json is not as .*KeyError 'file_name'"),
-            (
-                coco(tmp_path / "size", images=[{"id": 7, "file_name": "a.png", "height": 9, "width": 9}]),
-                "is 4x6 pixels",
-            ),
-            (flat, "a.txt, line 1: expected a class from 0 to 1 and three or more points.*five are a box"),
-            (tmp_path / "empty", "is not understood: expected is a COCO"),
-            (tmp_path / "nothing", "is not there; expected is a COCO"),
-        )
+    other_size = [{"id": 7, "file_name": "a.png", "height": 9, "width": 9}]
+    for source, message in (
+        (coco(tmp_path / "box", annotations=[box]), "annotation 5 has no segmentation; boxes alone"),
+        (coco(tmp_path / "lost", images=[{"id": 7, "file_name": "b.png"}]), "b.png is 0 times below"),
+        (coco(tmp_path / "odd", images=[{"id": 7}]), r"instances_val2017.json is not as .*KeyError 'file_name'"),
+        (coco(tmp_path / "size", images=other_size), "is 4x6 pixels"),
+        (flat, "a.txt, line 1: expected a class from 0 to 1 and three or more points.*five are a box"),
+        (tmp_path / "empty", "is not understood: expected is a COCO"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            import_annotations(source, tmp_path / f"out{number}")
-        assert not (tmp_path / f"out{number}").exists()
+            import_annotations(source, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 def test_masks_are_those_of_pycocotools_up_to_pixels_on_the_border():

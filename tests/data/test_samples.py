@@ -1,4 +1,8 @@
+"""Training samples: what they draw from, what they refuse, unlabelled images, and parts of others pasted in."""
+
 from __future__ import annotations
+
+import math
 
 import datasets
 import numpy as np
@@ -13,7 +17,7 @@ from torch.utils.data import DataLoader
 from afdcd_hf import DistillationTrainer, DistillationTrainingArguments
 from afdcd_hf.data.checks import check_classes, check_labels
 from afdcd_hf.data.loading import load_benchmark
-from afdcd_hf.data.samples import TrainingSamples, collate_samples
+from afdcd_hf.data.samples import TrainingSamples, classmix_mask, collate_samples
 from afdcd_hf.data.transforms import RandomScaleCropFlip
 from afdcd_hf.models.image_processing_afdcd import AfDcdImageProcessor
 from afdcd_hf.training.options import DataArguments, TeacherArguments
@@ -142,16 +146,18 @@ def grey_rows(first, count, **extra):
     return [{"image": Image.new("RGB", (6, 4), (first + index,) * 3), **extra} for index in range(count)]
 
 
-def colour_and_labels(image, label, rng):
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
-    return {"pixel_values": pixels + rng.random(), "labels": torch.from_numpy(np.array(label)).long()}
+def colour_and_draw(image, label, rng):
+    """Colour and a draw in two channels: the draw shows which generator it was."""
+    pixels = torch.zeros(3, image.height, image.width)
+    pixels[0], pixels[1] = image.getpixel((0, 0))[0], rng.random()
+    return {"pixel_values": pixels, "labels": torch.from_numpy(np.array(label)).long()}
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, "LULULULU"), (0.75, "LUUULUUU"), (0.25, "LLLULLLU")])
 def test_each_batch_holds_the_share_of_unlabelled_images_with_all_pixels_ignored(share, expected):
     labelled = grey_rows(0, 16, label=Image.new("L", (6, 4), 1))
     more = {"unlabelled": grey_rows(100, 5, name="more.png"), "unlabelled_share": share}
-    samples = TrainingSamples(labelled, colour_and_labels, num_labels=2, seed=4, **more)
+    samples = TrainingSamples(labelled, colour_and_draw, num_labels=2, seed=4, **more)
     loaders = [DataLoader(samples, batch_size=size, collate_fn=collate_samples) for size in (8, 4)]
     whole, halves = ([sample for batch in loader for sample in zip(*batch.values(), strict=True)] for loader in loaders)
     kinds = ["U" if (labels == 255).all() else "L" if (labels == 1).all() else "?" for _, labels, _ in whole]
@@ -182,14 +188,13 @@ def test_a_share_without_a_whole_image_in_a_batch_is_refused():
         samples.check_batch(4)
 
 
-@pytest.mark.parametrize("loss", ["cirkd", "kd+af_dcd"])
-def test_unlabelled_images_are_distilled_and_not_trained_on(loss, tmp_path):
+def test_unlabelled_images_are_distilled_and_not_trained_on(tmp_path):
     """Half of a batch unlabelled: the task loss is that of the other half, and the loss sees all images."""
     labelled = grey_rows(0, 4, label=Image.new("L", (6, 4), 1))
     transform = RandomScaleCropFlip(AfDcdImageProcessor(), (32, 48), (8.0,), 0.0)
     samples = TrainingSamples(labelled, transform, num_labels=4, unlabelled=grey_rows(100, 5))
-    options = {**loss_options(), "af_dcd": {**loss_options()["af_dcd"], "mask": "center"}} if "af" in loss else None
-    args = DistillationTrainingArguments(**settings(tmp_path, loss=loss, loss_kwargs=options))
+    options = {**loss_options(), "af_dcd": {**loss_options()["af_dcd"], "mask": "center"}}
+    args = DistillationTrainingArguments(**settings(tmp_path, loss="kd+af_dcd", loss_kwargs=options))
     trainer = DistillationTrainer(segmenter(), segmenter(seed=1), args, train_dataset=samples)
     batch = collate_samples(samples.__getitems__(range(4)))
     pixels, labels = batch["pixel_values"], batch["labels"]
@@ -200,3 +205,90 @@ def test_unlabelled_images_are_distilled_and_not_trained_on(loss, tmp_path):
     assert len(whole) > len(task) and all(torch.isfinite(value) for value in whole.values())
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+# CutMix and ClassMix, against plain loops over the pixels
+
+
+HEIGHT, WIDTH, SEED, EPOCH = 8, 12, 5, 2
+
+
+def coloured_row(index):
+    """One colour an image, for the pixels to tell where they come from; a column of its labels is ignored."""
+    ids = np.random.default_rng(index).integers(0, 4, (HEIGHT, WIDTH)).astype(np.uint8)
+    ids[:, index] = 255
+    return {"image": Image.new("RGB", (WIDTH, HEIGHT), (index, 0, 0)), "label": Image.fromarray(ids)}
+
+
+MIXED = [coloured_row(index) for index in range(6)]
+UNLABELLED = [{"image": Image.new("RGB", (WIDTH, HEIGHT), (50, 0, 0))}]
+
+
+def mixed_samples(**options):
+    made = TrainingSamples(MIXED, colour_and_draw, num_labels=4, seed=SEED, **options)
+    made.set_epoch(EPOCH)
+    return made
+
+
+def plain(index, kind):
+    """Sample `index` with another mixed in, pixel by pixel, and its name."""
+    draws = np.random.default_rng([SEED, EPOCH, index, 2])
+    if kind == "classmix":
+        draws.random()  # CutMix's, whose probability is 0
+    draws.random()
+    partner = int(draws.integers(len(MIXED)))
+    other = colour_and_draw(MIXED[partner]["image"], MIXED[partner]["label"], draws)
+    if kind == "cutmix":
+        scale = math.sqrt(draws.random())
+        tall, wide = int(HEIGHT * scale), int(WIDTH * scale)
+        top, left = int(draws.integers(HEIGHT)) - tall // 2, int(draws.integers(WIDTH)) - wide // 2
+    else:
+        there = sorted({int(value) for value in other["labels"].flatten()} - {255})
+        chosen = set(draws.choice(there, 2, replace=False).tolist())
+    own = mixed_samples()[index]
+    pixels, labels = own["pixel_values"].clone(), own["labels"].clone()
+    for y in range(HEIGHT):
+        for x in range(WIDTH):
+            if kind == "cutmix":
+                taken = top <= y < top + tall and left <= x < left + wide
+            else:
+                taken = int(other["labels"][y, x]) in chosen
+            if taken:
+                pixels[:, y, x], labels[y, x] = other["pixel_values"][:, y, x], other["labels"][y, x]
+    return pixels, labels, f"image {index} with parts of image {partner}"
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "classmix"])
+def test_pixels_and_labels_are_those_of_a_plain_loop_in_any_batch_and_from_workers(kind):
+    mixed = mixed_samples(**{f"{kind}_probability": 1.0})
+    options = {"num_workers": 1, "timeout": 60, "multiprocessing_context": "fork", "collate_fn": collate_samples}
+    batches = list(DataLoader(mixed, batch_size=3, **options))
+    seen = [sample for batch in batches for sample in zip(*batch.values(), strict=True)]
+    changed = 0
+    for index, (pixels, labels, name) in enumerate(seen):
+        expected = plain(index, kind)
+        assert torch.equal(pixels, expected[0]) and torch.equal(labels, expected[1]) and name == expected[2]
+        assert torch.equal(mixed.__getitems__([4, index])[1]["labels"], labels)
+        changed += bool((pixels[0] != index).any())
+    assert changed >= 4  # but for partners that are the image itself, and rectangles that are empty
+
+
+def test_half_of_the_samples_are_mixed_and_the_others_as_ever():
+    mixed, usual = mixed_samples(cutmix_probability=0.5), mixed_samples()
+    drawn = [np.random.default_rng([SEED, EPOCH, index, 2]).random() < 0.5 for index in range(6)]
+    assert [" with parts of " in mixed[index]["name"] for index in range(6)] == drawn and 0 < sum(drawn) < 6
+    assert torch.equal(mixed[drawn.index(False)]["pixel_values"], usual[drawn.index(False)]["pixel_values"])
+
+
+def test_an_unlabelled_image_is_labelled_where_a_labelled_one_is_pasted():
+    options = {"unlabelled": UNLABELLED, "classmix_probability": 1.0}
+    sample = mixed_samples(**options).__getitems__([0, 1])[1]
+    pasted = sample["pixel_values"][0] != 50
+    assert (sample["labels"] != 255).equal(pasted) and 0 < pasted.sum() < HEIGHT * WIDTH
+
+
+def test_one_class_alone_is_not_pasted_and_a_probability_is_checked():
+    for labels in (torch.zeros(2, 2, dtype=torch.int64), torch.full((2, 2), 255)):
+        assert not classmix_mask(labels, np.random.default_rng(0), 255).any()
+    with pytest.raises(ValueError, match=r"classmix_probability=1.5: expected 0 to 1"):
+        mixed_samples(classmix_probability=1.5)

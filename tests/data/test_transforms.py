@@ -97,26 +97,16 @@ def test_sampling_positions_are_opencv_s_also_where_the_side_is_rounded(scale):
     assert whole(pixels[..., 0], scale, resize_nearest).tolist() == [nearest] * resized_side(4, scale)
 
 
-def random_case(rng):
-    """Source size, scale, and the rows and columns of a crop, often larger than what it is cut from."""
-    source, scale, kept = rng.integers(1, 80, 2), float(rng.choice(SCALES)), []
-    for side in (resized_side(int(side), scale) for side in source):
-        crop = int(rng.integers(1, 100))
-        start = int(rng.integers(max(side - crop, 0) + 1))
-        kept.append(np.arange(start, min(start + crop, side)))
-    return tuple(source), scale, *kept
-
-
 def test_the_whole_is_bilinear_and_a_part_of_it_is_that_part_bit_by_bit():
     rng = np.random.default_rng(1)
     for seed in range(100):
-        source, scale, rows, columns = random_case(rng)
+        source, scale = rng.integers(1, 80, 2), float(rng.choice(SCALES))
         pixels = np.asarray(street(*source, seed)[0])
         result = whole(pixels, scale)
         assert np.abs(result - bilinear_by_hand(pixels, scale)).max() < 0.75, (source, scale)  # rounded once, 11 bits
+        rows, columns = (rng.permutation(side)[: int(rng.integers(1, side + 1))] for side in result.shape[:2])
         part = resize_bilinear(pixels, scale, rows, columns)
         assert np.array_equal(part, result[rows][:, columns]), (source, scale)
-        assert np.array_equal(resize_bilinear(pixels, scale, rows, columns[::-1]), part[:, ::-1]), (source, scale)
 
 
 # What is off by default

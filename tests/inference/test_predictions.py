@@ -14,7 +14,7 @@ from paths import files_in
 from PIL import Image
 from tiny import saved, segmenter
 
-from afdcd_hf.charts.label_maps import distinct_palette, draw_overlay, oklab
+from afdcd_hf.charts.label_maps import distinct_palette, oklab
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.data.benchmarks.row import Submission
 from afdcd_hf.data.loading import load_split
@@ -241,20 +241,6 @@ def test_oklab_gives_the_published_values_of_red_and_white():
     lightness, green_red, blue_yellow = oklab(np.array([255, 0, 0], np.uint8))
     assert (lightness, green_red, blue_yellow) == pytest.approx((0.62796, 0.22486, 0.12585), abs=1e-4)
     assert oklab(np.array([255, 255, 255], np.uint8)) == pytest.approx((1, 0, 0), abs=1e-4)
-
-
-def test_an_overlay_of_opacity_zero_is_the_image_with_centred_white_lines_wider_in_larger_images():
-    label_map = np.zeros((24, 40), np.uint8)
-    label_map[:, 10:] = 1
-    dark = np.array([[0, 0, 0], [0, 0, 90]], np.uint8)
-    drawn = draw_overlay(Image.fromarray(PIXELS), label_map, dark, 0.0)
-    expected = PIXELS.copy()
-    expected[:, 9] = 255
-    assert np.array_equal(drawn, expected)
-    label_map = np.zeros((1600, 1700), np.uint8)
-    label_map[800:] = 1
-    drawn = draw_overlay(Image.new("RGB", (1700, 1600)), label_map, dark, 0.0)
-    assert np.flatnonzero(drawn[:, 0, 0]).tolist() == [798, 799, 800, 801]
 
 
 @pytest.fixture

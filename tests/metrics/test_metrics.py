@@ -1,4 +1,4 @@
-"""StreamingMeanIoU: by hand, pixel by pixel, and what it refuses."""
+"""Mean and boundary IoU: by hand, pixel by pixel, and what they refuse; confusion matrices as CSV."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
+from afdcd_hf.metrics.boundary_iou import StreamingBoundaryIoU
 from afdcd_hf.metrics.confusion_csv import read_confusion_csv, write_confusion_csv
 from afdcd_hf.metrics.mean_iou import StreamingMeanIoU
 
@@ -149,21 +151,18 @@ def test_the_state_is_one_matrix_however_many_images_were_seen_until_it_is_reset
     assert metric.compute()["num_pixels"] == 0
 
 
-@pytest.mark.parametrize(
-    ("predictions", "references", "message"),
-    [
+def test_bad_maps_are_refused_and_nothing_is_counted():
+    metric = metric_of()
+    for predictions, references, message in (
         ([[0, 1]], [[0, 3]], r"references outside 0\.\.2: values 3\. .* 255 .* -100"),
         ([[3, 7]], [[0, 0]], r"predictions outside 0\.\.2: values 3, 7"),
         ([[0, 1, 2]], [[0, 1]], r"shape \(1, 3\) and references \(1, 2\)"),
-        ([[0.0, 1.0]], [[0, 1]], r"predictions have dtype (torch\.)?float64"),
-        ([[0, 1]], [[True, False]], r"references have dtype (torch\.)?bool"),
-    ],
-)
-def test_bad_maps_are_refused_and_nothing_is_counted(predictions, references, message):
-    metric = metric_of()
-    for as_input in (np.array, torch.from_numpy):
-        with pytest.raises(ValueError, match=message):
-            metric.update(as_input(np.array(predictions)), as_input(np.array(references)))
+        ([[0.0, 1.0]], [[0, 1]], r"predictions have dtype float64"),
+        ([[0, 1]], [[True, False]], r"references have dtype bool"),
+    ):
+        for as_input in (np.array, torch.tensor):
+            with pytest.raises(ValueError, match=message.replace("float64", "float(64|32)")):
+                metric.update(as_input(predictions), as_input(references))
     assert metric.compute()["num_pixels"] == 6
 
 
@@ -189,6 +188,116 @@ def test_counts_on_a_gpu_are_those_of_the_cpu(dtype):
     assert torch.equal(metric.confusion_matrix.cpu(), 2 * metric_of(*maps, num_labels=150).confusion_matrix)
 
 
+# Boundary IoU, against erosion class by class, as its paper computes it
+
+
+def blobs(shape, num_labels: int, seed: int, ignored: int | None = None) -> np.ndarray:
+    """A smooth random label map with some noise."""
+    rng = np.random.default_rng(seed)
+    fields = [ndimage.gaussian_filter(rng.normal(size=shape), 3) for _ in range(num_labels)]
+    ids = np.argmax(fields, axis=0)
+    loud = rng.random(shape) < 0.01
+    ids[loud] = rng.integers(0, num_labels, loud.sum())
+    if ignored is not None:
+        ids[ndimage.gaussian_filter(rng.normal(size=shape), 3) > 0.1] = ignored
+    return ids
+
+
+def expected_iou(prediction, truth, num_labels, width, ignored=255) -> list[float]:
+    """Of the bands of each class, made by erosion."""
+    maps = [np.where(truth == ignored, 9999, ids) for ids in (prediction, truth)]
+    values = []
+    for label in range(num_labels):
+        masks = [ids == label for ids in maps]
+        one, other = (
+            mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=width, border_value=0) for mask in masks
+        )
+        union = (one | other).sum()
+        values.append((one & other).sum() / union if union else math.nan)
+    return values
+
+
+def boundary_of(predictions, references, num_labels=4, **options) -> StreamingBoundaryIoU:
+    metric = StreamingBoundaryIoU(num_labels, **options)
+    metric.update(predictions, references)
+    return metric
+
+
+def iou_of(metric) -> list[float]:
+    return list(metric.compute()["per_category_boundary_iou"].values())
+
+
+def test_a_square_that_is_predicted_one_pixel_too_far_right_scores_as_counted_on_paper():
+    truth, prediction = np.zeros((2, 20, 20), np.uint8)
+    truth[8:12, 8:12] = 1
+    prediction[8:12, 9:13] = 1
+    metric = boundary_of(prediction, truth, 2, ratio=0.01)  # 0.28 pixels: 1
+    # Rings of 12 pixels: in common are the rows 8 and 11 of the columns 9 to 11. Around them, rings of 20 pixels: in
+    # common are the rows 7 and 12 of the columns 8 to 12. Besides, the 76 pixels at the border of the image.
+    assert iou_of(metric) == pytest.approx([(76 + 10) / (76 + 20 + 20 - 10), 6 / (12 + 12 - 6)])
+    assert metric.compute()["mean_boundary_iou"] == pytest.approx((6 / 18 + 86 / 106) / 2)
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.03, 0.3])
+@pytest.mark.parametrize("shape", [(61, 83), (7, 50), (1, 1)])
+@pytest.mark.parametrize("num_labels", [1, 2, 5])
+def test_scores_equal_those_of_an_erosion_class_by_class(shape, num_labels, ratio):
+    prediction, truth = blobs(shape, num_labels, 0), blobs(shape, num_labels, 1, ignored=255)
+    width = max(1, round(ratio * math.sqrt(shape[0] ** 2 + shape[1] ** 2)))
+    expected = expected_iou(prediction, truth, num_labels, width)
+    for dtype in (np.uint8, np.int64):
+        for as_input in (np.asarray, torch.from_numpy):
+            maps = (as_input(ids.astype(dtype)) for ids in (prediction, truth))
+            np.testing.assert_array_equal(iou_of(boundary_of(*maps, num_labels, ratio=ratio)), expected)
+
+
+@pytest.mark.parametrize(("num_labels", "ignored"), [(255, 255), (256, 300), (300, -1), (3, 0)])
+def test_many_classes_and_any_ignore_index_are_counted_alike(num_labels, ignored):
+    prediction, truth = blobs((40, 50), 3, 0), blobs((40, 50), 3, 1, ignored=ignored)
+    if num_labels > 3:
+        prediction, truth = (np.where(ids == 2, num_labels - 1, ids) for ids in (prediction, truth))
+    metric = boundary_of(prediction, truth, num_labels, ignore_index=ignored, ratio=0.05)
+    expected = expected_iou(prediction, truth, num_labels, 3, ignored)  # of 64 pixels
+    np.testing.assert_array_equal(iou_of(metric), expected)
+
+
+def test_a_batch_counts_as_its_maps_one_by_one_also_when_merged():
+    pairs = [(blobs((31, 45), 4, seed), blobs((31, 45), 4, 10 + seed, ignored=255)) for seed in range(3)]
+    batch = boundary_of(np.stack([p for p, _ in pairs]), np.stack([t for _, t in pairs]))
+    single = StreamingBoundaryIoU(4)
+    for prediction, truth in pairs:
+        assert single.merge(boundary_of(prediction, truth)) is single
+    assert single.compute() == batch.compute()
+    assert torch.equal(single.reduce(lambda counts: counts * 2)._counts, 2 * batch._counts)
+
+
+def test_bad_maps_and_settings_are_refused_and_nothing_is_counted():
+    metric = StreamingBoundaryIoU(3)
+    zeros = np.zeros((4, 4), np.int64)
+    for prediction, truth, message in (
+        (zeros, zeros + 3, r"references outside 0\.\.2: values 3"),
+        (zeros + 2**32, zeros, r"predictions outside 0\.\.2"),
+        (zeros, zeros[:3], r"shape \(4, 4\) and references \(3, 4\)"),
+        (zeros[0], zeros[0], r"shape \(4,\); bands need rows and columns"),
+    ):
+        for as_input in (np.asarray, torch.from_numpy):
+            with pytest.raises(ValueError, match=message):
+                metric.update(as_input(prediction), as_input(truth))
+    assert metric._counts.sum() == 0
+    with pytest.raises(ValueError, match="ratio=0: expected a share of the image diagonal"):
+        StreamingBoundaryIoU(3, ratio=0)
+    with pytest.raises(ValueError, match=r"ratio 0\.02 can't be merged with those of ratio 0\.01"):
+        StreamingBoundaryIoU(3, ratio=0.01).merge(metric)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bands_on_a_gpu_are_those_of_the_cpu():
+    maps = blobs((61, 83), 5, 0), blobs((61, 83), 5, 1, ignored=255)
+    on_gpu = boundary_of(*maps, 5, device="cuda")
+    assert on_gpu._counts.is_cuda and on_gpu._counts.tolist() == boundary_of(*maps, 5)._counts.tolist()
+
+
 # Confusion matrices as CSV
 
 
@@ -196,7 +305,7 @@ MATRIX = np.array([[90, 9, 1], [4, 2**62, 1], [0, 0, 0]])
 FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-road", "@SUM(A1)", "'=quoted", "'plain'", "\tcar"]
 
 
-def test_the_csv_holds_the_counts_under_a_header_and_pandas_reads_it(tmp_path):
+def test_the_csv_holds_counts_and_names_that_are_no_formulas_and_pandas_and_we_read_it(tmp_path):
     import pandas
 
     path = write_confusion_csv(MATRIX, ["road", 'a "bus", or so', "Straße"], tmp_path / "new" / "confusion.csv")
@@ -204,40 +313,23 @@ def test_the_csv_holds_the_counts_under_a_header_and_pandas_reads_it(tmp_path):
     assert first == 'truth \\ prediction,road,"a ""bus"", or so",Straße' and second == "road,90,9,1"
     table = pandas.read_csv(path, index_col=0)
     assert table.loc["road", "Straße"] == 1 and table.to_numpy().tolist() == MATRIX.tolist()
+    for names, matrix in ((["wall, brick", "two\nlines", "bus"], MATRIX), (FORMULAS, np.eye(7, dtype=int))):
+        write_confusion_csv(matrix, names, path)
+        with open(path, newline="") as file:
+            cells = [cell for line in csv.reader(file) for cell in line]
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+        for mark in (b"", b"\xef\xbb\xbf"):  # as a spreadsheet saves it
+            path.write_bytes(mark + path.read_bytes())
+            counts, read_names = read_confusion_csv(path)
+            assert counts.dtype == np.int64 and counts.tolist() == matrix.tolist() and read_names == names
 
 
-@pytest.mark.parametrize("names", [["wall, brick", "two\nlines", "bus"], FORMULAS])
-def test_counts_and_names_survive_and_no_cell_is_a_formula_to_a_spreadsheet(names, tmp_path):
-    matrix = MATRIX if len(names) == 3 else np.eye(7, dtype=int)
-    path = write_confusion_csv(matrix, names, tmp_path / "a.csv")
-    with open(path, newline="") as file:
-        cells = [cell for line in csv.reader(file) for cell in line]
-    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
-    # as a spreadsheet saves it: a byte order mark, other line ends
-    (tmp_path / "b.csv").write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    for one in (path, tmp_path / "b.csv"):
-        counts, read_names = read_confusion_csv(one)
-        assert counts.dtype == np.int64 and counts.tolist() == matrix.tolist() and read_names == names
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "truth,a,b\na,1,2\n",
-        "truth,a,b\na,1,2\nc,3,4\n",
-        "truth,a,b\na,1\nb,3,4\n",
-        "truth,a,b\na,1,x\nb,3,4\n",
-        "truth,a,b\na,1,-2\nb,3,4\n",
-    ],
-)
-def test_a_csv_that_is_no_confusion_matrix_is_refused(text, tmp_path):
-    (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(ValueError, match=r"a\.csv is no confusion matrix .*; expected is a header"):
-        read_confusion_csv(tmp_path / "a.csv")
-
-
-def test_an_odd_matrix_is_refused_before_anything_is_written(tmp_path):
+def test_what_is_no_confusion_matrix_is_neither_read_nor_written(tmp_path):
+    path = tmp_path / "a.csv"
     with pytest.raises(ValueError, match="float64"):
-        write_confusion_csv(MATRIX / 2, ["road", "car", "bus"], tmp_path / "new" / "a.csv")
-    assert not list(tmp_path.iterdir())
+        write_confusion_csv(MATRIX / 2, ["road", "car", "bus"], path)
+    assert not path.exists()
+    for lines in ("", "a,1,2\n", "a,1,2\nc,3,4\n", "a,1\nb,3,4\n", "a,1,x\nb,3,4\n", "a,1,-2\nb,3,4\n"):
+        path.write_text(f"truth,a,b\n{lines}")
+        with pytest.raises(ValueError, match=r"a\.csv is no confusion matrix .*; expected is a header"):
+            read_confusion_csv(path)
