@@ -41,10 +41,7 @@ _MAY_DIFFER = {
 
 
 class ComparisonStopped(KeyboardInterrupt):
-    """A signal stopped the comparison; the training that ran has saved a checkpoint, if it could.
-
-    `exit_status` is 130 after Ctrl-C, 143 after SIGTERM.
-    """
+    """A signal stopped the comparison; `exit_status` is 130 after Ctrl-C, 143 after SIGTERM."""
 
     def __init__(self, exit_status: int) -> None:
         super().__init__("stopped; finished trainings are kept")
@@ -125,26 +122,26 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
             folder, settings = output / run.place, run_settings(plan, run, output, results)
             resume = _resumable(folder / RUN_FOLDER, folder / RECIPE_NAME, _yaml(settings))
             if run.place in results:
-                machines = results[run.place].machine, machine_name()
-                if run.budget and run.budget.is_time and machines[0] != machines[1]:
+                before, now = results[run.place].machine, machine_name()
+                if run.budget and run.budget.is_time and before != now:
                     raise ValueError(
-                        f"{folder} was trained on {machines[0]}, and this is {machines[1]}: seconds of two machines "
-                        "cannot be compared. Give another --output_dir, or continue on that machine."
+                        f"{folder} was trained on {before}, and this is {now}: seconds of two machines cannot be "
+                        "compared. Give another --output_dir, or continue on that machine."
                     )
                 continue
             show(f"[{number}/{len(runs)}] {run.title} ...")
-            result = _train(run, settings, folder, resume, plan.processes, lock)
-            if result is None:
-                failed[run.place], log = last_lines(folder / LOG_NAME), folder / LOG_NAME
-                if run.is_needed:
-                    what = f"{run.place} failed, and what follows needs it; its log is {log}"
-                    raise ValueError(f"{what}. Its last lines:\n{failed[run.place]}")
-                show(f"  {run.title}: failed, see {log}")
-            else:
+            result, log = _train(run, settings, folder, resume, plan.processes, lock), folder / LOG_NAME
+            if result is not None:
                 results[run.place] = result
                 memory = f", {result.peak_memory_mb:.0f} MiB" if result.peak_memory_mb else ""
                 steps = f"{result.iterations} iterations in {result.seconds:.0f} s"
                 show(f"  {run.title}: mIoU {100 * result.mean_iou:.2f} %, {steps}{memory}")
+            else:
+                failed[run.place] = last_lines(log)
+                if run.is_needed:
+                    what = f"{run.place} failed, and what follows needs it; its log is {log}"
+                    raise ValueError(f"{what}. Its last lines:\n{failed[run.place]}")
+                show(f"  {run.title}: failed, see {log}")
             report(charts=False)
         return Outcome(report(charts=True), failed)
 
@@ -212,7 +209,7 @@ def last_lines(log: Path, lines: int = 5) -> str:
 def _resumable(run: Path, recipe: Path, text: str) -> bool:
     """Whether there is a checkpoint to resume from, or a finished training, with the settings of `text`.
 
-    What one left that stopped before its first checkpoint is set aside; anything else in the folder is a ValueError.
+    What stopped before its first checkpoint is set aside; anything else in the folder is a ValueError.
     """
     finished = (run.parent / RESULT_NAME).is_file()
     if not finished and (not run.is_dir() or not any(run.iterdir())):
@@ -242,9 +239,8 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | Path) -> list[RunResult]:
     """Write one report of what several machines have finished of a plan, with any seeds.
 
-    A budget has a table and charts for each machine, since seconds of two machines cannot be compared. `folders` are
-    output folders, copied to this machine; a training that two of them hold counts once. A folder without results, a
-    setting that differs, or two results of one training are a ValueError.
+    A budget has a table and charts for each machine, since their seconds cannot be compared. A training that two of
+    the folders hold counts once; one without results, with another setting or another result is a ValueError.
     """
     rows = {(budget.name, method.name) for budget in plan.budgets for method in plan.methods}
     merged: dict[tuple, RunResult] = {}

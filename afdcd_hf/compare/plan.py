@@ -80,11 +80,11 @@ class Plan:
         known = [method.name for method in self.methods]
         wanted = known if methods is None else methods
         for name in wanted:
-            listed = f"it has {', '.join(known)}.{close_names(name, known)}"
-            _need(name in known, f"The plan has no method {name!r}; {listed}")
-        for reference in (budget.as_long_as for budget in self.budgets):
-            kept = reference is None or reference in wanted
-            _need(kept, f"A budget of the plan is the time of {reference!r}; keep that method.")
+            _need(
+                name in known, f"The plan has no method {name!r}; it has {', '.join(known)}.{close_names(name, known)}"
+            )
+        for reference in filter(None, (budget.as_long_as for budget in self.budgets)):
+            _need(reference in wanted, f"A budget of the plan is the time of {reference!r}; keep that method.")
         some = [method for method in self.methods if method.name in wanted]
         return replace(self, methods=some, seeds=self.seeds if seeds is None else _seeds(list(seeds)))
 
@@ -140,8 +140,8 @@ def _plan(raw: dict[str, Any], has_teacher: bool) -> Plan:
     alike = [name for name in names if [folder_name(one) for one in names].count(folder_name(name)) > 1]
     _need(not alike, f"{' and '.join(map(repr, alike))} would lie in the same folder; rename one of the methods.")
     given = own["budgets"] if isinstance(own["budgets"], list) else [own["budgets"]]
-    budgets = [_budget(one, names) for one in given]
-    steps, timed = recipe.get("max_steps"), any(budget.seconds for budget in budgets)
+    budgets, steps = [_budget(one, names) for one in given], recipe.get("max_steps")
+    timed = any(budget.seconds for budget in budgets)
     _need(steps or not timed, "a budget in seconds needs a recipe with max_steps, the steps of its schedule.")
     tuned, tuning = any(method.candidates for method in methods), _mapping("tuning", own.get("tuning", {}))
     _need(tuning or not tuned, "methods have 'tune', but there is no 'tuning: {seed: ..., iterations: ...}'.")
@@ -162,9 +162,8 @@ def _method(name: str, given: Any) -> Method:
     _need(listed, f"'tune' of {name!r} must be a list of settings, e.g. [{{kd.weight: 1}}, ...].")
     for one in (settings, *candidates):
         _refuse_fixed(one, f"method {name!r}")
-        with_loss = any(key == "loss" or "." in key for key in one)
-        alone = f"{ALONE!r} is the student without a teacher; give a method with a loss another name."
-        _need(name != ALONE or not with_loss, alone)
+        alone = name == ALONE and any(key == "loss" or "." in key for key in one)
+        _need(not alone, f"{ALONE!r} is the student without a teacher; give a method with a loss another name.")
     return Method(name, settings, tuple(candidates))
 
 
@@ -177,7 +176,7 @@ def _budget(given: Any, methods: Sequence[str]) -> Budget:
         _need(reference in methods, f"as_long_as={reference!r} is not a method; there are {', '.join(methods)}.")
         return Budget(**given)
     seconds = given["seconds"]
-    possible = isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0
+    possible = isinstance(seconds, (int, float)) and 0 < seconds < math.inf
     _need(possible, f"seconds={seconds!r} must be a number above 0.")
     return Budget(seconds=float(seconds))
 

@@ -109,9 +109,8 @@ def _recipe(plan: Plan, method: Method, teacher: str | None, chosen: Mapping[str
 
 def run_arguments(run: Run, settings: Mapping[str, Any]) -> list[Any]:
     """The recipe as argument dataclasses; ValueError where it has an unknown key or an invalid value."""
-    recipe = {**settings, **_CHECKED_ON_CPU, "output_dir": "unused"}
     try:
-        return parse_arguments(recipe, distils="loss" in settings)
+        return parse_arguments({**settings, **_CHECKED_ON_CPU, "output_dir": "unused"}, distils="loss" in settings)
     except ValueError as error:
         raise ValueError(f"{run.kind} of {run.method.name!r}: {error}") from error
 

@@ -128,12 +128,9 @@ def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
 
 def _mean_curve(runs: Sequence[RunResult]) -> list[tuple[float, float, float]]:
     """Seconds, mean and standard deviation of the mIoU, point by point over the seeds."""
-    on_the_way = zip(*(run.curve[:-1] for run in runs), strict=False)  # runs of equal time may differ by a point
-    points = []
-    for point in [*on_the_way, [run.curve[-1] for run in runs]]:
-        scores = [score for _, score in point]
-        points.append((statistics.mean(second for second, _ in point), statistics.mean(scores), _deviation(scores)))
-    return points
+    points = [*zip(*(run.curve[:-1] for run in runs), strict=False)]  # runs of equal time may differ by a point
+    curves = [zip(*point, strict=True) for point in [*points, [run.curve[-1] for run in runs]]]
+    return [(statistics.mean(seconds), statistics.mean(scores), _deviation(scores)) for seconds, scores in curves]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..atomic_io import written_whole
 from ..inference.segment import PRECISIONS, height_and_width
 from ..model_utils import device_of, dtype_of, evaluating
+from ..models.loading import load_model
 from .machine import device_name, load_average, versions
 
 SIZES = ((512, 512), (512, 1024), (1024, 2048))
@@ -36,21 +37,17 @@ _FEWEST_PASSES = 3  # of a measurement that its time limit cuts short
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the numbers that a model stores: every tensor of its state dict, hence also the running statistics and step
-    counters of batch norm. A tensor that is shared under several names counts once."""
-    # keep_vars hands out the tensors themselves, so that shared ones can be told by their identity.
-    state = model.state_dict(keep_vars=True).values()
-    return sum({id(tensor): tensor.numel() for tensor in state if isinstance(tensor, torch.Tensor)}.values())
+    """Count the numbers of a model's state dict, also running statistics and counters; shared tensors count once."""
+    state = model.state_dict(keep_vars=True).values()  # the tensors themselves, told apart by their identity
+    return sum({id(tensor): tensor.numel() for tensor in state if isinstance(tensor, Tensor)}.values())
 
 
 def count_macs(model: nn.Module, size: tuple[int, int], channels: int = 3) -> int:
-    """Count the multiply-accumulates (MACs) of one forward pass of one image.
+    """Count the multiply-accumulates (MACs) of one forward pass of one image; one is two floating-point operations.
 
     Counted are convolutions (grouped and transposed ones too), matrix products and attention, by the shapes PyTorch
-    really runs; a bias adds nothing. Everything else counts 0: normalisation, activations, pooling, resizing and
-    other element-wise work, and fused recurrent layers. One MAC is two floating-point operations (FLOPs).
-    The model runs once in evaluation mode on an image of zeros, on its own device and in its own dtype, without
-    gradients; layers that work only in training (an auxiliary head) are not counted.
+    really runs; everything else, biases included, counts 0. The model runs once in evaluation mode on an image of
+    zeros, on its own device and in its own dtype; layers that work only in training are not counted.
 
     Args:
         model: called as `model(pixel_values=image)`; every module is left in the mode it was in.
@@ -113,9 +110,9 @@ class ProfileRow:
     median_seconds: float  # of the forward pass of a batch
     p95_seconds: float
     images_per_second: float  # images of all passes that count, by the time these took
-    # MiB that weights, input, maps and workspaces take at most, by PyTorch's allocator; not Python, libraries, or what
-    # the allocator keeps in reserve. None where it was not measured.
-    peak_memory_mb: float | None
+    peak_memory_mb: (
+        float | None
+    )  # MiB of weights, input, maps and workspaces, by PyTorch's allocator; None: not measured
     warmup: int  # passes before those that count
     repeats: int  # passes that count
     load_average: float | None  # programs that wanted a core during the minute before; None where it is not known
@@ -147,18 +144,18 @@ def profile_model(
 ) -> list[ProfileRow]:
     """Measure time and memory of a model's forward pass, and count its parameters and multiply-accumulates.
 
-    The model runs in evaluation mode, without gradients, on noise that lies on the device already. Its logits have
-    their own resolution: reading images, preprocessing and stretching the logits are not included.
+    The model runs in evaluation mode, without gradients, on noise that lies on the device already. Reading images,
+    preprocessing and stretching the logits are not included.
 
     Args:
-        model: called as `model(pixel_values=images)`; or the folder or Hub id of a saved one.
+        model: called as `model(pixel_values=images)`, of which a copy is measured; or the folder or Hub id of one.
         sizes: `(height, width)` of the inputs, in pixels.
         settings: how to measure.
         device: where to run. By default where the model is; a saved one on a GPU where there is one.
         show: gets each row as soon as it is measured.
 
     Returns:
-        A row per size. The model that was given stays as and where it was: a copy is measured.
+        A row per size.
 
     Raises:
         ValueError: a size or device that cannot be, an input that model or memory cannot take, or a failing compiler.
@@ -173,14 +170,10 @@ def profile_model(
         torch.empty(0, device=device)  # before a model is loaded
     except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device={str(device)!r} cannot be used here; expected e.g. cpu or cuda. ({reason})"
-        ) from error
+        raise ValueError(f"device={str(device)!r} cannot be used here: {reason}") from error
     if isinstance(model, nn.Module):
         measured, device = copy.deepcopy(model), device or device_of(model)
     else:
-        from ..models.loading import load_model
-
         measured, device = load_model(str(model)), device or ("cuda" if torch.cuda.is_available() else "cpu")
     if PRECISIONS[settings.precision] is not None and dtype_of(measured) == torch.float64:
         raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; cast the model.")
@@ -195,8 +188,7 @@ def profile_model(
 def write_profile(path: str | Path, model: str, rows: Sequence[ProfileRow]) -> None:
     """Write rows as JSON: `{"model": ..., "rows": [...]}` with the fields of `ProfileRow`, replacing the file."""
     with written_whole(Path(path)) as part:
-        found = {"model": model, "rows": [asdict(row) for row in rows]}
-        part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps({"model": model, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 
 
 def _profile_row(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> ProfileRow:
@@ -264,8 +256,7 @@ def _measure(model: nn.Module, size: tuple[int, int], settings: ProfileSettings)
 def peak_allocated(run: Callable[[], Any], device: torch.device) -> int | None:
     """Bytes that tensors took at most during one call, beyond what was there before it; None on unknown devices.
 
-    On a GPU from the caching allocator's own count. On a CPU the allocator keeps none, so that the call runs under
-    PyTorch's profiler, which notes every tensor and workspace that is taken and given back.
+    A CPU's allocator keeps no count: PyTorch's profiler notes every tensor and workspace taken and given back.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -308,7 +299,8 @@ def _explained(size: tuple[int, int], settings: ProfileSettings) -> Iterator[Non
     except (RuntimeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # of a GPU, of the CPU
             raise ValueError(f"Input of {shown} does not fit into memory; take fewer or smaller images.") from error
-        tried = "torch.compile, or the pass after it, failed" if settings.compile else "The forward pass failed"
-        advice = "measure without compiling, or another size" if settings.compile else "take another size"
+        compiling = settings.compile
+        tried = "torch.compile, or the pass after it, failed" if compiling else "The forward pass failed"
+        advice = "measure without compiling, or another size" if compiling else "take another size"
         reason = str(error).strip().partition("\n")[0]  # the rest of PyTorch's messages are stack frames of C++
         raise ValueError(f"{tried} on an input of {shown}; {advice}. {type(error).__name__}: {reason}") from error

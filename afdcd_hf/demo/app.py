@@ -42,8 +42,8 @@ def build_app(
         longest_side: larger images are shrunk to this many pixels.
 
     Raises:
-        ValueError: there is no model, weights are missing, an example is not an image, or `longest_side` is below 1.
-        OSError: a model or an example does not exist.
+        ValueError: there is no model, weights are missing, an example cannot be read, or `longest_side` is below 1.
+        OSError: a model does not exist.
     """
     if longest_side < 1:
         raise ValueError(f"longest_side={longest_side}: images need at least one pixel.")
@@ -115,16 +115,13 @@ def launch_demo(
     """Serve the page; to this machine alone unless the environment (as on a Space) or `share` says otherwise.
 
     Args:
-        models, examples, device, longest_side: as `build_app` takes them.
-        port: by default the first free one from 7860 on.
+        models, examples, device, longest_side: as `build_app` takes them, whose errors are raised, too.
+        port: by default the first free one from 7860 on; an OSError where it is taken.
         share: also make a public link through Gradio's servers.
         block: return when the server ends (Ctrl-C); otherwise at once.
 
     Returns:
         The app, whose `close()` ends the server, and its address.
-
-    Raises:
-        ValueError, OSError: as `build_app`; OSError also if the port is taken.
     """
     app = build_app(models, examples, device=device, longest_side=longest_side)
     theme = gr.themes.Default(primary_hue="teal", font=_FONTS, font_mono=["ui-monospace", "monospace"])

@@ -17,12 +17,11 @@ from transformers.utils.hub import cached_file
 
 from ..cost import count_parameters
 from ..data.scenes import generate_scene
-from ..hub.folder_facts import describe
+from ..hub.folder_facts import describe, read_results
 from ..inference.files import open_rgb
 from ..inference.predictions import class_legend
 from ..inference.segment import segment_image
 from ..models.loading import load_model, load_processor
-from ..structured_files import read_json
 
 LONGEST_SIDE = 1024  # what Cityscapes models see at half size; a small one takes about a second on a CPU
 
@@ -46,11 +45,9 @@ class Segmenter:
 
 
 def load_segmenters(models: Mapping[str, str | Path], device: str | torch.device | None = None) -> list[Segmenter]:
-    """Load the models of a page, title -> folder or Hub id, to a device, by default a GPU where there is one.
+    """Load models, title -> folder or Hub id, to a device, by default a GPU where there is one.
 
-    Raises:
-        ValueError: there is no model, or weights are missing in its file.
-        OSError: there is no such folder or repository.
+    A ValueError where there is no model, or weights are missing in its file; an OSError where it does not exist.
     """
     if not models:
         raise ValueError("A demo needs at least one model: a folder or a Hub id.")
@@ -72,19 +69,14 @@ def _measured(model: str) -> list[str]:
     path = cached_file(model, "results.json", **{f"_raise_exceptions_for_{kind}": False for kind in kinds})
     if path is None:
         return []
-    results: dict[str, Any] = read_json(path, "results of `afdcd evaluate`")
-    try:
-        where = results["protocol"]
-        return [f"mIoU {100 * results['mean_iou']:.1f} % on {where['dataset']} {where['split']}"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a results.json of `afdcd evaluate`: {error!r}. Move it away.") from error
+    where = (results := read_results(path))["protocol"]
+    return [f"mIoU {100 * results['mean_iou']:.1f} % on {where['dataset']} {where['split']}"]
 
 
 def read_upload(path: str | Path, longest_side: int = LONGEST_SIDE) -> tuple[Image.Image, tuple[int, int]]:
     """An image upright, as RGB with 8 bits and no side longer than that, and the (width, height) that it had before.
 
-    Raises:
-        ValueError: not an image, damaged, or too large to open; the message names the file without its folder.
+    Not an image, damaged or too large to open is a ValueError, which names the file without its folder.
     """
     path = Path(path)
     try:
@@ -100,8 +92,6 @@ def example_images(given: Sequence[str | Path]) -> list[Path]:
     """The given images, which exist and can be read, or an error; three generated street scenes if none is given."""
     paths = [Path(path).expanduser().resolve() for path in given]
     for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no example image {path}.")
         read_upload(path)
     if not paths:
         folder = Path(tempfile.mkdtemp(prefix="afdcd-demo-"))

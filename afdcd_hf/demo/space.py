@@ -41,23 +41,17 @@ def write_space(
     Space, as far as inference needs it.
 
     Args:
-        models: title -> folder or Hub id.
+        models, examples, longest_side: as `build_app` takes them, whose errors are raised, too.
         folder: folder to write, which is returned.
-        examples: images to offer; generated street scenes if there is none.
         title: of the Space on the Hub.
-        longest_side: larger images are shrunk to this many pixels.
         overwrite: write into a folder that is not empty: files of the same names are replaced, others stay.
 
     Raises:
         FileExistsError: the folder is not empty, unless `overwrite` is set, or is a file.
-        FileNotFoundError: a model's folder lacks a file that inference needs, or an example does not exist.
-        ValueError: there is no model, `longest_side` is below 1, or an example is not an image.
-        OSError: a model is neither a folder nor found on the Hub.
+        FileNotFoundError: a model's folder lacks a file that inference needs.
     """
     folder = Path(folder).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; a Space needs a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if folder.exists() and (folder.is_file() or (any(folder.iterdir()) and not overwrite)):
         raise FileExistsError(f"{folder} is not empty: give another folder, or --overwrite to write into it.")
     if not models or longest_side < 1:
         raise ValueError(f"A Space needs a model, and longest_side={longest_side} must be 1 or more.")

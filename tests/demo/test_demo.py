@@ -128,7 +128,7 @@ def test_the_table_holds_shares_by_class_name_largest_first_and_no_class_that_no
 
 def test_examples_are_read_once_and_without_any_there_are_street_scenes(tmp_path, photo):
     assert example_images([photo]) == [photo.resolve()]
-    with pytest.raises(OSError, match="none.png"):
+    with pytest.raises(ValueError, match="none.png cannot be read"):
         example_images([tmp_path / "none.png"])
     assert [Image.open(path).size for path in example_images([])] == [(512, 256)] * 3
 
