@@ -173,8 +173,7 @@ def plot_confusion_matrix(
         raise ValueError(f"normalize={normalize!r} is unknown; known are {', '.join(NORMALIZATIONS)}.")
     if not counts.sum():
         raise ValueError("The confusion matrix counts no pixel; evaluate on data with labels.")
-    whole = counts.sum(axis=int(normalize == "truth"), keepdims=True) * np.ones_like(counts)
-    shares = np.divide(100.0 * counts, whole, out=np.full(counts.shape, np.nan), where=whole > 0)
+    shares = 100 * counts / counts.sum(axis=int(normalize == "truth"), keepdims=True).clip(1)
     names, count = [shorten(name, 20) for name in class_names], len(class_names)
     side = min(0.52 * count, 9.0)
     with figure_file(path, max(6.0, side + 2.5), max(4.0, side + 3.0)) as figure:
@@ -187,7 +186,7 @@ def plot_confusion_matrix(
             axes.set_xticks(range(count), names, rotation=90)
             axes.tick_params(length=0)
         for (row, column), share in np.ndenumerate(shares):
-            if count <= NUMBERS_UP_TO and share >= NUMBER_FROM:  # False for NaN
+            if count <= NUMBERS_UP_TO and share >= NUMBER_FROM:
                 color, text = "white" if share > 45 else INK, f"{share:.1f}" if share < 9.95 else f"{share:.0f}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=11, color=color)
         heading = f"{shorten(title, 48)}\n" if title else ""
@@ -199,11 +198,10 @@ def _draw_shares(axes: Axes, shares: np.ndarray) -> None:
     import matplotlib
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
-    on_diagonal = np.eye(len(shares), dtype=bool)
+    on_diagonal, norm = np.eye(len(shares), dtype=bool), PowerNorm(0.5, 0, 100)
     for name, shown in (("Blues", on_diagonal), ("Oranges", ~on_diagonal)):
-        layer = np.ma.masked_array(shares, mask=~shown | np.isnan(shares))
         shades = ["white", *matplotlib.colormaps[name](np.linspace(0.1, 1, 32))]  # nothing confused, nothing seen
         colors = LinearSegmentedColormap.from_list(name, shades)
-        axes.imshow(layer, cmap=colors, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+        axes.imshow(np.ma.masked_array(shares, ~shown), cmap=colors, norm=norm, interpolation="nearest")
     axes.grid(False)
     axes.spines[:].set_visible(True)

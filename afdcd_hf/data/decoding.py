@@ -17,8 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 from ..models.image_modes_afdcd import as_rgb
 
 MAX_VALUE = 65535  # what a 16-bit PNG can hold, and so the largest key of a label map
-_LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # Pillow returns what is stored, but for `_as_stored`
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # Pillow returns what is stored, but for what `info` tells
 # What PIL raises over damaged files; a defect of ours should not hide behind it.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
@@ -72,30 +71,16 @@ def _content(path: Path) -> bytes:
 
 
 def _opened(content: bytes) -> Image.Image:
-    if content.startswith(_PNG_SIGNATURE):
-        _check_png(content)
     image: Image.Image = Image.open(io.BytesIO(content))
+    if image.format == "PNG":
+        image.verify()  # the checksums, after which it cannot be loaded any more
+        image = Image.open(io.BytesIO(content))
     image.load()
     kind = image.format
     image.info.update(_stored_as(image, content))
     image = ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
     image.format = kind
     return image
-
-
-def _check_png(content: bytes) -> None:
-    """Walks over the chunks (length, kind, data, CRC-32 of kind and data) up to the last one, IEND."""
-    view, start = memoryview(content), len(_PNG_SIGNATURE)
-    while start + 12 <= len(view):
-        end = start + 8 + int.from_bytes(view[start : start + 4], "big")
-        if end + 4 > len(view):
-            break
-        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise ValueError(f"a checksum of its PNG data is wrong (at byte {start})")
-        if view[start + 4 : start + 8] == b"IEND":
-            return
-        start = end + 4
-    raise ValueError("it is truncated")
 
 
 def _stored_as(image: Image.Image, content: bytes) -> dict[str | tuple[int, int], Any]:
@@ -224,26 +209,22 @@ def _rgb_image(stored: Any, name: str | None) -> Image.Image:
 def _class_ids(label: Image.Image, described: str) -> Image.Image:
     if label.format not in _LOSSLESS:
         raise SampleError(f"{described} is a {label.format}, which can change class ids; labels must be PNG.")
-    # A palette image holds ids too: convert("L") would turn their *colours* into grey values.
-    if label.mode in ("L", "P", "1") or label.mode.startswith("I"):
-        return _label_image(_as_stored(label, described))
-    if label.mode == "LA" and label.getextrema()[1] == (255, 255):  # an opaque alpha channel says nothing
-        return label.getchannel("L")
-    raise SampleError(
-        f"{described}: the label's image mode is {label.mode}, but one class id a pixel is expected (grey values or "
-        "palette indices); turn colour-coded labels into ids first."
-    )
-
-
-def _as_stored(label: Image.Image, described: str) -> np.ndarray:
-    """The values of the file: Pillow stretches grey values of 2 and 4 bits to 0..255, and inverts some TIFFs."""
     if label.info.get("altered"):
         raise SampleError(
             f"{described} is a {label.format} whose values Pillow changes (0 is white, or the largest is not 255); "
             "save it as PNG."
         )
+    if label.mode == "LA" and label.getextrema()[1] == (255, 255):  # an opaque alpha channel says nothing
+        return label.getchannel("L")
+    # A palette image holds ids too: convert("L") would turn their *colours* into grey values.
+    if label.mode not in ("L", "P", "1") and not label.mode.startswith("I"):
+        raise SampleError(
+            f"{described}: the label's image mode is {label.mode}, but one class id a pixel is expected (grey values "
+            "or palette indices); turn colour-coded labels into ids first."
+        )
     values, bits = np.asarray(label), label.info.get("bits")
-    return values // (255 // (2**bits - 1)) if label.mode == "L" and bits in (2, 4) else values
+    stretched = label.mode == "L" and bits in (2, 4)  # to 0..255, by Pillow
+    return _label_image(values // (255 // (2**bits - 1)) if stretched else values)
 
 
 def _label_image(values: np.ndarray) -> Image.Image:

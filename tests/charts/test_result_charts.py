@@ -118,8 +118,8 @@ def test_a_title_names_model_split_and_subset_and_no_folder():
 def test_the_whole_is_a_row_or_column_and_an_empty_one_stays_white(draw, normalize):
     (axes,) = draw(plot_confusion_matrix, MATRIX if normalize == "truth" else MATRIX.T, NAMES, normalize=normalize).axes
     correct, confused = (image.get_array().filled(-1) for image in axes.images)
-    np.testing.assert_allclose(correct, [[90, -1, -1], [-1, 75, -1], [-1, -1, -1]])
-    expected = np.array([[-1, 9, 1], [20, -1, 5], [-1, -1, -1]])
+    np.testing.assert_allclose(correct, [[90, -1, -1], [-1, 75, -1], [-1, -1, 0]])
+    expected = np.array([[-1, 9, 1], [20, -1, 5], [0, 0, -1]])
     np.testing.assert_allclose(confused, expected if normalize == "truth" else expected.T)
     kind = "true" if normalize == "truth" else "predicted"
     assert f"{kind} class" in axes.get_title(loc="left")

@@ -60,15 +60,14 @@ def test_what_a_run_lacks_has_no_panel_and_a_total_that_is_the_task_loss_is_draw
     drawn = panels({"alone": labels_alone, "kd": history(loss=4.0, loss_task=3.0, loss_kd=1.0)})
     assert list(drawn) == [MIOU, "Total loss", "Task loss", "KD loss (logits)"]
     assert list(points(drawn["Total loss"])) == ["kd"] and list(points(drawn["Task loss"])) == ["alone", "kd"]
+    with pytest.raises(ValueError, match="Nothing to draw"):
+        panels({"a": [{"step": 1, "learning_rate": 0.1}]})
 
 
-@pytest.mark.parametrize(
-    ("values", "scale"),
-    [((3.7, 0.22), "log"), ((5.0, 4.0), "linear"), ((1000.0, 0.0), "linear"), ((1000.0, float("nan")), "linear")],
-)
-def test_only_positive_losses_over_a_decade_or_more_get_a_log_scale(draw, values, scale):
-    figure = draw(plot_training_curves, {"run": [{"step": step, "loss": value} for step, value in enumerate(values)]})
-    assert figure.axes[0].get_yscale() == scale
+def test_only_positive_losses_over_a_decade_or_more_get_a_log_scale(panels):
+    for scale, *values in (("log", 3.7, 0.22), ("linear", 5, 4), ("linear", 9, 0), ("linear", 9, float("nan"))):
+        drawn = panels({"run": [{"step": step, "loss": value} for step, value in enumerate(values)]})
+        assert drawn["Total loss"].get_yscale() == scale
 
 
 def test_panels_share_their_steps_and_the_legend_fits_and_names_every_run_with_its_last_defined_score(draw):
@@ -82,12 +81,6 @@ def test_panels_share_their_steps_and_the_legend_fits_and_names_every_run_with_i
     named = ["the student, distilled (Af-DCD) (last mIoU 61.2 %)", "plain $a_1$", "b (last mIoU 50.0 %)"]
     assert texts(legend) == named and not legend.get_texts()[1].get_parse_math()  # a dollar is a dollar
     assert 0 < legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width
-
-
-def test_nothing_to_draw_is_an_error_and_writes_nothing(tmp_path):
-    with pytest.raises(ValueError, match="Nothing to draw"):
-        plot_training_curves({"a": [{"step": 1, "learning_rate": 0.1}]}, tmp_path / "curves.png")
-    assert not list(tmp_path.iterdir())
 
 
 def test_charts_are_written_without_pyplot_with_the_same_bytes_and_leave_the_style_alone(tmp_path, monkeypatch):
@@ -121,12 +114,13 @@ def test_a_runs_own_state_is_read_and_its_newest_checkpoints_where_that_got_furt
     assert load_history(tmp_path) == []
 
 
-@pytest.mark.parametrize("text", [None, '{"log_history": [', "[]", "{}", '{"log_history": null}'])
-def test_a_folder_without_a_trainers_state_is_named(text, tmp_path):
-    if text is not None:
-        (tmp_path / "trainer_state.json").write_text(text)
-    with pytest.raises(FileNotFoundError if text is None else ValueError, match=f"{tmp_path.name}.*trainer_state.json"):
+def test_a_folder_without_a_trainers_state_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} holds no trainer_state.json"):
         load_history(tmp_path)
+    for text in ('{"log_history": [', "[]", '{"log_history": null}'):
+        (tmp_path / "trainer_state.json").write_text(text)
+        with pytest.raises(ValueError, match=f"{tmp_path.name}.*trainer_state.json"):
+            load_history(tmp_path)
 
 
 # Methods side by side

@@ -12,7 +12,6 @@ from miniatures import camvid_folder
 from PIL import Image
 from stored_pictures import grey_png, ids, png, stored
 
-from afdcd_hf.data.checks import check_labels
 from afdcd_hf.data.decoding import DecodedRows, open_image
 from afdcd_hf.data.loading import load_benchmark
 
@@ -34,14 +33,17 @@ def file_of(image, kind="TIFF", **options):
 # Labels and images of every kind
 
 
-def test_labels_of_every_integer_mode_hold_the_ids_of_their_files():
-    for content, mode, expected in (
-        (png(np.uint16([[0, 7, 255]])), "L", [0, 7, 255]),
-        (png(np.uint16([[0, 7, 300]])), "I", [0, 7, 300]),
-        (file_of(Image.fromarray(np.int32([[0, 7, 70000]]))), "I", [0, 7, 70000]),
-        (file_of(Image.frombytes("I;16B", (2, 1), np.array([300, 5], ">u2").tobytes())), "I", [300, 5]),
+def test_labels_of_every_integer_mode_hold_the_mapped_ids_of_their_files():
+    for content, label_map, mode, expected in (
+        (png(np.uint16([[0, 7, 255]])), {7: 8, 255: 9}, "L", [0, 8, 9]),
+        (png(np.uint16([[0, 7, 300]])), {7: 8}, "I", [0, 8, 300]),
+        (file_of(Image.fromarray(np.int32([[0, 7, 70000]]))), {0: 1}, "I", [1, 7, 70000]),
+        (file_of(Image.frombytes("I;16B", (2, 1), np.array([300, 5], ">u2").tobytes())), {}, "I", [300, 5]),
+        (png(np.uint16([[26001, 4, 65535]])), {26001: 13, 65535: 255}, "L", [13, 4, 255]),
+        (png(np.uint8([[1, 2]])), {1: 300}, "I", [300, 2]),
+        (png(np.dstack([np.uint8([[3, 4]]), np.uint8([[255, 255]])])), {}, "L", [3, 4]),  # an opaque alpha channel
     ):
-        label = decoded(content)
+        label = decoded(content, label_map)
         assert label.mode == mode and ids(label) == [expected]
 
 
@@ -74,21 +76,6 @@ def test_files_that_pillow_stretches_are_read_as_stored_and_inverted_ones_refuse
             decoded(changed)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
-def test_values_are_mapped_alike_in_8_16_and_32_bits(dtype):
-    values, label_map = np.arange(256).reshape(8, 32), {v: (v * 7 + 3) % 200 for v in range(0, 256, 3)}
-    label = decoded(file_of(Image.fromarray(values.astype(dtype))), label_map)
-    assert label.mode == "L" and ids(label) == [[label_map.get(v, v) for v in row] for row in values.tolist()]
-
-
-def test_a_map_reaches_16_bit_values_and_may_need_16_bits_itself_and_no_value_is_wrapped():
-    assert ids(decoded(png(np.uint16([[26001, 4, 65535]])), {26001: 13, 65535: 255})) == [[13, 4, 255]]
-    large = decoded(png(np.uint8([[1, 2]])), {1: 300})
-    assert large.mode == "I" and ids(large) == [[300, 2]]
-    with pytest.raises(ValueError, match=r"x\.png: 2 label pixels lie outside 0\.\.18 \(values 256\)"):
-        check_labels(np.asarray(decoded(png(np.uint16([[0, 256, 256]])))), 19, 255, "x.png")
-
-
 def test_label_maps_that_mean_nothing_are_refused():
     for label_map, message in (
         ({"road": 0}, "the key 'road'"),
@@ -100,24 +87,14 @@ def test_label_maps_that_mean_nothing_are_refused():
             DecodedRows.with_map(label_map)
 
 
-def test_colours_alpha_and_jpegs_are_refused_as_labels_with_the_file(tmp_path):
-    opaque, clear = (np.dstack([np.uint8([[3, 4]]), np.uint8([[255, alpha]])]) for alpha in (255, 0))
-    assert ids(decoded(png(opaque))) == [[3, 4]]
-    with pytest.raises(ValueError, match="image mode is LA"):
-        decoded(png(clear))
-    folder = camvid_folder(tmp_path) / "trainannot"
-    Image.new("RGB", (6, 4)).save(folder / "a.png")
-    Image.new("L", (6, 4)).save(folder / "b.png", format="JPEG")
-    dataset = load_benchmark("camvid", "train", tmp_path)
-    for row, name, reason in (
-        (0, "a.png", ": the label's image mode is RGB, .* colour-coded"),
-        (1, "b.png", " is a JPEG, which can change"),
+def test_what_holds_no_class_ids_or_no_colours_is_refused():
+    for content, message in (
+        (png(np.dstack([np.uint8([[3, 4]]), np.uint8([[255, 0]])])), "the label x.png: the label's image mode is LA"),
+        (png(np.zeros((4, 6, 3), np.uint8)), "the label x.png: the label's image mode is RGB, .* colour-coded"),
+        (file_of(Image.new("L", (6, 4)), "JPEG"), "the label x.png is a JPEG, which can change"),
     ):
-        with pytest.raises(ValueError, match=rf"train/{name}: the label \({folder}/{name}\){reason}"):
-            dataset[row]
-
-
-def test_images_of_unknown_range_are_refused():
+        with pytest.raises(ValueError, match=message):
+            decoded(content)
     with pytest.raises(ValueError, match=r"a: the image \(x\.png\) has mode F: its pixels are floating-point"):
         image_of(file_of(Image.fromarray(np.float32([[0.5]]))))
 
@@ -135,16 +112,19 @@ def test_orientation_tags_are_obeyed_in_image_and_label():
 # Damaged files
 
 
-def test_a_flipped_bit_in_a_png_is_never_read_in_silence():
-    content = png(np.random.default_rng(0).integers(0, 11, (12, 20), np.uint8))
+def test_a_flipped_bit_in_a_png_never_changes_a_pixel_in_silence():
+    values = np.random.default_rng(0).integers(0, 11, (12, 20), np.uint8)
+    content, found = png(values), 0
     for position in range(8, len(content)):
         broken = bytearray(content)
         broken[position] ^= 1 << position % 8
-        with pytest.raises(OSError, match=r"the label x\.png cannot be read: (a checksum|it is truncated)"):
-            decoded(bytes(broken))
-    with pytest.raises(OSError, match="the image .* cannot be read: a checksum of its PNG data is wrong"):
-        image_of(bytes(broken[:-20]) + b"\0" + bytes(broken[-19:]))
-    assert ids(decoded(content + b"what some tools append")) == ids(decoded(content))
+        try:
+            assert ids(decoded(bytes(broken))) == values.tolist()
+        except OSError as error:
+            assert "the label x.png cannot be read: " in str(error) and "The file is damaged" in str(error)
+            found += 1
+    assert found > len(content) - 20  # the last bytes say that nothing follows
+    assert ids(decoded(content + b"what some tools append")) == values.tolist()
 
 
 def test_an_image_of_too_many_pixels_is_said_to_be_too_large_and_not_damaged(monkeypatch):
@@ -173,7 +153,7 @@ def test_images_and_labels_that_are_truncated_empty_or_gone_name_their_file(tmp_
     (labels / "c.png").unlink()
     for row, (file, reason) in enumerate(
         {
-            f"label \\({labels}/a.png": ".*truncated",
+            f"label \\({labels}/a.png": "Truncated File Read",
             f"label \\({labels}/b.png": "not an image. The file is damaged",
             f"label \\({labels}/c.png": "No such file or directory. Put the file",
             f"image \\({tmp_path}/train/d.jpg": ".* damaged or incomplete: copy",

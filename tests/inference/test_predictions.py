@@ -226,7 +226,7 @@ def test_names_and_colours_are_those_of_a_benchmark_where_they_fit():
         assert found[0] == names and np.array_equal(found[1], colors)
 
 
-def test_generated_colours_are_distinct_and_neither_black_white_nor_grey():
+def test_generated_colours_are_distinct_and_neither_black_white_nor_grey_in_oklab():
     colors = distinct_palette(300)
     assert colors.shape == (300, 3) and colors.dtype == np.uint8
     seen = oklab(np.vstack([colors, [[0, 0, 0], [255, 255, 255]]]).astype(np.uint8))
@@ -235,27 +235,17 @@ def test_generated_colours_are_distinct_and_neither_black_white_nor_grey():
     assert distance[:19, :19].min() > 0.14  # CamVid's closest two are 0.10 apart
     assert np.hypot(seen[:300, 1], seen[:300, 2]).min() > 0.02
     assert np.array_equal(distinct_palette(20), colors[:20])  # a class keeps its colour when classes are added
+    published = {(255, 0, 0): (0.62796, 0.22486, 0.12585), (255, 255, 255): (1, 0, 0)}
+    for color, expected in published.items():
+        assert oklab(np.array(color, np.uint8)) == pytest.approx(expected, abs=1e-4)
 
 
-def test_oklab_gives_the_published_values_of_red_and_white():
-    lightness, green_red, blue_yellow = oklab(np.array([255, 0, 0], np.uint8))
-    assert (lightness, green_red, blue_yellow) == pytest.approx((0.62796, 0.22486, 0.12585), abs=1e-4)
-    assert oklab(np.array([255, 255, 255], np.uint8)) == pytest.approx((1, 0, 0), abs=1e-4)
-
-
-@pytest.fixture
-def labelled(model, tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
-    """A folder of one labelled image, its label (a column wrong, half of another ignored), and what the model sees."""
+def test_predictions_stand_beside_a_users_own_labels_with_their_errors_below(model, tmp_path, monkeypatch):
     seen = segment_image(*load_segmenter(str(model)), Image.fromarray(PIXELS))
-    label = seen.copy()
+    label, folder = seen.copy(), tmp_path / "data"
     label[:, 0], label[:12, 1] = (seen[:, 0] + 1) % 4, 255
-    picture(tmp_path / "data" / "images" / "val" / "a.png")
-    picture(tmp_path / "data" / "labels" / "val" / "a.png", label)
-    return tmp_path / "data", label, seen
-
-
-def test_predictions_stand_beside_a_users_own_labels_with_their_errors_below(model, labelled, tmp_path, monkeypatch):
-    folder, label, seen = labelled
+    picture(folder / "images" / "val" / "a.png")
+    picture(folder / "labels" / "val" / "a.png", label)
     monkeypatch.setattr(predictions, "plot_predictions", lambda *args, notes, unlined: (*args, notes, unlined))
     drawn = draw_predictions({"mine": model}, tmp_path / "x.png", dataset=str(folder), indices=[0], errors=True)
     columns, colors, names, path, notes, unlined = drawn
@@ -278,56 +268,46 @@ def test_predictions_stand_beside_a_users_own_labels_with_their_errors_below(mod
 IDS = np.random.default_rng(0).permutation(960).reshape(24, 40) % 256
 
 
-def benchmark_with(label_ids, file_name=lambda name: f"{Path(name).stem}_labelIds.png"):
-    return replace(BENCHMARKS["camvid"], submission=Submission(label_ids, file_name))
-
-
-def test_without_a_server_train_ids_are_written_into_the_images_sub_folders(tmp_path):
-    writer = PredictionWriter(tmp_path / "out", BENCHMARKS["camvid"])
+def writer_to(folder, label_ids=None, **options):
+    """Without a test server, unless class ids for one are given."""
+    server = None if label_ids is None else Submission(label_ids, lambda name: f"{Path(name).stem}_labelIds.png")
+    writer = PredictionWriter(folder, replace(BENCHMARKS["camvid"], submission=server), **options)
     writer.prepare()
+    return writer
+
+
+def test_train_ids_go_into_the_images_sub_folders_and_a_server_gets_its_own_ids_names_and_a_zip(tmp_path):
+    writer = writer_to(tmp_path / "out")
     writer("val/a.jpg", IDS)
     writer("val/b.v1", IDS + 1)
     assert files_in(tmp_path) == ["out/val/a.png", "out/val/b.v1.png"] and writer.pack() is None
     small, large = (Image.open(tmp_path / "out" / "val" / name) for name in ("a.png", "b.v1.png"))
     assert (small.mode, large.mode) == ("L", "I;16")  # one of the ids is 256
     assert np.array_equal(small, IDS) and np.array_equal(large, IDS + 1)
-
-
-def test_a_server_gets_its_own_ids_and_names_and_a_zip_of_the_pngs(tmp_path):
-    writer = PredictionWriter(tmp_path / "out", benchmark_with({0: 7, 1: 8, 2: 0}))
-    writer.prepare()
+    writer = writer_to(tmp_path / "sent", {0: 7, 1: 8, 2: 0})
     for name in ("test/ulm/u.png", "test/berlin/b.png"):
         writer(name, np.array([[0, 1], [2, 3]]))
-    (tmp_path / "out" / ".12.part").write_text("not to be sent")
-    assert writer.pack() == tmp_path / "out.zip"
-    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+    (tmp_path / "sent" / ".12.part").write_text("not to be sent")
+    assert writer.pack() == tmp_path / "sent.zip"
+    with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
         assert archive.namelist() == ["b_labelIds.png", "u_labelIds.png"] and archive.testzip() is None
         with archive.open("b_labelIds.png") as file:
             assert np.asarray(Image.open(file)).tolist() == [[7, 8], [0, 3]]
 
 
-def test_folders_with_files_and_existing_zips_are_refused_before_anything_is_computed(tmp_path):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x.png").write_text("mine")
+def test_no_prediction_replaces_another_or_what_was_there_or_leaves_the_folder(tmp_path):
+    mine = picture(tmp_path / "full" / "x.png")
     (tmp_path / "new.zip").write_text("of last week")
     for name, message in (("full", "x.png exists"), ("full/x.png", "is a file"), ("new", "new.zip exists")):
         with pytest.raises(FileExistsError, match=message):
-            PredictionWriter(tmp_path / name, benchmark_with({})).prepare()
-    assert not (tmp_path / "new").exists()
-    for name in ("full", "new"):
-        PredictionWriter(tmp_path / name, benchmark_with({}), overwrite=True).prepare()
-
-
-def test_no_prediction_replaces_another_or_leaves_the_folder(tmp_path):
-    writer = PredictionWriter(tmp_path / "out")
-    writer("a.png", IDS)
-    with pytest.raises(ValueError, match=r"'a\.jpg' and another one have the same file"):
-        writer("a.jpg", IDS)
-    with pytest.raises(FileExistsError, match=r"a\.png exists"):
-        PredictionWriter(tmp_path / "out")("a.png", IDS)
-    PredictionWriter(tmp_path / "out", overwrite=True)("a.png", IDS[::-1])
-    assert np.array_equal(Image.open(tmp_path / "out" / "a.png"), IDS[::-1])
-    for name in ("../a.png", "/a.png", "x/../../a.png"):
-        with pytest.raises(ValueError, match="outside"):
+            writer_to(tmp_path / name, {})
+    with pytest.raises(FileExistsError, match=r"x\.png exists"):
+        PredictionWriter(tmp_path / "full")("x.png", IDS)
+    assert np.array_equal(read(mine), PIXELS) and not (tmp_path / "new").exists()
+    writer = writer_to(tmp_path / "full", overwrite=True)
+    writer("x.png", IDS)
+    assert np.array_equal(read(mine), IDS)
+    for name, message in (("x.jpg", "another one have the same file"), ("../a", "outside"), ("/a.png", "outside")):
+        with pytest.raises(ValueError, match=message):
             writer(name, IDS)
-    assert files_in(tmp_path) == ["out/a.png"]
+    assert files_in(tmp_path) == ["full/x.png", "new.zip"]
