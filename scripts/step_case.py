@@ -103,7 +103,7 @@ def step_case(projector: str, args: argparse.Namespace) -> dict:
         way: {**spread(turns.seconds[way][WARM_UP:]), "memory_mib": max(turns.peaks[way][WARM_UP:])}
         for way in turns.peaks
     }
-    return {"case": name, "difference": difference, **measured, "parts_of_ours": trainer.speed.split}
+    return {"case": name, "difference": difference, **measured, "parts_of_ours": trainer.speed["time_split"]}
 
 
 def difference_of_terms(logged: dict[str, float], released: dict[str, Tensor]) -> float:

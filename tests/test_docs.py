@@ -1,4 +1,4 @@
-"""Every fenced block of the pages: Python is run, command lines are parsed, YAML is read by what reads it.
+"""Every block of the pages: Python is run, command lines are parsed, YAML is read by what reads it; the notebook too.
 
 A block that cannot be run offline has `<!-- not run: WHY -->` in the line before it.
 """
@@ -207,3 +207,17 @@ def test_yaml_is_read_by_what_reads_it(block, tmp_path):
     else:
         recipe = load_recipe("quickstart")
         parse_arguments({**(training_part(recipe) if "loss" in content else recipe), **load_recipe(file)}, distils=True)
+
+
+def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
+    pytest.importorskip("ipykernel")
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(DOCS / "from_data_to_hub.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    nbclient.NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(output.text for cell in cells for output in cell.outputs if output.output_type == "stream")
+    assert "% mIoU**, measured on scenes, split val (a part of it: 8 images)" in printed
+    assert "bytes  model.safetensors" in printed and "bytes  predictions.png" in printed
+    pictures = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 2  # an image of the data, and what the models see

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -36,10 +35,10 @@ def test_a_full_disk_is_told_with_the_path_that_was_asked_for(tmp_path, names_th
 
 
 def test_errors_about_other_files_and_of_other_kinds_pass_unchanged(tmp_path):
-    with pytest.raises(FileNotFoundError, match="other"), written_whole(tmp_path / "x.txt"):
-        open(tmp_path / "other")
-    with pytest.raises(OSError, match="^truncated$"), written_whole(tmp_path / "x.txt"):
-        raise OSError("truncated")
+    for error in (FileNotFoundError(2, "No such file", "other"), OSError("truncated")):
+        with pytest.raises(OSError) as raised, written_whole(tmp_path / "x.txt"):
+            raise error
+        assert raised.value is error
 
 
 def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path):
@@ -48,8 +47,6 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written: .*x.txt|file"):
         check_can_write(tmp_path / "file" / "x.txt")
-    with pytest.raises(OSError, match=r"/proc/no/x.txt|/proc/no"):
-        check_can_write(Path("/proc/no/x.txt"))
 
 
 # One writer at a time
@@ -79,20 +76,14 @@ def test_a_folder_that_another_process_holds_is_refused_until_that_one_is_gone(t
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_left_behind_but_what_was_written(tmp_path):
+def test_nothing_is_left_behind_but_what_was_written_and_the_holder_may_hold_it_again(tmp_path):
     with held_alone(tmp_path / "new" / "run"):
         pass
     assert not (tmp_path / "new" / "run").exists()
-    with held_alone(tmp_path / "run"):
+    with held_alone(tmp_path / "run") as first, held_alone(tmp_path / "run") as second:
+        assert first == second
         (tmp_path / "run" / "file").write_text("mine")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["file"]
-
-
-def test_the_process_that_holds_a_folder_may_hold_it_again(tmp_path):
-    with held_alone(tmp_path) as first, held_alone(tmp_path) as second:
-        assert first == second
-    with held_alone(tmp_path):
-        pass
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -125,6 +116,8 @@ WORDS = {
 def test_words_mean_what_people_mean(written):
     value = parse_yaml(f"a: {written}")["a"]
     assert value == WORDS[written] and type(value) is type(WORDS[written])
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}"  # of an anchor, keys are merged and may be replaced
+    assert parse_yaml(text) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
 
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -134,18 +127,14 @@ BROKEN = {
     "broken": ("a: [1", "line 1: expected ',' or ']'"),
     "a list": ("- a\n- b", "not a list"),
     "nothing": ("", "not a NoneType"),
-    "a word": ("word", "not a str"),
     "a key twice": ("a: 1\nb: 2\na: 3", "line 3: the key 'a' stands twice"),
     "a key twice inside": ("a: {b: 1, b: 2}", "the key 'b' stands twice"),
     "leading zero": ("max_steps: 010", "010 can mean an octal or a decimal number"),
-    "a list as a key": ("? [1, 2]\n: 3", "unhashable"),
     "a tag": ("a: !!python/name:os.system x", "could not determine a constructor"),
     "repeats itself": ("a: &a [*a]", "20 levels of nesting"),
-    "unknown alias": ("a: *b", "undefined alias"),
     "a billion laughs": (LAUGHS, "more than 10,000 values"),
     "deep": ("a: " + "[" * 5_000, "20 levels of nesting"),
     "many keys": ("".join(f"k{i}: 1\n" for i in range(11_000)), "more than 10,000 values"),
-    "control characters": ("a: \0", "special characters are not allowed"),
     "digits": ("a: " + "1" * 5000, "digits"),
     "large": ("#" * 2**19, "larger than 256 KiB"),
 }
@@ -162,19 +151,11 @@ def test_a_file_that_is_no_recipe_is_an_error_in_one_line_that_names_it_at_once(
     assert "\n" not in str(error.value) and time.perf_counter() - start < 10
 
 
-def test_keys_of_an_anchor_are_merged_and_may_be_replaced():
-    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}"
-    assert parse_yaml(text) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
-
-
-def test_bytes_that_are_no_text_are_an_error_that_names_the_file(tmp_path):
-    (tmp_path / "a").write_bytes(b"a: \xff\xfe")
+def test_bytes_that_are_no_text_and_json_of_another_type_are_errors_that_name_the_file(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"a: \xff\xfe")
     for read in (read_yaml, lambda path: read_json(path, "facts")):
-        with pytest.raises(ValueError, match="a .*is not valid"):
-            read(tmp_path / "a")
-
-
-def test_json_of_another_type_is_an_error_that_says_so(tmp_path):
+        with pytest.raises(ValueError, match="a.json .*is not valid"):
+            read(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("[1]")
     assert read_json(tmp_path / "a.json", "rows", list) == [1]
     with pytest.raises(ValueError, match=r"a.json \(facts\) must hold an object, but holds list"):

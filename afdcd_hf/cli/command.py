@@ -16,15 +16,14 @@ if TYPE_CHECKING:
     from ..inference.segment import InferenceSettings
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu)(:\d+)?")
 
 
 class Command(argparse.ArgumentParser):
     """The parser of one command, and what it does. Options are spelled with underscores; dashes are accepted too.
 
-    `usage` and `example` are what follows the name in them; `run` is called with the options, and returns the exit
-    status or None for 0; `old` has option names of earlier versions as keys to those of today; an `open_ended` command
-    also takes options that it does not know, as the argument `rest`; `on_interruption` is said after Ctrl-C.
+    `run` is called with the options, and returns the exit status or None for 0; `old` maps option names of earlier
+    versions to those of today; an `open_ended` command takes options that it does not know as the argument `rest`;
+    `on_interruption` is said after Ctrl-C.
     """
 
     def __init__(
@@ -72,16 +71,10 @@ class Command(argparse.ArgumentParser):
 
     def add_device(self) -> None:
         """Add `--device`; whether the machine has it is known once torch is there: see `check_device`."""
-
-        def read(text: str) -> str:
-            if not _DEVICE.fullmatch(text):
-                raise argparse.ArgumentTypeError(f"{text!r} is not a device such as cpu, cuda or cuda:1")
-            return text
-
-        self.add("--device", type=read, help="cpu, cuda, cuda:1, ...; by default a GPU where there is one")
+        self.add("--device", help="cpu, cuda, cuda:1, ...; by default a GPU where there is one")
 
     def add_data(self) -> None:
-        """Which images of a split, and what their labels mean: `data_choice` reads them."""
+        """Add which images of a split, and what their labels mean: `data_choice` reads them."""
         self.add("--list_file", help="list of images (and labels) to take instead of the whole split")
         self.add("--max_samples", type=whole(), help="take only the first so many images")
         self.add("--image_column", help="of a dataset that is not a benchmark (default image)")
@@ -118,9 +111,8 @@ class Command(argparse.ArgumentParser):
             known, rest = self.parse_known_args(words)
             return {**vars(known), "rest": rest}
         options = [name for name in self._option_string_actions if name.startswith("--")]
-        for name in names:
-            if name not in options:
-                raise ValueError(f"unknown option {name}.{close_names(name, options)} See {self.prog} --help.")
+        for name in (name for name in names if name not in options):
+            raise ValueError(f"unknown option {name}.{close_names(name, options)} See {self.prog} --help.")
         return vars(self.parse_args(words))
 
 
@@ -189,10 +181,15 @@ def check_device(name: str | None) -> None:
 
 def check_output(output: Path | None, overwrite: bool) -> None:
     """Refuse to write over a file that is there."""
-    if overwrite and output is None:
-        raise ValueError("--overwrite is for --output, which is missing.")
+    refuse({"overwrite": overwrite} if output is None else {}, "is for --output, which is missing.")
     if output is not None and output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
+
+
+def refuse(options: Mapping[str, Any], why: str) -> None:
+    """Raise ValueError where the command line has one of these options, which would do nothing."""
+    if named := [f"--{name}" for name in given(options)]:
+        raise ValueError(f"{' and '.join(named)} {why}")
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

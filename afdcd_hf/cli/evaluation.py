@@ -23,14 +23,13 @@ from .command import (
     hide_loading_bars,
     inference_settings,
     number,
+    refuse,
     whole,
-)  # fmt: skip
+)
 
 _BUSY = 0.5  # beyond this share of the cores, others' programs are in the figures
 _OF_CLASS = ("name", "pixels", "share", "images", "balanced_weight")
-_OF_BENCHMARK = (
-    "name", "num_labels", "ignore_index", "split_sizes", "layout", "licence", "homepage", "citation", "classes",
-)  # fmt: skip
+_OF_BENCHMARK = "name num_labels ignore_index split_sizes layout licence homepage citation classes".split()
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -133,13 +132,11 @@ def _predict(
     from ..inference.predictions import predict_images, write_pseudo_labels
 
     if not as_labels:
-        if confidence is not None:
-            raise ValueError("--confidence is for --as_labels: add it, or leave it out.")
+        refuse({"confidence": confidence}, "is for --as_labels: add it, or leave it out.")
         done = predict_images(model, inputs, output_dir, dataset=dataset, overwrite=overwrite, **options)
         print(f"{len(done)} images segmented in {output_dir}")
         return
-    if overwrite or dataset:
-        raise ValueError("--as_labels writes a new folder, without colours: leave out --overwrite and --dataset.")
+    refuse({"overwrite": overwrite, "dataset": dataset}, "is not for --as_labels, which writes a new folder.")
     options |= {} if confidence is None else {"confidence": confidence}
     count, labelled = write_pseudo_labels(model, inputs, output_dir, **options)
     print(f"{count} images with {labelled:.1%} of their pixels labelled in {output_dir}; train on them with")
@@ -185,15 +182,18 @@ def _datasets(
     if import_to:
         if name is None or stats or as_json or given(options):
             raise ValueError("--import_to takes a file or folder of polygons, perhaps --data_dir, and nothing else.")
-        _import(name, import_to, data_dir)
+        from ..data.polygons import import_annotations
+
+        classes, counts = import_annotations(name, import_to, data_dir, progress=sys.stderr.isatty())
+        print(f"{', '.join(f'{part} {count}' for part, count in counts.items())} images in {import_to}; train on them")
+        print(f"  with --dataset {import_to} --class_names {shlex.join(classes)}")
         return
     if name is None and (stats or data_dir is not None):
         raise ValueError("--stats and --data_dir need the dataset's name: afdcd datasets NAME ...")
     if name is not None and stats:
         _count(name, as_json, data_dir=data_dir, **options)
         return
-    if unused := given(options):
-        raise ValueError(f"--{next(iter(unused))} is for --stats, which is missing.")
+    refuse(options, "is for --stats, which is missing.")
     if name is not None and data_dir is not None:
         _check_files(name, data_dir, as_json)
         return
@@ -208,18 +208,9 @@ def _datasets(
     else:
         row = rows[0]
         shown = {"files": row.layout, "images": sizes[0], "licence": row.licence, "from": row.homepage}
-        print(row.name)
-        print("\n".join(f"{key:<9}{text}" for key, text in {**shown, "cite": row.citation}.items() if text))
-        print(f"classes  {row.num_labels}, {row.ignore_index} = ignored")
-        print("\n".join(f"  {index:>3}  {one}" for index, one in enumerate(row.classes)))
-
-
-def _import(name: str, folder: str, data_dir: str | None) -> None:
-    from ..data.polygons import import_annotations
-
-    classes, counts = import_annotations(name, folder, data_dir, progress=sys.stderr.isatty())
-    print(f"{', '.join(f'{split} {count}' for split, count in counts.items())} images in {folder}; train on them with")
-    print(f"  --dataset {folder} --class_names {shlex.join(classes)}")
+        shown |= {"cite": row.citation, "classes": f"{row.num_labels}, {row.ignore_index} = ignored"}
+        lines = [row.name, *(f"{key:<9}{text}" for key, text in shown.items() if text)]
+        print("\n".join([*lines, *(f"  {index:>3}  {one}" for index, one in enumerate(row.classes))]))
 
 
 def _check_files(name: str, data_dir: str, as_json: bool) -> None:
@@ -256,24 +247,19 @@ def _count(
     of_classes = (counted.pixels, counted.shares, counted.images, counted.balanced_weights)
     columns = zip(names, *(column.tolist() for column in of_classes), strict=True)
     if as_json:
-        facts = {
-            "dataset": name,
-            "split": choice["split"],
-            "images": sum(counted.sizes.values()),
-            "images_without_label": counted.unlabelled,
-            "sizes": [{"height": h, "width": w, "images": count} for (h, w), count in sorted(counted.sizes.items())],
-            "ignored_pixels": counted.ignored,
-            "ignored_share": counted.ignored_share,
-            "classes": [dict(zip(_OF_CLASS, row, strict=True)) for row in columns],
-        }
+        sizes = [{"height": h, "width": w, "images": count} for (h, w), count in sorted(counted.sizes.items())]
+        facts: dict[str, Any] = {"dataset": name, "split": choice["split"], "images": sum(counted.sizes.values())}
+        facts |= {"images_without_label": counted.unlabelled, "sizes": sizes, "ignored_pixels": counted.ignored}
+        facts |= {"ignored_share": counted.ignored_share}
+        facts |= {"classes": [dict(zip(_OF_CLASS, row, strict=True)) for row in columns]}
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     print(f"{'class':<28}{'pixels':>16}{'share %':>10}{'images':>9}{'balanced weight':>17}")
     for index, (one, pixels, share, images, weight) in enumerate(columns):
         print(f"{index:>3} {one:<24}{pixels:>16,}{100 * share:>10.3f}{images:>9,}{weight:>17.4f}")
     print(f"{'ignored, of all pixels':<28}{counted.ignored:>16,}{100 * counted.ignored_share:>10.3f}")
-    sizes = sorted(counted.sizes, key=lambda size: size[0] * size[1])
-    span = " to ".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes[:1] + sizes[-1:]))
+    by_area = sorted(counted.sizes, key=lambda size: size[0] * size[1])
+    span = " to ".join(f"{height}x{width}" for height, width in dict.fromkeys(by_area[:1] + by_area[-1:]))
     without = f", and {counted.unlabelled:,} without a label" if counted.unlabelled else ""
     print(f"{sum(counted.sizes.values()):,} labelled images of {span} pixels (height x width){without}")
     if output and names:

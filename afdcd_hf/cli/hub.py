@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .command import PRECISIONS, add_command, check_output, given, hide_loading_bars, whole
+from .command import PRECISIONS, add_command, check_output, given, hide_loading_bars, refuse, whole
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -131,29 +131,19 @@ def _convert(
 
     hide_loading_bars()
     published, dataset, classes = options["published"], options["dataset"], options["classes"]
-    if backbone_only and (named := given(options)):
-        option = next(iter(named))
-        raise ValueError(f"--{option} has no place with --backbone_only: a backbone has no classes of a dataset.")
+    if backbone_only:
+        refuse(options, "has no place with --backbone_only: a backbone has no classes of a dataset.")
     row = get_checkpoint(published) if published else None
     network = network or (row.network if row else None)
     if network is None:
-        raise ValueError(
-            "--network is needed, such as deeplabv3_resnet18 (with --backbone_only: resnet18), or --published with a "
-            "row of `afdcd list`."
-        )
+        raise ValueError("--network is needed, such as deeplabv3_resnet18, or --published with a row of `afdcd list`.")
     if backbone_only:
         file = convert_backbone(checkpoint, network, output_dir, overwrite=overwrite)
         print(f"{file} is ready for --pretrained_backbone")
         return
-    folder = convert_checkpoint(
-        checkpoint,
-        network,
-        output_dir,
-        dataset=dataset or (row.dataset if row else None),
-        classes=read_class_names(classes) if classes else None,
-        published=published,
-        overwrite=overwrite,
-    )
+    dataset, names = dataset or (row.dataset if row else None), read_class_names(classes) if classes else None
+    known: dict[str, Any] = {"dataset": dataset, "classes": names, "published": published}
+    folder = convert_checkpoint(checkpoint, network, output_dir, overwrite=overwrite, **known)
     print(f"{folder} is ready for from_pretrained; `afdcd evaluate --model {folder} ...` scores it")
 
 
@@ -164,9 +154,8 @@ def _card(
     from ..hub.card_facts import ReportedResults
     from ..hub.folder_facts import measure_latency, update_card
 
-    speed = given({"size": size, "device": device, "precision": precision})
-    if speed and not latency:
-        raise ValueError(f"--{next(iter(speed))} is for --latency, which is missing.")
+    if not latency:
+        refuse({"size": size, "device": device, "precision": precision}, "is for --latency, which is missing.")
     hide_loading_bars()
     if reported:
         percent = float(reported[0]) if reported[0].replace(".", "", 1).isdigit() else -1.0
@@ -201,26 +190,22 @@ def _export(
     hide_loading_bars()
     options = given({**options, "size": tuple(size) if size else None})
     if web is not None:
-        others = given({"format": format, "output": output, **options})
-        if stray := others.keys() - {"size", "opset", "fp16", "onnxruntime_web"}:
-            raise ValueError(
-                f"--{min(stray)} is not for --web, which takes --size, --opset, --fp16, --onnxruntime_web."
-            )
+        others, taken = {"format": format, "output": output, **options}, ("size", "opset", "fp16", "onnxruntime_web")
+        stray = {name: value for name, value in others.items() if name not in taken}
+        refuse(stray, "is not for --web, which takes --size, --opset, --fp16, --onnxruntime_web.")
         from ..export.web import export_saved_page
 
         print(export_saved_page(model, web, **options))
         return
     if format is None or output is None:
         raise ValueError("Say what to write and where: --format and --output, or --web DIR.")
-    if "onnxruntime_web" in options:
-        raise ValueError("--onnxruntime_web is for --web: add it.")
+    refuse({"onnxruntime_web": options.get("onnxruntime_web")}, "is for --web: add it.")
     if format != "timm":
         from ..export.command import export_saved_graph
 
         export_saved_graph(model, output, format, **options)
         return
-    if options:
-        raise ValueError(f"--{next(iter(options))} is not for --format timm, which only needs --output.")
+    refuse(options, "is not for --format timm, which only needs --output.")
     from ..export.timm_backbone import export_timm_backbone
     from ..inference.graphs import load_segmenter
 

@@ -13,10 +13,7 @@ from contextlib import nullcontext
 from ..messages import without_tokens
 
 _SURPLUS = re.compile(r"Unexpected keys \((?P<keys>[^)]*)\) found while loading pretrained weights")
-# What classifiers of timm have behind the feature maps: a backbone does without.
 _CLASSIFIER = {"bn2", "classifier", "conv_head", "fc", "head", "norm_head"}
-# What gloo's threads need to free their last tensors, many times over.
-_SECONDS_FOR_GLOO = 0.1
 
 
 def quieten() -> None:
@@ -39,7 +36,6 @@ class BesideBars(logging.StreamHandler):
     """Writes a message above a progress bar, not into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one message."""
         bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # not imported: no bar to care for
         with bars.external_write_mode(file=self.stream) if bars else nullcontext():
             super().emit(record)
@@ -49,7 +45,6 @@ class Plain(logging.Formatter):
     """News as they are, trouble with its level before it; of others' messages also where they come from."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The lines of one message."""
         source = "" if record.name.split(".")[0] == "afdcd_hf" else f"{record.name} "
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
         return without_tokens(source + level + super().format(record))
@@ -58,13 +53,12 @@ class Plain(logging.Formatter):
 def leave_process_group() -> None:
     """Part from the other processes, where there are any; call it on every rank, when all work is done.
 
-    Without it NCCL warns on leaving, and where gloo is used a finished run can end with SIGABRT: in Python < 3.14 a
-    thread of gloo that frees the last tensor may ask for the interpreter while that is shutting down. Destroying the
-    group joins these threads, but for those of groups that DistributedDataParallel holds for ever: they get a moment.
+    Without it NCCL warns on leaving, and a finished run with gloo can end with SIGABRT: in Python < 3.14 one of its
+    threads may ask for the interpreter while that is shutting down. Those that DDP holds for ever get a moment.
     """
     distributed = sys.modules.get("torch.distributed")  # if nobody imported it, there is no group
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return
     gc.collect()  # a trainer, which refers to itself, holds its groups
     distributed.destroy_process_group()
-    time.sleep(_SECONDS_FOR_GLOO)
+    time.sleep(0.1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..structured_files import read_json
-from .command import Command, add_command, check_output, given, hide_loading_bars, titled, whole
+from .command import Command, add_command, check_output, given, hide_loading_bars, refuse, titled, whole
 
 _RESULTS = "results.json"
 
@@ -85,14 +85,12 @@ def _classes(output: Path, results: list[str], order: str, allow_other_protocol:
     from ..charts.results import protocol_differences
 
     found = {title: _read(path, "per_category_iou") for title, path in titled(results).items()}
-    if (differences := protocol_differences(found)) and not allow_other_protocol:
-        what = f"{', '.join(found)} were not measured alike, so that no gain can be read from them"
-        raise ValueError(
-            f"{what}: {'; '.join(differences)}. Evaluate them with the same options, or --allow_other_protocol."
-        )
     title = data_title(next(iter(found.values())).get("protocol"))
-    if differences:
-        title = textwrap.fill(f"Not measured alike: {'; '.join(differences)}", 80, max_lines=4)
+    if differences := "; ".join(protocol_differences(found)):
+        if not allow_other_protocol:
+            what = f"{', '.join(found)} were not measured alike: {differences}"
+            raise ValueError(f"{what}. Evaluate them with the same options, or --allow_other_protocol.")
+        title = textwrap.fill(f"Not measured alike: {differences}", 80, max_lines=4)
     by_class = {name: one["per_category_iou"] for name, one in found.items()}
     return plot_class_iou(by_class, output, title=title, order=order)
 
@@ -135,11 +133,9 @@ def _read(path: str | Path, key: str) -> dict[str, Any]:
 
 def _demo(models: list[str], example: list[str], longest_side: int, write_space: Path | None, **options: Any) -> None:
     unused = ("port", "share", "device") if write_space else ("title", "overwrite")
+    why = f"would do nothing {'with' if write_space else 'without'} --write_space; leave it out."
+    refuse({name: options[name] for name in unused}, why)
     options = given(options)
-    names = [f"--{name}" for name in unused if name in options]
-    if names:  # an option that would do nothing is a mistake
-        where = "with" if write_space else "without"
-        raise ValueError(f"{' and '.join(names)} would do nothing {where} --write_space; leave it out.")
     hide_loading_bars()
     if write_space:
         from ..demo.space import write_space as write

@@ -32,11 +32,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         ("distill", True, "train a student with a teacher's help", " --teacher runs/teacher"),
     ):
         text += "; options can stand in the recipe or on the command line, which wins: --max_steps 100, --kd.weight 1"
-        command = new(
-            name, text, "--config RECIPE [--OPTION VALUE ...]", None,
-            f"--config quickstart{teacher} --output_dir runs/mine", add_help=False, open_ended=True,
-            on_interruption="--resume_from_checkpoint last continues from the last checkpoint",
-        )  # fmt: skip
+        example, hint = f"--config quickstart{teacher} --output_dir runs/mine", "--resume_from_checkpoint last"
+        options = {"open_ended": True, "on_interruption": f"{hint} continues from the last checkpoint"}
+        command = new(name, text, "--config RECIPE [--OPTION VALUE ...]", None, example, add_help=False, **options)
         command.add("--config", metavar="RECIPE", help="name of a recipe (`afdcd recipes`) or a YAML file")
         command.add_argument("-h", "--help", action="store_true", help="show the options used most")
         command.flag("--help_all", "show all options, transformers' own included")
@@ -120,7 +118,7 @@ def _described(kind: type, options: Iterable[Field]) -> str:
 
 
 def _quickstart(output_dir: str, seed: int) -> None:
-    from ..training.quickstart import quickstart
+    from ..training.runs import quickstart
 
     hide_loading_bars()
     quickstart(output_dir, seed)

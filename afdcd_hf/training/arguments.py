@@ -32,9 +32,9 @@ def parse_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, dist
 
 
 def merge_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, distils: bool) -> dict[str, Any]:
-    """What a recipe and a command line, which wins, ask for; options of losses are `<loss>.<option>` in all three.
+    """What a recipe and a command line, which wins, ask for; options of losses as `<loss>.<option>`.
 
-    Values of our own options are checked: ValueError for one of another type or out of range, or that needs a teacher.
+    ValueError for one of our own options of another type or out of range, or that needs a teacher.
     """
     words = {name: _from_words(name, values) for name, values in words_by_option(argv).items()}
     if "loss_kwargs" in words and (dotted := [name for name in words if "." in name]):
@@ -51,10 +51,7 @@ def merge_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, dist
 
 
 def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
-    """The dataclasses of model, teacher (if `distils`), data and training, from what `merge_arguments` returns.
-
-    ValueError for a name that is not an argument (the closest known ones are named), or values that cannot be together.
-    """
+    """The dataclasses of model, teacher (if `distils`), data and training; ValueError for unknown names."""
     from ..losses import LOSSES
     from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
@@ -106,7 +103,7 @@ def read_value(name: str, words: Sequence[str]) -> Any:
     try:
         values = [parse_yaml(word) for word in words]
     except ValueError as error:
-        raise ValueError(f"--{name}: {' '.join(words)!r} is not a value that YAML can read: {error}") from error
+        raise ValueError(f"--{name} {' '.join(words)}: {error}") from error
     return values[0] if len(values) == 1 else values
 
 

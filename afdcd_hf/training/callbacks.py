@@ -1,9 +1,10 @@
-"""What happens beside learning, step by step: averaging weights, keeping to a time, other random numbers."""
+"""What happens beside learning, step by step: averaging weights, keeping to a time, random numbers."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,9 @@ from .progress import StepTimer
 class AveragedWeights(TrainerCallback):
     """A copy of a model, in eval mode, whose weights follow the trained ones: `average ← d·average + (1 - d)·weights`.
 
-    After step t, d is the smaller of `decay` and (1 + t) / (10 + t): the random initialisation is forgotten soon, and
-    as d depends on t alone, a checkpoint needs no counter. Batch norm's statistics are averaged like the weights, so
-    that they belong to them; integer buffers are copied. Half-precision weights are averaged in float32: at d = 0.9998,
-    steps would be lost in them. (torch's AveragedModel copies the first step, and timm's ModelEmaV3 has another d.)
+    After step t, d is the smaller of `decay` and (1 + t) / (10 + t): it depends on t alone, so a checkpoint needs no
+    counter. Batch norm's statistics are averaged too, integer buffers copied. Half-precision weights are averaged in
+    float32, or steps would be lost. (torch's AveragedModel copies the first step, timm's ModelEmaV3 has another d.)
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -65,11 +65,10 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 class TimeBudget(TrainerCallback):
-    """Ends a training after `seconds` of training steps, and lets its learning rate follow the clock.
+    """Ends a training with the step whose end is nearest to `seconds` of steps; its learning rate follows the clock.
 
-    It ends with the step whose end is nearest to the time. Evaluations and saving do not count, a resumed run has the
-    seconds that were left, and all processes follow the first one's clock. `state.max_steps` becomes the number of
-    steps that is expected from the speed so far; `used` are the seconds up to the last step.
+    Evaluations and saving do not count, a resumed run has the seconds that were left, and all processes follow the
+    first one's clock. `state.max_steps` becomes the number of steps expected from the speed so far.
     """
 
     def __init__(self, seconds: float, timer: StepTimer):
@@ -96,10 +95,10 @@ class TimeBudget(TrainerCallback):
                 f"{type(scheduler).__name__} is not: use an lr_scheduler_type such as polynomial, cosine or linear."
             )
 
-        def at_clock(multiplier: Callable[[Any], float]) -> Callable[[int], float]:
-            return lambda step: multiplier(self.share_used * args.max_steps)
+        def at_clock(multiplier: Callable[[Any], float], step: int) -> float:
+            return multiplier(self.share_used * args.max_steps)
 
-        scheduler.lr_lambdas = [at_clock(multiplier) for multiplier in scheduler.lr_lambdas]
+        scheduler.lr_lambdas = [partial(at_clock, multiplier) for multiplier in scheduler.lr_lambdas]
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         seconds, before = self._before + self.timer.seconds_in_steps, self.used
@@ -115,11 +114,8 @@ class TimeBudget(TrainerCallback):
 
 
 class Randomness(TrainerCallback):
-    """Augmentation that differs from epoch to epoch, and dropout that differs from rank to rank.
-
-    The Trainer seeds all ranks alike, which gives them equal weights to start from, and would hide the same units on
-    all of them; accelerate tells the epoch to iterable datasets and samplers, but not to our samples.
-    """
+    """Augmentation that differs between epochs, which accelerate tells to samplers but not to our samples, and dropout
+    that differs between ranks, which the Trainer seeds alike."""
 
     def __init__(self, samples: Any):
         self.samples = samples

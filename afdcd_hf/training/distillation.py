@@ -18,19 +18,15 @@ from ..losses.base import DistillationLoss
 from ..losses.cirkd import queue_names
 from ..losses.task import TaskLoss
 from ..models.loading import load_model, with_logits
+from .checkpoints import LOSS_WEIGHTS_NAME
 from .distributed import check_clipping, rank_generator, synchronise_batch_norm
-from .saving import LOSS_WEIGHTS_NAME
 from .teacher import maps_of, observe, processor_of, running_teacher, stops_early, with_own_input
 from .trainer import SegmentationTrainer
 from .training_args import DistillationTrainingArguments, check_pairs, settle_class_weights
 
-_STUDENT = "student."
-
 
 class DistillationModel(nn.Module):
     """Student and distillation loss, wrapped once so that both are synchronised, stepped and resumed together.
-
-    The teacher stays outside: it is never trained, never wrapped and never saved.
 
     Args:
         student: returns `.logits` `(B, K, h, w)` for `student(pixel_values=...)`.
@@ -57,7 +53,7 @@ class DistillationModel(nn.Module):
         # torch's name for what DDP shall not send around at every step: these are large and equal on all processes
         self._ddp_params_and_buffers_to_ignore = queue_names(self)
         # transformers' name for what a saved model does not hold: `model.safetensors` is the student
-        self._keys_to_ignore_on_save = [name for name in self.state_dict() if not name.startswith(_STUDENT)]
+        self._keys_to_ignore_on_save = [name for name in self.state_dict() if not name.startswith("student.")]
         self.register_load_state_dict_pre_hook(_accept_students_names)
 
     @property
@@ -71,12 +67,10 @@ class DistillationModel(nn.Module):
             self.student.tie_weights()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """The student's; loss and teacher keep little. The Trainer calls it, or under its newer name the next one."""
+        """The student's; the Trainer calls this, or its newer name."""
         self.student.gradient_checkpointing_enable(**options)
 
-    def activation_checkpointing_enable(self, **options: Any) -> None:
-        """The student's."""
-        self.student.activation_checkpointing_enable(**options)
+    activation_checkpointing_enable = gradient_checkpointing_enable
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, teacher: Activations | None = None
@@ -102,31 +96,27 @@ class DistillationModel(nn.Module):
 
 def _accept_students_names(module: nn.Module, state_dict: dict[str, Tensor], *_: Any) -> None:
     """Let a saved student's weights be loaded into the module that trains it, as `load_best_model_at_end` does."""
-    if state_dict and not any(name.startswith((_STUDENT, "loss.")) for name in state_dict):
+    if not any(name.startswith(("student.", "loss.")) for name in state_dict):
         for name in list(state_dict):
-            state_dict[_STUDENT + name] = state_dict.pop(name)
+            state_dict[f"student.{name}"] = state_dict.pop(name)
 
 
 class DistillationTrainer(SegmentationTrainer):
     """Trains a student with a teacher's help; Af-DCD unless the arguments name another loss.
 
-    Student and loss weights train as one module, so that they are synchronised over ranks, stepped and resumed
-    together; a checkpoint holds `model.safetensors` (the student, loads with `from_pretrained`) and
-    `distillation.safetensors` (the loss's weights, for resuming only). The teacher stays in eval mode and is neither
-    trained nor saved.
+    A checkpoint holds `model.safetensors` (the student, loads with `from_pretrained`) and `distillation.safetensors`
+    (the loss's weights, for resuming only). The teacher stays in eval mode and is neither trained nor saved.
 
     Args:
         model: the student; returns `.logits` for `model(pixel_values=...)`.
         teacher: likewise, with the same classes, or without logits (a DINOv3, say) for losses on maps alone; or the
             folder or Hub id of a saved one.
         args: settings; `student_layer` and `teacher_layer` name the maps to distil, one or as many pairs as you like.
-        train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`. One sample is looked at
-            here, to check that layers exist and shapes fit before anything is trained.
-        loss: a loss already built, in place of one that the arguments name (`loss=None` there); it has been given the
-            channels of the maps to distil.
+        train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`, whose first sample is
+            shown to both models and to the loss before anything is trained.
+        loss: a loss already built for the channels of the maps, with `loss=None` in the arguments.
         teacher_processor: the teacher's image processor, where it normalises otherwise than the student's
-            (`processing_class`): the teacher then gets images as it knows them. By default that of its folder, if the
-            teacher is one.
+            (`processing_class`): the teacher then gets images as it knows them. By default that of its folder.
         options: as for `SegmentationTrainer`.
 
     Raises:
@@ -189,11 +179,6 @@ class DistillationTrainer(SegmentationTrainer):
         self.generators = [self.loss_module.generator]
 
     @property
-    def student(self) -> Any:
-        """The model that is trained, evaluated and saved, without any wrapper."""
-        return self.trained_module.student
-
-    @property
     def loss_module(self) -> Any:
         """The distillation loss with its weights (align, projector)."""
         return self.trained_module.loss
@@ -216,10 +201,7 @@ class DistillationTrainer(SegmentationTrainer):
             return run_tapped(self._run_teacher, pixel_values, self._teacher_taps)[1]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
-        """Clip the loss's own weights to `loss_max_grad_norm`, as the released code does; the student's are free.
-
-        The Trainer calls this before every optimizer step, after its own clipping, and reports the norm before ours.
-        """
+        """Clip the loss's own weights to `loss_max_grad_norm`, as the released code does; the student's are free."""
         norm = super()._get_grad_norm(model, grad_norm)
         weights = [parameter for parameter in self.loss_module.parameters() if parameter.grad is not None]
         if weights and self.args.loss_max_grad_norm > 0:
@@ -241,34 +223,27 @@ def prepare_distillation(
 ) -> tuple[DistillationModel, tuple[str, ...], bool]:
     """The module to train, the teacher's layers (none where logits alone are compared), and whether it has logits.
 
-    One batch is shown to both models and to the loss (`loss`, where one is given already built): whatever cannot work
-    is a ValueError here, before the first step.
+    One batch is shown to both models and to the loss: whatever cannot work is a ValueError before the first step.
     """
     if (loss is None) == (args.loss is None):
-        raise ValueError(
-            "Give the loss once: by name (loss=... in the arguments), or as an instance, DistillationTrainer(loss=...) "
-            f"with loss=None in the arguments. There it is {args.loss!r}, and the instance is {type(loss).__name__}."
-        )
+        raise ValueError("Give the loss once: by name in the arguments, or as DistillationTrainer(loss=...).")
     layers: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
     if loss.needs_feature_map if loss is not None else needs_feature_map(str(args.loss), args.loss_kwargs):
         of_student = layer_names(args.student_layer) or (default_layer(student, "student"),)
         of_teacher = layer_names(args.teacher_layer) or (default_layer(teacher, "teacher"),)
         check_pairs(of_student, of_teacher)  # the first of the student is compared with the first of the teacher
         layers = of_student, of_teacher
-    seen, taught = (
-        observe(model, batch["pixel_values"], names) for model, names in zip((student, teacher), layers, strict=True)
-    )
+    images = batch["pixel_values"]
+    seen, taught = observe(student, images, layers[0]), observe(teacher, images, layers[1])
     num_classes = _check_classes(student, teacher, seen, taught)
     if loss is None:
-        of_both = ([each.shape[1] for each in maps_of(activations)] or None for activations in (seen, taught))
-        student_channels, teacher_channels = of_both
-        loss = build_loss(str(args.loss), args.loss_kwargs, student_channels, teacher_channels, num_classes=num_classes)
+        channels = ([each.shape[1] for each in maps_of(activations)] or None for activations in (seen, taught))
+        loss = build_loss(str(args.loss), args.loss_kwargs, *channels, num_classes=num_classes)
     readers = [each.name for each in getattr(loss, "losses", {"": loss}).values() if each.reads_teacher_logits]
     if taught.logits is None and readers:
         raise ValueError(
             f"The teacher, a {type(teacher).__name__}, has no class scores (.logits of shape (B, K, h, w)), which the "
-            f"loss {' and '.join(readers)} reads: choose one that compares maps alone, such as af_dcd or fitnet. If it "
-            "is a segmenter that returns them otherwise, wrap it: afdcd_hf.as_segmenter(network)."
+            f"loss {' and '.join(readers)} reads: choose one that compares maps alone, or wrap it: as_segmenter."
         )
     with torch.no_grad():
         loss(seen, taught, batch["labels"])
@@ -290,10 +265,8 @@ def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, ta
         )
     for index, (own, other) in enumerate(zip(_class_names(student), _class_names(teacher), strict=False)):
         if own != other:
-            raise ValueError(
-                f"Class {index} is {own!r} for the student and {other!r} for the teacher: their id2label must agree, "
-                "or the teacher teaches the wrong classes."
-            )
+            told = f"Class {index} is {own!r} for the student and {other!r} for the teacher"
+            raise ValueError(f"{told}: their id2label must agree, or the teacher teaches the wrong classes.")
     return count
 
 

@@ -75,27 +75,19 @@ def of_whole_batches(sampler: Sampler | None, args: TrainingArguments) -> Sample
 def use_one_gpu_per_process(args: TrainingArguments) -> None:
     """Keep the Trainer from `nn.DataParallel`, which would double the batch and run our hooks on throw-away copies."""
     if args.n_gpu > 1:
-        logger.warning(
-            "This process sees %d GPUs and uses the first one. To train on all: torchrun --nproc_per_node %d "
-            "scripts/distill.py (or scripts/train.py) with the same arguments.", args.n_gpu, args.n_gpu,
-        )  # fmt: skip
+        how = f"torchrun --nproc_per_node {args.n_gpu} scripts/distill.py (or train.py) with the same arguments"
+        logger.warning("This process sees %d GPUs and uses the first one. To train on all: %s.", args.n_gpu, how)
         args._n_gpu = 1
 
 
 def synchronise_batch_norm(module: AnyModule, args: Any) -> AnyModule:
-    """Have batch norm take its statistics over the images of all GPUs, by default where several of them train.
-
-    Layers are replaced in place by timm's function: torch's own loses the activation in timm's combined layers.
-    """
+    """Have batch norm take its statistics over the images of all GPUs, by default where several of them train."""
     if args.sync_batch_norm and args.device.type != "cuda":
         raise ValueError(f"sync_batch_norm=True needs GPUs: torch has none for {args.device.type}. Leave it out.")
-    if not _shares_statistics(args) or any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+    shares = args.sync_batch_norm is not False and args.device.type == "cuda" and args.world_size > 1
+    if not shares or any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
         return module
-    return convert_sync_batchnorm(module)
-
-
-def _shares_statistics(args: Any) -> bool:
-    return args.sync_batch_norm is not False and args.device.type == "cuda" and args.world_size > 1
+    return convert_sync_batchnorm(module)  # timm's: torch's loses the activation in timm's combined layers
 
 
 def check_clipping(deepspeed: bool, loss_max_grad_norm: float) -> None:
@@ -107,10 +99,7 @@ def check_clipping(deepspeed: bool, loss_max_grad_norm: float) -> None:
 def check_sharding(plugin: FullyShardedDataParallelPlugin) -> None:
     """Refuse settings of FSDP with which no student would be saved that `from_pretrained` loads."""
     if plugin.fsdp_version != 2 or "FULL_STATE_DICT" not in str(plugin.state_dict_type):
-        raise ValueError(
-            "FSDP would save no student that from_pretrained loads: set fsdp_version: 2 and fsdp_state_dict_type: "
-            "FULL_STATE_DICT, as in scripts/accelerate/fsdp2.yaml."
-        )
+        raise ValueError("FSDP would save no student: set fsdp_version: 2 and fsdp_state_dict_type: FULL_STATE_DICT.")
 
 
 def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -119,16 +108,9 @@ def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def settle_unused_parameter_search(args: Any, student: nn.Module) -> None:
-    """Spare our own models DDP's search for unused parameters at every step, unless the user has chosen.
-
-    All their weights, and those of our losses, take part in every step that has the teacher. Of another model nobody
-    knows, and without the search DDP stops where one does not.
-    """
+    """Spare our own models, whose weights all take part, DDP's search for unused ones, unless the user has chosen."""
     at_times = getattr(args, "distils_at_times", False)
     if at_times and args.ddp_find_unused_parameters is False and args.world_size > 1:
-        raise ValueError(
-            "With distill_every or distill_until the loss's weights take no part in some steps: leave out "
-            "ddp_find_unused_parameters=False, with which DDP would stop there."
-        )
+        raise ValueError("distill_every and distill_until: leave out ddp_find_unused_parameters=False, or DDP stops.")
     if at_times or args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = at_times or not isinstance(student, AfDcdForSemanticSegmentation)

@@ -35,7 +35,7 @@ class HubTrainer(Trainer):
     control: TrainerControl
     hub_model_id: Any
     push_in_progress: Any
-    _hub_client: HfApi | None = None
+    _hub_client: HfApi | None = None  # one for the whole run, so that pushes in the background go one after the other
 
     @property
     def evaluated_student(self) -> nn.Module:
@@ -43,16 +43,10 @@ class HubTrainer(Trainer):
         raise NotImplementedError
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository of `hub_model_id`, by default named like the output folder, before anything is trained.
-
-        ValueError where the strategy would publish whole checkpoints or a repository to be private is public, OSError
-        where the Hub cannot be reached, or refuses.
-        """
-        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            raise ValueError(
-                f"hub_strategy={self.args.hub_strategy.value!r} would publish optimizer and projector; use "
-                "'every_save' or 'end'."
-            )
+        """Make the repository of `hub_model_id`, by default named like the folder, before anything is trained."""
+        if (strategy := self.args.hub_strategy) in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            text = "would publish optimizer and projector; use 'every_save' or 'end'."
+            raise ValueError(f"hub_strategy={strategy.value!r} {text}")
         if not self.is_world_process_zero():
             return
         api, name = self._hub(token), self.args.hub_model_id or Path(self.args.output_dir).absolute().name
@@ -72,7 +66,6 @@ class HubTrainer(Trainer):
     ) -> CommitInfo | Future[PushPlan] | None:
         """Save the student, and publish it with its card; `card` as for `create_model_card`.
 
-        Token, revision (a branch) and `private` (of a repository that is made here) are by default the arguments'.
         Returns the commit; without `blocking` a future of what was pushed; None on all but the main process.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
@@ -107,9 +100,8 @@ class HubTrainer(Trainer):
     ) -> None:
         """Write our card into the output folder, never over one that somebody wrote by hand.
 
-        After `afdcd train` and `distill` its facts are those of the run's report; otherwise what the trainer knows.
-        `license` and `finetuned_from` are the Hub's identifiers, `model_name` is the card's title, `tags` come beside
-        the package's own; other arguments of transformers' method have no place on it (ValueError).
+        `license` and `finetuned_from` are the Hub's identifiers, `model_name` is the title, `tags` are added to those
+        there; other arguments of transformers' method have no place on it (ValueError).
         """
         if unused := sorted(name for name, value in others.items() if value is not None):
             raise ValueError(f"our card has no place for {', '.join(unused)}; write {CARD_NAME} by hand instead.")
@@ -155,13 +147,11 @@ class HubTrainer(Trainer):
         return job
 
     def _hub(self, token: str | None = None) -> HfApi:
-        """A client of the Hub; one for the whole run, so that pushes in the background go one after the other."""
         from huggingface_hub import HfApi
 
         if token is not None:
             return HfApi(token=token, library_name="afdcd_hf")
-        if self._hub_client is None:
-            self._hub_client = HfApi(token=self.args.hub_token, library_name="afdcd_hf")
+        self._hub_client = self._hub_client or HfApi(token=self.args.hub_token, library_name="afdcd_hf")
         return self._hub_client
 
 

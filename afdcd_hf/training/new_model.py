@@ -27,9 +27,8 @@ _SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "imag
 def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor: Any = None) -> tuple[nn.Module, Any]:
     """The model to train and its image processor: a saved one, or a new one on a timm backbone.
 
-    A saved one of other classes keeps all but its classifiers (`renew_classifiers`), with a warning. A new student
-    takes over how its teacher's images are prepared, unless `args.preprocessing` says otherwise. ValueError where that
-    cannot be, or there are fewer than two classes.
+    A saved one of other classes keeps all but its classifiers, with a warning. A new student takes over how its
+    teacher's images are prepared, unless `args.preprocessing` says otherwise. ValueError where there is only one class.
     """
     if len(classes) < 2:
         raise ValueError(
@@ -40,17 +39,15 @@ def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor:
         model, processor = load_model(args.model), load_processor(args.model)
         _adapt_classes(model, classes, args.model)
         return model, processor
-    names = (
-        "pretrained_backbone", "backbone_kwargs", "output_stride", "head", "head_channels", "atrous_rates",
-        "auxiliary_head",
-    )  # fmt: skip
-    new = AfDcdForSemanticSegmentation.from_backbone(
-        args.backbone,
-        id2label=dict(enumerate(classes)),
-        label2id={name: index for index, name in enumerate(classes)},
-        **{name: getattr(args, name) for name in names},
-    )
+    settings: dict[str, Any] = {**vars(args), **_labels(classes)}
+    for name in ("model", "backbone", "preprocessing"):
+        del settings[name]
+    new = AfDcdForSemanticSegmentation.from_backbone(args.backbone, **settings)
     return new, _new_processor(new, args.preprocessing, teacher_processor)
+
+
+def _labels(classes: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
 
 
 def _adapt_classes(model: Any, classes: Sequence[str], name: str) -> None:
@@ -60,18 +57,16 @@ def _adapt_classes(model: Any, classes: Sequence[str], name: str) -> None:
     renewed = renew_classifiers(model, classes)
     listed = [", ".join(names[:4]) + (", ..." if len(names) > 4 else "") for names in (before, classes)]
     logger.warning(
-        "%s was made for %d classes (%s), the dataset has %d (%s): %s drawn anew and must be trained, all other "
+        "%s was made for %d classes (%s), the dataset has %d (%s): drawn anew, and to be trained: %s; all other "
         "weights are kept. If only the spelling differs, give --class_names as the model spells them.",
-        name, len(before), listed[0], len(classes), listed[1],
-        " and ".join(renewed) + (" is" if len(renewed) == 1 else " are"),
+        name, len(before), listed[0], len(classes), listed[1], " and ".join(renewed),
     )  # fmt: skip
 
 
 def renew_classifiers(model: Any, classes: Sequence[str]) -> list[str]:
     """Give a model of transformers other classes, in place; the paths of the layers that were drawn anew for it.
 
-    They are those whose shapes follow the number of classes, an auxiliary head's too. ValueError where that are others
-    than convolutions and linear ones.
+    They are those whose shapes follow the number of classes; ValueError unless they are convolutions or linear ones.
     """
     config = copy.deepcopy(model.config)
     count = config.num_labels
@@ -82,10 +77,8 @@ def renew_classifiers(model: Any, classes: Sequence[str]) -> list[str]:
     layers = {path: model.get_submodule(path) for path in dict.fromkeys(name.rpartition(".")[0] for name in other)}
     if not layers or not all(type(layer) in (nn.Conv2d, nn.Linear) for layer in layers.values()):
         raise ValueError(
-            f"{type(model).__name__} has {count} classes, the dataset has others, and its classifier cannot be "
-            f"renewed: the shapes of {', '.join(layers) or 'no layer'} follow the number of classes, where "
-            "convolutions or linear layers are expected. Load it in Python with num_labels and "
-            "ignore_mismatched_sizes=True, save it, and start from that."
+            f"{type(model).__name__} has {count} classes, the dataset others, and its classifier cannot be renewed: "
+            "load it in Python with num_labels and ignore_mismatched_sizes=True, save it, and start from that."
         )
     for layer in layers.values():
         channels = len(layer.weight) + len(classes) - count
@@ -94,8 +87,7 @@ def renew_classifiers(model: Any, classes: Sequence[str]) -> list[str]:
         if layer.bias is not None:
             layer.bias = nn.Parameter(layer.bias.new_empty(channels))
         layer.reset_parameters()
-    model.config.id2label = dict(enumerate(classes))
-    model.config.label2id = {name: index for index, name in enumerate(classes)}
+    model.config.update(_labels(classes))
     if hasattr(model, "num_labels"):  # where models of transformers keep it a second time
         model.num_labels = len(classes)
     return list(layers)

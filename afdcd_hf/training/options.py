@@ -1,7 +1,6 @@
 """Every option of `afdcd train` and `afdcd distill` that is ours or often used; a new one takes one line here.
 
-One function checks the type and range of every value, wherever it comes from. Nothing heavy is imported, so that help
-and mistakes are answered at once. `training_args` joins these options with transformers' own.
+Nothing heavy is imported, so that help and mistakes are answered at once. `training_args` adds transformers' own.
 """
 
 from __future__ import annotations
@@ -35,28 +34,24 @@ _RULES: dict[str, tuple[Any, str]] = {
 def option(default: Any, help: str, **rules: Any) -> Any:
     """A dataclass field that is an option of recipes and command lines.
 
-    Rules are `at_least`, `above`, `at_most` and `below` for numbers (also those in a list), `length` for lists, and
-    `path=True` for files and folders, whose `~` is expanded.
+    Rules are those of `_RULES` for numbers, also in a list, `length` for lists, and `path=True`, which expands `~`.
     """
-    metadata = {"help": help, "rules": rules}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    own = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return field(**own, metadata={"help": help, "rules": rules})
 
 
-def check_options(options: Any, rules: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-    """Give every field of a dataclass the type of its annotation, as far as nothing is lost, and check its range.
-
-    `rules` are those of fields that were not made by `option`. ValueError says what is expected instead.
-    """
+def check_options(options: Any) -> None:
+    """Give every field of a dataclass the type of its annotation, and check its range: see `check_value`."""
     for one in fields(options):
-        value = check_value(type(options), one, getattr(options, one.name), (rules or {}).get(one.name, {}))
-        setattr(options, one.name, value)
+        setattr(options, one.name, check_value(type(options), one, getattr(options, one.name)))
 
 
-def check_value(kind: type, one: Field, value: Any, more_rules: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
-    """The checked value of one field, as a recipe or the words of a command line have it: see `check_options`."""
-    hint, rules = type_hints(kind)[one.name], {**one.metadata.get("rules", {}), **more_rules}
+def check_value(kind: type, one: Field, value: Any) -> Any:
+    """The value of one field, which a recipe or a command line has, in the type of its annotation.
+
+    ValueError, which says what is expected, where that would change what it means, or it is out of range.
+    """
+    hint, rules = type_hints(kind)[one.name], one.metadata.get("rules", {})
     if isinstance(value, str) and str not in get_args(hint) and dict in {get_origin(m) or m for m in get_args(hint)}:
         value = parse_json_object(one.name, value)
     expected = [f"{rules['length']} values"] if "length" in rules else ["one value or more"] if value == [] else []
@@ -70,10 +65,7 @@ def check_value(kind: type, one: Field, value: Any, more_rules: Mapping[str, Any
     values = typed if isinstance(typed, list) else [typed]
     numbers = [each for each in values if isinstance(each, (int, float)) and not isinstance(each, bool)]
     within = all(_RULES[rule][0](each, rules[rule]) for rule in _RULES if rule in rules for each in numbers)
-    length_is_wrong = isinstance(typed, list) and (
-        len(typed) != rules.get("length", len(typed)) or (rules and not typed)
-    )
-    if not within or length_is_wrong:
+    if not within or (isinstance(typed, list) and rules and len(typed) != rules.get("length", max(len(typed), 1))):
         raise ValueError(f"{one.name}={typed!r} must be {', '.join(expected)}.")
     return os.path.expanduser(typed) if rules.get("path") and isinstance(typed, str) else typed
 
@@ -235,10 +227,8 @@ class DataArguments(_Options):
         wrong += ["class_weights balanced"] if given["class_weights"] == "balanced" else []
         wrong += [f"{what} epoch" for what in ("eval_strategy", "save_strategy") if given[what] == "epoch"]
         if self.streaming and wrong:
-            raise ValueError(
-                f"A stream has no known end, and no image but the next one, which rules out {', '.join(wrong)}: leave "
-                "out that, or streaming."
-            )
+            what = "A stream has no known end, and no image but the next one"
+            raise ValueError(f"{what}, which rules out {', '.join(wrong)}: leave out that, or streaming.")
         if self.streaming and given["max_steps"] < 1:
             raise ValueError("streaming needs max_steps: num_train_epochs means nothing where no number is known.")
 

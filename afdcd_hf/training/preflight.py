@@ -38,11 +38,10 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def preflight(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
-    """Check folder, disk, images, labels, class names (in the order of their ids), student and teacher.
+    """Check folder, disk, images, labels, class names (in the order of their ids), student and teacher, and log it.
 
-    A few lines of the log tell what was found. The main process reads the files; all processes run student and teacher
-    together, and all stop with the same error: an OSError of folder, disk or files, else a ValueError. The random
-    states are afterwards what they were.
+    The main process reads the files, all run student and teacher together, and all stop with the same error: an OSError
+    of folder, disk or files, else a ValueError. The random states are afterwards what they were.
     """
     start = time.perf_counter()
     devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
@@ -73,15 +72,15 @@ def _look(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
             f"The model's semantic_loss_ignore_index={ignored} is the id of class {class_names[ignored]!r}, which "
             f"would never be learned or scored: choose a number outside 0..{num_labels - 1}, such as -100 or 255."
         )
-    if isinstance(trainer.train_dataset, TrainingSamples):
-        rows, train_ignored = trainer.train_dataset.dataset, trainer.train_dataset.ignore_index
-        logger.info(check_images("training", rows, processor, class_names, train_ignored, trains=True))
-        if (more := trainer.train_dataset.unlabelled) is not None:
-            logger.info(check_images("unlabelled", more, processor, class_names, train_ignored))
-        _check_schedule(trainer, len(rows))
-    if isinstance(trainer.train_dataset, StreamedSamples):
-        rows, train_ignored = _first(trainer.train_dataset.dataset), trainer.train_dataset.ignore_index
-        logger.info(check_images("training", rows, processor, class_names, train_ignored, trains=True))
+    samples = trainer.train_dataset
+    if isinstance(samples, (TrainingSamples, StreamedSamples)):
+        rows = _first(samples.dataset) if isinstance(samples, StreamedSamples) else samples.dataset
+        logger.info(check_images("training", rows, processor, class_names, samples.ignore_index, trains=True))
+    if isinstance(samples, TrainingSamples):
+        if samples.unlabelled is not None:
+            more = samples.unlabelled
+            logger.info(check_images("unlabelled", more, processor, class_names, samples.ignore_index))
+        _check_schedule(trainer, len(samples.dataset))
     for rows in _evaluated(trainer):
         logger.info(check_images("evaluation", rows, processor, class_names, ignored))
 
@@ -89,10 +88,9 @@ def _look(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
 def check_images(
     part: str, rows: Rows, processor: Any, class_names: Sequence[str], ignore_index: int = 255, *, trains: bool = False
 ) -> str:
-    """Read some images and labels, evenly spread over rows with `image` and `label`; return a line on what was seen.
+    """Read some images and labels, evenly spread over rows with `image` and `label`; a line on what was seen.
 
-    Errors name the first image that cannot be read, or whose label does not fit it, holds other values than 0..K-1 and
-    `ignore_index` or, where the model `trains` on it, is missing.
+    Errors name the first image that cannot be read, or whose label does not fit, or is missing where it `trains`.
     """
     samples = EvaluationSamples(rows, processor, len(class_names), ignore_index)
     indices, sizes, values = evenly_spread(len(rows), _IMAGES), [], set()
@@ -135,24 +133,17 @@ def _question(part: str, values: set[int], count: int, class_names: Sequence[str
 
 def _check_schedule(trainer: SegmentationTrainer, num_images: int) -> None:
     args, batch = trainer.args, images_per_step(trainer.args)
-    steps_per_epoch = max(1, num_images // batch)
-    steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * steps_per_epoch)
-    if args.max_seconds is not None:
-        logger.info("%g s of training steps of %d images, with the schedule of %d", args.max_seconds, batch, steps)
-    else:
-        passes = steps * batch / num_images
-        logger.info("%d steps of %d images: %.1f passes over %d training images", steps, batch, passes, num_images)
+    steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * max(1, num_images // batch))
+    passes = steps * batch / num_images
+    logger.info("%d steps of %d images: %.1f passes over %d training images", steps, batch, passes, num_images)
     check_room(trainer, steps)
     args.check_warmup(steps)
     if args.save_strategy.value == "steps" and _in_steps(args.save_steps, steps) >= steps >= 1000:
         logger.warning("save_steps=%s: nothing is saved before the end, step %d.", args.save_steps, steps)
 
 
-# Disk
-
-
 def check_writable(folder: Path) -> None:
-    """Write a file into the folder and remove it: permission bits alone say too little (root, read-only mounts)."""
+    """Try it: permission bits alone say too little (root, read-only mounts)."""
     try:
         check_can_write(folder / "file")
     except OSError as error:
@@ -170,10 +161,7 @@ def check_room(trainer: SegmentationTrainer, steps: int) -> None:
     by_steps = steps // _in_steps(args.save_steps, steps) if args.save_strategy.value == "steps" else 0
     count = min(by_steps, args.save_total_limit or by_steps)
     if (count + 1) * size > free:  # a checkpoint is written whole before the oldest is removed
-        logger.warning(
-            "All checkpoints of this run will take about %s, but %s are free in %s: set save_total_limit or larger "
-            "save_steps, or the run ends when the disk is full.", _mib((count + 1) * size), _mib(free), folder,
-        )  # fmt: skip
+        logger.warning("All checkpoints will take about %s: set save_total_limit.", _mib((count + 1) * size))
 
 
 def checkpoint_bytes(trainer: SegmentationTrainer) -> int:
@@ -194,9 +182,6 @@ def _in_steps(interval: float, steps: int) -> int:
 
 def _mib(number: float) -> str:
     return f"{number / 2**20:.1f} MiB"
-
-
-# Student and teacher
 
 
 def _try_student(trainer: SegmentationTrainer, rows: Rows) -> None:
@@ -235,13 +220,13 @@ def _scores(trainer: SegmentationTrainer, model: nn.Module, rows: Rows, count: i
 
 def _evaluated(trainer: SegmentationTrainer) -> list[Rows]:
     """The evaluation sets that are not empty."""
-    given = trainer.eval_dataset
-    datasets = list(given.values()) if isinstance(given, dict) else [given] if given is not None else []
+    given: Any = trainer.eval_dataset
+    datasets = given.values() if isinstance(given, dict) else [] if given is None else [given]
     return [rows for rows in (_first(one) if is_stream(one) else one for one in datasets) if len(rows)]
 
 
 def _first(stream: Any) -> Rows:
-    """What is looked at of a stream; none at all is an error, since it could neither be trained on nor scored."""
+    """What is looked at of a stream."""
     if not (rows := list(islice(stream, _IMAGES))):
         raise ValueError("The stream is empty: are dataset and split right?")
     return rows

@@ -1,7 +1,4 @@
-"""What a run tells while it lasts: its loss terms, where the time of its steps goes, how fast it is and its memory.
-
-On a terminal transformers draws its bar; elsewhere there is one plain line per log entry.
-"""
+"""What a run tells while it lasts: its loss terms, where the time of its steps goes, how fast it is and its memory."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,58 +60,37 @@ class TermMeans:
 
 
 def report_first_terms(terms: dict[str, float]) -> None:
-    """Log every weighted loss term of the first batch, and warn of one that dominates or is negligible.
-
-    With another teacher or crop, published weights of sums are easily off by orders of magnitude.
-    """
+    """Say what the weights give: with another teacher or crop, published ones are easily off by orders of magnitude."""
     logger.info("Weighted loss terms of the first batch: %s", ", ".join(f"{k} {v:.4g}" for k, v in terms.items()))
     task = terms.get("task", 0.0)
     for name, value in terms.items():
         if task > 0 and name not in ("task", "auxiliary") and not 0.01 <= abs(value) / task <= 20:
             logger.warning(
-                "The weighted loss term %r is %.4g on the first batch, %.3g times the task loss (%.4g): it %s the "
-                "task loss. Change its weight; a loss that has the option reduction='mean' has weights that carry over "
-                "to other teachers and crops.",
-                name, value, value / task, task, "dominates" if abs(value) > task else "is negligible next to",
+                "The weighted loss term %r is %.4g on the first batch: it %s the task loss (%.4g). Change its weight; "
+                "with reduction='mean', where the loss has it, weights carry over to other teachers and crops.",
+                name, value, "dominates" if abs(value) > task else "is negligible next to", task,
             )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Of all training steps of a log, without evaluations, logging and saving."""
-
-    steps: int = 0
-    total_seconds: float = 0.0  # wall-clock time of these
-    images_per_second: float | None = None  # over all processes; None where nothing was measured
-    split: Mapping[str, float] = field(default_factory=dict)  # part of a step -> seconds a step
-    peak_memory_mb: float | None = None  # None where it is not known
-
-    @classmethod
-    def of_history(cls, history: Iterable[Mapping[str, Any]]) -> Speed:
-        """Of a Trainer's log, in which each line stands for all steps since the line before.
-
-        Steps that were not measured, as those between the last line and a checkpoint that was resumed from, count as
-        the measured ones of their line.
-        """
-        seconds, steps, images, peak = dict.fromkeys(PARTS, 0.0), 0, 0.0, 0.0
-        for line in history:
-            if "images_per_second" in line:
-                count, steps = line["step"] - steps, line["step"]
-                times = {part: count * line.get(f"time_{part}", 0.0) for part in PARTS}
-                seconds = {part: seconds[part] + times[part] for part in PARTS}
-                images += line["images_per_second"] * sum(times.values())
-                peak = max(peak, line.get("peak_memory_mb", 0.0))
-        if not (total := sum(seconds.values())):
-            return cls()
-        split = {part: value / steps for part, value in seconds.items() if value > 0}
-        return cls(steps, total, images / total, split, peak or None)
+def speed_of(history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """A card's facts on the speed of the steps of a Trainer's log; each line stands for all since the line before."""
+    seconds, steps, images, peak = dict.fromkeys(PARTS, 0.0), 0, 0.0, 0.0
+    for line in history:
+        if "images_per_second" in line:
+            count, steps = line["step"] - steps, line["step"]
+            times = {part: count * line.get(f"time_{part}", 0.0) for part in PARTS}
+            seconds = {part: seconds[part] + times[part] for part in PARTS}
+            images += line["images_per_second"] * sum(times.values())
+            peak = max(peak, line.get("peak_memory_mb", 0.0))
+    if not (total := sum(seconds.values())):
+        return {}
+    split = {part: value / steps for part, value in seconds.items() if value > 0}
+    speed = {"seconds_in_steps": total, "images_per_second": images / total, "time_split": split}
+    return {**speed, "peak_memory_mb": peak or None}
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory in MiB: what tensors took on a CUDA device since the training began, evaluations included.
-
-    Elsewhere the resident memory of this process since it started, without its data workers; 0 where Linux is not.
-    """
+    """In MiB: of tensors on a CUDA device since the training began, elsewhere of this process (0 where not Linux)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")  # getrusage would start at what the parent process took
@@ -127,8 +102,7 @@ class StepTimer(TrainerCallback):
     """A stopwatch with a lap for each part of a step; logging, evaluating and saving between steps are not counted.
 
     On a CUDA device marks are events in its stream: the loop is never held up, and "data" is the time for which the GPU
-    had nothing to do because a batch was missing. Elsewhere the host's clock is read. `images` are those that this
-    process has trained on since the last line of the log, `seconds_in_steps` are since `reset`, by the host's clock.
+    waited for a batch. `images` count from the last line of the log, `seconds_in_steps` (the host's) from `reset`.
     """
 
     def __init__(self, device: torch.device):
@@ -152,10 +126,8 @@ class StepTimer(TrainerCallback):
             self.seconds_in_steps += self._host - host
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """`images_per_second`, `time_<part>` a step and `peak_memory_mb` since the last call, and start afresh.
-
-        All processes' images, the mean of their times, and their highest peak; every process has to call this.
-        """
+        """`images_per_second` (of all processes), `time_<part>` a step (their mean) and `peak_memory_mb` (the highest)
+        since the last call; every process has to call this."""
         self._add_up()
         mine = [float(self.images), peak_memory_mb(accelerator.device), *self._seconds.values()]
         ranks = accelerator.gather(torch.tensor([mine], device=accelerator.device)).cpu()
@@ -223,11 +195,9 @@ class LogLines(TrainerCallback):
         gone = time.perf_counter() - self._start
         left = gone / max(state.global_step - self._first_step, 1) * (state.max_steps - state.global_step)
         clock = f"{tqdm.format_interval(gone)}<{tqdm.format_interval(left)}"
-        shown = {name: value for name, value in logs.items() if not name.startswith(_LEFT_OUT)}
-        values = [
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()
-        ]
-        print(f"step {state.global_step}/{state.max_steps} [{clock}] {', '.join(values)}", flush=True)
+        plain = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in logs.items()}
+        shown = ", ".join(f"{name} {value}" for name, value in plain.items() if not name.startswith(_LEFT_OUT))
+        print(f"step {state.global_step}/{state.max_steps} [{clock}] {shown}", flush=True)
 
 
 def shows_bars(args: TrainingArguments) -> bool:

@@ -1,7 +1,4 @@
-"""One run from a recipe, and what it leaves beside its weights: `results.json`, curves, a card and its recipe.
-
-`afdcd train`, `afdcd distill` and the scripts all end here.
-"""
+"""One run from a recipe, what it leaves beside its weights (results, curves, card, recipe), and the quickstart."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import yaml
 from transformers import set_seed
 
 from ..atomic_io import written_whole
-from ..charts import data_title, plot_training_curves
+from ..charts import data_title, load_history, plot_training_curves
 from ..cost import count_macs_at
 from ..data.loading import load_split
 from ..data.samples import TrainingSamples
@@ -27,10 +24,11 @@ from ..evaluation.results import dataset_context, library_versions, machine_name
 from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import LOCK_NAME, held_alone
 from ..hub import folder_facts
-from ..hub.card_facts import CardFacts, TrainingFacts, write_facts
+from ..hub.card_facts import FACTS_NAME, CardFacts, ComparisonRow, Picture, TrainingFacts, read_facts, write_facts
 from ..hub.folder_facts import public_name
 from ..hub.model_card import render_card, write_card
 from ..hub.push import RECIPE_NAME
+from ..inference.predictions import draw_predictions
 from ..messages import without_tokens
 from ..models.loading import load_model, load_processor
 from ..recipes import load_recipe
@@ -41,7 +39,7 @@ from .distributed import images_per_step
 from .new_model import build_model, origin_of
 from .options import DataArguments, TeacherArguments, plain_value
 from .preflight import check_writable, preflight
-from .progress import Speed, shows_bars
+from .progress import shows_bars
 from .teacher import processor_of
 from .trainer import SegmentationTrainer
 from .training_args import SegmentationTrainingArguments
@@ -99,10 +97,8 @@ def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> 
         if args.resume_from_checkpoint is not None:
             args.resume_from_checkpoint = checkpoint_to_resume(args, args.resume_from_checkpoint)
         elif main and folder.is_dir() and any(path.name != LOCK_NAME for path in folder.iterdir()):
-            raise FileExistsError(
-                f"{folder} is not empty. Resume that run with --resume_from_checkpoint last, or give another "
-                "--output_dir."
-            )
+            how = "Resume that run with --resume_from_checkpoint last, or give another --output_dir."
+            raise FileExistsError(f"{folder} is not empty. {how}")
         teacher = load_model(teacher_args.teacher, needs_logits=False) if distils else None
         set_seed(args.seed)
         teachers_processor = processor_of(teacher_args.teacher) if distils else None
@@ -131,9 +127,8 @@ def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> 
                 trainer.push_to_hub()
         except Exception as error:
             raise RuntimeError(
-                f"The training is finished and the model is saved in {folder}, but then came a "
-                f"{type(error).__name__}: {error}. After fixing the cause, score it with `afdcd evaluate --model "
-                f"{folder}`."
+                f"The training is finished and the model is saved in {folder}, but then came a {type(error).__name__}: "
+                f"{error}. After fixing the cause, score it with `afdcd evaluate --model {folder}`."
             ) from error
         return FinishedRun(folder, card)
 
@@ -141,25 +136,19 @@ def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> 
 def _datasets(
     data: DataArguments, args: SegmentationTrainingArguments, processor: Any, teacher_args: TeacherArguments
 ) -> dict[str, Any]:
-    unlabelled = teacher_args.unlabelled_choice(data)
     names = ("scales", "flip_probability", "color_jitter", "blur_probability", "max_rotation")
     augmentation = {name: getattr(data, name) for name in names}
+    unlabelled = teacher_args.unlabelled_choice(data)
     rows, evaluated = (load_split(**data.choice(part)) for part in ("train", "eval"))
     transform = RandomScaleCropFlip(processor, (data.crop_size[0], data.crop_size[1]), **augmentation)
-    of_all: dict[str, Any] = {"num_labels": len(data.classes()), "seed": args.seed}
+    options: dict[str, Any] = {"num_labels": len(data.classes()), "seed": args.seed}
     samples: TrainingSamples | StreamedSamples
     if data.streaming:
-        samples = StreamedSamples(rows, transform, shuffle_buffer=data.shuffle_buffer, **of_all)
+        samples = StreamedSamples(rows, transform, shuffle_buffer=data.shuffle_buffer, **options)
     else:
-        samples = TrainingSamples(
-            rows,
-            transform,
-            unlabelled=None if unlabelled is None else load_split(**unlabelled),
-            unlabelled_share=teacher_args.unlabelled_share,
-            cutmix_probability=data.cutmix_probability,
-            classmix_probability=data.classmix_probability,
-            **of_all,
-        )
+        options |= {name: getattr(data, name) for name in ("cutmix_probability", "classmix_probability")}
+        options["unlabelled"] = None if unlabelled is None else load_split(**unlabelled)
+        samples = TrainingSamples(rows, transform, unlabelled_share=teacher_args.unlabelled_share, **options)
     return {"train_dataset": samples, "eval_dataset": evaluated}
 
 
@@ -170,12 +159,7 @@ def prepare_facts(
     teacher_name: str | None,
     origin: Mapping[str, Any],
 ) -> CardFacts | None:
-    """All that a card says before anything is trained or scored, tried by rendering it; None off the main process.
-
-    Names of recipe and teacher may be paths: what is written has their last part only. `origin` has the weights that
-    the model started from, as facts of the card. ValueError where a card cannot be made, as of a model that refuses
-    the crop's size.
-    """
+    """All that a card says before anything is trained or scored, tried by rendering it; None off the main process."""
     if not trainer.is_world_process_zero():
         return None
     args, crop, train = trainer.args, (data.crop_size[0], data.crop_size[1]), trainer.train_dataset.dataset
@@ -199,10 +183,7 @@ def prepare_facts(
             macs=count_macs_at(trainer.student, [crop])[0],
             macs_size=crop,
             dataset=folder_facts.dataset_facts(
-                data.dataset,
-                split=data.eval_split,
-                train_split=data.train_split,
-                **held,
+                data.dataset, split=data.eval_split, train_split=data.train_split, **held
             ),
             training=TrainingFacts(
                 recipe=public_name(recipe_name) if recipe_name else None,
@@ -225,20 +206,11 @@ def prepare_facts(
 def write_report(
     trainer: SegmentationTrainer, data: DataArguments, facts: CardFacts | None, seconds: float
 ) -> CardFacts | None:
-    """Score the saved folder (not the model in memory) and write results, curves, facts and card into it.
-
-    Runs on all ranks, which share the evaluation; only the main process, which has `facts` of `prepare_facts`, writes.
-    The training took so many `seconds` of wall-clock time.
-    """
+    """Score the saved folder (not the model in memory) on all ranks; the main one writes results, curves and card."""
     args, folder = trainer.args, Path(trainer.args.output_dir)
-    scores = evaluate_segmenter(
-        load_model(str(folder)).to(args.device),
-        trainer.eval_dataset,
-        processor=load_processor(str(folder)),
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-        progress=shows_bars(args),
-    )
+    options = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
+    options |= {"processor": load_processor(str(folder)), "progress": shows_bars(args)}
+    scores = evaluate_segmenter(load_model(str(folder)).to(args.device), trainer.eval_dataset, **options)
     if facts is None:
         return None
     context = dataset_context(**data.choice("eval"))
@@ -246,16 +218,12 @@ def write_report(
     if any("loss" in entry for entry in trainer.state.log_history):
         curves = {facts.model_name: trainer.state.log_history}
         plot_training_curves(curves, folder / folder_facts.CURVES_NAME, title=data_title(results["protocol"]))
-    before, speed = facts.training, trainer.speed or Speed()
     training = replace(
-        before,
-        hyperparameters={**before.hyperparameters, "total batch": images_per_step(args)},  # auto_find_batch_size
+        facts.training,
+        hyperparameters={**facts.training.hyperparameters, "total batch": images_per_step(args)},  # it may be searched
         iterations=trainer.state.global_step,
         seconds=None if args.resume_from_checkpoint else seconds,  # of a resumed run only the last part was clocked
-        seconds_in_steps=speed.total_seconds if speed.steps else None,
-        images_per_second=speed.images_per_second,
-        time_split=speed.split,
-        peak_memory_mb=speed.peak_memory_mb,
+        **trainer.speed,
     )
     measured = folder_facts.measured_results(results, facts.model_name)
     # Images of the data set are not drawn: most may not be published again.
@@ -266,10 +234,7 @@ def write_report(
 
 
 def write_recipe(folder: Path, given: Mapping[str, Any]) -> Path:
-    """Write what a recipe and a command line set (`given`, of `merge_arguments`) as one recipe, and return its file.
-
-    `--data_dir`, and the folders of models on this machine, have to be given again: local paths stay private.
-    """
+    """Write what a recipe and a command line set as one recipe, without local paths, and return its file."""
     lines = {
         key: public_name(value) if key in _MAY_BE_PATHS and isinstance(value, str) else plain_value(value)
         for key, value in given.items()
@@ -281,3 +246,70 @@ def write_recipe(folder: Path, given: Mapping[str, Any]) -> Path:
     with written_whole(folder / RECIPE_NAME) as part:
         part.write_text(without_tokens(text), encoding="utf-8")
     return folder / RECIPE_NAME
+
+
+# The quickstart
+
+TITLES = {"teacher": "teacher", "student-alone": "student alone", "distilled": "distilled (Af-DCD)"}
+
+
+def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
+    """The whole idea in minutes: train a teacher, a student alone and one with Af-DCD on generated scenes.
+
+    Prints a table, and writes card, pictures and curves into the distilled student's folder, which is returned. A
+    second call with the same folder continues where the first was stopped. FileExistsError where `output_dir` holds
+    other files than those of a quickstart with this seed.
+    """
+    start, folder = time.perf_counter(), Path(output_dir)
+    _check_folder(folder, seed)
+    cards: dict[str, Any] = {}
+    for number, (name, title) in enumerate(TITLES.items(), 1):
+        print(f"\n[{number}/3] {title} -> {folder / name}", flush=True)
+        cards[name] = _finished(folder / name) or _trained(name, folder, seed)
+    scores = {name: card.measured.mean_iou for name, card in cards.items()}
+    rows = [ComparisonRow(TITLES[name], card.num_parameters, card.macs, scores[name]) for name, card in cards.items()]
+    best, models = folder / "distilled", {title: folder / name for name, title in TITLES.items()}
+    curves = {title: load_history(model) for title, model in models.items()}
+    plot_training_curves(curves, best / "training_curves.png", title="scenes val")
+    notes = {TITLES[name]: f"mIoU {100 * score:.1f} %" for name, score in scores.items()}
+    draw_predictions(models, best / "predictions.png", dataset="scenes", notes=notes)
+    pictures = [
+        Picture("predictions.png", "Scenes that none of the models was trained on."),
+        Picture("training_curves.png", "Mean IoU and loss terms of the three runs."),
+    ]
+    facts = replace(cards["distilled"], comparison=rows, pictures=pictures)
+    write_facts(best, facts)
+    write_card(best, facts)
+    print(f"\n{'model':<22}{'params':>10}{'GMACs':>8}{'mIoU %':>9}{'gain':>8}")
+    for name, card in cards.items():
+        gain = "" if name == "student-alone" else f"{100 * (scores[name] - scores['student-alone']):+.2f}"
+        figures = f"{card.num_parameters / 1e6:>8.2f} M{card.macs / 1e9:>8.2f}{100 * scores[name]:>9.2f}"
+        print(f"{TITLES[name]:<22}{figures}{gain:>8}")
+    print(f"\n{time.perf_counter() - start:.0f} s in all. The distilled student is in {best}:")
+    print("  README.md (model card), predictions.png, training_curves.png, results.json, card_facts.json, weights.")
+    return best
+
+
+def _check_folder(folder: Path, seed: int) -> None:
+    """Only what an earlier call with this seed has left may be there."""
+    others = [path for path in folder.iterdir() if path.name not in TITLES] if folder.is_dir() else []
+    if others:
+        raise FileExistsError(f"{folder} holds other files, such as {others[0].name}; give another --output_dir.")
+    cards = [card for card in (_finished(folder / name) for name in TITLES) if card is not None]
+    if any(card.training.seed != seed for card in cards):
+        raise FileExistsError(f"{folder} holds a quickstart with another seed than {seed}; give another --output_dir.")
+
+
+def _finished(folder: Path) -> CardFacts | None:
+    """The facts of a run that went to its end; they are written last."""
+    return read_facts(folder) if (folder / FACTS_NAME).is_file() else None
+
+
+def _trained(name: str, folder: Path, seed: int) -> CardFacts | None:
+    """Train one of the three, or continue from its last checkpoint."""
+    argv = ["--output_dir", str(folder / name), "--seed", str(seed)]
+    if any((folder / name).glob("checkpoint-*")):
+        argv += ["--resume_from_checkpoint", "last"]
+    if name == "distilled":
+        return distill("quickstart", [*argv, "--teacher", str(folder / "teacher")]).card
+    return train("quickstart_teacher" if name == "teacher" else "quickstart", argv).card

@@ -83,8 +83,7 @@ def processor_of(teacher: str | Path) -> Any:
 def with_own_input(teacher: nn.Module, student_processor: Any, teacher_processor: Any) -> nn.Module:
     """The teacher, or a copy with the same weights that takes the student's `pixel_values` and sees its own.
 
-    Both processors scale the same pixels, subtract a mean and divide by a deviation, in RGB or BGR order; so one
-    result is a scale and an offset of the other. Resizing and cropping are no part of it: both models see one crop.
+    Both processors normalise the same crop, in RGB or BGR order; so one result is a scale and an offset of the other.
     """
     (own_bgr, own_scale, own_offset), (bgr, scale, offset) = map(_per_channel, (student_processor, teacher_processor))
     flips = own_bgr != bgr
@@ -95,14 +94,11 @@ def with_own_input(teacher: nn.Module, student_processor: Any, teacher_processor
     if not flips and bool((scale == 1).all() and (offset == 0).all()):
         return teacher
 
-    def changed(pixel_values: Tensor) -> Tensor:
-        pixel_values = pixel_values.flip(1) if flips else pixel_values
-        return pixel_values * scale.to(pixel_values) + offset.to(pixel_values)
-
     def change(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        if args:
-            return (changed(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "pixel_values": changed(kwargs["pixel_values"])}
+        pixel_values, *others = args or (kwargs.pop("pixel_values"),)
+        pixel_values = pixel_values.flip(1) if flips else pixel_values
+        own = pixel_values * scale.to(pixel_values) + offset.to(pixel_values)
+        return ((own, *others), kwargs) if args else (args, {**kwargs, "pixel_values": own})
 
     logger.info("The teacher's images are normalised otherwise than the student's: it gets its own.")
     seeing = copied(teacher, own_kernels=False)
@@ -117,8 +113,8 @@ def _per_channel(processor: Any) -> tuple[bool, Tensor, Tensor]:
         factor, mean, std = 1 / 255, timms["mean"], timms["std"]
     elif not hasattr(processor, "do_normalize"):
         raise ValueError(
-            f"{type(processor).__name__} has no do_rescale, do_normalize, image_mean and image_std, so it is unknown "
-            "what it does to pixels: give an image processor of transformers, or AfDcdImageProcessor(image_mean=...)."
+            f"{type(processor).__name__} has no do_rescale, do_normalize, image_mean and image_std: give an image "
+            "processor of transformers, or AfDcdImageProcessor(image_mean=...)."
         )
     else:
         factor = processor.rescale_factor if processor.do_rescale else 1.0
@@ -133,8 +129,7 @@ def running_teacher(
 ) -> nn.Module:
     """The model that runs in the teacher's place: itself, or a copy that computes the same and is faster.
 
-    The copy shares all weights that are the same in both, and hooks on the teacher's layers fire in it. Both run on
-    `pixel_values` `(B, 3, H, W)`: ValueError where logits or maps differ by more than 1e-4 of their largest value.
+    Both run on `pixel_values` `(B, 3, H, W)`: ValueError where logits or maps differ by more than 1e-4 of the largest.
     """
     if not fold and not channels_last:
         return teacher
@@ -150,8 +145,7 @@ def running_teacher(
         if not difference <= TOLERANCE * largest:
             raise ValueError(
                 f"With folded batch norm or channels last, the teacher's {name} would change by up to {difference:.2g} "
-                f"(largest value {largest:.2g}; at most {TOLERANCE:.0e} of it is rounding): leave out "
-                "fold_teacher_batch_norm and, if that is not enough, channels_last."
+                f"(largest value {largest:.2g}): leave out fold_teacher_batch_norm or channels_last."
             )
     return running
 
@@ -159,8 +153,7 @@ def running_teacher(
 def stops_early(teacher: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap], accelerator: Accelerator) -> bool:
     """Whether the teacher's pass can end at its last tapped layer, which leaves out its head.
 
-    Not where it is compiled, and not where a later module changes a map in place: the maps of both ways are compared on
-    the given images `(B, 3, H, W)`, and have to be equal to the bit.
+    Not where it is compiled, nor where a later module changes a map in place: both ways are compared on the images.
     """
     if not taps or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         return False
@@ -181,18 +174,13 @@ def copied(model: nn.Module, *, own_kernels: bool) -> nn.Module:
     tensors = [*model.parameters(), *model.buffers()]
     shared = [tensor for tensor in tensors if not (own_kernels and tensor.ndim == 4)]
     # a hook may be the method of an object that collects what it sees: its owner reads that very object
-    hooks = [hook for module in model.modules() for hook in (*module._forward_hooks.values(),
-             *module._forward_pre_hooks.values())]  # fmt: skip
-    owners = [hook.__self__ for hook in hooks if hasattr(hook, "__self__")]
+    tables = [table for module in model.modules() for table in (module._forward_hooks, module._forward_pre_hooks)]
+    owners = [hook.__self__ for table in tables for hook in table.values() if hasattr(hook, "__self__")]
     return copy.deepcopy(model, {id(each): each for each in (*shared, *owners)})
 
 
 def _fold(model: nn.Module, tapped: set[str]) -> None:
-    """Fold each batch norm that stands right behind a convolution in the same module.
-
-    torch.fx, with which torch and timm fuse, cannot trace models of transformers. Where two neighbours do not run one
-    after the other, the comparison of the outputs shows it.
-    """
+    """Fold each batch norm right behind a convolution; torch.fx cannot trace models of transformers."""
     pairs: list[Any] = []
     for path, module in model.named_modules():
         children = list(module.named_children())
@@ -202,10 +190,8 @@ def _fold(model: nn.Module, tapped: set[str]) -> None:
             if type(convolution) is nn.Conv2d and isinstance(norm, NORMS) and not is_tapped:
                 pairs.append((convolution, norm))
     if not pairs:
-        raise ValueError(
-            f"fold_teacher_batch_norm found no batch norm right behind a convolution in {type(model).__name__}: "
-            "leave it out."
-        )
+        found = f"found no batch norm right behind a convolution in {type(model).__name__}"
+        raise ValueError(f"fold_teacher_batch_norm {found}: leave it out.")
     for convolution, norm in pairs:
         statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
         exact: list[Any] = [value.double() if isinstance(value, Tensor) else value for value in statistics]
@@ -214,10 +200,7 @@ def _fold(model: nn.Module, tapped: set[str]) -> None:
         dtype = convolution.weight.dtype
         convolution.weight, convolution.bias = (nn.Parameter(each.detach().to(dtype), False) for each in folded)
         # the module stays where it is, for its hooks and its name
-        norm.forward = nn.Sequential(norm.drop, norm.act).forward if isinstance(norm, BatchNormAct2d) else _unchanged
-    found = sum(isinstance(module, NORMS) for module in model.modules())
-    logger.info("Folded %d of the teacher's %d batch-norm layers into their convolutions.", len(pairs), found)
-
-
-def _unchanged(features: Tensor) -> Tensor:
-    return features
+        rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        norm.forward = rest.forward
+    count = sum(isinstance(module, NORMS) for module in model.modules())
+    logger.info("Folded %d of the teacher's %d batch-norm layers into their convolutions.", len(pairs), count)

@@ -26,20 +26,15 @@ from ..inference.segment import InferenceSettings
 from ..losses.task import TaskLoss
 from . import distributed, training_args
 from .callbacks import AveragedWeights, Randomness, TimeBudget
-from .checkpoints import check_whole, checkpoint_to_resume
-from .guard import Guard
+from .checkpoints import RAW_STUDENT_NAME, CheckpointCallback, check_whole, checkpoint_to_resume
 from .hub_push import HubTrainer
-from .interruption import Interruption, TrainingInterrupted, prepare_workers
-from .progress import Speed, StepTimer, TermMeans, shows_bars, use_lines_without_terminal
-from .saving import RAW_STUDENT_NAME, CheckpointCallback
+from .progress import StepTimer, TermMeans, shows_bars, speed_of, use_lines_without_terminal
+from .stopping import Guard, Interruption, TrainingInterrupted, prepare_workers
 from .training_args import SegmentationTrainingArguments
 
 
 class SegmentationTrainer(HubTrainer):
     """`transformers.Trainer` for segmenters: loss terms in the log, evaluation in constant memory, exact resumption.
-
-    A checkpoint holds the student as `from_pretrained` reads it, and all that a resumed run needs to end with the same
-    weights to the bit. What else happens is done by callbacks.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
@@ -53,7 +48,7 @@ class SegmentationTrainer(HubTrainer):
         callbacks, optimizers, optimizer_cls_and_kwargs: as for `transformers.Trainer`.
 
     Attributes:
-        speed: of the last training, also of its parts before a resumption; None before its end.
+        speed: of the last training, also of its parts before a resumption, as facts of the card; empty before its end.
 
     Raises:
         ValueError: fewer training samples than one batch takes, or arguments that this model or machine cannot have.
@@ -81,26 +76,18 @@ class SegmentationTrainer(HubTrainer):
         distributed.settle_unused_parameter_search(args, student)
         if args.channels_last:
             student.to(memory_format=torch.channels_last)
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            data_collator=data_collator or collate_samples,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-        )
+        parts: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        parts |= {"processing_class": processing_class, "data_collator": data_collator or collate_samples}
+        parts |= {"optimizers": optimizers, "optimizer_cls_and_kwargs": optimizer_cls_and_kwargs}
+        super().__init__(model=model, args=args, callbacks=callbacks, **parts)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             training_args.refuse_where_divided(args)
         # Our loss is a mean over pixels; the Trainer has to divide it by the number of accumulation steps.
         self.model_accepts_loss_kwargs = False
-        self.task_loss = TaskLoss.for_model(
-            model, args.task_weight, args.aux_weight, args.task_loss, args.class_weights
-        )
+        weights = args.task_weight, args.aux_weight, args.task_loss, args.class_weights
+        self.task_loss = TaskLoss.for_model(model, *weights)
         self.terms = TermMeans(report=self.is_world_process_zero())
-        self.speed: Speed | None = None
+        self.speed: dict[str, Any] = {}
         self._whole_student: nn.Module | None = None
         if self.is_fsdp_enabled:  # every process keeps a whole copy, for what is evaluated and saved
             distributed.check_sharding(self.accelerator.state.fsdp_plugin)
@@ -112,9 +99,8 @@ class SegmentationTrainer(HubTrainer):
         self.checkpoints, self.guard = CheckpointCallback(self), Guard(self)
         # The timer comes behind what takes time between steps, and the guard looks at what all the others have done.
         ours = (Randomness(train_dataset), self.checkpoints, self.timer, self.budget, self.average, self.guard)
-        for callback in (*ours, self.interruption):
-            if callback is not None:
-                self.add_callback(callback)
+        for callback in filter(None, (*ours, self.interruption)):
+            self.add_callback(callback)
         if args.gradient_checkpointing:
             training_args.enable_gradient_checkpointing(self.student, args.gradient_checkpointing_kwargs)
 
@@ -124,9 +110,9 @@ class SegmentationTrainer(HubTrainer):
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
-    def student(self) -> nn.Module:
-        """The model that is trained, without any wrapper."""
-        return self.trained_module
+    def student(self) -> Any:
+        """The model that is trained, without any wrapper; in a distillation a part of `trained_module`."""
+        return getattr(self.trained_module, "student", self.trained_module)
 
     @property
     def evaluated_student(self) -> nn.Module:
@@ -160,7 +146,7 @@ class SegmentationTrainer(HubTrainer):
         with held_alone(self.args.output_dir) if self.args.process_index == 0 else nullcontext():
             checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
             self.timer.reset()
-            self.speed = None
+            self.speed = {}
             self.checkpoints.begin(checkpoint)
             try:
                 with self.interruption.listening(), self.guard.telling_what_is_saved():
@@ -186,20 +172,14 @@ class SegmentationTrainer(HubTrainer):
             finished = self.checkpoints.resumed_step >= max_steps
         return (0 if finished else epochs, *others, max_steps)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return distributed.of_whole_batches(super()._get_train_sampler(train_dataset), self.args)
+
     def get_train_dataloader(self) -> Any:
         """As in transformers, but workers do not disturb a run, and with `dataloader_drop_last` all steps are whole."""
         args, samples = self.args, self.train_dataset
-        if samples is None:
-            return super().get_train_dataloader()
         if not isinstance(samples, StreamedSamples):
-            loader = self._get_dataloader(
-                dataset=samples,
-                description="Training",
-                batch_size=self._train_batch_size,
-                sampler_fn=lambda dataset: distributed.of_whole_batches(self._get_train_sampler(dataset), args),
-                is_training=True,
-            )
-            return prepare_workers(loader, args.seed)
+            return prepare_workers(super().get_train_dataloader(), args.seed)
         samples.share = args.process_index, args.world_size  # accelerate would let one process read for all
         names = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
         options = {name: getattr(args, f"dataloader_{name}") for name in names}
@@ -242,7 +222,6 @@ class SegmentationTrainer(HubTrainer):
         return loss, {name: term.detach() for name, term in terms.items()}, outputs
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
-        """As in transformers, which calls it before every optimizer step."""
         norm = super()._get_grad_norm(model, grad_norm)
         self.guard.norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return norm
@@ -250,19 +229,18 @@ class SegmentationTrainer(HubTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add every loss term, averaged over ranks and over the steps since the last line, as `loss_<name>`.
 
-        Their sum is the loss. Also `images_per_second`, `time_<part>` (seconds a step) and `peak_memory_mb`; a summary
-        at the end.
+        Also `images_per_second`, `time_<part>` (seconds a step) and `peak_memory_mb`; a summary at the end.
         """
         if "loss" in logs and (means := self.terms.take(self.accelerator)):
             logs |= {"loss": sum(means.values()), **{f"loss_{name}": mean for name, mean in means.items()}}
             logs |= self.timer.take(self.accelerator)
         elif "train_runtime" in logs:
             rest = {"step": self.state.global_step, **self.timer.take(self.accelerator)}  # since the last line
-            self.speed = speed = Speed.of_history([*self.state.log_history, rest])
-            if speed.images_per_second is not None:
-                logs |= {"train_seconds_in_steps": round(speed.total_seconds, 3)}
-                logs |= {"train_images_per_second": round(speed.images_per_second, 3)}
-                logs |= {f"train_time_{part}": float(f"{seconds:.5g}") for part, seconds in speed.split.items()}
+            self.speed = speed = speed_of([*self.state.log_history, rest])
+            if speed:
+                names = ("seconds_in_steps", "images_per_second")
+                logs |= {f"train_{name}": round(speed[name], 3) for name in names}
+                logs |= {f"train_time_{part}": float(f"{each:.5g}") for part, each in speed["time_split"].items()}
             if self.budget is not None:  # transformers derives it from the planned number of steps
                 steps, batch = self.state.global_step - self.checkpoints.resumed_step, distributed.images_per_step
                 logs["train_samples_per_second"] = round(steps * batch(self.args) / logs["train_runtime"], 3)
@@ -284,13 +262,8 @@ class SegmentationTrainer(HubTrainer):
             self._whole_student.load_state_dict(distributed.whole_tensors(self.student.state_dict()))
         start = time.perf_counter()
         with self.interruption.saving_amid(student):
-            scores = self.score(
-                student,
-                dataset,
-                batch_size=self.args.per_device_eval_batch_size,
-                num_workers=self.args.dataloader_num_workers,
-                progress=shows_bars(self.args),
-            )
+            options = {"batch_size": self.args.per_device_eval_batch_size, "progress": shows_bars(self.args)}
+            scores = self.score(student, dataset, num_workers=self.args.dataloader_num_workers, **options)
         seconds = time.perf_counter() - start
         metrics = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
         metrics |= {"runtime": round(seconds, 4), "samples_per_second": round(scores["num_images"] / seconds, 3)}
@@ -302,28 +275,22 @@ class SegmentationTrainer(HubTrainer):
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """Refused: transformers' result holds the scores of all images at once, here gigabytes."""
         raise NotImplementedError(
-            "predict would hold the class scores of all images at once. For scores take trainer.evaluate(dataset, "
-            'metric_key_prefix="test"), for one label map afdcd_hf.segment_image(trainer.student, processor, image), '
-            "for a folder of images afdcd predict."
+            "predict would hold the class scores of all images at once. Take trainer.evaluate(dataset, "
+            'metric_key_prefix="test"), or for a label map afdcd_hf.segment_image(trainer.student, processor, image).'
         )
 
     def score(self, model: nn.Module, rows: Any, **options: Any) -> dict[str, Any]:
         """What `evaluate_segmenter(model, rows, ...)` finds with this trainer's image processor and classes.
 
-        In float32, unless `bf16_full_eval` or `fp16_full_eval` asks for autocast: mixed precision of the training does
-        not matter, and a checkpoint's score in the log is the one that `evaluate_segmenter` gives the saved folder.
+        In float32, however it trains, unless `bf16_full_eval` or `fp16_full_eval` asks for autocast: so a score in the
+        log is the one that `evaluate_segmenter` gives the saved folder.
         """
         config = getattr(self.student, "config", None)
         precision = "bf16" if self.args.bf16_full_eval else "fp16" if self.args.fp16_full_eval else "fp32"
         with _own_forward(model):
-            return evaluate_segmenter(
-                model,
-                rows,
-                processor=self.processing_class,
-                num_labels=getattr(config, "num_labels", None) or getattr(self.train_dataset, "num_labels", None),
-                settings=InferenceSettings(precision=precision),
-                **options,
-            )
+            num_labels = getattr(config, "num_labels", None) or getattr(self.train_dataset, "num_labels", None)
+            own = {"processor": self.processing_class, "settings": InferenceSettings(precision=precision)}
+            return evaluate_segmenter(model, rows, num_labels=num_labels, **own, **options)
 
     def save_now(self) -> None:
         """Save a checkpoint of the last finished step, outside of transformers' own schedule."""
@@ -351,11 +318,7 @@ class SegmentationTrainer(HubTrainer):
 
 @contextmanager
 def _own_forward(model: Any) -> Iterator[None]:
-    """Take off the autocast that accelerate puts around `forward` of what is trained, and put it back afterwards.
-
-    That is the student in a supervised training, but the module around it in a distillation: without this, the same
-    evaluation would run in bfloat16 here and in float32 there.
-    """
+    """Take off, for a while, the autocast that accelerate puts around `forward` of what is trained."""
     wrapped = model.__dict__.get("forward")
     if "_original_forward" in model.__dict__:
         model.forward = model._original_forward

@@ -16,7 +16,6 @@ from ..data.statistics import count_labels
 from ..features import layer_names
 from ..losses import validate_loss_spec
 from ..losses.task import TaskLoss
-from ..messages import close_names
 from .distributed import DEFAULT_BATCH_SIZE, device_batch_size, images_per_step, use_one_gpu_per_process
 from .options import DEFAULT_STEPS, DistillationOptions, SegmentationOptions, check_options, plain_value
 
@@ -28,19 +27,7 @@ logger = logging.getLogger(__name__)
 _DEFAULT_EPOCHS = 3.0
 _SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy")  # of an evaluation
 
-# Ranges of transformers' own numbers; those of ours stand at the options.
-_RANGES = {
-    "adam_beta1": {"at_least": 0, "below": 1},
-    "adam_beta2": {"at_least": 0, "below": 1},
-    "adam_epsilon": {"above": 0},
-    "eval_delay": {"at_least": 0},
-    "dataloader_prefetch_factor": {"at_least": 1},
-    "torch_empty_cache_steps": {"at_least": 1},
-    "ddp_timeout": {"at_least": 1},
-    "data_seed": {"at_least": 0, "below": 2**32},
-}
-# Arguments of transformers that would do nothing here: the task loss is our own, evaluations run through
-# evaluate_segmenter, images have no length to group them by, and `afdcd train` always trains and evaluates.
+# Arguments of transformers that would do nothing here.
 WITHOUT_EFFECT = frozenset(
     "label_smoothing_factor prediction_loss_only include_for_metrics batch_eval_metrics eval_do_concat_batches "
     "eval_use_gather_object eval_accumulation_steps label_names include_num_input_tokens_seen "
@@ -58,8 +45,7 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
     dropped, a NaN loss shown as it is, best checkpoint (where asked for) by mean IoU.
 
     Raises:
-        ValueError: a value of another type or out of range, an argument that would have no effect here, or arguments
-            that contradict each other.
+        ValueError: a value of another type or out of range, or that has no effect here or contradicts another.
     """
 
     if TYPE_CHECKING:  # what `__post_init__` leaves of options that may be left out, or are words at first
@@ -77,7 +63,7 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
                 raise ValueError(f"{one.name}={value!r} would have no effect in this trainer. Leave it out.")
         if (order := self.train_sampling_strategy) not in ("random", "sequential"):
             raise ValueError(f"train_sampling_strategy={order!r} would have no effect: give random or sequential.")
-        check_options(self, _RANGES)
+        check_options(self)
         self._settle_length()
         if self.lr_scheduler_kwargs is None:
             polynomial = plain_value(self.lr_scheduler_type) == "polynomial"
@@ -87,7 +73,7 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
         if self.data_seed is None:  # else the order of samples would hang on torch's seed, which differs over ranks
             self.data_seed = self.seed
         wanted = self.per_device_train_batch_size
-        self.per_device_train_batch_size = DEFAULT_BATCH_SIZE if wanted is None else wanted
+        self.per_device_train_batch_size = wanted or DEFAULT_BATCH_SIZE
         super().__post_init__()
         self.per_device_train_batch_size = device_batch_size(
             self.total_batch_size, wanted, self.world_size, self.gradient_accumulation_steps
@@ -97,8 +83,8 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
             raise ValueError("remove_unused_columns must be False: images and labels are read from the raw columns.")
         self._check_schedule()
         if (name := self.metric_for_best_model) is not None and not name.endswith(_SCORES):
-            known = f"{', '.join(_SCORES)}.{close_names(name, _SCORES)}"
-            raise ValueError(f"metric_for_best_model={name!r} is not among the scores of an evaluation: {known}")
+            known = ", ".join(_SCORES)
+            raise ValueError(f"metric_for_best_model={name!r} is not among the scores of an evaluation: {known}.")
         if self.fp16 and self.device.type == "cpu":  # accelerate would say nothing
             logger.warning("fp16=True does nothing on the CPU: this training is in float32. bf16=True works there.")
 
@@ -108,7 +94,6 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
             raise ValueError(f"warmup_steps={self.warmup_steps:g} must be less than the run's {steps} steps.")
 
     def _settle_length(self) -> None:
-        """`max_steps` and `num_train_epochs` exclude each other."""
         if self.max_steps == 0:
             raise ValueError(f"max_steps=0 would train nothing; give 1 or more, or leave it out for {DEFAULT_STEPS}.")
         if self.num_train_epochs is None:
@@ -116,10 +101,8 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
         elif self.max_steps == DEFAULT_STEPS:
             self.max_steps = -1
         elif self.max_steps > 0:
-            raise ValueError(
-                f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs:g} exclude each other: give "
-                "one of them (max_steps=-1 switches a recipe's max_steps off)."
-            )
+            given = f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs:g}"
+            raise ValueError(f"{given} exclude each other: max_steps=-1 switches a recipe's max_steps off.")
         if self.max_seconds is not None and self.max_steps <= 0:
             raise ValueError(f"max_seconds needs max_steps > 0, not {self.max_steps}: the length of the schedule.")
 
@@ -127,14 +110,12 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
         steps = self.max_steps if self.max_steps > 0 else DEFAULT_STEPS
         if self.max_steps > 0:
             self.check_warmup(steps)
+        kind, optimizer = plain_value(self.lr_scheduler_type), torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate)
         try:
-            optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=self.learning_rate)
-            warmup = self.get_warmup_steps(steps)
-            get_scheduler(self.lr_scheduler_type, optimizer, warmup, steps, self.lr_scheduler_kwargs)
+            get_scheduler(kind, optimizer, self.get_warmup_steps(steps), steps, self.lr_scheduler_kwargs)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"lr_scheduler_type={plain_value(self.lr_scheduler_type)!r} cannot be made with learning_rate="
-                f"{self.learning_rate:g} and lr_scheduler_kwargs={self.lr_scheduler_kwargs}: {error}"
+                f"lr_scheduler_type={kind!r} cannot be made with options {self.lr_scheduler_kwargs}: {error}"
             ) from error
 
 
@@ -147,10 +128,7 @@ class DistillationTrainingArguments(DistillationOptions, SegmentationTrainingArg
         if self.loss is not None:
             validate_loss_spec(self.loss, self.loss_kwargs)
         for name in ("student_layer", "teacher_layer"):
-            layers = getattr(self, name)
-            if layers == []:
-                raise ValueError(f"{name}=[] must name a module path, or several.")
-            if isinstance(layers, list) and len(layers) == 1:
+            if isinstance(layers := getattr(self, name), list) and len(layers) == 1:
                 setattr(self, name, layers[0])
         if self.student_layer is not None and self.teacher_layer is not None:
             check_pairs(layer_names(self.student_layer), layer_names(self.teacher_layer))
@@ -174,16 +152,14 @@ def check_pairs(of_student: tuple[str, ...], of_teacher: tuple[str, ...]) -> Non
     if len(of_student) != len(of_teacher):
         raise ValueError(
             f"student_layer names {len(of_student)} map(s) ({', '.join(of_student)}) and teacher_layer "
-            f"{len(of_teacher)} ({', '.join(of_teacher)}): maps are compared in pairs, so name as many of each; the "
-            "same layer may be named twice."
+            f"{len(of_teacher)} ({', '.join(of_teacher)}): maps are compared in pairs, so name as many of each."
         )
 
 
 def refuse_where_divided(args: SegmentationTrainingArguments) -> None:
     """Raise for what needs whole weights on every process, where FSDP or DeepSpeed keep parts of them."""
-    for name, is_on in (("channels_last", args.channels_last), ("ema_decay", args.ema_decay is not None)):
-        if is_on:
-            raise ValueError(f"{name} needs whole weights on every process, unlike under FSDP and DeepSpeed.")
+    if args.channels_last or args.ema_decay is not None:
+        raise ValueError("channels_last and ema_decay need whole weights, unlike FSDP and DeepSpeed: leave them out.")
 
 
 def check_number_of_samples(train_dataset: Any, args: SegmentationTrainingArguments) -> None:
@@ -201,9 +177,8 @@ def check_number_of_samples(train_dataset: Any, args: SegmentationTrainingArgume
 def enable_gradient_checkpointing(student: Any, options: dict[str, Any] | None) -> None:
     """Do now what the Trainer does when training begins, so that a student that cannot is found out early."""
     if not hasattr(student, "gradient_checkpointing_enable"):
-        raise ValueError(
-            f"{type(student).__name__} lacks gradient_checkpointing_enable: leave gradient_checkpointing out."
-        )
+        kind = type(student).__name__
+        raise ValueError(f"{kind} lacks gradient_checkpointing_enable: leave gradient_checkpointing out.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer versions of transformers have another name for it
         student.gradient_checkpointing_enable(options)
@@ -216,16 +191,12 @@ def settle_class_weights(args: SegmentationTrainingArguments, train_dataset: Any
     TaskLoss(kind=args.task_loss, class_weights=[1.0])  # refused where they have no effect, before all is read
     if not isinstance(train_dataset, TrainingSamples):
         raise ValueError(
-            f"class_weights='balanced' counts the labels of TrainingSamples, and train_dataset is a "
-            f"{type(train_dataset).__name__}: give one number for each class (afdcd_hf.data.count_labels finds them)."
+            f"class_weights='balanced' needs TrainingSamples, and train_dataset is a {type(train_dataset).__name__}: "
+            "give one number for each class."
         )
-    counted = count_labels(
-        train_dataset.dataset,
-        train_dataset.num_labels,
-        train_dataset.ignore_index,
-        indices=range(args.process_index, len(train_dataset), args.world_size),
-        progress=not args.disable_tqdm and args.process_index == 0,
-    )
+    mine = range(args.process_index, len(train_dataset), args.world_size)
+    labels = (train_dataset.dataset, train_dataset.num_labels, train_dataset.ignore_index)
+    counted = count_labels(*labels, indices=mine, progress=not args.disable_tqdm and args.process_index == 0)
     counted.pixels[:] = reduce(torch.from_numpy(counted.pixels).to(args.device), "sum").cpu().numpy()
     args.class_weights = counted.balanced_weights.round(6).tolist()
     if args.process_index == 0:

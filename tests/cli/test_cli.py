@@ -12,42 +12,24 @@ import pytest
 import torch
 import yaml
 from command_line import answer
+from images import TINY_RESNET
 from safetensors.torch import load_file
-from tiny import segmenter
+from tiny import loss_options
 
 from afdcd_hf.cli import main
 from afdcd_hf.cli.training import _OFTEN
 from afdcd_hf.data.benchmarks import BENCHMARKS
-from afdcd_hf.recipes import list_recipes, load_recipe, recipe_path
+from afdcd_hf.recipes import load_recipe
 from afdcd_hf.training.arguments import parse_arguments
 from afdcd_hf.training.options import DataArguments, ModelArguments, TeacherArguments
 from afdcd_hf.training.runs import write_recipe
 from afdcd_hf.training.training_args import WITHOUT_EFFECT, DistillationTrainingArguments
 
-RECIPE = {
-    "dataset": "scenes",
-    "max_train_samples": 4,
-    "max_eval_samples": 2,
-    "crop_size": [32, 64],
-    "backbone": "resnet18",
-    "backbone_kwargs": {"channels": [8, 16, 16, 32], "layers": [1, 1, 1, 1]},
-    "pretrained_backbone": "false",
-    "head": "fcn",
-    "head_channels": 8,
-    "total_batch_size": 2,
-    "max_steps": 2,
-    "logging_steps": 1,
-    "save_strategy": "steps",
-    "save_steps": 1,
-    "report_to": "none",
-    "use_cpu": True,
-    "loss": "kd+af_dcd",
-    "af_dcd.feature_weight": 0.5,
-    "af_dcd.contrast_weight": 0.02,
-    "af_dcd.reduction": "mean",
-    "af_dcd.pool_size": 1,
-    "af_dcd.channel_groups": 4,
-}
+MODEL = {"backbone": "resnet18", "backbone_kwargs": TINY_RESNET, "pretrained_backbone": "false"}
+RECIPE = {"dataset": "scenes", "max_train_samples": 4, "max_eval_samples": 2, "crop_size": [32, 64], **MODEL}
+RECIPE |= {"head": "fcn", "head_channels": 8, "total_batch_size": 2, "max_steps": 2, "logging_steps": 1}
+RECIPE |= {"save_strategy": "steps", "save_steps": 1, "report_to": "none", "use_cpu": True, "loss": "kd+af_dcd"}
+RECIPE |= {f"af_dcd.{name}": value for name, value in loss_options()["af_dcd"].items()}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +42,7 @@ def few_scenes():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A recipe, a trained teacher, a distilled student and two models that do not do; tests must not write there."""
+    """A recipe, a trained teacher, a distilled student and a model without weights; tests must not write there."""
     folder = tmp_path_factory.mktemp("runs")
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
@@ -69,11 +51,9 @@ def runs(tmp_path_factory) -> Path:
     assert main(["train", "--config", str(recipe), *teacher]) == 0
     student = ["--output_dir", str(folder / "student"), "--teacher", str(folder / "teacher")]
     assert main(["distill", "--config", str(recipe), *student]) == 0
-    segmenter(1, channels=48, num_labels=5).save_pretrained(folder / "five")
     (folder / "broken").mkdir()
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copy(folder / "teacher" / name, folder / "broken")
-        shutil.copy(folder / "teacher" / "preprocessor_config.json", folder / "five")
     return folder
 
 
@@ -134,11 +114,9 @@ def test_evaluate_repeats_the_runs_scores(runs, tmp_path, capsys):
     table = capsys.readouterr().out
     assert all(name in table for name in BENCHMARKS["scenes"].classes) and "2 images" in table
     mine, theirs = json.loads(output.read_text()), json.loads((runs / "student" / "results.json").read_text())
-    other = ("protocol", "seconds")
-    assert {key: mine[key] for key in mine if key not in other} == {
-        key: theirs[key] for key in mine if key not in other
-    }
     assert mine["protocol"] == {**theirs["protocol"], "model": str(runs / "student")}
+    own = dict.fromkeys(("protocol", "seconds"))
+    assert {**mine, **own} == {**theirs, **own}
 
 
 def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(runs, capsys):
@@ -179,16 +157,13 @@ def test_a_failure_after_the_training_is_one_line_with_the_weights_saved_and_no_
 MISTAKES = {
     "unknown dataset": (["train", "--dataset", "scense"], ["'scense'", "scenes"]),
     "missing data_dir": (["train", "--dataset", "camvid"], ["camvid", "data_dir"]),
-    "data_dir not there": (["train", "--dataset", "camvid", "--data_dir", "/nowhere"], ["/nowhere"]),
     "unknown split": (["train", "--train_split", "tran"], ["'tran'", "train"]),
     "unknown backbone": (["train", "--backbone", "resnet18x"], ["'resnet18x'", "resnet18"]),
     "unknown head": (["train", "--head", "deeplab"], ["'deeplab'", "deeplabv3"]),
     "missing backbone weights": (["train", "--pretrained_backbone", "no.safetensors"], ["no.safetensors"]),
     "missing teacher": (["distill"], ["--teacher"]),
     "teacher without weights": (["distill", "--teacher", "RUNS/broken"], ["model.safetensors", "runs0/broken"]),
-    "teacher of other classes": (["distill", "--teacher", "RUNS/five"], ["student has 8 classes and the teacher 5"]),
     "unknown loss": (["distill", "--loss", "dcd"], ["'dcd'", "af_dcd"]),
-    "batch too large for the data": (["train", "--total_batch_size", "6"], ["4", "6"]),
     "no checkpoint": (["train", "--resume_from_checkpoint", "last"], ["no checkpoint"]),
 }
 
@@ -214,14 +189,6 @@ def test_training_can_start_from_a_saved_model_and_ends_with_its_score_and_its_f
         f"mIoU {100 * score:.2f} % on scenes val (2 images), from the saved weights",
         f"saved in {tmp_path / 'out'}",
     ]
-
-
-def test_recipes_are_listed_and_printed(capsys):
-    assert main(["recipes"]) == 0
-    assert capsys.readouterr().out.split() == list_recipes()
-    assert main(["recipes", "quickstart"]) == 0
-    assert capsys.readouterr().out.rstrip("\n") == recipe_path("quickstart").read_text().rstrip("\n")
-    assert "Known recipes" in answer(capsys, "recipes", "nope")
 
 
 def test_training_help_is_short_and_help_all_lists_every_argument(capsys):

@@ -12,10 +12,10 @@ import pytest
 from command_line import answer, saved_model
 
 from afdcd_hf import __version__
-from afdcd_hf.cli import _parser, main
+from afdcd_hf.cli import _in_words, _parser, main
 from afdcd_hf.cli.command import Command
-from afdcd_hf.cli.process import leave_process_group
-from afdcd_hf.recipes import load_recipe
+from afdcd_hf.messages import plain_message
+from afdcd_hf.recipes import list_recipes, load_recipe, recipe_path
 
 TOKEN = "hf_" + "a1B2c3D4e5" * 3
 
@@ -32,9 +32,8 @@ MISTAKES = {
     "a missing kind of chart": (["chart"], "the following arguments are required: KIND"),
     "a missing option": (["evaluate", "--model", "m"], "the following arguments are required: --dataset"),
     "scales": (["evaluate", "--model", "m", "--dataset", "d", "--scales", "1e6"], "'1e6' must be a number above 0"),
-    "a device": (["evaluate", "--model", "m", "--dataset", "d", "--device", "gpu"], "'gpu' is not a device such as"),
+    "a device": (["evaluate", "--model", "m", "--dataset", "d", "--device", "gpu"], "--device gpu cannot be used here"),
     "a size": (["profile", "m", "--size", "0", "8"], "'0' must be a whole number from 1 to 65536"),
-    "a batch": (["profile", "m", "--batch_size", "1000000000000"], "must be a whole number from 1 to 1000000"),
     "a choice": (["profile", "m", "--precision", "fp8"], "invalid choice: 'fp8'"),
     "a value of a training": (["train", "--max_steps", "many"], "max_steps='many' must be a whole number"),
 }
@@ -118,13 +117,17 @@ def test_tokens_are_never_repeated(tmp_path, capsys):
         assert TOKEN not in capsys.readouterr().err
 
 
-def test_tables_are_printed_as_json_on_request(capsys):
+def test_recipes_and_benchmarks_are_listed_and_printed_also_as_json(capsys):
     assert main(["datasets", "--json"]) == 0
     assert {"voc", "camvid"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
-    assert main(["recipes", "--json"]) == 0
-    assert "quickstart" in json.loads(capsys.readouterr().out)
-    assert main(["recipes", "quickstart", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == load_recipe("quickstart")
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out.split() == list_recipes()
+    assert main(["recipes", "quickstart"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == recipe_path("quickstart").read_text().rstrip("\n")
+    for argv, expected in ((["--json"], list_recipes()), (["quickstart", "--json"], load_recipe("quickstart"))):
+        assert main(["recipes", *argv]) == 0
+        assert json.loads(capsys.readouterr().out) == expected
+    assert "Known recipes" in answer(capsys, "recipes", "nope")
 
 
 LIGHT = (["--help"], ["recipes"], ["train", "--help"], ["distill", "--max_steps", "x"], ["evaluate", "--modle", "x"])
@@ -141,10 +144,6 @@ def test_help_and_mistakes_import_nothing_heavy():
     assert done.stdout.strip().endswith("False False False") and "distill" in done.stdout
 
 
-def weights(content: bytes):
-    return lambda folder: (folder / "model.safetensors").write_bytes(content)
-
-
 def config(**changes):
     def spoil(folder: Path) -> None:
         written = json.loads((folder / "config.json").read_text())
@@ -153,31 +152,25 @@ def config(**changes):
     return spoil
 
 
-EVIL = {
-    "model_type": "evil",
-    "auto_map": {"AutoConfig": "evil.Config", "AutoModelForSemanticSegmentation": "evil.Model"},
-}
-SPOILT = {
-    "not there": (shutil.rmtree, "is neither a local folder nor a Hub id"),
-    "truncated": (weights(b"\x80\x00\x00\x00\x00\x00\x00\x00{"), "cannot be loaded as a segmenter"),
-    "a web page": (weights(b"<!DOCTYPE html><html>not found</html>"), "cannot be loaded as a segmenter"),
-    "other shapes": (config(head_channels=4), "weights of other shapes than its config.json says"),
-    "code of its own": (config(**EVIL), "brings code of its own (auto_map in its config.json), which is not run"),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-}
+EVIL = {"model_type": "evil", "auto_map": dict.fromkeys(("AutoConfig", "AutoModelForSemanticSegmentation"), "evil.A")}
+SPOILT = (
+    (shutil.rmtree, "is neither a local folder nor a Hub id"),
+    (lambda folder: (folder / "model.safetensors").write_text("<html>"), "cannot be loaded as a segmenter"),
+    (config(head_channels=4), "weights of other shapes than its config.json says"),
+    (config(**EVIL), "brings code of its own (auto_map in its config.json), which is not run"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+)
 
 
-@pytest.mark.parametrize("what", SPOILT)
-def test_a_spoilt_model_folder_is_one_line_that_names_it(tmp_path, capsys, what):
-    folder = saved_model(tmp_path / "model", "scenes")
-    spoil, words = SPOILT[what]
-    spoil(folder)
-    options = ["--dataset", "scenes", "--max_samples", "1", "--device", "cpu"]
-    line = answer(capsys, "evaluate", "--model", str(folder), *options)
-    assert words in line and str(folder) in line
+def test_a_spoilt_model_folder_is_one_line_that_names_it(tmp_path, capsys):
+    whole = saved_model(tmp_path / "model", "scenes")
+    for number, (spoil, words) in enumerate(SPOILT):
+        folder = shutil.copytree(whole, tmp_path / str(number))
+        spoil(folder)
+        options = ["--dataset", "scenes", "--max_samples", "1", "--device", "cpu"]
+        line = answer(capsys, "evaluate", "--model", str(folder), *options)
+        assert words in line and str(folder) in line
 
-
-# Leaving the other processes at the end: groups are gone, and gloo's threads with them
 
 LEAVE_TWO_GROUPS = """
 from pathlib import Path
@@ -188,18 +181,14 @@ from afdcd_hf.cli.process import leave_process_group
 def threads_of_gloo():
     return sum("gloo" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
 
-class Holder:  # as a trainer: it refers to itself, so that only the garbage collector frees it
-    def __init__(self):
-        self.group, self.myself = distributed.new_group(backend="gloo"), self
-
 distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-holder = Holder()
-distributed.all_reduce(torch.ones(8), group=holder.group)
+holder = [distributed.new_group(backend="gloo")]
+holder.append(holder)  # as a trainer: it refers to itself, so that only the garbage collector frees it
+distributed.all_reduce(torch.ones(8), group=holder[0])
 before = threads_of_gloo()
 del holder
 leave_process_group()
 print(before > 0, distributed.is_initialized(), threads_of_gloo())
-leave_process_group()  # a second time: nothing to do
 """
 
 
@@ -210,8 +199,16 @@ def test_no_group_and_no_thread_of_one_stays_behind():
     assert done.stdout.split() == ["True", "False", "0"]
 
 
-def test_a_process_without_others_has_nothing_to_leave(monkeypatch):
-    leave_process_group()
-    monkeypatch.delitem(sys.modules, "torch.distributed")
-    leave_process_group()  # `afdcd recipes` imports no torch
-    assert "torch.distributed" not in sys.modules
+# Of an error in a data worker only its message is left
+
+TRACEBACK = (
+    "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+    '  File "a.py", line 1, in f\nOSError: truncated\n\nThe above exception was the direct cause of the following '
+    'exception:\n\n  File "b.py", line 2, in g\nsome.module.OSError: b.png: damaged\n'
+)
+
+
+def test_a_message_is_found_in_a_workers_traceback_whatever_came_before_it():
+    assert _in_words(OSError(TRACEBACK)) == "b.png: damaged."
+    assert plain_message(ValueError("two\n lines!")) == "two lines!"
+    assert plain_message(RuntimeError()) == "RuntimeError."

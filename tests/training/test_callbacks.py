@@ -11,54 +11,35 @@ from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor, evaluate
 from afdcd_hf.training.callbacks import AveragedWeights
 from afdcd_hf.training.progress import StepTimer
 
-MAKERS = pytest.mark.parametrize("make", [supervised, distilling])
 EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
 
 # Averaged weights
 
 
-def changed(model, step):
-    """The same weights after some made-up training step."""
-    generator = torch.Generator().manual_seed(step)
+def test_weights_of_half_precision_are_averaged_in_float32():
+    model = segmenter().to(torch.bfloat16)
+    average, before = AveragedWeights(model, 0.9998), weights(model)["head.classifier.weight"].float()
     with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            noise = torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else 1
-            tensor.add_(noise)
-    return model
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_average_follows_the_recurrence_in_float32_with_a_decay_that_grows_to_its_limit(dtype):
-    model = segmenter().to(dtype)
-    average = AveragedWeights(model, 0.5)
-    expected = {name: tensor.double() for name, tensor in weights(model).items()}
-    # (1 + t) / (10 + t) while that is below the limit of 0.5, which it reaches at t = 8
-    for step, decay in {1: 2 / 11, 2: 3 / 12, 7: 8 / 17, 8: 0.5, 100: 0.5}.items():
-        changed(model, step)
-        average.update(step)
-        for name, now in weights(model).items():
-            share = decay if now.is_floating_point() else 0  # batch norm's counter is copied
-            expected[name] = share * expected[name] + (1 - share) * now.double()
-    for name, tensor in weights(average.model).items():
-        torch.testing.assert_close(tensor.double(), expected[name], rtol=0, atol=2e-6)
+        model.head.classifier.weight.add_(1)
+    average.update(10**6)
+    change = average.model.head.classifier.weight - before
+    torch.testing.assert_close(change, torch.full_like(change, 2e-4), rtol=0.01, atol=0)
     average.restart()
     assert all(torch.equal(tensor, weights(model)[name]) for name, tensor in weights(average.model).items())
-    changed(model, 2)  # the average is a copy, not the same memory
-    assert not torch.equal(average.model.head.classifier.weight, model.head.classifier.weight)
 
 
-@MAKERS
+@pytest.mark.parametrize("make", [supervised, distilling])
 def test_the_average_is_scored_saved_resumed_and_restored_as_the_best_while_the_raw_weights_train_on(tmp_path, make):
-    options = {"max_steps": 4, "ema_decay": 0.9, **EVERY_STEP}
+    options = {"max_steps": 4, "ema_decay": 0.3, **EVERY_STEP}  # reached at the third step
     whole = make(tmp_path, **options)
     recorded = []
-    expected = {name: p.detach().clone() for name, p in whole.student.named_parameters()}
+    expected = dict(weights(whole.student))
     whole.optimizer = whole.create_optimizer()
     whole.optimizer.register_step_post_hook(lambda *_: recorded.append(weights(whole.student)))
     whole.train()
     for step, now in enumerate(recorded, start=1):
-        for name in expected:
-            expected[name] = torch.lerp(expected[name], now[name], 1 - min(0.9, (1 + step) / (10 + step)))
+        share = 1 - min(0.3, (1 + step) / (10 + step))
+        expected = {name: torch.lerp(expected[name], now[name], share) for name in now if now[name].ndim}
     for name, parameter in whole.average.model.named_parameters():
         torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-6)
     checkpoint = tmp_path / "checkpoint-4"
@@ -124,7 +105,6 @@ def steps_last(trainer, *durations: float):
     ("durations", "limit", "steps"),
     [
         ([3.0], 10.0, 3),  # 9 s are nearer to 10 than 12 are
-        ([3.0], 11.0, 4),
         ([1.0], 0.1, 1),  # at least one
         ([1.0, 1.0, 4.0, 1.0], 7.6, 5),  # a step that was held up says nothing of the next
     ],
@@ -133,16 +113,14 @@ def test_a_training_ends_with_the_step_whose_end_is_nearest_to_the_time(tmp_path
     often = {"eval_strategy": "steps", "eval_steps": 100, "save_strategy": "steps", "save_steps": 100}
     batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}  # one step of the clock
     trainer = steps_last(supervised(tmp_path, max_steps=2, max_seconds=limit, **often, **batches), *durations)
-    for _ in ("first", "second"):
-        trainer.train()  # of 2 steps an epoch
-        assert trainer.state.global_step == trainer.state.max_steps == steps and trainer.share_done > 0.8
+    trainer.train()  # of 2 steps an epoch
+    assert trainer.state.global_step == trainer.state.max_steps == steps and trainer.share_done > 0.8
     assert (tmp_path / f"checkpoint-{steps}").is_dir() and logged(trainer, "eval_mean_iou")
     summary = trainer.state.log_history[-1]
     assert summary["train_samples_per_second"] == pytest.approx(steps * 4 / summary["train_runtime"], rel=0.01)
 
 
-@pytest.mark.parametrize("warmup_steps", [0, 2])
-@pytest.mark.parametrize("kind", ["polynomial", "cosine"])
+@pytest.mark.parametrize(("kind", "warmup_steps"), [("polynomial", 0), ("cosine", 2)])
 def test_the_learning_rate_is_that_of_the_share_of_the_time(tmp_path, kind, warmup_steps):
     schedule = {"lr_scheduler_type": kind, "warmup_steps": warmup_steps}
     by_steps = supervised(tmp_path, max_steps=8, **schedule)
@@ -175,24 +153,17 @@ def test_a_resumed_run_has_the_time_that_was_left(tmp_path):
     assert logged(resumed, "learning_rate") == pytest.approx([*rates[:3], rates[4]])
     finished = supervised(tmp_path / "finished", segmenter(7), **options)
     finished.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
-    assert finished.state.global_step == 6
-    assert all(torch.equal(weights(finished.model)[name], value) for name, value in weights(whole.model).items())
+    assert finished.state.global_step == 6 and same(weights(finished.model), weights(whole.model))
     with pytest.raises(ValueError, match=r"written with max_seconds 'given' \(now None\)"):
         supervised(tmp_path / "a").train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
-    supervised(tmp_path / "counted", save_strategy="steps", save_steps=2).train()
-    with pytest.raises(ValueError, match=r"written with max_seconds None \(now 'given'\)"):
-        supervised(tmp_path / "b", **options).train(resume_from_checkpoint=str(tmp_path / "counted/checkpoint-2"))
 
 
-def test_the_real_clock_ends_a_training(tmp_path):
+def test_the_real_clock_ends_a_training_and_a_schedule_that_looks_at_scores_is_refused(tmp_path):
     trainer = supervised(tmp_path, max_steps=1_000_000, max_seconds=0.5, eval_strategy="steps", eval_steps=10)
     trainer.train()
     (summary,) = logged(trainer, "train_seconds_in_steps")
     # however slow the machine: it ends early by half a step at most, and a step is no longer than all of them
     assert trainer.state.global_step < 100_000 and summary > 0.99 * 2 / 3 * 0.5
-
-
-def test_a_schedule_that_looks_at_scores_is_refused(tmp_path):
     scored = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 1}
     with pytest.raises(ValueError, match="ReduceLROnPlateau is not: use an lr_scheduler_type such as polynomial"):
         supervised(tmp_path, max_seconds=3.0, **scored).train()

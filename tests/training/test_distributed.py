@@ -9,33 +9,19 @@ from types import SimpleNamespace
 
 import paths
 import pytest
+import tiny
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from tiny import (
-    distilling,
-    largest_difference,
-    logged,
-    loss_options,
-    same,
-    samples,
-    segmenter,
-    settings,
-    supervised,
-    weights,
-    without_batch_effects,
-)
+from tiny import distilling, loss_options, same, samples, segmenter, supervised, weights, without_batch_effects
 from torch import nn
 
-from afdcd_hf import AfDcdForSemanticSegmentation, SegmentationTrainingArguments
-from afdcd_hf.losses import build_loss
-from afdcd_hf.losses.mgd import random_mask
-from afdcd_hf.losses.random_source import RandomSource
-from afdcd_hf.training import distributed
+from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.training.distributed import (
     check_clipping,
     check_sharding,
     device_batch_size,
     rank_generator,
+    settle_unused_parameter_search,
     synchronise_batch_norm,
     use_one_gpu_per_process,
 )
@@ -50,11 +36,9 @@ CONFIGURATIONS = sorted((paths.ROOT / "scripts" / "accelerate").glob("*.yaml"))
     ("given", "expected"),
     [
         ((16, None, 2, 4), 2),
-        ((16, 1, 16, 1), 1),
         ((None, None, 2, 4), 16),
         ((None, 3, 2, 4), 3),
         ((12, None, 4, 2), r"total_batch_size=12 .*multiple of 8\..* that work with 4 process\(es\): 1, 3\.$"),
-        ((16, None, 5, 1), r"multiple of 5\..*: none\.$"),  # no accumulation helps
         ((16, 4, 1, 2), r"makes 8 image\(s\).*=4 was given\. Give only one of the two\.$"),
     ],
 )
@@ -63,35 +47,23 @@ def test_processes_times_accumulation_times_images_is_the_total_batch(given, exp
         assert device_batch_size(*given) == expected
 
 
-def test_a_batch_per_process_has_to_agree_with_the_total_where_it_was_asked_for(tmp_path):
-    options = settings(tmp_path, total_batch_size=8)
-    assert SegmentationTrainingArguments(**options).per_device_train_batch_size == 8
-    with pytest.raises(ValueError, match="per_device_train_batch_size=16 was given"):  # the default, but asked for
-        SegmentationTrainingArguments(**options, per_device_train_batch_size=16)
-
-
 def test_two_accumulated_batches_of_eight_train_student_and_loss_weights_as_one_batch_of_sixteen(tmp_path):
     states, logs = [], []
+    # of scale 1 every sample has as many unlabelled pixels
+    options = {"train_dataset": samples(21, scales=[1.0]), "loss_kwargs": loss_options(mask="center")}
+    options |= {"learning_rate": 0.1, "max_steps": 4, "total_batch_size": 16}
     for accumulation in (1, 2):
-        trainer = distilling(
-            tmp_path,
-            without_batch_effects(segmenter()),
-            train_dataset=samples(21, scales=[1.0]),  # every sample has as many unlabelled pixels
-            loss_kwargs=loss_options(mask="center"),
-            learning_rate=0.1,
-            max_steps=4,
-            total_batch_size=16,
-            gradient_accumulation_steps=accumulation,
-        )
+        student = without_batch_effects(segmenter())
+        trainer = distilling(tmp_path, student, **options, gradient_accumulation_steps=accumulation)
         before = weights(trainer.model)
         trainer.train()
         assert trainer.args.per_device_train_batch_size == 16 // accumulation
         states.append(weights(trainer.model))
-        logs.append([logged(trainer, name) for name in TERMS])
+        logs.append([tiny.logged(trainer, name) for name in TERMS])
     for part, moved in (("student.", 0.05), (".align.", 1e-3), (".projector.", 1e-4)):
         first, second, start = ({k: v for k, v in state.items() if part in k} for state in (*states, before))
-        assert largest_difference(first, second) < 1e-6  # measured: 6e-8; float32 sums in another order
-        assert largest_difference(first, start) > moved
+        assert tiny.largest_difference(first, second) < 1e-6  # measured: 6e-8; float32 sums in another order
+        assert tiny.largest_difference(first, start) > moved
     for whole, shared in zip(*logs, strict=True):
         assert len(whole) == 4 and shared == pytest.approx(whole, rel=1e-5)
 
@@ -133,80 +105,43 @@ def test_with_unequal_numbers_of_labelled_pixels_the_loss_is_the_mean_of_the_bat
         options["learning_rate"] = 1e-12  # the second run starts from the same weights
         trainer = supervised(tmp_path, network, gradient_accumulation_steps=accumulation, **options)
         trainer.train()
-        assert logged(trainer, "loss") == [pytest.approx(expected[accumulation], rel=1e-4)]
+        assert tiny.logged(trainer, "loss") == [pytest.approx(expected[accumulation], rel=1e-4)]
 
 
 # Synchronised batch norm
 
 
-def running_on(device: str, processes: int, wanted: bool | None = None) -> SimpleNamespace:
-    """The arguments of a run that this machine cannot make."""
-    return SimpleNamespace(device=torch.device(device), world_size=processes, sync_batch_norm=wanted)
+def synchronised(network: nn.Module, device: str, processes: int, wanted: bool | None = None) -> int:
+    """Synchronise as in a run that this machine cannot make; the number of layers."""
+    args = SimpleNamespace(device=torch.device(device), world_size=processes, sync_batch_norm=wanted)
+    return sum(isinstance(module, nn.SyncBatchNorm) for module in synchronise_batch_norm(network, args).modules())
 
 
-def synchronised(network: nn.Module) -> int:
-    return sum(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
-
-
-@pytest.mark.parametrize(
-    ("device", "processes", "wanted", "expected"),
-    [
-        ("cuda", 2, None, True),
-        ("cuda", 2, False, False),
-        ("cuda", 1, True, False),  # there is nobody to share statistics with
-        ("cpu", 2, None, False),
-    ],
-)
-def test_batch_norm_is_synchronised_where_several_gpus_train(device, processes, wanted, expected):
-    assert bool(synchronised(synchronise_batch_norm(segmenter(), running_on(device, processes, wanted)))) == expected
-
-
-def test_synchronising_changes_neither_outputs_nor_names_and_saved_weights_load_into_the_plain_network(tmp_path):
+def test_batch_norm_is_synchronised_where_several_gpus_train_which_changes_neither_outputs_nor_names(tmp_path):
+    for device, processes, wanted in (("cuda", 2, False), ("cuda", 1, True), ("cpu", 2, None)):
+        assert not synchronised(segmenter(), device, processes, wanted)
+    with pytest.raises(ValueError, match="sync_batch_norm=True needs GPUs.* cpu. Leave it out"):
+        distilling(tmp_path, sync_batch_norm=True)
     network = segmenter(backbone="efficientnet_lite0", backbone_kwargs={}).eval()
     picture = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     before, expected = weights(network), network(pixel_values=picture).logits
     plain = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
-    network = synchronise_batch_norm(network, running_on("cuda", 2))
-    assert synchronised(network) == plain > 3
-    assert torch.equal(network(pixel_values=picture).logits, expected)
-    assert same(weights(network), before)
+    assert synchronised(network, "cuda", 2) == plain > 3
+    assert torch.equal(network(pixel_values=picture).logits, expected) and same(weights(network), before)
     network.save_pretrained(tmp_path)
     loaded = AfDcdForSemanticSegmentation.from_pretrained(tmp_path)
-    assert not synchronised(loaded) and torch.equal(loaded(pixel_values=picture).logits, expected)
-
-
-def test_a_distillation_with_synchronised_student_trains_to_the_bit_as_the_plain_one_in_one_process(
-    tmp_path, monkeypatch
-):
-    with pytest.raises(ValueError, match="sync_batch_norm=True needs GPUs.* cpu. Leave it out"):
-        distilling(tmp_path, sync_batch_norm=True)
-    plain = distilling(tmp_path)
-    plain.train()
-    monkeypatch.setattr(distributed, "_shares_statistics", lambda args: True)
-    trainer = distilling(tmp_path)
-    assert synchronised(trainer.student) and not synchronised(trainer.teacher)
-    trainer.train()
-    assert same(weights(trainer.model), weights(plain.model))
-    assert [logged(trainer, name) for name in TERMS] == [logged(plain, name) for name in TERMS]
+    assert torch.equal(loaded(pixel_values=picture).logits, expected)
 
 
 # What DDP has to know
 
-EVERY_LOSS = {
-    "kd": ("kd", {"kd": {"weight": 1.0}}, {}),
-    "feature term only": ("af_dcd", {"af_dcd": loss_options(contrast_weight=0.0)["af_dcd"]}, {}),
-    "contrast term only": ("af_dcd", {"af_dcd": loss_options(feature_weight=0.0)["af_dcd"]}, {}),
-    "auxiliary head of weight 0": ("kd+af_dcd", loss_options(), {"aux_weight": 0.0}),
-}
 
-
-@pytest.mark.parametrize("case", EVERY_LOSS)
-def test_every_weight_of_our_networks_and_losses_takes_part_so_ddp_need_not_search(case, tmp_path):
-    loss, options, others = EVERY_LOSS[case]
-    trainer = distilling(tmp_path, segmenter(auxiliary_head=bool(others)), loss=loss, loss_kwargs=options, **others)
+@pytest.mark.parametrize("options", [{"feature_weight": 0.0}, {"contrast_weight": 0.0}, {}])
+def test_every_weight_of_our_networks_and_losses_takes_part_so_ddp_need_not_search(options, tmp_path):
+    student = segmenter(auxiliary_head=not options)
+    trainer = distilling(tmp_path, student, loss_kwargs=loss_options(**options), aux_weight=0.0)
     assert trainer.args.ddp_find_unused_parameters is False
-    batch = next(iter(trainer.get_train_dataloader()))
-    trainer.compute_loss(trainer.model.train(), batch).backward()
+    trainer.compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader()))).backward()
     assert [name for name, parameter in trainer.model.named_parameters() if parameter.grad is None] == []
 
 
@@ -217,22 +152,20 @@ def test_every_weight_of_a_backbone_takes_part(backbone):
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
-class Wrapped(nn.Module):
-    """Somebody else's network."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = segmenter()
-        self.config = self.inner.config
-
-    def forward(self, pixel_values):
-        return self.inner(pixel_values=pixel_values)
-
-
-def test_other_networks_are_searched_for_unused_weights_and_the_users_choice_counts(tmp_path):
-    layer = {"student_layer": "inner.backbone[-1]", "save_strategy": "no"}
-    assert distilling(tmp_path, Wrapped(), **layer).args.ddp_find_unused_parameters is True
-    assert distilling(tmp_path, ddp_find_unused_parameters=True).args.ddp_find_unused_parameters is True
+def test_ddp_looks_for_weights_that_take_no_part_where_there_may_be_some_and_the_users_choice_counts():
+    for at_times, asked, network, searching in (
+        (False, None, segmenter(), False),
+        (False, None, nn.Identity(), True),
+        (False, True, segmenter(), True),
+        (False, False, nn.Identity(), False),
+        (True, None, segmenter(), True),
+    ):
+        args = SimpleNamespace(distils_at_times=at_times, ddp_find_unused_parameters=asked, world_size=2)
+        settle_unused_parameter_search(args, network)
+        assert args.ddp_find_unused_parameters is searching
+    args = SimpleNamespace(distils_at_times=True, ddp_find_unused_parameters=False, world_size=2)
+    with pytest.raises(ValueError, match="leave out ddp_find_unused_parameters=False"):
+        settle_unused_parameter_search(args, segmenter())
 
 
 def test_a_process_that_sees_several_gpus_uses_one_and_says_how_to_use_all(caplog):
@@ -260,35 +193,7 @@ def test_accelerate_reads_every_configuration_and_the_docs_describe_it():
     assert all(load_config_from_file(str(path)).num_processes >= 2 for path in CONFIGURATIONS)
 
 
-# Random numbers: the same from the same seed, other ones on another rank
-
-MAP = torch.zeros(2, 3, 8, 8)
-
-
-def test_a_mask_follows_its_generator_and_leaves_the_global_one_alone():
-    torch.manual_seed(0)
-    expected = torch.rand(4)
-    torch.manual_seed(0)
-    masks = [random_mask(MAP, 0.5, RandomSource(rank_generator(0, rank, "cpu"))) for rank in (0, 0, 1)]
-    assert torch.equal(torch.rand(4), expected)
-    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
-
-
-@pytest.mark.parametrize("channels", [((3,), (8,)), ((3, 3), (8, 8))])
-def test_a_generator_reaches_every_loss_inside_and_no_state_dict(channels):
-    torch.manual_seed(0)
-    loss = build_loss("kd+af_dcd", loss_options(patch_size=1), *channels)
-    names, config = list(loss.state_dict()), loss.get_config_dict()
-    assert loss.generator is None
-    loss.generator = generator = rank_generator(0, 0, "cpu")
-    inner = loss.losses["af_dcd"]
-    assert all(part.generator is generator for part in (loss, inner, *getattr(inner, "losses", {}).values()))
-    assert list(loss.state_dict()) == names and loss.get_config_dict() == config
-    loss.generator = None
-    assert inner.generator is None
-
-
-def test_the_trainer_draws_its_masks_and_the_losses_weights_from_its_seed_alone(tmp_path):
+def test_the_trainer_draws_its_masks_and_the_losses_weights_from_seed_and_rank_alone(tmp_path):
     drawn, started = [], []
     for seed, before in ((3, 0), (3, 1), (4, 0)):
         torch.manual_seed(before)
@@ -297,3 +202,5 @@ def test_the_trainer_draws_its_masks_and_the_losses_weights_from_its_seed_alone(
         drawn.append(torch.rand(8, generator=trainer.loss_module.losses["af_dcd"].generator))
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     assert same(started[0], started[1]) and not same(started[0], started[2])
+    ranks = [torch.rand(8, generator=rank_generator(3, rank, "cpu")) for rank in (0, 1)]
+    assert torch.equal(ranks[0], drawn[0]) and not torch.equal(ranks[1], drawn[0])

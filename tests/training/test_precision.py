@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +15,6 @@ from afdcd_hf.losses import build_loss
 from afdcd_hf.losses.task import TaskLoss
 from afdcd_hf.training.distillation import DistillationModel
 
-MAKERS = pytest.mark.parametrize("make", [supervised, distilling])
 TERMS = ("loss_task", "loss_auxiliary", "loss_kd", "loss_feature", "loss_contrast")
 
 
@@ -28,7 +25,7 @@ def noted(module) -> set:
     return dtypes
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_all_terms_are_computed_in_float32_under_autocast_and_their_gradients_are_finite(dtype, monkeypatch):
     student, loss = segmenter(auxiliary_head=True), build_loss("kd+af_dcd", loss_options(mask="center"), 32, 48)
     model = DistillationModel(student, loss, TaskLoss(), "backbone[-1]")
@@ -36,11 +33,7 @@ def test_all_terms_are_computed_in_float32_under_autocast_and_their_gradients_ar
     logits, maps = torch.randn(2, 4, 4, 6, generator=generator), torch.randn(2, 48, 4, 6, generator=generator)
     pixel_values = torch.randn(2, 3, 32, 48, generator=generator)
     student_maps, upsampled, interpolate = noted(student.head.classifier), [], torch.nn.functional.interpolate
-
-    def spy(logits, **options):
-        upsampled.append(logits.dtype)
-        return interpolate(logits, **options)
-
+    spy = lambda logits, **options: upsampled.append(logits.dtype) or interpolate(logits, **options)  # noqa: E731
     monkeypatch.setattr(torch.nn.functional, "interpolate", spy)
     with torch.autocast("cpu", dtype=dtype):
         labels = torch.randint(0, 4, (2, 32, 48), generator=generator)
@@ -72,32 +65,22 @@ def test_a_distillation_in_bfloat16_starts_with_the_losses_of_float32_and_leaves
         assert value == pytest.approx(wanted, rel=0.01)  # measured: 0.4 %; bfloat16 has 8 bits
 
 
-@MAKERS
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("make", "precision"), [(supervised, "fp32"), (distilling, "fp32"), (distilling, "bf16")])
 def test_evaluation_is_in_float32_or_as_asked_while_bfloat16_trains_and_equals_the_saved_folders_score(
     tmp_path, make, precision
 ):
     asked = {"bf16_full_eval": precision == "bf16", "bf16": True, "eval_strategy": "steps", "eval_steps": 1}
-    trainer = make(tmp_path, max_steps=1, **asked)
-    dtypes = []
-    trainer.student.head.classifier.register_forward_hook(
-        lambda module, args, output: dtypes.append((module.training, output.dtype))
-    )
+    trainer, dtypes = make(tmp_path, max_steps=1, **asked), set()
+    note = lambda module, args, output: dtypes.add((module.training, output.dtype))  # noqa: E731
+    trainer.student.head.classifier.register_forward_hook(note)
     trainer.train()
-    evaluated = torch.bfloat16 if precision == "bf16" else torch.float32
-    assert set(dtypes) == {(True, torch.bfloat16), (False, evaluated)}
+    assert dtypes == {(True, torch.bfloat16), (False, torch.bfloat16 if precision == "bf16" else torch.float32)}
     assert {parameter.dtype for parameter in trainer.student.parameters()} == {torch.float32}
     trainer.save_model()
     saved = AfDcdForSemanticSegmentation.from_pretrained(tmp_path)
     options = {"processor": AfDcdImageProcessor(), "progress": False}
     scores = evaluate_segmenter(saved, pictures(), settings=InferenceSettings(precision=precision), **options)
     assert logged(trainer, "eval_mean_iou") == [scores["mean_iou"]]
-
-
-def test_fp16_on_the_cpu_is_warned_of(tmp_path, caplog):
-    caplog.set_level(logging.WARNING, "afdcd_hf")
-    supervised(tmp_path, fp16=True)
-    assert "fp16=True does nothing on the CPU" in caplog.text
 
 
 @pytest.mark.gpu
@@ -116,28 +99,20 @@ def test_a_distillation_on_the_gpu_in_half_precision_has_the_losses_of_float32(t
 # Compilation
 
 
-@pytest.fixture
-def counted():
-    """What torch.compile did in this test."""
+def test_a_compiled_distillation_is_two_graphs_has_the_eager_ones_terms_and_saves_plain_names(tmp_path):
     torch._dynamo.reset()
     counters.clear()
-    yield counters
-    torch._dynamo.reset()
-
-
-COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
-
-
-def test_a_compiled_distillation_is_two_graphs_has_the_eager_ones_terms_and_saves_plain_names(tmp_path, counted):
     teacher = segmenter(1, channels=48)
     options = {"max_steps": 2, "teacher": teacher, "ema_decay": 0.5}
     options |= {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
     eager = distilling(tmp_path / "eager", **options)
     eager.train()
-    assert not counted["stats"]
-    compiled = distilling(tmp_path / "compiled", **options, **COMPILED)
+    assert not counters["stats"]
+    options |= {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    compiled = distilling(tmp_path / "compiled", **options)
     compiled.train()
-    assert counted["stats"]["unique_graphs"] == 2 and not counted["graph_break"]  # student with loss, and teacher
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]  # student with loss, and teacher
+    torch._dynamo.reset()
     for term in ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"):
         assert logged(compiled, term) == pytest.approx(logged(eager, term), rel=1e-4), term
     timed = {name for name in compiled.state.log_history[0] if name.startswith("time_")}  # it is not looked into

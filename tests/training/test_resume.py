@@ -16,13 +16,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate import skip_first_batches
 from tiny import distilling, loss_options, samples, segmenter, weights
 from transformers import TrainerCallback
 
-# An epoch has two steps of two batches each; checkpoints, log lines and evaluations fall on different steps; masks and
-# dropout are random.
+# An epoch has two steps of two batches; checkpoints, log lines and evaluations fall on different steps.
 OPTIONS = {"max_steps": 8, "total_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 3, "save_steps": 2}
 OPTIONS |= {"save_strategy": "steps", "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 4}
 OPTIONS |= {"distill_every": 3}
@@ -124,14 +121,6 @@ def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(tmp_path, 
     assert deaths >= 3
     assert read(folder) == read(tmp_path / "whole")
     assert {path.name for path in folder.iterdir() if path.is_dir()} <= {"checkpoint-6", "checkpoint-8", "checkpoint-4"}
-
-
-def test_starting_data_workers_draws_nothing_from_the_global_generator(tmp_path):
-    loader = make(tmp_path, dataloader_num_workers=1).get_train_dataloader()
-    before = torch.get_rng_state()
-    next(iter(loader))
-    next(iter(skip_first_batches(loader, 1)))
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_signals_meant_for_the_run_do_not_end_its_data_workers(tmp_path):

@@ -6,29 +6,18 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 from accelerate.utils import DynamoBackend
 from images import labelled_image
 from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d
-from tiny import (
-    distilling,
-    largest_difference,
-    logged,
-    loss_options,
-    passes_of,
-    pictures,
-    same,
-    segmenter,
-    supervised,
-    weights,
-    without_batch_effects,
-)
+from tiny import distilling, logged, loss_options, passes_of, same, segmenter, weights, without_batch_effects
 from torch import nn
 from transformers import MobileViTImageProcessor, TimmWrapperImageProcessor
 
-from afdcd_hf import AfDcdImageProcessor, as_segmenter, evaluate_segmenter
-from afdcd_hf.features import LayerTap, run_tapped, run_to_maps
+from afdcd_hf import AfDcdImageProcessor, as_segmenter
+from afdcd_hf.features import LayerTap
 from afdcd_hf.models.image_processing_afdcd import RELEASED_INPUT
 from afdcd_hf.training.teacher import observe, running_teacher, stops_early, with_own_input
 
@@ -130,17 +119,16 @@ def test_the_trainers_teacher_gets_its_own_input_and_shares_its_weights(tmp_path
 # The copy
 
 
-@pytest.mark.parametrize(("fold", "channels_last"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("fold", "channels_last"), [(False, False), (True, True)])
 @pytest.mark.parametrize(
     ("teacher", "layers"),
     [
         (trained(segmenter(1, channels=48, auxiliary_head=True)), ["backbone[-1]", "head.features"]),
-        (trained(as_segmenter(Plain())), ["module.norm"]),
         (trained(as_segmenter(Plain(bias=False, norm=BatchNormAct2d))), ["module.norm", "module.classifier"]),
         (trained(as_segmenter(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Plain()))),
          ["module.2.stem", "module.2.norm"]),
     ],
-    ids=["ours", "conv-bn", "timm's norm with activation", "the convolution itself is distilled"],
+    ids=["ours", "timm's norm with activation", "the convolution itself is distilled"],
 )  # fmt: skip
 def test_the_copy_gives_the_same_logits_and_maps_and_the_teacher_stays_as_it_was(teacher, layers, fold, channels_last):
     before, strides = weights(teacher), [parameter.stride() for parameter in teacher.parameters()]
@@ -159,8 +147,6 @@ def test_every_batch_norm_behind_a_convolution_is_folded_and_said_and_hooks_fire
     calls = passes_of(teacher.head.classifier)
     running = run(teacher)
     norms = [module for module in running.modules() if isinstance(module, nn.BatchNorm2d)]
-    moved = torch.randn(1, norms[0].num_features, 4, 4)
-    assert all(norm.forward(moved) is moved for norm in norms)
     assert running.head.classifier.weight is teacher.head.classifier.weight  # shared where nothing changes
     assert f"Folded {len(norms)} of the teacher's {len(norms)} batch-norm layers" in caplog.text
     calls.clear()
@@ -184,108 +170,61 @@ def test_what_cannot_be_folded_is_refused(network, layers, message):
 # The training
 
 
-@pytest.mark.parametrize(
-    ("teacher", "options"),
-    [
-        (lambda: segmenter(1, channels=48), {}),
-        (lambda: as_segmenter(Plain(), num_labels=4), {"teacher_layer": "module.norm"}),
-    ],
-    ids=["ours", "wrapped"],
-)
-def test_a_training_with_all_options_takes_the_same_steps(tmp_path, teacher, options):
-    runs = []
+def test_a_training_with_all_options_takes_the_same_steps_channels_last_but_for_the_saved_student(tmp_path):
+    runs, seen = [], []
+    options = {"max_steps": 2, "learning_rate": 0.01, "ema_decay": 0.9, "save_strategy": "steps", "save_steps": 2}
     for name, added in (("plain", {}), ("fast", BOTH)):
-        network = trained(teacher())
-        before = weights(network)
-        student = without_batch_effects(segmenter())
-        trainer = distilling(tmp_path / name, student, network, max_steps=2, learning_rate=0.01, **options, **added)
+        network = trained(segmenter(1, channels=48))
+        before, student = weights(network), without_batch_effects(segmenter())
+        trainer = distilling(tmp_path / name, student, network, **options, **added)
+        student.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True)
         trainer.train()
         assert same(weights(network), before) and trainer.teacher is network
         runs.append(trainer)
     plain, fast = runs
     for term in ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"):
         assert logged(fast, term) == pytest.approx(logged(plain, term), rel=1e-4), term
-    assert largest_difference(weights(fast.model), weights(plain.model)) < 1e-4
-
-
-def test_images_and_weights_are_channels_last_in_the_networks_and_the_saved_student_is_not(tmp_path):
-    trainer = distilling(tmp_path, max_steps=1, save_strategy="steps", save_steps=1, ema_decay=0.9, **BOTH)
-    seen = []
-    trainer.student.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["pixel_values"]),
-                                              with_kwargs=True)  # fmt: skip
-    trainer.train()
-    kernels = [each for net in (trainer.student, trainer._run_teacher) for each in net.parameters() if each.ndim == 4]
-    assert seen and all(each.is_contiguous(memory_format=torch.channels_last) for each in (*seen, *kernels))
-    saved = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
-    assert same(saved, weights(trainer.evaluated_student))
-
-
-def test_a_supervised_training_takes_the_same_steps_channels_last(tmp_path):
-    plain, fast = (
-        supervised(tmp_path / str(on), without_batch_effects(segmenter()), channels_last=on) for on in (False, True)
-    )
-    for trainer in (plain, fast):
-        trainer.train()
-    assert logged(fast, "loss") == pytest.approx(logged(plain, "loss"), rel=1e-4)
-    assert largest_difference(weights(fast.student), weights(plain.student)) < 1e-3
-    assert fast.evaluate()["eval_mean_iou"] == pytest.approx(plain.evaluate()["eval_mean_iou"], abs=0.02)
+    assert tiny.largest_difference(weights(fast.model), weights(plain.model)) < 1e-4
+    kernels = [each for net in (fast.student, fast._run_teacher) for each in net.parameters() if each.ndim == 4]
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in (*seen[2:], *kernels))
+    assert same(load_file(tmp_path / "fast/checkpoint-2/model.safetensors"), weights(fast.evaluated_student))
 
 
 # No further than the maps
 
-MAPS_ONLY = {"loss": "af_dcd", "loss_kwargs": {"af_dcd": loss_options()["af_dcd"]}}
-
-
-def accelerator(backend: DynamoBackend) -> SimpleNamespace:
-    return SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=backend)))
-
 
 class Network(nn.Module):
-    """Two convolutions with a ReLU between, then a classifier."""
+    """A convolution, a ReLU that may work in place, then a classifier."""
 
     def __init__(self, inplace: bool = False):
         super().__init__()
-        self.first, self.relu = nn.Conv2d(3, 8, 3), nn.ReLU(inplace=inplace)
-        self.second, self.classifier = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)
+        self.first, self.relu, self.classifier = nn.Conv2d(3, 8, 3), nn.ReLU(inplace=inplace), nn.Conv2d(8, 4, 1)
 
     def forward(self, pixel_values):
-        return SimpleNamespace(logits=self.classifier(self.second(self.relu(self.first(pixel_values)))))
+        return SimpleNamespace(logits=self.classifier(self.relu(self.first(pixel_values))))
 
 
-def test_the_maps_are_those_of_a_whole_pass():
-    network = segmenter().eval()
-    taps = [LayerTap(network, layer) for layer in ("head.features", "backbone[0]")]
-    classified = passes_of(network.head.classifier)
-    with torch.no_grad():
-        stopped = run_to_maps(network, IMAGES, taps)
-        assert stopped.logits is None and not classified
-        whole = run_tapped(network, IMAGES, taps)[1]
-    assert classified
-    pairs = zip(stopped.of_each_layer(), whole.of_each_layer(), strict=True)
-    assert all(torch.equal(ours.feature_map, theirs.feature_map) for ours, theirs in pairs)
-
-
-@pytest.mark.parametrize(("inplace", "layer", "stops"), [(False, "first", True), (True, "first", False),
-                                                         (True, "relu", True), (True, "second", True)])  # fmt: skip
-def test_it_is_not_done_where_a_later_module_changes_the_map_nor_compiled_nor_without_maps(inplace, layer, stops):
-    network, plain = Network(inplace).eval(), accelerator(DynamoBackend.NO)
-    taps = [LayerTap(network, layer)]
-    assert stops_early(network, IMAGES, taps, plain) is stops
-    assert not stops_early(network, IMAGES, taps, accelerator(DynamoBackend.INDUCTOR))
-    assert not stops_early(network, IMAGES, [], plain)
+def test_it_is_not_done_where_a_later_module_changes_the_map_nor_compiled_nor_without_maps():
+    plain, compiled = (
+        SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=backend)))
+        for backend in (DynamoBackend.NO, DynamoBackend.INDUCTOR)
+    )
+    for inplace, layer, stops in ((False, "first", True), (True, "first", False), (True, "relu", True)):
+        network = Network(inplace).eval()
+        taps = [LayerTap(network, layer)]
+        assert stops_early(network, IMAGES, taps, plain) is stops
+        assert not stops_early(network, IMAGES, taps, compiled) and not stops_early(network, IMAGES, [], plain)
 
 
 @pytest.mark.parametrize("options", [BOTH, {"bf16": True}])
-def test_a_training_is_the_same_to_the_bit_without_the_teachers_head_which_works_outside_of_it(tmp_path, options):
-    results, scores = [], []
+def test_a_training_is_the_same_to_the_bit_without_the_teachers_head(tmp_path, options):
+    results, maps_only = [], {"loss": "af_dcd", "loss_kwargs": {"af_dcd": loss_options()["af_dcd"]}}
     for stop in (True, False):
-        teacher = segmenter(1, channels=48)
-        trainer = distilling(tmp_path / str(stop), teacher=teacher, **MAPS_ONLY, **options)
+        trainer = distilling(tmp_path / str(stop), **maps_only, **options)
         assert trainer._teacher_stops_early
         trainer._teacher_stops_early = stop
         classified = passes_of(trainer._run_teacher.head.classifier)
         trainer.train()
         assert bool(classified) is not stop
         results.append(weights(trainer.model))
-        scores.append(evaluate_segmenter(trainer.teacher, pictures(), processor=AfDcdImageProcessor())["mean_iou"])
-    assert same(*results) and scores[0] == scores[1]
+    assert same(*results)

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 
 import pytest
+import tiny
 import torch
-from tiny import (
-    distilling,
-    logged,
-    loss_options,
-    pictures,
-    same,
-    same_batch_every_step,
-    samples,
-    segmenter,
-    settings,
-    supervised,
-    weights,
-    without_batch_effects,
-)
+from datasets import Dataset, Image
+from images import labelled_image
+from tiny import distilling, logged, loss_options, pictures, same, samples, segmenter, supervised, weights
 from transformers import TrainerCallback
 
+from afdcd_hf import AfDcdImageProcessor
+from afdcd_hf.cli import main
+from afdcd_hf.data import RandomScaleCropFlip, StreamedSamples
+from afdcd_hf.evaluation import evaluate_segmenter
 from afdcd_hf.training.arguments import parse_arguments
 from afdcd_hf.training.training_args import SegmentationTrainingArguments
 
@@ -38,15 +33,9 @@ class GradientSpy(TrainerCallback):
 
 
 def test_distillation_lowers_every_term_and_changes_student_and_loss_weights(tmp_path):
-    trainer = distilling(
-        tmp_path,
-        without_batch_effects(segmenter()),
-        max_steps=6,
-        learning_rate=0.02,
-        train_dataset=same_batch_every_step(),
-        loss_kwargs=loss_options(mask="center"),
-        task_weight=0.0,  # a random teacher's classes contradict the labels
-    )
+    options = {"max_steps": 6, "learning_rate": 0.02, "train_dataset": tiny.same_batch_every_step()}
+    options |= {"task_weight": 0.0, "loss_kwargs": loss_options(mask="center")}  # a random teacher contradicts labels
+    trainer = distilling(tmp_path, tiny.without_batch_effects(segmenter()), **options)
     student, loss = weights(trainer.student), weights(trainer.loss_module)
     trainer.train()
     assert logged(trainer, "loss_task") == [0.0] * 6
@@ -107,11 +96,10 @@ def test_all_weights_decay_unless_told_otherwise_by_sgd_whose_learning_rate_fall
     trainer = make(tmp_path, max_steps=6, learning_rate=0.02)
     trainer.train()
     optimizer = trainer.optimizer.optimizer  # accelerate has wrapped it
-    assert type(optimizer) is torch.optim.SGD
-    assert all(group["momentum"] == 0.9 and not group["nesterov"] for group in optimizer.param_groups)
+    groups = optimizer.param_groups
+    assert type(optimizer) is torch.optim.SGD and all(group["momentum"] == 0.9 for group in groups)
     expected = [0.02 * (1 - step / 6) ** 0.9 for step in range(6)]
     assert logged(trainer, "learning_rate") == pytest.approx(expected, rel=1e-6)
-    groups = optimizer.param_groups
     decaying = [id(p) for group in groups if group["weight_decay"] == 1e-4 for p in group["params"]]
     assert sorted(decaying) == sorted(id(p) for p in trainer.model.parameters())
     groups = make(tmp_path, decay_all=False).create_optimizer().param_groups
@@ -121,33 +109,26 @@ def test_all_weights_decay_unless_told_otherwise_by_sgd_whose_learning_rate_fall
 def test_fewer_samples_than_a_batch_are_an_error_unless_it_may_be_incomplete(tmp_path):
     with pytest.raises(ValueError, match="training set has 8 samples, but a batch takes 9"):
         supervised(tmp_path, per_device_train_batch_size=9)
-    supervised(tmp_path, per_device_train_batch_size=9, dataloader_drop_last=False).train()
-    supervised(tmp_path, per_device_train_batch_size=8).train()
+    supervised(tmp_path, per_device_train_batch_size=9, dataloader_drop_last=False, max_steps=1).train()
 
 
 def test_the_schedules_default_options_belong_to_the_polynomial_one_only(tmp_path):
     for given, meant in (({}, {"power": 0.9, "lr_end": 0.0}), ({"lr_scheduler_type": "linear"}, {}),
                          ({"lr_scheduler_kwargs": '{"power": 2.0}'}, {"power": 2.0})):  # fmt: skip
-        assert SegmentationTrainingArguments(**settings(tmp_path, **given)).lr_scheduler_kwargs == meant
+        assert SegmentationTrainingArguments(**tiny.settings(tmp_path, **given)).lr_scheduler_kwargs == meant
 
 
-def test_augmentation_differs_from_epoch_to_epoch_and_is_the_same_in_another_run(tmp_path):
-    def batches() -> list[torch.Tensor]:
-        seen = []
+def test_augmentation_differs_from_epoch_to_epoch_and_is_that_of_seed_and_epoch_alone(tmp_path):
+    seen, expected = [], samples()
 
-        def collate(rows):
-            seen.append(torch.stack([row["pixel_values"] for row in rows]))
-            return {"pixel_values": seen[-1], "labels": torch.stack([row["labels"] for row in rows])}
+    def collate(rows):
+        seen.append(torch.stack([row["pixel_values"] for row in rows]))
+        return {"pixel_values": seen[-1], "labels": torch.stack([row["labels"] for row in rows])}
 
-        order = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 8}
-        supervised(tmp_path, max_steps=3, data_collator=collate, train_dataset=samples(), **order).train()
-        return seen
-
-    first, second = batches(), batches()
-    assert len(first) == 3 and all(map(torch.equal, first, second))
-    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
-    expected = samples()
-    for epoch, batch in enumerate(first):
+    order = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 8}
+    supervised(tmp_path, max_steps=3, data_collator=collate, train_dataset=samples(), **order).train()
+    assert len(seen) == 3 and not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
+    for epoch, batch in enumerate(seen):
         expected.set_epoch(epoch)
         assert torch.equal(batch, torch.stack([expected[index]["pixel_values"] for index in range(8)]))
 
@@ -191,16 +172,70 @@ def test_balanced_weights_become_numbers_before_the_first_step_in_both_trainers(
     assert supervised(tmp_path, class_weights="balanced").args.class_weights == [1.0] * 4  # as many columns of each
 
 
-def test_what_cannot_be_balanced_is_refused_before_it_is_read(tmp_path):
-    class Unreadable(list):
-        def __getitem__(self, index):
-            raise AssertionError("a label was read")
-
-    found = samples()
-    found.dataset = Unreadable(found.dataset)
+def test_what_cannot_be_balanced_is_refused(tmp_path):
     with pytest.raises(ValueError, match="class_weights have no effect on task_loss='dice'"):
-        supervised(tmp_path, train_dataset=found, class_weights="balanced", task_loss="dice")
+        supervised(tmp_path, class_weights="balanced", task_loss="dice")
     with pytest.raises(ValueError, match="train_dataset is a list: give one number for each class"):
-        supervised(tmp_path, train_dataset=[found] * 8, class_weights="balanced")
+        supervised(tmp_path, train_dataset=[samples()] * 8, class_weights="balanced")
     with pytest.raises(ValueError, match="class_weights='equal' must be a list of finite numbers or 'balanced'"):
         parse_arguments({"class_weights": "equal"}, distils=False)
+
+
+# Streams
+
+
+def rows(count: int, first: int = 0) -> Dataset:
+    found = [labelled_image(first + index, 4, 32, 48) for index in range(count)]
+    columns = Dataset.from_dict({name: [row[name] for row in found] for name in ("image", "label", "name")})
+    return columns.cast_column("image", Image()).cast_column("label", Image())
+
+
+def streamed(count: int = 6) -> StreamedSamples:
+    transform = RandomScaleCropFlip(AfDcdImageProcessor(), (32, 48), scales=(0.75, 1.0, 1.25))
+    return StreamedSamples(rows(count).to_iterable_dataset(2).shuffle(0, buffer_size=4), transform, num_labels=4)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path):
+    parts = {"eval_dataset": rows(3, 100).to_iterable_dataset(), "max_steps": 4, "save_strategy": "steps"}
+    parts |= {"save_steps": 2, "loss": "kd", "loss_kwargs": None}  # the stream of 6 begins again within 4 steps of 4
+    whole = distilling(tmp_path, train_dataset=streamed(), **parts)
+    whole.train()
+    resumed = distilling(tmp_path, segmenter(5), train_dataset=streamed(), **parts)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 4 and same(weights(resumed.student), weights(whole.student))
+    stored = evaluate_segmenter(whole.student, rows(3, 100), processor=AfDcdImageProcessor(), progress=False)
+    assert whole.evaluate()["eval_mean_iou"] == stored["mean_iou"] and stored["num_images"] == 3
+
+
+def test_a_stream_needs_max_steps_and_rows(tmp_path):
+    with pytest.raises(ValueError, match="max_steps"):
+        supervised(tmp_path, train_dataset=streamed(), max_steps=-1, num_train_epochs=1)
+    with pytest.raises(ValueError, match="nothing to evaluate: the dataset is empty"):
+        evaluate_segmenter(segmenter(), iter([]), processor=AfDcdImageProcessor(), progress=False)
+
+
+def test_the_command_line_trains_and_scores_on_a_stream_of_parquet_files(tmp_path):
+    for split, found in (("train", rows(6)), ("validation", rows(3, 100))):
+        found.to_parquet(tmp_path / "data" / f"{split}-0.parquet")
+    data = ["--dataset", str(tmp_path / "data"), "--streaming"]
+    command = ["train", *data, "--model", str(tiny.saved(tmp_path / "model", segmenter())), "--class_names", *"abcd"]
+    command += ["--max_steps", "2", "--total_batch_size", "2", "--crop_size", "32", "48", "--use_cpu"]
+    assert main([*command, "--output_dir", str(tmp_path / "run")]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["num_images"] == 3 and (tmp_path / "run" / "README.md").is_file()
+    for form in (data, data[:2]):  # streamed and stored
+        scored = ["evaluate", "--model", str(tmp_path / "run"), *form, "--output", str(tmp_path / "r.json")]
+        assert main([*scored, "--overwrite", "--device", "cpu"]) == 0
+        assert json.loads((tmp_path / "r.json").read_text())["mean_iou"] == results["mean_iou"]
+
+
+def test_what_no_stream_can_do_is_refused_before_anything_is_loaded():
+    for words, message in (
+        ("--num_train_epochs 1", "streaming needs max_steps"),
+        ("--max_steps -1 --num_train_epochs 1", "streaming needs max_steps"),
+        ("--cutmix_probability 0.5", "which rules out cutmix_probability: leave out that, or streaming"),
+        ("--unlabelled_dataset scenes", "rules out unlabelled_dataset"),
+        ("--class_weights balanced --eval_strategy epoch", "rules out class_weights balanced, eval_strategy epoch"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_arguments({"output_dir": "out"}, ["--streaming", "--loss", "cwd", *words.split()], distils=True)

@@ -11,6 +11,7 @@ from tiny import distilling, same, segmenter, supervised, weights
 from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 
+from afdcd_hf import as_segmenter
 from afdcd_hf.hub.card_facts import read_facts
 from afdcd_hf.hub.model_card import MARKER
 
@@ -58,7 +59,7 @@ def test_the_student_alone_is_pushed_and_comes_back_as_trained(hub, tmp_path, ca
         assert files.keys() <= STUDENT | {"README.md", "card_facts.json", ".gitattributes"}
 
 
-def test_licence_and_tags_of_a_push_reach_our_card(hub, tmp_path):
+def test_licence_and_tags_of_a_push_reach_our_card_and_one_written_by_hand_is_pushed_as_it_is(hub, tmp_path):
     trainer = supervised(tmp_path / "run", **PUSHING)
     trainer.push_to_hub(license="apache-2.0", tags="street", finetuned_from="timm/resnet18.a1_in1k")
     trainer.push_to_hub(tags=["night"])  # the earlier ones stay
@@ -67,11 +68,6 @@ def test_licence_and_tags_of_a_push_reach_our_card(hub, tmp_path):
     assert "license: apache-2.0" in pushed(hub)["README.md"].decode()
     with pytest.raises(ValueError, match="our card has no place for language"):
         trainer.push_to_hub(language="en")
-
-
-def test_a_card_written_by_hand_is_pushed_as_it_is(hub, tmp_path):
-    trainer = supervised(tmp_path / "run", **PUSHING)
-    trainer.save_model(_internal_call=True)
     (tmp_path / "run" / "README.md").write_bytes(b"# Mine\n")
     trainer.push_to_hub()
     assert pushed(hub)["README.md"] == b"# Mine\n" == (tmp_path / "run" / "README.md").read_bytes()
@@ -109,18 +105,7 @@ def test_a_push_that_fails_does_not_end_the_training_and_is_told(hub, tmp_path, 
     assert STUDENT < pushed(hub).keys()
 
 
-class WithoutConfig(nn.Module):
-    """Any network that returns logits."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Conv2d(3, 4, 1)
-
-    def forward(self, pixel_values):
-        return {"logits": self.layer(pixel_values)}
-
-
 def test_a_network_without_a_configuration_is_pushed_too_and_a_push_in_the_background_can_be_waited_for(hub, tmp_path):
-    job = supervised(tmp_path / "run", WithoutConfig(), **PUSHING).push_to_hub(blocking=False)
+    job = supervised(tmp_path / "run", as_segmenter(nn.Conv2d(3, 4, 1)), **PUSHING).push_to_hub(blocking=False)
     assert job.result(60).commit.oid == hub.repos[REPO].branches["main"]
     assert pushed(hub).keys() == STUDENT - {"config.json", "backbone_afdcd.py", "modeling_afdcd.py"}

@@ -1,4 +1,4 @@
-"""The quickstart from end to end, with a few scenes and two steps a training."""
+"""What a run begins with, a new model or a saved one, and the quickstart from end to end."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import tiny
+import torch
 from huggingface_hub import ModelCard
+from images import labelled_image
 from PIL import Image
+from tiny import distilling, same, samples, segformer, segmenter, weights
+from torch import nn
 
-from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.hub.card_facts import read_facts
 from afdcd_hf.hub.model_card import render_card
-from afdcd_hf.training import quickstart
-from afdcd_hf.training.runs import FinishedRun
+from afdcd_hf.models.loading import load_model
+from afdcd_hf.training import runs as quickstart
+from afdcd_hf.training.new_model import build_model, origin_of, renew_classifiers
+from afdcd_hf.training.options import ModelArguments
 
 SHORT = ["--max_steps", "2", "--total_batch_size", "2", "--warmup_steps", "0", "--logging_steps", "1"]
 
@@ -41,22 +47,19 @@ def test_the_table_holds_the_scores_of_the_saved_folders_and_the_gain_over_the_s
     for name, title in quickstart.TITLES.items():
         (line,) = [line for line in printed.splitlines() if line.startswith(title + " ")]
         assert f"{100 * scores[name]:.2f}" in line
-    gain = 100 * (scores["distilled"] - scores["student-alone"])
-    assert line.split()[-1] == f"{gain:+.2f}"  # the distilled student's line is the last of the table
+    assert line.split()[-1] == f"{100 * (scores['distilled'] - scores['student-alone']):+.2f}"  # the table's last line
 
 
 def test_the_distilled_student_comes_with_card_pictures_and_curves(finished):
     best = finished[0] / "distilled"
-    assert AfDcdForSemanticSegmentation.from_pretrained(best).config.num_labels == 8
     assert min(Image.open(best / name).width for name in ("predictions.png", "training_curves.png")) > 500
     card = ModelCard.load(best / "README.md")
-    comparison = card.text.split("### Comparison")[1].split("###")[0]
-    assert all(title in comparison for title in quickstart.TITLES.values())
+    assert all(title in card.text.split("### Comparison")[1].split("###")[0] for title in quickstart.TITLES.values())
     assert "predictions.png" in card.text and card.data.eval_results[0].metric_type == "mean_iou"
 
 
-def test_the_facts_of_every_run_lie_beside_its_card_and_name_no_local_path(finished):
-    folder, _ = finished
+def test_the_facts_of_every_run_lie_beside_its_card_name_no_local_path_and_have_one_budget(finished):
+    folder, settings = finished[0], {}
     for name in quickstart.TITLES:
         facts = read_facts(folder / name)
         assert render_card(facts) == (folder / name / "README.md").read_text("utf-8")
@@ -67,16 +70,12 @@ def test_the_facts_of_every_run_lie_beside_its_card_and_name_no_local_path(finis
         assert facts.started_from == "random weights"
         for path in ("README.md", "card_facts.json", "results.json"):
             assert str(folder.parent) not in (folder / name / path).read_text("utf-8")
+        settings[name] = json.loads((folder / name / "training_args.json").read_text())
     assert facts.teacher == "teacher" and facts.teacher_architecture.startswith("DeepLabV3 on ")
     assert [row.model for row in facts.comparison] == list(quickstart.TITLES.values())
-
-
-def test_student_alone_and_distilled_start_from_the_same_weights_and_budget(finished):
-    settings = [json.loads((finished[0] / name / "training_args.json").read_text()) for name in quickstart.TITLES]
-    _, alone, distilled = settings
     for name in ("seed", "max_steps", "learning_rate", "optim", "weight_decay", "per_device_train_batch_size"):
-        assert alone[name] == distilled[name], name
-    assert alone["seed"] == 3
+        assert settings["student-alone"][name] == settings["distilled"][name], name
+    assert settings["distilled"]["seed"] == 3
 
 
 def test_a_second_call_trains_only_what_is_not_finished_and_continues_what_was_stopped(finished, tmp_path, monkeypatch):
@@ -90,10 +89,11 @@ def test_a_second_call_trains_only_what_is_not_finished_and_continues_what_was_s
         called.append(argv)
         shutil.rmtree(folder / "distilled")
         shutil.copytree(finished[0] / "distilled", folder / "distilled")
-        return FinishedRun(folder / "distilled", read_facts(folder / "distilled"))
+        return quickstart.FinishedRun(folder / "distilled", read_facts(folder / "distilled"))
 
     monkeypatch.setattr(quickstart, "distill", distill)
     monkeypatch.setattr(quickstart, "train", None)
+    monkeypatch.setattr(quickstart, "draw_predictions", lambda *_, **__: None)
     for _ in range(2):  # the second time everything is finished
         assert quickstart.quickstart(folder, seed=3) == folder / "distilled"
     ((*_, resume, last, teacher, where),) = called
@@ -103,3 +103,56 @@ def test_a_second_call_trains_only_what_is_not_finished_and_continues_what_was_s
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds other files, such as mine.txt; give another --output_dir"):
         quickstart.quickstart(folder)
+
+
+# From a saved model
+
+NAMES = ["sky", "sun", "sea", "sand"]
+OURS = ["head.classifier", "auxiliary_head.classifier"]
+
+
+def saved(folder, model):
+    model.config.id2label, model.config.label2id = dict(enumerate(NAMES)), {name: i for i, name in enumerate(NAMES)}
+    return weights(model), ModelArguments(model=str(tiny.saved(folder, model)))
+
+
+@pytest.mark.parametrize(("make", "classes"), [
+    (lambda: segmenter(auxiliary_head=True), ["a", "b", "c"]), (segformer, [*NAMES, "ship"]), (segformer, NAMES[::-1]),
+], ids=["fewer", "more", "order"])  # fmt: skip
+def test_other_classes_renew_the_classifiers_alone_with_a_warning(tmp_path, caplog, make, classes):
+    before, args = saved(tmp_path / "old", make())
+    torch.manual_seed(3)
+    model, _ = build_model(args, classes)
+    layers = OURS if hasattr(model, "auxiliary_head") else ["decode_head.classifier"]
+    after, expected = weights(model), {}
+    torch.manual_seed(3)
+    for path in layers:
+        fresh = nn.Conv2d(before[f"{path}.weight"].shape[1], len(classes), 1)  # PyTorch's own initialisation
+        expected |= {f"{path}.{name}": tensor for name, tensor in weights(fresh).items()}
+    assert same({name: after[name] for name in expected}, expected)
+    kept = before.keys() - expected.keys()
+    assert same({name: after[name] for name in kept}, {name: before[name] for name in kept})
+    assert model.config.id2label == dict(enumerate(classes)) and model.config.label2id[classes[2]] == 2
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert f"made for 4 classes ({', '.join(NAMES)}), the dataset has {len(classes)} ({classes[0]}, " in warning
+    assert " and ".join(layers) in warning
+    assert origin_of(args) == {"started_from": "the saved model old"}
+
+
+def test_a_student_of_other_classes_trains_scores_and_loads_and_the_same_ones_keep_every_weight(tmp_path, caplog):
+    classes = [*NAMES, "ship", "shore"]
+    before, args = saved(tmp_path / "old", segmenter(auxiliary_head=True))
+    assert same(weights(build_model(args, [name.title() for name in NAMES])[0]), before) and not caplog.records
+    model, processor = build_model(args, classes)
+    rows = [labelled_image(index, 6, 32, 48) for index in range(2)]
+    options = {"train_dataset": samples(num_labels=6), "eval_dataset": rows, "processing_class": processor}
+    trainer = distilling(tmp_path, model, segmenter(1, channels=48, num_labels=6), max_steps=1, **options)
+    trainer.train()
+    assert 0 <= trainer.evaluate()["eval_mean_iou"] <= 1
+    trainer.save_model()
+    loaded = load_model(tmp_path)
+    assert list(loaded.config.id2label.values()) == classes and same(weights(loaded), weights(trainer.student))
+
+    trainer.student.head.classifier = nn.Sequential(nn.BatchNorm2d(8))
+    with pytest.raises(ValueError, match="cannot be renewed.*num_labels and ignore_mismatched_sizes=True"):
+        renew_classifiers(trainer.student, ["a", "b", "c"])
