@@ -146,23 +146,11 @@ def test_a_backbone_without_logits_teaches_its_maps(tmp_path, stops_early):
 TWO = {"student_layer": ["backbone[-2]", "backbone[-1]"], "teacher_layer": ["segformer.stages.1", "segformer.stages.3"]}
 
 
-def test_two_pairs_have_terms_and_weights_of_their_own(tmp_path):
-    trainer = distilling(tmp_path, teacher=segformer(), **TWO, loss_kwargs=loss_options(patch_size=1))
-    first, second = trainer.loss_module.losses["af_dcd"].losses.values()
-    assert (first.student_channels, first.teacher_channels) == (16, 16)
-    assert (second.student_channels, second.teacher_channels) == (32, 32)
-    before = weights(trainer.loss_module)
-    trainer.train()
-    names = {"task", "kd", "feature_1", "contrast_1", "feature_2", "contrast_2"}
-    assert {name for name in trainer.state.log_history[0] if name.startswith("loss_")} == {f"loss_{n}" for n in names}
-    assert not any(torch.equal(tensor, before[name]) for name, tensor in weights(trainer.loss_module).items())
-
-
-def test_each_pair_is_compared_by_its_own_loss(tmp_path):
+def test_each_pair_is_compared_by_its_own_loss_with_terms_and_weights_of_its_own(tmp_path):
     # Other maps than the ones named would give other values; the batch is recomputed here layer by layer.
     trainer = distilling(tmp_path, teacher=segformer(), **TWO, loss_kwargs=loss_options(mask="center", patch_size=1))
     student, teacher, loss = trainer.student.eval(), trainer.teacher, trainer.loss_module
-    labels = torch.zeros(2, 32, 48, dtype=torch.long)
+    labels, before = torch.zeros(2, 32, 48, dtype=torch.long), weights(loss)
     with torch.no_grad():
         terms = trainer.model(IMAGES, labels, trainer._teach(IMAGES))["terms"]
         for number, (layer, taught) in enumerate(zip(*TWO.values(), strict=True), 1):
@@ -172,6 +160,10 @@ def test_each_pair_is_compared_by_its_own_loss(tmp_path):
             raw = loss.losses["af_dcd"].losses[str(number - 1)].raw_terms(maps[layer], targets[taught])
             torch.testing.assert_close(terms[f"feature_{number}"], 0.5 * raw["feature"])
             torch.testing.assert_close(terms[f"contrast_{number}"], 0.02 * raw["contrast"])
+    trainer.train()
+    names = {"task", "kd", "feature_1", "contrast_1", "feature_2", "contrast_2"}
+    assert {name for name in trainer.state.log_history[0] if name.startswith("loss_")} == {f"loss_{n}" for n in names}
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in weights(loss).items())
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -110,16 +108,6 @@ def test_python_runs_in_the_order_of_its_page(page, workplace, monkeypatch, caps
             trainer = names["trainer"]
             assert trainer.state.global_step == trainer.args.max_steps
             assert (Path(trainer.args.output_dir) / "model.safetensors").is_file()
-
-
-@in_language("js")
-@pytest.mark.skipif(shutil.which("node") is None or not (ROOT / "node_modules" / "sharp").is_dir(),
-                    reason="needs node, and `npm install onnxruntime-web sharp` in the repository's root")  # fmt: skip
-def test_javascript_runs(block, workplace):
-    (workplace / "segment.mjs").write_text(block.text)
-    (workplace / "node_modules").symlink_to(ROOT / "node_modules")
-    done = subprocess.run(["node", "segment.mjs"], cwd=workplace, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "[ 1, 64, 96 ]" in done.stdout, done.stderr
 
 
 # Command lines

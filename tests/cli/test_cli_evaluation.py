@@ -215,8 +215,7 @@ def test_predictions_are_noted_with_means_of_the_same_data_measured_alike(tmp_pa
 
 def test_curves_are_drawn_from_a_runs_folder(tmp_path, capsys):
     history = [{"step": step, "loss": 2 / step, "loss_task": 1 / step} for step in range(1, 5)]
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "trainer_state.json").write_text(json.dumps({"log_history": history}))
-    assert main(["chart", "curves", str(tmp_path / "run"), "--output", str(tmp_path / "curves.png")]) == 0
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    assert main(["chart", "curves", str(tmp_path), "--output", str(tmp_path / "curves.png")]) == 0
     assert "curves.png" in capsys.readouterr().out
     assert str(tmp_path) in answer(capsys, "chart", "curves", str(tmp_path / "nothing"))
