@@ -46,9 +46,6 @@ def recipe_of(plan, name, budget=0):
     return run_settings(plan, run_of(plan, name, budget), Path("out"), {})
 
 
-# What a run gets
-
-
 def test_a_method_changes_only_what_it_names_and_leaves_out_what_belongs_to_another_loss(plan_file):
     plan, recipe = load_plan(plan_file()), load_recipe("quickstart")
     alone, kd, feature_only = (recipe_of(plan, name) for name in ("alone", "kd", "feature only"))
@@ -80,9 +77,6 @@ def test_the_method_whose_time_is_the_budget_runs_before_the_others(plan_file):
     plan = load_plan(plan_file(budgets=[{"iterations": 30, "as_long_as": "feature only"}, {"iterations": 30}]))
     names = [run.method.name for run in all_runs(plan) if run.kind == "run"]
     assert names[:6] == ["feature only", "alone", "kd", "alone", "kd", "feature only"]
-
-
-# Plans
 
 
 def test_a_plan_counts_its_runs_and_names_its_budgets(plan_file):
@@ -133,9 +127,6 @@ def test_the_papers_plan_fits_each_of_its_eight_pairs(recipe, teacher, tmp_path)
     settings, of_recipe = recipe_of(plan, "af_dcd"), load_recipe(recipe)
     assert len(PAPER_PAIRS) == 7
     assert all(settings[key] == of_recipe[key] for key in ("dataset", "af_dcd.feature_weight"))
-
-
-# Mistakes
 
 
 @pytest.mark.parametrize(

@@ -212,9 +212,6 @@ def test_a_finished_training_is_not_repeated_and_never_mixed_with_other_settings
         run_comparison(plan(), again)
 
 
-# What is written
-
-
 def test_csv_and_table_give_every_training_mean_deviation_and_the_gain_seed_by_seed(done):
     rows = list(csv.DictReader((done.out / "results.csv").open()))
     kd = next(row for row in rows if (row["budget"], row["method"], row["seed"]) == ("seconds-6", "kd", "1"))
@@ -254,9 +251,6 @@ def test_folders_of_several_machines_make_one_report(plan, stand_ins, tmp_path, 
         merge_comparisons(asked, [tmp_path / "nothing"], tmp_path / "both")
 
 
-# The processes
-
-
 SAVING = r"""
 import signal, time
 signal.signal(signal.SIGTERM, lambda *_: (print(" 50%\rsaved", flush=True), exit(143)))
@@ -282,9 +276,6 @@ def test_a_signal_is_handed_on_so_that_the_training_can_save(tmp_path, number, s
     finally:
         signal.signal(signal.SIGINT, before)
     assert stopped.value.exit_status == status and last_lines(log, 1) == "saved"
-
-
-# For real
 
 
 def test_a_comparison_of_real_trainings_fills_the_table(tmp_path, monkeypatch, capsys):

@@ -27,8 +27,6 @@ from afdcd_hf.cost import (
 
 MIB = 2**20
 
-# Counted
-
 
 class SmallNet(nn.Module):
     """Plain, grouped and strided, depth-wise, and 1x1 convolutions, then a matrix product."""
@@ -117,9 +115,6 @@ def test_macs_of_real_networks_equal_a_count_by_module_hooks(backbone, head):
         model = AfDcdForSemanticSegmentation(AfDcdConfig(backbone=backbone, head=head, num_labels=19))
     [counted] = count_macs_at(model, [(360, 480)])
     assert counted == macs_by_hooks(model, (360, 480)) > 1e9
-
-
-# Measured
 
 
 def profile(model, sizes, device=None, **options):
@@ -271,9 +266,6 @@ def test_a_failing_pass_names_the_input_and_what_to_do(error, message):
     model.register_forward_pre_hook(Mock(side_effect=error))
     with pytest.raises(ValueError, match=message):
         profile(model, [(8, 16)])
-
-
-# Command
 
 
 @pytest.fixture

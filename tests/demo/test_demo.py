@@ -58,9 +58,6 @@ def saved(path: Path, image: Image.Image, **options) -> Path:
     return path
 
 
-# Uploads
-
-
 @pytest.mark.parametrize(
     ("size", "shrunk"), [((40, 24), (40, 24)), ((300, 100), (90, 30)), ((9000, 2), (90, 1)), ((1, 1), (1, 1))]
 )
@@ -92,9 +89,6 @@ def test_what_cannot_be_read_gives_a_message_without_the_servers_folder(tmp_path
         assert str(tmp_path) not in str(error.value)
 
 
-# Segmenters
-
-
 def test_a_segmenter_gives_the_label_map_of_segment_image_and_tells_what_it_is(model):
     [one] = load_segmenters({"mine": model}, "cpu")
     label_map, seconds = one(Image.fromarray(PHOTO))
@@ -121,9 +115,6 @@ def test_the_table_holds_shares_by_class_name_largest_first_and_no_class_that_no
     assert rows == [["sky", "75.0 %", "62.5 %"], ["lamp", "25.0 %", "37.5 %"]]
     rows = table((["sky", "car"], [[0, 1, 1]]), (["car", "tram"], [[0, 0, 1]]))
     assert rows == [["car", "66.7 %", "66.7 %"], ["sky", "33.3 %", "–"], ["tram", "–", "33.3 %"]]
-
-
-# The app
 
 
 def test_examples_are_read_once_and_without_any_there_are_street_scenes(tmp_path, photo):
@@ -158,9 +149,6 @@ def test_the_served_page_starts_with_the_first_example_segmented_and_answers_upl
         build_app({"a": model}, longest_side=0)
 
 
-# The command
-
-
 def test_without_gradio_the_command_says_what_to_install(model, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "afdcd_hf.demo.app", raising=False)
@@ -171,9 +159,6 @@ def test_without_gradio_the_command_says_what_to_install(model, capsys, monkeypa
 def test_an_option_that_would_do_nothing_is_refused(model, capsys):
     assert main(["demo", str(model), "--title", "T", "--overwrite"]) == 2
     assert "--title and --overwrite would do nothing without --write_space" in capsys.readouterr().err
-
-
-# The Space
 
 
 @pytest.fixture(scope="module")

@@ -88,9 +88,6 @@ def small_folder(tmp_path_factory, small_file):
     return convert_checkpoint(small_file[0], SMALL, tmp_path_factory.mktemp("converted") / "out", dataset="cityscapes")
 
 
-# Equal outputs
-
-
 def test_the_golden_outputs_come_from_the_saved_and_reloaded_folder(tmp_path, shared_dir):
     golden = load_file(shared_dir / "golden/models.safetensors")
     layout = json.loads((shared_dir / "golden/official_layouts.json").read_text())["deeplabv3_resnet18"]
@@ -148,9 +145,6 @@ def test_every_released_name_and_shape_is_known(shared_dir):
         assert {name: list(shape) for name, shape in released_shapes(network).items()} == layout
 
 
-# The folder
-
-
 def test_the_folder_has_the_classes_of_the_dataset_the_released_input_and_a_card(tmp_path):
     row = CHECKPOINTS["afdcd/deeplabv3-mbv2-cityscapes"]
     tensors = released_file(tmp_path / "x.pth", row.network, width=16)
@@ -190,9 +184,6 @@ def test_half_precision_becomes_single_and_classes_without_names_are_numbered(tm
     assert AutoConfig.from_pretrained(tmp_path / "out").id2label[18] == "LABEL_18"
     kinds = {tensor.dtype for tensor in load_file(tmp_path / "out/model.safetensors").values()}
     assert kinds == {torch.float32, torch.int64}
-
-
-# Forms of files
 
 
 def test_plain_nested_and_prefixed_files_give_the_same_tensors(tmp_path):
@@ -252,9 +243,6 @@ def test_a_file_cut_short_is_named(tmp_path, ending):
         read_tensors(path)
 
 
-# Every tensor accounted for
-
-
 def amiss(tensors):
     changed = {name: value for name, value in tensors.items() if name != "head.block.1.running_var"}
     return changed | {
@@ -303,9 +291,6 @@ def test_what_does_not_fit_is_listed_and_recognised_and_nothing_is_left(tmp_path
     assert os.listdir(tmp_path) == before
 
 
-# Nothing lost, nothing half
-
-
 def test_a_folder_with_files_is_left_alone_unless_asked_and_the_command_says_what_to_do_next(
     tmp_path, small_file, capsys
 ):
@@ -326,9 +311,6 @@ def test_a_conversion_that_fails_at_the_end_leaves_nothing(tmp_path, small_file,
     with pytest.raises(ValueError, match="reads back differently"):
         convert_checkpoint(small_file[0], SMALL, tmp_path / "out", dataset="cityscapes")
     assert os.listdir(tmp_path) == []
-
-
-# Backbones alone
 
 
 def test_a_released_backbone_becomes_the_pretrained_backbone_of_a_recipe(tmp_path):
@@ -378,9 +360,6 @@ def test_a_backbone_with_tensors_amiss_or_a_bad_output_is_refused(tmp_path, smal
         with pytest.raises((ValueError, FileExistsError), match=message):
             convert_backbone(tmp_path / source, network, tmp_path / output)
     assert sorted(os.listdir(tmp_path)) == ["m.pth", "there.safetensors"]
-
-
-# Names and command line
 
 
 def test_class_names_are_read_from_lines(tmp_path):

@@ -38,9 +38,6 @@ def section(text: str, title: str) -> str:
     return re.split(r"^#{2,3} ", text.split(f"# {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
-# Metadata
-
-
 def test_unknown_facts_leave_their_metadata_out_and_only_a_distilled_model_carries_that_tag():
     assert set(metadata(BARE).to_dict()) == {"library_name", "pipeline_tag", "tags"}
     assert metadata(replace(FULL, dataset=replace(FULL.dataset, is_public=False))).datasets is None
@@ -65,9 +62,6 @@ def test_another_licence_and_other_weights_to_start_from_are_named():
     assert (data["license"], data["license_name"]) == ("other", "Our terms")
     assert data["license_link"] == "https://example.org/terms"
     assert "| Licence of the weights | [Our terms](https://example.org/terms) |" in render_card(facts)
-
-
-# Text
 
 
 def test_every_fact_that_is_known_stands_in_its_place():
@@ -136,9 +130,6 @@ def test_examples_are_python_and_commands_are_quoted_for_a_shell():
     assert shlex.split(command) == ["afdcd", "verify", f"path/to/{HOSTILE}", "--data_dir", "FOLDER"]
 
 
-# Writing
-
-
 def test_the_card_is_replaced_by_the_next_one_and_a_full_disk_leaves_card_and_facts(tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -177,8 +168,6 @@ def test_missing_folders_and_pictures_are_named_before_anything_is_written(tmp_p
             write_card(folder, facts)
     assert not list(tmp_path.iterdir())
 
-
-# Facts and their file
 
 TOKEN = "hf_" + "a1B2c3D4" * 4
 WHOLE = replace(

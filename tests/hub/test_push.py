@@ -67,9 +67,6 @@ def edit_on_hub(text: str) -> None:
     HfApi().upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=REPO)
 
 
-# There and back
-
-
 def test_a_pushed_network_comes_back_to_the_bit_and_a_push_without_changes_makes_no_commit(hub, folder, tmp_path):
     plan = push_folder(folder, REPO)
     assert same(weights(load(REPO)), weights(segmenter(0))) and any((tmp_path / "cache").iterdir())
@@ -113,9 +110,6 @@ def test_a_private_repository_is_hidden_from_others_and_a_public_one_stays_publi
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     with pytest.raises(OSError, match="street/tiny"):
         load(REPO, cache_dir=folder.parent / "other")
-
-
-# What is pushed
 
 
 def test_nothing_of_the_training_is_pushed(hub, folder):
@@ -168,9 +162,6 @@ def test_a_card_written_by_hand_is_published_to_the_byte_and_paths_of_this_machi
     assert f"README.md names a path of this machine, {folder.resolve().parent}/secret/runs." in plan.notes
 
 
-# A card on the Hub
-
-
 def test_a_card_written_by_hand_on_the_hub_stays_and_our_own_is_replaced(hub, folder):
     with_card(folder)
     push_folder(folder, REPO)
@@ -187,9 +178,6 @@ def test_a_card_written_by_hand_on_the_hub_stays_and_our_own_is_replaced(hub, fo
     assert pushed(hub)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     push_folder(folder, REPO, overwrite_card=True)
     assert MARKER in pushed(hub)["README.md"].decode()
-
-
-# Dry run
 
 
 def test_a_dry_run_shows_every_file_and_its_size_and_sends_nothing(hub, folder, capsys):
@@ -209,9 +197,6 @@ def test_a_dry_run_works_where_the_hub_cannot_be_asked_and_says_what_is_missing(
     (folder / "preprocessor_config.json").unlink()
     notes = " ".join(push_folder(folder, REPO, dry_run=True).notes)
     assert all(words in notes for words in ("no README.md", "no preprocessor_config.json", "could not be asked: "))
-
-
-# Refused, broken, tried again
 
 
 @pytest.mark.parametrize(
@@ -242,9 +227,6 @@ def test_an_upload_that_breaks_in_the_middle_leaves_nothing_and_the_second_try_i
     hub.break_uploads = 0
     push_folder(folder, REPO)
     assert pushed(hub).keys() == NETWORK and same(weights(load(REPO)), weights(segmenter(0)))
-
-
-# Folders that are refused
 
 
 NAN = {"head.classifier.bias": torch.full((4,), float("nan"))}

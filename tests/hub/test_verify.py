@@ -162,9 +162,6 @@ def test_what_cannot_be_checked_gives_status_2_and_says_why(published, capsys, o
     assert message in answer(capsys, "verify", *(places.get(word, word) for word in options.split()))
 
 
-# The statement
-
-
 def test_a_statement_is_held_against_weights_and_claim_again(published, model, capsys):
     path, weights = model / "verified.json", model / "model.safetensors"
     options = [str(word) for word in ("--data-dir", published / "data", "--device", "cpu")]
@@ -188,9 +185,6 @@ def test_a_statement_is_held_against_weights_and_claim_again(published, model, c
     assert "is not what `afdcd verify --output` writes" in answer(capsys, "verify", str(model), *options)
 
 
-# Fingerprints
-
-
 def test_a_fingerprint_depends_on_names_sizes_and_order_but_not_on_the_place(tmp_path):
     first = camvid_folder(tmp_path / "a", "val", 3, size=(24, 32))
     shutil.copytree(first, tmp_path / "b")
@@ -202,9 +196,6 @@ def test_a_fingerprint_depends_on_names_sizes_and_order_but_not_on_the_place(tmp
     first, second = (load_benchmark("scenes", "val", num_images=count) for count in (2, 3))  # told by their pixels
     assert fingerprint(first, of_pixels=True) == fingerprint(second.select([0, 1]), of_pixels=True)
     assert fingerprint(first, of_pixels=True) != fingerprint(second, of_pixels=True)
-
-
-# Card
 
 
 def test_the_examples_on_the_card_run_as_they_stand(published, tmp_path, monkeypatch):

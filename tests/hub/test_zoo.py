@@ -1,4 +1,4 @@
-"""The table of published checkpoints and their cards, held against the paper, the recipes and the converter."""
+"""Published checkpoints: table and cards, held against paper and recipes, and `afdcd release` against a small Hub."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import re
 
 import paths
 import pytest
+import torch
+import yaml
 from command_line import answer
+from hub_client import serving
 from huggingface_hub import ModelCard
+from miniatures import camvid_folder
 
 from afdcd_hf.cli import main
 from afdcd_hf.cost import count_macs
-from afdcd_hf.data.benchmarks import BENCHMARKS
-from afdcd_hf.hub.conversion import write_zoo_cards, zoo_facts
+from afdcd_hf.data.benchmarks import BENCHMARKS, get_benchmark
+from afdcd_hf.hub.conversion import released_model, write_zoo_cards, zoo_facts
 from afdcd_hf.hub.model_card import render_card
 from afdcd_hf.hub.released_networks import RELEASED_NETWORKS
 from afdcd_hf.hub.zoo import CHECKPOINTS, get_checkpoint, select, to_table
@@ -91,9 +95,6 @@ def test_the_command_lists_all_or_those_of_a_dataset_scores_in_columns_of_their_
     assert "No checkpoint is published for 'scenes'; there are some for c" in answer(capsys, "list", "--dataset=scenes")
 
 
-# Cards
-
-
 def test_the_committed_cards_are_those_of_the_table_with_reported_and_measured_apart(tmp_path):
     rendered = {path.name: path.read_text("utf-8") for path in write_zoo_cards(tmp_path)}
     committed = {path.name: path.read_text("utf-8") for path in (paths.ROOT / "model_cards").glob("*.md")}
@@ -124,3 +125,83 @@ def test_parameters_and_macs_are_those_of_the_model_and_a_measured_row_gets_a_mo
     assert not any(parameter.is_meta for parameter in model.parameters())
     (result,) = ModelCard(render_card(facts)).data.eval_results
     assert (result.metric_value, result.dataset_type, result.dataset_split) == (76.01, "voc", "val")
+
+
+def write_released_file(path, repo_id):
+    """Weights with which the outputs stay in range: the real ones are 40 to 270 MB, these are as large."""
+    row = CHECKPOINTS[repo_id]
+    model, names = released_model(row.network, get_benchmark(row.dataset).classes, {})
+    ours = model.state_dict()
+    values = {released: torch.empty(ours[name].shape, dtype=ours[name].dtype) for released, name in names.items()}
+    for name, value in values.items():
+        value.fill_(1 if name.endswith(("running_var", "tracked")) else 0.01)
+    torch.save(values, path)
+    return str(path)
+
+
+@pytest.fixture
+def released(tmp_path, capsys):
+    """Run the command with a plan: its exit status and the rows of its table, or its error."""
+
+    def run(*words, **changes):
+        content = {"checkpoints": {}, "output_dir": str(tmp_path / "out"), "owner": "street", "tag": "v1.0", **changes}
+        (tmp_path / "releases.yaml").write_text(yaml.safe_dump(content))
+        status = main(["release", "--config", str(tmp_path / "releases.yaml"), *words])
+        out, error = capsys.readouterr()
+        return status, [line for line in out.splitlines() if line.startswith("| street/")] or error
+
+    return run
+
+
+def test_models_are_converted_evaluated_pushed_tagged_and_collected_once_and_a_failure_stops_no_other(
+    tmp_path, released
+):
+    names = ["afdcd/deeplabv3-mbv2-cityscapes", "afdcd/pspnet-r18-camvid"]
+    files = {name: write_released_file(tmp_path / f"{index}.pth", name) for index, name in enumerate(names)}
+    data = {"camvid": str(camvid_folder(tmp_path / "camvid", "test", 2, size=(24, 32)))}
+    options = {"data": data, "collection": "Af DCD", "device": "cpu"}
+    with serving(tmp_path) as hub:
+        status, (first, second) = released(**options, checkpoints=files)  # a dry run
+        assert status == 0 and "convert" in first and "evaluate on" in second
+        assert not hub.requests and not (tmp_path / "out").exists()
+        wrong = {"afdcd/deeplabv3-r18-voc": str(tmp_path / "absent.pth")}
+        status, rows = released("--publish", **options, checkpoints={**wrong, **files})
+        assert status == 1 and "| pushed: " in rows[0] and "failed: No checkpoint at" in rows[1]
+        assert "| failed: not pushed: measured and reported mIoU differ by more than 1 p" in rows[2]
+        assert list(hub.repos) == ["street/deeplabv3-mbv2-cityscapes"]
+        options["tolerance"] = 1.0  # weights made up for the test
+        for _ in range(2):  # the second time nothing is left to do
+            status, (first, second) = released("--publish", **options, checkpoints=files)
+            assert status == 0 and "| 76.43 | not measured |  | pushed: " in first
+            assert "| 69.48 | " in second and " | pushed: " in second
+            assert [(name, len(repo.commits)) for name, repo in hub.repos.items()] == [
+                ("street/deeplabv3-mbv2-cityscapes", 2), ("street/pspnet-r18-camvid", 2)
+            ]  # fmt: skip
+        assert list(hub.collections.values()) == [list(hub.repos)]
+        repo = hub.repos["street/pspnet-r18-camvid"]
+        assert repo.tags == {"v1.0": repo.branches["main"]}
+        (result,) = ModelCard(repo.files("v1.0")["README.md"].decode()).data.eval_results
+        assert (result.dataset_type, result.dataset_split) == ("camvid", "test")
+
+
+@pytest.mark.rehearsal
+@pytest.mark.timeout(1800)
+def test_the_whole_zoo_is_published(tmp_path, released):
+    files = {name: write_released_file(tmp_path / f"{i}.pth", name) for i, name in enumerate(CHECKPOINTS)}
+    with serving(tmp_path) as hub:
+        status, rows = released("--publish", checkpoints=files, collection="Af DCD")
+        assert status == 0 and len(rows) == 13 == len(hub.repos) == len(hub.collections.popitem()[1])
+        assert all(repo.tags for repo in hub.repos.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoints": {"afdcd/nothing": "a.pth"}}, "No published checkpoint 'afdcd/nothing'"),
+        ({"tags": "v1.0"}, "which this version does not know; known: checkpoints"),
+        ({"private": "yes"}, "private is 'yes'"),
+    ],
+)
+def test_wrong_plans_are_refused_before_anything_is_done(released, changes, message):
+    status, error = released(**changes)
+    assert status == 2 and message in error.splitlines()[0]
