@@ -97,9 +97,11 @@ def convert_checkpoint(
         f"`{hashlib.sha256(checkpoint.read_bytes()).hexdigest()}`), a `{network}` in the released layout; not trained "
         "anew. The image processor gives it the released input: BGR, mean-subtracted, not divided."
     )
-    data = dataset_facts(dataset) if dataset else None
-    facts = CardFacts(output.absolute().name, **network_facts(model), dataset=data, notes=[origin])
-    facts = facts if row is None else zoo_facts(row, model, origin)
+    if row is not None:
+        facts = zoo_facts(row, model, origin)
+    else:
+        data = dataset_facts(dataset) if dataset else None
+        facts = CardFacts(output.absolute().name, **network_facts(model), dataset=data, notes=[origin])
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".converting-") as part:
         model.save_pretrained(part)
