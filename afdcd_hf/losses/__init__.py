@@ -19,11 +19,8 @@ from .logit_losses import BPKDLoss, DISTLoss, KDLoss
 from .map_losses import AttentionTransferLoss, CWDLoss, FitNetLoss, IFVDLoss, SKDLoss
 from .mgd import MGDLoss
 
-_OURS = (
-    *(AfDcdLoss, KDLoss, FitNetLoss, AttentionTransferLoss, SKDLoss, IFVDLoss),
-    *(CWDLoss, MGDLoss, CIRKDLoss, DISTLoss, BPKDLoss),
-)
-LOSSES: dict[str, type[DistillationLoss]] = {loss.name: loss for loss in _OURS}
+_OURS = AfDcdLoss, KDLoss, FitNetLoss, AttentionTransferLoss, SKDLoss, IFVDLoss, CWDLoss, MGDLoss, CIRKDLoss
+LOSSES: dict[str, type[DistillationLoss]] = {loss.name: loss for loss in (*_OURS, DISTLoss, BPKDLoss)}
 
 LossOptions = Mapping[str, Mapping[str, Any]]
 Channels = int | Sequence[int] | None
@@ -54,19 +51,20 @@ def build_loss(
     Raises:
         ValueError: see `validate_loss_spec`; or channel counts that are missing or do not fit the options.
     """
-    classes = _classes(spec, loss_kwargs)
-    channels = [tuple(each) if isinstance(each, Sequence) else (each,) for each in (student_channels, teacher_channels)]
-    if len(channels[0]) != len(channels[1]):
+    students, teachers = (
+        each if isinstance(each, Sequence) else (each,) for each in (student_channels, teacher_channels)
+    )
+    if len(students) != len(teachers):
         raise ValueError(
             f"student_channels={student_channels} and teacher_channels={teacher_channels} belong to different numbers "
             "of maps; each map of the student needs one of the teacher."
         )
     losses = {}
-    for name, loss_class in classes.items():
+    for name, loss_class in _classes(spec, loss_kwargs).items():
         options = dict((loss_kwargs or {}).get(name, {}))
-        if "num_classes" in option_defaults(loss_class):
-            options["num_classes"] = num_classes if options.get("num_classes") is None else options["num_classes"]
-        losses[name] = _build_one(name, loss_class, options, list(zip(*channels, strict=True)))
+        if "num_classes" in option_defaults(loss_class) and options.get("num_classes") is None:
+            options["num_classes"] = num_classes
+        losses[name] = _build_one(name, loss_class, options, list(zip(students, teachers, strict=True)))
     return next(iter(losses.values())) if len(losses) == 1 else LossSum(losses)
 
 
@@ -137,29 +135,28 @@ def _build_one(
         return loss_class(**options)
     if not loss_class.reads_map(options):
         return loss_class(None, None, **options)
-    if missing := [pair for pair in pairs if None in pair]:
-        student, teacher = missing[0]
-        raise ValueError(
-            f"the loss {name!r} compares feature maps and needs their channels; it got student_channels={student} and "
-            f"teacher_channels={teacher}."
-        )
+    for student, teacher in pairs:
+        if student is None or teacher is None:
+            raise ValueError(
+                f"the loss {name!r} compares feature maps and needs their channels; it got student_channels={student} "
+                f"and teacher_channels={teacher}."
+            )
     without_logits = options | dict.fromkeys(loss_class.logits_terms.values(), 0)
     losses = [loss_class(*pair, **(without_logits if index else options)) for index, pair in enumerate(pairs)]
     return losses[0] if len(losses) == 1 else LossPerPair(losses)
 
 
 def _own_loss(word: str) -> tuple[str, type[DistillationLoss]] | None:
-    """Name and class of a loss of the user's own, a class in a file or an entry point; None for any other word."""
-    path, colon, name = word.rpartition(":")
-    if colon and path.endswith(".py"):
+    """Name and class of one of the user's own; None for a word that is neither a class in a file nor an entry point."""
+    path, _, name = word.rpartition(":")
+    if path.endswith(".py"):
         found = getattr(_module(path), name, None)
         if found is None:
             raise ValueError(f"loss={word!r}: {path} defines no {name!r}.")
+    elif entries := list(entry_points(group="afdcd_hf.losses", name=word)):
+        name, found = word, entries[0].load()
     else:
-        entry = next(iter(entry_points(group="afdcd_hf.losses", name=word)), None)
-        if entry is None:
-            return None
-        name, found = word, entry.load()
+        return None
     if not (isinstance(found, type) and issubclass(found, DistillationLoss)):
         raise ValueError(f"loss={word!r} is {found!r}; expected a subclass of afdcd_hf.DistillationLoss.")
     return name, found

@@ -24,10 +24,7 @@ class Option(NamedTuple):
 
 
 def option(
-    *,
-    default: Any = inspect.Parameter.empty,
-    check: Callable[[str, Any], None] | None = None,
-    kw_only: bool = True,
+    *, default: Any = inspect.Parameter.empty, check: Callable[[str, Any], None] | None = None, kw_only: bool = True
 ) -> Any:
     """Declare an option in the body of a loss: `temperature: float = option(default=1.0, check=check_positive)`.
 
@@ -52,10 +49,8 @@ class DistillationLoss(nn.Module):
     What holds for all of ours: the teacher gets no gradient; its map or logits are resized bilinearly
     (align_corners=False) to the student's; a term of weight 0 is not computed, and what it alone needs is not built
     (DistributedDataParallel stops at weights that take no part); layers run in the caller's autocast, everything else
-    in float32, or in float64 where that is what comes in. Weights are at least 0, temperatures above 0.
-
-    Bad options, channels, maps, logits or labels raise ValueError: options and channels in the constructor, the others
-    in `forward`.
+    in float32, or in float64 where that is what comes in. Weights are at least 0, temperatures above 0. ValueError for
+    bad options and channels in the constructor, for maps, logits or labels that do not fit in `forward`.
 
     Attributes:
         name: what a recipe calls the loss; by default the class's name.
@@ -86,37 +81,32 @@ class DistillationLoss(nn.Module):
         declared = {name: each for name, each in vars(cls).items() if isinstance(each, Option)}
         for name in declared:  # a layer may have the name of an option, and would be hidden by it
             delattr(cls, name)
-        cls._declared = declared = {**cls._declared, **declared}
+        cls._declared = {**cls._declared, **declared}
         cls.checks = {**cls.checks, **{name: each.check for name, each in declared.items() if each.check}}
         cls.__signature__ = None  # type: ignore[attr-defined]
         if cls.__init__ is DistillationLoss.__init__:
             kinds = {True: inspect.Parameter.KEYWORD_ONLY, False: inspect.Parameter.POSITIONAL_OR_KEYWORD}
-            parameters = [
-                inspect.Parameter(name, kinds[each.kw_only], default=each.default) for name, each in declared.items()
-            ]
-            cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+            cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+                [inspect.Parameter(name, kinds[o.kw_only], default=o.default) for name, o in cls._declared.items()]
+            )
 
     def __init__(self, *channels: int | None, **options: Any) -> None:
         super().__init__()
+        positional = [name for name, each in self._declared.items() if not each.kw_only]  # a map loss's channels
         if (signature := getattr(self, "__signature__", None)) is not None:
             bound = signature.bind(*channels, **options)  # TypeError, as of any function
             bound.apply_defaults()
             options = bound.arguments
         else:  # of a constructor that has named its options
-            options = dict(zip(self._positional(), channels, strict=False)) | options
+            options = dict(zip(positional, channels, strict=False)) | options
         self.check_options(options)
         self.needs_feature_map = self.reads_map(options)
         self._options = dict(options)
         for name, value in options.items():
             setattr(self, name, value)
-        for name in self._positional() if self.needs_feature_map else ():
+        for name in positional if self.needs_feature_map else ():
             check_whole(name, options[name])
         self.build()
-
-    @classmethod
-    def _positional(cls) -> list[str]:
-        """The channel counts of a loss on maps."""
-        return [name for name, each in cls._declared.items() if not each.kw_only]
 
     def build(self) -> None:
         """Make the layers that the options, by then attributes, ask for."""
@@ -124,9 +114,8 @@ class DistillationLoss(nn.Module):
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
         """Raise ValueError for a bad option; takes all keyword-only ones, and needs no channel counts."""
-        for weight in (*cls.map_terms.values(), *cls.logits_terms.values()):
-            check_weight(weight, options[weight])
-        for name, check in cls.checks.items():
+        weights = dict.fromkeys((*cls.map_terms.values(), *cls.logits_terms.values()), check_weight)
+        for name, check in {**weights, **cls.checks}.items():
             check(name, options[name])
 
     @classmethod
@@ -142,10 +131,8 @@ class DistillationLoss(nn.Module):
 
     @property
     def generator(self) -> torch.Generator | None:
-        """Where the loss draws random numbers from, on the device of the maps; None for torch's global generator.
-
-        Setting it sets it for the losses inside too. It is no part of the state dict or the configuration.
-        """
+        """Where the loss, and those inside it, draw random numbers from, on the maps' device; None for torch's global
+        generator. It is no part of the state dict or the configuration."""
         return None if self._source is None else self._source.generator
 
     @generator.setter
@@ -196,8 +183,7 @@ class DistillationLoss(nn.Module):
         if ours.shape[1] != theirs.shape[1]:
             raise ValueError(
                 f"the student has {ours.shape[1]} classes and the teacher {theirs.shape[1]}; the loss {self.name!r} "
-                f"needs the same classes in both: use a teacher trained on this data, or leave {self.name!r} out of "
-                "the loss."
+                f"needs the same: use a teacher trained on this data, or leave {self.name!r} out of the loss."
             )
         return _comparable(ours, theirs)
 
@@ -217,10 +203,8 @@ class DistillationLoss(nn.Module):
 
 
 class MapLoss(DistillationLoss):
-    """A loss on one map of each model.
-
-    Most published weights of such losses belong to the last map of the *head*; ours by default takes the last map of
-    the backbone. With our models `student_layer: head.features` and `teacher_layer: head.features` name the former.
+    """A loss on one map of each model, by default the last one of the backbone; most published weights of such losses
+    belong to the last one of the *head*, which in our models is the layer `head.features`.
 
     The channels of student and teacher, Cs and Ct, come first, by position: `FitNetLoss(512, 2048)`; None where no term
     on maps is switched on.
@@ -253,10 +237,7 @@ class MapLoss(DistillationLoss):
                 f"name the layer to capture with {role}_layer."
             )
         if feature_map.ndim != 4 or feature_map.shape[1] != channels:
-            raise ValueError(
-                f"the {role}'s map has shape {tuple(feature_map.shape)}; expected (B, {channels}, h, w), as "
-                f"{role}_channels={channels} was given when the loss was built."
-            )
+            raise ValueError(f"the {role}'s map has shape {_shape(feature_map)}; expected (B, {channels}, h, w).")
         return feature_map
 
 
@@ -296,10 +277,9 @@ class LossSum(DistillationLoss):
 
 
 class LossPerPair(LossSum):
-    """Compares several pairs of maps, each with a loss and weights of its own.
+    """Compares several pairs of maps, the first ones of student and teacher by the first loss, and so on.
 
-    The first loss sees the first map of student and teacher, the second the second, and so on. Its terms carry the
-    number of the pair: `feature_1`, `contrast_1`, `feature_2`, ...
+    Terms carry the number of their pair: `feature_1`, `contrast_1`, `feature_2`, ...
 
     Args:
         losses: one per pair, in the order of the layers; the weights of each are saved as `losses.<index>.*`.
@@ -310,17 +290,12 @@ class LossPerPair(LossSum):
 
     def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the terms of all pairs; ValueError when there are more or fewer maps than losses."""
-        seen = {"student": student.of_each_layer(), "teacher": teacher.of_each_layer()}
-        for role, each in seen.items():
-            if len(each) != len(self.losses):
-                raise ValueError(
-                    f"there are {len(self.losses)} losses for as many pairs of maps, but {len(each)} map(s) of the "
-                    f"{role}; name {len(self.losses)} layers with {role}_layer."
-                )
-        merged: dict[str, Tensor] = {}
-        for number, (loss, *pair) in enumerate(zip(self.losses.values(), *seen.values(), strict=True), 1):
-            merged.update({f"{name}_{number}": term for name, term in loss(*pair, labels).items()})
-        return merged
+        pairs = zip(self.losses.values(), student.of_each_layer(), teacher.of_each_layer(), strict=True)
+        return {
+            f"{name}_{number}": term
+            for number, (loss, *pair) in enumerate(pairs, start=1)
+            for name, term in loss(*pair, labels).items()
+        }
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments of each loss, in the order of the pairs."""
@@ -358,10 +333,8 @@ def kl_divergences(student: Tensor, teacher: Tensor, temperature: float, dim: in
 
 
 def unit_vectors(vectors: Tensor, dim: int) -> Tensor:
-    """Float32 or float64 `vectors` divided by their L2 norm along `dim`, except where that is 0.
-
-    Vectors of zeros, which maps behind a ReLU have, stay zero and let the gradient through as it is. A small number
-    added to the norm, as is usual, would multiply their gradient by its inverse, 10⁸ for instance.
-    """
+    """Float32 or float64 `vectors` divided by their L2 norm along `dim`; those of zeros, which maps behind a ReLU have,
+    stay zero and let the gradient through as it is."""
+    # a small number added to the norm, as is usual, would multiply their gradient by its inverse, 10⁸ for instance
     norms = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     return vectors / norms.masked_fill(norms == 0, 1.0)

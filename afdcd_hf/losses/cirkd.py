@@ -22,8 +22,8 @@ NO_CLASS = -1
 class CIRKDLoss(MapLoss):
     """Cross-image relations (Yang et al., CVPR 2022).
 
-    All vectors have length 1; σ is a softmax with temperature τ; pixels are those of the map. Three terms, each the
-    mean over pixels of KL(σ(teacher's similarities) ‖ σ(student's similarities)):
+    All vectors have length 1; σ is a softmax with temperature τ. Three terms, each the mean over the map's pixels of
+    KL(σ(teacher's similarities) ‖ σ(student's similarities)):
 
         minibatch: of each pixel with all pixels of one image of the batch, mean over all ordered pairs of images
         pixel:     of head(student's pixel) and of the teacher's pixel with teacher's pixels drawn from the memory
@@ -31,37 +31,31 @@ class CIRKDLoss(MapLoss):
 
     `head` is a 1×1 convolution Cs → Ct – BN – ReLU – 1×1 convolution. Labels are taken at the map's size (nearest); a
     pixel whose label is ignored or not in 0 to num_classes-1 counts in the minibatch term alone. The memory has a queue
-    a class. At each step it takes in, first, up to `pixels_per_image` pixels of each class and one region of each class
-    from each image of the batch, and is drawn from, equally from all classes seen so far. A pass without gradients
-    leaves the memory as it is.
+    a class. At each step with gradients it takes in up to `pixels_per_image` pixels of each class and one region of
+    each class from each image of the batch; then it is drawn from, equally from all classes seen so far.
 
     On several processes the images of all of them make the batch, with gradients through the student's side, and all
     hold the same memory; each has to have equally many images. Head and queues are in the state dict. The queues take
-    4·K·(pixel_queue + region_queue)·Ct bytes: 428 MB for 19 classes and a head of 256 channels, but 3.4 GB for the 2048
-    channels of a ResNet's last map, and each checkpoint as much: choose smaller queues there.
+    4·K·(pixel_queue + region_queue)·Ct bytes: 428 MB for 19 classes and 256 channels, 3.4 GB for 2048.
 
     The defaults are the published ones, for the head's last map. Unlike in the authors' code, the head's last
     convolution has a bias, draws come from the filled part of the queues alone, and maps are pooled before the
-    minibatch term for every model, to keep the matrices of all pairs small, where theirs are for SegFormer alone.
+    minibatch term for every model, where theirs are for SegFormer alone.
 
     Relations: the similarities of SKDLoss are inside one image, and compared by their squared difference.
 
     Args:
         num_classes: K; needed for the memory. In a recipe it may be left out: `build_loss` gets it from the models.
         ignore_index: a label that is ignored; None where all of 0 to K-1 count.
-        pool_size: side of the cells averaged before the minibatch term, the last ones smaller where the size does not
-            divide; 1 for none. The matrices have N·(h·w / pool_size²)² numbers an image, N images in the batch.
+        pool_size: side of the cells averaged before the minibatch term, the last ones smaller where it does not divide;
+            1 for none. The matrices have N·(h·w / pool_size²)² numbers an image, N images in the batch.
         pixel_queue, region_queue: vectors kept a class.
         pixels_per_image: pixels taken in a class and image.
         pixel_draws, region_draws: vectors drawn a step.
     """
 
     name = "cirkd"
-    map_terms = {
-        "cirkd_minibatch": "minibatch_weight",
-        "cirkd_pixel": "pixel_weight",
-        "cirkd_region": "region_weight",
-    }
+    map_terms = {f"cirkd_{part}": f"{part}_weight" for part in ("minibatch", "pixel", "region")}
     citation = bibtex("yang2022cross")
 
     minibatch_weight: float = option(default=1.0)
@@ -145,11 +139,7 @@ def _pixels(feature_map: Tensor) -> Tensor:
 
 
 def gather_batch(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors `(B, ...)` of all processes, of one shape and dtype, in the order of ranks.
-
-    Each process's part receives the sum of what all processes' losses ask of it. DDP then takes the mean, so that the
-    mean of the losses over processes is minimised.
-    """
+    """Concatenate the tensors `(B, ...)` of all processes, of one shape and dtype, in the order of ranks."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
     return _GatherBatch.apply(tensor)
@@ -167,7 +157,7 @@ class _GatherBatch(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may use the given one elsewhere
-        dist.all_reduce(gradient)
+        dist.all_reduce(gradient)  # the sum of what all losses ask; DDP then takes the mean, so theirs is minimised
         return gradient[dist.get_rank() * ctx.batch :][: ctx.batch]
 
 
@@ -177,33 +167,28 @@ def cross_image_divergence(
 ) -> Tensor:
     """The minibatch term of vectors of length 1: `(B, A, Cs)` and `(B, A, Ct)` of A pixels of this process's images,
     and N instead of B for the images of all processes."""
-    divergences = [
-        # (A, N, A): a row holds the cosines of one pixel with all pixels of one image
-        kl_divergences(_cosines(own, all_student), _cosines(taught, all_teacher), temperature, dim=-1).mean()
-        for own, taught in zip(student, teacher, strict=True)
-    ]
+    divergences = []
+    for image in zip(student, teacher, strict=True):  # (A, N, A): cosines of one pixel with all pixels of one image
+        cosines = (
+            torch.einsum("ac,nbc->anb", own, others)
+            for own, others in zip(image, (all_student, all_teacher), strict=True)
+        )
+        divergences.append(kl_divergences(*cosines, temperature, dim=-1).mean())
     return torch.stack(divergences).mean()
 
 
 @in_float32
 def memory_divergence(student: Tensor, teacher: Tensor, memory: Tensor, anchors: Tensor, temperature: float) -> Tensor:
-    """Mean over the anchors `(B, A)` bool of the divergence of their similarities to vectors `(M, C)` of the memory, of
-    student and teacher `(B, A, C)` of length 1; 0 without any anchor."""
+    """Mean over the anchors `(B, A)` bool of the divergence of student's and teacher's `(B, A, C)` similarities to
+    vectors `(M, C)` of the memory; 0 without any anchor."""
     memory = memory.to(student.dtype)
     divergences = kl_divergences(student @ memory.T, teacher @ memory.T, temperature, dim=-1)  # (B, A)
     return divergences.masked_fill(~anchors, 0.0).sum() / anchors.sum().clamp(min=1)
 
 
-def _cosines(own: Tensor, others: Tensor) -> Tensor:
-    return torch.einsum("ac,nbc->anb", own, others)
-
-
 class ClassQueues(nn.Module):
-    """The newest `size` vectors of each class, as buffers: they are saved and resumed with the loss.
-
-    Processes that append the same vectors in the same order hold the same queues, and need not be synchronised. Where
-    a step is taken back and done again, it is enough to restore `appended`: the same vectors go to the same places.
-    """
+    """The newest `size` vectors of each class, as buffers: they are saved and resumed with the loss. A step is taken
+    back by restoring `appended`: done again, it puts the same vectors in the same places."""
 
     vectors: Tensor
     appended: Tensor
@@ -248,9 +233,8 @@ def queue_names(module: nn.Module) -> list[str]:
 def pixels_of_classes(vectors: Tensor, members: Tensor, most: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """At most `most` pixels of each class and image, those with the smallest random numbers `(B, A)` in [0, 1).
 
-    Of vectors `(B, A, C)` and `members` `(B, K, A)` bool, at most one class a pixel, it gives vectors `(B·R, C)` and
-    their classes `(B·R,)`, R = min(A, K·most), -1 where fewer pixels were to be had: a shape that does not hang on the
-    labels can be gathered over processes.
+    Of vectors `(B, A, C)` and `members` `(B, K, A)` bool it gives vectors `(B·R, C)` and their classes `(B·R,)`,
+    R = min(A, K·most), -1 where there are fewer: a shape that does not hang on the labels can be gathered.
     """
     _, num_classes, pixels = members.shape
     most = min(most, pixels)
@@ -265,8 +249,7 @@ def pixels_of_classes(vectors: Tensor, members: Tensor, most: int, uniform: Tens
 
 @in_float32
 def regions_of_classes(vectors: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean vector, of length 1, of each class in each image, `(B·K, C)`, and the classes `(B·K,)`, -1 for one that
-    the image does not show; arguments as for `pixels_of_classes`."""
+    """The mean vector, of length 1, of each class in each image, `(B·K, C)`, and the classes `(B·K,)`, else -1."""
     means = unit_vectors(members.to(vectors.dtype) @ vectors, dim=2)  # of the sum: its direction is that of the mean
     classes = torch.where(members.any(2), torch.arange(members.shape[1], device=members.device), NO_CLASS)
     return means.flatten(0, 1), classes.flatten()

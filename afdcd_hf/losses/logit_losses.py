@@ -27,11 +27,8 @@ class KDLoss(DistillationLoss):
         L = T² / (B·h·w) · Σ_pixels KL(softmax(teacher / T) ‖ softmax(student / T))
 
     Compares the models' own low-resolution logits, not the upsampled ones, as the released Af-DCD code does. Every
-    pixel counts, ignored labels included.
-
-    With `standardize=True` both models' logits are standardised over the classes at each pixel first: LSKD (Sun et al.,
-    CVPR 2024, arXiv 2403.01427), in which the student need not match the teacher's scale. Its weight for segmentation
-    has not been published.
+    pixel counts, ignored labels included. With `standardize=True` both are standardised over the classes at each pixel
+    first: LSKD (Sun et al., CVPR 2024, arXiv 2403.01427), whose weight for segmentation has not been published.
 
     Relations: AfDcdLoss compares feature maps; the paper adds both.
 
@@ -74,8 +71,7 @@ def standardized(logits: Tensor) -> Tensor:
 def pearson_distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     """Mean of `1 - ρ` over all vectors along `dim` of two `(N, K)`; ρ is Pearson's correlation coefficient.
 
-    In [0, 2]; 0 where each vector is a positive multiple of the other plus a constant. Vectors that do not vary
-    correlate with nothing: they count as 1 and get no gradient.
+    Vectors that do not vary correlate with nothing: they count as 1 and get no gradient.
     """
     student, teacher = _deviations(student, dim), _deviations(teacher, dim)
     norms = student.norm(dim=dim) * teacher.norm(dim=dim)
@@ -112,8 +108,7 @@ class DISTLoss(DistillationLoss):
     Compares the models' own low-resolution logits. Every pixel counts, ignored labels included. On several processes
     each one takes L_intra over the pixels of its own images. The defaults are those published for Cityscapes.
 
-    Relations: KDLoss asks for equal probabilities; this for the same up to scale and shift, which is easier on a small
-    student of a strong teacher.
+    Relations: KDLoss asks for equal probabilities; this for the same up to scale and shift.
     """
 
     name = "dist"
@@ -132,11 +127,8 @@ class DISTLoss(DistillationLoss):
 
 
 def split_by_borders(members: Tensor, size: Sequence[int], edge_width: int) -> tuple[Tensor, Tensor]:
-    """The labelled positions within `edge_width` of another class, and the other labelled ones; each `(B, h·w)` bool.
-
-    A class's dilation without its erosion, over all classes of `members` `(B, K, h·w)` bool. Positions without a class
-    are in neither, and make no border.
-    """
+    """The labelled positions within `edge_width` of another class, and the other labelled ones, each `(B, h·w)` bool,
+    of `members` `(B, K, h·w)` bool. Positions without a class are in neither, and make no border."""
     near = F.max_pool2d(members.unflatten(2, size).float(), 2 * edge_width + 1, stride=1, padding=edge_width)
     several = near.sum(1).flatten(1) > 1  # (B, h·w), classes within reach
     labelled = members.any(1)
@@ -152,10 +144,7 @@ def edge_divergence(student_logits: Tensor, teacher_logits: Tensor, edge: Tensor
 
 @in_float32
 def body_divergence(student_logits: Tensor, teacher_logits: Tensor, body: Tensor, temperature: float) -> Tensor:
-    """L_body of `BPKDLoss` over the positions of `body` `(B, h·w)` bool.
-
-    Images without any such position do not count; 0 where none has.
-    """
+    """L_body of `BPKDLoss` over the positions of `body` `(B, h·w)` bool; images that have none do not count."""
     # before the softmax: of no weight there, and finite in the differences of logarithms
     student, teacher = (
         (each.flatten(2) / temperature).masked_fill(~body.unsqueeze(1), -1e30)

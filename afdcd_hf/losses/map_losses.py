@@ -34,10 +34,9 @@ class FitNetLoss(MapLoss):
 
         L = Σ (align(S) - T)² / (B·Ct·h·w)
 
-    `align` is a 1×1 convolution with bias, or the identity where Cs = Ct; it trains beside the student. The paper
-    sums (times ½) where this is a mean, and uses the term to initialise the student before distilling logits; here
-    it is there from the first step to the last, as the segmentation papers that compare with it do, with weights of 1
-    to 10 on the head's last map. Every position counts.
+    `align` is a 1×1 convolution with bias, or the identity where Cs = Ct. The paper sums (times ½) where this is a
+    mean, and uses the term to initialise the student; here it is there from the first step to the last, as in the
+    segmentation papers that compare with it, with weights of 1 to 10 on the head's last map. Every position counts.
 
     With `normalize=True` align(S) and T are standardised over h and w, per image and channel, before they are compared:
     NFD (Liu et al., 2022, arXiv 2207.05256), in which magnitudes do not count. Its weight is not known to us.
@@ -88,10 +87,10 @@ class AttentionTransferLoss(MapLoss):
         Q(F) = Σ_c F_c² / C, flattened to (B, h·w) and divided by its L2 norm, image by image
         L    = Σ (Q(S) - Q(T))² / (B·h·w)
 
-    Nothing needs equal channels, so the loss has no weights of its own. The maps' signs and scales do not matter. As Q
-    has length 1, L is at most 2 / (h·w): hence the large weight, which belongs to one size of map. A teacher map of
-    another size is resized before Q. Every position counts. The paper writes the norm of the difference, its authors'
-    code and this the mean of squares. The default weight is the published one, for the head's last map, beside KD.
+    Nothing needs equal channels: the loss has no weights of its own. As Q has length 1, L is at most 2 / (h·w): hence
+    the large weight, which belongs to one size of map. Every position counts. The paper writes the norm of the
+    difference, its authors' code and this the mean of squares. The default weight is the published one, for the head's
+    last map, beside KD.
 
     Relations: CWDLoss compares where each channel is active, this where all of them together are.
     """
@@ -128,11 +127,10 @@ class SKDLoss(MapLoss):
         L_pairwise  = Σ (a_ij(S) - a_ij(T))² / (B·N²), over pairs of the N = ⌈h / pool⌉·⌈w / pool⌉ positions
         L_pixelwise = Σ_pixels KL(softmax(teacher) ‖ softmax(student)) / (B·h'·w')
 
-    Left out is the third, "holistic" part: a discriminator with an optimiser of its own that tells the two models'
-    score maps apart. It is a second model trained against the first, which the contract of a loss does not hold.
-    Numbers got here are therefore those of the pairwise and pixelwise parts, and not of the full method.
+    Left out is the third, "holistic" part: a discriminator, a second model trained against the first. Numbers got here
+    are therefore not those of the full method.
 
-    Nothing needs equal channels, so the loss has no weights of its own. Every position counts. Memory: two `(B, N, N)`
+    Nothing needs equal channels: the loss has no weights of its own. Every position counts. Memory: two `(B, N, N)`
     matrices and their gradient, N = 2048 for a map of 64×128. The defaults are those of later scripts that compare with
     it, for the head's last map; the authors' own weigh 1 and 10, pooled to 2×2 positions (half the map's sides).
 
@@ -163,10 +161,7 @@ class SKDLoss(MapLoss):
 
 
 def centre_similarity(feature_map: Tensor, members: Tensor) -> Tensor:
-    """Cosine similarity `(B, h·w)` of each position to the mean of its class in the same image; 0 without a class.
-
-    `feature_map` is `(B, C, h, w)`, `members` `(B, K, h·w)` of its dtype, 1 where the position is of the class.
-    """
+    """Cosine similarity `(B, h·w)` of each position to the mean of its class in the same image; 0 without a class."""
     vectors = feature_map.flatten(start_dim=2)  # (B, C, N)
     sums = members @ vectors.transpose(1, 2)  # (B, K, C), of the direction of the means
     similarity = unit_vectors(sums, dim=2) @ unit_vectors(vectors, dim=1)  # (B, K, N)
@@ -188,14 +183,13 @@ class IFVDLoss(MapLoss):
         m_p(F) = cosine of the vector at position p and the mean over all positions of its class in its image
         L      = Σ_p (m_p(S) - m_p(T))² / (B·h·w)
 
-    Positions without a class add 0, and are counted in the divisor, as in the authors' code; a batch without any label
-    gives 0. The gradient also flows through the student's centres. Nothing needs equal channels, so the loss has no
-    weights of its own. The published training adds a discriminator; it is left out, as SKDLoss explains. The default
-    weight is that of later scripts that compare with it, for the head's last map, beside KD; the authors' is 200 beside
-    10 times KD.
+    Positions without a class add 0, and are counted in the divisor, as in the authors' code. The gradient also flows
+    through the student's centres. Nothing needs equal channels: the loss has no weights of its own. The discriminator
+    is left out as from SKDLoss. The default weight is that of later scripts that compare with it, for the head's last
+    map, beside KD; the authors' is 200 beside 10 times KD.
 
     Relations: SKDLoss compares similarities of all pairs of positions and reads no labels; this compares one number
-    per position. It costs 2·B·K·(Cs + Ct)·h·w multiplications forward, for K classes.
+    per position.
 
     Args:
         ignore_index: label that belongs to no class; labels outside 0 ... K - 1 never do. None where there is none.
@@ -227,12 +221,9 @@ class CWDLoss(MapLoss):
         φ(F)_c = softmax over the h·w positions of F_c / τ
         L      = τ² / (B·C) · Σ_c KL(φ(T)_c ‖ φ(S)_c)
 
-    On maps S is align(S): a 1×1 convolution with bias that trains beside the student, or the identity where the
-    channels are equal. On logits a channel is a class. Every position counts.
-
-    The defaults are the published ones, for the head's last map, beside KD. C is Ct, as in the authors' code; CIRKD's
-    divides by Cs, where a 50 acts like a 100 here for 128 → 256 channels. A constant added to a channel changes
-    nothing; a map twice as large in value is one at half the temperature: weights and τ belong to one kind of map.
+    On maps S is align(S): a 1×1 convolution with bias, or the identity where the channels are equal. On logits a
+    channel is a class. Every position counts. The defaults are the published ones, for the head's last map, beside KD.
+    C is Ct, as in the authors' code; CIRKD's divides by Cs, where a 50 acts like a 100 here for 128 → 256 channels.
 
     Relations: KDLoss normalises over classes at each pixel; this normalises over pixels in each channel.
     AttentionTransferLoss puts all channels into one map first.

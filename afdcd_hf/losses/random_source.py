@@ -34,11 +34,10 @@ def uniform(like: Tensor, source: RandomSource | None) -> Tensor:
     return torch.ops.afdcd.uniform(like.detach(), source.number)
 
 
-# Marked as random, so that compilers neither merge two draws nor repeat one in the backward pass. Defined this way
-# because torch.library.custom_op takes no tags in older versions of torch.
-torch.library.define(
-    "afdcd::uniform", "(Tensor like, SymInt number) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,)
-)
+# marked as random, so that compilers neither merge two draws nor repeat one in the backward pass
+TAGS = (torch.Tag.nondeterministic_seeded,)
+# custom_op takes no tags in older versions of torch
+torch.library.define("afdcd::uniform", "(Tensor like, SymInt number) -> Tensor", tags=TAGS)
 
 
 @torch.library.impl("afdcd::uniform", "default")

@@ -25,18 +25,16 @@ def hard_pixel_cross_entropy(
 ) -> Tensor:
     """Cross entropy of the hard pixels alone (OHEM, Shrivastava et al., arXiv 1604.03540).
 
-    Hard is a pixel whose class has a probability below `threshold`, and in any case the hardest share `at_least` of
-    the pixels, as the usual scripts for Cityscapes do. Class weights `(K,)` scale each pixel's loss; the mean is over
-    pixels.
+    Hard is a pixel whose class has a probability below `threshold`, and in any case the hardest share `at_least` of the
+    pixels. Class weights `(K,)` scale each pixel's loss; the mean is over pixels.
     """
     counted = labels != ignore_index
     if not counted.any():
         return scores.sum() * 0
     losses = F.cross_entropy(scores, labels, ignore_index=ignore_index, reduction="none")[counted]
-    with torch.no_grad():
-        probability = (-losses).exp()
-        smallest = max(1, int(at_least * probability.numel()))
-        hard = probability <= probability.kthvalue(smallest).values.clamp(min=threshold)
+    probability = (-losses.detach()).exp()
+    smallest = max(1, int(at_least * probability.numel()))
+    hard = probability <= probability.kthvalue(smallest).values.clamp(min=threshold)
     if class_weights is not None:
         losses = losses * class_weights[labels[counted]]
     return losses[hard].mean()
@@ -109,37 +107,26 @@ class TaskLoss(nn.Module):
         class_weights: Sequence[float] | None = None,
     ):
         super().__init__()
-        self.weight = weight
-        self.aux_weight = aux_weight
-        self.ignore_index = ignore_index
-        self.align_corners = align_corners
+        self.weight, self.aux_weight = weight, aux_weight
+        self.ignore_index, self.align_corners = ignore_index, align_corners
         self.kinds = [name.strip() for name in kind.split("+")]
         if unknown := [name for name in self.kinds if name not in TASK_LOSSES]:
             raise ValueError(f"task_loss={kind!r}: unknown {unknown[0]!r}; known: {', '.join(TASK_LOSSES)}.")
         if class_weights is not None and not TAKE_WEIGHTS & set(self.kinds):
-            raise ValueError(
-                f"class_weights have no effect on task_loss={kind!r}: add cross_entropy, or leave them out."
-            )
+            raise ValueError(f"class_weights have no effect on task_loss={kind!r}: add cross_entropy, or drop them.")
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
     @classmethod
-    def for_model(
-        cls,
-        model: nn.Module,
-        weight: float = 1.0,
-        aux_weight: float = 0.4,
-        kind: str = "cross_entropy",
-        class_weights: Sequence[float] | None = None,
-    ) -> TaskLoss:
-        """Take ignore index and upsampling from the model's configuration (255 and False where it says nothing)."""
-        config = getattr(model, "config", None)
+    def for_model(cls, model: nn.Module, args: Any) -> TaskLoss:
+        """By a run's arguments; ignore index and upsampling are the model's (255 and False where it has none)."""
+        config, weights = getattr(model, "config", None), args.class_weights
         count = getattr(config, "num_labels", None)
-        if class_weights is not None and count not in (None, len(class_weights)):
-            raise ValueError(f"class_weights holds {len(class_weights)} numbers for {count} classes: give one each.")
+        if weights is not None and count not in (None, len(weights)):
+            raise ValueError(f"class_weights holds {len(weights)} numbers for {count} classes: give one each.")
         ignore_index = getattr(config, "semantic_loss_ignore_index", 255)
         align_corners = getattr(config, "align_corners", False)
-        return cls(weight, aux_weight, ignore_index, align_corners, kind, class_weights)
+        return cls(args.task_weight, args.aux_weight, ignore_index, align_corners, args.task_loss, weights)
 
     def forward(self, outputs: Any, labels: Tensor) -> dict[str, Tensor]:
         """Weighted terms "task" and, where `outputs.aux_logits` is there, "auxiliary"; in float32, also under autocast.
@@ -147,17 +134,15 @@ class TaskLoss(nn.Module):
         `outputs` has `.logits` `(B, K, h, w)`; `labels` are `(B, H, W)` int64.
         """
         terms = {"task": self.weight * self._loss(outputs.logits, labels)}
-        aux_logits = getattr(outputs, "aux_logits", None)
-        if aux_logits is not None:
+        if (aux_logits := getattr(outputs, "aux_logits", None)) is not None:
             terms["auxiliary"] = self.aux_weight * self._loss(aux_logits, labels)
         return terms
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             scores = upsample_logits(logits.float(), labels.shape[-2:], self.align_corners)
-            weighted: Any = {"class_weights": self.class_weights}
-            losses = [
-                TASK_LOSSES[kind](scores, labels, self.ignore_index, **(weighted if kind in TAKE_WEIGHTS else {}))
-                for kind in self.kinds
-            ]
+            losses = []
+            for kind in self.kinds:
+                weights: Any = {"class_weights": self.class_weights} if kind in TAKE_WEIGHTS else {}
+                losses.append(TASK_LOSSES[kind](scores, labels, self.ignore_index, **weights))
             return torch.stack(losses).sum()

@@ -247,8 +247,8 @@ def prepare_distillation(
         )
     with torch.no_grad():
         loss(seen, taught, batch["labels"])
-    task_loss = TaskLoss.for_model(student, args.task_weight, args.aux_weight, args.task_loss, args.class_weights)
-    return DistillationModel(student, loss, task_loss, layers[0]), layers[1], taught.logits is not None
+    distilled = DistillationModel(student, loss, TaskLoss.for_model(student, args), layers[0])
+    return distilled, layers[1], taught.logits is not None
 
 
 def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> int:

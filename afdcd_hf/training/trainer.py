@@ -84,8 +84,7 @@ class SegmentationTrainer(HubTrainer):
             training_args.refuse_where_divided(args)
         # Our loss is a mean over pixels; the Trainer has to divide it by the number of accumulation steps.
         self.model_accepts_loss_kwargs = False
-        weights = args.task_weight, args.aux_weight, args.task_loss, args.class_weights
-        self.task_loss = TaskLoss.for_model(model, *weights)
+        self.task_loss = TaskLoss.for_model(model, args)
         self.terms = TermMeans(report=self.is_world_process_zero())
         self.speed: dict[str, Any] = {}
         self._whole_student: nn.Module | None = None

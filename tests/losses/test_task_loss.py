@@ -91,4 +91,4 @@ def test_what_cannot_be_is_refused():
         TaskLoss(kind="dice", class_weights=WEIGHTS)
     model = SimpleNamespace(config=SimpleNamespace(num_labels=5))
     with pytest.raises(ValueError, match="class_weights holds 4 numbers for 5 classes"):
-        TaskLoss.for_model(model, class_weights=WEIGHTS)
+        TaskLoss.for_model(model, SimpleNamespace(class_weights=WEIGHTS))
