@@ -70,9 +70,8 @@ def as_segmenter(
     if id2label is not None:
         expected = range(num_labels or len(id2label))
         if sorted(id2label) != list(expected):
-            raise ValueError(
-                f"id2label names the classes {sorted(id2label)}; expected a name for each of 0 to {expected[-1]}."
-            )
+            named = f"id2label names the classes {sorted(id2label)}"
+            raise ValueError(f"{named}; expected a name for each of 0 to {expected[-1]}.")
         config = PreTrainedConfig(id2label=dict(id2label), label2id={name: i for i, name in id2label.items()})
     elif num_labels is not None:
         config = PreTrainedConfig(num_labels=num_labels)
@@ -95,12 +94,8 @@ def _logits(outputs: Any, key: str | int | None, model: str) -> Tensor:
     found = type(outputs).__name__
     if isinstance(outputs, Mapping):
         found += f" with the keys {', '.join(map(str, outputs))}"
-    elif isinstance(outputs, (list, tuple)):
-        found += f" of {len(outputs)} values"
     elif isinstance(outputs, Tensor):
         found += f" of shape {tuple(outputs.shape)}"
     chosen = "" if key is None else f" (output={key!r})"
-    raise ValueError(
-        f"{model} returns a {found}, in which there are no (B, K, h, w) class scores{chosen}; name the key or "
-        "index with as_segmenter(..., output=...)."
-    )
+    wanted = "(B, K, h, w) class scores" + chosen
+    raise ValueError(f"{model} returns a {found}, with no {wanted}; name key or index: as_segmenter(..., output=...).")

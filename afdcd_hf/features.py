@@ -48,10 +48,8 @@ class LayerTap:
     def __init__(self, model: nn.Module, layer: str):
         match = _PATH.match(layer)
         if match is None:
-            raise ValueError(
-                f"Layer {layer!r} is not a module path; write 'a.b.c', or 'a.b.c[-1]' for one of several maps, and "
-                "behind it ':nhwc' where the map is (B, h, w, C), ':tokens' where it is (B, N, C)."
-            )
+            forms = "'a.b.c', or 'a.b.c[-1]' for one of several maps, perhaps with ':nhwc' or ':tokens' behind it"
+            raise ValueError(f"Layer {layer!r} is not a module path; write {forms}.")
         path, modules = match["path"], dict(model.named_modules())
         if path not in modules:
             raise ValueError(f"{type(model).__name__} has no module {path!r}.{close_names(path, modules)}")
@@ -174,10 +172,8 @@ def default_layer(model: nn.Module, role: str) -> str:
     if getattr(getattr(model, "config", None), "model_type", None) == "afdcd":
         return "backbone[-1]"
     modules = ", ".join(name for name, _ in model.named_children())
-    raise ValueError(
-        f"{role}_layer must name the map to distil, because the {role} is a {type(model).__name__} and not one of our "
-        f"models. Give a path as model.named_modules() prints it; the top modules are: {modules}."
-    )
+    why = f"{role}_layer must name the map to distil, because the {role} is a {type(model).__name__}"
+    raise ValueError(f"{why}: give a path as model.named_modules() prints it, in one of: {modules}.")
 
 
 def _activations(logits: Tensor | None, taps: Sequence[LayerTap]) -> Activations:
@@ -193,10 +189,10 @@ def _map_of_tokens(tokens: Tensor, image_size: tuple[int, int] | None, layer: st
     grids = ([each // patch for each in image_size] for patch in range(1, side + 1) if side % patch == 0)
     grid = next((grid for grid in grids if math.prod(grid) <= count), None)
     if grid is None or count - math.prod(grid) > _MOST_EXTRA_TOKENS:
+        size = f"an image of {image_size[0]}x{image_size[1]}"
         raise ValueError(
-            f"Layer {layer!r} gives {count} tokens for an image of {image_size[0]}x{image_size[1]}, which are no grid "
-            f"of square patches with at most {_MOST_EXTRA_TOKENS} others before it: both sides must be multiples of "
-            "the model's patch size (crop_size), and the layer must not merge tokens or add queries."
+            f"Layer {layer!r} gives {count} tokens for {size}, which are no grid of square patches with at most "
+            f"{_MOST_EXTRA_TOKENS} others before it: its sides (crop_size) must be multiples of the model's patch size."
         )
     return tokens[:, count - math.prod(grid) :].mT.unflatten(2, grid)
 
@@ -213,8 +209,8 @@ def _select(output: Any, index: int | None, layer: str, *, tokens: bool) -> Tens
     elif index is not None:
         raise ValueError(f"Layer {layer!r} returns a single value; leave the index out.")
     if not isinstance(output, Tensor) or output.ndim != (3 if tokens else 4):
-        shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         needed = "(B, N, C) tokens are" if tokens else "a (B, C, h, w) map is"
         hint = f", or '{layer}:tokens' if these are a ViT's tokens" if ":" not in layer else ""
-        raise ValueError(f"Layer {layer!r} gives {shape}, but {needed} needed; name another layer{hint}.")
+        raise ValueError(f"Layer {layer!r} gives {found}, but {needed} needed; name another layer{hint}.")
     return output

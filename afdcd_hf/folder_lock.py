@@ -58,9 +58,8 @@ def _locked_file(folder: Path, option: str) -> int | None:
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)
-            raise FileExistsError(
-                f"Another process is still writing to {folder}: wait for it, stop it, or give another {option}."
-            ) from None
+            other = f"Another process is still writing to {folder}"
+            raise FileExistsError(f"{other}: wait for it, stop it, or give another {option}.") from None
         except OSError as error:
             os.close(descriptor)
             logger.warning("%s cannot be locked against a second process: %s.", folder, error)

@@ -1,4 +1,4 @@
-"""Reading JSON and YAML files that someone may have edited, cut short or replaced."""
+"""JSON files, read and written, and YAML files: someone may have edited, cut short or replaced them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
+from .atomic_io import written_whole
 
 T = TypeVar("T")
 
@@ -33,6 +35,12 @@ def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:  # type: 
         wanted = "an object" if kind is dict else "an array"
         raise ValueError(f"{path} ({what}) must hold {wanted}, but holds {type(value).__name__}.")
     return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole, or not at all."""
+    with written_whole(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_yaml(path: str | Path) -> dict[Any, Any]:

@@ -64,7 +64,7 @@ def test_scores_are_found_in_what_the_network_returns():
 
 def test_an_output_without_scores_or_of_another_number_of_classes_is_described():
     for network, options, message in (
-        (Plain(lambda scores: (scores, scores)), {}, r"Plain returns a tuple of 2 values.*output=\.\.\."),
+        (Plain(lambda scores: (scores, scores)), {}, r"Plain returns a tuple, .*output=\.\.\."),
         (Plain(lambda scores: {"a": scores}), {}, r"a dict with the keys a, .*no \(B, K, h, w\) class scores"),
         (Plain(lambda scores: {"a": scores}), {"output": "b"}, r"class scores \(output='b'\)"),
         (Plain(), {"num_labels": 5}, "gives 4 classes; num_labels is 5"),

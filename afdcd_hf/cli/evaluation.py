@@ -148,7 +148,8 @@ def _profile(
     overwrite: bool, **settings: Any,
 ) -> None:  # fmt: skip
     check_output(output, overwrite)
-    from ..cost.profiling import HEADER, SIZES, ProfileRow, ProfileSettings, profile_model, write_profile
+    from ..cost.profiling import HEADER, SIZES, ProfileRow, ProfileSettings, profile_model
+    from ..structured_files import write_json
 
     hide_loading_bars()
     check_device(device)
@@ -160,7 +161,7 @@ def _profile(
             print(row.format() if rows else f"{row.describe()}\n{HEADER}\n{row.format()}", flush=True)
         rows.append(row)
         if output:  # after each row, so that none is lost if a larger input does not fit
-            write_profile(output, model, rows)
+            write_json(output, {"model": model, "rows": [asdict(row) for row in rows]})
 
     profile_model(model, sizes, settings=ProfileSettings(**settings, memory=not no_memory), device=device, show=show)
     if as_json:

@@ -171,7 +171,8 @@ def _card(
 
 def _verify(model: str, tolerance: float, as_json: bool, output: Path | None, overwrite: bool, **options: Any) -> int:
     from ..atomic_io import check_can_write
-    from ..hub.verify import format_verification, statement, verify, write_statement
+    from ..hub.verify import format_verification, statement, verify
+    from ..structured_files import write_json
 
     check_output(output, overwrite)
     if output is not None:  # before the evaluation
@@ -179,7 +180,7 @@ def _verify(model: str, tolerance: float, as_json: bool, output: Path | None, ov
     hide_loading_bars()
     done = verify(model, tolerance=tolerance / 100, **options)
     if output is not None:
-        write_statement(output, done)
+        write_json(output, statement(done))
     print(json.dumps(statement(done), indent=2) if as_json else format_verification(done))
     return 0 if done.holds else 1
 

@@ -124,10 +124,8 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
             if run.place in results:
                 before, now = results[run.place].machine, machine_name()
                 if run.budget and run.budget.is_time and before != now:
-                    raise ValueError(
-                        f"{folder} was trained on {before}, and this is {now}: seconds of two machines cannot be "
-                        "compared. Give another --output_dir, or continue on that machine."
-                    )
+                    what = f"{folder} was trained on {before}, and this is {now}"
+                    raise ValueError(f"{what}: seconds of two machines cannot be compared; continue there.")
                 continue
             show(f"[{number}/{len(runs)}] {run.title} ...")
             result, log = _train(run, settings, folder, resume, plan.processes, lock), folder / LOG_NAME
@@ -220,10 +218,8 @@ def _resumable(run: Path, recipe: Path, text: str) -> bool:
     for settings in (before, now):
         settings.pop("output_dir", None)  # the same folder, perhaps called from elsewhere
     if before != now:
-        raise ValueError(
-            f"{run.parent} holds a training with other settings: {_difference(before, now)}. Give another "
-            "--output_dir, or move or delete that folder to train it again."
-        )
+        what = f"{run.parent} holds a training with other settings: {_difference(before, now)}"
+        raise ValueError(f"{what}. Give another --output_dir, or move or delete that folder to train it again.")
     if finished or any(run.glob("checkpoint-*")):
         return True
     aside = next(path for n in range(1, 10**6) if not (path := run.with_name(f"{run.name}-stopped-{n}")).exists())

@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..atomic_io import written_whole
 from ..charts.runs import load_history
 from ..cost.machine import library_versions, machine_name
 from ..hub.card_facts import read_facts
-from ..structured_files import read_json
+from ..structured_files import read_json, write_json
 from ..training.arguments import parse_arguments, training_part
 from .plan import ALONE, Budget, Method, Plan, folder_name
 
@@ -167,8 +166,7 @@ def collect(run: Run, settings: Mapping[str, Any], folder: Path, wall_seconds: f
         date=date.today().isoformat(),
         versions=library_versions(),
     )
-    with written_whole(folder / RESULT_NAME) as part:
-        part.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RESULT_NAME, asdict(result))
     return result
 
 

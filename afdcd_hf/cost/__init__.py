@@ -7,5 +7,4 @@ from .profiling import (
     count_macs_at,
     count_parameters,
     profile_model,
-    write_profile,
 )

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +23,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..atomic_io import written_whole
 from ..inference.segment import PRECISIONS, height_and_width
 from ..model_utils import device_of, dtype_of, evaluating
 from ..models.loading import load_model
@@ -183,12 +182,6 @@ def profile_model(
         rows.append(_profile_row(measured, size, settings))
         show(rows[-1])
     return rows
-
-
-def write_profile(path: str | Path, model: str, rows: Sequence[ProfileRow]) -> None:
-    """Write rows as JSON: `{"model": ..., "rows": [...]}` with the fields of `ProfileRow`, replacing the file."""
-    with written_whole(Path(path)) as part:
-        part.write_text(json.dumps({"model": model, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 
 
 def _profile_row(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> ProfileRow:

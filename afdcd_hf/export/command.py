@@ -11,12 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..atomic_io import written_whole
 from ..cost.machine import library_versions, machine_name
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
 from ..inference.graphs import ONNX_PACKAGES, check_packages, load_segmenter
+from ..structured_files import write_json
 from .onnx import ParityRow, check_output, described_processor, export_onnx, format_parity
 from .other_formats import export_executorch, export_openvino
 from .quantisation import quantise_onnx, spread
@@ -108,7 +108,7 @@ def export_saved_graph(
     rows = write(segmenter, processor, output, overwrite=overwrite, **options)
     print(f"PyTorch and {title}, same input:\n{format_parity(rows)}\nwritten: {output}", flush=True)
     if not is_known:
-        _write_json(processor_file, described)
+        write_json(processor_file, described)
     found: dict[str, Any] = {"model": model, "format": format, **options, "parity": [asdict(row) for row in rows]}
     if calibration is not None:
         logger.info("calibrating int8 ...")
@@ -129,10 +129,5 @@ def export_saved_graph(
             found["evaluated_on"] = {"dataset": dataset, "split": evaluate_split, "num_images": len(evaluation)}
     versions = {**library_versions(), **{name: version(name) for name in packages}}
     found |= {"date": date.today().isoformat(), "machine": machine_name(), "versions": versions}
-    _write_json(report, found)
+    write_json(report, found)
     print(f"written: {report}")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with written_whole(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")

@@ -340,11 +340,8 @@ def check_parity(
         others = (classes != scores.argmax(1)).double().mean()
         rows.append(ParityRow(*shape, difference.item(), scores.abs().max().item(), others.item()))
     if not all(row.difference <= tolerance * row.largest_score for row in rows):  # so that NaN does not pass
-        raise ValueError(
-            f"The graph differs from the model beyond {tolerance:g} of the largest score; nothing was written.\n"
-            f"{format_parity(rows)}\n"
-            "If only the sizes differ in which the graph was not traced, fix the size: --size HEIGHT WIDTH."
-        )
+        found = f"The graph differs from the model beyond {tolerance:g} of the largest score; nothing was written."
+        raise ValueError(f"{found}\n{format_parity(rows)}\nIf only some sizes differ, fix one: --size HEIGHT WIDTH.")
     return rows
 
 

@@ -102,10 +102,8 @@ def calibration_inputs(
         height, width = pixels.shape[-2:]
         rows, columns = size or (height, width)
         if height < rows or width < columns:
-            raise ValueError(
-                f"{names[-1]} has {height}x{width} pixels, less than the {rows}x{columns} that the graph is fixed to; "
-                "calibrate on larger images, or export with a smaller --size."
-            )
+            what = f"{names[-1]} has {height}x{width} pixels, less than the {rows}x{columns} of the graph"
+            raise ValueError(f"{what}; calibrate on larger images, or export with a smaller --size.")
         top, left = (height - rows) // 2, (width - columns) // 2
         yield {"pixel_values": np.ascontiguousarray(pixels[None, :, top : top + rows, left : left + columns])}
 

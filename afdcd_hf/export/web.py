@@ -106,8 +106,6 @@ def _find_runtime(runtime: str | Path | None) -> tuple[Path | None, str | None]:
         return None, str(runtime).rstrip("/") + "/"
     folder = Path(runtime, "dist")
     if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise ValueError(
-            f"There is no {missing[0]} in {folder}: give --onnxruntime_web the folder that "
-            f"`npm install onnxruntime-web` made, or an https:// address such as {CDN}"
-        )
+        wanted = f"the folder that `npm install onnxruntime-web` made, or an https:// address such as {CDN}"
+        raise ValueError(f"There is no {missing[0]} in {folder}: give --onnxruntime_web {wanted}")
     return folder, None

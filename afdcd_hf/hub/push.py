@@ -240,10 +240,7 @@ def _visibility(api: HfApi, repo_id: str, private: bool | None) -> bool | None:
     except RepositoryNotFoundError:
         return None
     if private and not is_private:
-        raise ValueError(
-            f"{repo_id} exists and is public, and a push does not change that: make it private in its settings on the "
-            "Hub, or push to another name."
-        )
+        raise ValueError(f"{repo_id} exists and is public: make it private in its settings on the Hub first.")
     return is_private
 
 
@@ -315,8 +312,6 @@ def _source(folder: Path) -> list[str]:
     try:
         imported = [Path(file).name for name in sorted(names) for file in get_relative_import_files(folder / name)]
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{folder} lacks {Path(error.filename).name}, without which it does not load where afdcd_hf is not "
-            "installed; load the model and its image processor here, and save both again with save_pretrained."
-        ) from error
+        lacks = f"{folder} lacks {Path(error.filename).name}, without which it does not load without afdcd_hf"
+        raise FileNotFoundError(f"{lacks}; load model and image processor, and save_pretrained both again.") from error
     return list(dict.fromkeys([*names, *imported]))

@@ -17,7 +17,6 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard, constants, snapshot_download
 
-from ..atomic_io import written_whole
 from ..cost.machine import library_versions, machine_name
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
@@ -183,12 +182,6 @@ def statement(done: Verification) -> dict[str, Any]:
     made = {"date": date.today().isoformat(), "machine": machine_name(), "versions": library_versions()}
     text = json.dumps({"holds": done.holds, **asdict(done), **made})
     return json.loads(text, parse_constant=lambda _: None)  # NaN is not JSON
-
-
-def write_statement(path: Path, done: Verification) -> None:
-    """Write the outcome whole, or not at all."""
-    with written_whole(path) as part:
-        part.write_text(json.dumps(statement(done), indent=2) + "\n", "utf-8")
 
 
 def _local_folder(model: str | Path, revision: str | None) -> Path:

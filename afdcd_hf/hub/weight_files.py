@@ -113,10 +113,8 @@ def _unpickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
         if found := re.search(r"GLOBAL (\S+) ", str(error)):
-            raise ValueError(
-                f"{path} holds {found[1]}, which is more than data, and is not unpickled. Where you trust the file, "
-                "load it in a process of your own and save its state dict alone."
-            ) from error
+            what = f"{path} holds {found[1]}, which is more than data, and is not unpickled"
+            raise ValueError(f"{what}. Where you trust it, load it yourself and save its state dict alone.") from error
         problem = _not_weights(path) or "is not a checkpoint of PyTorch, or is damaged; download it again."
         raise ValueError(f"{path} {problem}") from error
 
