@@ -20,21 +20,15 @@ from transformers import (
 )
 
 MODEL_TYPES = ("eomt", "eomt_dinov3", "mask2former", "maskformer")
-_CLASSES = (
-    "EomtForUniversalSegmentation", "EomtDinov3ForUniversalSegmentation", "Mask2FormerForUniversalSegmentation",
-    "MaskFormerForInstanceSegmentation",
-)  # fmt: skip
 # What neither logits nor maps of a layer depend on; saved folders may lack it.
 _UNREAD = ("criterion.", "pooler.")
-# What a processor may do that would leave its label map another extent than the image's.
-_MOVES_PIXELS = ("do_split_image", "do_pad")
 
 
 def load_model(name_or_path: str | Path, *, needs_logits: bool = True) -> nn.Module:
     """Load any segmenter that transformers' Auto classes know, in float32; code in its folder is never run.
 
-    EoMT, Mask2Former and MaskFormer have `.logits` in their outputs; see `with_logits`. Unless it
-    `needs_logits`, a kind of model that is no segmenter, such as DINOv3, is loaded as transformers' `AutoModel` does.
+    EoMT, Mask2Former and MaskFormer get logits, see `with_logits`. Unless it `needs_logits`, a kind of model that is no
+    segmenter, such as DINOv3, is loaded as transformers' `AutoModel` does.
 
     Raises:
         ValueError: weights are missing, damaged or of other shapes, or the model needs code of its own.
@@ -48,8 +42,7 @@ def load_model(name_or_path: str | Path, *, needs_logits: bool = True) -> nn.Mod
     elif not needs_logits and type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         auto_class = AutoModel
     model, info = _loaded(auto_class, name_or_path, "a segmenter", **options)
-    names = sorted(name for name in info["missing_keys"] if not name.startswith(_UNREAD))
-    if names:
+    if names := sorted(name for name in info["missing_keys"] if not name.startswith(_UNREAD)):
         raise ValueError(f"{str(name_or_path)!r} lacks {len(names)} of the model's weights, e.g. {names[:3]}.")
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"])[0]
@@ -63,10 +56,10 @@ def load_model(name_or_path: str | Path, *, needs_logits: bool = True) -> nn.Mod
 def load_processor(name_or_path: str | Path) -> Any:
     """Load a model's image processor; code in its folder is never run. Errors as for `load_model`.
 
-    What EoMT's can do beyond resizing, splitting an image or padding it, is switched off: windows do that here.
+    That EoMT's splits an image or pads it is switched off: windows do that here.
     """
     processor = _loaded(AutoImageProcessor, name_or_path, "an image processor")
-    for name in _MOVES_PIXELS:
+    for name in ("do_split_image", "do_pad"):  # or its label map would have another extent than the image
         if getattr(processor, name, False):
             setattr(processor, name, False)
     return processor
@@ -91,16 +84,16 @@ def _loaded(auto_class: Any, name_or_path: str | Path, what: str, **options: Any
 
 
 def finds_masks(model: nn.Module) -> bool:
-    """Whether the model is one of these."""
-    return type(model).__name__ in _CLASSES
+    """Whether the model is one of `MODEL_TYPES` that segments."""
+    config = getattr(model, "config", None)
+    return getattr(config, "model_type", None) in MODEL_TYPES and "Segmentation" in type(model).__name__
 
 
 def with_logits(model: nn.Module) -> nn.Module:
     """The model itself; if it finds masks, its outputs have `.logits` from now on, beside their own fields.
 
-    The logits `(B, K, h, w)`, at the masks' size, are the logarithm of `class_scores`: their softmax is each class's
-    share of the scores. Their arg max is that of the image processor's `post_process_semantic_segmentation`, except
-    that the latter stretches the masks, for EoMT and Mask2Former first to a fixed size, and then the scores, where we
+    The logits `(B, K, h, w)`, at the masks' size, are the logarithm of `class_scores`. Their arg max is that of the
+    image processor's `post_process_semantic_segmentation`, except that the latter stretches masks and scores, where we
     stretch the logits once. EoMT takes images of one size, so larger ones are segmented in windows of that size, unless
     the settings of inference name others.
     """

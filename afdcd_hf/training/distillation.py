@@ -70,7 +70,9 @@ class DistillationModel(nn.Module):
         """The student's; the Trainer calls this, or its newer name."""
         self.student.gradient_checkpointing_enable(**options)
 
-    activation_checkpointing_enable = gradient_checkpointing_enable
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """The student's."""
+        self.student.activation_checkpointing_enable(**options)
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, teacher: Activations | None = None
