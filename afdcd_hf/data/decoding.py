@@ -44,13 +44,9 @@ def open_image(source: str | Path | bytes, described: str) -> Image.Image:
 
     `format` is kept, and `info` says what Pillow hides: `bits` a value, and whether its values are `altered`.
 
-    Args:
-        source: Path, or the content of the file.
-        described: What errors call the file, such as `train/b.png: the label (/data/trainannot/b.png)`.
-
-    Raises:
-        ImageFileError: If the file is missing, no regular file, not an image, damaged, or has more pixels than Pillow
-            reads (`PIL.Image.MAX_IMAGE_PIXELS`, twice).
+    `source` is a path, or the content of the file, and `described` what errors call it, such as `train/b.png: the label
+    (/data/trainannot/b.png)`: ImageFileError if it is missing, no regular file, not an image, damaged, or has more
+    pixels than Pillow reads (`PIL.Image.MAX_IMAGE_PIXELS`, twice).
     """
     try:
         return _opened(source if isinstance(source, bytes) else _content(Path(source)))

@@ -30,13 +30,11 @@ def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict
             raise FileNotFoundError(f"There is no image or folder {path}.")
         images = {path.name: path}
         if path.is_dir():
-            below = ((one.relative_to(path), one) for one in sorted(path.rglob("*")))
-            seen = ((name, one) for name, one in below if not any(part.startswith(".") for part in name.parts))
-            images = {
-                name.as_posix(): one
-                for name, one in seen
-                if one.suffix.lower() in _SUFFIXES and one.is_file() and skipped.isdisjoint(one.resolve().parents)
+            below = [one for one in sorted(path.rglob("*")) if one.suffix.lower() in _SUFFIXES and one.is_file()]
+            shown = {
+                one.relative_to(path).as_posix(): one for one in below if skipped.isdisjoint(one.resolve().parents)
             }
+            images = {name: one for name, one in shown.items() if "/." not in f"/{name}"}
         if not images:
             raise FileNotFoundError(f"{path} holds no image: no file below it ends in {', '.join(_SUFFIXES)}.")
         for name, image in images.items():

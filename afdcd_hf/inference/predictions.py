@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,16 +30,6 @@ _LEGEND = "classes.json"
 _RIGHT = 240, 240, 240  # pale, and lighter than the grey of any benchmark's class
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The files of one segmented image: the image itself, and three PNGs."""
-
-    image: Path
-    ids: Path  # class ids, one channel, 8 bits (16 for a model of more than 256 classes)
-    color: Path  # each class in its colour
-    overlay: Path  # the image under these colours and lines between the classes
-
-
 def predict_images(
     model: str | Path,
     inputs: Sequence[str | Path],
@@ -51,7 +40,7 @@ def predict_images(
     device: str | torch.device | None = None,
     overwrite: bool = False,
     progress: bool = True,
-) -> list[Prediction]:
+) -> dict[Path, dict[str, Path]]:
     """Segment images: `<output>/ids/a/b.png`, `color/a/b.png` and `overlay/a/b.png` for the image `a/b.jpg`.
 
     All three have the size that viewers show, upright. `<output>/classes.json` lists name and colour of each class id.
@@ -67,14 +56,15 @@ def predict_images(
         overwrite: Replace files of an earlier run.
         progress: Show a bar.
 
-    Returns the files of each image, in order.
+    Returns for each image its files by kind: "ids" (class ids, 8 bits, or 16 for a model of more than 256 classes),
+    "color" (each class in its colour) and "overlay" (the image under these colours and lines between the classes).
     """
     benchmark = None if dataset is None else get_benchmark(dataset)
     output = Path(output).expanduser()
-    folders = [output / kind for kind in ("ids", "color", "overlay")]
-    images = find_images(inputs, skip=folders)
-    plan = {image: Prediction(image, *(folder / name for folder in folders)) for name, image in images.items()}
-    _check_outputs(plan.values(), output, overwrite)
+    folders = {kind: output / kind for kind in ("ids", "color", "overlay")}
+    images = find_images(inputs, skip=[*folders.values()])
+    plan = {image: {kind: folder / name for kind, folder in folders.items()} for name, image in images.items()}
+    _check_outputs(plan, output, overwrite)
     network, processor = _loaded(model, device)
     names, colors = class_legend(network.config.id2label, benchmark)
     pairs = enumerate(zip(names, colors.tolist(), strict=True))
@@ -85,10 +75,10 @@ def predict_images(
     predictor = Predictor(network, settings)
     for path, image, label_map in _segment_files(predictor, processor, list(plan), progress):
         # The same depth for all images of a model, whatever classes occur in one
-        save_png(label_map.astype(np.uint8 if len(colors) <= 256 else np.uint16), plan[path].ids)
-        save_png(colors[label_map], plan[path].color)
-        save_png(draw_overlay(image, label_map, colors), plan[path].overlay)
-    return list(plan.values())
+        save_png(label_map.astype(np.uint8 if len(colors) <= 256 else np.uint16), plan[path]["ids"])
+        save_png(colors[label_map], plan[path]["color"])
+        save_png(draw_overlay(image, label_map, colors), plan[path]["overlay"])
+    return plan
 
 
 def write_pseudo_labels(
@@ -257,12 +247,12 @@ def _segment_files(
         )
 
 
-def _check_outputs(plan: Iterable[Prediction], output: Path, overwrite: bool) -> None:
+def _check_outputs(plan: Mapping[Path, Mapping[str, Path]], output: Path, overwrite: bool) -> None:
     """Nothing of the user's may be lost, and the folder can be written: said before anything is computed."""
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file; predictions need a folder.")
-    given = {one.image.resolve() for one in plan}
-    for path in (file for one in plan for file in (one.ids, one.color, one.overlay)):
+    given = {image.resolve() for image in plan}
+    for path in (file for files in plan.values() for file in files.values()):
         if path.resolve() in given:
             raise ValueError(f"{path} is an image to segment and would be written over: give another output folder.")
         if path.exists() and not overwrite:

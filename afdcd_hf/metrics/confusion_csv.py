@@ -45,12 +45,7 @@ def text_cell(text: str) -> str:
 
 
 def read_confusion_csv(path: str | Path) -> tuple[np.ndarray, list[str]]:
-    """Reads what `write_confusion_csv` wrote: `(K, K)` int64 counts, rows = truth, and the K class names.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no such table.
-    """
+    """Reads what `write_confusion_csv` wrote: `(K, K)` int64 counts, rows = truth, and the K class names."""
     with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte order mark in front
         lines = [[_name_in(cell) for cell in line] for line in csv.reader(file) if line]
     try:

@@ -64,22 +64,21 @@ def run(model, inputs, output, **options):
 
 def test_ids_colours_overlay_and_legend_of_an_image(model, photo, tmp_path):
     settings = InferenceSettings(scales=(1.0, 1.5), flip=True, window=(16, 16), stride=(8, 8))
-    (done,) = run(model, [photo], tmp_path / "out", settings=settings)
+    done = run(model, [photo], tmp_path / "out", settings=settings)[photo]
     assert files_in(tmp_path / "out") == ["classes.json", "color/photo.png", "ids/photo.png", "overlay/photo.png"]
-    assert done.image == photo and done.ids == tmp_path / "out" / "ids" / "photo.png"
     network, processor = load_segmenter(str(model))
     expected = segment_image(network, processor, Image.open(photo), settings)
-    ids = read(done.ids)
+    ids = read(done["ids"])
     assert len(np.unique(expected)) > 1 and (expected != segment_image(network, processor, Image.open(photo))).any()
     assert ids.dtype == np.uint8 and np.array_equal(ids, expected)
     legend = json.loads((tmp_path / "out" / "classes.json").read_text())
     assert [legend[str(index)]["name"] for index in range(4)] == NAMES and len(legend) == 4
     colors = np.array([legend[str(index)]["color"] for index in range(4)])
-    assert Image.open(done.color).mode == "RGB" and np.array_equal(read(done.color), colors[ids])
+    assert Image.open(done["color"]).mode == "RGB" and np.array_equal(read(done["color"]), colors[ids])
     inside = np.zeros(ids.shape, bool)  # pixels without another class to the right or below have no line through them
     inside[:-1, :-1] = (ids[:-1, :-1] == ids[:-1, 1:]) & (ids[:-1, :-1] == ids[1:, :-1])
     half = (PIXELS.astype(float) + colors[ids]) / 2
-    assert inside.any() and np.abs(read(done.overlay)[inside] - half[inside]).max() <= 1
+    assert inside.any() and np.abs(read(done["overlay"])[inside] - half[inside]).max() <= 1
 
 
 def test_a_model_of_more_than_256_classes_gets_16_bits_and_all_its_colours(tmp_path, photo, monkeypatch):
@@ -87,10 +86,10 @@ def test_a_model_of_more_than_256_classes_gets_16_bits_and_all_its_colours(tmp_p
     label_map = torch.tensor([[0, 255], [256, 299]]).repeat_interleave(12, 0).repeat_interleave(20, 1)
     for name, shown in (("out", label_map), ("low", label_map % 200)):
         monkeypatch.setattr(Predictor, "label_maps", lambda self, batches, shown=shown: [(batches[0][0], shown)])
-        (done,) = run(large, [photo], tmp_path / name)
+        done = run(large, [photo], tmp_path / name)[photo]
         # 16 bits whatever classes occur in this image; 255 is a class here
-        assert Image.open(done.ids).mode == "I;16" and np.array_equal(read(done.ids), shown)
-        assert np.array_equal(read(done.color), distinct_palette(300)[shown])
+        assert Image.open(done["ids"]).mode == "I;16" and np.array_equal(read(done["ids"]), shown)
+        assert np.array_equal(read(done["color"]), distinct_palette(300)[shown])
 
 
 def test_which_files_are_taken_and_how_their_predictions_are_called(model, tmp_path):
@@ -101,10 +100,10 @@ def test_which_files_are_taken_and_how_their_predictions_are_called(model, tmp_p
     frames = [picture(tmp_path / "photo.png").rename(tmp_path / f"frame.000{index}") for index in (1, 2)]
     done = run(model, [day, *frames, frames[0]], day)
     expected = ["a/x.png", "a/y.png", "b.png", "p.png", "q.png", "z.png", "frame.0001.png", "frame.0002.png"]
-    assert [one.ids.relative_to(day / "ids").as_posix() for one in done] == expected
+    assert [one["ids"].relative_to(day / "ids").as_posix() for one in done.values()] == expected
     assert files_in(day / "overlay") == sorted(expected)
     # an output folder inside the input folder is not searched the next time
-    assert [one.image for one in run(model, [day], day, overwrite=True)] == [one.image for one in done[:6]]
+    assert list(run(model, [day], day, overwrite=True)) == list(done)[:6]
 
 
 def test_turned_deep_tiny_and_damaged_images(model, tmp_path):
@@ -173,8 +172,7 @@ def test_nothing_of_the_users_is_overwritten(untouched, photo, tmp_path):
 def test_another_image_is_added_but_another_models_predictions_are_not_mixed_in(model, photo, tmp_path):
     out, second = tmp_path / "out", picture(tmp_path / "second.png")
     picture(out / "ids" / "photo.png")
-    (done,) = run(model, [photo], out, overwrite=True)
-    assert Image.open(done.ids).mode == "L"
+    assert Image.open(run(model, [photo], out, overwrite=True)[photo]["ids"]).mode == "L"
     other = saved(tmp_path / "other", segmenter(num_labels=5))
     with pytest.raises(FileExistsError, match="another model's"):
         run(other, [second], out)

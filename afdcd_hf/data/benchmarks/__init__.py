@@ -30,11 +30,7 @@ __all__ = ["BENCHMARKS", "Benchmark", "Layout", "SplitFiles", "Submission", "fin
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The row of a benchmark.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
+    """The row of a benchmark; ValueError if there is none of that name."""
     if name not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         raise ValueError(f"Unknown benchmark {name!r}; known are {known}.{close_names(name.lower(), BENCHMARKS)}")
