@@ -67,7 +67,7 @@ class DistillationModel(nn.Module):
             self.student.tie_weights()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """The student's; the Trainer calls this, or its newer name."""
+        """The student's; the Trainer calls this, or the next one in newer versions."""
         self.student.gradient_checkpointing_enable(**options)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
