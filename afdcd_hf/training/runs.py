@@ -208,9 +208,10 @@ def write_report(
 ) -> CardFacts | None:
     """Score the saved folder (not the model in memory) on all ranks; the main one writes results, curves and card."""
     args, folder = trainer.args, Path(trainer.args.output_dir)
-    options = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
-    options |= {"processor": load_processor(str(folder)), "progress": shows_bars(args)}
-    scores = evaluate_segmenter(load_model(str(folder)).to(args.device), trainer.eval_dataset, **options)
+    options: dict[str, Any] = {"batch_size": args.per_device_eval_batch_size}
+    options |= {"processor": load_processor(str(folder)), "num_workers": args.dataloader_num_workers}
+    model = load_model(str(folder)).to(args.device)
+    scores = evaluate_segmenter(model, trainer.eval_dataset, progress=shows_bars(args), **options)
     if facts is None:
         return None
     context = dataset_context(**data.choice("eval"))
