@@ -14,9 +14,9 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from ..evaluation.results import library_versions, machine_name
-from ..hub.card_facts import FACTS_NAME, CardFacts, TrainingFacts, read_facts, write_facts
-from ..hub.folder_facts import network_facts
-from ..hub.model_card import CARD_NAME, is_handwritten, write_card
+from ..hub.card_facts import FACTS_NAME, CardFacts, TrainingFacts, write_facts
+from ..hub.folder_facts import network_facts, update_card
+from ..hub.model_card import CARD_NAME, is_handwritten
 from ..hub.push import PushPlan, make_repository, plain_hub_errors, plan_push, send
 
 if TYPE_CHECKING:
@@ -111,18 +111,14 @@ class HubTrainer(Trainer):
         path, known = folder / CARD_NAME, (folder / FACTS_NAME).is_file()
         if path.is_file() and (not known or is_handwritten(path)):
             return
-        if known:
-            facts = read_facts(folder)
-        else:
+        if not known:
             made: dict[str, Any] = {"hardware": machine_name(), "versions": library_versions()}
             training = TrainingFacts(seed=self.args.seed, iterations=self.state.global_step, **made)
-            facts = CardFacts(model_name=folder.resolve().name, training=training, **network_facts(student))
+            name = folder.resolve().name
+            write_facts(folder, CardFacts(model_name=name, training=training, **network_facts(student)))
         given: dict[str, Any] = {"license": license, "model_name": model_name, "base_model": finetuned_from}
         given = {name: value for name, value in given.items() if value is not None}
-        tags = [tags] if isinstance(tags, str) else tags or []
-        facts = replace(facts, **given, tags=list(dict.fromkeys([*facts.tags, *tags])))
-        write_facts(folder, facts)
-        write_card(folder, facts)
+        update_card(folder, tags=[tags] if isinstance(tags, str) else tags or [], **given)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Publish a checkpoint's student in the background, unless the last one is still on its way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -37,26 +38,21 @@ def trained(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-class Plain(nn.Module):
-    """Layers of which each gets what the one before it gave, as others write networks."""
-
-    def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d, **options):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem = nn.Conv2d(3, 16, 8, stride=8, **options)
-        self.norm = norm(16)
-        self.classifier = nn.Conv2d(16, 4, 1)
-
-    def forward(self, images):
-        return self.classifier(self.norm(self.stem(images)))
+def layers_of(norm: type[nn.Module] = nn.BatchNorm2d, **options) -> OrderedDict:
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 16, 8, stride=8, **options)
+    return OrderedDict(stem=stem, norm=norm(16), classifier=nn.Conv2d(16, 4, 1))
 
 
-class Bypassed(Plain):
+class Bypassed(nn.Sequential):
     """The convolution's output goes past the batch norm, too."""
 
     def forward(self, images):
         stem = self.stem(images)
         return self.classifier(self.norm(stem) + stem)
+
+
+PLAIN = nn.Sequential(layers_of())
 
 
 def run(teacher, *layers, fold=True, channels_last=False):
@@ -124,8 +120,8 @@ def test_the_trainers_teacher_gets_its_own_input_and_shares_its_weights(tmp_path
     ("teacher", "layers"),
     [
         (trained(segmenter(1, channels=48, auxiliary_head=True)), ["backbone[-1]", "head.features"]),
-        (trained(as_segmenter(Plain(bias=False, norm=BatchNormAct2d))), ["module.norm", "module.classifier"]),
-        (trained(as_segmenter(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Plain()))),
+        (trained(as_segmenter(nn.Sequential(layers_of(BatchNormAct2d, bias=False)))), ["module.norm"]),
+        (trained(as_segmenter(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), PLAIN))),
          ["module.2.stem", "module.2.norm"]),
     ],
     ids=["ours", "timm's norm with activation", "the convolution itself is distilled"],
@@ -157,9 +153,9 @@ def test_every_batch_norm_behind_a_convolution_is_folded_and_said_and_hooks_fire
 @pytest.mark.parametrize(
     ("network", "layers", "message"),
     [
-        (Bypassed(), [], r"the teacher's logits would change by up to .*leave out fold_teacher"),
+        (Bypassed(layers_of()), [], r"the teacher's logits would change by up to .*leave out fold_teacher"),
         (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), [], "found no batch norm right behind a con"),
-        (nn.Sequential(Plain()), ["module.0.stem"], "found no batch norm .* in WrappedSegmenter"),
+        (nn.Sequential(PLAIN), ["module.0.stem"], "found no batch norm .* in WrappedSegmenter"),
     ],
 )
 def test_what_cannot_be_folded_is_refused(network, layers, message):
@@ -193,25 +189,15 @@ def test_a_training_with_all_options_takes_the_same_steps_channels_last_but_for_
 # No further than the maps
 
 
-class Network(nn.Module):
-    """A convolution, a ReLU that may work in place, then a classifier."""
-
-    def __init__(self, inplace: bool = False):
-        super().__init__()
-        self.first, self.relu, self.classifier = nn.Conv2d(3, 8, 3), nn.ReLU(inplace=inplace), nn.Conv2d(8, 4, 1)
-
-    def forward(self, pixel_values):
-        return SimpleNamespace(logits=self.classifier(self.relu(self.first(pixel_values))))
-
-
 def test_it_is_not_done_where_a_later_module_changes_the_map_nor_compiled_nor_without_maps():
     plain, compiled = (
         SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=backend)))
         for backend in (DynamoBackend.NO, DynamoBackend.INDUCTOR)
     )
     for inplace, layer, stops in ((False, "first", True), (True, "first", False), (True, "relu", True)):
-        network = Network(inplace).eval()
-        taps = [LayerTap(network, layer)]
+        layers = OrderedDict(first=nn.Conv2d(3, 8, 3), relu=nn.ReLU(inplace=inplace), classifier=nn.Conv2d(8, 4, 1))
+        network = as_segmenter(nn.Sequential(layers)).eval()
+        taps = [LayerTap(network, f"module.{layer}")]
         assert stops_early(network, IMAGES, taps, plain) is stops
         assert not stops_early(network, IMAGES, taps, compiled) and not stops_early(network, IMAGES, [], plain)
 
