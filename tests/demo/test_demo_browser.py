@@ -101,11 +101,15 @@ def upload(browser, path: Path) -> None:
     find(browser, "input[type=file]")[0].send_keys(str(path))
 
 
-def test_the_page_opens_with_a_result_of_each_model_and_fetches_nothing_from_elsewhere(browser):
+def test_the_page_has_a_result_of_each_model_fetches_nothing_from_elsewhere_and_fits_a_phone(browser):
     assert all(f"{title}: FCN on resnet18" in text(browser) for title in TITLES)
     assert all(f"{title} " in text(browser).split("From image to label map")[1] for title in TITLES)
     urls = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert urls and not [url for url in urls if "127.0.0.1" not in url and not url.startswith(("data:", "blob:"))]
+    metrics = {"width": 360, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    wait_for(lambda: browser.execute_script("return innerWidth") == 360)
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 360
 
 
 def test_an_example_and_an_uploaded_image_are_segmented_and_a_file_that_is_none_gets_an_answer(browser, tmp_path):
@@ -117,10 +121,3 @@ def test_an_example_and_an_uploaded_image_are_segmented_and_a_file_that_is_none_
     (tmp_path / "fake.jpg").write_text("this is no image")
     upload(browser, tmp_path / "fake.jpg")
     wait_for(lambda: "fake.jpg" in text(browser))
-
-
-def test_on_a_phone_nothing_is_wider_than_the_screen(browser):
-    metrics = {"width": 360, "height": 800, "deviceScaleFactor": 2, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    wait_for(lambda: browser.execute_script("return innerWidth") == 360)
-    assert browser.execute_script("return document.documentElement.scrollWidth") == 360
