@@ -224,8 +224,8 @@ def _place(folder: Path, path: Path) -> Path:
     """Where in the folder an image lies, or will; looked at before anything is copied."""
     if not path.is_file():
         raise FileNotFoundError(f"The picture {path} does not exist.")
-    file, root = path.resolve(), folder.resolve()
-    place = file.relative_to(root) if file.is_relative_to(root) else Path(path.name)
+    inside = path.resolve().is_relative_to(folder.resolve())
+    place = path.resolve().relative_to(folder.resolve()) if inside else Path(path.name)
     if (folder / place).exists() and not filecmp.cmp(path, folder / place, shallow=False):
         raise FileExistsError(f"{folder / place} is another picture of the same name; rename {path}.")
     return place

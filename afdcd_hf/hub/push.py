@@ -6,29 +6,14 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import yaml
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    EvalResultEntry,
-    HfApi,
-    constants,
-    eval_result_entries_to_yaml,
-    get_token,
-)
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,
-    LocalTokenNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, errors, get_token
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..messages import without_tokens
@@ -205,15 +190,15 @@ def plain_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
     """
     try:
         yield
-    except LocalTokenNotFoundError as error:
+    except errors.LocalTokenNotFoundError as error:
         raise PermissionError(f"there is no token for {endpoint}: {_LOG_IN}.") from error
-    except (HTTPError, RuntimeError) as error:  # a failed upload's is wrapped in a RuntimeError
-        cause = error if isinstance(error, HTTPError) else error.__cause__
-        if not isinstance(cause, HTTPError):
+    except (errors.HTTPError, RuntimeError) as error:  # a failed upload's is wrapped in a RuntimeError
+        cause = error if isinstance(error, errors.HTTPError) else error.__cause__
+        if not isinstance(cause, errors.HTTPError):
             raise
         said = str(getattr(cause, "server_message", None) or cause).strip() or type(cause).__name__
         said = said.splitlines()[0]
-        if not isinstance(cause, HfHubHTTPError):  # of the connection, not of what was asked
+        if not isinstance(cause, errors.HfHubHTTPError):  # of the connection, not of what was asked
             raise ConnectionError(f"{endpoint} cannot be reached, or the connection broke: {said}") from error
         status = cause.response.status_code
         said = f"({status}: {said})"
@@ -237,7 +222,7 @@ def _visibility(api: HfApi, repo_id: str, private: bool | None) -> bool | None:
     """Whether the repository is private; None where there is none. One that is public must not be asked to be."""
     try:
         is_private = bool(api.repo_info(repo_id).private)
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         return None
     if private and not is_private:
         raise ValueError(f"{repo_id} exists and is public: make it private in its settings on the Hub first.")
@@ -247,21 +232,15 @@ def _visibility(api: HfApi, repo_id: str, private: bool | None) -> bool | None:
 def _keeping_card(plan: PushPlan, api: HfApi, revision: str | None) -> PushPlan:
     """The plan without our card, where the Hub has one that was written by hand."""
     others = [file for file in plan.files if file.name != CARD_NAME]
-    if len(others) == len(plan.files) or not _handwritten_on_hub(api, plan.repo_id, revision):
-        return plan
-    note = f"the {CARD_NAME} on the Hub was not generated and stays as it is; --overwrite_card replaces it"
-    return replace(plan, files=others, notes=[*plan.notes, note])
-
-
-def _handwritten_on_hub(api: HfApi, repo_id: str, revision: str | None) -> bool:
-    """Looks at a revision; at `main` where there is no such revision yet."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return is_handwritten(Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=folder)))
-        except RevisionNotFoundError:
-            return revision is not None and _handwritten_on_hub(api, repo_id, None)
-        except RemoteEntryNotFoundError:
-            return False
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        suppress(errors.RemoteEntryNotFoundError, errors.RevisionNotFoundError),
+    ):
+        card = api.hf_hub_download(plan.repo_id, CARD_NAME, revision=revision, local_dir=folder)
+        if len(others) < len(plan.files) and is_handwritten(Path(card)):
+            note = f"the {CARD_NAME} on the Hub was not generated and stays as it is; --overwrite_card replaces it"
+            return replace(plan, files=others, notes=[*plan.notes, note])
+    return plan
 
 
 def _eval_results(facts: CardFacts) -> dict[str, bytes]:
@@ -269,7 +248,7 @@ def _eval_results(facts: CardFacts) -> dict[str, bytes]:
     dataset, measured = facts.dataset, facts.measured
     if dataset is None or dataset.hub_id is None or measured is None or not measured.covers_split:
         return {}
-    entry = EvalResultEntry(
+    entry = huggingface_hub.EvalResultEntry(
         dataset_id=dataset.hub_id,
         task_id="semantic-segmentation",
         value=round(100 * measured.mean_iou, 2),
@@ -279,7 +258,7 @@ def _eval_results(facts: CardFacts) -> dict[str, bytes]:
         notes=f"mIoU in percent, split {dataset.split}; the protocol is in {RESULTS_NAME}",
     )
     name = f".eval_results/{dataset.hub_id.replace('/', '_')}.yaml"
-    return {name: yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode("utf-8")}
+    return {name: yaml.safe_dump(huggingface_hub.eval_result_entries_to_yaml([entry]), sort_keys=False).encode("utf-8")}
 
 
 def _private_texts(folder: Path, files: list[PushFile]) -> list[str]:
