@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import CIRKDLoss, build_loss
-from afdcd_hf.losses.cirkd import ClassQueues, pixels_of_classes, queue_names, regions_of_classes
+from afdcd_hf.losses.cirkd import ClassQueues, queue_names
 
 SMALL = {"num_classes": 3, "pixel_queue": 5, "region_queue": 4, "pixels_per_image": 2, "pixel_draws": 6}
 SMALL |= {"region_draws": 4}
@@ -145,33 +145,21 @@ def test_draws_are_shared_equally_by_the_classes_that_have_vectors():
     assert ClassQueues(2, 3, 4).draw(torch.rand(5)).tolist() == [[0.0] * 4] * 5
 
 
-def test_pixels_are_chosen_by_their_random_numbers_within_class_and_image():
-    labels = torch.tensor([[0, 1, 0, 0, 9], [1, 1, 1, 9, 9]])
-    members = labels.unsqueeze(1) == torch.arange(2).unsqueeze(1)
-    uniform = torch.tensor([[0.9, 0.5, 0.1, 0.2, 0.0], [0.3, 0.2, 0.1, 0.0, 0.0]])
-    rows, classes = pixels_of_classes(torch.arange(10.0).view(2, 5, 1), members, 2, uniform)
-    assert rows.shape == (8, 1) and classes.shape == (8,) and (classes == -1).sum() == 3
-    chosen = sorted(zip(classes.tolist(), rows.flatten().tolist(), strict=True))[-5:]
-    assert chosen == [(0, 2), (0, 3), (1, 1), (1, 6), (1, 7)]
-
-
-def test_a_region_is_the_mean_of_its_class_in_one_image_and_has_length_one():
-    vectors = torch.tensor([[[3.0, 0.0], [0.0, 8.0], [3.0, 0.0], [9.0, 9.0]]])
-    members = torch.tensor([[[True, True, True, False], [False] * 4]])
-    rows, classes = regions_of_classes(vectors, members)
-    assert rows[0].tolist() == pytest.approx([0.6, 0.8]) and classes.tolist() == [0, -1]
-
-
-def test_what_the_memory_holds_are_the_teachers_pixels_of_length_one():
-    loss, (student, teacher) = small_loss(), pair()
+def test_the_memory_takes_the_teachers_pixels_and_the_means_of_classes_of_length_one():
+    loss, (student, teacher), labels = small_loss(region_queue=2, minibatch_weight=0), pair(), some_labels()
+    loss(student, teacher, labels)
     with torch.no_grad():  # such a pass leaves the memory as it is
-        assert loss(student, teacher, some_labels())["cirkd_pixel"] == 0 and loss.pixels.appended.sum() == 0
-    loss(student, teacher, some_labels())
-    pixels = F.normalize(teacher.feature_map, dim=1).movedim(1, -1).reshape(-1, 4)
+        loss(student, teacher, labels)
+    pixels = F.normalize(teacher.feature_map, dim=1).movedim(1, -1)  # (B, h, w, C)
+    numbers = torch.rand(2, 35, generator=torch.Generator().manual_seed(5)).view(2, 5, 7)
     for label in range(3):
-        for vector in loss.pixels.vectors[label, : int(loss.pixels.appended[label])]:
-            (place,) = ((pixels - vector).abs().amax(1) < 1e-6).nonzero().flatten().tolist()
-            assert some_labels().flatten()[place] == label
+        for image in range(2):
+            inside = labels[image] == label
+            of_class = pixels[image][inside]
+            chosen = of_class[numbers[image][inside].argsort()[:2]]  # those with the smallest random numbers
+            torch.testing.assert_close(loss.pixels.vectors[label, 2 * image : 2 * image + 2], chosen)
+            torch.testing.assert_close(loss.regions.vectors[label, image], F.normalize(of_class.mean(0), dim=0))
+        assert loss.pixels.appended[label] == 4 and loss.regions.appended[label] == 2
 
 
 def test_only_what_the_weights_ask_for_is_made():
