@@ -64,7 +64,7 @@ def plot_training_curves(runs: Histories, path: str | Path, *, title: str | None
     for name, points in losses.get("loss", {}).items():  # trained on the labels alone: the total is the task loss
         if points == losses.get("loss_task", {}).get(name):
             losses["loss"][name] = []
-    panels |= {_title(term): curves for term, curves in losses.items() if any(curves.values())}
+    panels |= {TERM_TITLES.get(term, term): curves for term, curves in losses.items() if any(curves.values())}
     if not panels:
         raise ValueError(
             f"Nothing to draw: the histories of {list(runs) or 'no run'} hold neither 'eval_mean_iou' nor a 'loss'; "
@@ -105,14 +105,6 @@ def _loss_terms(runs: Histories) -> list[str]:
     keys = {key for history in runs.values() for entry in history for key in entry if "step" in entry}
     logged = {key for key in keys if key == "loss" or key.startswith("loss_")}
     return [term for term in TERM_TITLES if term in logged] + sorted(logged - set(TERM_TITLES))
-
-
-def _title(term: str) -> str:
-    """Of a panel; the terms of several map pairs are numbered, as in `loss_feature_2`."""
-    name, _, number = term.rpartition("_")
-    if name in TERM_TITLES and number.isdigit():
-        return f"{TERM_TITLES[name]}, maps {number}"
-    return TERM_TITLES.get(term, term)
 
 
 def plot_method_scores(methods: Mapping[str, tuple[Sequence[float], float | None]], path: Path, title: str) -> None:

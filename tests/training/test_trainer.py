@@ -16,7 +16,7 @@ from tiny import distilling, logged, loss_options, pictures, same, samples, segm
 from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.cli import main
 from afdcd_hf.data import RandomScaleCropFlip, StreamedSamples
-from afdcd_hf.evaluation import evaluate_segmenter
+from afdcd_hf.evaluation.segmenter import evaluate_segmenter
 from afdcd_hf.training.arguments import parse_arguments
 from afdcd_hf.training.training_args import SegmentationTrainingArguments
 
