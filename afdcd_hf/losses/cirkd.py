@@ -168,12 +168,10 @@ def cross_image_divergence(
     """The minibatch term of vectors of length 1: `(B, A, Cs)` and `(B, A, Ct)` of A pixels of this process's images,
     and N instead of B for the images of all processes."""
     divergences = []
-    for image in zip(student, teacher, strict=True):  # (A, N, A): cosines of one pixel with all pixels of one image
-        cosines = (
-            torch.einsum("ac,nbc->anb", own, others)
-            for own, others in zip(image, (all_student, all_teacher), strict=True)
-        )
-        divergences.append(kl_divergences(*cosines, temperature, dim=-1).mean())
+    for own, taught in zip(student, teacher, strict=True):
+        ours = torch.einsum("ac,nbc->anb", own, all_student)  # cosines of one pixel with all pixels of one image
+        theirs = torch.einsum("ac,nbc->anb", taught, all_teacher)
+        divergences.append(kl_divergences(ours, theirs, temperature, dim=-1).mean())
     return torch.stack(divergences).mean()
 
 

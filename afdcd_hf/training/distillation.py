@@ -240,7 +240,7 @@ def prepare_distillation(
     num_classes = _check_classes(student, teacher, seen, taught)
     if loss is None:
         channels: Any = ([each.shape[1] for each in maps_of(one)] or None for one in (seen, taught))
-        loss = build_loss(str(args.loss), args.loss_kwargs, *channels, num_classes=num_classes)
+        loss = build_loss(str(args.loss), args.loss_kwargs, *channels, num_classes)
     readers = [each.name for each in getattr(loss, "losses", {"": loss}).values() if each.reads_teacher_logits]
     if taught.logits is None and readers:
         raise ValueError(
