@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, chain, repeat
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,7 +11,6 @@ from tiny import distilling, logged, passes_of, pictures, same, segmenter, super
 
 from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor, evaluate_segmenter
 from afdcd_hf.training.callbacks import AveragedWeights
-from afdcd_hf.training.progress import StepTimer
 
 EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
 
@@ -79,25 +80,15 @@ def test_resuming_with_an_average_that_was_not_saved_is_an_error_and_so_is_dropp
 # A given time
 
 
-class ToldTimer(StepTimer):
-    """Believes that steps take so many seconds, the last number again and again."""
-
-    durations: tuple[float, ...] = (1.0,)
-    done = 0
-
-    def reset(self):
-        super().reset()
-        self.done = 0
-
-    def on_optimizer_step(self, *args, **kwargs):
-        super().on_optimizer_step(*args, **kwargs)
-        self.done += 1
-        self.seconds_in_steps = sum(self.durations[min(step, len(self.durations) - 1)] for step in range(self.done))
-
-
 def steps_last(trainer, *durations: float):
-    """Let the trainer's clock say that its steps take so long."""
-    trainer.timer.__class__, trainer.timer.durations = ToldTimer, durations
+    """Let the trainer's clock say that its steps take so long, the last number again and again."""
+    times, usual = accumulate(chain(durations, repeat(durations[-1]))), trainer.budget.on_optimizer_step
+
+    def told(*args, **kwargs):
+        trainer.timer.seconds_in_steps = next(times)
+        usual(*args, **kwargs)
+
+    trainer.budget.on_optimizer_step = told
     return trainer
 
 

@@ -122,16 +122,16 @@ def test_a_checkpoint_holds_the_student_and_the_loss_weights_and_marks_every_fil
     AfDcdForSemanticSegmentation.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(("place", "name"), [(checkpoints, "write_student"), (checkpoints, "written_whole")])
-def test_where_a_checkpoint_cannot_be_written_the_one_before_stays(tmp_path, monkeypatch, place, name):
-    trainer, original = supervised(tmp_path, **SAVING), getattr(place, name)
+@pytest.mark.parametrize("name", ["write_student", "written_whole"])
+def test_where_a_checkpoint_cannot_be_written_the_one_before_stays(tmp_path, monkeypatch, name):
+    trainer, original = supervised(tmp_path, **SAVING), getattr(checkpoints, name)
 
     def full(*args, **options):
         if trainer.state.global_step >= 2:
             raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nat Exception raised")
         return original(*args, **options)
 
-    monkeypatch.setattr(place, name, full)
+    monkeypatch.setattr(checkpoints, name, full)
     told = r"checkpoint-2 could not be written: .*write failed \(.* are free there\)\.[^\n]*newest is .*checkpoint-1"
     with pytest.raises(OSError, match=told):
         trainer.train()

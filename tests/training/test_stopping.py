@@ -63,18 +63,16 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("make", [supervised, distilling])
 def test_a_loss_that_is_nan_stops_the_run_before_it_is_used_and_names_what_to_resume_from(tmp_path, make):
     broken = in_order(make, tmp_path, Samples("bands_5", epoch=1), save_steps=2)  # in the second batch: step 4
-    with pytest.raises(NonFiniteLossError) as caught:
+    distils = "kd nan.*reduction='mean'.*" if make is distilling else ""
+    told = rf"^step 4: the loss is not finite \(task nan.*{distils}"
+    with pytest.raises(NonFiniteLossError, match=told) as caught:
         broken.train()
     message = str(caught.value)
-    assert "\n" not in message and message.startswith("step 4: the loss is not finite (task nan")
-    assert "images bands_4, bands_5, bands_6, bands_7." in message and "learning rate 0.0" in message
-    assert "To try: a lower learning_rate" in message and message.endswith(f"resume from {tmp_path / 'checkpoint-2'}.")
-    assert ("kd nan" in message and "reduction='mean'" in message) == (make is distilling)
-    assert broken.state.global_step == 3
+    assert "images bands_4, bands_5, bands_6, bands_7. To try: a lower learning_rate" in message
+    assert message.endswith(f"resume from {tmp_path / 'checkpoint-2'}.") and broken.state.global_step == 3
     assert all(parameter.isfinite().all() for parameter in broken.model.parameters())
-    again = in_order(make, tmp_path, Samples("bands_1", epoch=0))
     with pytest.raises(NonFiniteLossError, match="step 3: .* No step had been finished since the start"):
-        again.train("last")
+        in_order(make, tmp_path, Samples("bands_1")).train("last")
 
 
 def test_under_accumulation_the_batch_concerned_is_named(tmp_path):
@@ -264,20 +262,16 @@ def test_a_signal_amid_an_evaluation_saves_at_once_and_the_evaluation_is_finishe
     assert same(weights(resumed.model), weights(distilled.model))
 
 
-@pytest.fixture
-def ctrl_c_works():
-    """Also where the tests are a shell's background job, which is started with Ctrl-C ignored."""
+def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path):
+    # also where the tests are a shell's background job, which is started with Ctrl-C ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path, ctrl_c_works):
-    trainer = supervised(tmp_path, callbacks=[SignalAt(1, signal.SIGINT, signal.SIGINT)])
-    with pytest.raises(KeyboardInterrupt) as raised:
-        trainer.train()
-    assert not isinstance(raised.value, TrainingInterrupted) and not list(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try:
+        with pytest.raises(KeyboardInterrupt) as raised:
+            supervised(tmp_path, callbacks=[SignalAt(1, signal.SIGINT, signal.SIGINT)]).train()
+        assert not isinstance(raised.value, TrainingInterrupted) and not list(tmp_path.iterdir())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_training_can_run_in_another_thread_where_no_signals_are_caught(tmp_path):

@@ -123,19 +123,16 @@ def test_augmentation_differs_from_epoch_to_epoch_and_is_that_of_seed_and_epoch_
         assert torch.equal(batch, torch.stack([expected[index]["pixel_values"] for index in range(8)]))
 
 
-def test_several_evaluation_sets_are_scored_under_their_names(tmp_path):
+def test_several_evaluation_sets_are_scored_under_their_names_and_what_is_missing_is_named(tmp_path):
     trainer = supervised(tmp_path, eval_dataset={"day": pictures(2), "night": pictures(1)})
     metrics = trainer.evaluate()
     assert {"eval_day_mean_iou", "eval_night_mean_iou"} <= metrics.keys()
     assert metrics["eval_night_mean_iou"] == trainer.evaluate(pictures(1))["eval_mean_iou"]
-
-
-def test_an_evaluation_without_pictures_or_processor_says_what_is_missing(tmp_path):
     for part in ("eval_dataset", "processing_class"):
         with pytest.raises(ValueError, match=part):
             supervised(tmp_path, **{part: None}).evaluate()
     with pytest.raises(NotImplementedError, match=r"all images at once.*metric_key_prefix=.*segment_image"):
-        supervised(tmp_path).predict(pictures(1))
+        trainer.predict(pictures(1))
 
 
 # Class weights from the training labels
