@@ -27,6 +27,7 @@ _MODELS_OWN = {
     "model", "dtype", "logits_upsampling", "align_corners", "input_size", "input_resampling", "input_padding",
     "channel_order", "rescale_factor", "image_mean", "image_std", "boundary_ratio", "date", "machine", "versions",
 }  # fmt: skip
+_EMPTY: dict[str, Any] = {"facecolor": "#EFEFEF", "edgecolor": "#B5B5B5", "hatch": "///", "linewidth": 0.0}
 
 
 def plot_class_iou(results: Results, path: str | Path, *, title: str | None = None, order: str = "classes") -> Path:
@@ -158,7 +159,7 @@ def plot_confusion_matrix(
 
     Colours follow the square root of the share, so that a few percent are seen beside a diagonal near 100. Up to 20
     classes have numbers in the cells (none below 0.05 %), and beyond 40 the axes count the classes instead of naming
-    them. Classes without pixels stay white.
+    them. Classes without pixels are hatched.
 
     Args:
         matrix: `(K, K)` integer pixel counts, rows = truth, such as `evaluate_segmenter`'s "confusion_matrix".
@@ -168,6 +169,8 @@ def plot_confusion_matrix(
         normalize: what is 100 %: "truth" (each row; the diagonal is a class's accuracy) or "prediction" (each column;
             the diagonal is its precision).
     """
+    from matplotlib.patches import Rectangle
+
     path, counts = Path(path), check_confusion_matrix(matrix, class_names)
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize={normalize!r} is unknown; known are {', '.join(NORMALIZATIONS)}.")
@@ -175,10 +178,14 @@ def plot_confusion_matrix(
         raise ValueError("The confusion matrix counts no pixel; evaluate on data with labels.")
     shares = 100 * counts / counts.sum(axis=int(normalize == "truth"), keepdims=True).clip(1)
     names, count = [shorten(name, 20) for name in class_names], len(class_names)
-    side = min(0.52 * count, 9.0)
+    side, empty = min(0.52 * count, 9.0), np.flatnonzero(np.isnan(shares.diagonal()))
     with figure_file(path, max(6.0, side + 2.5), max(4.0, side + 3.0)) as figure:
         axes = figure.add_subplot()
         _draw_shares(axes, shares)
+        for index in map(float, empty):
+            places = [((-0.5, index - 0.5), (count, 1)), ((index - 0.5, -0.5), (1, count))]
+            corner, size = places[normalize == "prediction"]
+            axes.add_patch(Rectangle(corner, *size, **_EMPTY))
         unit = "" if count <= NAMES_UP_TO else " (class number)"
         axes.set(xlabel=f"prediction{unit}", ylabel=f"truth{unit}")
         if count <= NAMES_UP_TO:
@@ -189,8 +196,9 @@ def plot_confusion_matrix(
             if count <= NUMBERS_UP_TO and share >= NUMBER_FROM:
                 color, text = "white" if share > 45 else INK, f"{share:.1f}" if share < 9.95 else f"{share:.0f}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=11, color=color)
+        hatched = "\n(hatched: class without pixels)" if len(empty) else ""
         heading = f"{shorten(title, 48)}\n" if title else ""
-        axes.set_title(f"{heading}% of the {NORMALIZATIONS[normalize]} class's pixels", loc="left")
+        axes.set_title(f"{heading}% of the {NORMALIZATIONS[normalize]} class's pixels{hatched}", loc="left")
     return path
 
 

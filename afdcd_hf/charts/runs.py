@@ -56,6 +56,7 @@ def plot_training_curves(runs: Histories, path: str | Path, *, title: str | None
     Where no run has anything to draw, it is a ValueError.
     """
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullLocator
 
     path = Path(path)
     scores = {name: _series(history, "eval_mean_iou", 100) for name, history in runs.items()}
@@ -64,7 +65,7 @@ def plot_training_curves(runs: Histories, path: str | Path, *, title: str | None
     for name, points in losses.get("loss", {}).items():  # trained on the labels alone: the total is the task loss
         if points == losses.get("loss_task", {}).get(name):
             losses["loss"][name] = []
-    panels |= {TERM_TITLES.get(term, term): curves for term, curves in losses.items() if any(curves.values())}
+    panels |= {_title(term): curves for term, curves in losses.items() if any(curves.values())}
     if not panels:
         raise ValueError(
             f"Nothing to draw: the histories of {list(runs) or 'no run'} hold neither 'eval_mean_iou' nor a 'loss'; "
@@ -89,6 +90,12 @@ def plot_training_curves(runs: Histories, path: str | Path, *, title: str | None
                 values = [value for points in curves.values() for _, value in points if math.isfinite(value)]
                 if values and min(values) > 0 and max(values) >= 10 * min(values):
                     axes.set_yscale("log")
+                    # Few and plain numbers: "0.2", where matplotlib would write a power of ten at each small tick.
+                    axes.yaxis.set_major_locator(
+                        LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,))
+                    )
+                    axes.yaxis.set_minor_locator(NullLocator())
+                    axes.yaxis.set_major_formatter("{x:g}")
             if index > len(panels) - columns:
                 axes.set_xlabel("training step")
         known = {name: [value for _, value in points if math.isfinite(value)] for name, points in scores.items()}
@@ -105,6 +112,14 @@ def _loss_terms(runs: Histories) -> list[str]:
     keys = {key for history in runs.values() for entry in history for key in entry if "step" in entry}
     logged = {key for key in keys if key == "loss" or key.startswith("loss_")}
     return [term for term in TERM_TITLES if term in logged] + sorted(logged - set(TERM_TITLES))
+
+
+def _title(term: str) -> str:
+    """Of a panel; the terms of several map pairs are numbered, as in `loss_feature_2`."""
+    name, _, number = term.rpartition("_")
+    if name in TERM_TITLES and number.isdigit():
+        return f"{TERM_TITLES[name]}, maps {number}"
+    return TERM_TITLES.get(term, term)
 
 
 def plot_method_scores(methods: Mapping[str, tuple[Sequence[float], float | None]], path: Path, title: str) -> None:

@@ -109,9 +109,8 @@ class ProfileRow:
     median_seconds: float  # of the forward pass of a batch
     p95_seconds: float
     images_per_second: float  # images of all passes that count, by the time these took
-    peak_memory_mb: (
-        float | None
-    )  # MiB of weights, input, maps and workspaces, by PyTorch's allocator; None: not measured
+    # MiB of weights, input, maps and workspaces, by PyTorch's allocator; None where it was not measured
+    peak_memory_mb: float | None
     warmup: int  # passes before those that count
     repeats: int  # passes that count
     load_average: float | None  # programs that wanted a core during the minute before; None where it is not known

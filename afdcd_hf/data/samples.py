@@ -56,15 +56,15 @@ class TrainingSamples(Dataset):
         cutmix_probability: float = 0.0,
         classmix_probability: float = 0.0,
     ) -> None:
-        for value, fits, message in (
-            (cutmix_probability, 0 <= cutmix_probability <= 1, "cutmix_probability={}: expected 0 to 1."),
-            (classmix_probability, 0 <= classmix_probability <= 1, "classmix_probability={}: expected 0 to 1."),
-            (unlabelled_share, 0 < unlabelled_share < 1, "unlabelled_share={}: expected a share above 0 and below 1."),
-            (num_labels, num_labels >= 1, "num_labels={}: at least one class is needed."),
-            (seed, seed >= 0, "seed={}: numpy's generators take no negative seed."),
-        ):
-            if not fits:
-                raise ValueError(message.format(value))
+        for key, value in (("cutmix", cutmix_probability), ("classmix", classmix_probability)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{key}_probability={value}: expected a probability between 0 and 1.")
+        if not 0 < unlabelled_share < 1:
+            raise ValueError(f"unlabelled_share={unlabelled_share}: expected a share above 0 and below 1, such as 0.5.")
+        if num_labels < 1:
+            raise ValueError(f"num_labels={num_labels}: at least one class is needed.")
+        if seed < 0:
+            raise ValueError(f"seed={seed}: numpy's generators take no negative seed.")
         columns = getattr(dataset, "column_names", None)
         if columns is not None and not {"image", "label"} <= set(columns):
             raise ValueError(f"The dataset has columns {list(columns)}; 'image' and 'label' are needed: rename them.")

@@ -97,6 +97,9 @@ def format_scores(scores: Mapping[str, Any]) -> str:
         f"frequency-weighted IoU {100 * scores['frequency_weighted_iou']:.2f} %"
         + (f"; neither in truth nor predicted: {absent}" if absent else "")
     )
+    total = scores["seconds"]["all"]
+    parts = (f"{part} {seconds / total:.0%}" for part, seconds in scores["seconds"].items() if part != "all")
+    lines.append(f"{total:.1f} s: {', '.join(parts)}")
     return "\n".join(lines)
 
 

@@ -105,7 +105,8 @@ def evaluate_segmenter(
     Returns:
         What `StreamingMeanIoU.compute` returns (all NaN, and `num_pixels` 0, where no pixel is labelled), with
         `boundary_ratio` also what `StreamingBoundaryIoU.compute` does; `confusion_matrix`, `(K, K)` int64, rows =
-        truth; `num_images`, `num_labelled` of them, and `protocol` (everything above that influences the numbers).
+        truth; `num_images`, `num_labelled` of them, `seconds` (of this process: waiting for images, model, label maps,
+        counting, all) and `protocol` (everything above that influences the numbers).
 
     Raises:
         ValueError: an empty dataset, an unknown number of classes or only one, a bad `boundary_ratio`, an image and
@@ -142,7 +143,8 @@ def evaluate_segmenter(
     )
     silent, total = not (progress and state.is_main_process), None if mine is None else len(mine)
     with tqdm(total=total, desc="evaluate", unit="image", disable=silent, leave=False) as bar:
-        num_images, num_labelled = _score(predictor, loader, metrics, on_prediction, bar.update)
+        with predictor.seconds.of("all"):
+            num_images, num_labelled = _score(predictor, loader, metrics, on_prediction, bar.update)
     for metric in metrics:
         metric.reduce(lambda counts: reduce(counts, "sum"))
     found = torch.tensor([num_images, num_labelled, predictor.multiple > 1], device=device_of(model))
@@ -162,6 +164,7 @@ def evaluate_segmenter(
         "confusion_matrix": matrix,
         "num_images": num_images,
         "num_labelled": num_labelled,
+        "seconds": {part: round(seconds, 3) for part, seconds in predictor.seconds.items()},
         "protocol": {
             **predictor.settings.describe(),
             **_protocol(model, processor),
@@ -177,13 +180,22 @@ def _score(
     predictor: Predictor, loader: DataLoader, metrics: Sequence[Any], on_prediction: Any, step: Callable[[], Any]
 ) -> tuple[int, int]:
     """Count, and hand on, every prediction; how many there are, and how many had a label."""
-    num_images = num_labelled = 0
-    with closing(one_ahead(iter(loader))) as batches, closing(predictor.label_maps(batches)) as predictions:
+    num_images, num_labelled, seconds = 0, 0, predictor.seconds
+
+    def next_batch() -> list[Sample] | None:
+        with seconds.of("waiting for images"):
+            return next(batches, None)
+
+    with (
+        closing(one_ahead(iter(loader))) as batches,
+        closing(predictor.label_maps(iter(next_batch, None))) as predictions,
+    ):
         for sample, label_map in predictions:
             if sample.label is not None:
-                label = sample.label.to(label_map.device)
-                for metric in metrics:
-                    metric.update(label_map, label)
+                with seconds.of("counting"):
+                    label = sample.label.to(label_map.device)
+                    for metric in metrics:
+                        metric.update(label_map, label)
                 num_labelled += 1
             if on_prediction is not None:
                 on_prediction(sample.name, as_array(label_map))

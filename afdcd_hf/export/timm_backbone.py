@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -66,8 +67,11 @@ def export_timm_backbone(model: nn.Module, processor: Any, output: str | Path) -
         raise ValueError(f"Only models with a timm backbone can be exported for timm, not {type(model).__name__}.")
     if output.exists():
         raise FileExistsError(f"{output} exists; give another --output.")
-    with folder_written_whole(output) as part:
-        lacking = _write(model, processor, part)
+    try:
+        with folder_written_whole(output) as part:
+            lacking = _write(model, processor, part)
+    except SafetensorError as error:  # which is no OSError, even on a full disk
+        raise OSError(f"{output} cannot be written: {error}") from error
     return output, lacking
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice, product
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -98,6 +100,16 @@ def make_sample(processor: Any, image: Image.Image, name: str = "", label: Tenso
     return Sample(name, pixel_values, (image.height, image.width), label)
 
 
+class Seconds(defaultdict[str, float]):
+    """Where the time went: part -> seconds."""
+
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self[part] += perf_counter() - start
+
+
 class Predictor:
     """A model, applied to images as settings say.
 
@@ -130,6 +142,7 @@ class Predictor:
         self.settings = adapt(settings) if adapt else settings
         self.least_confidence = least_confidence
         self.multiple = 1  # what sides of inputs are padded to a multiple of
+        self.seconds = Seconds(float)  # spent on the parts "model" and "label maps"
 
     @torch.no_grad()
     def label_maps(self, batches: Iterable[Sequence[Sample]]) -> Generator[tuple[Sample, Tensor], None, None]:
@@ -163,13 +176,17 @@ class Predictor:
             logits = self._logits(inputs.flip(-1) if mirrored else inputs, group, at_once)
             for index, sample in enumerate(group):
                 if not averaging:
-                    yield sample, best_classes(next(logits), sample.size, align_corners)
+                    yield sample, self._timed(best_classes, next(logits), sample.size, align_corners)
                     continue
                 scores = upsample_logits(next(logits)[None], sample.size, align_corners)[0].softmax(0)
                 scores = scores.flip(-1) if mirrored else scores
                 totals[index] = totals[index].add_(scores) if index in totals else scores
         for index in sorted(totals):
-            yield group[index], self._most_probable(totals.pop(index).div_(len(passes)))
+            yield group[index], self._timed(self._most_probable, totals.pop(index).div_(len(passes)))
+
+    def _timed(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        with self.seconds.of("label maps"):
+            return function(*args)
 
     def _most_probable(self, probabilities: Tensor) -> Tensor:
         highest, classes = probabilities.max(0)
@@ -199,7 +216,9 @@ class Predictor:
     def _each(self, crops: Iterator[Tensor], at_once: int) -> Iterator[Tensor]:
         """Float32 logits of each input, all of one size; the model sees `at_once` of them together."""
         while chunk := list(islice(crops, at_once)):
-            for one in self._forward(torch.stack(chunk)):
+            with self.seconds.of("model"):
+                logits = self._forward(torch.stack(chunk))
+            for one in logits:
                 yield one.float()
 
     def _forward(self, inputs: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from .mean_iou import StreamingMeanIoU
 
@@ -51,6 +52,12 @@ class StreamingBoundaryIoU(StreamingMeanIoU):
         bands = (_boundary_band(ids.to(dtype), width) for ids in regions)
         inside = (ids.masked_fill(~band, self.num_labels) for ids, band in zip(regions, bands, strict=True))
         self._count(*inside)
+
+    def merge(self, other: Self) -> Self:
+        """As `StreamingMeanIoU.merge`; the ratios must not differ either."""
+        if other.ratio != self.ratio:
+            raise ValueError(f"Bands of ratio {other.ratio} can't be merged with those of ratio {self.ratio}.")
+        return super().merge(other)
 
     def compute(self) -> dict[str, Any]:
         """`mean_boundary_iou` and `per_category_boundary_iou`, 0..1, NaN where undefined; the counts stay."""

@@ -89,6 +89,8 @@ class StreamingMeanIoU:
         """`update` in the calling style of `evaluate`; also takes two equally long lists of maps of any sizes."""
         if not isinstance(predictions, (list, tuple)):
             return self.update(predictions, references)
+        if len(predictions) != len(references):
+            raise ValueError(f"{len(predictions)} predictions but {len(references)} references.")
         for pair in zip(predictions, references, strict=True):
             self.update(*(ids if isinstance(ids, Tensor) else np.asarray(ids) for ids in pair))
 
@@ -102,9 +104,12 @@ class StreamingMeanIoU:
     def reduce(self, reducer: Callable[[Tensor], Tensor]) -> Self:
         """Replaces the counts by their sum over processes; call it on every rank, once, before `compute`.
 
-        `reducer` sums a tensor over processes: `lambda counts: accelerator.reduce(counts, "sum")`.
+        `reducer` sums a tensor over processes: `lambda counts: accelerator.reduce(counts, "sum")`; ValueError if not.
         """
-        self._counts = reducer(self._counts.clone()).to(self._counts)
+        total = reducer(self._counts.clone())
+        if total.shape != self._counts.shape:
+            raise ValueError(f"The reducer returned {tuple(total.shape)}: it must sum over processes, not gather.")
+        self._counts = total.to(self._counts)
         return self
 
     def compute(self) -> dict[str, Any]:

@@ -41,12 +41,12 @@ def test_each_logged_loss_term_gets_a_panel_in_which_a_run_keeps_its_colour(pane
     runs = {"student alone": history(loss=4.0), "Af-DCD": history(loss=4.0, **terms)}
     drawn = panels(runs)
     assert list(drawn) == [
-        MIOU, "Total loss", "Task loss", "KD loss (logits)", "Contrastive loss", "loss_feature_2", "loss_own",
+        MIOU, "Total loss", "Task loss", "KD loss (logits)", "Contrastive loss", "Feature loss, maps 2", "loss_own",
     ]  # fmt: skip
     score = drawn[MIOU]
     assert (score.get_xlabel(), score.get_ylabel()) == ("", "mIoU (%)") and list(points(score)) == list(runs)
     np.testing.assert_allclose(points(score)["Af-DCD"], [(1, 30), (2, 60)])
-    assert points(drawn["loss_feature_2"]) == {"Af-DCD": [(1, 8), (2, 4)]}
+    assert points(drawn["Feature loss, maps 2"]) == {"Af-DCD": [(1, 8), (2, 4)]}
     assert set(points(drawn["Total loss"])) == {"student alone", "Af-DCD"}
     lines = [line for axes in drawn.values() for line in axes.lines if line.get_label() == "Af-DCD"]
     assert len({line.get_color() for line in lines}) == 1

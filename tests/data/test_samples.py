@@ -111,7 +111,7 @@ def test_bad_settings_are_refused():
         (rows(), {"num_labels": 0}, "num_labels=0"),
         (rows(), {"seed": -1}, "seed=-1"),
         (datasets.Dataset.from_dict({"pixels": [0], "label": [0]}), {}, r"columns \['pixels', 'label'\].*rename"),
-        (rows(), {"classmix_probability": 1.5}, r"classmix_probability=1.5: expected 0 to 1"),
+        (rows(), {"classmix_probability": 1.5}, r"classmix_probability=1.5: expected a probability between 0 and 1"),
         *((rows(), {"unlabelled_share": share}, "a share above 0 and below 1") for share in (0, 1, float("nan"))),
     ):
         with pytest.raises(ValueError, match=message):

@@ -70,7 +70,7 @@ def evaluate(model: nn.Module, rows: list[dict], **options) -> dict:
 
 def without_matrix(scores: dict) -> dict:
     """What can be compared with == and written as JSON."""
-    return {name: value for name, value in scores.items() if name != "confusion_matrix"}
+    return {name: value for name, value in scores.items() if name not in ("confusion_matrix", "seconds")}
 
 
 class Plain(nn.Module):
@@ -137,8 +137,11 @@ def test_what_cannot_be_scored_is_refused_and_a_truth_of_one_class_is_questioned
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_no_random_state_is_touched(num_workers):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    evaluate(segmenter(), odd_images(), num_workers=num_workers)
+    scores = evaluate(segmenter(), odd_images(), num_workers=num_workers)
     assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
+    parts = scores["seconds"]
+    assert parts.keys() == {"waiting for images", "model", "label maps", "counting", "all"}
+    assert 0 < sum(parts.values()) - parts["all"] <= parts["all"] + 0.01
 
 
 def test_the_networks_mode_is_restored_also_after_an_error():

@@ -122,6 +122,8 @@ def test_merging_and_reducing_over_processes_equal_updating_one():
     assert merged.merge(other) is merged
     assert torch.equal(merged.confusion_matrix, joint.confusion_matrix)
     assert torch.equal(reduced.confusion_matrix, joint.confusion_matrix) and other.confusion_matrix.sum() == 4
+    with pytest.raises(ValueError, match="sum over processes, not gather"):
+        metric_of().reduce(lambda counts: torch.stack([counts, counts]))
     with pytest.raises(ValueError, match="4 classes can't be merged into one of 3"):
         metric_of().merge(StreamingMeanIoU(4))
 
@@ -132,7 +134,7 @@ def test_add_batch_takes_maps_of_different_sizes_like_evaluate():
     metric.add_batch(predictions=torch.tensor([2]), references=torch.tensor([2]))
     expected = metric_of().merge(metric_of(np.array([0, 1, 2]), np.array([0, 2, 2])))
     assert torch.equal(metric.confusion_matrix, expected.confusion_matrix)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="2 predictions but 1 references"):
         metric.add_batch(predictions=[PREDICTION, PREDICTION], references=[TRUTH])
 
 
@@ -284,6 +286,8 @@ def test_bad_maps_and_settings_are_refused_and_nothing_is_counted():
     assert metric._counts.sum() == 0
     with pytest.raises(ValueError, match="ratio=0: expected a share of the image diagonal"):
         StreamingBoundaryIoU(3, ratio=0)
+    with pytest.raises(ValueError, match=r"ratio 0\.02 can't be merged with those of ratio 0\.01"):
+        StreamingBoundaryIoU(3, ratio=0.01).merge(metric)
 
 
 @pytest.mark.gpu
