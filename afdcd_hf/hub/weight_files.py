@@ -34,7 +34,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {str(path)!r}; give a .pth or .safetensors file.")
-    content = read_safetensors(path) if path.suffix == ".safetensors" else _unpickled(path)
+    content = _content(path)
     while isinstance(content, dict) and not all(isinstance(value, Tensor) for value in content.values()):
         nested = [name for name in _NESTED if isinstance(content.get(name), dict) and content[name]]
         if len(nested) != 1:
@@ -53,15 +53,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file by name; a ValueError if it is another kind of file, or damaged."""
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        problem = _not_weights(path) or f"is damaged, cut short or not a safetensors file ({error}); download it again."
-        raise ValueError(f"{path} {problem}") from error
-
-
 def check_weights(folder: Path) -> list[str]:
     """Refuse a folder whose weights are missing, damaged, not finite, or not those that its configuration describes.
 
@@ -70,7 +61,7 @@ def check_weights(folder: Path) -> list[str]:
     """
     names, found = _weight_files(folder), dict[str, Tensor]()
     for name in names:
-        found |= read_safetensors(folder / name) if name != INDEX_NAME else {}
+        found |= _content(folder / name) if name != INDEX_NAME else {}
     config = folder / CONFIG_NAME
     ours = config.is_file() and read_json(config, "the configuration of a model").get("model_type") == "afdcd"
     check_tensors(found, _expected(folder) if ours else found, f"the weights in {folder}")
@@ -108,26 +99,24 @@ def without_values(config: AfDcdConfig) -> AfDcdForSemanticSegmentation:
         return AfDcdForSemanticSegmentation(config).eval()
 
 
-def _unpickled(path: Path) -> Any:
+def _content(path: Path) -> Any:
+    """What a file holds; a ValueError if it is another kind of file, damaged, or more than data."""
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
         if found := re.search(r"GLOBAL (\S+) ", str(error)):
             what = f"{path} holds {found[1]}, which is more than data, and is not unpickled"
             raise ValueError(f"{what}. Where you trust it, load it yourself and save its state dict alone.") from error
-        problem = _not_weights(path) or "is not a checkpoint of PyTorch, or is damaged; download it again."
+        with path.open("rb") as file:  # what downloads often leave in place of weights
+            start = file.read(64).lstrip().lower()
+        problem = "is damaged, cut short or not a file of weights; download it again."
+        if start.startswith(b"version https://git-lfs"):
+            problem = "is a pointer of Git LFS and not the file itself; `git lfs pull` fetches that."
+        elif start.startswith((b"<!doctype", b"<html")):
+            problem = "is a web page and not weights: Google Drive, for one, asks back before large downloads."
         raise ValueError(f"{path} {problem}") from error
-
-
-def _not_weights(path: Path) -> str | None:
-    """What downloads often leave in place of weights."""
-    with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS and not the file itself; `git lfs pull` fetches that."
-    if start.startswith((b"<!doctype", b"<html")):
-        return "is a web page and not weights: Google Drive, for one, asks back before large downloads."
-    return None
 
 
 def _weight_files(folder: Path) -> list[str]:

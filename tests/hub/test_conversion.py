@@ -219,7 +219,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "or is damaged; download it again"),
+        (b"", "is damaged, cut short or not a file of weights"),
         (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "is a web page and not weights"),
         (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
         ([1, 2], "holds list .*, not a state dict"),
