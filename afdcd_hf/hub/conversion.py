@@ -86,7 +86,7 @@ def convert_checkpoint(
     if twice := sorted({name for name in names or () if list(names or ()).count(name) > 1}):
         raise ValueError(f"Class names occur twice: {', '.join(twice)}.")
     tensors, what = read_tensors(checkpoint), f"{checkpoint.name} as {network}"
-    names = _class_names(tensors, network, names, what, dataset or "the names given")
+    _check_count(tensors, network, names, what, dataset or "the names given")
     model, renamed = released_model(network, names, tensors)
     try:
         model.load_state_dict(_fitting(tensors, renamed, model.state_dict(), what), assign=True)
@@ -157,17 +157,18 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path, *
 
 
 def released_model(
-    network: str, classes: Sequence[str], tensors: Mapping[str, Tensor]
+    network: str, classes: Sequence[str] | None, tensors: Mapping[str, Tensor]
 ) -> tuple[AfDcdForSemanticSegmentation, dict[str, str]]:
     """A model without values (on the meta device) for the tensors of a file, and its names: released to ours.
 
-    They say how wide the head is and whether there is an auxiliary one; without any tensor, both are as usual.
+    They say how many classes there are, where `classes` does not, how wide the head is and whether there is an
+    auxiliary one; without any tensor, all is as usual.
     """
     classifier = _classifier(tensors, network)
-    width = None if classifier is None else classifier.shape[1]
+    count, width = (1, None) if classifier is None else classifier.shape[:2]
+    names = [f"LABEL_{index}" for index in range(count)] if classes is None else classes
     auxiliary = any(name.startswith("auxlayer.") for name in tensors) if tensors else None
-    config = get_released_network(network).config(classes, head_channels=width, auxiliary_head=auxiliary)
-    model = without_values(config)
+    model = without_values(get_released_network(network).config(names, head_channels=width, auxiliary_head=auxiliary))
     return model, released_names(model.state_dict(), network)
 
 
@@ -240,8 +241,7 @@ def _advice(tensors: Mapping[str, Tensor]) -> str:
     if not any(name.startswith(_OF_HEADS) for name in tensors):
         return "It holds no head: convert a backbone's ImageNet weights with --backbone_only."
     for other in RELEASED_NETWORKS:
-        classifier = _classifier(tensors, other)
-        model, renamed = released_model(other, ["0"] * (1 if classifier is None else len(classifier)), tensors)
+        model, renamed = released_model(other, None, tensors)
         try:
             _fitting(tensors, renamed, model.state_dict(), other)
         except ValueError:
@@ -255,19 +255,14 @@ def _classifier(tensors: Mapping[str, Tensor], network: str) -> Tensor | None:
     return tensors[name] if name in tensors and tensors[name].ndim == 4 else None
 
 
-def _class_names(
+def _check_count(
     tensors: Mapping[str, Tensor], network: str, given: Sequence[str] | None, what: str, givers: str
-) -> Sequence[str]:
-    """Names for the outputs that the file has, or whose number is as wrong as `check_tensors` will say."""
+) -> None:
     classifier = _classifier(tensors, network)
-    if classifier is None:
-        return given or ["LABEL_0"]
-    count = len(classifier)
+    count = None if classifier is None else len(classifier)
     if given is None:
-        logger.warning("Without a dataset or class names the %d classes are called LABEL_0, LABEL_1, ...", count)
-        return [f"LABEL_{index}" for index in range(count)]
-    if len(given) != count:
+        logger.warning("Without a dataset or class names the classes are called LABEL_0, LABEL_1, ...")
+    elif count not in (None, len(given)):
         fitting = [name for name, row in BENCHMARKS.items() if row.num_labels == count]
         hint = f"benchmarks with {count}: {', '.join(fitting)}" if fitting else f"give the names of its {count} classes"
         raise ValueError(f"{what} has {count} classes, {givers} {len(given)}; {hint}.")
-    return given
