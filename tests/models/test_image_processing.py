@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from images import labelled_image
 from PIL import Image
-from tiny import saved, segmenter
+from tiny import segmenter
 from transformers import AutoImageProcessor, pipeline
 
 from afdcd_hf import AfDcdImageProcessor, AfDcdOutput
@@ -128,42 +128,33 @@ def test_label_maps_are_the_arg_max_of_stretched_logits_at_each_images_size(alig
 
 # Pipeline
 
-NAMES = ["road", "car", "sky", "tree"]
-
-
-def assert_masks(found, label_map):
-    assert {one["label"] for one in found} == {NAMES[label] for label in np.unique(label_map)}
-    assert len(found) > 1  # one class everywhere would agree with anything
-    for one in found:
-        assert np.array_equal(np.asarray(one["mask"]) > 0, label_map == NAMES.index(one["label"]))
-
-
-def test_the_pipeline_runs_unasked_and_agrees_with_segment_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(builtins, "input", lambda prompt="": pytest.fail(f"the pipeline asked: {prompt}"))
-    model = segmenter(6, head="pspnet", id2label=dict(enumerate(NAMES))).eval()
-    picture = labelled_image(0, 4, 30, 44)["image"]
-    found = pipeline("image-segmentation", model=str(saved(tmp_path, model)), device="cpu")(picture)
-    label_map = segment_image(model, AfDcdImageProcessor(), picture)
-    assert label_map.shape == (30, 44)
-    assert_masks(found, label_map)
-
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_a_pipeline_takes_batches_of_padded_images_of_different_sizes_and_cuts_the_padding_off(tmp_path, align_corners):
-    model = segmenter(6, head="fcn", align_corners=align_corners, id2label=dict(enumerate(NAMES))).eval()
+def test_a_pipeline_asks_nothing_and_cuts_off_the_padding_of_batches_of_images_of_different_sizes(
+    tmp_path, align_corners, monkeypatch
+):
+    monkeypatch.setattr(builtins, "input", lambda prompt="": pytest.fail(f"the pipeline asked: {prompt}"))
+    names = ["road", "car", "sky", "tree"]
+    model = segmenter(6, head="fcn", align_corners=align_corners, id2label=dict(enumerate(names))).eval()
     model.save_pretrained(tmp_path)
     plain = AfDcdImageProcessor(align_corners=align_corners)
     plain.save_pretrained(tmp_path)
     padded = AutoImageProcessor.from_pretrained(tmp_path, do_pad=True, pad_size={"height": 40, "width": 50})
     pictures = [labelled_image(index, 4, *size)["image"] for index, size in enumerate([(30, 44), (40, 31), (9, 50)])]
     segment = pipeline("image-segmentation", model=str(tmp_path), image_processor=padded, device="cpu")
+    unpadded = pipeline("image-segmentation", model=str(tmp_path), device="cpu")
     for picture, found in zip(pictures, segment(pictures, batch_size=2), strict=True):
         values = F.pad(pixel_values(plain, picture), (0, 50 - picture.width, 0, 40 - picture.height))  # zero: the mean
         with torch.no_grad():
             scores = F.interpolate(model(values).logits, (40, 50), mode="bilinear", align_corners=align_corners)
-        assert_masks(found, scores[0].argmax(0)[: picture.height, : picture.width].numpy())
-    unpadded = segment_image(model, plain, pictures[0])
-    assert np.array_equal(segment_image(model, padded, pictures[0]), unpadded)  # one image needs none
+        label_map = scores[0].argmax(0)[: picture.height, : picture.width].numpy()
+        own = segment_image(model, plain, picture)
+        assert np.array_equal(segment_image(model, padded, picture), own)  # one image needs no padding
+        for masks, expected in ((found, label_map), (unpadded(picture), own)):
+            assert {one["label"] for one in masks} == {names[label] for label in np.unique(expected)}
+            assert len(masks) > 1  # one class everywhere would agree with anything
+            for one in masks:
+                assert np.array_equal(np.asarray(one["mask"]) > 0, expected == names.index(one["label"]))
 
 
 def test_labels_are_padded_with_255_and_padding_to_no_size_is_refused():

@@ -1,15 +1,14 @@
-"""The models: layouts and numbers of the released ones, heads, losses, configuration."""
+"""The models: inputs and outputs, heads, losses, configuration (the released ones: tests/hub/test_conversion.py)."""
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from formula_weights import formula_tensor, generator, images
+from formula_weights import images
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
@@ -19,64 +18,14 @@ from torch import nn
 from torchvision.models.segmentation.lraspp import LRASPPHead
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from afdcd_hf import AfDcdConfig, AfDcdForSemanticSegmentation
+from afdcd_hf import AfDcdConfig
 from afdcd_hf.models.heads import HEADS, SegmentationHead
 from afdcd_hf.models.modeling_afdcd import segmentation_cross_entropy, upsample_logits
-
-DEEP_STEM = {"stem_type": "deep", "stem_width": 64}
-# released name -> backbone, its options, auxiliary head; number of tensors, of values (with statistics and counters)
-RELEASED = {
-    "deeplabv3_resnet101": ("resnet101s", {}, True, (688, 61228888)),
-    "deeplabv3_resnet18": ("resnet18", DEEP_STEM, True, (190, 13620037)),
-    "deeplabv3_mobilenetv2": ("mobilenetv2_100", {}, False, (350, 3266573)),
-    "pspnet_resnet18": ("resnet18", DEEP_STEM, True, (178, 12930883)),
-    "pspnet_resnet101": ("resnet101s", {}, True, (676, 68183638)),
-    "pspnet_mobilenetv2": ("mobilenetv2_100", {}, False, (338, 2687243)),
-}
-
-
-def released_model(name):
-    backbone, backbone_kwargs, auxiliary_head, _ = RELEASED[name]
-    head = {"head": name.split("_")[0], "auxiliary_head": auxiliary_head, "num_labels": 19}
-    return AfDcdForSemanticSegmentation.from_backbone(backbone, backbone_kwargs=backbone_kwargs, **head)
 
 
 def labels_for(pixel_values):
     size = (len(pixel_values), *pixel_values.shape[-2:])
     return torch.randint(4, size, generator=torch.Generator().manual_seed(1))
-
-
-# The released models
-
-
-@pytest.mark.parametrize("name", RELEASED)
-def test_a_released_model_has_the_released_shapes_in_the_released_order(name, shared_dir):
-    layout = json.loads((shared_dir / "golden/official_layouts.json").read_text())[name]
-    with torch.device("meta"):
-        tensors = released_model(name).state_dict().values()
-    assert [list(tensor.shape) for tensor in tensors] == list(layout.values())
-    assert (len(tensors), sum(tensor.numel() for tensor in tensors)) == RELEASED[name][-1]  # as published
-
-
-def test_the_released_model_computes_the_golden_outputs(shared_dir):
-    golden = load_file(shared_dir / "golden/models.safetensors")
-    layout = json.loads((shared_dir / "golden/official_layouts.json").read_text())["deeplabv3_resnet18"]
-    model = released_model("deeplabv3_resnet18").eval()
-    values = [formula_tensor(name, shape) for name, shape in layout.items()]
-    model.load_state_dict(dict(zip(model.state_dict(), values, strict=True)))
-    seen = {}
-    model.head.features.register_forward_hook(lambda module, args, output: seen.update(feature=output))
-    sizes = {tuple(map(int, re.search(r"\.(\d+)x(\d+)\.", key).groups())) for key in golden}
-    assert sizes
-    for size in sizes:
-        pixel_values = torch.from_numpy(generator(str(size)).normal(0, 1, (1, 3, *size)).astype(np.float32))
-        with torch.no_grad():
-            outputs = model(pixel_values, labels=torch.zeros(1, *size).long(), output_hidden_states=True)
-        seen.update(logits=outputs.logits, aux=outputs.aux_logits, backbone=outputs.hidden_states[-1])
-        for name in ("logits", "aux", "feature", "backbone"):
-            expected = golden[f"deeplabv3_resnet18.{size[0]}x{size[1]}.{name}"]
-            assert seen[name].shape == expected.shape
-            assert (seen[name] - expected).abs().max() <= 1e-4 * expected.abs().max(), (size, name)
 
 
 # Inputs and outputs
