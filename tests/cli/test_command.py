@@ -176,7 +176,7 @@ LEAVE_TWO_GROUPS = """
 from pathlib import Path
 import torch
 from torch import distributed
-from afdcd_hf.cli.process import leave_process_group
+from afdcd_hf.cli import leave_process_group
 
 def threads_of_gloo():
     return sum("gloo" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir())

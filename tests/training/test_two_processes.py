@@ -18,7 +18,7 @@ from test_stopping import Samples, SignalAt
 from tiny import distilling, largest_difference, same, samples, segmenter, weights, without_batch_effects
 
 from afdcd_hf import AfDcdForSemanticSegmentation
-from afdcd_hf.cli.process import leave_process_group
+from afdcd_hf.cli import leave_process_group
 from afdcd_hf.losses import cirkd
 from afdcd_hf.training.distributed import whole_tensors
 from afdcd_hf.training.stopping import NonFiniteLossError, TrainingInterrupted
