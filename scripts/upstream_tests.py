@@ -26,7 +26,7 @@ CANNOT_HOLD = {
     "there are no input embeddings": ("test_model_get_set_embeddings",),
     "the backbone is a timm model, which cannot be saved by itself": ("test_correct_missing_keys",),
     "the parts to recompute are timm's classes, which cannot derive from GradientCheckpointingLayer; timm's own "
-    "checkpointing is used, and takes no options (tests/models/test_gradient_checkpointing.py)": (
+    "checkpointing is used, and takes no options (tests/models/test_backbone.py)": (
         "test_gradient_checkpointing_enable_disable",
         "test_training_gradient_checkpointing",
         "test_training_gradient_checkpointing_use_reentrant_false",

@@ -152,7 +152,7 @@ def test_labels_are_brought_to_the_maps_size_without_the_ignored_class(labels, s
     assert class_members(torch.tensor([[labels]]), 300, size, ignored)[0].nonzero().tolist() == members
 
 
-# Losses that may need no map, and the head's last map, to which the published weights belong
+# Losses that may need no map
 
 
 @pytest.mark.parametrize(("name", "off"), [("skd", "pairwise_weight"), ("cwd", "map_weight"), ("fitnet", "weight")])
@@ -169,14 +169,3 @@ def test_a_distillation_on_logits_alone_asks_a_foreign_teacher_for_no_layer(tmp_
     trainer = tiny.distilling(tmp_path, teacher=tiny.segformer(), max_steps=1, **options)
     trainer.train()
     assert len(tiny.logged(trainer, "loss_cwd_logits")) == 1
-
-
-def test_the_heads_last_maps_can_be_distilled_by_name(tmp_path):
-    layers = {"student_layer": "head.features", "teacher_layer": "head.features"}
-    trainer = tiny.distilling(
-        tmp_path, teacher=tiny.segmenter(1, head_channels=12), loss="kd+fitnet", loss_kwargs={}, max_steps=1, **layers
-    )
-    align = trainer.model.loss.losses["fitnet"].align
-    before = align.weight.detach().clone()
-    trainer.train()
-    assert before.shape == (12, 8, 1, 1) and not torch.equal(align.weight, before)

@@ -160,9 +160,7 @@ def test_the_reference_may_take_patches_in_portions(monkeypatch):
     ("options", "message"),
     [
         ({"channel_groups": 16}, "channel_groups=16 does not divide the 30 channels of the maps; .* 6, 10 or 15"),
-        ({"channel_groups": 2.0}, "channel_groups=2.0 must be a whole number"),
         ({"patch_size": 0}, "patch_size=0 must be a whole number of at least 1"),
-        ({"temperature": 0}, "temperature=0 must be greater than 0"),
         ({"distance": "cosine"}, "unknown distance='cosine'; use one of 'l1', 'l2'"),
         ({"negatives": "none"}, "unknown negatives='none'; use one of 'other_groups', 'all'"),
         ({"backend": "cuda"}, "unknown backend='cuda'; use one of 'auto', 'reference', 'torch', 'native', 'triton'"),
