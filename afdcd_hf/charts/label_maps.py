@@ -37,8 +37,8 @@ _TO_OKLAB = np.array(
 )  # fmt: skip
 
 
-def colorize(label: np.ndarray, palette: Palette, ignore_color: Sequence[int] = (0, 0, 0)) -> np.ndarray:
-    """Paint a label map, `(H, W)` class ids of any integer dtype with 255 = ignored, as `(H, W, 3)` uint8 RGB.
+def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
+    """Paint a label map, `(H, W)` class ids of any integer dtype, as `(H, W, 3)` uint8 RGB; 255 = ignored is black.
 
     The palette has `(K, 3)` colours 0-255; an id without a colour is a ValueError.
     """
@@ -52,7 +52,7 @@ def colorize(label: np.ndarray, palette: Palette, ignore_color: Sequence[int] = 
         )
     table = np.zeros((max(len(colors), IGNORE_INDEX + 1), 3), np.uint8)
     table[: len(colors)] = colors
-    table[IGNORE_INDEX] = ignore_color
+    table[IGNORE_INDEX] = 0
     return table[label]
 
 
@@ -71,9 +71,9 @@ def as_colors(palette: Palette) -> np.ndarray:
     return colors.astype(np.uint8)
 
 
-def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray) -> np.ndarray:
     """Lay the classes' colours `(K, 3)` over an RGB image, with lines between classes: `(H, W, 3)` uint8 RGB."""
-    overlay = np.array(Image.blend(image, Image.fromarray(colors[label_map]), opacity))
+    overlay = np.array(Image.blend(image, Image.fromarray(colors[label_map]), 0.5))
     lines = between_classes(label_map, max(1, round(_LINE_WIDTH * min(label_map.shape))))
     overlay[lines] = line_colors(colors[label_map[lines]])
     return overlay

@@ -15,12 +15,11 @@ NAMES = ["road", "lamp", "car"]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
-def test_each_id_gets_its_colour_and_255_the_ignore_colour(dtype):
+def test_each_id_gets_its_colour_and_255_is_black(dtype):
     label = np.array([[0, 2, 255], [1, 1, 0]], dtype)
-    for color, options in (((0, 0, 0), {}), ((9, 8, 7), {"ignore_color": (9, 8, 7)})):
-        expected = [[PALETTE[0], PALETTE[2], color], [PALETTE[1], PALETTE[1], PALETTE[0]]]
-        painted = colorize(label, PALETTE, **options)
-        assert painted.dtype == np.uint8 and np.array_equal(painted, expected)
+    painted = colorize(label, PALETTE)
+    expected = [[PALETTE[0], PALETTE[2], (0, 0, 0)], [PALETTE[1], PALETTE[1], PALETTE[0]]]
+    assert painted.dtype == np.uint8 and np.array_equal(painted, expected)
 
 
 def test_an_id_without_a_colour_and_what_is_no_map_or_palette_are_refused():

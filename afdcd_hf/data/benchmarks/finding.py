@@ -195,10 +195,9 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def first(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names, for a message; "none" if there is none."""
-    names = list(names)
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") if names else "none"
+def first(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 @dataclass(frozen=True)
