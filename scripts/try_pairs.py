@@ -23,7 +23,7 @@ import transformers as hf  # noqa: E402
 
 from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor  # noqa: E402
 from afdcd_hf.cli import main as afdcd  # noqa: E402
-from afdcd_hf.data import SCENE_CLASSES  # noqa: E402
+from afdcd_hf.data import BENCHMARKS  # noqa: E402
 from afdcd_hf.models.heads import HEADS  # noqa: E402
 
 SIDE = 64
@@ -84,9 +84,9 @@ def saved_teacher(make: Callable[[], torch.nn.Module], folder: Path) -> Path:
     """A random teacher as a folder."""
     torch.manual_seed(0)
     model = make()
-    if hasattr(model.config, "id2label") and model.config.num_labels == len(SCENE_CLASSES):
-        model.config.id2label = dict(enumerate(SCENE_CLASSES))
-        model.config.label2id = {name: index for index, name in enumerate(SCENE_CLASSES)}
+    if hasattr(model.config, "id2label") and model.config.num_labels == len(BENCHMARKS["scenes"].classes):
+        model.config.id2label = dict(enumerate(BENCHMARKS["scenes"].classes))
+        model.config.label2id = {name: index for index, name in enumerate(BENCHMARKS["scenes"].classes)}
     model.save_pretrained(folder)
     AfDcdImageProcessor().save_pretrained(folder)
     return folder

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .checks import check_classes, check_labels, check_same_size
     from .loading import SplitCheck, check_layout, class_names, load_benchmark, load_split
     from .samples import TrainingSamples, collate_samples
-    from .scenes import SCENE_CLASSES, SCENE_PALETTE, generate_scene
+    from .scenes import generate_scene
     from .statistics import LabelStatistics, count_labels
     from .streaming import StreamedRows, StreamedSamples
     from .transforms import RandomScaleCropFlip

@@ -71,21 +71,15 @@ def import_annotations(
     Returns:
         The classes, and the number of images of each split.
 
-    Raises:
-        ValueError: If the format is none of these, or a file, shape or size is not as it should be; the file is named.
-        OSError: If a file is missing, an image cannot be read, or `output` is there.
+    A ValueError or OSError names the file that is not as it should be, is missing, or is there already.
     """
     source, output = Path(source).expanduser().absolute(), Path(output).expanduser()
     if output.exists():
         raise FileExistsError(f"{output} exists: give a new folder for the data set.")
-    if not source.exists():
-        raise FileNotFoundError(f"{source} is not there; expected is {_FORMATS}.")
     names, images = _read(source, None if data_dir is None else Path(data_dir).expanduser().absolute())
     classes = [BACKGROUND, *(name for name in dict.fromkeys(names) if name != BACKGROUND)]
     if not images or len(classes) > IGNORED:
-        raise ValueError(
-            f"{source} has {len(images)} images and {len(classes)} classes; from 1 to {IGNORED} can be used."
-        )
+        raise ValueError(f"{source} has {len(images)} images and {len(classes)} classes; 1 to {IGNORED} can be used.")
     with folder_written_whole(output) as folder:
         for one in tqdm(images, "labels", unit="image", disable=not progress, leave=False):
             width, height = open_image(one.image, str(one.image)).size
@@ -130,7 +124,7 @@ def _read(source: Path, data_dir: Path | None) -> tuple[list[str], list[Annotate
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{file} is not as its format has it: {type(error).__name__} {error}.") from error
     if bool(coco) == bool(labelme):
-        raise ValueError(f"{source} is not understood: expected is {_FORMATS}.")
+        raise ValueError(f"{source} is not there, or not understood: expected is {_FORMATS}.")
     return coco or sorted(labelme), images
 
 

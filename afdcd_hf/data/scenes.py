@@ -15,12 +15,6 @@ from PIL import Image
 
 from .scene_canvas import Canvas, Chance, Colour, Label, Point, void_borders
 
-SCENE_CLASSES: tuple[str, ...] = ("sky", "building", "road", "sidewalk", "tree", "pole", "car", "person")
-SCENE_PALETTE: tuple[Colour, ...] = (
-    (92, 170, 230), (110, 84, 70), (128, 64, 128), (244, 150, 200), (60, 140, 50), (250, 215, 40), (20, 30, 160),
-    (225, 30, 50),
-)  # fmt: skip
-
 # One palette for walls, doors, signs, vehicles and clothes: a colour alone must not give its class away.
 URBAN: tuple[Colour, ...] = (
     (196, 188, 172), (158, 78, 60), (112, 112, 116), (72, 74, 80), (222, 218, 208), (140, 120, 98), (54, 66, 96),
@@ -64,7 +58,7 @@ def generate_scene(seed: int, size: tuple[int, int] = (96, 192)) -> tuple[np.nda
     """Generate one labelled street scene, the same for the same seed (0 or more) and size (both sides at least 32).
 
     Returns:
-        The image, (H, W, 3) uint8 RGB, and the label, (H, W) uint8: indices into `SCENE_CLASSES`, 255 = ignored.
+        The image, (H, W, 3) uint8 RGB, and the label, (H, W) uint8: ids of `Label`, 255 = ignored.
     """
     seed, height, width = map(operator.index, (seed, *size))
     if seed < 0 or min(height, width) < 32:

@@ -47,16 +47,13 @@ def test_rows_are_rgb_images_and_remapped_labels_with_a_name_in_every_view(tmp_p
     row = dataset[1]
     assert row["image"].mode == "RGB" and row["image"].size == (6, 4) and row["label"].mode == "L"
     assert ids(row["label"])[0] == [255, 1, 1, 1, 1, 1] and row["name"] == "train/b.png"
-    for view in (dataset.select([0, 2]), dataset.shuffle(seed=0)):
-        for row in view:
-            label = ids(row["label"])[0]
-            assert label[0] == 255 and label[1] == np.array(row["image"])[0, 0, 0]
+    for row in dataset.shuffle(seed=0).select([0, 2]):
+        label = ids(row["label"])[0]
+        assert label[0] == 255 and label[1] == np.array(row["image"])[0, 0, 0]
     assert [ids(label)[0][0] for label in (*dataset[:2]["label"], dataset["label"][2])] == [255] * 3
     assert dataset.select_columns("name")[2] == {"name": "train/c.png"}
     wider = dataset.map(lambda row: {"width": row["image"].width})
     assert wider[2]["width"] == 6 and ids(wider[2]["label"])[0][:2] == [255, 2]
-    stored_label = {"bytes": None, "path": str(tmp_path / "trainannot" / "c.png")}
-    assert wider.with_format(None)[2]["label"] == stored_label  # the file as it is
     loader = DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=as_arrays)
     rows = [row for batch in loader for row in batch]
     assert rows == as_arrays(dataset) == as_arrays(pickle.loads(pickle.dumps(dataset)))
@@ -104,7 +101,7 @@ def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
     raw_dataset().save_to_disk(tmp_path / "saved")
     saved, mine = str(tmp_path / "saved"), ("mine", "train")
     for load, arguments, options, message in (
-        (load_benchmark, ("camvit",), {}, "'camvit'; known are scenes, .* Close: camvid"),
+        (load_benchmark, ("camvit",), {}, "'camvit'; known are ade20k, .* Close: camvid"),
         (load_benchmark, ("camvid", "trainval", tmp_path), {}, "has no split 'trainval'; it has train, val, test"),
         (load_benchmark, ("camvid", "train", tmp_path), {"num_images": 9}, "from files: leave out num_images"),
         (load_benchmark, ("camvid", "train"), {}, "give data_dir, a folder with train/ and trainannot/"),

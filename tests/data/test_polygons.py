@@ -93,7 +93,7 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
         (coco(tmp_path / "odd", images=[{"id": 7}]), r"instances_val2017.json is not as .*KeyError 'file_name'"),
         (coco(tmp_path / "size", images=other_size), "is 4x6 pixels"),
         (flat, "a.txt, line 1: expected a class from 0 to 1 and three or more points.*five are a box"),
-        (tmp_path / "empty", "is not understood: expected is a COCO"),
+        (tmp_path / "empty", "is not there, or not understood: expected is a COCO"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             import_annotations(source, tmp_path / "out")

@@ -7,8 +7,9 @@ import hashlib
 import numpy as np
 import pytest
 
+from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.data.scene_canvas import Label
-from afdcd_hf.data.scenes import SCENE_CLASSES, generate_scene
+from afdcd_hf.data.scenes import generate_scene
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,8 @@ def test_any_size_from_32_pixels_on_gives_the_same_scene_again_whatever_the_glob
     assert np.array_equal(state, np.random.get_state()[1])
     assert np.array_equal(image, again[0]) and np.array_equal(label, again[1])
     assert image.shape == (*size, 3) and label.shape == size and image.dtype == label.dtype == np.uint8
-    assert set(np.unique(label)) <= {*range(len(SCENE_CLASSES)), Label.VOID}
+    classes = [getattr(Label, name.upper()) for name in BENCHMARKS["scenes"].classes]
+    assert classes == [*range(8)] and set(np.unique(label)) <= {*classes, Label.VOID}
     assert all(array.flags.writeable and array.flags.c_contiguous for array in (image, label))
 
 

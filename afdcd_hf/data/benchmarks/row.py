@@ -74,28 +74,30 @@ def read_benchmark(path: Path) -> Benchmark:
 
     - `splits`: `split_sizes`.
     - `classes`: value in the label files → name, red, green, blue; `ignored`: the values that are not trained on.
-    - `files`: the attributes of `Layout`; `label_endings` say `published` (values as in `classes`), `train ids`
-      or `other ids`.
+    - `files`, if there are any: the attributes of `Layout`; `label_endings` say `published` (values as in `classes`),
+      `train ids` or `other ids`.
     - `submission`: the value of `ignored` pixels, and the `ending` of the PNGs' names.
     - `like`: another file; what is not said here is as there, and `classes` are more classes.
     """
-    facts = _facts(path)
-    rows, files = dict(sorted(facts.pop("classes").items())), facts.pop("files")
+    facts: dict[str, Any] = _facts(path)
+    rows, files = dict(sorted(facts.pop("classes").items())), facts.pop("files", None)
     label_map = dict.fromkeys(facts.pop("ignored", ()), 255)
     label_map |= {value: index for index, value in enumerate(rows) if value != index}
     kinds = {"published": label_map, "train ids": {}, "other ids": None}
-    endings = files.pop("label_endings", {"": "published"})
+    if files is not None:
+        endings = files.pop("label_endings", {"": "published"})
+        files = Layout(label_endings={ending: kinds[kind] for ending, kind in endings.items()}, **files)
     if (submission := facts.pop("submission", None)) is not None:
         label_ids = {index: value for index, value in enumerate(rows) if value != index}
         label_ids |= {255: submission["ignored"]} if "ignored" in submission else {}
-        removed, ending = files.get("image_ending", ""), submission.get("ending", ".png")
-        submission = Submission(label_ids, lambda name: PurePosixPath(name).stem.removesuffix(removed) + ending)
+        end = submission.get("ending", ".png")
+        submission = Submission(label_ids, lambda name: PurePosixPath(name).stem.removesuffix(files.image_ending) + end)
     return Benchmark(
         name=path.stem,
         classes=tuple(name for name, *_ in rows.values()),
         palette=tuple((red, green, blue) for _, red, green, blue in rows.values()),
         split_sizes=facts.pop("splits"),
-        files=Layout(label_endings={ending: kinds[kind] for ending, kind in endings.items()}, **files),
+        files=files,
         submission=submission,
         label_map=label_map,
         **facts,
