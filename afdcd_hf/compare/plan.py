@@ -80,9 +80,8 @@ class Plan:
         known = [method.name for method in self.methods]
         wanted = known if methods is None else methods
         for name in wanted:
-            _need(
-                name in known, f"The plan has no method {name!r}; it has {', '.join(known)}.{close_names(name, known)}"
-            )
+            listed = f"{', '.join(known)}.{close_names(name, known)}"
+            _need(name in known, f"The plan has no method {name!r}; it has {listed}")
         for reference in filter(None, (budget.as_long_as for budget in self.budgets)):
             _need(reference in wanted, f"A budget of the plan is the time of {reference!r}; keep that method.")
         some = [method for method in self.methods if method.name in wanted]

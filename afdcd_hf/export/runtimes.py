@@ -42,14 +42,14 @@ def compare_runtimes(
     dataset: Sequence[Mapping[str, Any]] | None = None,
     *,
     images: Sequence[Image.Image] = (),
-    size: tuple[int, int] = (512, 512),
     repeats: int = 30,
 ) -> list[RuntimeRow]:
     """Measure a model and graphs exported from it on the CPU.
 
     Latency is that of the forward pass of one image, on as many threads as torch uses, the same for all. They take
     turns, so that whatever else the machine does meets all alike; the first three turns are not counted. Mean IoU is
-    `evaluate_segmenter`'s. A graph of fixed size is slid over the images, and so is PyTorch then.
+    `evaluate_segmenter`'s. A graph of fixed size is slid over the images, and so is PyTorch then; otherwise the first
+    image of the dataset is timed, or one of 512x512 pixels.
 
     Args:
         model: the model that the graphs were exported from.
@@ -57,19 +57,15 @@ def compare_runtimes(
         processor: image processor of the model.
         dataset: labelled images, for mean IoU; without it none is measured.
         images: what label maps are compared on, pixel by pixel.
-        size: height and width of the image timed, where there is neither a dataset, whose first image is taken, nor a
-            fixed size.
-        repeats: turns counted.
+        repeats: turns counted, at least one.
 
     Raises:
         ValueError: a graph that gives label maps smaller than the image, which cannot be scored.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats}: at least one turn must be counted.")
     segmenters = {name: load_graph(path)[0] for name, path in graphs.items()}
     model = model.cpu()
     fixed = next((one.facts["size"] for one in segmenters.values() if one.facts["size"]), None)
-    inputs = torch.zeros(1, 3, *(fixed or size))
+    inputs = torch.zeros(1, 3, *(fixed or (512, 512)))
     if dataset is not None and fixed is None:
         inputs = make_sample(processor, dataset[0]["image"]).pixel_values[None].float()
     runners: dict[str, Callable[[], Any]] = {"PyTorch": partial(model, pixel_values=inputs)}
