@@ -110,18 +110,13 @@ def launch_demo(
     longest_side: int = LONGEST_SIDE,
     port: int | None = None,
     share: bool = False,
-    block: bool = True,
-) -> tuple[gr.Blocks, str]:
-    """Serve the page; to this machine alone unless the environment (as on a Space) or `share` says otherwise.
+) -> None:
+    """Serve the page until Ctrl-C, to this machine alone unless the environment (a Space's) or `share` says otherwise.
 
     Args:
         models, examples, device, longest_side: as `build_app` takes them, whose errors are raised, too.
         port: by default the first free one from 7860 on; an OSError where it is taken.
         share: also make a public link through Gradio's servers.
-        block: return when the server ends (Ctrl-C); otherwise at once.
-
-    Returns:
-        The app, whose `close()` ends the server, and its address.
     """
     app = build_app(models, examples, device=device, longest_side=longest_side)
     theme = gr.themes.Default(primary_hue="teal", font=_FONTS, font_mono=["ui-monospace", "monospace"])
@@ -137,6 +132,4 @@ def launch_demo(
     logger.info("The page is at %s (Ctrl-C ends it).", address)
     if app.share_url:
         logger.info("Public, for a week: %s", app.share_url)
-    if block:
-        app.block_thread()
-    return app, address
+    app.block_thread()
