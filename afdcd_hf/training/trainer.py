@@ -76,10 +76,17 @@ class SegmentationTrainer(HubTrainer):
         distributed.settle_unused_parameter_search(args, student)
         if args.channels_last:
             student.to(memory_format=torch.channels_last)
-        parts: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
-        parts |= {"processing_class": processing_class, "data_collator": data_collator or collate_samples}
-        parts |= {"optimizers": optimizers, "optimizer_cls_and_kwargs": optimizer_cls_and_kwargs}
-        super().__init__(model=model, args=args, callbacks=callbacks, **parts)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=data_collator or collate_samples,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             training_args.refuse_where_divided(args)
         # Our loss is a mean over pixels; the Trainer has to divide it by the number of accumulation steps.
@@ -171,14 +178,20 @@ class SegmentationTrainer(HubTrainer):
             finished = self.checkpoints.resumed_step >= max_steps
         return (0 if finished else epochs, *others, max_steps)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return distributed.of_whole_batches(super()._get_train_sampler(train_dataset), self.args)
-
     def get_train_dataloader(self) -> Any:
         """As in transformers, but workers do not disturb a run, and with `dataloader_drop_last` all steps are whole."""
         args, samples = self.args, self.train_dataset
+        if samples is None:
+            return super().get_train_dataloader()
         if not isinstance(samples, StreamedSamples):
-            return prepare_workers(super().get_train_dataloader(), args.seed)
+            loader = self._get_dataloader(
+                dataset=samples,
+                description="Training",
+                batch_size=self._train_batch_size,
+                sampler_fn=lambda dataset: distributed.of_whole_batches(self._get_train_sampler(dataset), args),
+                is_training=True,
+            )
+            return prepare_workers(loader, args.seed)
         samples.share = args.process_index, args.world_size  # accelerate would let one process read for all
         names = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
         options = {name: getattr(args, f"dataloader_{name}") for name in names}
@@ -261,8 +274,13 @@ class SegmentationTrainer(HubTrainer):
             self._whole_student.load_state_dict(distributed.whole_tensors(self.student.state_dict()))
         start = time.perf_counter()
         with self.interruption.saving_amid(student):
-            options = {"batch_size": self.args.per_device_eval_batch_size, "progress": shows_bars(self.args)}
-            scores = self.score(student, dataset, num_workers=self.args.dataloader_num_workers, **options)
+            scores = self.score(
+                student,
+                dataset,
+                batch_size=self.args.per_device_eval_batch_size,
+                num_workers=self.args.dataloader_num_workers,
+                progress=shows_bars(self.args),
+            )
         seconds = time.perf_counter() - start
         metrics = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
         metrics |= {"runtime": round(seconds, 4), "samples_per_second": round(scores["num_images"] / seconds, 3)}
@@ -287,9 +305,14 @@ class SegmentationTrainer(HubTrainer):
         config = getattr(self.student, "config", None)
         precision = "bf16" if self.args.bf16_full_eval else "fp16" if self.args.fp16_full_eval else "fp32"
         with _own_forward(model):
-            num_labels = getattr(config, "num_labels", None) or getattr(self.train_dataset, "num_labels", None)
-            own = {"processor": self.processing_class, "settings": InferenceSettings(precision=precision)}
-            return evaluate_segmenter(model, rows, num_labels=num_labels, **own, **options)
+            return evaluate_segmenter(
+                model,
+                rows,
+                processor=self.processing_class,
+                num_labels=getattr(config, "num_labels", None) or getattr(self.train_dataset, "num_labels", None),
+                settings=InferenceSettings(precision=precision),
+                **options,
+            )
 
     def save_now(self) -> None:
         """Save a checkpoint of the last finished step, outside of transformers' own schedule."""
