@@ -74,14 +74,17 @@ def test_values_and_gradients_equal_the_reference(case, dtype, distance, tempera
 
 
 @pytest.mark.parametrize("patches", [1, 2, 5])
-@pytest.mark.parametrize(("case", "vectors"), [("other groups", 12), ("all", 18), ("channel", 5)])
-def test_portions_of_any_size_give_the_same(case, vectors, patches, monkeypatch):
+@pytest.mark.parametrize(("case", "vectors", "size"), [("other groups", 12, 5), ("all", 18, 5), ("channel", 5, 17)])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_portions_of_any_size_give_the_same(backend, case, vectors, size, patches, monkeypatch):
     function, options, shape = CASES[case]
     maps, distances, sizes = maps_of(shape, torch.float64), contrast_reference.distances, []
     expected = value_and_gradient(function, *maps, **options, backend="reference")
     monkeypatch.setattr(contrast_reference, "CPU_NUMBERS", patches * vectors**2)
-    monkeypatch.setattr(contrast_reference, "distances", lambda *all: sizes.append(found := distances(*all)) or found)
-    torch.testing.assert_close(value_and_gradient(function, *maps, **options, backend="torch"), expected)
+    monkeypatch.setattr(contrast_reference, "BUFFER_NUMBERS", patches * vectors**2 * size)
+    monkeypatch.setattr(contrast_reference, "distances", lambda *of: sizes.append(found := distances(*of)) or found)
+    actual = value_and_gradient(function, *maps, **options, backend=backend)
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
     assert len(sizes) > 1 and max(found.numel() for found in sizes) <= patches * vectors**2
 
 

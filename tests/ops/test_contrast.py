@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from afdcd_hf.ops import channel_contrast, contrast_reference, omni_contrast, spatial_contrast
+from afdcd_hf.ops import channel_contrast, omni_contrast, spatial_contrast
 
 GOLDEN = paths.GOLDEN / "losses.safetensors"
 
@@ -146,14 +146,6 @@ def test_half_precision_maps_are_computed_in_float32_also_under_autocast(backend
         assert torch.equal(omni_contrast(student, teacher, **options), expected)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(omni_contrast(student, teacher, **options), expected)
-
-
-def test_the_reference_may_take_patches_in_portions(monkeypatch):
-    student, teacher = random_maps((3, 6, 4, 4))
-    options = {"patch_size": 2, "channel_groups": 3, "backend": "reference"}
-    whole = omni_contrast(student, teacher, **options)
-    monkeypatch.setattr(contrast_reference, "BUFFER_NUMBERS", 5 * 12 * 12 * 2)  # 5 of the 12 patches at a time
-    torch.testing.assert_close(omni_contrast(student, teacher, **options), whole)
 
 
 @pytest.mark.parametrize(
