@@ -28,7 +28,9 @@ def load_benchmark(
     data_dir: str | Path | None = None,
     *,
     list_file: str | Path | None = None,
+    size: tuple[int, int] | None = None,
     num_images: int | None = None,
+    seed: int | None = None,
 ) -> Dataset:
     """One split of a benchmark.
 
@@ -43,7 +45,9 @@ def load_benchmark(
         split: One of the benchmark's splits.
         data_dir: Folder with the benchmark's files; not for `scenes`, which is generated.
         list_file: Text file with the images to take (and perhaps their labels), instead of all of the split.
-        num_images: `scenes` only: by default the number of the table. Splits share no scene.
+        size: `scenes` only: height and width, by default (96, 192).
+        num_images: `scenes` only: by default the number of the table.
+        seed: `scenes` only: by default 0. Splits and seeds never share a scene.
 
     Raises:
         ValueError: If the name or the split is unknown, or an option is missing, not wanted or out of range.
@@ -57,13 +61,9 @@ def load_benchmark(
         if data_dir is not None or list_file is not None:
             raise ValueError(f"{name} is generated and reads no files: leave out data_dir and list_file.")
         count = published if num_images is None else num_images
-        if count < 1:
-            raise ValueError(f"num_images={count}: at least one image is needed.")
-        # Every split owns a range of 2^32 scene seeds, so that validation scenes can't have been trained on.
-        images, labels = zip(*_draw_scenes(list(benchmark.split_sizes).index(split) << 32, count), strict=True)
-        return _rows(images, labels, [f"scenes/{split}/{index:06d}" for index in range(count)], {})
-    if num_images is not None:
-        raise ValueError(f"{name} is read from files: leave out num_images.")
+        return _scene_rows(split, list(benchmark.split_sizes), count, size or (96, 192), seed or 0)
+    if (size, num_images, seed) != (None, None, None):
+        raise ValueError(f"{name} is read from files: leave out size, num_images and seed.")
     root = _existing(benchmark, data_dir)
     files = find_files(benchmark, root, split, list_file)
     if len(files.images) != published and list_file is None:
@@ -80,13 +80,21 @@ def _existing(benchmark: Benchmark, data_dir: str | Path | None) -> Path:
     return root
 
 
-@lru_cache(maxsize=4)  # one process often loads the same split again
-def _draw_scenes(first_seed: int, count: int) -> list[tuple[Any, ...]]:
-    def stored(pixels: np.ndarray, kind: str) -> dict[str, Any]:  # packing a PNG takes as long as drawing a scene
-        header = f"{kind}\n{pixels.shape[1]} {pixels.shape[0]}\n255\n"
-        return {"bytes": header.encode() + pixels.tobytes(), "path": None}
+def _scene_rows(split: str, splits: list[str], num_images: int, size: tuple[int, int], seed: int) -> Dataset:
+    if not 1 <= num_images < 2**32 or seed < 0:
+        raise ValueError(f"num_images={num_images}, seed={seed}: at least one image and a seed >= 0 are needed.")
+    # Every (seed, split) owns a range of 2^32 scene seeds, so that validation scenes can't have been trained on.
+    block = seed * len(splits) + splits.index(split)
+    images, labels = zip(*_draw_scenes(block << 32, num_images, tuple(size)), strict=True)
+    return _rows(images, labels, [f"scenes/{split}/{index:06d}" for index in range(num_images)], {})
 
-    scenes = (generate_scene(first_seed + index) for index in range(count))
+
+@lru_cache(maxsize=4)  # one process often loads the same split again
+def _draw_scenes(first_seed: int, count: int, size: tuple[int, int]) -> list[tuple[Any, ...]]:
+    def stored(pixels: np.ndarray, kind: str) -> dict[str, Any]:  # packing a PNG takes as long as drawing a scene
+        return {"bytes": f"{kind}\n{size[1]} {size[0]}\n255\n".encode() + pixels.tobytes(), "path": None}
+
+    scenes = (generate_scene(first_seed + index, size) for index in range(count))
     return [(stored(image, "P6"), stored(label, "P5")) for image, label in scenes]
 
 
@@ -117,6 +125,8 @@ def load_split(
     label_column: str | None = None,
     label_map: Mapping[Any, Any] | None = None,
     labels_as: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
     labelled: bool = True,
     streaming: bool = False,
 ) -> Any:
@@ -131,10 +141,12 @@ def load_split(
             "train" unless they say otherwise.
         data_dir: Folder of a benchmark's files; of another dataset, the folder inside it.
         max_samples: Keep only the first so many.
-        list_file: As in `load_benchmark`. Benchmarks only; the next four are for other datasets only.
+        list_file: As in `load_benchmark`. Benchmarks only; the next six are for other datasets only.
         image_column, label_column: By default "image" and "label": images, and images of class ids or null.
         label_map: Value in the labels → train id, 255 = ignored; values not listed stay. Keys may be strings.
         labels_as: Benchmark whose files hold the same values as these labels: its map is taken.
+        config: Configuration of a Hub dataset that has several.
+        revision: Branch, tag or commit of a Hub dataset.
         labelled: Whether labels are wanted; without, rows have only `image` and `name`.
         streaming: Neither download nor hold the dataset: what is returned is `StreamedRows`, read from the first row to
             the last. Not for benchmarks and paired folders, of which only paths are held.
@@ -146,7 +158,7 @@ def load_split(
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"A number of samples must be 1 or more, got {max_samples}.")
     options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "label_map": label_map}
-    options |= {"labels_as": labels_as, "streaming": streaming or None}
+    options |= {"labels_as": labels_as, "config": config, "revision": revision, "streaming": streaming or None}
     given = {option: value for option, value in options.items() if value is not None}
     if name in BENCHMARKS:
         if given:

@@ -38,6 +38,8 @@ def load_other(
     label_column: str = "label",
     label_map: Mapping[Any, Any] | None = None,
     labels_as: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
     labelled: bool = True,
     streaming: bool = False,
 ) -> Dataset | StreamedRows:
@@ -47,14 +49,16 @@ def load_other(
     if image_column == label_column:
         raise ValueError(f"image_column and label_column are both {image_column!r}; they must be two columns.")
     transform = DecodedRows.with_map(get_benchmark(labels_as).label_map if labels_as else label_map or {})
+    options: dict[str, Any] = {"data_dir": str(data_dir) if data_dir else None, "name": config, "revision": revision}
+    given = {key: value for key, value in options.items() if value is not None}
     root = Path(name).expanduser()
     if _holds_pairs(root, split):
-        if data_dir or streaming:  # only the paths are held, whatever the number of images
-            raise ValueError(f"data_dir and streaming cannot be given for {name!r}, a folder of images and labels.")
+        stream = ["streaming"] if streaming else []  # only the paths are held, whatever the number of images
+        _refuse([*given, *stream], f"{name!r}, a folder of images and labels")
         row = Benchmark(str(root), (), (), dict.fromkeys(_SPLITS, 0), "", "", "", _LAYOUT, _PAIRS)
         rows = file_rows(root, find_files(row, root, split)).with_transform(transform)
         return rows if labelled else rows.select_columns(["image", "name"])
-    dataset = _load(name, split, {"data_dir": str(data_dir)} if data_dir else {}, streaming)
+    dataset = _load(name, split, given, streaming)
     if not streaming and len(dataset) == 0:
         raise ValueError(f"The split {split!r} of {name!r} is empty.")
     standard = {image_column: "image"} | ({label_column: "label"} if labelled else {})
@@ -77,23 +81,29 @@ def _holds_pairs(root: Path, split: str) -> bool:
 
 def _load(name: str, split: str, options: dict[str, Any], streaming: bool) -> Any:
     path = Path(name).expanduser()
-    is_saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-    if options and (is_saved or path.is_file()):
-        raise ValueError(f"data_dir cannot be given for {name!r}, a single file or a folder written by save_to_disk.")
     if path.is_file() and path.suffix.lower() == ".parquet":
+        _refuse(options, f"{name!r}, a single file")
         return _build(name, split, "parquet", streaming, data_files=str(path))
-    if is_saved:
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        _refuse(options, f"{name!r}, a folder written by save_to_disk")
         saved = _saved(path, split)
         return saved.to_iterable_dataset() if streaming else saved
     if path.is_dir():
+        _refuse(options.keys() & {"revision"}, f"the folder {name!r}")
         return _build(name, split, str(path), streaming, **options)
     if path.exists() or not _HUB_ID.fullmatch(name):
         raise _unknown(name, "no Hub id either")
     from datasets import config
 
     if not Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():  # else an unreachable Hub is no problem
-        _check_on_hub(name)
+        _check_on_hub(name, options.get("revision"))
     return _build(name, split, name, streaming, **options)
+
+
+def _refuse(options: Iterable[str], what: str) -> None:
+    given = ["config" if option == "name" else option for option in options]
+    if given:
+        raise ValueError(f"{' and '.join(given)} cannot be given for {what}; leave it out.")
 
 
 def _saved(path: Path, split: str) -> Dataset:
@@ -108,12 +118,12 @@ def _saved(path: Path, split: str) -> Dataset:
     return found[_known_split(str(path), split, found)].with_format(None)
 
 
-def _check_on_hub(name: str) -> None:
+def _check_on_hub(name: str, revision: str | None) -> None:
     """One request, since `datasets` would try for half a minute to reach a Hub that is out of reach."""
     from huggingface_hub import HfApi
 
     try:
-        HfApi().dataset_info(name, timeout=10)
+        HfApi().dataset_info(name, revision=revision, timeout=10)
     except Exception as error:  # also of the HTTP client, which changes with the version of huggingface_hub
         raise _unknown(name, f"not on the Hub, or that is not reachable ({_one_line(error)})") from error
 

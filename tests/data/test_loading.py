@@ -69,15 +69,17 @@ def test_rows_of_a_split_without_labels_have_none_and_map_keeps_the_pixels_of_a_
     assert np.array_equal(np.asarray(row["image"]), np.asarray(dataset[0]["image"]))  # no second JPEG compression
 
 
-def test_scenes_repeat_more_of_them_only_append_and_splits_share_none():
-    def pixels_of(split, count):
-        rows = load_benchmark("scenes", split, num_images=count)
-        assert [row["name"] for row in rows] == [f"scenes/{split}/{index:06d}" for index in range(count)]
-        assert all(row["image"].size == row["label"].size == (192, 96) and row["label"].mode == "L" for row in rows)
+def test_scenes_repeat_more_of_them_only_append_and_splits_and_seeds_share_none():
+    def pixels_of(split="train", **options):
+        rows = load_benchmark("scenes", split, size=(32, 64), **options)
+        assert [row["name"] for row in rows] == [f"scenes/{split}/{index:06d}" for index in range(len(rows))]
+        assert all(row["image"].size == row["label"].size == (64, 32) and row["label"].mode == "L" for row in rows)
         return [row["image"].tobytes() for row in rows]
 
-    many = pixels_of("train", 4)
-    assert pixels_of("train", 2) == many[:2] and len({*many, *pixels_of("val", 4)}) == 8
+    many = pixels_of(num_images=4)
+    assert pixels_of(num_images=2) == many[:2]
+    others = [pixels_of("val", num_images=4), pixels_of(num_images=4, seed=1), pixels_of("val", num_images=4, seed=1)]
+    assert len({*many, *sum(others, [])}) == 16
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="the real CamVid is not here")
@@ -103,14 +105,15 @@ def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
     for load, arguments, options, message in (
         (load_benchmark, ("camvit",), {}, "'camvit'; known are ade20k, .* Close: camvid"),
         (load_benchmark, ("camvid", "trainval", tmp_path), {}, "has no split 'trainval'; it has train, val, test"),
-        (load_benchmark, ("camvid", "train", tmp_path), {"num_images": 9}, "from files: leave out num_images"),
+        (load_benchmark, ("camvid", "train", tmp_path), {"size": (9, 9)}, "from files: leave out size, num_images"),
         (load_benchmark, ("camvid", "train"), {}, "give data_dir, a folder with train/ and trainannot/"),
         (load_benchmark, ("scenes",), {"list_file": "x"}, "is generated and reads no files: leave out data_dir"),
         (load_benchmark, ("scenes",), {"num_images": 0}, "num_images=0"),
         (load_split, ("camvid", "train", tmp_path), {"label_map": {}}, "label_map cannot be given for the benchmark"),
         (load_split, ("camvid", "train", tmp_path), {"max_samples": 0}, "1 or more, got 0"),
         (load_split, mine, {"list_file": "x.txt"}, r"list_file='x\.txt' is only for benchmarks"),
-        (load_split, (saved, "train", "sub"), {}, "data_dir cannot be given for .*, a single file or a folder written"),
+        (load_split, (saved, "train", "sub"), {"config": "small"}, "data_dir and config cannot .* by save_to_disk"),
+        (load_split, (str(tmp_path), "train"), {"revision": "v1"}, "revision cannot be given for the folder"),
         (load_split, mine, {"labels_as": "camvid", "label_map": {1: 2}}, "own map; leave out label_map"),
         (load_split, mine, {"label_column": "image"}, "both 'image'; they must be two columns"),
         (class_names, ("camvid", ["a"]), {}, "have their own class names; another .*, as 'camvid', needs either"),
@@ -201,7 +204,7 @@ def test_images_and_labels_in_folders_of_their_own_are_paired_by_file_name(tmp_p
     (place / "0.png").unlink()
     for split, options, message in (
         ("test", {}, "has no folder .* needed for .*'s split test"),
-        ("train", {"data_dir": "x"}, "data_dir and streaming cannot be given for .*, a folder of images and labels"),
+        ("train", {"revision": "v1"}, "revision cannot be given for .*, a folder of images and labels"),
         ("val", {}, r"1 in .* without label \(0\.png\)"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -292,20 +295,21 @@ def test_unknown_and_unreadable_datasets_are_named_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_hub_dataset_is_loaded_and_streamed(tmp_path, monkeypatch):
+def test_a_hub_dataset_is_loaded_at_its_revision_and_streamed(tmp_path, monkeypatch):
     """From a Hub whose only dataset, someone/ade, lies in a folder."""
     raw_dataset().to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")
     builder_of, asked = datasets.load_dataset_builder, []
 
     def load_dataset_builder(name, **options):
-        asked.append(name)
-        return builder_of(str(tmp_path / "hub"), **options)
+        asked.append((name, options))
+        return builder_of(str(tmp_path / "hub"), **{key: value for key, value in options.items() if key != "revision"})
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda api, name, timeout: asked.append((name, timeout)))
+    info = "huggingface_hub.HfApi.dataset_info"
+    monkeypatch.setattr(info, lambda api, name, **options: asked.append((name, options)))
     with pytest.raises(ValueError, match="'someone/ade' has no split 'val'; it has train"):
         load_split("someone/ade", "val")
     for streaming in (False, True):
-        (one, other) = load_split("someone/ade", "train", label_map=ADE20K_MAP, streaming=streaming)
+        (one, other) = load_split("someone/ade", "train", revision="v2", label_map=ADE20K_MAP, streaming=streaming)
         assert ids(one["label"]) == [[0, 255]] and ids(other["label"]) == [[1, 149]]
-    assert asked == 3 * [("someone/ade", 10), "someone/ade"]
+    assert asked[-2:] == [("someone/ade", {"revision": "v2", "timeout": 10}), ("someone/ade", {"revision": "v2"})]

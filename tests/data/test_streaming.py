@@ -78,10 +78,7 @@ def test_what_no_stream_can_do_is_refused(tmp_path):
         (tmp_path / "pairs" / folder / "train").mkdir(parents=True)
     for given, message in (
         ((name, "train[:50%]"), "A stream has no part such as 'train"),
-        (
-            (str(tmp_path / "pairs"), "train"),
-            "streaming cannot be given for .*, a folder of images and labels",
-        ),
+        ((str(tmp_path / "pairs"), "train"), "streaming cannot be given for .*, a folder of images and labels"),
         (("camvid", "train", tmp_path), "streaming cannot be given for the benchmark camvid"),
     ):
         with pytest.raises(ValueError, match=message):
