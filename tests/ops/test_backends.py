@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing
 import os
 import shutil
 import subprocess
+from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -225,7 +227,10 @@ def library(tmp_path_factory):
 def compiler(library, tmp_path, monkeypatch):
     """A stand-in for a compiler, that copies and counts; the file with a line for each call."""
     calls, script = tmp_path / "calls", tmp_path / "fake-cc"
-    script.write_text(f'#!/bin/sh\necho "$@" >>{calls}\nwhile [ "$1" != -o ]; do shift; done\nexec cp {library} "$2"\n')
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >>{calls}\nsleep ${{SLOW:-0}}\n'
+        f'while [ "$1" != -o ]; do shift; done\nexec cp {library} "$2"\n'
+    )
     script.chmod(0o755)
     monkeypatch.setenv("CC", f"{script} --some-flag")
     return calls
@@ -233,6 +238,10 @@ def compiler(library, tmp_path, monkeypatch):
 
 def some_loss(backend="native"):
     return omni_contrast(*maps_of((1, 6, 2, 4)), **SMALL, backend=backend)
+
+
+def value_of_some_loss():  # in another process
+    return some_loss().item()
 
 
 @needs_a_compiler
@@ -271,6 +280,15 @@ def test_it_is_compiled_once_for_all_processes_and_anew_for_another_source_or_co
         patch[0](*patch[1:])
         some_loss()
     assert len(list(fresh.iterdir())) == len(compiler.read_text().splitlines()) == 4
+
+
+@needs_a_compiler
+def test_two_processes_may_compile_at_once(fresh, compiler, monkeypatch):
+    monkeypatch.setenv("SLOW", "2")
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        first, second = (pool.submit(value_of_some_loss) for _ in range(2))
+    assert first.result() == second.result() == some_loss().item()
+    assert len(list(fresh.iterdir())) == 1 and len(compiler.read_text().splitlines()) == 2
 
 
 @needs_a_compiler

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 import time
+from pathlib import Path
 
+import paths
 import pytest
 import torch
 
@@ -155,6 +160,18 @@ def test_what_cannot_run_is_refused_with_a_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(ValueError, match="cannot run: Triton is not installed; pip install triton"):
         omni_contrast(student, teacher, **OMNI, backend="triton")
+
+
+@pytest.mark.parametrize("kernel", ["compare_vectors", "sum_gradient"])
+def test_the_inner_loops_compile_for_hopper_without_exchanges_between_threads(kernel, tmp_path):
+    compiling = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(paths.ROOT)}
+    command = [sys.executable, "-W", "ignore", str(Path(paths.__file__).with_name("hopper.py")), kernel]
+    code = subprocess.run(command, env={**os.environ, **compiling}, capture_output=True, text=True, check=True).stdout
+    layouts = dict(re.findall(r"^(#\w+) = (#ttg.*)$", code, flags=re.MULTILINE))
+    bodies = re.findall(r"scf\.for .*?scf\.yield", code, flags=re.DOTALL)
+    loops = [re.sub(r"#blocked\d*\b", lambda name: layouts[name[0]], body) for body in bodies]
+    assert loops and not any("ttg.convert_layout" in loop or "ttg.local" in loop for loop in loops)
+    assert all("sizePerThread = [4, 4]" in loop for loop in loops)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
