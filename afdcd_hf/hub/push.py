@@ -13,7 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import yaml
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, errors, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors, get_token
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..messages import without_tokens
@@ -21,7 +21,7 @@ from ..structured_files import read_json
 from .card_facts import FACTS_NAME, CardFacts, facts_json, read_facts
 from .folder_facts import RESULTS_NAME, check_repo_id, public_protocol, read_results, with_repo_id
 from .model_card import CARD_NAME, is_handwritten, render_card
-from .weight_files import CONFIG_NAME, check_weights
+from .weight_files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, check_weights
 
 PROCESSOR_NAME, RECIPE_NAME, VERIFIED_NAME = "preprocessor_config.json", "recipe.yaml", "verified.json"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
@@ -171,8 +171,11 @@ def send(
             api.create_branch(plan.repo_id, branch=revision, exist_ok=True)
         if not overwrite_card:
             plan = _keeping_card(plan, api, revision)
-        additions = [CommitOperationAdd(file.name, file.content) for file in plan.files]
-        commit = api.create_commit(plan.repo_id, additions, commit_message=message, revision=revision)
+        changes: list[Any] = [CommitOperationAdd(file.name, file.content) for file in plan.files]
+        sharded = any(file.name == INDEX_NAME for file in plan.files)
+        if sharded and api.file_exists(plan.repo_id, WEIGHTS_NAME, revision=revision):
+            changes.append(CommitOperationDelete(WEIGHTS_NAME))  # from_pretrained would take it, not the new shards
+        commit = api.create_commit(plan.repo_id, changes, commit_message=message, revision=revision)
     return replace(plan, commit=commit)
 
 

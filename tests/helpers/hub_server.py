@@ -247,6 +247,8 @@ class _Request(BaseHTTPRequestHandler):
         for kind, value in ((line["key"], line["value"]) for line in lines):
             if kind == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif kind == "deletedFile":
+                del files[value["path"]]
             elif kind == "lfsFile":
                 if value["oid"] not in self.server.lfs:
                     raise _Refused(400, f"LFS object {value['oid']} of {value['path']} was never uploaded")

@@ -89,6 +89,7 @@ def test_push_to_hub_from_python_uploads_no_generic_card(hub):
 
 
 def test_a_revision_leaves_main_alone_and_sharded_weights_come_back_too(hub, tmp_path):
+    push_folder(saved(tmp_path / "whole", segmenter(3)), REPO)  # one file, which must not be loaded any more
     for seed, revision in enumerate([None, "long/schedule", "long/schedule"]):  # the branch is made, then found
         other = saved(tmp_path / f"run{seed}", segmenter(seed), max_shard_size="60KB")
         commit = push_folder(other, REPO, revision=revision).commit
