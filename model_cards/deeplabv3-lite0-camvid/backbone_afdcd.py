@@ -22,18 +22,15 @@ class Backbone(nn.Module):
         kwargs: passed to `timm.create_model`.
 
     Raises:
-        ValueError: unknown name, a model without feature maps, a stride that it cannot give, or a file that does not
-            hold its weights.
+        ValueError: unknown name, a model without feature maps, a stride that it cannot give, or another model's file.
         FileNotFoundError: `pretrained` names a file that is not there.
     """
 
     def __init__(self, name: str, output_stride: int, pretrained: bool | str | os.PathLike = False, **kwargs: Any):
         super().__init__()
         if not timm.is_model(name):
-            close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
-            hint = f" Close names: {', '.join(close)}." if close else ""
-            version = timm.__version__
-            raise ValueError(f"timm {version} has no model named {name!r}.{hint} `timm.list_models()` lists them all.")
+            close = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)) or "none"
+            raise ValueError(f"timm has no model named {name!r}. Close names: {close}. timm.list_models() lists all.")
         if isinstance(pretrained, bool):
             self.net = _create(name, output_stride, pretrained=pretrained, **kwargs)
         else:
@@ -63,8 +60,7 @@ class Backbone(nn.Module):
         ResNets, ConvNeXts and Swins. ValueError where timm has no such thing for the model.
         """
         try:
-            # the wrapper of some transformers lacks the method; the model within has it
-            inner: Any = self.net if hasattr(self.net, "set_grad_checkpointing") else self.net.model
+            inner: Any = self.net if hasattr(self.net, "set_grad_checkpointing") else self.net.model  # within a wrapper
             if isinstance(inner, nn.ModuleDict) and len(inner) == 1:
                 raise AssertionError("it is one single part")  # timm would say nothing and keep everything
             inner.set_grad_checkpointing(enable)
@@ -104,13 +100,11 @@ def _create_from_file(name: str, output_stride: int, path: str, kwargs: dict) ->
         raise ValueError(f"Backbone weights {path!r} do not fit timm's {name!r}: {error}") from error
     # What lacks, timm only logs. It writes `stages.0` as `stages_0` in feature models, and renames parts of some files
     # while it loads them: a tensor is there under its name or by its values.
-    stored = load_file(path)
-    there = {stored_name.replace(".", "_") for stored_name in stored}
-    values = {_fingerprint(tensor) for tensor in stored.values()}
+    there: set[object] = set()
+    for key, tensor in load_file(path).items():
+        there |= {key.replace(".", "_"), _fingerprint(tensor)}
     weights = {key: tensor for key, tensor in net.state_dict().items() if tensor.is_floating_point()}
-    lacking = [key for key in weights if key.replace(".", "_") not in there]
-    lacking = [key for key in lacking if _fingerprint(weights[key]) not in values]
-    if lacking:
+    if lacking := [key for key in weights if there.isdisjoint((key.replace(".", "_"), _fingerprint(weights[key])))]:
         raise ValueError(
             f"Backbone weights {path!r} lack {len(lacking)} tensors of timm's {name!r}, e.g. {lacking[0]!r}: give the "
             "file of that very model."

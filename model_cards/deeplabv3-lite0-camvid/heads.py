@@ -1,7 +1,6 @@
 """Decode heads: maps of the backbone in, class scores at the map's resolution out.
 
-A new kind is a class of `features` in this file (everything up to the last hidden map, which can be hooked as
-`head.features`) and a line in `HEADS`; model cards take its `title`.
+A new kind is a class of `features`, up to the last hidden map, and a line in `HEADS`; model cards take its `title`.
 """
 
 from __future__ import annotations
@@ -21,11 +20,8 @@ if TYPE_CHECKING:
 
 
 class SegmentationHead(nn.Module):
-    """`features` of some kind, then a 1x1 convolution `classifier`: maps in, `(B, num_labels, h, w)` logits out.
-
-    `kind`, such as a value of `HEADS`, makes the features, with `width` channels, from channels and strides of the
-    backbone's maps, shallow to deep, and the configuration.
-    """
+    """`features` of a `kind`, such as a value of `HEADS`, then a 1x1 convolution `classifier`: the backbone's maps in,
+    shallow to deep, `(B, num_labels, h, w)` logits out."""
 
     def __init__(self, kind: Any, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
         super().__init__()
@@ -83,10 +79,7 @@ class PooledBranch(nn.Module):
 
 
 class AtrousPyramid(nn.Module):
-    """ASPP: 1x1, one 3x3 atrous branch per rate and image pooling, concatenated and projected.
-
-    With `separable`, the atrous convolutions are depthwise and pointwise ones.
-    """
+    """ASPP: 1x1, one 3x3 atrous branch per rate and image pooling, concatenated and projected."""
 
     def __init__(self, in_channels: int, channels: int, rates: Sequence[int], separable: bool = False):
         super().__init__()
@@ -134,10 +127,8 @@ class DeepLabV3(LastMapFeatures):
 
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLabV3+ (Chen et al., arXiv 1802.02611), computing what segmentation-models-pytorch's does.
-
-    Separable ASPP, stretched to the map at stride 4 and fused with 48 channels of it: poles survive.
-    """
+    """DeepLabV3+ (Chen et al., arXiv 1802.02611), computing what segmentation-models-pytorch's does: separable ASPP,
+    stretched to the map at stride 4 and fused with 48 channels of it."""
 
     title: ClassVar = "DeepLabV3+"
 
@@ -179,10 +170,8 @@ class FCN(LastMapFeatures):
 
 
 class LRASPP(nn.Module):
-    """Lite R-ASPP of MobileNetV3 (Howard et al., arXiv 1905.02244), computing what torchvision's does.
-
-    The last map, weighted by channel, is stretched to the deepest one that is finer, and set beside it.
-    """
+    """Lite R-ASPP of MobileNetV3 (Howard et al., arXiv 1905.02244), computing what torchvision's does: the last map,
+    weighted by channel, is stretched to the deepest one that is finer, and set beside it."""
 
     title: ClassVar = "LR-ASPP"
 
@@ -221,11 +210,8 @@ class SegFormer(nn.Module):
 
 
 class FPN(nn.Module):
-    """Semantic FPN (Kirillov et al., arXiv 1901.02446), computing what segmentation-models-pytorch's does.
-
-    A feature pyramid, twice as wide as the head, on the maps of stride 4 and more; all levels are added at the finest.
-    Every convolution of a level is followed by a stretch to the next finer map, so that any sizes fit.
-    """
+    """Semantic FPN (Kirillov et al., arXiv 1901.02446), computing what segmentation-models-pytorch's does: a pyramid,
+    twice as wide as the head, on the maps of stride 4 and more, whose levels are stretched map by map and added."""
 
     title: ClassVar = "FPN"
 

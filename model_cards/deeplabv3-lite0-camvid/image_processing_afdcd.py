@@ -45,8 +45,7 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
 
     Images of different sizes can only be returned as a list (`return_tensors=None`), resized (`do_resize=True,
     size={"height": ..., "width": ...}`) or padded at the right and the bottom with the mean (`do_pad=True,
-    pad_size={"height": ..., "width": ...}`; labels with 255). The post-processing cuts the padding off again, where the
-    processor, and not one call, has these settings.
+    pad_size={"height": ..., "width": ...}`; labels with 255), which the post-processing cuts off again.
     """
 
     valid_kwargs = AfDcdImageProcessorKwargs
@@ -58,25 +57,17 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
     do_flip_channels = False
     align_corners = True
 
-    def process_image(
-        self,
-        image: Any,
-        do_convert_rgb: bool | None = None,
-        input_data_format: Any = None,
-        device: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def process_image(self, image: Any, do_convert_rgb: bool | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """One image of any mode as a tensor of three channels; label maps (`do_convert_rgb=False`) as they are.
 
-        Raises:
-            ValueError: A mode without defined colours, or an array of integers of more than 8 bits.
+        ValueError for a mode without defined colours, or an array of integers of more than 8 bits.
         """
         if do_convert_rgb:
             if isinstance(image, Image.Image):
                 image = as_rgb(image)
             elif str(image.dtype).removeprefix("torch.") in ("int16", "uint16", "int32", "uint32"):
                 raise ValueError(f"The image is an array of {image.dtype}; expected uint8 (0 to 255) or floats.")
-        return super().process_image(image, do_convert_rgb, input_data_format, device, **kwargs)
+        return super().process_image(image, do_convert_rgb, *args, **kwargs)
 
     def _preprocess(  # type: ignore[override]  # transformers calls it by name
         self,
@@ -103,20 +94,13 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: list[tuple] | None = None, return_segmentation_scores: bool = False
     ) -> list[Any]:
-        """Turn logits into label maps.
+        """Turn logits into one int64 label map `(height, width)` per image.
 
         Args:
             outputs: anything with `.logits` `(B, K, h, w)`.
-            target_sizes: (height, width) of each image; logits are stretched to it (with the processor's
-                `align_corners`) before the arg max, or without the padding to it. None keeps the logits' resolution.
-            return_segmentation_scores: as in transformers.
-
-        Returns:
-            One int64 label map `(height, width)` per image; with `return_segmentation_scores` an object of transformers
-            that holds it and the scores.
-
-        Raises:
-            ValueError: Another number of target sizes than of images.
+            target_sizes: (height, width) of each image, ValueError for another number of them; logits are stretched to
+                it (with the processor's `align_corners`, and less the padding) before the arg max. None keeps theirs.
+            return_segmentation_scores: as in transformers, whose object then holds map and scores.
         """
         stock = super().post_process_semantic_segmentation
         if target_sizes is None or not (self.align_corners or self.do_pad):

@@ -60,8 +60,7 @@ def segmentation_cross_entropy(
     """L_task: cross entropy at the label's size, in float32 also under autocast.
 
     Of `(B, K, h, w)` logits and `(B, H, W)` int64 labels, the mean over the pixels whose label is not `ignore_index`,
-    with `class_weights` `(K,)` weighted by each pixel's class, as PyTorch's. Exactly 0, and so is the gradient, where
-    every pixel is ignored.
+    weighted by `class_weights` `(K,)` as PyTorch's. Exactly 0, and so is the gradient, where every pixel is ignored.
     """
     counted = labels != ignore_index
     with torch.autocast(logits.device.type, enabled=False):
