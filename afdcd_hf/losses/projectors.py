@@ -55,15 +55,13 @@ def convolve_kept(convolution: Any, feature_map: Tensor, mask: Tensor) -> Tensor
     if not _skips_hidden(convolution, feature_map, mask):
         return convolution(feature_map)
     (kept, rows), (height, width) = _kept(feature_map, mask), mask.shape[2:]
-    weights = convolution.weight.permute(2, 3, 0, 1).flatten(0, 2)  # (9·C', C): C' rows for each of 9 offsets
-    products = (rows @ weights.T).view(9 * len(rows), convolution.out_channels)
-    # the weight at offset (i, j) takes position p to p - (i - 1, j - 1); what leaves the map goes to a row of its own
-    down, right = 1 - torch.arange(9) // 3, 1 - torch.arange(9) % 3
-    position = kept[:, None]
-    y, x = position // width % height + down, position % width + right
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    targets = torch.where(inside, position + down * width + right, mask.numel()).flatten()
-    summed = products.new_zeros(mask.numel() + 1, convolution.out_channels).index_add(0, targets, products)[:-1]
+    y, x = kept // width % height, kept % width
+    summed = rows.new_zeros(mask.numel() + 1, convolution.out_channels)  # the last row takes what leaves the map
+    for offset, weight in enumerate(convolution.weight.permute(2, 3, 0, 1).flatten(0, 1)):
+        down, right = 1 - offset // 3, 1 - offset % 3  # by which a position's product with this weight is moved
+        inside = (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
+        summed.index_add_(0, torch.where(inside, kept + down * width + right, mask.numel()), rows @ weight.T)
+    summed = summed[:-1]
     return _as_map(summed if convolution.bias is None else summed + convolution.bias, mask)
 
 
