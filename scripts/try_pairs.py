@@ -83,10 +83,10 @@ TEACHERS = {  # title: what makes it, and the layer that is distilled
 def saved_teacher(make: Callable[[], torch.nn.Module], folder: Path) -> Path:
     """A random teacher as a folder."""
     torch.manual_seed(0)
-    model = make()
-    if hasattr(model.config, "id2label") and model.config.num_labels == len(BENCHMARKS["scenes"].classes):
-        model.config.id2label = dict(enumerate(BENCHMARKS["scenes"].classes))
-        model.config.label2id = {name: index for index, name in enumerate(BENCHMARKS["scenes"].classes)}
+    model, classes = make(), BENCHMARKS["scenes"].classes
+    if hasattr(model.config, "id2label") and model.config.num_labels == len(classes):
+        model.config.id2label = dict(enumerate(classes))
+        model.config.label2id = {name: index for index, name in enumerate(classes)}
     model.save_pretrained(folder)
     AfDcdImageProcessor().save_pretrained(folder)
     return folder

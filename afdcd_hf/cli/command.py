@@ -111,8 +111,8 @@ class Command(argparse.ArgumentParser):
             known, rest = self.parse_known_args(words)
             return {**vars(known), "rest": rest}
         options = [name for name in self._option_string_actions if name.startswith("--")]
-        for name in (name for name in names if name not in options):
-            raise ValueError(f"unknown option {name}.{close_names(name, options)} See {self.prog} --help.")
+        if unknown := [name for name in names if name not in options]:
+            raise ValueError(f"unknown option {unknown[0]}.{close_names(unknown[0], options)} See {self.prog} --help.")
         return vars(self.parse_args(words))
 
 

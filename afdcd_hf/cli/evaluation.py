@@ -249,10 +249,16 @@ def _count(
     columns = zip(names, *(column.tolist() for column in of_classes), strict=True)
     if as_json:
         sizes = [{"height": h, "width": w, "images": count} for (h, w), count in sorted(counted.sizes.items())]
-        facts: dict[str, Any] = {"dataset": name, "split": choice["split"], "images": sum(counted.sizes.values())}
-        facts |= {"images_without_label": counted.unlabelled, "sizes": sizes, "ignored_pixels": counted.ignored}
-        facts |= {"ignored_share": counted.ignored_share}
-        facts |= {"classes": [dict(zip(_OF_CLASS, row, strict=True)) for row in columns]}
+        facts = {
+            "dataset": name,
+            "split": choice["split"],
+            "images": sum(counted.sizes.values()),
+            "images_without_label": counted.unlabelled,
+            "sizes": sizes,
+            "ignored_pixels": counted.ignored,
+            "ignored_share": counted.ignored_share,
+            "classes": [dict(zip(_OF_CLASS, row, strict=True)) for row in columns],
+        }
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     print(f"{'class':<28}{'pixels':>16}{'share %':>10}{'images':>9}{'balanced weight':>17}")

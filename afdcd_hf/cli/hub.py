@@ -141,9 +141,15 @@ def _convert(
         file = convert_backbone(checkpoint, network, output_dir, overwrite=overwrite)
         print(f"{file} is ready for --pretrained_backbone")
         return
-    dataset, names = dataset or (row.dataset if row else None), read_class_names(classes) if classes else None
-    known: dict[str, Any] = {"dataset": dataset, "classes": names, "published": published}
-    folder = convert_checkpoint(checkpoint, network, output_dir, overwrite=overwrite, **known)
+    folder = convert_checkpoint(
+        checkpoint,
+        network,
+        output_dir,
+        dataset=dataset or (row.dataset if row else None),
+        classes=read_class_names(classes) if classes else None,
+        published=published,
+        overwrite=overwrite,
+    )
     print(f"{folder} is ready for from_pretrained; `afdcd evaluate --model {folder} ...` scores it")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..atomic_io import check_can_write, written_whole
+from ..atomic_io import check_can_write
 from ..charts.results import model_and_data, plot_confusion_matrix
 from ..cost.machine import library_versions, machine_name
 from ..data.benchmarks import BENCHMARKS
@@ -21,6 +21,7 @@ from ..inference.files import PredictionWriter
 from ..inference.graphs import load_segmenter
 from ..inference.segment import WHOLE_IMAGE
 from ..metrics.confusion_csv import write_confusion_csv
+from ..structured_files import write_json
 
 
 def evaluate_saved(
@@ -127,8 +128,7 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
     text = json.dumps({**plain, "protocol": {**protocol, "versions": library_versions()}})
     results = json.loads(text, parse_constant=lambda _: None)  # NaN is not JSON
     path = Path(path)
-    with written_whole(path) as part:
-        part.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(path, results)
     table, chart = _confusion_files(path)
     names = list(scores["per_category_iou"])
     write_confusion_csv(scores["confusion_matrix"], names, table)

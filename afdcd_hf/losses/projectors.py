@@ -45,14 +45,14 @@ def mask_aligned(align: Any, feature_map: Tensor, mask: Tensor) -> Tensor:
     return _as_map(aligned.new_zeros(mask.numel(), align.out_channels).index_copy(0, kept, aligned), mask)
 
 
-def convolve_kept(convolution: Any, feature_map: Tensor, mask: Tensor) -> Tensor:
-    """A 3×3 convolution of a map `(B, C, h, w)` that is 0 where `mask` `(B, 1, h, w)` is: `(B, C', h, w)`.
+def convolve_kept(convolution: Any, feature_map: Tensor, mask: Tensor | None) -> Tensor:
+    """A 3×3 convolution of a map `(B, C, h, w)` that is 0 where `mask` `(B, 1, h, w)`, if any, is: `(B, C', h, w)`.
 
     On a CPU, in float32 or float64, it multiplies the kept positions alone where they are half of all or fewer; at
     ζ = 0.75 a quarter. A hidden position gets no gradient then: the mask would make it 0. A GPU would be held up by
     having to tell how many positions are kept, and half precision would round each of the nine products.
     """
-    if not _skips_hidden(convolution, feature_map, mask):
+    if mask is None or not _skips_hidden(convolution, feature_map, mask):
         return convolution(feature_map)
     (kept, rows), (height, width) = _kept(feature_map, mask), mask.shape[2:]
     y, x = kept // width % height, kept % width
@@ -90,8 +90,7 @@ class PlainProjector(nn.Sequential):
 
     def forward(self, feature_map: Tensor, mask: Tensor | None = None) -> Tensor:
         first, activation, last = self
-        hidden = first(feature_map) if mask is None else convolve_kept(first, feature_map, mask)
-        return last(activation(hidden))
+        return last(activation(convolve_kept(first, feature_map, mask)))
 
 
 class EnhancedProjector(nn.Module):
@@ -106,7 +105,7 @@ class EnhancedProjector(nn.Module):
 
     def forward(self, feature_map: Tensor, mask: Tensor | None = None) -> Tensor:
         first, activation = self.first
-        shallow = activation(first(feature_map) if mask is None else convolve_kept(first, feature_map, mask))
+        shallow = activation(convolve_kept(first, feature_map, mask))
         return (self.restore_first(shallow) + self.restore_second(self.second(shallow))) / 2
 
 

@@ -95,9 +95,10 @@ class CheckpointCallback(TrainerCallback):
         `weights` are the student's, where FSDP or DeepSpeed has gathered them.
         """
         trainer, args, step = self.trainer, self.trainer.args, self.trainer.state.global_step
-        named = trainer.evaluated_student.state_dict()
-        broken = [name for name, tensor in named.items() if args.check_finite and not tensor.isfinite().all()]
-        if broken:
+        named = trainer.evaluated_student.state_dict() if args.check_finite else {}
+        # read from the device once, not once a tensor
+        finite = torch.stack([tensor.isfinite().all() for tensor in named.values()]).tolist() if named else []
+        if broken := [name for name, is_finite in zip(named, finite, strict=True) if not is_finite]:
             told = f"{len(broken)} of {len(named)} weights of the student are not finite, {broken[0]} for one"
             raise NonFiniteLossError(f"step {step}: {told}: they are not saved.")
         in_checkpoint = trainer.is_in_train and folder.name == checkpoint_folder("", step).name
