@@ -205,7 +205,7 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
     assert not any(cell.outputs or cell.execution_count for cell in cells)
     nbclient.NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = "".join(output.text for cell in cells for output in cell.outputs if output.output_type == "stream")
-    assert "% mIoU**, measured on scenes, split val (a part of it: 8 images)" in printed
+    assert "% mIoU**, measured on generated street scenes, split val (a part of it: 8 images)" in printed
     assert "bytes  model.safetensors" in printed and "bytes  predictions.png" in printed
     pictures = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 2  # an image of the data, and what the models see

@@ -20,7 +20,7 @@ from .command import Command
 
 _EXIT_CODES = """exit status:
   0    done
-  1    `afdcd verify`: the card's number does not hold
+  1    `afdcd verify`: the card's number does not hold; `afdcd release`: a model was not published
   2    a mistake in the command or its files, or a failure; one line says which
   130  interrupted (Ctrl-C); 143: stopped by SIGTERM. Trainings save first.
 AFDCD_TRACEBACK=1 in the environment shows where an error comes from."""

@@ -156,16 +156,19 @@ def _profile(
     sizes = [(height, width) for height, width in size] if size else SIZES
     rows: list[ProfileRow] = []
 
+    def content() -> dict[str, Any]:
+        return {"model": model, "rows": [asdict(row) for row in rows]}
+
     def show(row: ProfileRow) -> None:
         if not as_json:
             print(row.format() if rows else f"{row.describe()}\n{HEADER}\n{row.format()}", flush=True)
         rows.append(row)
         if output:  # after each row, so that none is lost if a larger input does not fit
-            write_json(output, {"model": model, "rows": [asdict(row) for row in rows]})
+            write_json(output, content())
 
     profile_model(model, sizes, settings=ProfileSettings(**settings, memory=not no_memory), device=device, show=show)
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print(json.dumps(content(), indent=2))
         return
     print("GMACs: thousand million multiply-accumulates of one image (1 MAC = 2 FLOPs).")
     loads, cores = [row.load_average for row in rows if row.load_average is not None], os.cpu_count() or 1

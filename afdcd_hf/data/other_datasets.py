@@ -55,7 +55,7 @@ def load_other(
     if _holds_pairs(root, split):
         stream = ["streaming"] if streaming else []  # only the paths are held, whatever the number of images
         _refuse([*given, *stream], f"{name!r}, a folder of images and labels")
-        row = Benchmark(str(root), (), (), dict.fromkeys(_SPLITS, 0), "", "", "", _LAYOUT, _PAIRS)
+        row = Benchmark(str(root), root.name, (), (), dict.fromkeys(_SPLITS, 0), "", "", "", _LAYOUT, _PAIRS)
         rows = file_rows(root, find_files(row, root, split)).with_transform(transform)
         return rows if labelled else rows.select_columns(["image", "name"])
     dataset = _load(name, split, given, streaming)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -95,6 +97,7 @@ def example_images(given: Sequence[str | Path]) -> list[Path]:
         read_upload(path)
     if not paths:
         folder = Path(tempfile.mkdtemp(prefix="afdcd-demo-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the page may show them until it ends
         for number, seed in enumerate((7, 21, 35), 1):
             paths.append(folder / f"generated-street-{number}.png")
             Image.fromarray(generate_scene(seed, (256, 512))[0]).save(paths[-1])

@@ -33,10 +33,6 @@ logger = logging.getLogger(__name__)
 _ORIGIN = (
     "The weights are those that the authors of the paper released, converted by `afdcd convert` and not trained anew."
 )
-_TITLES = {
-    "ade20k": "ADE20K", "camvid": "CamVid", "cityscapes": "Cityscapes", "voc": "Pascal VOC 2012",
-    "coco_stuff_182": "COCO-Stuff 164k (182 classes)",
-}  # fmt: skip
 _PREFIXES = ("pretrained.net.", "pretrained.", "net.")
 _OF_HEADS = ("head.", "auxlayer.")
 _BACKBONES = {name.split("_")[1]: kind for name, kind in RELEASED_NETWORKS.items()}
@@ -132,7 +128,7 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path, *
     if network not in _BACKBONES:
         raise ValueError(f"Unknown backbone {network!r}.{close} Known: {', '.join(_BACKBONES)}.")
     if output.suffix != ".safetensors" or output.is_dir():
-        raise ValueError(f"A backbone becomes one file: give --output something.safetensors, not {str(output)!r}.")
+        raise ValueError(f"A backbone becomes one file: give --output_dir something.safetensors, not {str(output)!r}.")
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists; give another name, or --overwrite to replace it.")
     tensors = read_tensors(checkpoint)
@@ -189,7 +185,7 @@ def zoo_facts(row: CheckpointRow, model: nn.Module | None = None, origin: str | 
         notes.append(
             "This project has not held that file so far, and nothing is published under this name. Whoever has it "
             f"makes this model of it with `afdcd convert --checkpoint FILE --network {row.network} --dataset "
-            f"{row.dataset} --output DIR`."
+            f"{row.dataset} --output_dir DIR`."
         )
     teacher = get_checkpoint(row.teacher) if row.teacher else None
     taught_by = describe(get_released_network(teacher.network).config(benchmark.classes)) if teacher else None
@@ -197,12 +193,11 @@ def zoo_facts(row: CheckpointRow, model: nn.Module | None = None, origin: str | 
         alone, best = f"{100 * row.reported_alone:.2f}", f"{100 * teacher.reported:.2f}"
         notes.append(f"Its authors report {alone} % for the same student alone and {best} % for the teacher.")
     own = f"; {row.recipe} is this package's recipe for the same training" if row.recipe else ""
-    data = {"pretty_name": _TITLES[row.dataset], "split": row.split, "num_images": benchmark.split_sizes[row.split]}
     return CardFacts(
         model_name=row.name,
         repo_id=row.repo_id,
         **network_facts(model or without_values(get_released_network(row.network).config(benchmark.classes))),
-        dataset=dataset_facts(row.dataset, **data),
+        dataset=dataset_facts(row.dataset, split=row.split, num_images=benchmark.split_sizes[row.split]),
         measured=None if row.measured is None else MeasuredResults(row.measured),
         reported=ReportedResults(row.reported, row.reported_in),
         training=TrainingFacts(recipe=f"that of its authors{own}"),

@@ -109,10 +109,14 @@ def _release(one: Released, plan: ReleasePlan, checkpoint: Path, dry_run: bool) 
     assert commit is not None  # it is only without one in a dry run
     api = HfApi(library_name="afdcd_hf")
     with plain_hub_errors(one.repo_id, api.endpoint):
-        if plan.tag:
-            api.create_tag(one.repo_id, tag=plan.tag, revision=commit.oid, exist_ok=True)
         if plan.collection:
             owner = one.repo_id.split("/")[0]
             slug = api.create_collection(plan.collection, namespace=owner, private=plan.private, exists_ok=True).slug
             api.add_collection_item(slug, item_id=one.repo_id, item_type="model", exists_ok=True)
+        if plan.tag:  # what it names may be in use: where it is there already, it is not moved
+            api.create_tag(one.repo_id, tag=plan.tag, revision=commit.oid, exist_ok=True)
+            tagged = api.model_info(one.repo_id, revision=plan.tag).sha
+            if tagged != commit.oid:
+                advice = f"for the new one, {commit.oid}, give another tag in the plan and release again"
+                raise ValueError(f"the tag {plan.tag} still names an earlier commit, {tagged}; {advice}")
     one.done = f"pushed: {commit.commit_url}"

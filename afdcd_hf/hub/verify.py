@@ -37,7 +37,7 @@ _ROUNDING = 5.0001e-5  # metadata has percent with two decimals
 _FILES = ("README.md", "*.json", "*.safetensors")
 _DATA_OPTIONS = ("max_samples", "image_column", "label_column", "label_map", "labels_as")
 _SETTINGS = ("scales", "flip", "window", "stride", "precision")
-_OF_NO_ACCOUNT = ("model", "dataset", "split", "list_file", "date", "machine", "versions", "boundary_ratio")
+_IRRELEVANT = ("model", "dataset", "split", "list_file", "date", "machine", "versions", "boundary_ratio")
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _remarks(claim: Claim, name: str, images: Dataset, protocol: Mapping[str, An
         yield f"these are not the images and labels of the card (fingerprint {mine}, there {claim.fingerprint})"
     for key, value in claim.protocol.items():
         now = protocol.get(key, value)
-        if key not in _OF_NO_ACCOUNT and value != (list(now) if isinstance(now, tuple) else now):
+        if key not in _IRRELEVANT and value != (list(now) if isinstance(now, tuple) else now):
             yield f"the card says {key} {value}, here it is {now}"
 
 

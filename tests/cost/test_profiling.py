@@ -285,8 +285,9 @@ def test_the_command_prints_a_row_per_size_and_writes_them(command, tmp_path):
     assert list(found["rows"][0]) == [field.name for field in fields(ProfileRow)]
     status, _, error = command(*options)
     assert status == 2 and "--overwrite" in error and json.loads(out.read_text()) == found
-    assert command("--size", 32, 32, "--output", out, "--overwrite")[0] == 0
-    assert json.loads(out.read_text())["rows"][0]["width"] == 32
+    status, printed, _ = command("--size", 32, 32, "--output", out, "--overwrite", "--json")
+    assert status == 0 and json.loads(printed) == (found := json.loads(out.read_text()))
+    assert found["rows"][0]["width"] == 32
 
 
 def test_rows_measured_before_a_failure_are_kept_and_a_busy_machine_is_said_to_be_busy(command, tmp_path, monkeypatch):

@@ -102,8 +102,8 @@ def test_coco_stuff_leaves_out_what_was_never_annotated_and_coco_stuff_182_keeps
 def test_a_benchmark_is_one_file(tmp_path, monkeypatch):
     path = tmp_path / "rooms.yaml"
     path.write_text(
-        "licence: mine\nhomepage: http://x\ncitation: Me.\nlayout: train/, train_ids/\nsplits: {train: 3}\n"
-        "ignored: [9]\nfiles: {images: ['{split}'], labels: ['{split}_ids']}\n"
+        "title: Rooms\nlicence: mine\nhomepage: http://x\ncitation: Me.\nlayout: train/, train_ids/\n"
+        "splits: {train: 3}\nignored: [9]\nfiles: {images: ['{split}'], labels: ['{split}_ids']}\n"
         "classes: {4: [wall, 1, 2, 3], 0: [floor, 4, 5, 6]}\n"
     )
     monkeypatch.setitem(benchmarks.BENCHMARKS, "rooms", read_benchmark(path))

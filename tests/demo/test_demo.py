@@ -143,7 +143,7 @@ def test_the_served_page_starts_with_the_first_example_segmented_and_answers_upl
     assert covered.shape == (24, 40) and set(np.unique(covered)) <= {0, 1}
     assert set(lined[covered == 0].ravel()) <= {0, 255}  # lines between classes, which no mask hides
     assert len(handler(None)) == 4
-    with pytest.raises(gradio.Error, match="not an image|not a picture"):
+    with pytest.raises(gradio.Error, match="config.json cannot be read: not an image"):
         handler({"path": str(model / "config.json")})
     with pytest.raises(ValueError, match="longest_side=0"):
         build_app({"a": model}, longest_side=0)
@@ -203,22 +203,25 @@ RUN_MODEL = f"""
 import sys
 sys.modules.update(dict.fromkeys({WITHOUT!r}))  # not to be found
 from pathlib import Path
-from afdcd_hf.demo.segmenters import load_segmenters, read_upload
+from afdcd_hf.demo.segmenters import example_images, load_segmenters, read_upload
 import afdcd_hf
 [one] = load_segmenters({{"a": next(Path("models").iterdir())}}, "cpu")
 print(one(read_upload("examples/01-street.png")[0])[0].shape)
+print(example_images([])[0])
 print(afdcd_hf.__file__)
 """
 
 
 @pytest.mark.slow
-def test_a_space_needs_no_package_beyond_its_requirements(written):
-    environment = {**os.environ, "PYTHONPATH": str(written), "PYTHONDONTWRITEBYTECODE": "1"}
+def test_a_space_needs_no_package_beyond_its_requirements_and_leaves_no_temporary_folder(written, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(written), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", RUN_MODEL], capture_output=True, text=True, cwd=written, env=environment, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("(24, 40)") and done.stdout.splitlines()[-1].startswith(str(written))
+    shape, scene, source = done.stdout.splitlines()
+    assert shape == "(24, 40)" and source.startswith(str(written))
+    assert scene.startswith(str(tmp_path)) and not Path(scene).parent.exists()
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_keeps_its_own_files_when_overwritten(model, photo, tmp_path):

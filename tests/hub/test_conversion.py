@@ -149,8 +149,8 @@ def test_every_released_name_and_shape_is_known(shared_dir):
 def test_the_folder_has_the_classes_of_the_dataset_the_released_input_and_a_card(tmp_path):
     row = CHECKPOINTS["afdcd/deeplabv3-mbv2-cityscapes"]
     tensors = released_file(tmp_path / "x.pth", row.network, width=16)
-    command = ["--checkpoint", str(tmp_path / "x.pth"), "--published", row.repo_id, "--output", str(tmp_path / "city")]
-    assert main(["convert", *command]) == 0
+    command = ["--checkpoint", str(tmp_path / "x.pth"), "--published", row.repo_id]
+    assert main(["convert", *command, "--output_dir", str(tmp_path / "city")]) == 0
     config, facts = AutoConfig.from_pretrained(tmp_path / "city"), read_facts(tmp_path / "city")
     assert (config.backbone, config.head, config.auxiliary_head) == ("mobilenetv2_100", "deeplabv3", False)
     assert (config.output_stride, config.num_labels) == (8, 19)
@@ -298,7 +298,7 @@ def test_a_folder_with_files_is_left_alone_unless_asked_and_the_command_says_wha
     out = tmp_path / "out"
     out.mkdir()
     (out / "README.md").write_text("my own words")
-    command = ["convert", "--checkpoint", str(small_file[0]), "--network", SMALL, "--output", str(out)]
+    command = ["convert", "--checkpoint", str(small_file[0]), "--network", SMALL, "--output_dir", str(out)]
     command += ["--dataset", "cityscapes"]
     assert main(command) == 2 and "out has files already" in (said := capsys.readouterr().err) and "--overwrite" in said
     assert os.listdir(out) == ["README.md"]
@@ -355,7 +355,7 @@ def test_a_backbone_with_tensors_amiss_or_a_bad_output_is_refused(tmp_path, smal
         (small_file[0], "mobilenetv2", "x.safetensors", "338 unknown tensors .*a whole network: leave --backbone_only"),
         ("m.pth", "mobilenetv2", "x.safetensors", r"1 missing tensors \(features.3.conv.0.weight 144x24x1x1\)"),
         ("m.pth", "resnet18", "there.safetensors", "--overwrite"),
-        ("m.pth", "resnet18", "folder", "one file: give --output something.safetensors"),
+        ("m.pth", "resnet18", "folder", "one file: give --output_dir something.safetensors"),
         ("m.pth", "resnet51", "x.safetensors", "Unknown backbone 'resnet51'. Close: .*resnet101"),
     ):
         with pytest.raises((ValueError, FileExistsError), match=message):

@@ -215,6 +215,7 @@ def test_a_card_is_rendered_from_the_folder_alone_and_names_no_local_path(publis
     assert (data.license, data.datasets, data.model_name) == ("mit", ["camvid"], "small-camvid")
     assert "afdcd evaluate --model me/small-camvid --dataset camvid --split val --data_dir FOLDER" in text
     assert "![Where pixels of each class went in the evaluation.](<results_confusion.png>)" in text
+    assert "measured on CamVid, split val" in text  # the name that people know
     facts = (published / "model" / FACTS_NAME).read_text("utf-8")
     assert str(published) not in text and str(published) not in facts
 

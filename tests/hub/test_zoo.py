@@ -182,6 +182,13 @@ def test_models_are_converted_evaluated_pushed_tagged_and_collected_once_and_a_f
         assert repo.tags == {"v1.0": repo.branches["main"]}
         (result,) = ModelCard(repo.files("v1.0")["README.md"].decode()).data.eval_results
         assert (result.dataset_type, result.dataset_split) == ("camvid", "test")
+        first_commit = repo.tags["v1.0"]
+        assert main(["card", str(tmp_path / "out/pspnet-r18-camvid"), "--note", "Mind."]) == 0
+        status, (first, second) = released("--publish", **options, checkpoints=files)
+        assert status == 1 and "| pushed: " in first and "the tag v1.0 still names an earlier commit" in second
+        assert first_commit in second and repo.branches["main"] in second and repo.tags == {"v1.0": first_commit}
+        assert released("--publish", **options, checkpoints=files, tag="v1.1")[0] == 0
+        assert repo.tags == {"v1.0": first_commit, "v1.1": repo.branches["main"]} and len(repo.commits) == 3
 
 
 @pytest.mark.rehearsal

@@ -50,6 +50,7 @@ class Benchmark:
     """What has to be known about a benchmark."""
 
     name: str  # key in `BENCHMARKS`
+    title: str  # as people write it
     classes: tuple[str, ...]  # position = train id
     palette: tuple[RGB, ...]  # one colour per class, 0..255
     split_sizes: Mapping[str, int]  # number of images of each split as published
