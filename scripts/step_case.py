@@ -19,8 +19,6 @@ from transformers import TrainerCallback
 from afdcd_hf import AfDcdForSemanticSegmentation, DistillationTrainer, DistillationTrainingArguments
 from afdcd_hf.losses.mgd import random_mask
 from afdcd_hf.losses.projectors import PlainProjector
-from afdcd_hf.losses.random_source import RandomSource
-from afdcd_hf.training.distributed import rank_generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SEED, MASK_RATIO, LEARNING_RATE = 0, 0.75, 0.02
@@ -34,7 +32,7 @@ WARM_UP = 3  # steps: two are compared, and the third is the first with another 
 class Turns(TrainerCallback):
     """Lets a released step take turns with the trainer's own: after it in one step, before it in the next.
 
-    Both begin with the same weights.
+    Both begin with the same weights, and draw the same mask in a step.
 
     Args:
         released: run one step and give its terms: the first of them twice, then the last.
@@ -51,6 +49,7 @@ class Turns(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step % 2:
             self.released_step()
+        torch.manual_seed(state.global_step)
         self.memory.start()
         self.start = self.clock.now()
 
@@ -60,6 +59,7 @@ class Turns(TrainerCallback):
             self.released_step()
 
     def released_step(self) -> None:
+        torch.manual_seed(len(self.terms))  # the number of this step
         self.memory.start()
         start = self.clock.now()
         terms = self.released[0 if len(self.terms) < 2 else -1]()
@@ -81,6 +81,10 @@ def step_cases(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def step_case(projector: str, args: argparse.Namespace) -> dict:
+    if args.compile_step:
+        from torch._inductor import config
+
+        config.fallback_random = True  # draw the mask that the released step draws, which is not compiled
     torch.manual_seed(SEED)
     crop, backbone = ((72, 72), "resnet18") if args.small else (CROP, "resnet101")
     batch = {"pixel_values": torch.randn(args.batch, 3, *crop), "labels": torch.randint(CLASSES, (args.batch, *crop))}
@@ -160,16 +164,14 @@ def our_trainer(
 
 
 def released_twins(trainer: DistillationTrainer, args: argparse.Namespace) -> list[ReleasedStep]:
-    """The released step on copies of the trainer's models, with masks from a generator of the same seed; and one with
-    the paper's projector."""
+    """The released step on copies of the trainer's models; and one with the paper's projector."""
     loss = next(module for module in trainer.loss_module.modules() if hasattr(module, "projector"))
     same = isinstance(loss.projector[0], nn.Conv2d) and loss.projector[0].groups == 1  # the paper's already
     twins = []
     for projector in [loss.projector] if same else [loss.projector, PlainProjector(loss.projector[0].in_channels)]:
-        source = RandomSource(rank_generator(SEED, 0, args.device))
         parts = (trainer.student, trainer.teacher, loss.align, projector)
         copies = [copy.deepcopy(part).to(args.device, memory_format=torch.contiguous_format) for part in parts]
-        draw = partial(random_mask, mask_ratio=MASK_RATIO, source=source)
+        draw = partial(random_mask, mask_ratio=MASK_RATIO)
         twins.append(ReleasedStep(*copies, draw_mask=draw, weights=CAMVID, learning_rate=LEARNING_RATE))
     return twins
 

@@ -14,7 +14,6 @@ from typing_extensions import dataclass_transform  # in typing from Python 3.11;
 from ..features import Activations
 from ..ops.checks import check_weight, check_whole
 from ..ops.precision import at_least_float32
-from .random_source import RandomSource
 
 
 class Option(NamedTuple):
@@ -69,7 +68,6 @@ class DistillationLoss(nn.Module):
     citation: ClassVar[str] = ""
 
     _declared: ClassVar[Mapping[str, Option]] = {}
-    _source: RandomSource | None = None
 
     if TYPE_CHECKING:  # layers, and options of constructors
 
@@ -128,19 +126,6 @@ class DistillationLoss(nn.Module):
     def reads_teacher_logits(self) -> bool:
         """Whether `forward` may read the teacher's logits; where no loss does, the teacher stops at its maps."""
         return not self.map_terms or bool(self.switched_on(self.logits_terms))
-
-    @property
-    def generator(self) -> torch.Generator | None:
-        """Where the loss, and those inside it, draw random numbers from, on the maps' device; None for torch's global
-        generator. It is no part of the state dict or the configuration."""
-        return None if self._source is None else self._source.generator
-
-    @generator.setter
-    def generator(self, generator: torch.Generator | None) -> None:
-        source = None if generator is None else RandomSource(generator)
-        for module in self.modules():
-            if isinstance(module, DistillationLoss):
-                module._source = source
 
     @property
     def citations(self) -> list[str]:
@@ -300,6 +285,11 @@ class LossPerPair(LossSum):
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments of each loss, in the order of the pairs."""
         return {"pairs": list(super().get_config_dict().values())}
+
+
+def uniform(like: Tensor) -> Tensor:
+    """Numbers in [0, 1), float32, of the shape and device of `like`, from torch's global generator."""
+    return torch.rand(like.shape, device=like.device)
 
 
 def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,7 @@ from ..citations import bibtex
 from ..features import Activations
 from ..ops.checks import check_ignore_index, check_positive, check_whole, optional
 from ..ops.precision import in_float32
-from .base import MapLoss, kl_divergences, option, unit_vectors
-from .random_source import uniform
+from .base import MapLoss, kl_divergences, option, uniform, unit_vectors
 
 NO_CLASS = -1
 
@@ -119,14 +118,14 @@ class CIRKDLoss(MapLoss):
         terms = {}
         for name, draws in (("pixel", self.pixel_draws), ("region", self.region_draws)):
             if hasattr(self, f"{name}s"):
-                drawn = getattr(self, f"{name}s").draw(uniform(teacher.new_empty(draws), self._source))  # (draws, Ct)
+                drawn = getattr(self, f"{name}s").draw(uniform(teacher.new_empty(draws)))  # (draws, Ct)
                 terms[f"cirkd_{name}"] = memory_divergence(student, teacher, drawn, members.any(1), self.temperature)
         return terms
 
     @torch.no_grad()
     def _remember(self, teacher: Tensor, members: Tensor) -> None:
         if self.pixel_weight > 0:
-            chosen = pixels_of_classes(teacher, members, self.pixels_per_image, uniform(teacher[..., 0], self._source))
+            chosen = pixels_of_classes(teacher, members, self.pixels_per_image, uniform(teacher[..., 0]))
             self.pixels.append(*map(gather_batch, chosen))
         if self.region_weight > 0:
             self.regions.append(*map(gather_batch, regions_of_classes(teacher, members)))

@@ -13,17 +13,18 @@ from ..citations import bibtex
 from ..features import Activations
 from ..ops.checks import check_choice, check_fraction
 from ..ops.precision import in_float32
-from .base import MapLoss, option
+from .base import MapLoss, option, uniform
 from .projectors import PROJECTORS, EnhancedProjector, PlainProjector, mask_aligned
-from .random_source import RandomSource, uniform
 
 
-def random_mask(feature_map: Tensor, mask_ratio: float, source: RandomSource | None = None) -> Tensor:
+def random_mask(feature_map: Tensor, mask_ratio: float) -> Tensor:
     """A mask `(B, 1, h, w)` like a map `(B, C, h, w)`: 1, kept, with probability `1 - mask_ratio`, else 0, hidden.
 
-    `source` has a generator on the map's device; None takes torch's global one.
+    A ratio of 0 draws nothing, so that dropout's random numbers stay the same.
     """
-    return (uniform(feature_map[:, :1], source) >= mask_ratio).to(feature_map.dtype)
+    if mask_ratio == 0:
+        return torch.ones_like(feature_map[:, :1])
+    return (uniform(feature_map[:, :1]) >= mask_ratio).to(feature_map.dtype)
 
 
 def center_mask(feature_map: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class RestorationLoss(MapLoss):
     """A loss on S' = projector(mask ⊙ align(S)).
 
     Args:
-        mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call from `generator`;
+        mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call;
             "center" hides the middle third of rows and columns.
         mask_ratio: λ of MGD's paper, ζ of Af-DCD's, in [0, 1); for mask "random".
         projector: "plain" is the papers'; "enhanced", "bottleneck", "depthwise" (starts as the identity), or "none"
@@ -87,7 +88,7 @@ class RestorationLoss(MapLoss):
     def restored(self, student_map: Tensor, mask: Tensor | None = None) -> Tensor:
         """S' `(B, Ct, h, w)`, in the layers' dtype; `mask` `(B, 1, h, w)` is drawn as configured if None."""
         if mask is None and self.mask == "random":
-            mask = random_mask(student_map, self.mask_ratio, self._source)
+            mask = random_mask(student_map, self.mask_ratio)
         return restore(student_map, center_mask(student_map) if mask is None else mask, self.align, self.projector)
 
 

@@ -114,15 +114,15 @@ class TimeBudget(TrainerCallback):
 
 
 class Randomness(TrainerCallback):
-    """Augmentation that differs between epochs, which accelerate tells to samplers but not to our samples, and dropout
-    that differs between ranks, which the Trainer seeds alike."""
+    """Augmentation that differs between epochs, which accelerate tells to samplers but not to our samples; dropout and
+    random masks that differ between ranks, which the Trainer seeds alike."""
 
     def __init__(self, samples: Any):
         self.samples = samples
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if args.world_size > 1 and state.global_step == 0:  # the Trainer restores the states of a resumed run
-            torch.manual_seed(rank_seed(args.seed, args.process_index, use=1))
+        if args.world_size > 1:  # of a resumed run the Trainer then restores the states, where the rank has saved one
+            torch.manual_seed(rank_seed(args.seed, args.process_index))
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if isinstance(self.samples, TrainingSamples):

@@ -78,14 +78,12 @@ class CheckpointCallback(TrainerCallback):
         self.resumed_step = TrainerState.load_from_json(str(checkpoint / STATE_NAME)).global_step
         path = _of_process(checkpoint, args.process_index)
         if not path.is_file():  # plain transformers, or fewer processes
-            logger.warning("%s is missing: random masks, and the next line of the log, start afresh.", path)
+            logger.warning("%s is missing: the next line of the log starts afresh.", path)
             return
         state = load_file(path)
         if len(list(checkpoint.glob("process_*"))) == args.world_size:  # or this would be a part of the sums
             terms = {name: each.to(args.device) for name, each in state.items() if name.startswith("terms.")}
             trainer.terms.load({name.removeprefix("terms."): each for name, each in terms.items()})
-        for index, generator in enumerate(trainer.generators):
-            generator.set_state(state[f"generator.{index}"])
         if trainer.budget is not None:
             trainer.budget.begin(state["seconds"].item())
 
@@ -142,7 +140,6 @@ class CheckpointCallback(TrainerCallback):
             if args.should_save and tensors:
                 save_tensors(tensors, folder / name)
         state = {f"terms.{name}": total for name, total in trainer.terms.state().items()}
-        state |= {f"generator.{index}": each.get_state() for index, each in enumerate(trainer.generators)}
         if trainer.budget is not None:
             state["seconds"] = torch.tensor(trainer.budget.used, dtype=torch.float64)
         save_tensors(state, _of_process(folder, args.process_index))

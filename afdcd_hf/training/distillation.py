@@ -19,7 +19,7 @@ from ..losses.cirkd import queue_names
 from ..losses.task import TaskLoss
 from ..models.loading import load_model, with_logits
 from .checkpoints import LOSS_WEIGHTS_NAME
-from .distributed import check_clipping, rank_generator, synchronise_batch_norm
+from .distributed import check_clipping, synchronise_batch_norm
 from .teacher import maps_of, observe, processor_of, running_teacher, stops_early, with_own_input
 from .trainer import SegmentationTrainer
 from .training_args import DistillationTrainingArguments, check_pairs, settle_class_weights
@@ -176,9 +176,6 @@ class DistillationTrainer(SegmentationTrainer):
         for each in () if compiled else (composite.task_loss, composite.loss):
             each.register_forward_pre_hook(lambda *_: self.timer.lap("student"))
             each.register_forward_hook(lambda *_: self.timer.lap("loss"))
-        # the one of the random masks, which differs from process to process
-        self.loss_module.generator = rank_generator(args.seed, args.process_index, args.device)
-        self.generators = [self.loss_module.generator]
 
     @property
     def loss_module(self) -> Any:

@@ -6,7 +6,6 @@ import logging
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import broadcast
 from timm.layers import convert_sync_batchnorm
@@ -47,14 +46,9 @@ def images_per_step(args: TrainingArguments) -> int:
     return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
 
 
-def rank_seed(seed: int, rank: int, use: int) -> int:
-    """The seed of one rank for one use, 0 (masks) or 1 (all else): no two share a stream."""
-    return int(np.random.SeedSequence([seed, rank, use]).generate_state(1, np.uint64)[0])
-
-
-def rank_generator(seed: int, rank: int, device: torch.device | str) -> torch.Generator:
-    """A generator for one rank's masks, on the device where they are drawn."""
-    return torch.Generator(device).manual_seed(rank_seed(seed, rank, use=0))
+def rank_seed(seed: int, rank: int) -> int:
+    """The seed of what one rank draws for itself: no two ranks share a stream."""
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0])
 
 
 def align_buffers(world_size: int, *modules: nn.Module) -> None:

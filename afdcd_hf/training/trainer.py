@@ -54,8 +54,6 @@ class SegmentationTrainer(HubTrainer):
         ValueError: fewer training samples than one batch takes, or arguments that this model or machine cannot have.
     """
 
-    generators: Sequence[torch.Generator] = ()  # beside the global ones, that a step draws from
-
     def __init__(
         self,
         model: nn.Module,

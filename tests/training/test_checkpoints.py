@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import distilling, logged, loss_options, pictures, same, samples, segmenter, supervised, weights
 
 from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor
@@ -178,8 +178,12 @@ def test_weights_that_became_non_finite_in_the_last_step_are_not_saved(tmp_path,
 @pytest.mark.parametrize("step", [1, 2, 4], ids=["amid an epoch", "between epochs", "finished"])
 def test_a_resumed_distillation_ends_as_the_uninterrupted_one_to_the_bit(saved, tmp_path, step):
     torch.manual_seed(99)
+    checkpoint = shutil.copytree(saved[1] / f"checkpoint-{step}", tmp_path / "before" / f"checkpoint-{step}")
+    state, marker = checkpoint / "process_0.safetensors", json.loads((checkpoint / "checkpoint.json").read_text())
+    save_file({**load_file(state), "generator.0": torch.get_rng_state()}, state)  # earlier versions' second stream
+    mark_complete(checkpoint, marker)
     resumed = distilling(tmp_path, segmenter(5), **WHOLE)
-    resumed.train(resume_from_checkpoint=str(saved[1] / f"checkpoint-{step}"))
+    resumed.train(resume_from_checkpoint=str(checkpoint))
     assert same(weights(resumed.model), weights(saved[0].model))
     for term in ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast", "learning_rate", "eval_mean_iou"):
         assert logged(resumed, term) == logged(saved[0], term)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from itertools import combinations
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,7 +20,7 @@ from tiny import distilling, largest_difference, same, samples, segmenter, weigh
 
 from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.cli import leave_process_group
-from afdcd_hf.losses import cirkd
+from afdcd_hf.losses import cirkd, mgd
 from afdcd_hf.training.distributed import whole_tensors
 from afdcd_hf.training.stopping import NonFiniteLossError, TrainingInterrupted
 
@@ -39,7 +40,7 @@ TERMS = ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast")
 CIRKD_TERMS = ("loss", "loss_cirkd_minibatch", "loss_cirkd_pixel", "loss_cirkd_region")
 
 
-def ascending(like: torch.Tensor, source: object) -> torch.Tensor:
+def ascending(like: torch.Tensor) -> torch.Tensor:
     """Numbers that do not hang on how the images are shared out: those of each image ascend."""
     return torch.arange(like.numel()).reshape(like.shape) / like.numel()
 
@@ -136,7 +137,8 @@ def test_a_signal_to_one_process_and_a_nan_in_one_stop_both(two):
 def test_ranks_draw_other_masks_and_dropout_but_share_one_order_of_samples(two):
     first, second = (json.loads((two / f"draws-{rank}.json").read_text()) for rank in (0, 1))
     assert first["dropped"] and first["dropped"] != second["dropped"]
-    assert first["masks"] != second["masks"]
+    masks = first["masks"] + second["masks"]  # two steps of one batch each
+    assert len(masks) == 4 and all(one != other for one, other in combinations(masks, 2))
     assert sorted(first["asked"] + second["asked"]) == list(range(8))  # one epoch
 
 
@@ -151,9 +153,10 @@ def _draw(folder: Path) -> dict:
     dropout, dropped = next(m for m in trainer.student.modules() if isinstance(m, torch.nn.Dropout)), []
     dropout.register_forward_hook(lambda module, inputs, output: dropped.append((output == 0).sum().item()))
     dataset.asked = []  # one was looked at already
-    trainer.train()
-    masks = torch.rand(8, generator=trainer.loss_module.generator).tolist()
-    return {"asked": dataset.asked, "dropped": dropped, "masks": masks}
+    uniform, masks = mgd.uniform, []
+    with patch.object(mgd, "uniform", lambda like: masks.append(drawn := uniform(like)) or drawn):
+        trainer.train()
+    return {"asked": dataset.asked, "dropped": dropped, "masks": [mask.tolist() for mask in masks]}
 
 
 def _follow_the_clock(folder: Path, rank: int) -> dict:
