@@ -40,7 +40,12 @@ def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:  # type: 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole, or not at all."""
     with written_whole(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def json_values(content: Any) -> Any:
+    """The content as JSON can hold it: NaN and infinity, which it cannot, become null."""
+    return json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
 
 
 def read_yaml(path: str | Path) -> dict[Any, Any]:

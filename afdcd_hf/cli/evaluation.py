@@ -112,6 +112,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def _evaluate(model: str, dataset: str, split: str, as_json: bool, **options: Any) -> None:
     settings = inference_settings(options)
     from ..evaluation.results import evaluate_saved
+    from ..structured_files import json_values
 
     hide_loading_bars()
     choice = data_choice(dataset, split, options) | ({"streaming": True} if options.pop("streaming") else {})
@@ -119,8 +120,7 @@ def _evaluate(model: str, dataset: str, split: str, as_json: bool, **options: An
         scores = evaluate_saved(model, choice, settings=settings, **options)
     if as_json and os.environ.get("RANK", "0") == "0":
         shown = {name: value for name, value in scores.items() if name != "confusion_matrix"}
-        plain = json.loads(json.dumps(shown, default=str), parse_constant=lambda _: None)  # NaN is not JSON
-        print(json.dumps(plain, indent=2))
+        print(json.dumps(json_values(shown), indent=2))
 
 
 def _predict(

@@ -63,7 +63,7 @@ def check_classes(model: Any, class_names: Sequence[str], data: str = "the datas
 
 
 def differing_classes(config: Any, class_names: Sequence[str]) -> list[int]:
-    """The ids at which a configuration has another name, beside upper and lower case; placeholders are none."""
+    """The ids at which a configuration has another name, beside upper and lower case; placeholders do not count."""
     own = [str((config.id2label or {}).get(index, f"LABEL_{index}")) for index in range(len(class_names))]
     pairs = enumerate(zip(own, class_names, strict=True))
     return [i for i, (mine, other) in pairs if mine != f"LABEL_{i}" and mine.lower() != other.lower()]

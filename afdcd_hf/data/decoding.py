@@ -107,7 +107,7 @@ class DecodedRows:
     def with_map(cls, label_map: Mapping[Any, Any]) -> DecodedRows:
         """Maps the values listed (file → train id or ignore index, 0..65535, also as strings) and keeps all others.
 
-        ValueError if a key or a value is no such number, or a key comes twice (as 7 and "7").
+        ValueError if a key or a value is not such a number, or a key comes twice (as 7 and "7").
         """
         pairs = [(_number(key, "key"), _number(value, "value")) for key, value in label_map.items()]
         if len({key for key, _ in pairs}) < len(pairs):
@@ -118,7 +118,7 @@ class DecodedRows:
         """Decodes a batch of rows, perhaps of only some of the columns, as in `dataset["label"]`.
 
         OSError if a file is missing or damaged, ValueError if an image is missing or has no defined colours, or a label
-        is no map of class ids.
+        is not a map of class ids.
         """
         rows = dict(batch)
         for column, decode in (("image", _rgb_image), ("label", self._label)):

@@ -76,7 +76,7 @@ def _existing(benchmark: Benchmark, data_dir: str | Path | None) -> Path:
         raise ValueError(f"{benchmark.name} is read from files: give data_dir, a folder with {benchmark.layout}.")
     root = Path(data_dir).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(f"data_dir {root} is no folder; {benchmark.name} needs one with {benchmark.layout}.")
+        raise FileNotFoundError(f"data_dir {root} is not a folder; {benchmark.name} needs one with {benchmark.layout}.")
     return root
 
 
@@ -195,13 +195,13 @@ class SplitCheck:
     split: str
     expected: int  # number of images as published
     found: int = 0  # 0 if the split cannot be used
-    problem: str | None = None  # why it cannot be used, in one line; fewer images than published are none
+    problem: str | None = None  # why it cannot be used, in one line; fewer images than published are not a problem
 
 
 def check_layout(name: str, data_dir: str | Path | None) -> list[SplitCheck]:
     """Looks at all splits of a benchmark, and at the sizes and the label values of each first pair.
 
-    A ValueError if the benchmark is unknown or `data_dir` missing, a FileNotFoundError if that is no folder.
+    A ValueError if the benchmark is unknown or `data_dir` missing, a FileNotFoundError if that is not a folder.
     """
     benchmark = get_benchmark(name)
     if benchmark.files is None:

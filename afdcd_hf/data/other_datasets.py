@@ -1,4 +1,4 @@
-"""Datasets that are no benchmark of ours: folders, Parquet files and repositories of the Hub, through `datasets`."""
+"""Datasets other than our benchmarks: folders, Parquet files and repositories of the Hub, through `datasets`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_other(
     labelled: bool = True,
     streaming: bool = False,
 ) -> Dataset | StreamedRows:
-    """What `load_split` gives of a dataset that is no benchmark."""
+    """What `load_split` gives of a dataset that is not a benchmark."""
     if label_map is not None and labels_as is not None:
         raise ValueError(f"labels_as={labels_as!r} brings its own map; leave out label_map.")
     if image_column == label_column:
@@ -92,7 +92,7 @@ def _load(name: str, split: str, options: dict[str, Any], streaming: bool) -> An
         _refuse(options.keys() & {"revision"}, f"the folder {name!r}")
         return _build(name, split, str(path), streaming, **options)
     if path.exists() or not _HUB_ID.fullmatch(name):
-        raise _unknown(name, "no Hub id either")
+        raise _unknown(name, "a Hub id")
     from datasets import config
 
     if not Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():  # else an unreachable Hub is no problem
@@ -125,7 +125,7 @@ def _check_on_hub(name: str, revision: str | None) -> None:
     try:
         HfApi().dataset_info(name, revision=revision, timeout=10)
     except Exception as error:  # also of the HTTP client, which changes with the version of huggingface_hub
-        raise _unknown(name, f"not on the Hub, or that is not reachable ({_one_line(error)})") from error
+        raise _unknown(name, f"a dataset on the Hub, or the Hub cannot be reached ({_one_line(error)})") from error
 
 
 def _build(name: str, split: str, path: str, streaming: bool, **options: Any) -> Any:
@@ -160,14 +160,15 @@ def _known_split(name: str, split: str, known: Iterable[str]) -> str:
     return own
 
 
-def _unknown(name: str, reason: str) -> ValueError:
+def _unknown(name: str, last: str) -> ValueError:
     known, hint = ", ".join(sorted(BENCHMARKS)), close_names(name, BENCHMARKS)
-    return ValueError(f"{name!r} is no benchmark ({known}), no folder and no .parquet file here, and {reason}.{hint}")
+    what = f"a benchmark ({known}), a local folder, a .parquet file nor {last}"
+    return ValueError(f"{name!r} is neither {what}.{hint}")
 
 
 def _unreadable(name: str, error: BaseException) -> ValueError:
     return ValueError(
-        f"{name!r} cannot be read: {_one_line(error)}. Expected are Parquet files, images with a metadata.jsonl or "
+        f"{name!r} cannot be read: {_one_line(error)}. Expected Parquet files, images with a metadata.jsonl or "
         f"metadata.csv (columns image_file_name and label_file_name), {_LAYOUT}, or what save_to_disk wrote."
     )
 

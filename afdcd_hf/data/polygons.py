@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +15,13 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..atomic_io import folder_written_whole
-from ..structured_files import read_json, read_yaml
+from ..structured_files import read_json, read_yaml, write_json
 from .benchmarks.finding import IMAGE_SUFFIXES
 from .decoding import open_image
 
 IGNORED = 255
 BACKGROUND = "background"
-_FORMATS = "a COCO .json file, a YOLO folder with data.yaml, or a folder of LabelMe's .json files, one an image"
+_EXPECTED = "expected a COCO .json file, a YOLO folder with data.yaml, or a folder of LabelMe's .json files"
 
 
 class Shape(NamedTuple):
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
         """`(H, W)` bool: the pixels whose centres lie inside."""
         from matplotlib.path import Path as Outline
 
-        mask = np.zeros((height, width), bool) if self.runs is None else _of_runs(self.runs)
+        mask = np.zeros((height, width), bool) if self.runs is None else _of_runs(self.runs, height, width)
         for corners in self.polygons:
             polygon = corners * (width, height) if self.of_size else corners
             left, top = np.floor(polygon.min(0)).clip(0).astype(int)
@@ -93,12 +93,13 @@ def import_annotations(
             shutil.copy2(one.image, folder / "images" / one.split)
             label = np.zeros((height, width), np.uint8)
             ids = [IGNORED if shape.name is None else classes.index(shape.name) for shape in one.shapes]
-            drawn = zip(ids, (shape.mask(height, width) for shape in one.shapes), strict=True)
+            with _naming(one.image):
+                drawn = [(value, shape.mask(height, width)) for value, shape in zip(ids, one.shapes, strict=True)]
             # ignored ones below all others, smaller ones over larger ones, later over earlier ones
             for value, mask in sorted(drawn, key=lambda pair: (pair[0] != IGNORED, -int(pair[1].sum()))):
                 label[mask] = value
             Image.fromarray(label).save(path)
-        (folder / "classes.json").write_text(json.dumps(classes, indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / "classes.json", classes)
     return classes, dict(Counter(one.split for one in images))
 
 
@@ -106,13 +107,15 @@ def _read(source: Path, data_dir: Path | None) -> tuple[list[str], list[Annotate
     """The names of the classes, in order, and the images of a file or folder."""
     described = source / "data.yaml" if source.is_dir() else source
     if described.suffix in (".yaml", ".yml") and described.is_file():
-        return _yolo(described)
+        content = read_yaml(described)
+        with _naming(described):
+            return _yolo(content, described)
     coco: list[str] = []
     labelme: set[str] = set()
     images: list[Annotated] = []
     for file in [source] if source.is_file() else sorted(source.rglob("*.json")):
         content = read_json(file, "annotations", object)
-        try:
+        with _naming(file):
             if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
                 around = file.parent.parent if file.parent.name == "annotations" else file.parent
                 names, more = _coco(content, file, data_dir or around)
@@ -121,11 +124,20 @@ def _read(source: Path, data_dir: Path | None) -> tuple[list[str], list[Annotate
             elif isinstance(content, dict) and "shapes" in content:
                 images.append(_labelme(content, file, source))
                 labelme |= {shape.name for shape in images[-1].shapes if shape.name is not None}
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{file} is not as its format has it: {type(error).__name__} {error}.") from error
     if bool(coco) == bool(labelme):
-        raise ValueError(f"{source} is not there, or not understood: expected is {_FORMATS}.")
+        raise ValueError(f"{source} is missing or not understood: {_EXPECTED}.")
     return coco or sorted(labelme), images
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Says of what is wrong in which file it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{file} does not follow its format: {type(error).__name__} {error}.") from error
 
 
 def _coco(content: dict[str, Any], file: Path, root: Path) -> tuple[list[str], list[Annotated]]:
@@ -134,7 +146,7 @@ def _coco(content: dict[str, Any], file: Path, root: Path) -> tuple[list[str], l
     for one in content["annotations"]:
         drawn, name = one.get("segmentation"), None if one.get("iscrowd") else names[one["category_id"]]
         if not drawn:
-            raise ValueError(f"{file}: annotation {one['id']} has no segmentation; boxes alone cannot be drawn.")
+            raise ValueError(f"annotation {one['id']} has no segmentation; boxes alone cannot be drawn.")
         polygons = [] if isinstance(drawn, dict) else [np.reshape(polygon, (-1, 2)) for polygon in drawn]
         shapes[one["image_id"]].append(Shape(name, polygons, runs=drawn if isinstance(drawn, dict) else None))
     below: dict[str, list[Path]] = defaultdict(list)
@@ -152,9 +164,10 @@ def _coco(content: dict[str, Any], file: Path, root: Path) -> tuple[list[str], l
     return list(names.values()), images
 
 
-def _yolo(file: Path) -> tuple[list[str], list[Annotated]]:
-    content = read_yaml(file)
-    listed = content.get("names", [])
+def _yolo(content: dict[str, Any], file: Path) -> tuple[list[str], list[Annotated]]:
+    listed = content.get("names")
+    if not isinstance(listed, (list, dict)):
+        raise ValueError(f"names is {listed!r}; expected a list of the classes, in the order of their numbers.")
     names = [_name(listed[key]) for key in (sorted(listed) if isinstance(listed, dict) else range(len(listed)))]
     roots, images = (file.parent / str(content.get("path", "")), file.parent), []
     for key in ("train", "val", "valid", "test"):
@@ -169,34 +182,41 @@ def _yolo(file: Path) -> tuple[list[str], list[Annotated]]:
                 before, images_folder, after = image.with_suffix(".txt").as_posix().rpartition("/images/")
                 texts = [Path(f"{before}/labels/{after}")] if images_folder else []
                 text = next((path for path in (*texts, image.with_suffix(".txt")) if path.is_file()), None)
-                shapes = [] if text is None else list(_yolo_shapes(text, names))  # none: an image of background
+                shapes = [] if text is None else _yolo_shapes(text, names)  # none: an image of background
                 images.append(Annotated(image, _split_of(key), shapes))
     if not any(one.shapes for one in images):
         raise FileNotFoundError(f"{file}: no image has a .txt file in labels/ or beside it.")
     return names, images
 
 
-def _yolo_shapes(file: Path, names: Sequence[str]) -> Iterator[Shape]:
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        words = line.split()
-        if words and (len(words) < 7 or len(words) % 2 == 0 or not 0 <= int(words[0]) < len(names)):
-            raise ValueError(
-                f"{file}, line {number}: expected a class from 0 to {len(names) - 1} and three or more points x y; "
-                f"here are {len(words)} numbers, the first {words[0]} (five are a box, which cannot be drawn)."
-            )
-        if words:
-            yield Shape(names[int(words[0])], [np.array(words[1:], float).reshape(-1, 2)], of_size=True)
+def _yolo_shapes(file: Path, names: Sequence[str]) -> list[Shape]:
+    shapes = []
+    with _naming(file):
+        for number, words in enumerate(map(str.split, file.read_text().splitlines()), 1):
+            numbers: list[float] = []
+            with suppress(ValueError):  # refused below
+                numbers = [float(word) for word in words]
+            if words and (len(numbers) < 7 or len(numbers) % 2 == 0 or numbers[0] not in range(len(names))):
+                raise ValueError(
+                    f"line {number}: expected a class from 0 to {len(names) - 1} and three or more points x y, in "
+                    f"numbers; here are {len(words)} words, the first {words[0]} (five: a box, which cannot be drawn)."
+                )
+            if words:
+                shapes.append(Shape(names[int(numbers[0])], [np.reshape(numbers[1:], (-1, 2))], of_size=True))
+    return shapes
 
 
 def _labelme(content: dict[str, Any], file: Path, root: Path) -> Annotated:
     shapes = []
     for one in content["shapes"]:
         points, kind = np.array(one["points"], float), one.get("shape_type", "polygon")
+        if kind == "rectangle" and points.shape != (2, 2):
+            raise ValueError(f"{one['label']} is a rectangle of {len(points)} points; expected two opposite corners.")
         if kind == "rectangle":
             (left, top), (right, bottom) = points
             points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
         elif kind != "polygon":
-            raise ValueError(f"{file}: {one['label']} is a {kind}; polygons and rectangles can be drawn.")
+            raise ValueError(f"{one['label']} is a {kind}; only polygons and rectangles can be drawn.")
         shapes.append(Shape(None if one["label"] == "__ignore__" else _name(one["label"]), [points]))
     image = file.parent / content["imagePath"].replace("\\", "/")
     image = image if image.is_file() else file.parent / image.name  # the folder of another machine
@@ -204,8 +224,8 @@ def _labelme(content: dict[str, Any], file: Path, root: Path) -> Annotated:
     return Annotated(image, split, shapes, (content["imageHeight"], content["imageWidth"]))
 
 
-def _name(name: str) -> str:
-    return BACKGROUND if name.strip("_").lower() == BACKGROUND else name
+def _name(name: Any) -> str:
+    return BACKGROUND if str(name).strip("_").lower() == BACKGROUND else str(name)
 
 
 def _split_of(text: str) -> str:
@@ -217,14 +237,15 @@ def _images_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _of_runs(runs: Mapping[str, Any]) -> np.ndarray:
+def _of_runs(runs: Mapping[str, Any], height: int, width: int) -> np.ndarray:
     """Runs of 0 and 1 down the columns, as numbers, or packed into a string."""
+    if list(runs["size"]) != [height, width]:
+        raise ValueError(f"run lengths for {runs['size']} (height, width) do not fit this image of {height}x{width}.")
     if isinstance(runs["counts"], str):
         try:
             from pycocotools import mask
         except ImportError as error:
             raise ValueError("Packed run lengths need pycocotools: pip install pycocotools.") from error
         return mask.decode(runs).astype(bool)
-    height, width = runs["size"]
     values = np.arange(len(runs["counts"])) % 2 == 1
     return np.repeat(values, runs["counts"]).reshape(width, height).T.copy()

@@ -26,7 +26,7 @@ class RandomScaleCropFlip:
     The image is resized bilinearly (without antialiasing), the label by nearest neighbour, both at the sampling
     positions of the released code. Where the result is smaller than the crop it is padded at the right and the bottom
     with the mean (zeros once normalised) and the ignore label; the crop's position is uniform over the padded image;
-    the flip comes last. The last three arguments, off by default, are no part of the paper's training: colours change
+    the flip comes last. The last three arguments, off by default, are not part of the paper's training: colours change
     before the crop is normalised, crop and label are rotated last.
 
     Args:
@@ -145,7 +145,7 @@ def _kept(rng: np.random.Generator, side: int, crop: int) -> np.ndarray:
 
 # Resizing: the part of a resized image or label that a crop keeps, computed without the rest. Pixels are sampled where
 # the released code's `cv2.resize(image, None, fx=scale, fy=scale)` samples: at 1/scale of the source from one pixel to
-# the next, also where scale × side is no whole number and the result's side is rounded.
+# the next, also where scale × side is not a whole number and the result's side is rounded.
 
 
 def resized_side(side: int, scale: float) -> int:

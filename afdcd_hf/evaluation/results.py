@@ -21,7 +21,7 @@ from ..inference.files import PredictionWriter
 from ..inference.graphs import load_segmenter
 from ..inference.segment import WHOLE_IMAGE
 from ..metrics.confusion_csv import write_confusion_csv
-from ..structured_files import write_json
+from ..structured_files import json_values, write_json
 
 
 def evaluate_saved(
@@ -58,15 +58,15 @@ def evaluate_saved(
     state.wait_for_everyone()
     dataset = load_split(**choice)
     benchmark = BENCHMARKS.get(choice["name"])
-    network, processor = load_segmenter(model)
-    network.to(device or state.device)
+    segmenter, processor = load_segmenter(model)
+    segmenter.to(device or state.device)
     if benchmark is not None:
-        check_classes(network, benchmark.classes, benchmark.name)
+        check_classes(segmenter, benchmark.classes, benchmark.name)
     writer = PredictionWriter(save_predictions, benchmark, overwrite=overwrite) if save_predictions else None
     if writer and state.is_main_process:
         writer.prepare()
     state.wait_for_everyone()
-    scores = evaluate_segmenter(network, dataset, processor=processor, on_prediction=writer, **options)
+    scores = evaluate_segmenter(segmenter, dataset, processor=processor, on_prediction=writer, **options)
     state.wait_for_everyone()  # the zip needs what every process wrote
     if state.is_main_process:
         print(format_scores(scores))
@@ -125,8 +125,7 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
     """
     protocol = {**context, **scores["protocol"], "date": date.today().isoformat(), "machine": machine_name()}
     plain = {name: value for name, value in scores.items() if name != "confusion_matrix"}
-    text = json.dumps({**plain, "protocol": {**protocol, "versions": library_versions()}})
-    results = json.loads(text, parse_constant=lambda _: None)  # NaN is not JSON
+    results = json_values({**plain, "protocol": {**protocol, "versions": library_versions()}})
     path = Path(path)
     write_json(path, results)
     table, chart = _confusion_files(path)

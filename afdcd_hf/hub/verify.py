@@ -6,7 +6,6 @@ The outcome can be kept as `verified.json`: which score, on which weights and wi
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
@@ -25,7 +24,7 @@ from ..data.statistics import fingerprint, is_generated
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
 from ..models.loading import load_model, load_processor
-from ..structured_files import read_json
+from ..structured_files import json_values, read_json
 from .card_facts import FACTS_NAME, HUB_ID, read_facts
 from .folder_facts import RESULTS_NAME, measured_results, public_name, read_results
 from .model_card import CARD_NAME
@@ -180,8 +179,7 @@ def format_verification(done: Verification) -> str:
 def statement(done: Verification) -> dict[str, Any]:
     """The outcome with date, machine and versions, as JSON has it; an undefined score is None."""
     made = {"date": date.today().isoformat(), "machine": machine_name(), "versions": library_versions()}
-    text = json.dumps({"holds": done.holds, **asdict(done), **made})
-    return json.loads(text, parse_constant=lambda _: None)  # NaN is not JSON
+    return json_values({"holds": done.holds, **asdict(done), **made})
 
 
 def _local_folder(model: str | Path, revision: str | None) -> Path:

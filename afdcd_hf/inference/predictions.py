@@ -21,6 +21,7 @@ from ..charts.label_maps import TITLE_LENGTH, distinct_palette, draw_overlay
 from ..data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from ..data.checks import check_classes
 from ..data.loading import load_split
+from ..structured_files import read_json, write_json
 from .files import find_images, open_rgb, save_png
 from .graphs import GraphSegmenter, load_segmenter
 from .segment import IGNORED, WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample, segment_image
@@ -65,14 +66,14 @@ def predict_images(
     images = find_images(inputs, skip=[*folders.values()])
     plan = {image: {kind: folder / name for kind, folder in folders.items()} for name, image in images.items()}
     _check_outputs(plan, output, overwrite)
-    network, processor = _loaded(model, device)
-    names, colors = class_legend(network.config.id2label, benchmark)
+    segmenter, processor = _loaded(model, device)
+    names, colors = class_legend(segmenter.config.id2label, benchmark)
     pairs = enumerate(zip(names, colors.tolist(), strict=True))
     legend = {str(index): {"name": name, "color": color} for index, (name, color) in pairs}
-    if (output / _LEGEND).exists() and not overwrite and json.loads((output / _LEGEND).read_text()) != legend:
+    if (output / _LEGEND).exists() and not overwrite and read_json(output / _LEGEND, "the classes", object) != legend:
         raise FileExistsError(f"{output} holds another model's predictions: give another --output_dir, or --overwrite.")
-    _write_json(output / _LEGEND, legend)
-    predictor = Predictor(network, settings)
+    write_json(output / _LEGEND, legend)
+    predictor = Predictor(segmenter, settings)
     for path, image, label_map in _segment_files(predictor, processor, list(plan), progress):
         # The same depth for all images of a model, whatever classes occur in one
         save_png(label_map.astype(np.uint8 if len(colors) <= 256 else np.uint16), plan[path]["ids"])
@@ -107,13 +108,13 @@ def write_pseudo_labels(
     names = {image: name for name, image in find_images(inputs, skip=[output]).items()}
     folder = output / "train"
     check_can_write(folder / "metadata.jsonl")
-    network, processor = _loaded(model, device)
-    classes = [network.config.id2label[index] for index in range(network.config.num_labels)]
+    segmenter, processor = _loaded(model, device)
+    classes = [segmenter.config.id2label[index] for index in range(segmenter.config.num_labels)]
     if len(classes) > IGNORED:
         raise ValueError(f"The model has {len(classes)} classes; with 255 as the ignored label, 255 are possible.")
-    if isinstance(network, GraphSegmenter) and network.facts["output"] == "labels":
+    if isinstance(segmenter, GraphSegmenter) and segmenter.facts["output"] == "labels":
         raise ValueError(f"{model} gives classes without scores, hence no confidence: export it without --argmax.")
-    predictor = Predictor(network, settings, least_confidence=confidence)
+    predictor = Predictor(segmenter, settings, least_confidence=confidence)
     rows, labelled, pixels = [], 0, 0
     try:
         for path, _, label_map in _segment_files(predictor, processor, list(names), progress):
@@ -127,7 +128,7 @@ def write_pseudo_labels(
     finally:  # what is done can be used, also after a file that cannot be read, or Ctrl-C
         with written_whole(folder / "metadata.jsonl") as part:
             part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        _write_json(output / _LEGEND, classes)
+        write_json(output / _LEGEND, classes)
     return len(rows), labelled / max(pixels, 1)
 
 
@@ -216,8 +217,8 @@ def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
 
 
 def _loaded(model: str | Path, device: str | torch.device | None) -> tuple[Any, Any]:
-    network, processor = load_segmenter(str(model))
-    return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), processor
+    segmenter, processor = load_segmenter(str(model))
+    return segmenter.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), processor
 
 
 def _segment_files(
@@ -258,11 +259,6 @@ def _check_outputs(plan: Mapping[Path, Mapping[str, Path]], output: Path, overwr
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists: give another --output_dir, or --overwrite.")
     check_can_write(output / _LEGEND)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with written_whole(path) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _plain(names: Iterable[str]) -> list[str]:

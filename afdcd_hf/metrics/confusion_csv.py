@@ -55,7 +55,7 @@ def read_confusion_csv(path: str | Path) -> tuple[np.ndarray, list[str]]:
         return check_confusion_matrix(np.array([list(map(int, line[1:])) for line in lines]), names), names
     except ValueError as error:
         expected = "a header with the predicted classes, then a line for each: its name and whole numbers of pixels"
-        raise ValueError(f"{path} is no confusion matrix ({error}); expected is {expected}.") from error
+        raise ValueError(f"{path} is not a confusion matrix: expected {expected} ({error}).") from error
 
 
 def _name_in(cell: str) -> str:

@@ -57,7 +57,7 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         self.add_batch(predictions=[prediction], references=[reference])
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
-        """Count the maps of a batch; a ValueError tells if numbers or shapes differ or values are no integers."""
+        """Count the maps of a batch; a ValueError tells if numbers or shapes differ or values are not integers."""
         batch = predictions if isinstance(predictions, (list, tuple)) else [predictions]
         truths = references if batch is predictions else [references]
         for given in zip(batch, truths, strict=True):

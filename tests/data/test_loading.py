@@ -101,7 +101,10 @@ def test_the_real_camvid_loads_with_labels_in_range_and_no_warning(caplog):
 def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
     camvid_folder(tmp_path)
     raw_dataset().save_to_disk(tmp_path / "saved")
-    saved, mine = str(tmp_path / "saved"), ("mine", "train")
+    raw_dataset().to_parquet(tmp_path / "saved.parquet")
+    for folder in ("images", "labels"):
+        (tmp_path / "pairs" / folder / "train").mkdir(parents=True)
+    saved, mine, stream = str(tmp_path / "saved"), ("mine", "train"), {"streaming": True}
     for load, arguments, options, message in (
         (load_benchmark, ("camvit",), {}, "'camvit'; known are ade20k, .* Close: camvid"),
         (load_benchmark, ("camvid", "trainval", tmp_path), {}, "has no split 'trainval'; it has train, val, test"),
@@ -116,13 +119,21 @@ def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
         (load_split, (str(tmp_path), "train"), {"revision": "v1"}, "revision cannot be given for the folder"),
         (load_split, mine, {"labels_as": "camvid", "label_map": {1: 2}}, "own map; leave out label_map"),
         (load_split, mine, {"label_column": "image"}, "both 'image'; they must be two columns"),
+        (load_split, (f"{saved}.parquet", "train[:50%]"), stream, "A stream has no part such as 'train"),
+        (
+            load_split,
+            (str(tmp_path / "pairs"), "train"),
+            stream,
+            "streaming cannot be given for .*, a folder of",
+        ),
+        (load_split, ("camvid", "train", tmp_path), stream, "streaming cannot be given for the benchmark camvid"),
         (class_names, ("camvid", ["a"]), {}, "have their own class names; another .*, as 'camvid', needs either"),
         (class_names, ("mine", ["a"], "camvid"), {}, "needs either class_names, in id order, or labels_as"),
         (class_names, ("mine",), {}, "needs either class_names, in id order, or labels_as"),
     ):
         with pytest.raises(ValueError, match=message):
             load(*arguments, **options)
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder; camvid needs"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder; camvid needs"):
         load_benchmark("camvid", "train", tmp_path / "nowhere")
 
 
@@ -280,13 +291,13 @@ def test_unknown_and_unreadable_datasets_are_named_in_one_line(tmp_path):
     for label in ("cat", "dog"):  # a classification dataset
         (tmp_path / "pets" / "train" / label).mkdir(parents=True)
         (tmp_path / "pets" / "train" / label / "a.png").write_bytes(png(np.zeros((1, 2, 3), np.uint8)))
-    no_hub_id = "no folder and no .parquet file here, and no Hub id either"
+    no_hub_id = r"a local folder, a \.parquet file nor a Hub id"
     for name, message in {
-        "nobody/nothing": r"'nobody/nothing' is no benchmark \(.*camvid.*\), .* not on the Hub, or that is not",
-        "camvit": "'camvit' is no benchmark .* Close: camvid",
+        "nobody/nothing": r"'nobody/nothing' is neither a benchmark \(.*camvid.*\), .* or the Hub cannot be reached",
+        "camvit": "'camvit' is neither a benchmark .* Close: camvid",
         str(tmp_path / "a.zip"): no_hub_id,
         "a/b/c": no_hub_id,
-        str(tmp_path / "empty"): "empty' cannot be read: .* Expected are Parquet files, images with a",
+        str(tmp_path / "empty"): "empty' cannot be read: .* Expected Parquet files, images with a",
         str(tmp_path / "mine.parquet"): r"mine\.parquet' cannot be read: .*",
         str(tmp_path / "pets"): "'label' holds ClassLabel.* columns image_file_name and label_file_name",
     }.items():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from afdcd_hf.cli import main
 from afdcd_hf.data import load_split
@@ -86,14 +87,26 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     flat = yolo(tmp_path / "yolo")
     (tmp_path / "yolo" / "labels" / "val" / "a.txt").write_text("0 .5 .5 .1 .1")
+    worded = yolo(tmp_path / "worded")
+    (tmp_path / "worded" / "labels" / "val" / "a.txt").write_text("car .5 .5 .1 .1 .2 .2")
+    unnamed = yolo(tmp_path / "unnamed")
+    (tmp_path / "unnamed" / "data.yaml").write_text("names: car\nval: images/val")
+    bent = labelme(tmp_path / "bent")
+    file = tmp_path / "bent" / "val" / "a.json"
+    file.write_text(file.read_text().replace("[[1, 0], [4, 3]]", "[[1, 0], [4, 3], [4, 4]]"))
+    runs = {"id": 5, "image_id": 7, "category_id": 3, "segmentation": {"size": [9, 9], "counts": [81]}}
     other_size = [{"id": 7, "file_name": "a.png", "height": 9, "width": 9}]
     for source, message in (
         (coco(tmp_path / "box", annotations=[box]), "annotation 5 has no segmentation; boxes alone"),
         (coco(tmp_path / "lost", images=[{"id": 7, "file_name": "b.png"}]), "b.png is 0 times below"),
-        (coco(tmp_path / "odd", images=[{"id": 7}]), r"instances_val2017.json is not as .*KeyError 'file_name'"),
+        (coco(tmp_path / "odd", images=[{"id": 7}]), "instances_val2017.json does not follow .*KeyError 'file_name'"),
+        (coco(tmp_path / "runs", annotations=[runs]), r"a\.png: run lengths for \[9, 9\] .* not fit this image of 4x6"),
+        (worded, "a.txt: line 1: expected .* in numbers; here are 7 words, the first car"),
+        (unnamed, "data.yaml: names is 'car'; expected a list of the classes"),
+        (bent, r"a\.json: car is a rectangle of 3 points; expected two"),
         (coco(tmp_path / "size", images=other_size), "is 4x6 pixels"),
-        (flat, "a.txt, line 1: expected a class from 0 to 1 and three or more points.*five are a box"),
-        (tmp_path / "empty", "is not there, or not understood: expected is a COCO"),
+        (flat, "a.txt: line 1: expected a class from 0 to 1 and three or more points.*five: a box"),
+        (tmp_path / "empty", "is missing or not understood: expected a COCO"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             import_annotations(source, tmp_path / "out")
@@ -101,7 +114,6 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
 
 
 def test_masks_are_those_of_pycocotools_up_to_pixels_on_the_border():
-    coco_mask = pytest.importorskip("pycocotools.mask")
     rng, differing, drawn = np.random.default_rng(0), 0, 0
     for corners in rng.integers(3, 12, 50):
         angles, radii = np.sort(rng.uniform(0, 2 * np.pi, corners)), rng.uniform(3, 25, corners)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from stored_pictures import as_arrays
 from torch.utils.data import DataLoader
 
 from afdcd_hf.data import StreamedRows, StreamedSamples, TrainingSamples, load_split
+from afdcd_hf.data.decoding import DecodedRows
 
 ROWS = [labelled_image(index, 4, 8, 12) for index in range(8)]
 
@@ -71,17 +73,17 @@ def test_a_stream_has_the_rows_and_samples_of_the_stored_dataset(tmp_path, form)
     assert sorted(names[:5]) == sorted(names[5:]) == held["name"][:] and names[:5] != names[5:]
 
 
-def test_what_no_stream_can_do_is_refused(tmp_path):
-    name = str(tmp_path / "train.parquet")
-    dataset(2).to_parquet(name)
-    for folder in ("images", "labels"):
-        (tmp_path / "pairs" / folder / "train").mkdir(parents=True)
-    for given, message in (
-        ((name, "train[:50%]"), "A stream has no part such as 'train"),
-        ((str(tmp_path / "pairs"), "train"), "streaming cannot be given for .*, a folder of images and labels"),
-        (("camvid", "train", tmp_path), "streaming cannot be given for the benchmark camvid"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            load_split(*given, streaming=True)
+def test_files_that_are_named_by_an_address_are_read_and_their_labels_mapped():
+    for name in ("image", "label"):
+        with fsspec.open(f"memory://{name}.png", "wb") as file:
+            ROWS[0][name].save(file, format="PNG")
+    row = {name: {"bytes": None, "path": f"memory://{name}.png"} for name in ("image", "label")}
+    (read,) = StreamedRows([row], DecodedRows.with_map({1: 9}))
+    label = np.asarray(ROWS[0]["label"])
+    assert np.array_equal(read["label"], np.where(label == 1, 9, label)) and 1 in label
+    assert np.array_equal(read["image"], ROWS[0]["image"])
+
+
+def test_what_no_stream_can_do_is_refused():
     with pytest.raises(ValueError, match="list cannot be shuffled: only a stream of `datasets` can"):
         StreamedSamples([], draw, num_labels=4, shuffle_buffer=2)

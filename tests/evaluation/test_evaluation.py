@@ -30,12 +30,12 @@ SIZES = ((16, 24), (24, 16), (16, 24), (17, 31), (16, 24), (24, 16), (20, 20))
 
 
 def odd_images() -> list[dict]:
-    """Seven pictures of four sizes."""
+    """Seven images of four sizes."""
     return [labelled_image(index, 4, *size) for index, size in enumerate(SIZES)]
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """Make a random network predict every class somewhere: an untrained classifier tends to prefer one."""
+    """Make a random model predict every class somewhere: an untrained classifier tends to prefer one."""
     with torch.no_grad():
         logits = model.eval()(pixel_values=torch.from_numpy(pixels(labelled_image(0, 4, 16, 24)["image"]))).logits
         model.head.classifier.bias -= logits.mean(dim=(0, 2, 3))
@@ -43,7 +43,7 @@ def lively(model: nn.Module) -> nn.Module:
 
 
 def pixels(image: Image.Image) -> np.ndarray:
-    """What the processor must make of a picture: (1, 3, H, W), ImageNet's mean and deviation."""
+    """What the processor must make of an image: (1, 3, H, W), ImageNet's mean and deviation."""
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     return ((np.asarray(image) / 255 - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)
 
@@ -74,7 +74,7 @@ def without_matrix(scores: dict) -> dict:
 
 
 class Plain(nn.Module):
-    """A network of nobody's: no configuration, one convolution at a quarter of the resolution."""
+    """A model of nobody's: no configuration, one convolution at a quarter of the resolution."""
 
     def __init__(self, num_labels: int):
         super().__init__()
@@ -144,7 +144,7 @@ def test_no_random_state_is_touched(num_workers):
     assert 0 < sum(parts.values()) - parts["all"] <= parts["all"] + 0.01
 
 
-def test_the_networks_mode_is_restored_also_after_an_error():
+def test_the_models_mode_is_restored_also_after_an_error():
     model, rows = segmenter().train(), odd_images()[:1]
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     evaluate(model, rows)
@@ -176,7 +176,7 @@ def test_the_protocol_says_everything_that_influences_the_number():
 SLIDING = InferenceSettings(scales=(0.75, 1.5), flip=True, window=(12, 16), stride=(7, 9), precision="bf16")
 
 
-def test_settings_reach_the_network_and_the_protocol_and_boundaries_are_scored_on_the_same_label_maps():
+def test_settings_reach_the_model_and_the_protocol_and_boundaries_are_scored_on_the_same_label_maps():
     model, rows, seen = lively(segmenter()), odd_images()[:4], {}
     options = {"settings": SLIDING, "batch_size": 2, "boundary_ratio": 0.1}
     scores = evaluate(model, rows, **options, on_prediction=seen.__setitem__)
@@ -218,7 +218,7 @@ PROCESSES = {"batch_size": 2, "boundary_ratio": 0.05, "settings": InferenceSetti
 
 
 @pytest.mark.slow
-def test_two_processes_score_an_odd_number_of_pictures_to_the_last_digit_as_one_does(tmp_path):
+def test_two_processes_score_an_odd_number_of_images_to_the_last_digit_as_one_does(tmp_path):
     debug_launcher(_score_on_this_rank, (tmp_path,))
     model, label_maps = lively(segmenter()).double(), {}  # as above
     alone = evaluate(model, some_labelled(), **PROCESSES, on_prediction=label_maps.__setitem__)

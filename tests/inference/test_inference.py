@@ -81,7 +81,7 @@ def stretched(maps: np.ndarray, size, align_corners: bool) -> np.ndarray:
 
 
 @torch.no_grad()
-def network(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
+def logits_of(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
     double = copy.deepcopy(model).double()
     return double(pixel_values=torch.from_numpy(pixels.copy())[None]).logits[0].numpy()
 
@@ -95,7 +95,7 @@ def slide(model: nn.Module, pixels: np.ndarray, window, stride, align_corners: b
             bottom, right = min(i * stride[0] + window[0], height), min(j * stride[1] + window[1], width)
             top, left = max(bottom - window[0], 0), max(right - window[1], 0)
             crop = pixels[:, top:bottom, left:right]
-            total[:, top:bottom, left:right] += stretched(network(model, crop), crop.shape[1:], align_corners)
+            total[:, top:bottom, left:right] += stretched(logits_of(model, crop), crop.shape[1:], align_corners)
             times[top:bottom, left:right] += 1
     return total / times
 
@@ -109,7 +109,7 @@ def slow_probabilities(model: nn.Module, sample: Sample, settings: InferenceSett
         for step in (1, -1) if settings.flip else (1,):
             view = scaled[:, :, ::step]
             if settings.window is None:
-                logits = network(model, view)
+                logits = logits_of(model, view)
             else:
                 logits = slide(model, view, settings.window, settings.stride, align_corners)
             powers = np.exp(stretched(logits, sample.size, align_corners))[:, :, ::step]
@@ -205,7 +205,7 @@ def test_classes_chosen_one_by_one_are_those_of_the_whole_score_map_to_the_bit(n
 
 
 class Picky(Strided):
-    """Refuses inputs whose sides it cannot divide, as networks with skip connections do."""
+    """Refuses inputs whose sides it cannot divide, as models with skip connections do."""
 
     def __init__(self, multiple: int):
         super().__init__(False)

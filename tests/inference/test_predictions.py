@@ -31,13 +31,13 @@ NAMES = ["sky", "wall", "floor", "lamp"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A model folder with four classes."""
-    network = segmenter(id2label=dict(enumerate(NAMES)), label2id={name: index for index, name in enumerate(NAMES)})
+    made = segmenter(id2label=dict(enumerate(NAMES)), label2id={name: index for index, name in enumerate(NAMES)})
     with torch.no_grad():  # so that all classes occur
-        network.head.classifier.weight.mul_(100)
-    return saved(tmp_path_factory.mktemp("model"), network)
+        made.head.classifier.weight.mul_(100)
+    return saved(tmp_path_factory.mktemp("model"), made)
 
 
-def picture(path: Path, pixels: np.ndarray = PIXELS, turned: bool = False) -> Path:
+def image_file(path: Path, pixels: np.ndarray = PIXELS, turned: bool = False) -> Path:
     """A file; `turned`: stored lying on its side, as phones do."""
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
@@ -48,7 +48,7 @@ def picture(path: Path, pixels: np.ndarray = PIXELS, turned: bool = False) -> Pa
 
 @pytest.fixture
 def photo(tmp_path) -> Path:
-    return picture(tmp_path / "photo.png")
+    return image_file(tmp_path / "photo.png")
 
 
 def read(path: Path) -> np.ndarray:
@@ -66,10 +66,10 @@ def test_ids_colours_overlay_and_legend_of_an_image(model, photo, tmp_path):
     settings = InferenceSettings(scales=(1.0, 1.5), flip=True, window=(16, 16), stride=(8, 8))
     done = run(model, [photo], tmp_path / "out", settings=settings)[photo]
     assert files_in(tmp_path / "out") == ["classes.json", "color/photo.png", "ids/photo.png", "overlay/photo.png"]
-    network, processor = load_segmenter(str(model))
-    expected = segment_image(network, processor, Image.open(photo), settings)
+    made, processor = load_segmenter(str(model))
+    expected = segment_image(made, processor, Image.open(photo), settings)
     ids = read(done["ids"])
-    assert len(np.unique(expected)) > 1 and (expected != segment_image(network, processor, Image.open(photo))).any()
+    assert len(np.unique(expected)) > 1 and (expected != segment_image(made, processor, Image.open(photo))).any()
     assert ids.dtype == np.uint8 and np.array_equal(ids, expected)
     legend = json.loads((tmp_path / "out" / "classes.json").read_text())
     assert [legend[str(index)]["name"] for index in range(4)] == NAMES and len(legend) == 4
@@ -95,9 +95,9 @@ def test_a_model_of_more_than_256_classes_gets_16_bits_and_all_its_colours(tmp_p
 def test_which_files_are_taken_and_how_their_predictions_are_called(model, tmp_path):
     day = tmp_path / "day"
     for name in ("b.JPG", "a/x.png", "a/y.tif", "z.webp", "q.bmp", "p.jpeg", ".hidden.png", ".git/w.png"):
-        picture(day / name)
+        image_file(day / name)
     (day / "notes.txt").write_text("no image")
-    frames = [picture(tmp_path / "photo.png").rename(tmp_path / f"frame.000{index}") for index in (1, 2)]
+    frames = [image_file(tmp_path / "photo.png").rename(tmp_path / f"frame.000{index}") for index in (1, 2)]
     done = run(model, [day, *frames, frames[0]], day)
     expected = ["a/x.png", "a/y.png", "b.png", "p.png", "q.png", "z.png", "frame.0001.png", "frame.0002.png"]
     assert [one["ids"].relative_to(day / "ids").as_posix() for one in done.values()] == expected
@@ -108,14 +108,14 @@ def test_which_files_are_taken_and_how_their_predictions_are_called(model, tmp_p
 
 def test_turned_deep_tiny_and_damaged_images(model, tmp_path):
     folder = tmp_path / "in"
-    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(picture(folder / "g.tif"))
-    picture(folder / "a.png")
-    picture(folder / "b.png", turned=True)
-    picture(folder / "c.png", PIXELS[:1, :1])
-    whole = picture(folder / "d.png").read_bytes()
+    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(image_file(folder / "g.tif"))
+    image_file(folder / "a.png")
+    image_file(folder / "b.png", turned=True)
+    image_file(folder / "c.png", PIXELS[:1, :1])
+    whole = image_file(folder / "d.png").read_bytes()
     (folder / "d.png").write_bytes(whole[: len(whole) // 2])
     (folder / "e.jpg").write_text("no image")
-    picture(folder / "f.png")
+    image_file(folder / "f.png")
     with pytest.raises(OSError, match="3 of 7 images could not be read") as error:
         run(model, [folder], tmp_path / "out")
     message = str(error.value)
@@ -137,9 +137,9 @@ def untouched(monkeypatch):
 
 
 def test_mistakes_are_answered_before_the_model_is_loaded(untouched, photo, tmp_path):
-    out, both = tmp_path / "out", picture(tmp_path / "in" / "x.jpg").parent
-    other = picture(tmp_path / "other" / "x.jpg")
-    picture(both / "x.png")
+    out, both = tmp_path / "out", image_file(tmp_path / "in" / "x.jpg").parent
+    other = image_file(tmp_path / "other" / "x.jpg")
+    image_file(both / "x.png")
     (tmp_path / "empty").mkdir()
     for inputs, output, options, error, message in (
         ([both], out, {}, ValueError, r"x\.jpg and .*x\.png would both be written to x\.png: rename one"),
@@ -160,7 +160,7 @@ def test_mistakes_are_answered_before_the_model_is_loaded(untouched, photo, tmp_
 
 
 def test_nothing_of_the_users_is_overwritten(untouched, photo, tmp_path):
-    mine = picture(tmp_path / "out" / "overlay" / "photo.png")
+    mine = image_file(tmp_path / "out" / "overlay" / "photo.png")
     before = mine.read_bytes()
     with pytest.raises(FileExistsError, match=f"{mine} exists.*--overwrite"):
         run("model", [photo], tmp_path / "out")
@@ -170,8 +170,8 @@ def test_nothing_of_the_users_is_overwritten(untouched, photo, tmp_path):
 
 
 def test_another_image_is_added_but_another_models_predictions_are_not_mixed_in(model, photo, tmp_path):
-    out, second = tmp_path / "out", picture(tmp_path / "second.png")
-    picture(out / "ids" / "photo.png")
+    out, second = tmp_path / "out", image_file(tmp_path / "second.png")
+    image_file(out / "ids" / "photo.png")
     assert Image.open(run(model, [photo], out, overwrite=True)[photo]["ids"]).mode == "L"
     other = saved(tmp_path / "other", segmenter(num_labels=5))
     with pytest.raises(FileExistsError, match="another model's"):
@@ -186,19 +186,19 @@ def test_another_image_is_added_but_another_models_predictions_are_not_mixed_in(
 
 
 def test_predictions_become_a_data_set_in_which_uncertain_pixels_are_ignored(model, tmp_path):
-    upright = picture(tmp_path / "in" / "a" / "x.jpg")
-    picture(tmp_path / "in" / "y.png", turned=True)
+    upright = image_file(tmp_path / "in" / "a" / "x.jpg")
+    image_file(tmp_path / "in" / "y.png", turned=True)
     (tmp_path / "in" / "z.png").write_text("no image")
     with pytest.raises(OSError, match="1 of 3 images could not be read"):
         write_pseudo_labels(model, [tmp_path / "in"], tmp_path / "out", confidence=0.6, device="cpu", progress=False)
     rows = load_split(str(tmp_path / "out"), "train")
     assert len(rows) == 2 and json.loads((tmp_path / "out" / "classes.json").read_text()) == NAMES
-    network, processor = load_segmenter(str(model))
+    made, processor = load_segmenter(str(model))
     for row in rows:
         sample = make_sample(processor, row["image"])
         with torch.no_grad():
-            logits = network.eval()(pixel_values=sample.pixel_values[None]).logits
-        size, align = sample.size, network.config.align_corners
+            logits = made.eval()(pixel_values=sample.pixel_values[None]).logits
+        size, align = sample.size, made.config.align_corners
         scores = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=align).softmax(1)[0]
         expected = np.where(scores.amax(0) < 0.6, 255, scores.argmax(0))
         assert 0 < (expected == 255).mean() < 1 and np.array_equal(np.asarray(row["label"]), expected)
@@ -242,8 +242,8 @@ def test_predictions_stand_beside_a_users_own_labels_with_their_errors_below(mod
     seen = segment_image(*load_segmenter(str(model)), Image.fromarray(PIXELS))
     label, folder = seen.copy(), tmp_path / "data"
     label[:, 0], label[:12, 1] = (seen[:, 0] + 1) % 4, 255
-    picture(folder / "images" / "val" / "a.png")
-    picture(folder / "labels" / "val" / "a.png", label)
+    image_file(folder / "images" / "val" / "a.png")
+    image_file(folder / "labels" / "val" / "a.png", label)
     monkeypatch.setattr(predictions, "plot_predictions", lambda *args, notes, unlined: (*args, notes, unlined))
     drawn = draw_predictions({"mine": model}, tmp_path / "x.png", dataset=str(folder), indices=[0], errors=True)
     columns, colors, names, path, notes, unlined = drawn
@@ -294,7 +294,7 @@ def test_train_ids_go_into_the_images_sub_folders_and_a_server_gets_its_own_ids_
 
 
 def test_no_prediction_replaces_another_or_what_was_there_or_leaves_the_folder(tmp_path):
-    mine = picture(tmp_path / "full" / "x.png")
+    mine = image_file(tmp_path / "full" / "x.png")
     (tmp_path / "new.zip").write_text("of last week")
     for name, message in (("full", "x.png exists"), ("full/x.png", "is a file"), ("new", "new.zip exists")):
         with pytest.raises(FileExistsError, match=message):

@@ -324,12 +324,12 @@ def test_the_csv_holds_counts_and_names_that_are_no_formulas_and_pandas_and_we_r
             assert counts.dtype == np.int64 and counts.tolist() == matrix.tolist() and read_names == names
 
 
-def test_what_is_no_confusion_matrix_is_neither_read_nor_written(tmp_path):
+def test_what_is_not_a_confusion_matrix_is_neither_read_nor_written(tmp_path):
     path = tmp_path / "a.csv"
     with pytest.raises(ValueError, match="float64"):
         write_confusion_csv(MATRIX / 2, ["road", "car", "bus"], path)
     assert not path.exists()
     for lines in ("", "a,1,2\n", "a,1,2\nc,3,4\n", "a,1\nb,3,4\n", "a,1,x\nb,3,4\n", "a,1,-2\nb,3,4\n"):
         path.write_text(f"truth,a,b\n{lines}")
-        with pytest.raises(ValueError, match=r"a\.csv is no confusion matrix .*; expected is a header"):
+        with pytest.raises(ValueError, match=r"a\.csv is not a confusion matrix: expected a header"):
             read_confusion_csv(path)

@@ -148,7 +148,7 @@ class _Folders:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...], nested: bool = False) -> list[Path]:
-    """Files ending in `suffixes` in either case, in order; hidden ones (such as macOS's `._x.png`) are no data."""
+    """Files ending in `suffixes` in either case, in order; hidden ones (such as macOS's `._x.png`) are skipped."""
     if nested:
         with os.scandir(folder) as entries:
             inner = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
@@ -158,7 +158,7 @@ def _files(folder: Path, suffixes: tuple[str, ...], nested: bool = False) -> lis
 
 
 def _by_key(paths: Iterable[Path], ending: str) -> dict[str, Path]:
-    """Files by what images and labels have in common: the stem without its ending; files without it are no data."""
+    """Files by what images and labels have in common: the stem without its ending; files without it are skipped."""
     keyed: dict[str, Path] = {}
     for path in paths:
         if path.stem.endswith(ending):
@@ -250,7 +250,7 @@ def read_list(path: str | Path, root: Path) -> ListFile:
         columns = _columns(line)
         if columns and (len(columns) > 2 or len(columns) != len(next(iter(rows.values()), columns))):
             raise ValueError(
-                f"{place}, line {number}, has {len(columns)} columns; expected are one (image) or two (image and "
+                f"{place}, line {number}, has {len(columns)} columns; expected one (image) or two (image and "
                 "label), as many as in the lines before it. Where a path has blanks, put a tab after it."
             )
         if columns:

@@ -25,7 +25,7 @@ class Layout:
     # which there are files is taken.
     label_endings: Mapping[str, Mapping[int, int] | None] = field(default_factory=lambda: {"": {}})
     homes: Sequence[str] = ()  # folders that may hold all this, besides `data_dir` itself
-    image_ending: str = ""  # of the image files' stems; files without it are no data
+    image_ending: str = ""  # of the image files' stems; files without it are skipped
     split_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # in the paths, where not its own
     lists: Sequence[str] = ()  # files with the ids of a split's images, where all splits share their folders
     nested: bool = False  # whether the files lie one level deeper, in a folder a city
