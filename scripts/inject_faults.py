@@ -2,7 +2,7 @@
 
     python scripts/inject_faults.py [--seed 0] [--output table.md]
 
-Tiny networks on a few generated pictures in a temporary folder; every run is `afdcd distill` in a process of its own,
+Tiny models on a few generated images in a temporary folder; every run is `afdcd distill` in a process of its own,
 most of them forked from this one, which has imported everything. A few minutes on two CPU cores. What a resumed run
 ends with is compared with an uninterrupted one: a hash over all weights of student and loss, and the lines of its log.
 The full disk and the read-only folder need the right to mount a tmpfs (root); without it their rows say so.
@@ -163,7 +163,7 @@ class Faults:
         run = self.run("terminated")
         os.kill(run.at(step := self.draw.randrange(1, STEPS - 2)), signal.SIGTERM)
         status = run.wait()
-        what = f"told in step {step + 1}; newest checkpoint {max(_numbers(run.folder))}; exit status {status}"
+        what = f"signalled in step {step + 1}; newest checkpoint {max(_numbers(run.folder))}; exit status {status}"
         message = run.message()
         return what, self.go_on(run.folder), message
 
@@ -239,7 +239,7 @@ class Faults:
         image.write_bytes(content[: len(content) // 2])
         status, message = run.wait(), run.message()
         image.write_bytes(content)
-        what = f"stopped, status {status}; newest checkpoint {max(_numbers(run.folder))}; image mended, resumed"
+        what = f"stopped, status {status}; newest checkpoint {max(_numbers(run.folder))}; image restored, resumed"
         return what, self.go_on(run.folder), message
 
     def teacher_incomplete(self) -> tuple[str, str, str]:

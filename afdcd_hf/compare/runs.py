@@ -15,7 +15,7 @@ from ..charts.runs import load_history
 from ..cost.machine import library_versions, machine_name
 from ..hub.card_facts import read_facts
 from ..structured_files import read_json, write_json
-from ..training.arguments import parse_arguments, training_part
+from ..training.arguments import parse_arguments, training_part, with_options_of
 from .plan import ALONE, Budget, Method, Plan, folder_name
 
 RESULT_NAME, RUN_FOLDER = "result.json", "run"
@@ -101,9 +101,7 @@ def _recipe(plan: Plan, method: Method, teacher: str | None, chosen: Mapping[str
     if method.name == ALONE:
         return {**training_part(shared), **own}
     spec = own.get("loss", shared.get("loss", "af_dcd"))
-    names = {name.strip().rpartition(":")[2] for name in str(spec).split("+")}  # of my_file.py:MyLoss the class
-    kept = {key: value for key, value in shared.items() if "." not in key or key.partition(".")[0] in names}
-    return {**kept, "loss": spec, **({"teacher": teacher} if teacher else {}), **own}
+    return {**with_options_of(shared, spec), "loss": spec, **({"teacher": teacher} if teacher else {}), **own}
 
 
 def run_arguments(run: Run, settings: Mapping[str, Any]) -> list[Any]:

@@ -23,6 +23,8 @@ from .options import (
 
 _OURS = (ModelArguments, TeacherArguments, DataArguments, SegmentationOptions, DistillationOptions)
 _FIELDS = {one.name: (kind, one) for kind in _OURS for one in fields(kind)}
+# May be files or folders of this machine.
+PATH_OPTIONS = {name for name, (_, one) in _FIELDS.items() if one.metadata["rules"].get("path")}
 _OF_DISTILLATION = {one.name for kind in (TeacherArguments, DistillationOptions) for one in fields(kind)}
 
 
@@ -39,12 +41,9 @@ def merge_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, dist
     words = {name: _from_words(name, values) for name, values in words_by_option(argv).items()}
     if "loss_kwargs" in words and (dotted := [name for name in words if "." in name]):
         raise ValueError(f"Give --{dotted[0]} either alone or inside --loss_kwargs, not both.")
-    kept = dict(recipe)
-    if "loss_kwargs" in words or "loss" in words:  # of a recipe, options of losses that are replaced are left out
-        chosen = "" if "loss_kwargs" in words else words["loss"]
-        losses = [name.strip().rpartition(":")[2] for name in chosen.split("+")]
-        kept = {key: value for key, value in kept.items() if "." not in key or key.split(".")[0] in losses}
-    given = _with_flat_losses({**kept, **words})
+    if "loss_kwargs" in words or "loss" in words:
+        recipe = with_options_of(recipe, "" if "loss_kwargs" in words else words["loss"])
+    given = _with_flat_losses({**recipe, **words})
     if not distils and (foreign := [name for name in given if "." in name or name in _OF_DISTILLATION]):
         raise ValueError(f"{foreign[0]!r} belongs to a distillation: use `afdcd distill`.")
     return {name: check_value(*_FIELDS[name], value) if name in _FIELDS else value for name, value in given.items()}
@@ -79,6 +78,12 @@ def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
 def training_part(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A distillation recipe without what only a distillation needs: the student's baseline."""
     return {key: value for key, value in recipe.items() if key not in _OF_DISTILLATION and "." not in key}
+
+
+def with_options_of(recipe: Mapping[str, Any], losses: Any) -> dict[str, Any]:
+    """A recipe without the options of losses that are not among `losses`, such as "kd+my_file.py:MyLoss"."""
+    names = {name.strip().rpartition(":")[2] for name in str(losses).split("+")}
+    return {key: value for key, value in recipe.items() if "." not in key or key.partition(".")[0] in names}
 
 
 def words_by_option(argv: Sequence[str]) -> dict[str, list[str]]:

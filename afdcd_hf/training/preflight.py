@@ -38,10 +38,10 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def preflight(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
-    """Check folder, disk, images, labels, class names (in the order of their ids), student and teacher, and log it.
+    """Check disk, images, labels, class names (in the order of their ids), student and teacher, and log it.
 
     The main process reads the files, all run student and teacher together, and all stop with the same error: an OSError
-    of folder, disk or files, else a ValueError. The random states are afterwards what they were.
+    of disk or files, else a ValueError. The random states are afterwards what they were.
     """
     start = time.perf_counter()
     devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
@@ -64,7 +64,6 @@ def preflight(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
 
 
 def _look(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
-    check_writable(Path(trainer.args.output_dir))
     check_classes(trainer.student, class_names)
     processor, num_labels, ignored = trainer.processing_class, len(class_names), _ignore_index(trainer)
     if 0 <= ignored < num_labels:
@@ -76,11 +75,9 @@ def _look(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
     if isinstance(samples, (TrainingSamples, StreamedSamples)):
         rows = _first(samples.dataset) if isinstance(samples, StreamedSamples) else samples.dataset
         logger.info(check_images("training", rows, processor, class_names, samples.ignore_index, trains=True))
-    if isinstance(samples, TrainingSamples):
-        if samples.unlabelled is not None:
-            more = samples.unlabelled
-            logger.info(check_images("unlabelled", more, processor, class_names, samples.ignore_index))
-        _check_schedule(trainer, len(samples.dataset))
+    if isinstance(samples, TrainingSamples) and samples.unlabelled is not None:
+        logger.info(check_images("unlabelled", samples.unlabelled, processor, class_names, samples.ignore_index))
+    _check_schedule(trainer)
     for rows in _evaluated(trainer):
         logger.info(check_images("evaluation", rows, processor, class_names, ignored))
 
@@ -131,11 +128,13 @@ def _question(part: str, values: set[int], count: int, class_names: Sequence[str
         logger.warning("In %d %s images class %s never occurs, while %d does. %s", count, part, names, ignored, hint)
 
 
-def _check_schedule(trainer: SegmentationTrainer, num_images: int) -> None:
-    args, batch = trainer.args, images_per_step(trainer.args)
-    steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * max(1, num_images // batch))
-    passes = steps * batch / num_images
-    logger.info("%d steps of %d images: %.1f passes over %d training images", steps, batch, passes, num_images)
+def _check_schedule(trainer: SegmentationTrainer) -> None:
+    args, batch, steps = trainer.args, images_per_step(trainer.args), trainer.args.max_steps
+    if not is_stream(trainer.train_dataset):  # which has no known length, but max_steps
+        count = len(trainer.train_dataset)
+        steps = steps if steps > 0 else int(args.num_train_epochs * max(1, count // batch))
+        passes = steps * batch / count
+        logger.info("%d steps of %d images: %.1f passes over %d training images", steps, batch, passes, count)
     check_room(trainer, steps)
     args.check_warmup(steps)
     if args.save_strategy.value == "steps" and _in_steps(args.save_steps, steps) >= steps >= 1000:

@@ -32,7 +32,7 @@ from ..inference.predictions import draw_predictions
 from ..messages import without_tokens
 from ..models.loading import load_model, load_processor
 from ..recipes import load_recipe
-from .arguments import build_arguments, merge_arguments, training_part
+from .arguments import PATH_OPTIONS, build_arguments, merge_arguments, training_part
 from .checkpoints import checkpoint_to_resume
 from .distillation import DistillationTrainer
 from .distributed import images_per_step
@@ -51,8 +51,6 @@ _HYPERPARAMETERS = (
 )  # fmt: skip
 # Of a recipe: what is of this one run, of this machine, or secret.
 _LEFT_OUT = {"output_dir", "resume_from_checkpoint", "data_dir", "run_name", "hub_token", "local_rank", "logging_dir"}
-# May be files or folders of this machine; such a one is written by its last name.
-_MAY_BE_PATHS = {"teacher", "model", "pretrained_backbone", "dataset", "train_list", "eval_list"}
 
 
 class FinishedRun(NamedTuple):
@@ -119,17 +117,17 @@ def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> 
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()
         try:
-            card = write_report(trainer, data, facts, seconds)
             if trainer.is_world_process_zero():
                 settled = {"class_weights": args.class_weights} if "class_weights" in given else {}  # as numbers
                 write_recipe(folder, {**given, **settled})
-            if args.push_to_hub:
-                trainer.push_to_hub()
+            card = write_report(trainer, data, facts, seconds)
         except Exception as error:
             raise RuntimeError(
                 f"The training is finished and the model is saved in {folder}, but then came a {type(error).__name__}: "
                 f"{error}. After fixing the cause, score it with `afdcd evaluate --model {folder}`."
             ) from error
+        if args.push_to_hub:
+            trainer.push_to_hub()
         return FinishedRun(folder, card)
 
 
@@ -163,7 +161,7 @@ def prepare_facts(
     if not trainer.is_world_process_zero():
         return None
     args, crop, train = trainer.args, (data.crop_size[0], data.crop_size[1]), trainer.train_dataset.dataset
-    settings = {name: plain_value(getattr(args, name, None)) for name in _HYPERPARAMETERS}
+    settings = {name: public_value(name, getattr(args, name, None)) for name in _HYPERPARAMETERS}
     settings = {name: value for name, value in settings.items() if value is not None}
     if getattr(args, "distils_at_times", False):
         settings |= {name: getattr(args, name) for name in ("distill_every", "distill_until")}
@@ -206,7 +204,10 @@ def prepare_facts(
 def write_report(
     trainer: SegmentationTrainer, data: DataArguments, facts: CardFacts | None, seconds: float
 ) -> CardFacts | None:
-    """Score the saved folder (not the model in memory) on all ranks; the main one writes results, curves and card."""
+    """Score the saved folder (not the model in memory) on all ranks; the main one writes results, curves, card, facts.
+
+    The facts come last: where they are, the run is finished.
+    """
     args, folder = trainer.args, Path(trainer.args.output_dir)
     options: dict[str, Any] = {"batch_size": args.per_device_eval_batch_size}
     options |= {"processor": load_processor(str(folder)), "num_workers": args.dataloader_num_workers}
@@ -229,24 +230,29 @@ def write_report(
     measured = folder_facts.measured_results(results, facts.model_name)
     # Images of the data set are not drawn: most may not be published again.
     facts = replace(facts, measured=measured, training=training, pictures=folder_facts.known_pictures(folder))
-    write_facts(folder, facts)
     write_card(folder, facts)
+    write_facts(folder, facts)
     return facts
 
 
 def write_recipe(folder: Path, given: Mapping[str, Any]) -> Path:
     """Write what a recipe and a command line set as one recipe, without local paths, and return its file."""
-    lines = {
-        key: public_name(value) if key in _MAY_BE_PATHS and isinstance(value, str) else plain_value(value)
-        for key, value in given.items()
-        if key not in _LEFT_OUT
-    }
+    lines = {key: public_value(key, value) for key, value in given.items() if key not in _LEFT_OUT}
     command = f"afdcd {'distill' if 'loss' in lines else 'train'} --config {RECIPE_NAME} --output_dir FOLDER"
     text = f"# This training again: {command}\n# (with --data_dir, and whatever was a file of another machine)\n"
     text += yaml.safe_dump(lines, sort_keys=False, allow_unicode=True)
     with written_whole(folder / RECIPE_NAME) as part:
         part.write_text(without_tokens(text), encoding="utf-8")
     return folder / RECIPE_NAME
+
+
+def public_value(key: str, value: Any) -> Any:
+    """The value of an argument for others: a file or folder of this machine by its last name."""
+    if key == "loss" and value is not None:  # there may be my_file.py:MyLoss in it
+        return "+".join(Path(word.strip()).name for word in value.split("+"))
+    if isinstance(value, str) and (key in PATH_OPTIONS or Path(value).is_absolute()):  # such as transformers' deepspeed
+        return public_name(value)
+    return plain_value(value)
 
 
 # The quickstart
@@ -279,8 +285,8 @@ def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
         Picture("training_curves.png", "Mean IoU and loss terms of the three runs."),
     ]
     facts = replace(cards["distilled"], comparison=rows, pictures=pictures)
-    write_facts(best, facts)
     write_card(best, facts)
+    write_facts(best, facts)
     print(f"\n{'model':<22}{'params':>10}{'GMACs':>8}{'mIoU %':>9}{'gain':>8}")
     for name, card in cards.items():
         gain = "" if name == "student-alone" else f"{100 * (scores[name] - scores['student-alone']):+.2f}"

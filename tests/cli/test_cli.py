@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from command_line import answer
+from hub_client import no_waiting, serving
 from images import TINY_RESNET
 from safetensors.torch import load_file
 from tiny import loss_options
@@ -150,21 +151,34 @@ def test_a_failure_after_the_training_is_one_line_with_the_weights_saved_and_no_
     line = answer(capsys, "train", *options, "--preflight", "false")
     assert f"RuntimeError: The training is finished and the model is saved in {folder}" in line
     assert "KeyError: 'per_category_iou'" in line and (folder / "model.safetensors").is_file()
+    assert not (folder / "card_facts.json").exists()  # where it is, a run is finished
     assert not [name for name, content in contents(folder).items() if token.encode() in content]
-    assert token not in write_recipe(folder, {"run_name": token, "data_dir": "/home/me"}).read_text()
+    private = {"data_dir": "/home/me", "unlabelled_dir": "/home/me/data", "deepspeed": "/home/me/zero2.json"}
+    written = write_recipe(folder, {"run_name": token, **private, "loss": "kd + /home/me/my.py:Mine"})
+    assert yaml.safe_load(written.read_text()) == {
+        "unlabelled_dir": "data", "deepspeed": "zero2.json", "loss": "kd+my.py:Mine"
+    }  # fmt: skip
+    assert token not in written.read_text()
+
+
+def test_after_a_push_that_fails_the_same_push_is_advised_since_the_run_is_scored(runs, tmp_path, capsys, monkeypatch):
+    no_waiting(monkeypatch)
+    options = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "out"), "--push_to_hub"]
+    with serving(tmp_path) as hub:
+        hub.break_uploads = 10_000
+        assert main(["train", *options, "--hub_model_id", "street/student", "--hub_strategy", "end"]) == 2
+    said = capsys.readouterr().err
+    assert f"`afdcd push {tmp_path / 'out'} street/student` tries again" in said and "afdcd evaluate" not in said
 
 
 MISTAKES = {
     "unknown dataset": (["train", "--dataset", "scense"], ["'scense'", "scenes"]),
     "missing data_dir": (["train", "--dataset", "camvid"], ["camvid", "data_dir"]),
-    "unknown split": (["train", "--train_split", "tran"], ["'tran'", "train"]),
     "unknown backbone": (["train", "--backbone", "resnet18x"], ["'resnet18x'", "resnet18"]),
     "unknown head": (["train", "--head", "deeplab"], ["'deeplab'", "deeplabv3"]),
     "missing backbone weights": (["train", "--pretrained_backbone", "no.safetensors"], ["no.safetensors"]),
     "missing teacher": (["distill"], ["--teacher"]),
     "teacher without weights": (["distill", "--teacher", "RUNS/broken"], ["model.safetensors", "runs0/broken"]),
-    "unknown loss": (["distill", "--loss", "dcd"], ["'dcd'", "af_dcd"]),
-    "no checkpoint": (["train", "--resume_from_checkpoint", "last"], ["no checkpoint"]),
 }
 
 

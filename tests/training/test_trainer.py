@@ -201,7 +201,7 @@ def test_a_stream_needs_max_steps_and_rows(tmp_path):
         evaluate_segmenter(segmenter(), iter([]), processor=AfDcdImageProcessor(), progress=False)
 
 
-def test_the_command_line_trains_and_scores_on_a_stream_of_parquet_files(tmp_path):
+def test_the_command_line_trains_and_scores_on_a_stream_of_parquet_files(tmp_path, caplog):
     for split, found in (("train", rows(6)), ("validation", rows(3, 100))):
         found.to_parquet(tmp_path / "data" / f"{split}-0.parquet")
     data = ["--dataset", str(tmp_path / "data"), "--streaming"]
@@ -210,6 +210,7 @@ def test_the_command_line_trains_and_scores_on_a_stream_of_parquet_files(tmp_pat
     assert main([*command, "--output_dir", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["num_images"] == 3 and (tmp_path / "run" / "README.md").is_file()
+    assert "A checkpoint takes" in caplog.text  # the disk is looked at
     for form in (data, data[:2]):  # streamed and stored
         scored = ["evaluate", "--model", str(tmp_path / "run"), *form, "--output", str(tmp_path / "r.json")]
         assert main([*scored, "--overwrite", "--device", "cpu"]) == 0
