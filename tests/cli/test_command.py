@@ -24,6 +24,8 @@ def commands() -> dict[str, Command]:
     return _parser()[1].choices
 
 
+EXPORT = ["export", "m", "--format", "onnx", "--output", "m.onnx"]
+CONVERT = ["convert", "--checkpoint", "x.pth", "--output_dir", "out"]
 MISTAKES = {
     "a mistyped command": (["trian"], "afdcd: unknown command 'trian'. Close: train"),
     "a mistyped kind of chart": (["chart", "curvs"], "afdcd: unknown kind of chart 'curvs'. Close: curves"),
@@ -35,6 +37,15 @@ MISTAKES = {
     "a device": (["evaluate", "--model", "m", "--dataset", "d", "--device", "gpu"], "--device gpu cannot be used here"),
     "a size": (["profile", "m", "--size", "0", "8"], "'0' must be a whole number from 1 to 65536"),
     "a choice": (["profile", "m", "--precision", "fp8"], "invalid choice: 'fp8'"),
+    "a format with a page": (["export", "m", "--web", "page", "--format", "onnx"], "--format is not for --web"),
+    "no file to write": (["export", "m", "--format", "onnx"], "--format and --output, or --web DIR"),
+    "a runtime without a page": ([*EXPORT, "--onnxruntime_web", "x"], "--onnxruntime_web is for --web"),
+    "no kind of network": (CONVERT, "--network is needed, such as deeplabv3_resnet18"),
+    "a backbone's data set": ([*CONVERT, "--backbone_only", "--dataset", "voc"], "--dataset has no place with"),
+    "a page with the options of a Space": (
+        ["demo", "m", "--title", "T", "--overwrite"],
+        "--title and --overwrite would do nothing without --write_space",
+    ),
 }
 
 

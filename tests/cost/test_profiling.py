@@ -13,7 +13,6 @@ import torch
 from tiny import same, saved, segmenter, weights
 from torch import nn
 
-from afdcd_hf import AfDcdConfig, AfDcdForSemanticSegmentation
 from afdcd_hf.cli import main
 from afdcd_hf.cost import (
     ProfileRow,
@@ -29,14 +28,14 @@ MIB = 2**20
 
 
 class SmallNet(nn.Module):
-    """Plain, grouped and strided, depth-wise, and 1x1 convolutions, then a matrix product."""
+    """Plain, grouped and strided, depth-wise and dilated, and 1x1 convolutions, then a matrix product."""
 
     def __init__(self) -> None:
         super().__init__()
         self.plain = nn.Conv2d(3, 8, 3, padding=1)
         self.norm = nn.BatchNorm2d(8)
         self.grouped = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=4, bias=False)
-        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=2, dilation=2, groups=16, bias=False)
         self.pointwise = nn.Conv2d(16, 5, 1)
         self.linear = nn.Linear(5, 2)
         self.training_only = nn.Conv2d(8, 100, 3)
@@ -91,22 +90,6 @@ def test_parameters_count_every_stored_tensor_once():
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     model[1].weight = model[0].weight
     assert count_parameters(model) == 16
-
-
-@pytest.mark.parametrize(("backbone", "head"), [("resnet18", "pspnet"), ("mobilenetv2_100", "deeplabv3")])
-def test_macs_of_real_networks_equal_a_count_by_module_hooks(backbone, head):
-    def count(module, _, output):  # a convolution's own numbers times its output pixels
-        found.append(math.prod(module.kernel_size) * module.in_channels // module.groups * output[0].numel())
-
-    found = []
-    with torch.device("meta"), torch.no_grad():
-        model = AfDcdForSemanticSegmentation(AfDcdConfig(backbone=backbone, head=head, num_labels=19)).eval()
-        [counted] = count_macs_at(model, [(360, 480)])
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(count)
-        model(pixel_values=torch.zeros(1, 3, 360, 480))
-    assert counted == sum(found) > 1e9
 
 
 def profile(model, sizes, device=None, **options):

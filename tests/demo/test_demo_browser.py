@@ -1,4 +1,4 @@
-"""The demo page in a real browser, as a Space serves it: Debian's chromium, driven by selenium."""
+"""The demo page in a real browser, as a Space serves it: Debian's chromium, driven by playwright."""
 
 from __future__ import annotations
 
@@ -19,14 +19,11 @@ from tiny import saved, segmenter
 from afdcd_hf.demo import write_space
 
 pytest.importorskip("gradio")
-webdriver = pytest.importorskip("selenium.webdriver")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
-]
+pytest.importorskip("playwright")
+CHROMIUM = shutil.which("chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="needs chromium")]
 TITLES = ["Plain", "${1+1} <b>odd</b>"]
-SECONDS, SECONDS_TO_START = 60, 200  # Gradio's and transformers' imports take most on a busy machine
+SECONDS_TO_START = 200  # Gradio's and transformers' imports take most on a busy machine
 
 
 def noise(path: Path, height: int, width: int) -> Path:
@@ -49,28 +46,14 @@ def address(tmp_path_factory):
     with open(folder / "log", "w") as log:
         server = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, stdout=log, stderr=log)
     try:
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}") or server.poll() is not None, SECONDS_TO_START)
-        assert server.poll() is None, (folder / "log").read_text()
+        end = time.monotonic() + SECONDS_TO_START
+        while not answers(f"http://127.0.0.1:{port}"):
+            assert server.poll() is None and time.monotonic() < end, (folder / "log").read_text()
+            time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait(20)
-
-
-@pytest.fixture
-def browser(address):
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.add_argument("--window-size=1360,900")
-    options.binary_location = CHROMIUM
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        driver.get(address)
-        wait_for(lambda: "24 pixels" in text(driver))
-        yield driver
-    finally:
-        driver.quit()
 
 
 def answers(url: str) -> bool:
@@ -80,44 +63,41 @@ def answers(url: str) -> bool:
         return False
 
 
-def wait_for(condition, seconds: float = SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.1)
+@pytest.fixture
+def tab(address):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1360, "height": 900})
+        tab.set_default_timeout(60_000)
+        tab.goto(address)
+        tab.get_by_text("40 × 24 pixels").wait_for()
+        yield tab
+        browser.close()
 
 
-def text(browser) -> str:
-    return browser.execute_script("return document.body.innerText")
+def upload(tab, path: Path) -> None:
+    tab.locator("button[aria-label='Clear'], button[title='Clear'], button[aria-label='Remove Image']").first.click()
+    tab.locator("input[type=file]").first.set_input_files(path)
 
 
-def find(browser, selector: str) -> list:
-    return browser.find_elements("css selector", selector)
-
-
-def upload(browser, path: Path) -> None:
-    find(browser, "button[aria-label='Clear'], button[title='Clear'], button[aria-label='Remove Image']")[0].click()
-    wait_for(lambda: find(browser, "input[type=file]"))
-    find(browser, "input[type=file]")[0].send_keys(str(path))
-
-
-def test_the_page_has_a_result_of_each_model_fetches_nothing_from_elsewhere_and_fits_a_phone(browser):
-    assert all(f"{title}: FCN on resnet18" in text(browser) for title in TITLES)
-    assert all(f"{title} " in text(browser).split("From image to label map")[1] for title in TITLES)
-    urls = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+def test_the_page_has_a_result_of_each_model_fetches_nothing_from_elsewhere_and_fits_a_phone(tab):
+    text = tab.inner_text("body")
+    assert all(f"{title}: FCN on resnet18" in text for title in TITLES)
+    assert all(f"{title} " in text.split("From image to label map")[1] for title in TITLES)
+    urls = tab.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
     assert urls and not [url for url in urls if "127.0.0.1" not in url and not url.startswith(("data:", "blob:"))]
-    metrics = {"width": 360, "height": 800, "deviceScaleFactor": 2, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    wait_for(lambda: browser.execute_script("return innerWidth") == 360)
-    assert browser.execute_script("return document.documentElement.scrollWidth") == 360
+    tab.set_viewport_size({"width": 360, "height": 800})
+    tab.wait_for_function("innerWidth == 360")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 360
 
 
-def test_an_example_and_an_uploaded_image_are_segmented_and_a_file_that_is_none_gets_an_answer(browser, tmp_path):
-    wait_for(lambda: len(find(browser, ".gallery-item")) == 2)  # Gradio loads the examples' code after the page's
-    find(browser, ".gallery-item")[1].click()
-    wait_for(lambda: "48 × 32 pixels" in text(browser))
-    upload(browser, noise(tmp_path / "own.png", 30, 20))
-    wait_for(lambda: "20 × 30 pixels" in text(browser))
+def test_an_example_and_an_uploaded_image_are_segmented_and_a_file_that_is_none_gets_an_answer(tab, tmp_path):
+    tab.locator(".gallery-item").nth(1).click()
+    tab.get_by_text("48 × 32 pixels").wait_for()
+    upload(tab, noise(tmp_path / "own.png", 30, 20))
+    tab.get_by_text("20 × 30 pixels").wait_for()
     (tmp_path / "fake.jpg").write_text("this is no image")
-    upload(browser, tmp_path / "fake.jpg")
-    wait_for(lambda: "fake.jpg" in text(browser))
+    upload(tab, tmp_path / "fake.jpg")
+    tab.get_by_text("fake.jpg").first.wait_for()

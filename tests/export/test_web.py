@@ -12,7 +12,6 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from command_line import answer
 from images import labelled_image
 from tiny import segmenter
 
@@ -79,18 +78,6 @@ def test_the_pages_graph_takes_pixels_and_gives_the_models_label_maps(page, mode
         expected = segment_image(model, PROCESSOR, image)
         assert np.array_equal(found, expected) and np.array_equal(segment_image(graph, loaded, image), expected)
     assert len(np.unique(labels)) > 1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--web", "page", "--format", "onnx"], "--format is not for --web"),
-        (["--format", "onnx"], "--format and --output, or --web DIR"),
-        (["--format", "onnx", "--output", "m.onnx", "--onnxruntime_web", "x"], "--onnxruntime_web is for --web"),
-    ],
-)
-def test_options_that_do_not_go_with_a_page_are_refused(options, message, capsys):
-    assert message in answer(capsys, "export", "nowhere", *options)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("playwright") is None or not BROWSER, reason="needs playwright, chromium")
