@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Hugging Face's tokens start with hf_ or api_org_; the length keeps names such as hf_model readable.
 _TOKEN = re.compile(r"\b(hf_|api_org_)[A-Za-z0-9]{10,}")
@@ -14,6 +17,13 @@ def close_names(name: str, known: Iterable[str]) -> str:
     """The closest known names, as the end of an error message: ` Close: backbone, backbone_kwargs.`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Close: {', '.join(close)}." if close else ""
+
+
+def chosen(table: Mapping[str, T], name: str, what: str) -> T:
+    """The entry of a table; where there is none of that name, a ValueError with the close names and all known ones."""
+    if name not in table:
+        raise ValueError(f"Unknown {what} {name!r}.{close_names(name.lower(), table)} Known: {', '.join(table)}.")
+    return table[name]
 
 
 def without_tokens(text: str) -> str:

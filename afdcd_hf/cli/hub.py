@@ -29,9 +29,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add("--dataset", help="benchmark it was trained on, for the names of its classes")
     command.add("--classes", metavar="FILE", help="names of its classes instead, one a line")
     command.add("--published", metavar="ID", help="the row of `afdcd list` that the file is, for the card")
-    command.add("--output_dir", required=True, help="folder to make; with --backbone_only a .safetensors file")
+    command.add("--output_dir", required=True, help="new folder; with --backbone_only a new .safetensors file")
     command.flag("--backbone_only", "the file holds a backbone's ImageNet weights")
-    command.flag("--overwrite", "replace an earlier conversion")
 
     text = "render a model's card again from its card_facts.json, with what you add; beside a README.md of yours"
     command = new("card", text, "DIR [options]", _card, "runs/mine --repo_id me/student --license apache-2.0")
@@ -123,9 +122,7 @@ def _list(dataset: str | None, as_json: bool) -> None:
     print(to_json(rows) if as_json else to_table(rows))
 
 
-def _convert(
-    checkpoint: str, network: str | None, output_dir: str, backbone_only: bool, overwrite: bool, **options: str | None
-) -> None:
+def _convert(checkpoint: str, network: str | None, output_dir: str, backbone_only: bool, **options: str | None) -> None:
     from ..hub.conversion import convert_backbone, convert_checkpoint, read_class_names
     from ..hub.zoo import get_checkpoint
 
@@ -138,7 +135,7 @@ def _convert(
     if network is None:
         raise ValueError("--network is needed, such as deeplabv3_resnet18, or --published with a row of `afdcd list`.")
     if backbone_only:
-        file = convert_backbone(checkpoint, network, output_dir, overwrite=overwrite)
+        file = convert_backbone(checkpoint, network, output_dir)
         print(f"{file} is ready for --pretrained_backbone")
         return
     folder = convert_checkpoint(
@@ -148,7 +145,6 @@ def _convert(
         dataset=dataset or (row.dataset if row else None),
         classes=read_class_names(classes) if classes else None,
         published=published,
-        overwrite=overwrite,
     )
     print(f"{folder} is ready for from_pretrained; `afdcd evaluate --model {folder} ...` scores it")
 

@@ -21,7 +21,6 @@ from ..structured_files import read_json
 
 FACTS_NAME = "card_facts.json"
 _FORMAT = 1
-_NO_LONGER_KNOWN = ("energy_joules",)  # of `training`; files of older versions have it
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
 # Types with a rule: what a value has to fulfil, and that in words.
@@ -275,6 +274,4 @@ def read_facts(folder: str | Path) -> CardFacts:
     content: dict[str, Any] = read_json(path, "the facts of a model card")
     if content.pop("format", None) != _FORMAT:
         raise ValueError(f"{path} is not a file of facts of format {_FORMAT}; another version or program wrote it.")
-    if isinstance(training := content.get("training"), dict):
-        content["training"] = {name: value for name, value in training.items() if name not in _NO_LONGER_KNOWN}
     return restored(content, CardFacts, str(path))

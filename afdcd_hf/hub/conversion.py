@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
-from ..atomic_io import written_whole
+from ..atomic_io import folder_written_whole, written_whole
 from ..data.benchmarks import BENCHMARKS, get_benchmark
-from ..messages import close_names
+from ..messages import chosen
 from ..models.image_processing_afdcd import RELEASED_INPUT, AfDcdImageProcessor
 from ..models.loading import load_model
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
@@ -46,7 +44,6 @@ def convert_checkpoint(
     dataset: str | None = None,
     classes: Sequence[str] | None = None,
     published: str | None = None,
-    overwrite: bool = False,
 ) -> Path:
     """Turn a released checkpoint into a folder with config, safetensors, image processor and model card.
 
@@ -57,24 +54,23 @@ def convert_checkpoint(
     Args:
         checkpoint: `.pth` or `.safetensors`, in the forms that `read_tensors` knows.
         network: kind of network, a key of `RELEASED_NETWORKS`, such as "deeplabv3_resnet18".
-        output: folder to make, which is returned.
+        output: folder to make, which is returned; it may exist if it is empty.
         dataset: benchmark it was trained on, which gives the classes their names.
         classes: class names by id, instead of a benchmark. With neither, classes are called LABEL_0, LABEL_1, ...
         published: row of `zoo.CHECKPOINTS` that the file is, for the card: reported score, source, teacher.
-        overwrite: replace the files of an earlier conversion. A README that somebody wrote stays in any case.
 
     Raises:
         ValueError: unknown names; a file that cannot be read as data; unknown, missing, misshapen, wrongly typed or
             non-finite tensors; another number of classes than given.
         FileNotFoundError: there is no such checkpoint.
-        FileExistsError: the folder has files already.
+        FileExistsError: the folder has files already, or is a file.
     """
     row = get_checkpoint(published) if published else None
     if row is not None and (network, dataset) != (row.network, row.dataset):
         raise ValueError(f"{published} is a {row.network} for {row.dataset}, not a {network} for {dataset}.")
     checkpoint, output = Path(checkpoint), Path(output)
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not overwrite):
-        raise FileExistsError(f"{output} has files already; give another folder, or --overwrite to replace them.")
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise FileExistsError(f"{output} is not an empty folder; give another --output_dir.")
     get_released_network(network)
     if dataset is not None and classes is not None:
         raise ValueError("Give a dataset or class names, not both: the dataset has names of its own.")
@@ -98,24 +94,19 @@ def convert_checkpoint(
     else:
         data = dataset_facts(dataset) if dataset else None
         facts = CardFacts(output.absolute().name, **network_facts(model), dataset=data, notes=[origin])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".converting-") as part:
+    with folder_written_whole(output) as part:
         model.save_pretrained(part)
         AfDcdImageProcessor(**RELEASED_INPUT, align_corners=model.config.align_corners).save_pretrained(part)
         written, meant = load_model(part).state_dict(), model.state_dict()  # as users will read it
         if written.keys() != meant.keys() or not all(torch.equal(written[name], meant[name]) for name in meant):
-            raise ValueError(f"{part} reads back differently; is the disk in order?")
+            raise ValueError(f"{output} reads back differently; is the disk in order?")
         write_facts(part, facts)
-        output.mkdir(exist_ok=True)
-        # The weights last: without them no folder loads, old or new, halfway.
-        for file in sorted(Path(part).iterdir(), key=lambda file: file.suffix == ".safetensors"):
-            os.replace(file, output / file.name)
-    write_card(output, facts)
+        write_card(part, facts)
     logger.info("%d tensors of %s are in %s", len(tensors), checkpoint, output)
     return output
 
 
-def convert_backbone(checkpoint: str | Path, network: str, output: str | Path, *, overwrite: bool = False) -> Path:
+def convert_backbone(checkpoint: str | Path, network: str, output: str | Path) -> Path:
     """Turn ImageNet weights of a released backbone into a `.safetensors` file under timm's names.
 
     Args and errors are as of `convert_checkpoint`, but for these:
@@ -124,19 +115,16 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path, *
         network: "resnet18", "resnet50", "resnet101" or "mobilenetv2".
         output: `.safetensors` file to write: what recipes call `pretrained_backbone`. Returned.
     """
-    output, close = Path(output), close_names(network.lower(), _BACKBONES)
-    if network not in _BACKBONES:
-        raise ValueError(f"Unknown backbone {network!r}.{close} Known: {', '.join(_BACKBONES)}.")
+    output, kind = Path(output), chosen(_BACKBONES, network, "backbone")
     if output.suffix != ".safetensors" or output.is_dir():
         raise ValueError(f"A backbone becomes one file: give --output_dir something.safetensors, not {str(output)!r}.")
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists; give another name, or --overwrite to replace it.")
+    if output.exists():
+        raise FileExistsError(f"{output} exists; give another --output_dir.")
     tensors = read_tensors(checkpoint)
     prefix = next((one for one in _PREFIXES if all(name.startswith(one) for name in tensors)), "")
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     classifier = ("features.18.", "classifier.") if network == "mobilenetv2" else ("fc.",)
     weight = tensors.get("classifier.1.weight" if network == "mobilenetv2" else "fc.weight")
-    kind = _BACKBONES[network]
     with torch.device("meta"):
         num_classes = 1000 if weight is None or weight.ndim != 2 else len(weight)
         ours = timm.create_model(kind.backbone, num_classes=num_classes, **kind.backbone_kwargs).state_dict()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..messages import close_names
+from ..messages import chosen
 from ..models.configuration_afdcd import AfDcdConfig
 
 
@@ -50,10 +50,7 @@ RELEASED_NETWORKS: dict[str, ReleasedNetwork] = {
 
 def get_released_network(name: str) -> ReleasedNetwork:
     """The kind of released network with this name; a ValueError lists the known ones if there is none."""
-    if name not in RELEASED_NETWORKS:
-        known = f"Known: {', '.join(RELEASED_NETWORKS)}."
-        raise ValueError(f"Unknown released network {name!r}.{close_names(name.lower(), RELEASED_NETWORKS)} {known}")
-    return RELEASED_NETWORKS[name]
+    return chosen(RELEASED_NETWORKS, name, "released network")
 
 
 # Modules of our models -> modules of the released ones; the first pattern that fits a whole name decides.

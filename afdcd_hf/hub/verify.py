@@ -24,11 +24,11 @@ from ..data.statistics import fingerprint, is_generated
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
 from ..models.loading import load_model, load_processor
-from ..structured_files import json_values, read_json
+from ..structured_files import json_values
 from .card_facts import FACTS_NAME, HUB_ID, read_facts
 from .folder_facts import RESULTS_NAME, measured_results, public_name, read_results
 from .model_card import CARD_NAME
-from .push import VERIFIED_NAME, plain_hub_errors
+from .push import plain_hub_errors
 from .weight_files import check_weights
 
 TOLERANCE = 0.0005
@@ -114,7 +114,6 @@ def verify(
     choice = {option: known[option] for option in _DATA_OPTIONS if known.get(option) is not None}
     images = load_split(name, known["split"], data_dir, list_file=list_file, **choice)
     weights = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in check_weights(folder)}
-    claim = replace(claim, doubts=(*claim.doubts, *_doubts_of_statement(folder, weights, claim.mean_iou)))
     network = load_model(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if name in BENCHMARKS:
         check_classes(network, BENCHMARKS[name].classes, name)
@@ -230,21 +229,3 @@ def _remarks(claim: Claim, name: str, images: Dataset, protocol: Mapping[str, An
         now = protocol.get(key, value)
         if key not in _IRRELEVANT and value != (list(now) if isinstance(now, tuple) else now):
             yield f"the card says {key} {value}, here it is {now}"
-
-
-def _doubts_of_statement(folder: Path, weights: Mapping[str, str], claimed: float) -> Iterator[str]:
-    """Where a `verified.json` in the folder is of other weights (SHA-256 by file) or another score, a fraction."""
-    path = folder / VERIFIED_NAME
-    if not path.is_file():
-        return
-    known: dict[str, Any] = read_json(path, "what `afdcd verify --output` wrote")
-    try:
-        theirs, points, tolerance = known["weights"], known["mean_iou"], float(known["tolerance"])
-        differs = points is None or abs(float(points) - claimed) > tolerance
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not what `afdcd verify --output` writes ({error!r}); remove it.") from error
-    if theirs != weights:
-        yield f"{VERIFIED_NAME} is of other weights than these (SHA-256): remove it"
-    if differs:
-        measured = "no score" if points is None else f"{100 * points:.2f} %"
-        yield f"{VERIFIED_NAME} measured {measured}, where {100 * claimed:.2f} % are claimed"

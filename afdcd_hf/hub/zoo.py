@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.benchmarks import get_benchmark
-from ..messages import close_names
+from ..messages import chosen
 from ..structured_files import parse_yaml
 
 
@@ -35,7 +35,6 @@ class CheckpointRow:
         "not established: the terms of the released files were not checked here; ask their authors before "
         "redistributing"
     )
-    paper: str = "2312.04168"
 
     @property
     def name(self) -> str:
@@ -59,10 +58,7 @@ CHECKPOINTS: dict[str, CheckpointRow] = {row["repo_id"]: CheckpointRow(**row) fo
 
 def get_checkpoint(repo_id: str) -> CheckpointRow:
     """The row of a published checkpoint; a ValueError lists the known ones if there is none of that name."""
-    if repo_id not in CHECKPOINTS:
-        known = f"Known: {', '.join(CHECKPOINTS)}."
-        raise ValueError(f"No published checkpoint {repo_id!r}.{close_names(repo_id, CHECKPOINTS)} {known}")
-    return CHECKPOINTS[repo_id]
+    return chosen(CHECKPOINTS, repo_id, "published checkpoint")
 
 
 def select(dataset: str | None = None) -> list[CheckpointRow]:

@@ -106,7 +106,7 @@ def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
         (tmp_path / "pairs" / folder / "train").mkdir(parents=True)
     saved, mine, stream = str(tmp_path / "saved"), ("mine", "train"), {"streaming": True}
     for load, arguments, options, message in (
-        (load_benchmark, ("camvit",), {}, "'camvit'; known are ade20k, .* Close: camvid"),
+        (load_benchmark, ("camvit",), {}, "Unknown benchmark 'camvit'. Close: camvid. Known: ade20k,"),
         (load_benchmark, ("camvid", "trainval", tmp_path), {}, "has no split 'trainval'; it has train, val, test"),
         (load_benchmark, ("camvid", "train", tmp_path), {"size": (9, 9)}, "from files: leave out size, num_images"),
         (load_benchmark, ("camvid", "train"), {}, "give data_dir, a folder with train/ and trainannot/"),

@@ -17,7 +17,6 @@ from command_line import answer, saved_model
 from huggingface_hub import ModelCard
 from miniatures import camvid_folder
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor
 
 from afdcd_hf.cli import main
@@ -162,7 +161,7 @@ def test_what_cannot_be_checked_gives_status_2_and_says_why(published, capsys, o
     assert message in answer(capsys, "verify", *(places.get(word, word) for word in options.split()))
 
 
-def test_a_statement_is_held_against_weights_and_claim_again(published, model, capsys):
+def test_a_statement_has_score_protocol_and_checksums_without_local_paths_and_is_pushed(published, model, capsys):
     path, weights = model / "verified.json", model / "model.safetensors"
     options = [str(word) for word in ("--data-dir", published / "data", "--device", "cpu")]
     assert status("verify", model, *options, "--output", path) == 0
@@ -171,18 +170,7 @@ def test_a_statement_is_held_against_weights_and_claim_again(published, model, c
     assert known["weights"] == {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
     assert (known["protocol"]["dataset"], known["protocol"]["flip"]) == ("camvid", True) and str(published) not in text
     assert "exists; give another" in answer(capsys, "verify", str(model), *options, "--output", str(path))
-    assert status("verify", model, *options) == 0
     assert path.name in [file.name for file in plan_push(model, "me/small").files]
-    path.write_text(json.dumps({**known, "mean_iou": known["mean_iou"] + 0.01}))
-    assert "verified.json measured" in verify(model, published / "data", device="cpu").remarks[0]
-    path.write_text(text)
-    tensors = load_file(weights)
-    name = next(name for name in tensors if name.endswith("weight"))
-    save_file({**tensors, name: tensors[name] * (1 + 1e-6)}, weights, {"format": "pt"})
-    assert status("verify", model, *options) == 1
-    assert "verified.json is of other weights" in capsys.readouterr().out
-    path.write_text("{}")
-    assert "is not what `afdcd verify --output` writes" in answer(capsys, "verify", str(model), *options)
 
 
 def test_a_fingerprint_depends_on_names_sizes_and_order_but_not_on_the_place(tmp_path):

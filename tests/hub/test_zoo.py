@@ -204,7 +204,7 @@ def test_the_whole_zoo_is_published(tmp_path, released):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"checkpoints": {"afdcd/nothing": "a.pth"}}, "No published checkpoint 'afdcd/nothing'"),
+        ({"checkpoints": {"afdcd/nothing": "a.pth"}}, "Unknown published checkpoint 'afdcd/nothing'"),
         ({"tags": "v1.0"}, "which this version does not know; known: checkpoints"),
         ({"private": "yes"}, "private is 'yes'"),
     ],

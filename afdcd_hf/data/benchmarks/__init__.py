@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...messages import close_names
+from ...messages import chosen
 from .finding import SplitFiles, find_files
 from .row import Benchmark, Layout, Submission, read_benchmark
 
@@ -19,8 +19,5 @@ __all__ = ["BENCHMARKS", "Benchmark", "Layout", "SplitFiles", "Submission", "fin
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The row of a benchmark; ValueError if there is none of that name."""
-    if name not in BENCHMARKS:
-        known = ", ".join(BENCHMARKS)
-        raise ValueError(f"Unknown benchmark {name!r}; known are {known}.{close_names(name.lower(), BENCHMARKS)}")
-    return BENCHMARKS[name]
+    """The row of a benchmark; a ValueError lists the known ones if there is none of that name."""
+    return chosen(BENCHMARKS, name, "benchmark")
