@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,14 @@ from ..cost.machine import machine_name
 from ..data.loading import load_split
 from ..data.statistics import is_generated
 from ..folder_lock import held_alone
-from ..hub.card_facts import HUB_ID
+from ..hub.card_facts import FACTS_NAME, HUB_ID
 from ..structured_files import parse_yaml, read_yaml
 from ..training.options import DataArguments
 from .plan import ALONE, Plan
-from .runs import RESULT_NAME, RUN_FOLDER, Run, RunResult, all_runs, collect, read_result, run_arguments, run_settings
+from .runs import RECIPE_NAME, RUN_FOLDER, Run, RunResult, all_runs, read_result, run_arguments, run_place, run_settings
 from .table import write_report
 
-RECIPE_NAME, LOG_NAME = "recipe.yaml", "log.txt"
+LOG_NAME = "log.txt"
 # Time that a stopped training has for finishing its step and saving before it is killed.
 _GRACE_SECONDS = 120.0
 # May differ between merged folders: the seed, where files lie, what a run is computed with, a measured limit.
@@ -109,7 +109,7 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
         check_plan(plan, output)
         find_data(plan)
         runs, failed = all_runs(plan), dict[str, str]()
-        found = {run.place: read_result(output / run.place) for run in runs}
+        found = {run.place: read_result(run, output / run.place) for run in runs}
         results = {place: result for place, result in found.items() if result is not None}
 
         def report(charts: bool) -> list[RunResult]:
@@ -123,6 +123,8 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
             resume = _resumable(folder / RUN_FOLDER, folder / RECIPE_NAME, _yaml(settings))
             if run.place in results:
                 before, now = results[run.place].machine, machine_name()
+                if plan.processes > 1:  # torchrun sets the threads of each
+                    before, now = (re.sub(r", \d+ threads?$", "", name) for name in (before, now))
                 if run.budget and run.budget.is_time and before != now:
                     what = f"{folder} was trained on {before}, and this is {now}"
                     raise ValueError(f"{what}: seconds of two machines cannot be compared; continue there.")
@@ -159,10 +161,9 @@ def _train(
     words = ["distill" if "loss" in settings else "train", "--config", str(recipe)]
     command = [sys.executable, "-m", *launcher, "afdcd_hf.cli", *words]
     command += ["--resume_from_checkpoint", "last"] if resume else []
-    start = time.perf_counter()
     if run_logged(command, folder / LOG_NAME, [] if lock is None else [lock]) != 0:
         return None
-    result = collect(run, settings, folder, time.perf_counter() - start)
+    result = read_result(run, folder)
     for checkpoint in target.glob("checkpoint-*"):  # of our own run, which needs them no more
         shutil.rmtree(checkpoint)
     return result
@@ -209,8 +210,7 @@ def _resumable(run: Path, recipe: Path, text: str) -> bool:
 
     What stopped before its first checkpoint is set aside; anything else in the folder is a ValueError.
     """
-    finished = (run.parent / RESULT_NAME).is_file()
-    if not finished and (not run.is_dir() or not any(run.iterdir())):
+    if not run.is_dir() or not any(run.iterdir()):
         return False
     if not recipe.is_file():
         raise ValueError(f"{run} holds files that no comparison has written. Move them, or give another --output_dir.")
@@ -220,7 +220,7 @@ def _resumable(run: Path, recipe: Path, text: str) -> bool:
     if before != now:
         what = f"{run.parent} holds a training with other settings: {_difference(before, now)}"
         raise ValueError(f"{what}. Give another --output_dir, or move or delete that folder to train it again.")
-    if finished or any(run.glob("checkpoint-*")):
+    if (run / FACTS_NAME).is_file() or any(run.glob("checkpoint-*")):
         return True
     aside = next(path for n in range(1, 10**6) if not (path := run.with_name(f"{run.name}-stopped-{n}")).exists())
     run.rename(aside)
@@ -238,12 +238,16 @@ def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | P
     A budget has a table and charts for each machine, since their seconds cannot be compared. A training that two of
     the folders hold counts once; one without results, with another setting or another result is a ValueError.
     """
-    rows = {(budget.name, method.name) for budget in plan.budgets for method in plan.methods}
+    rows = [
+        Run("run", run_place(budget, method.name, "*"), method, budget)
+        for budget in plan.budgets
+        for method in plan.methods
+    ]
     merged: dict[tuple, RunResult] = {}
     known: dict[tuple, dict[str, Any]] = {}
     for folder in map(Path, folders):
-        found = [read_result(path.parent) for path in sorted(folder.glob(f"*/*/*/{RESULT_NAME}"))]
-        ours = [one for one in found if one and (one.budget, one.method) in rows]
+        found = [read_result(run, place) for run in rows for place in sorted(folder.glob(run.place))]
+        ours = [one for one in found if one is not None]
         if not ours:
             raise ValueError(f"{folder} holds no finished run of this plan; --merge takes folders of afdcd compare.")
         for result in ours:

@@ -1,24 +1,23 @@
-"""The trainings of a comparison: which there are, their recipes, and what is kept of a finished one."""
+"""The trainings of a comparison: which there are, their recipes, and what the folder of a finished one tells."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from datetime import date
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ..charts.runs import load_history
-from ..cost.machine import library_versions, machine_name
-from ..hub.card_facts import read_facts
-from ..structured_files import read_json, write_json
+from ..hub.card_facts import FACTS_NAME, read_facts
+from ..structured_files import read_yaml
 from ..training.arguments import parse_arguments, training_part, with_options_of
 from .plan import ALONE, Budget, Method, Plan, folder_name
 
-RESULT_NAME, RUN_FOLDER = "result.json", "run"
+# In the folder of a training: its settings, and what it writes itself.
+RECIPE_NAME, RUN_FOLDER = "recipe.yaml", "run"
 # Half precision is refused on some CPUs, and a check must not occupy a GPU.
 _CHECKED_ON_CPU = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None, "torch_compile": False}
 
@@ -53,11 +52,12 @@ def all_runs(plan: Plan) -> list[Run]:
     for seed in plan.seeds:
         for budget in plan.budgets:
             for method in sorted(plan.methods, key=lambda one: one.name != budget.as_long_as):
-                runs.append(Run("run", _run_place(budget, method.name, seed), method, budget, seed))
+                runs.append(Run("run", run_place(budget, method.name, seed), method, budget, seed))
     return runs
 
 
-def _run_place(budget: Budget, method: str, seed: int | None) -> str:
+def run_place(budget: Budget, method: str, seed: int | str | None) -> str:
+    """The folder of a run; with the seed "*", a pattern of all that there may be."""
     return f"{budget.name}/{folder_name(method)}/seed-{seed}"
 
 
@@ -88,7 +88,7 @@ def run_settings(plan: Plan, run: Run, output: Path, results: Mapping[str, RunRe
     settings |= {"eval_strategy": "steps", "eval_steps": every, "save_strategy": "steps", "save_steps": every}
     settings["logging_steps"] = min(settings.get("logging_steps", every), every)  # log lines date an evaluation
     reference = run.budget.as_long_as or run.method.name
-    place, limit = _run_place(run.budget, reference, run.seed), run.budget.seconds
+    place, limit = run_place(run.budget, reference, run.seed), run.budget.seconds
     if reference != run.method.name and place in results:
         limit = round(results[place].seconds, 2)
     return settings if limit is None else {**settings, "max_seconds": limit}
@@ -120,64 +120,52 @@ class RunResult:
     method: str
     seed: int | None
     budget: str | None  # by name; None except for a "run"
-    fingerprint: str  # its settings, as JSON with sorted keys
+    fingerprint: str  # its settings but for its folder, as JSON with sorted keys
     mean_iou: float  # fraction 0-1, of the saved model on the whole evaluation split
     per_category_iou: Mapping[str, float | None]  # None for a class in neither truth nor prediction
     iterations: int
     seconds: float  # wall-clock time of these, without evaluations and saving
-    wall_seconds: float  # from start to end of its process
     images_per_second: float | None  # training images per second of `seconds`
     peak_memory_mb: float | None  # highest on any device, in MiB
     curve: list[tuple[float, float]]  # `(seconds of training steps, mIoU as a fraction)` of each evaluation
     machine: str
     date: str
-    versions: Mapping[str, str]
 
     @property
     def seconds_per_iteration(self) -> float:
         return self.seconds / self.iterations
 
 
-def collect(run: Run, settings: Mapping[str, Any], folder: Path, wall_seconds: float) -> RunResult:
-    """Read what a finished training has left in `folder/run`, and write it down as `folder/result.json`."""
+def read_result(run: Run, folder: Path) -> RunResult | None:
+    """What a training has left in `folder`; None where it has not finished; ValueError where a file is damaged."""
     output = folder / RUN_FOLDER
-    training = read_facts(output).training
-    if training is None or not training.iterations or training.seconds_in_steps is None:
-        raise ValueError(f"{output} does not say how many steps its training had, and how long they took.")
-    scores: dict[str, Any] = read_json(output / "results.json", "the scores of a run")
-    seconds, last = training.seconds_in_steps, (training.seconds_in_steps, scores["mean_iou"])
-    result = RunResult(
+    if not (output / FACTS_NAME).is_file() or not (folder / RECIPE_NAME).is_file():
+        return None
+    try:
+        facts, settings, history = read_facts(output), read_yaml(folder / RECIPE_NAME), load_history(output)
+        training, measured = facts.training, facts.measured
+        if measured is None or not training.iterations or training.seconds_in_steps is None:
+            raise ValueError("no scores, or no number of steps and seconds")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{output} cannot be read ({error}); delete {folder} to train that one again.") from error
+    settings.pop("output_dir", None)
+    seconds = training.seconds_in_steps
+    return RunResult(
         kind=run.kind,
         method=run.method.name,
         seed=training.seed,
         budget=run.budget.name if run.budget else None,
-        fingerprint=json.dumps(settings, sort_keys=True, default=str),
-        mean_iou=scores["mean_iou"],
-        per_category_iou=scores["per_category_iou"],
+        fingerprint=json.dumps(settings, sort_keys=True),
+        mean_iou=measured.mean_iou,
+        per_category_iou=measured.per_category_iou,
         iterations=training.iterations,
         seconds=seconds,
-        wall_seconds=wall_seconds,
         images_per_second=training.images_per_second,
         peak_memory_mb=training.peak_memory_mb,
-        curve=[*_curve(load_history(output), training.iterations, seconds), last],
-        machine=machine_name(),
-        date=date.today().isoformat(),
-        versions=library_versions(),
+        curve=[*_curve(history, training.iterations, seconds), (seconds, measured.mean_iou)],
+        machine=str(training.hardware),
+        date=str(measured.date),
     )
-    write_json(folder / RESULT_NAME, asdict(result))
-    return result
-
-
-def read_result(folder: Path) -> RunResult | None:
-    """What `collect` wrote; None where the training has not finished; ValueError where the file is damaged."""
-    path = folder / RESULT_NAME
-    if not path.is_file():
-        return None
-    try:
-        raw: dict[str, Any] = read_json(path, "the result of a run")
-        return RunResult(**{**raw, "curve": [tuple(point) for point in raw["curve"]]})
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete {folder} to train that one again.") from error
 
 
 def _curve(history: list[dict[str, Any]], iterations: int, seconds: float) -> list[tuple[float, float]]:

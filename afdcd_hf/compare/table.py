@@ -15,7 +15,7 @@ from .runs import RunResult
 
 CSV_NAME, TABLE_NAME = "results.csv", "results.md"
 _CSV_COLUMNS = (
-    "kind", "budget", "method", "seed", "mean_iou", "iterations", "seconds", "seconds_per_iteration", "wall_seconds",
+    "kind", "budget", "method", "seed", "mean_iou", "iterations", "seconds", "seconds_per_iteration",
     "images_per_second", "peak_memory_mb", "machine", "date",
 )  # fmt: skip
 _HEADER = (

@@ -22,9 +22,10 @@ from afdcd_hf.cli import main
 from afdcd_hf.compare import comparison, table
 from afdcd_hf.compare.comparison import ComparisonStopped, last_lines, merge_comparisons, run_comparison, run_logged
 from afdcd_hf.compare.plan import load_plan
-from afdcd_hf.compare.runs import read_result
+from afdcd_hf.compare.runs import all_runs, read_result
+from afdcd_hf.cost.machine import machine_name
 from afdcd_hf.data.benchmarks import BENCHMARKS
-from afdcd_hf.hub.card_facts import CardFacts, TrainingFacts, write_facts
+from afdcd_hf.hub.card_facts import CardFacts, DatasetFacts, MeasuredResults, TrainingFacts, write_facts
 
 PLAN = {
     "recipe": "quickstart",
@@ -43,6 +44,7 @@ class StandIns:
 
     def __init__(self):
         self.trained, self.resumed, self.fail, self.stop = [], [], None, None
+        self.machine = machine_name()
 
     def __call__(self, command, log, keep_open):
         recipe = yaml.safe_load(Path(command[command.index("--config") + 1]).read_text())
@@ -67,12 +69,12 @@ class StandIns:
         (run / "trainer_state.json").write_text(
             json.dumps({"log_history": [*lines, {"step": steps // 2, "eval_mean_iou": iou / 2}]})
         )
-        (run / "results.json").write_text(json.dumps({"mean_iou": iou, "per_category_iou": {"sky": iou, "car": None}}))
-        facts = TrainingFacts(
+        scores = MeasuredResults(iou, per_category_iou={"sky": iou, "car": None}, date="2026-11-29")
+        training = TrainingFacts(
             seed=recipe.get("seed"), iterations=steps, seconds_in_steps=each * steps,
-            images_per_second=8 / each, peak_memory_mb=1000.0,
+            images_per_second=8 / each, peak_memory_mb=1000.0, hardware=self.machine,
         )  # fmt: skip
-        write_facts(run, CardFacts(model_name="m", architecture="a", training=facts))
+        write_facts(run, CardFacts("m", "a", dataset=DatasetFacts("scenes"), measured=scores, training=training))
         (run / "checkpoint-7").mkdir(exist_ok=True)
 
 
@@ -129,10 +131,9 @@ def test_everything_is_trained_once_and_in_order_with_the_best_candidate(done):
 
 
 def test_the_time_of_a_method_can_be_the_budget_of_all(plan, stand_ins, tmp_path):
-    run_comparison(plan(budgets={"iterations": 50, "as_long_as": "kd"}, seeds=[1]), tmp_path / "out")
-    folders = [tmp_path / f"out/time-of-kd-50/{method}/seed-1" for method in ("alone", "kd")]
-    assert [read_result(folder).iterations for folder in folders] == [100, 50]
-    alone, kd = map(recipe_of, folders)
+    outcome = run_comparison(plan(budgets={"iterations": 50, "as_long_as": "kd"}, seeds=[1]), tmp_path / "out")
+    assert {one.method: one.iterations for one in outcome.results if one.kind == "run"} == {"alone": 100, "kd": 50}
+    alone, kd = (recipe_of(tmp_path / f"out/time-of-kd-50/{method}/seed-1") for method in ("alone", "kd"))
     assert alone.pop("max_seconds") == pytest.approx(10) and "max_seconds" not in kd
     assert alone["max_steps"] == kd["max_steps"] == 50
 
@@ -203,12 +204,14 @@ def test_a_finished_training_is_not_repeated_and_never_mixed_with_other_settings
     assert "'=mine" in (again / "results.csv").read_text()  # no spreadsheet computes it
     with pytest.raises(ValueError, match=r"tuning/kd/1 .* other settings: learning_rate=0.004 instead of 0.1"):
         run_comparison(plan(learning_rate=0.1), again)
+    monkeypatch.setattr(comparison, "machine_name", lambda: f"{machine_name().rpartition(',')[0]}, 99 threads")
+    run_comparison(plan(processes=2), again)
     monkeypatch.setattr(comparison, "machine_name", lambda: "another")
     run_comparison(plan(budgets={"iterations": 40}), again)
     with pytest.raises(ValueError, match="seconds of two machines cannot be compared"):
         run_comparison(plan(), again)
-    (again / "iterations-40/kd/seed-1/result.json").write_text("{")
-    with pytest.raises(ValueError, match="seed-1/result.json cannot be read"):
+    (again / "iterations-40/kd/seed-1/run/card_facts.json").write_text("{")
+    with pytest.raises(ValueError, match="seed-1/run cannot be read .*; delete .*seed-1 to train that one again"):
         run_comparison(plan(), again)
 
 
@@ -227,14 +230,15 @@ def test_csv_and_table_give_every_training_mean_deviation_and_the_gain_seed_by_s
     assert sorted(path.name for path in done.out.glob("*.png")) == [
         f"{kind}_{budget}.png" for kind in ("mean_iou", "over_time") for budget in ("iterations-40", "seconds-6")
     ]
-    (second, score), (last_second, last) = read_result(done.out / "iterations-40/kd/seed-0").curve
+    result = next(one for one in done.outcome.results if (one.budget, one.method) == ("iterations-40", "kd"))
+    (second, score), (last_second, last) = result.curve
     assert (second, last_second, score) == pytest.approx((4.0, 8.0, last / 2))
 
 
-def test_folders_of_several_machines_make_one_report(plan, stand_ins, tmp_path, monkeypatch):
+def test_folders_of_several_machines_make_one_report(plan, stand_ins, tmp_path):
     small = {"budgets": {"iterations": 40}, "evaluations": 1}
     run_comparison(plan(**small, seeds=[0]), tmp_path / "a")
-    monkeypatch.setattr("afdcd_hf.compare.runs.machine_name", lambda: "GPU")
+    stand_ins.machine = "GPU"
     run_comparison(plan(**small, seeds=[0, 7], bf16=True), tmp_path / "b")
     asked = plan(**small)
     merged = merge_comparisons(asked, [tmp_path / "a", tmp_path / "b", tmp_path / "a"], tmp_path / "both")
@@ -300,7 +304,7 @@ def test_a_comparison_of_real_trainings_fills_the_table(tmp_path, monkeypatch, c
     assert main([*options, "--seeds", "3", "--learning_rate", "0.001"]) == 0
     printed = capsys.readouterr().out
     assert "| kd+cwd | " in printed and "1 of 1 runs are finished" in printed
-    result = read_result(tmp_path / "out/iterations-4/kd+cwd/seed-3")
+    result = read_result(all_runs(load_plan(tmp_path / "tiny.yaml"))[-1], tmp_path / "out/iterations-4/kd+cwd/seed-3")
     assert result.iterations == 4 and result.seconds > 0 and len(result.curve) == 2 and result.seed == 3
     assert 0 < result.curve[0][0] < result.curve[1][0] == pytest.approx(result.seconds)
     assert json.loads(result.fingerprint)["learning_rate"] == 0.001
