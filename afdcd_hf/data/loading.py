@@ -28,9 +28,7 @@ def load_benchmark(
     data_dir: str | Path | None = None,
     *,
     list_file: str | Path | None = None,
-    size: tuple[int, int] | None = None,
-    num_images: int | None = None,
-    seed: int | None = None,
+    max_samples: int | None = None,
 ) -> Dataset:
     """One split of a benchmark.
 
@@ -45,14 +43,13 @@ def load_benchmark(
         split: One of the benchmark's splits.
         data_dir: Folder with the benchmark's files; not for `scenes`, which is generated.
         list_file: Text file with the images to take (and perhaps their labels), instead of all of the split.
-        size: `scenes` only: height and width, by default (96, 192).
-        num_images: `scenes` only: by default the number of the table.
-        seed: `scenes` only: by default 0. Splits and seeds never share a scene.
+        max_samples: Keep only the first so many.
 
     Raises:
         ValueError: If the name or the split is unknown, or an option is missing, not wanted or out of range.
         FileNotFoundError: If folders or files are missing, or an image or a label has no counterpart.
     """
+    _check_number(max_samples)
     benchmark = get_benchmark(name)
     published = benchmark.split_sizes.get(split)
     if published is None:
@@ -60,15 +57,20 @@ def load_benchmark(
     if benchmark.files is None:
         if data_dir is not None or list_file is not None:
             raise ValueError(f"{name} is generated and reads no files: leave out data_dir and list_file.")
-        count = published if num_images is None else num_images
-        return _scene_rows(split, list(benchmark.split_sizes), count, size or (96, 192), seed or 0)
-    if (size, num_images, seed) != (None, None, None):
-        raise ValueError(f"{name} is read from files: leave out size, num_images and seed.")
+        names = [f"scenes/{split}/{index:06d}" for index in range(published)][:max_samples]
+        # Every split owns a range of 2^32 scene seeds, so that validation scenes can't have been trained on.
+        images, labels = zip(*_draw_scenes(list(benchmark.split_sizes).index(split) << 32, len(names)), strict=True)
+        return _rows(images, labels, names, {})
     root = _existing(benchmark, data_dir)
     files = find_files(benchmark, root, split, list_file)
     if len(files.images) != published and list_file is None:
         logger.warning("%s %s has %d images, published are %d: %s", name, split, len(files.images), published, root)
-    return file_rows(root, files)
+    return file_rows(root, files, slice(max_samples))
+
+
+def _check_number(max_samples: int | None) -> None:
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"A number of samples must be 1 or more, got {max_samples}.")
 
 
 def _existing(benchmark: Benchmark, data_dir: str | Path | None) -> Path:
@@ -80,21 +82,13 @@ def _existing(benchmark: Benchmark, data_dir: str | Path | None) -> Path:
     return root
 
 
-def _scene_rows(split: str, splits: list[str], num_images: int, size: tuple[int, int], seed: int) -> Dataset:
-    if not 1 <= num_images < 2**32 or seed < 0:
-        raise ValueError(f"num_images={num_images}, seed={seed}: at least one image and a seed >= 0 are needed.")
-    # Every (seed, split) owns a range of 2^32 scene seeds, so that validation scenes can't have been trained on.
-    block = seed * len(splits) + splits.index(split)
-    images, labels = zip(*_draw_scenes(block << 32, num_images, tuple(size)), strict=True)
-    return _rows(images, labels, [f"scenes/{split}/{index:06d}" for index in range(num_images)], {})
-
-
 @lru_cache(maxsize=4)  # one process often loads the same split again
-def _draw_scenes(first_seed: int, count: int, size: tuple[int, int]) -> list[tuple[Any, ...]]:
+def _draw_scenes(first_seed: int, count: int) -> list[tuple[Any, ...]]:
     def stored(pixels: np.ndarray, kind: str) -> dict[str, Any]:  # packing a PNG takes as long as drawing a scene
-        return {"bytes": f"{kind}\n{size[1]} {size[0]}\n255\n".encode() + pixels.tobytes(), "path": None}
+        height, width = pixels.shape[:2]
+        return {"bytes": f"{kind}\n{width} {height}\n255\n".encode() + pixels.tobytes(), "path": None}
 
-    scenes = (generate_scene(first_seed + index, size) for index in range(count))
+    scenes = (generate_scene(first_seed + index) for index in range(count))
     return [(stored(image, "P6"), stored(label, "P5")) for image, label in scenes]
 
 
@@ -155,25 +149,31 @@ def load_split(
         ValueError: If the dataset, its split or a column cannot be found or read, or an option is not for this dataset.
         FileNotFoundError: If files of the benchmark are missing, or an image or a label has no counterpart.
     """
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"A number of samples must be 1 or more, got {max_samples}.")
-    options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "label_map": label_map}
-    options |= {"labels_as": labels_as, "config": config, "revision": revision, "streaming": streaming or None}
-    given = {option: value for option, value in options.items() if value is not None}
     if name in BENCHMARKS:
-        if given:
-            raise ValueError(f"{', '.join(sorted(given))} cannot be given for the benchmark {name}, which knows it.")
-        dataset = load_benchmark(name, split, data_dir, list_file=list_file)
-        dataset = dataset if labelled else dataset.select_columns(["image", "name"])
-    else:
-        from .other_datasets import load_other
+        options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "label_map": label_map}
+        options |= {"labels_as": labels_as, "config": config, "revision": revision, "streaming": streaming or None}
+        if given := sorted(option for option, value in options.items() if value is not None):
+            raise ValueError(f"{', '.join(given)} cannot be given for the benchmark {name}, which knows it.")
+        rows = load_benchmark(name, split, data_dir, list_file=list_file, max_samples=max_samples)
+        return rows if labelled else rows.select_columns(["image", "name"])
+    _check_number(max_samples)
+    if list_file is not None:
+        raise ValueError(f"list_file={str(list_file)!r} is only for benchmarks ({', '.join(sorted(BENCHMARKS))}).")
+    if label_map is not None and labels_as is not None:
+        raise ValueError(f"labels_as={labels_as!r} brings its own map; leave out label_map.")
+    image_column, label_column = image_column or "image", label_column or "label"
+    if image_column == label_column:
+        raise ValueError(f"image_column and label_column are both {image_column!r}; they must be two columns.")
+    from .other_datasets import load_other
 
-        if list_file is not None:
-            raise ValueError(f"list_file={str(list_file)!r} is only for benchmarks ({', '.join(sorted(BENCHMARKS))}).")
-        dataset = load_other(name, split, data_dir, labelled=labelled, **given)
+    place = {"data_dir": str(data_dir) if data_dir else None, "name": config, "revision": revision}
+    given_place = {option: value for option, value in place.items() if value is not None}
+    columns = {image_column: "image"} | ({label_column: "label"} if labelled else {})
+    transform = DecodedRows.with_map(get_benchmark(labels_as).label_map if labels_as else label_map or {})
+    rows = load_other(name, split, given_place, columns, transform, streaming)
     if max_samples is None:
-        return dataset
-    return dataset.first(max_samples) if streaming else dataset.select(range(min(max_samples, len(dataset))))
+        return rows
+    return rows.first(max_samples) if streaming else rows.select(range(min(max_samples, len(rows))))
 
 
 def class_names(name: str, given: Sequence[str] | None = None, labels_as: str | None = None) -> list[str]:

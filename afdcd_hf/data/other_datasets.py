@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..messages import close_names
-from .benchmarks import BENCHMARKS, Benchmark, Layout, find_files, get_benchmark
+from .benchmarks import BENCHMARKS, Benchmark, Layout, find_files
 from .decoding import DecodedRows
 from .loading import file_rows
 from .streaming import StreamedRows
@@ -32,42 +32,32 @@ _LAYOUT = "images/<split>/ and labels/<split>/ (or masks/<split>/, or the split 
 def load_other(
     name: str,
     split: str,
-    data_dir: str | Path | None = None,
-    *,
-    image_column: str = "image",
-    label_column: str = "label",
-    label_map: Mapping[Any, Any] | None = None,
-    labels_as: str | None = None,
-    config: str | None = None,
-    revision: str | None = None,
-    labelled: bool = True,
-    streaming: bool = False,
+    options: Mapping[str, str],
+    columns: Mapping[str, str],
+    transform: DecodedRows,
+    streaming: bool,
 ) -> Dataset | StreamedRows:
-    """What `load_split` gives of a dataset that is not a benchmark."""
-    if label_map is not None and labels_as is not None:
-        raise ValueError(f"labels_as={labels_as!r} brings its own map; leave out label_map.")
-    if image_column == label_column:
-        raise ValueError(f"image_column and label_column are both {image_column!r}; they must be two columns.")
-    transform = DecodedRows.with_map(get_benchmark(labels_as).label_map if labels_as else label_map or {})
-    options: dict[str, Any] = {"data_dir": str(data_dir) if data_dir else None, "name": config, "revision": revision}
-    given = {key: value for key, value in options.items() if value is not None}
+    """What `load_split` gives of a dataset that is not a benchmark.
+
+    `options` are those of `datasets.load_dataset_builder`, `columns` the dataset's for "image" and perhaps "label".
+    """
     root = Path(name).expanduser()
     if _holds_pairs(root, split):
         stream = ["streaming"] if streaming else []  # only the paths are held, whatever the number of images
-        _refuse([*given, *stream], f"{name!r}, a folder of images and labels")
+        _refuse([*options, *stream], f"{name!r}, a folder of images and labels")
         row = Benchmark(str(root), root.name, (), (), dict.fromkeys(_SPLITS, 0), "", "", "", _LAYOUT, _PAIRS)
         rows = file_rows(root, find_files(row, root, split)).with_transform(transform)
-        return rows if labelled else rows.select_columns(["image", "name"])
-    dataset = _load(name, split, given, streaming)
+        return rows.select_columns([*columns.values(), "name"])
+    dataset = _load(name, split, options, streaming)
     if not streaming and len(dataset) == 0:
         raise ValueError(f"The split {split!r} of {name!r} is empty.")
-    standard = {image_column: "image"} | ({label_column: "label"} if labelled else {})
-    dataset = _standard_columns(dataset, name, standard)
+    dataset = _standard_columns(dataset, name, columns)
     if streaming:
         return StreamedRows(dataset, transform)
     if "name" not in dataset.column_names:
         dataset = dataset.add_column("name", _names(dataset, split))
-    return (_told_apart(dataset, name) if labelled and transform.label_map else dataset).with_transform(transform)
+    mapped = "label" in dataset.column_names and transform.label_map
+    return (_told_apart(dataset, name) if mapped else dataset).with_transform(transform)
 
 
 def _holds_pairs(root: Path, split: str) -> bool:
@@ -79,7 +69,7 @@ def _holds_pairs(root: Path, split: str) -> bool:
     return not described and all(any(path.is_dir() for path in paths) for paths in parts)
 
 
-def _load(name: str, split: str, options: dict[str, Any], streaming: bool) -> Any:
+def _load(name: str, split: str, options: Mapping[str, str], streaming: bool) -> Any:
     path = Path(name).expanduser()
     if path.is_file() and path.suffix.lower() == ".parquet":
         _refuse(options, f"{name!r}, a single file")

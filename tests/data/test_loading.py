@@ -6,6 +6,7 @@ import itertools
 import pickle
 import shutil
 from dataclasses import replace
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -16,9 +17,11 @@ from PIL import Image
 from stored_pictures import ADE20K_MAP, as_arrays, ids, png, raw_dataset
 from torch.utils.data import DataLoader
 
+from afdcd_hf.data import loading
 from afdcd_hf.data.benchmarks import BENCHMARKS, get_benchmark
 from afdcd_hf.data.checks import check_labels
 from afdcd_hf.data.loading import check_layout, class_names, load_benchmark, load_split
+from afdcd_hf.data.scenes import generate_scene
 
 CAMVID = paths.CAMVID
 
@@ -69,17 +72,18 @@ def test_rows_of_a_split_without_labels_have_none_and_map_keeps_the_pixels_of_a_
     assert np.array_equal(np.asarray(row["image"]), np.asarray(dataset[0]["image"]))  # no second JPEG compression
 
 
-def test_scenes_repeat_more_of_them_only_append_and_splits_and_seeds_share_none():
-    def pixels_of(split="train", **options):
-        rows = load_benchmark("scenes", split, size=(32, 64), **options)
-        assert [row["name"] for row in rows] == [f"scenes/{split}/{index:06d}" for index in range(len(rows))]
-        assert all(row["image"].size == row["label"].size == (64, 32) and row["label"].mode == "L" for row in rows)
+def test_scenes_repeat_splits_share_none_and_no_more_are_drawn_than_asked_for(monkeypatch):
+    monkeypatch.setattr(loading, "generate_scene", drawing := Mock(wraps=generate_scene))
+
+    def pixels_of(split, count):
+        rows = load_split("scenes", split, max_samples=count)
+        assert [row["name"] for row in rows] == [f"scenes/{split}/{index:06d}" for index in range(count)]
+        assert all(row["image"].size == row["label"].size == (192, 96) and row["label"].mode == "L" for row in rows)
         return [row["image"].tobytes() for row in rows]
 
-    many = pixels_of(num_images=4)
-    assert pixels_of(num_images=2) == many[:2]
-    others = [pixels_of("val", num_images=4), pixels_of(num_images=4, seed=1), pixels_of("val", num_images=4, seed=1)]
-    assert len({*many, *sum(others, [])}) == 16
+    many = pixels_of("train", 4)
+    assert pixels_of("train", 2) == many[:2] and len({*many, *pixels_of("val", 4)}) == 8
+    assert drawing.call_count <= 10
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="the real CamVid is not here")
@@ -108,12 +112,11 @@ def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
     for load, arguments, options, message in (
         (load_benchmark, ("camvit",), {}, "Unknown benchmark 'camvit'. Close: camvid. Known: ade20k,"),
         (load_benchmark, ("camvid", "trainval", tmp_path), {}, "has no split 'trainval'; it has train, val, test"),
-        (load_benchmark, ("camvid", "train", tmp_path), {"size": (9, 9)}, "from files: leave out size, num_images"),
         (load_benchmark, ("camvid", "train"), {}, "give data_dir, a folder with train/ and trainannot/"),
         (load_benchmark, ("scenes",), {"list_file": "x"}, "is generated and reads no files: leave out data_dir"),
-        (load_benchmark, ("scenes",), {"num_images": 0}, "num_images=0"),
+        (load_benchmark, ("scenes",), {"max_samples": 0}, "1 or more, got 0"),
         (load_split, ("camvid", "train", tmp_path), {"label_map": {}}, "label_map cannot be given for the benchmark"),
-        (load_split, ("camvid", "train", tmp_path), {"max_samples": 0}, "1 or more, got 0"),
+        (load_split, mine, {"max_samples": 0}, "1 or more, got 0"),
         (load_split, mine, {"list_file": "x.txt"}, r"list_file='x\.txt' is only for benchmarks"),
         (load_split, (saved, "train", "sub"), {"config": "small"}, "data_dir and config cannot .* by save_to_disk"),
         (load_split, (str(tmp_path), "train"), {"revision": "v1"}, "revision cannot be given for the folder"),

@@ -181,7 +181,7 @@ def test_a_fingerprint_depends_on_names_sizes_and_order_but_not_on_the_place(tmp
     longer = next(path for path in (tmp_path / "b").rglob("*.png"))
     longer.write_bytes(longer.read_bytes() + b"\0")
     assert fingerprint(there) != fingerprint(here) and len(fingerprint(here)) == 16
-    first, second = (load_benchmark("scenes", "val", num_images=count) for count in (2, 3))  # told by their pixels
+    first, second = (load_benchmark("scenes", "val", max_samples=count) for count in (2, 3))  # told by their pixels
     assert fingerprint(first, of_pixels=True) == fingerprint(second.select([0, 1]), of_pixels=True)
     assert fingerprint(first, of_pixels=True) != fingerprint(second, of_pixels=True)
 
