@@ -32,7 +32,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder`, which must not exist: it becomes `folder` at the end, or is removed."""
+    """A folder beside `folder`, which must not exist or be empty: it becomes `folder` at the end, or is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(mkdtemp(prefix=".part-", dir=folder.parent))
     try:

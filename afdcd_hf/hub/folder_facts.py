@@ -189,8 +189,8 @@ def dataset_facts(name: str, **known: Any) -> DatasetFacts:
     benchmark = BENCHMARKS.get(name)
     is_public = benchmark is not None or not Path(name).exists()
     known = {"hub_id": name if is_public and HUB_ID.fullmatch(name) else None, **known}
-    of_table = {"pretty_name": benchmark.title, "license": benchmark.licence} if benchmark else {}
-    return DatasetFacts(name=public_name(name), is_public=is_public, **of_table, **known)
+    listed: dict[str, Any] = {"pretty_name": benchmark.title, "license": benchmark.licence} if benchmark else {}
+    return DatasetFacts(name=public_name(name), is_public=is_public, **listed, **known)
 
 
 def public_name(name_or_path: str | Path) -> str:
