@@ -52,10 +52,11 @@ def _from_stride_4(strides: Sequence[int]) -> list[int]:
     return [index for index, stride in enumerate(strides) if stride >= 4]
 
 
-def _stretched(feature_map: Tensor, like: Tensor, align_corners: bool = False) -> Tensor:
-    if feature_map.shape[-2:] == like.shape[-2:]:
-        return feature_map
-    return F.interpolate(feature_map, size=like.shape[-2:], mode="bilinear", align_corners=align_corners)
+def stretched(maps: Tensor, size: Sequence[int], align_corners: bool = True) -> Tensor:
+    """Stretch maps or logits `(B, C, h, w)` bilinearly to `size` = (H, W)."""
+    if maps.shape[-2:] == torch.Size(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
 
 
 class PooledBranch(nn.Module):
@@ -75,7 +76,7 @@ class PooledBranch(nn.Module):
         pooled = self.conv(F.adaptive_avg_pool2d(features, self.bins))
         if self.bins == 1:  # stretching a single value is a broadcast
             return pooled.expand(-1, -1, *features.shape[-2:])
-        return _stretched(pooled, features, align_corners=True)
+        return stretched(pooled, features.shape[-2:])
 
 
 class AtrousPyramid(nn.Module):
@@ -143,7 +144,7 @@ class DeepLabV3Plus(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         fine = self.skip(maps[self.fine])
-        coarse = _stretched(self.pyramid(maps[-1]), fine, align_corners=True)
+        coarse = stretched(self.pyramid(maps[-1]), fine.shape[-2:])
         return self.fuse(torch.cat([coarse, fine], dim=1))
 
 
@@ -188,7 +189,7 @@ class LRASPP(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         coarse, fine = self.conv(maps[-1]) * self.scale(maps[-1]), maps[self.fine]
-        return torch.cat([_stretched(coarse, fine), fine], dim=1)
+        return torch.cat([stretched(coarse, fine.shape[-2:], align_corners=False), fine], dim=1)
 
 
 class SegFormer(nn.Module):
@@ -205,8 +206,9 @@ class SegFormer(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         projected = [layer(maps[index]) for layer, index in zip(self.project, self.used, strict=True)]
-        stretched = [_stretched(each, projected[0]) for each in projected]
-        return self.fuse(torch.cat(stretched[::-1], dim=1))
+        size = projected[0].shape[-2:]
+        alike = [stretched(each, size, align_corners=False) for each in projected]
+        return self.fuse(torch.cat(alike[::-1], dim=1))
 
 
 class FPN(nn.Module):
@@ -237,7 +239,7 @@ class FPN(nn.Module):
         finest = []
         for depth, (level, feature_map) in enumerate(zip(self.levels, pyramid, strict=True)):
             for done, layer in enumerate(cast(nn.ModuleList, level), start=1):
-                feature_map = _stretched(layer(feature_map), pyramid[max(0, depth - done)], align_corners=True)
+                feature_map = stretched(layer(feature_map), pyramid[max(0, depth - done)].shape[-2:])
             finest.append(feature_map)
         return self.dropout(torch.stack(finest).sum(dim=0))
 

@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .backbone_afdcd import Backbone
 from .configuration_afdcd import AfDcdConfig, WithoutGenericCard
-from .heads import FCN, HEADS, SegmentationHead
+from .heads import FCN, HEADS, SegmentationHead, stretched as upsample_logits
 
 logger = logging.get_logger(__name__)
 
@@ -41,13 +41,6 @@ class AfDcdOutput(ModelOutput):
     logits: Tensor | None = None
     aux_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-
-
-def upsample_logits(logits: Tensor, size: Sequence[int], align_corners: bool = True) -> Tensor:
-    """Stretch `(B, K, h, w)` logits bilinearly to `size` = (H, W)."""
-    if logits.shape[-2:] == torch.Size(size):
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def segmentation_cross_entropy(
