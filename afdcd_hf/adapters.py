@@ -98,4 +98,6 @@ def _logits(outputs: Any, key: str | int | None, model: str) -> Tensor:
         found += f" of shape {tuple(outputs.shape)}"
     chosen = "" if key is None else f" (output={key!r})"
     wanted = "(B, K, h, w) class scores" + chosen
-    raise ValueError(f"{model} returns a {found}, with no {wanted}; name key or index: as_segmenter(..., output=...).")
+    raise ValueError(
+        f"{model} returns a {found}, with no {wanted}; give its key or index: as_segmenter(..., output=...)."
+    )

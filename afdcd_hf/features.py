@@ -94,8 +94,14 @@ class LayerTap:
         if self._then is not None:
             self._then()
 
-    def _note_size(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        height, width = (args[0] if args else kwargs["pixel_values"]).shape[-2:]
+    def _note_size(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        images = args[0] if args else kwargs.get("pixel_values")
+        if images is None:
+            raise ValueError(
+                f"Layer {self.layer!r} needs the size of the images, and {type(model).__name__} was called with "
+                f"{', '.join(kwargs) or 'nothing'}; give them first, by position, or as pixel_values=..."
+            )
+        height, width = images.shape[-2:]
         self._image_size = height, width
 
 

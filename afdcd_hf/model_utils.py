@@ -1,4 +1,4 @@
-"""What a network is like: device, type, how its logits are stretched; and evaluation mode for a while."""
+"""What a model is like: device, type, how its logits are stretched; and evaluation mode for a while."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def align_corners_of(model: nn.Module) -> bool:
-    """How the network's logits are to be stretched; False where it has no configuration that says so."""
+    """How the model's logits are to be stretched; False where it has no configuration that says so."""
     return getattr(getattr(model, "config", None), "align_corners", False)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode, and every module back in its own mode afterwards, also after an exception."""
+    """Put a model in evaluation mode, and every module back in its own mode afterwards, also after an exception."""
     # Module by module: a part that was frozen in evaluation mode must not come back in training mode.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

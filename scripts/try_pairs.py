@@ -1,6 +1,6 @@
 """Train every kind of teacher with every head of a student and a few losses for three steps; print a Markdown table.
 
-    python scripts/try_pairs.py [--output pairs.md] [--teachers segformer ...] [--heads fpn ...]
+    python scripts/try_pairs.py [--output pairs.md] [--teachers SegFormer ...] [--heads fpn ...]
 
 Tiny random models in a temporary folder, crops of 64x64 pixels of generated scenes, each run through `afdcd distill`.
 """

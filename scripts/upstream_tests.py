@@ -32,7 +32,6 @@ CANNOT_HOLD = {
         "test_training_gradient_checkpointing_use_reentrant_false",
         "test_training_gradient_checkpointing_use_reentrant_true",
     ),
-    "post-processing has no return_segmentation_scores": ("test_post_process_test_mixin_inheritance",),
 }
 
 
@@ -68,7 +67,11 @@ def main() -> int:
 
 if "AFDCD_UPSTREAM" in os.environ:  # under pytest, with the tests on the path
     import torch
-    from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
+    from tests.test_image_processing_common import (
+        ImageProcessingTester,
+        ImageProcessingTestMixin,
+        PostProcessSemanticSegmentationTestMixin,
+    )
     from tests.test_modeling_common import ModelTesterMixin
 
     from afdcd_hf import AfDcdConfig, AfDcdForSemanticSegmentation, AfDcdImageProcessor
@@ -113,16 +116,20 @@ if "AFDCD_UPSTREAM" in os.environ:  # under pytest, with the tests on the path
     class Processor(ImageProcessingTester):
         """Settings for the image processor's mixin, which would look for its class by the name of this folder."""
 
+        num_labels, size = 3, {"height": 24, "width": 32}
+
         def _get_image_processing_classes(self) -> dict[str, type]:
             return {"torchvision": AfDcdImageProcessor}
 
         def prepare_image_processor_dict(self) -> dict:
-            return {"do_resize": True, "size": {"height": 24, "width": 32}}
+            return {"do_resize": True, "size": self.size}
 
         def expected_output_image_shape(self, images) -> tuple[int, int, int]:
             return self.num_channels, 24, 32
 
-    class AfDcdImageProcessorTest(ImageProcessingTestMixin, unittest.TestCase):
+    class AfDcdImageProcessorTest(
+        ImageProcessingTestMixin, PostProcessSemanticSegmentationTestMixin, unittest.TestCase
+    ):
         image_processor_tester_class = Processor
 
     def skip(case: type, name: str, reason: str) -> None:

@@ -160,13 +160,17 @@ def test_an_output_that_is_no_map_is_refused_in_the_forward_pass(images, wrap, l
         model(images)
 
 
-def test_a_layer_that_runs_twice_or_not_at_all_is_refused(images):
+def test_a_layer_that_runs_twice_or_not_at_all_and_tokens_without_an_image_are_refused(images):
     for layer, times, message in (("conv", 2, "ran twice in one forward pass"), ("unused", 1, "took no part")):
         with pytest.raises(RuntimeError, match=f"'{layer}' {message}"), capture(model := Block(times), [layer]):
             model(images)
     model = Block(wrap=lambda output: output.flatten(2).mT)
     with pytest.raises(RuntimeError, match="ran by itself"), capture(model, ["inner:tokens"]):
         model.inner(images)
+    model.forward = lambda x: None
+    message = "'inner:tokens' needs the size of the images, and Block was called with x; give them first, by position"
+    with pytest.raises(ValueError, match=message), capture(model, ["inner:tokens"]):
+        model(x=images)
 
 
 # What stays behind

@@ -19,8 +19,19 @@ from .logit_losses import BPKDLoss, DISTLoss, KDLoss
 from .map_losses import AttentionTransferLoss, CWDLoss, FitNetLoss, IFVDLoss, SKDLoss
 from .mgd import MGDLoss
 
-_OURS = AfDcdLoss, KDLoss, FitNetLoss, AttentionTransferLoss, SKDLoss, IFVDLoss, CWDLoss, MGDLoss, CIRKDLoss
-LOSSES: dict[str, type[DistillationLoss]] = {loss.name: loss for loss in (*_OURS, DISTLoss, BPKDLoss)}
+LOSSES: dict[str, type[DistillationLoss]] = {
+    "af_dcd": AfDcdLoss,
+    "kd": KDLoss,
+    "fitnet": FitNetLoss,
+    "at": AttentionTransferLoss,
+    "skd": SKDLoss,
+    "ifvd": IFVDLoss,
+    "cwd": CWDLoss,
+    "mgd": MGDLoss,
+    "cirkd": CIRKDLoss,
+    "dist": DISTLoss,
+    "bpkd": BPKDLoss,
+}
 
 LossOptions = Mapping[str, Mapping[str, Any]]
 Channels = int | Sequence[int] | None

@@ -98,16 +98,16 @@ def _create_from_file(name: str, output_stride: int, path: str, kwargs: dict) ->
         net = _create(name, output_stride, pretrained=True, pretrained_cfg_overlay={"file": path}, **kwargs)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"Backbone weights {path!r} do not fit timm's {name!r}: {error}") from error
-    # What lacks, timm only logs. It writes `stages.0` as `stages_0` in feature models, and renames parts of some files
-    # while it loads them: a tensor is there under its name or by its values.
+    # timm only logs what is missing. It writes `stages.0` as `stages_0` in feature models, and renames parts of some
+    # files while it loads them: a tensor is there under its name or by its values.
     there: set[object] = set()
     for key, tensor in load_file(path).items():
         there |= {key.replace(".", "_"), _fingerprint(tensor)}
     weights = {key: tensor for key, tensor in net.state_dict().items() if tensor.is_floating_point()}
-    if lacking := [key for key in weights if there.isdisjoint((key.replace(".", "_"), _fingerprint(weights[key])))]:
+    if missing := [key for key in weights if there.isdisjoint((key.replace(".", "_"), _fingerprint(weights[key])))]:
         raise ValueError(
-            f"Backbone weights {path!r} lack {len(lacking)} tensors of timm's {name!r}, e.g. {lacking[0]!r}: give the "
-            "file of that very model."
+            f"Backbone weights {path!r} do not fit timm's {name!r}: missing are {len(missing)} of {len(weights)} "
+            f"tensors, such as {missing[0]!r}. Give the file of that very model."
         )
     return net
 

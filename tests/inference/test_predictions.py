@@ -256,7 +256,7 @@ def test_predictions_stand_beside_a_users_own_labels_with_their_errors_below(mod
     errors[:, 0], errors[:12, 1] = seen[:, 0], 255
     assert np.array_equal(columns["mine"][1], errors)
     assert columns["image"][1] == "" and columns["truth"][1].endswith("mine: 2.5 %")  # 24 of 948
-    with pytest.raises(ValueError, match="classes"):
+    with pytest.raises(ValueError, match="The model has 4 classes and scenes 8"):
         draw_predictions({"mine": model}, tmp_path / "x.png", dataset="scenes", indices=[0])
 
 

@@ -73,12 +73,12 @@ def test_files_that_do_not_hold_the_weights_are_refused(weights_file, tmp_path):
     with pytest.raises(ValueError, match="weights.pth' must be a .safetensors file"):
         build(tmp_path / "weights.pth")
     for backbone in ("convnext_atto", "mobilenetv2_100", "regnety_002"):
-        with pytest.raises(ValueError, match=f"backbone.safetensors' (lack|do not fit).* timm's '{backbone}'"):
+        with pytest.raises(ValueError, match=f"backbone.safetensors' do not fit timm's '{backbone}'"):
             build(weights_file, backbone)
     tensors = load_file(weights_file)
     del tensors["layer3.0.conv2.weight"]
     save_file(tensors, weights_file)
-    with pytest.raises(ValueError, match="lack 1 tensors of timm's 'resnet18', e.g. 'layer3.0.conv2.weight'"):
+    with pytest.raises(ValueError, match=r"missing are 1 of \d+ tensors, such as 'layer3.0.conv2.weight'"):
         build(weights_file)
 
 

@@ -31,7 +31,7 @@ else:
 NO_KERNEL = native_unavailable(torch.zeros(1), torch.zeros(1))
 NEEDS_KERNEL = pytest.mark.skipif(NO_KERNEL is not None, reason=f"{NO_KERNEL}")
 
-# The benchmark of contrast, projector and step: what it compares is equal; it stops where that is not the case
+# The benchmark of contrast, step and mean IoU: what it compares is equal; it stops where that is not the case
 
 SMALL = {"device": torch.device("cpu"), "batch": 2, "repeats": 1, "small": True}
 ARGS = argparse.Namespace(**SMALL, dtype="fp32", step_dtype="fp32", compile_step=False)

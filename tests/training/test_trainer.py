@@ -195,7 +195,7 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path):
 
 
 def test_a_stream_needs_max_steps_and_rows(tmp_path):
-    with pytest.raises(ValueError, match="max_steps"):
+    with pytest.raises(ValueError, match="max_steps has to be specified"):
         supervised(tmp_path, train_dataset=streamed(), max_steps=-1, num_train_epochs=1)
     with pytest.raises(ValueError, match="nothing to evaluate: the dataset is empty"):
         evaluate_segmenter(segmenter(), iter([]), processor=AfDcdImageProcessor(), progress=False)
