@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
@@ -41,6 +41,13 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool, place: str) -> None:
+    """A FileExistsError for the first path that exists, unless `overwrite`; `place` is what to give, as "--output"."""
+    existing = [] if overwrite else [path for path in paths if path.exists()]
+    if existing:
+        raise FileExistsError(f"{existing[0]} exists; give another {place}, or --overwrite.")
 
 
 def check_can_write(path: Path) -> None:

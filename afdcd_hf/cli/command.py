@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..atomic_io import refuse_existing
 from ..messages import close_names
 
 if TYPE_CHECKING:
@@ -182,8 +183,7 @@ def check_device(name: str | None) -> None:
 def check_output(output: Path | None, overwrite: bool) -> None:
     """Refuse to write over a file that is there."""
     refuse({"overwrite": overwrite} if output is None else {}, "is for --output, which is missing.")
-    if output is not None and output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
+    refuse_existing([] if output is None else [output], overwrite, "--output")
 
 
 def refuse(options: Mapping[str, Any], why: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..atomic_io import check_can_write
+from ..atomic_io import check_can_write, refuse_existing
 from ..charts.results import model_and_data, plot_confusion_matrix
 from ..cost.machine import library_versions, machine_name
 from ..data.benchmarks import BENCHMARKS
@@ -109,9 +109,7 @@ def check_writable(path: str | Path, overwrite: bool = False) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give --output the name of a file, such as {path}/results.json.")
-    existing = [one for one in (path, *_confusion_files(path)) if one.exists()]
-    if existing and not overwrite:
-        raise FileExistsError(f"{existing[0]} exists; give another --output, or --overwrite.")
+    refuse_existing((path, *_confusion_files(path)), overwrite, "--output")
     check_can_write(path)
 
 

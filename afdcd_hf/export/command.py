@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..atomic_io import refuse_existing
 from ..cost.machine import library_versions, machine_name
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
@@ -89,8 +90,7 @@ def export_saved_graph(
     if int8:
         files["ONNX int8"] = check_output(output.with_name(f"{output.stem}_int8.onnx"), overwrite)
     report = output.with_name(f"{output.stem}_export.json")
-    if report.exists() and not overwrite:
-        raise FileExistsError(f"{report} exists; give another --output, or --overwrite.")
+    refuse_existing([report], overwrite, "--output")
     processor_file = output.with_name("preprocessor_config.json")
     # before the long work: data that is not there is known at once
     calibration = load_split(dataset, calibration_split or "train", data_dir) if int8 and dataset else None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..atomic_io import check_can_write, written_whole
+from ..atomic_io import check_can_write, refuse_existing, written_whole
 from ..data.transforms import run_processor
 from ..inference.graphs import METADATA_KEY, ONNX_PACKAGES, OnnxSegmenter, check_packages
 from ..model_utils import align_corners_of, dtype_of
@@ -112,8 +112,7 @@ def check_output(output: str | Path, overwrite: bool = False, suffix: str = ".on
     output = Path(output)
     if output.suffix != suffix:
         raise ValueError(f"A graph is a file: give --output a name that ends in {suffix}, not {str(output)!r}.")
-    if output.exists() and (not overwrite or output.is_dir()):
-        raise FileExistsError(f"{output} exists; give another --output, or --overwrite.")
+    refuse_existing([output], overwrite and not output.is_dir(), "--output")
     check_can_write(output)
     return output
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from ..atomic_io import check_can_write, written_whole
+from ..atomic_io import check_can_write, refuse_existing, written_whole
 from ..data.benchmarks import Benchmark
 from ..data.decoding import open_image
 from ..models.image_modes_afdcd import as_rgb
@@ -85,9 +85,8 @@ class PredictionWriter:
         """Before anything is computed, in one process: OSError if the folder holds files or cannot be written."""
         if self.folder.exists() and not self.folder.is_dir():
             raise FileExistsError(f"{self.folder} is a file; predictions need a folder.")
-        existing = [*self.folder.glob("*"), *([self.archive] if self.archive and self.archive.exists() else [])]
-        if existing and not self.overwrite:
-            raise FileExistsError(f"{existing[0]} exists: give another folder for predictions, or --overwrite.")
+        existing = [*self.folder.glob("*"), *([self.archive] if self.archive else [])]
+        refuse_existing(existing, self.overwrite, "folder for predictions")
         check_can_write(self.folder / "a.png")
 
     def __call__(self, name: str, label_map: np.ndarray) -> None:
@@ -98,8 +97,7 @@ class PredictionWriter:
             raise ValueError(f"The prediction for {name!r} would lie outside {self.folder}: {file}.")
         if file in self._written:
             raise ValueError(f"The image {name!r} and another one have the same file for their predictions: {file}.")
-        if path.exists() and not self.overwrite:
-            raise FileExistsError(f"{path} exists: give another folder for predictions, or --overwrite.")
+        refuse_existing([path], self.overwrite, "folder for predictions")
         self._written.add(file)
         label_ids = self._wanted.label_ids if self._wanted else {}
         lookup = np.arange(max([int(label_map.max()), *label_ids]) + 1)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..atomic_io import check_can_write, written_whole
+from ..atomic_io import check_can_write, refuse_existing, written_whole
 from ..charts import plot_predictions
 from ..charts.figures import shorten
 from ..charts.label_maps import TITLE_LENGTH, distinct_palette, draw_overlay
@@ -253,11 +253,11 @@ def _check_outputs(plan: Mapping[Path, Mapping[str, Path]], output: Path, overwr
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file; predictions need a folder.")
     given = {image.resolve() for image in plan}
-    for path in (file for files in plan.values() for file in files.values()):
+    written = [file for files in plan.values() for file in files.values()]
+    for path in written:
         if path.resolve() in given:
             raise ValueError(f"{path} is an image to segment and would be written over: give another output folder.")
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists: give another --output_dir, or --overwrite.")
+    refuse_existing(written, overwrite, "--output_dir")
     check_can_write(output / _LEGEND)
 
 

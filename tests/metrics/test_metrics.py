@@ -22,10 +22,14 @@ PREDICTION = np.array([[0, 0, 1, 1], [2, 2, 0, 77]])
 MEANS = ("mean_iou", "mean_accuracy", "overall_accuracy", "frequency_weighted_iou")
 
 
-def metric_of(predictions=PREDICTION, references=TRUTH, num_labels=3, **options):
-    metric = StreamingMeanIoU(num_labels, **options)
+def counted(metric_class, predictions, references, num_labels=5, **options):
+    metric = metric_class(num_labels, **options)
     metric.update(predictions, references)
     return metric
+
+
+def metric_of(predictions=PREDICTION, references=TRUTH, num_labels=3, **options):
+    return counted(StreamingMeanIoU, predictions, references, num_labels, **options)
 
 
 def test_three_classes_score_as_worked_out_by_hand():
@@ -115,19 +119,6 @@ def test_nothing_counted_gives_nan_without_a_warning(absent_as_zero):
     assert scores["num_pixels"] == 0 and scores["absent_classes"] == ["0", "1", "2"]
 
 
-def test_merging_and_reducing_over_processes_equal_updating_one():
-    other, joint = metric_of(TRUTH[:1], PREDICTION[:1]), metric_of()
-    joint.update(TRUTH[:1], PREDICTION[:1])
-    merged, reduced = metric_of(), metric_of().reduce(lambda counts: counts.add_(other._counts))
-    assert merged.merge(other) is merged
-    assert torch.equal(merged.confusion_matrix, joint.confusion_matrix)
-    assert torch.equal(reduced.confusion_matrix, joint.confusion_matrix) and other.confusion_matrix.sum() == 4
-    with pytest.raises(ValueError, match="sum over processes, not gather"):
-        metric_of().reduce(lambda counts: torch.stack([counts, counts]))
-    with pytest.raises(ValueError, match="4 classes can't be merged into one of 3"):
-        metric_of().merge(StreamingMeanIoU(4))
-
-
 def test_add_batch_takes_maps_of_different_sizes_like_evaluate():
     metric = StreamingMeanIoU(3)
     metric.add_batch(predictions=[PREDICTION, [[0, 1]]], references=[TRUTH, [[0, 2]]])
@@ -151,21 +142,6 @@ def test_the_state_is_one_matrix_however_many_images_were_seen_until_it_is_reset
     assert metric.compute()["num_pixels"] == 0
 
 
-def test_bad_maps_are_refused_and_nothing_is_counted():
-    metric = metric_of()
-    for predictions, references, message in (
-        ([[0, 1]], [[0, 3]], r"references outside 0\.\.2: values 3\. .* 255 .* -100"),
-        ([[3, 7]], [[0, 0]], r"predictions outside 0\.\.2: values 3, 7"),
-        ([[0, 1, 2]], [[0, 1]], r"shape \(1, 3\) and references \(1, 2\)"),
-        ([[0.0, 1.0]], [[0, 1]], r"predictions have dtype float64"),
-        ([[0, 1]], [[True, False]], r"references have dtype bool"),
-    ):
-        for as_input in (np.array, torch.tensor):
-            with pytest.raises(ValueError, match=message.replace("float64", "float(64|32)")):
-                metric.update(as_input(predictions), as_input(references))
-    assert metric.compute()["num_pixels"] == 6
-
-
 def test_class_names_survive_json_and_duplicates_and_bad_settings_are_refused():
     assert StreamingMeanIoU(3, id2label={"0": "road", "2": "car"}).class_names == ["road", "1", "car"]
     names = StreamingMeanIoU(3, id2label={0: "door", 1: "door", 2: "car"}).class_names
@@ -174,18 +150,6 @@ def test_class_names_survive_json_and_duplicates_and_bad_settings_are_refused():
         StreamingMeanIoU(0)
     with pytest.raises(ValueError, match=r"names classes \[3\]; num_labels=3 allows 0\.\.2"):
         StreamingMeanIoU(3, id2label={3: "car"})
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
-def test_counts_on_a_gpu_are_those_of_the_cpu(dtype):
-    maps = [np.random.default_rng(seed).integers(0, 150, (300, 400)).astype(dtype) for seed in (0, 1)]
-    maps[1][:40] = 255
-    metric = metric_of(*maps, num_labels=150, device="cuda")
-    metric.update(*(torch.from_numpy(ids).cuda() for ids in maps))
-    assert metric.confusion_matrix.is_cuda
-    assert torch.equal(metric.confusion_matrix.cpu(), 2 * metric_of(*maps, num_labels=150).confusion_matrix)
 
 
 # Boundary IoU, against erosion class by class, as its paper computes it
@@ -217,12 +181,6 @@ def expected_iou(prediction, truth, num_labels, width, ignored=255) -> list[floa
     return values
 
 
-def boundary_of(predictions, references, num_labels=4, **options) -> StreamingBoundaryIoU:
-    metric = StreamingBoundaryIoU(num_labels, **options)
-    metric.update(predictions, references)
-    return metric
-
-
 def iou_of(metric) -> list[float]:
     return list(metric.compute()["per_category_boundary_iou"].values())
 
@@ -231,7 +189,7 @@ def test_a_square_that_is_predicted_one_pixel_too_far_right_scores_as_counted_on
     truth, prediction = np.zeros((2, 20, 20), np.uint8)
     truth[8:12, 8:12] = 1
     prediction[8:12, 9:13] = 1
-    metric = boundary_of(prediction, truth, 2, ratio=0.01)  # 0.28 pixels: 1
+    metric = counted(StreamingBoundaryIoU, prediction, truth, 2, ratio=0.01)  # 0.28 pixels: 1
     # Rings of 12 pixels: in common are the rows 8 and 11 of the columns 9 to 11. Around them, rings of 20 pixels: in
     # common are the rows 7 and 12 of the columns 8 to 12. Besides, the 76 pixels at the border of the image.
     assert iou_of(metric) == pytest.approx([(76 + 10) / (76 + 20 + 20 - 10), 6 / (12 + 12 - 6)])
@@ -248,7 +206,9 @@ def test_scores_equal_those_of_an_erosion_class_by_class(shape, num_labels, rati
     for dtype in (np.uint8, np.int64):
         for as_input in (np.asarray, torch.from_numpy):
             maps = (as_input(ids.astype(dtype)) for ids in (prediction, truth))
-            np.testing.assert_array_equal(iou_of(boundary_of(*maps, num_labels, ratio=ratio)), expected)
+            np.testing.assert_array_equal(
+                iou_of(counted(StreamingBoundaryIoU, *maps, num_labels, ratio=ratio)), expected
+            )
 
 
 @pytest.mark.parametrize(("num_labels", "ignored"), [(255, 255), (256, 300), (300, -1), (3, 0)])
@@ -256,46 +216,75 @@ def test_many_classes_and_any_ignore_index_are_counted_alike(num_labels, ignored
     prediction, truth = blobs((40, 50), 3, 0), blobs((40, 50), 3, 1, ignored=ignored)
     if num_labels > 3:
         prediction, truth = (np.where(ids == 2, num_labels - 1, ids) for ids in (prediction, truth))
-    metric = boundary_of(prediction, truth, num_labels, ignore_index=ignored, ratio=0.05)
+    metric = counted(StreamingBoundaryIoU, prediction, truth, num_labels, ignore_index=ignored, ratio=0.05)
     expected = expected_iou(prediction, truth, num_labels, 3, ignored)  # of 64 pixels
     np.testing.assert_array_equal(iou_of(metric), expected)
 
 
-def test_a_batch_counts_as_its_maps_one_by_one_also_when_merged():
-    pairs = [(blobs((31, 45), 4, seed), blobs((31, 45), 4, 10 + seed, ignored=255)) for seed in range(3)]
-    batch = boundary_of(np.stack([p for p, _ in pairs]), np.stack([t for _, t in pairs]))
-    single = StreamingBoundaryIoU(4)
-    for prediction, truth in pairs:
-        assert single.merge(boundary_of(prediction, truth)) is single
-    assert single.compute() == batch.compute()
-    assert torch.equal(single.reduce(lambda counts: counts * 2)._counts, 2 * batch._counts)
+# Both metrics: batches, merging, refusals, devices
 
 
-def test_bad_maps_and_settings_are_refused_and_nothing_is_counted():
-    metric = StreamingBoundaryIoU(3)
-    zeros = np.zeros((4, 4), np.int64)
-    for prediction, truth, message in (
-        (zeros, zeros + 3, r"references outside 0\.\.2: values 3"),
-        (zeros + 2**32, zeros, r"predictions outside 0\.\.2"),
-        (zeros, zeros[:3], r"shape \(4, 4\) and references \(3, 4\)"),
-        (zeros[0], zeros[0], r"shape \(4,\); bands need rows and columns"),
+BOTH = pytest.mark.parametrize("metric_class", [StreamingMeanIoU, StreamingBoundaryIoU])
+
+
+def maps_of(seed):
+    return blobs((31, 45), 5, seed), blobs((31, 45), 5, 10 + seed, ignored=255)
+
+
+@BOTH
+def test_a_batch_counts_as_its_maps_one_by_one_also_merged_and_reduced_over_processes(metric_class):
+    pairs = [maps_of(seed) for seed in range(3)]
+    batch = counted(metric_class, *map(np.stack, zip(*pairs, strict=True)))
+    parts, merged = [counted(metric_class, *pair) for pair in pairs], metric_class(5)
+    for part in parts:
+        assert merged.merge(part) is merged
+    reduced = parts[0].reduce(lambda counts: counts.add_(parts[1]._counts).add_(parts[2]._counts))
+    assert merged.compute() == batch.compute() == reduced.compute()
+    assert torch.equal(parts[1]._counts, counted(metric_class, *pairs[1])._counts)
+    with pytest.raises(ValueError, match="sum over processes, not gather"):
+        parts[1].reduce(lambda counts: torch.stack([counts, counts]))
+    with pytest.raises(ValueError, match="4 classes can't be merged into one of 5"):
+        merged.merge(metric_class(4))
+
+
+@BOTH
+def test_bad_maps_are_refused_and_nothing_is_counted(metric_class):
+    metric = counted(metric_class, *maps_of(0))
+    before = metric._counts.clone()
+    for predictions, references, message in (
+        ([[0, 1]], [[0, 5]], r"references outside 0\.\.4: values 5\. .* 255 .* -100"),
+        ([[5, 7]], [[0, 0]], r"predictions outside 0\.\.4: values 5, 7"),
+        ([[2**32, 0]], [[0, 0]], r"predictions outside 0\.\.4"),
+        ([[0, 1, 2]], [[0, 1]], r"shape \(1, 3\) and references \(1, 2\)"),
+        ([[0.0, 1.0]], [[0, 1]], r"predictions have dtype float(64|32)"),
+        ([[0, 1]], [[True, False]], r"references have dtype bool"),
     ):
-        for as_input in (np.asarray, torch.from_numpy):
+        for as_input in (np.array, torch.tensor):
             with pytest.raises(ValueError, match=message):
-                metric.update(as_input(prediction), as_input(truth))
-    assert metric._counts.sum() == 0
+                metric.update(as_input(predictions), as_input(references))
+    assert torch.equal(metric._counts, before)
+
+
+def test_settings_of_bands_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(4,\); bands need rows and columns"):
+        StreamingBoundaryIoU(3).update(np.zeros(4, np.int64), np.zeros(4, np.int64))
     with pytest.raises(ValueError, match="ratio=0: expected a share of the image diagonal"):
         StreamingBoundaryIoU(3, ratio=0)
     with pytest.raises(ValueError, match=r"ratio 0\.02 can't be merged with those of ratio 0\.01"):
-        StreamingBoundaryIoU(3, ratio=0.01).merge(metric)
+        StreamingBoundaryIoU(3, ratio=0.01).merge(StreamingBoundaryIoU(3))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_bands_on_a_gpu_are_those_of_the_cpu():
-    maps = blobs((61, 83), 5, 0), blobs((61, 83), 5, 1, ignored=255)
-    on_gpu = boundary_of(*maps, 5, device="cuda")
-    assert on_gpu._counts.is_cuda and on_gpu._counts.tolist() == boundary_of(*maps, 5)._counts.tolist()
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+@BOTH
+def test_counts_on_a_gpu_are_those_of_the_cpu(metric_class, dtype):
+    maps = [np.random.default_rng(seed).integers(0, 150, (300, 400)).astype(dtype) for seed in (0, 1)]
+    maps[1][:40] = 255
+    metric = counted(metric_class, *maps, num_labels=150, device="cuda")
+    metric.update(*(torch.from_numpy(ids).cuda() for ids in maps))
+    assert metric._counts.is_cuda
+    assert torch.equal(metric._counts.cpu(), 2 * counted(metric_class, *maps, num_labels=150)._counts)
 
 
 # Confusion matrices as CSV
