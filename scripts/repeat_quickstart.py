@@ -1,4 +1,4 @@
-"""Run the quickstart with several seeds and print mean and standard deviation of each network's mean IoU.
+"""Run the quickstart with several seeds and print mean and standard deviation of each model's mean IoU.
 
     python scripts/repeat_quickstart.py --seeds 0 1 2 --output runs/quickstart-seeds
 

@@ -60,8 +60,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _kind(kinds: argparse._SubParsersAction, name: str, draw: Callable[..., Path], text: str, usage: str) -> Command:
     kind = add_command(kinds, name, text, f"{usage} ... [options]", partial(_draw, draw))
-    kind.add("--output", type=Path, default=Path(f"{name}.png"), help="picture to write")
-    kind.flag("--overwrite", "replace an existing picture")
+    kind.add("--output", type=Path, default=Path(f"{name}.png"), help="image to write")
+    kind.flag("--overwrite", "replace an existing image")
     return kind
 
 

@@ -263,7 +263,7 @@ TITLES = {"teacher": "teacher", "student-alone": "student alone", "distilled": "
 def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
     """The whole idea in minutes: train a teacher, a student alone and one with Af-DCD on generated scenes.
 
-    Prints a table, and writes card, pictures and curves into the distilled student's folder, which is returned. A
+    Prints a table, and writes card, images and curves into the distilled student's folder, which is returned. A
     second call with the same folder continues where the first was stopped. FileExistsError where `output_dir` holds
     other files than those of a quickstart with this seed.
     """
