@@ -80,6 +80,7 @@ def import_annotations(
     classes = [BACKGROUND, *(name for name in dict.fromkeys(names) if name != BACKGROUND)]
     if not images or len(classes) > IGNORED:
         raise ValueError(f"{source} has {len(images)} images and {len(classes)} classes; 1 to {IGNORED} can be used.")
+    ids = {None: IGNORED} | {name: index for index, name in enumerate(classes)}
     with folder_written_whole(output) as folder:
         for one in tqdm(images, "labels", unit="image", disable=not progress, leave=False):
             width, height = open_image(one.image, str(one.image)).size
@@ -92,9 +93,8 @@ def import_annotations(
                 place.mkdir(parents=True, exist_ok=True)
             shutil.copy2(one.image, folder / "images" / one.split)
             label = np.zeros((height, width), np.uint8)
-            ids = [IGNORED if shape.name is None else classes.index(shape.name) for shape in one.shapes]
             with _naming(one.image):
-                drawn = [(value, shape.mask(height, width)) for value, shape in zip(ids, one.shapes, strict=True)]
+                drawn = [(ids[shape.name], shape.mask(height, width)) for shape in one.shapes]
             # ignored ones below all others, smaller ones over larger ones, later over earlier ones
             for value, mask in sorted(drawn, key=lambda pair: (pair[0] != IGNORED, -int(pair[1].sum()))):
                 label[mask] = value
@@ -107,9 +107,9 @@ def _read(source: Path, data_dir: Path | None) -> tuple[list[str], list[Annotate
     """The names of the classes, in order, and the images of a file or folder."""
     described = source / "data.yaml" if source.is_dir() else source
     if described.suffix in (".yaml", ".yml") and described.is_file():
-        content = read_yaml(described)
+        facts = read_yaml(described)
         with _naming(described):
-            return _yolo(content, described)
+            return _yolo(facts, described)
     coco: list[str] = []
     labelme: set[str] = set()
     images: list[Annotated] = []
@@ -131,7 +131,7 @@ def _read(source: Path, data_dir: Path | None) -> tuple[list[str], list[Annotate
 
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """Says of what is wrong in which file it is."""
+    """Puts the file before the message of an error."""
     try:
         yield
     except ValueError as error:
@@ -159,7 +159,7 @@ def _coco(content: dict[str, Any], file: Path, root: Path) -> tuple[list[str], l
         if len(found) > 1:
             found = [path for path in found if _split_of(path.parent.relative_to(root).as_posix()) == split]
         if len(found) != 1:
-            raise FileNotFoundError(f"{file}: {name} is {len(found)} times below {root}, not once.")
+            raise FileNotFoundError(f"{file}: {name} was found {len(found)} times below {root}; expected it once.")
         images.append(Annotated(found[0], split, shapes[one["id"]], (one["height"], one["width"])))
     return list(names.values()), images
 

@@ -30,7 +30,7 @@ def check_packages(names: Sequence[str], extra: str) -> None:
     """Raises ValueError where something that an extra of ours installs is missing."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"{', '.join(missing)} is needed, and not installed: pip install 'afdcd-hf[{extra}]'.")
+        raise ValueError(f"Not installed, but needed here: {', '.join(missing)}. Run pip install 'afdcd-hf[{extra}]'.")
 
 
 class GraphSegmenter(nn.Module, ABC):

@@ -59,10 +59,10 @@ def yolo(folder) -> str:
     return str(folder)
 
 
-def labelme(folder) -> str:
+def labelme(folder, corners=((1, 0), (4, 3))) -> str:
     image(folder / "val" / "a.png")
     shapes = [{"label": "dog", "points": np.reshape(CORNER, (-1, 2)).tolist()}]
-    shapes.append({"label": "car", "points": [[1, 0], [4, 3]], "shape_type": "rectangle"})
+    shapes.append({"label": "car", "points": corners, "shape_type": "rectangle"})
     shapes.append({"label": "__ignore__", "points": [[0, 0], [2, 0], [2, 2], [0, 2]]})
     content = {"shapes": shapes, "imagePath": "..\\raw\\a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
     (folder / "val" / "a.json").write_text(json.dumps(content))
@@ -85,25 +85,23 @@ def test_each_format_becomes_a_data_set_of_the_label_drawn_by_hand(tmp_path, cap
 def test_what_cannot_be_drawn_is_named(tmp_path):
     box = {"id": 5, "image_id": 7, "category_id": 3, "bbox": [1, 1, 2, 2]}
     (tmp_path / "empty").mkdir()
-    flat = yolo(tmp_path / "yolo")
-    (tmp_path / "yolo" / "labels" / "val" / "a.txt").write_text("0 .5 .5 .1 .1")
-    worded = yolo(tmp_path / "worded")
+    flat, worded, unnamed = (yolo(tmp_path / name) for name in ("flat", "worded", "unnamed"))
+    (tmp_path / "flat" / "labels" / "val" / "a.txt").write_text("0 .5 .5 .1 .1")
     (tmp_path / "worded" / "labels" / "val" / "a.txt").write_text("car .5 .5 .1 .1 .2 .2")
-    unnamed = yolo(tmp_path / "unnamed")
     (tmp_path / "unnamed" / "data.yaml").write_text("names: car\nval: images/val")
-    bent = labelme(tmp_path / "bent")
-    file = tmp_path / "bent" / "val" / "a.json"
-    file.write_text(file.read_text().replace("[[1, 0], [4, 3]]", "[[1, 0], [4, 3], [4, 4]]"))
     runs = {"id": 5, "image_id": 7, "category_id": 3, "segmentation": {"size": [9, 9], "counts": [81]}}
     other_size = [{"id": 7, "file_name": "a.png", "height": 9, "width": 9}]
     for source, message in (
         (coco(tmp_path / "box", annotations=[box]), "annotation 5 has no segmentation; boxes alone"),
-        (coco(tmp_path / "lost", images=[{"id": 7, "file_name": "b.png"}]), "b.png is 0 times below"),
+        (coco(tmp_path / "lost", images=[{"id": 7, "file_name": "b.png"}]), "b.png was found 0 times below"),
         (coco(tmp_path / "odd", images=[{"id": 7}]), "instances_val2017.json does not follow .*KeyError 'file_name'"),
         (coco(tmp_path / "runs", annotations=[runs]), r"a\.png: run lengths for \[9, 9\] .* not fit this image of 4x6"),
         (worded, "a.txt: line 1: expected .* in numbers; here are 7 words, the first car"),
         (unnamed, "data.yaml: names is 'car'; expected a list of the classes"),
-        (bent, r"a\.json: car is a rectangle of 3 points; expected two"),
+        (
+            labelme(tmp_path / "bent", [(1, 0), (4, 3), (4, 4)]),
+            r"a\.json: car is a rectangle of 3 points; expected",
+        ),
         (coco(tmp_path / "size", images=other_size), "is 4x6 pixels"),
         (flat, "a.txt: line 1: expected a class from 0 to 1 and three or more points.*five: a box"),
         (tmp_path / "empty", "is missing or not understood: expected a COCO"),

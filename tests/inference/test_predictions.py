@@ -130,16 +130,12 @@ def test_turned_deep_tiny_and_damaged_images(model, tmp_path):
 # Mistakes, told before anything is computed
 
 
-@pytest.fixture
-def untouched(monkeypatch):
-    """Fails a test whose mistake is noticed only after the model was loaded."""
+def test_mistakes_are_answered_before_the_model_is_loaded_and_nothing_is_overwritten(photo, tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "load_segmenter", lambda *_: pytest.fail("the model was loaded"))
-
-
-def test_mistakes_are_answered_before_the_model_is_loaded(untouched, photo, tmp_path):
     out, both = tmp_path / "out", image_file(tmp_path / "in" / "x.jpg").parent
     other = image_file(tmp_path / "other" / "x.jpg")
     image_file(both / "x.png")
+    mine = image_file(tmp_path / "full" / "overlay" / "photo.png")
     (tmp_path / "empty").mkdir()
     for inputs, output, options, error, message in (
         ([both], out, {}, ValueError, r"x\.jpg and .*x\.png would both be written to x\.png: rename one"),
@@ -149,24 +145,16 @@ def test_mistakes_are_answered_before_the_model_is_loaded(untouched, photo, tmp_
         ([], out, {}, ValueError, "nothing to segment"),
         ([photo], out, {"dataset": "camvit"}, ValueError, "'camvit'.*camvid"),
         ([photo], photo, {}, FileExistsError, "is a file"),
+        ([photo], tmp_path / "full", {}, FileExistsError, f"{mine} exists.*--overwrite"),
+        ([mine], tmp_path / "full", {"overwrite": True}, ValueError, "would be written over"),
     ):
         with pytest.raises(error, match=message):
             run("model", inputs, output, **options)
-    assert not out.exists()
+    assert not out.exists() and np.array_equal(read(mine), PIXELS)
     with pytest.raises(FileExistsError, match="is not empty"):
         write_pseudo_labels("model", [photo], photo.parent)
     with pytest.raises(ValueError, match="confidence is a probability from 0 to 1, not 90"):
         write_pseudo_labels("model", [photo], out, confidence=90)
-
-
-def test_nothing_of_the_users_is_overwritten(untouched, photo, tmp_path):
-    mine = image_file(tmp_path / "out" / "overlay" / "photo.png")
-    before = mine.read_bytes()
-    with pytest.raises(FileExistsError, match=f"{mine} exists.*--overwrite"):
-        run("model", [photo], tmp_path / "out")
-    with pytest.raises(ValueError, match="would be written over"):
-        run("model", [mine], tmp_path / "out", overwrite=True)
-    assert mine.read_bytes() == before
 
 
 def test_another_image_is_added_but_another_models_predictions_are_not_mixed_in(model, photo, tmp_path):

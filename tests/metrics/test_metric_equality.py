@@ -9,6 +9,8 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as cityscapes_script
+from cityscapesscripts.helpers.labels import trainId2label
 from miniatures import CITYSCAPES_IDS, cityscapes_folder, train_ids
 from PIL import Image
 
@@ -71,15 +73,6 @@ def test_counting_absent_classes_as_zero_equals_the_released_codes_formula(seed)
     assert scores["mean_iou"] < scores_of(predictions, references, 19)["mean_iou"]
 
 
-def official_scores(predictions, truths):
-    """Scores of label-id files by the Cityscapes benchmark's own script."""
-    module = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
-    official = pytest.importorskip(module, reason="needs cityscapesscripts")
-    args = copy.copy(official.args)
-    args.evalInstLevelScore, args.JSONOutput, args.quiet = False, False, True
-    return official.evaluateImgLists([str(path) for path in predictions], [str(path) for path in truths], args)
-
-
 def test_scores_equal_those_of_cityscapes_scripts(tmp_path):
     rng = np.random.default_rng(0)
     ids = np.array([value for value in CITYSCAPES_IDS if value not in (16, 31)])  # no train: absent from the truth
@@ -94,9 +87,10 @@ def test_scores_equal_those_of_cityscapes_scripts(tmp_path):
         predictions.append(predicted)
         files.append(tmp_path / f"frankfurt_000000_{index:06d}_pred.png")
         Image.fromarray(np.vectorize(label_ids.get)(predicted).astype(np.uint8)).save(files[-1])
-    official = official_scores(files, sorted((tmp_path / "gtFine" / "val").rglob("*_gtFine_labelIds.png")))
-    from cityscapesscripts.helpers.labels import trainId2label
-
+    truth_files = sorted((tmp_path / "gtFine" / "val").rglob("*_gtFine_labelIds.png"))
+    args = copy.copy(cityscapes_script.args)
+    args.evalInstLevelScore, args.JSONOutput, args.quiet = False, False, True
+    official = cityscapes_script.evaluateImgLists(list(map(str, files)), list(map(str, truth_files)), args)
     scores = scores_of(predictions, references, 19)
     expected = [official["classScores"][trainId2label[train].name] for train in range(19)]
     assert np.isnan(expected).sum() == 1 and np.isnan(expected[16])

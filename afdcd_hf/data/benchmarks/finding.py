@@ -8,6 +8,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from .row import Benchmark
@@ -273,23 +274,23 @@ def find_listed(entries: Iterable[str], bases: Sequence[Path]) -> list[Path | No
 
     A path that begins with a slash may be another machine's: folders are dropped from its left until it is found.
     """
-    names: dict[str, dict[str, str]] = {}  # folder → name in one Unicode form → name as the disk spells it
 
-    def below(folder: str, parts: Sequence[str]) -> Path | None:
+    @cache
+    def inside(folder: Path) -> dict[str, Path]:  # by name in one Unicode form
+        return {plain(path.name): path for path in folder.iterdir()} if folder.is_dir() else {}
+
+    def below(base: Path, parts: Sequence[str]) -> Path | None:
+        found: Path | None = base
         for part in parts:
-            if folder not in names:
-                names[folder] = {plain(name): name for name in os.listdir(folder)} if os.path.isdir(folder) else {}
-            if part not in names[folder]:
-                return None
-            folder = os.path.join(folder, names[folder][part])
-        return Path(folder)
+            found = inside(found).get(part) if found else None
+        return found
 
     def find(entry: str) -> Path | None:
         parts = [part for part in entry.split("/") if part not in ("", ".")]
         if ".." in parts:
             raise ValueError(f"{entry}: listed paths must lie under data_dir, without '..'.")
         tails = [parts[dropped:] for dropped in range(len(parts) if entry.startswith("/") else min(len(parts), 1))]
-        found = (below(str(base), tail) for tail in tails for base in dict.fromkeys(bases))
-        return next((path for path in found if path is not None), None)
+        found = (below(base, tail) for tail in tails for base in dict.fromkeys(bases))
+        return next((path for path in found if path), None)
 
     return [find(entry) for entry in entries]
