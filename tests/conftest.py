@@ -11,6 +11,7 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from paths import SHARED  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -23,6 +24,12 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there")
     return SHARED
+
+
+@pytest.fixture
+def golden(shared_dir) -> dict[str, torch.Tensor]:
+    """Inputs, values and gradients of the released losses."""
+    return load_file(shared_dir / "golden" / "losses.safetensors")
 
 
 @pytest.fixture

@@ -166,18 +166,6 @@ def test_each_pair_is_compared_by_its_own_loss_with_terms_and_weights_of_its_own
     assert not any(torch.equal(tensor, before[name]) for name, tensor in weights(loss).items())
 
 
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ({"student_layer": TWO["student_layer"]}, r"names 2 map\(s\) \(backbone\[-2\], backbone\[-1\]\) and"),
-        ({"student_layer": ["a", "b", "c"], "teacher_layer": ["a", "b"]}, r"3 map\(s\) \(a, b, c\) .* 2 \(a, b\)"),
-    ],
-)
-def test_unequal_numbers_of_layers_are_refused(tmp_path, layers, message):
-    with pytest.raises(ValueError, match=message):
-        distilling(tmp_path, **layers)
-
-
 def test_layers_are_named_in_a_recipe_or_on_the_command_line(tmp_path):
     layers = 'student_layer:\n- backbone[-2]\n- backbone[-1]\nteacher_layer: [segformer.stages.1, "segformer[0]"]'
     (tmp_path / "mine.yaml").write_text(f"loss: kd\n{layers}")

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from afdcd_hf import capture
-from afdcd_hf.features import LayerTap, _map_of_tokens, default_layer
+from afdcd_hf.features import LayerTap, _map_of_tokens
 
 
 class Block(nn.Module):
@@ -209,13 +209,3 @@ def test_a_tap_keeps_no_map_alive_once_closed(images):
     tap.pop()
     gc.collect()
     assert kept() is None
-
-
-# Default layers
-
-
-def test_other_networks_than_ours_need_a_layer_and_their_modules_are_listed(segformer, tiny_model):
-    assert default_layer(tiny_model(), "student") == "backbone[-1]"
-    expected = "student_layer must name the map to distil, because the student is a .*segformer, decode_head"
-    with pytest.raises(ValueError, match=expected):
-        default_layer(segformer, "student")

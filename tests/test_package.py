@@ -137,13 +137,6 @@ def test_a_part_imports_from_the_layers_above_it_only(part):
     assert IMPORTS[part] <= set().union(*LAYERS[:own])
 
 
-def test_files_that_travel_with_the_weights_import_their_neighbours_in_the_form_that_transformers_copies():
-    for path in (ROOT / "models").glob("*_afdcd.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                assert node.level == 1 and node.module and "." not in node.module, f"{path.name}:{node.lineno}"
-
-
 # Examples
 
 

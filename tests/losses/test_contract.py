@@ -182,20 +182,26 @@ def test_the_gradient_reaches_the_student_and_all_own_weights_but_not_the_teache
 
 
 @every_loss
-def test_half_precision_under_autocast_is_for_layers_alone(name):
-    rounded = [converted(each, torch.Tensor.bfloat16) for each in pair()]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_under_autocast_is_for_layers_alone_and_gradients_are_finite(name, dtype):
+    rounded = [converted(each, lambda tensor: tensor.to(dtype)) for each in pair()]
     expected = make(name)(*(converted(each, torch.Tensor.float) for each in rounded), labels())
     loss, dtypes = make(name), set()
     for module in loss.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        actual = loss(*rounded, labels())
-    assert dtypes == ({torch.bfloat16} if name in WITH_LAYERS else set())
+    student, teacher = asking_for_gradients(rounded[0]), rounded[1]
+    with torch.autocast("cpu", dtype):
+        actual = loss(student, teacher, labels())
+    assert dtypes == ({dtype} if name in WITH_LAYERS else set())
     for term, value in actual.items():
         assert value.dtype == torch.float32
         tolerance = {"rtol": 0.03, "atol": 1e-7} if name in WITH_LAYERS else {"rtol": 0, "atol": 0}  # bfloat16: 8 bits
         torch.testing.assert_close(value, expected[term], **tolerance)
+    sum(actual.values()).backward()
+    of_weights = [weight.grad for weight in loss.parameters()]
+    assert all(gradient.dtype == torch.float32 for gradient in of_weights)
+    assert all(gradient.isfinite().all() for gradient in (*gradients(student), *of_weights))
 
 
 @every_loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from formula_weights import images
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_file
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from tiny import segmenter
@@ -19,6 +19,7 @@ from torchvision.models.segmentation.lraspp import LRASPPHead
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from afdcd_hf import AfDcdConfig
+from afdcd_hf.losses.task import TaskLoss
 from afdcd_hf.models.heads import HEADS, SegmentationHead
 from afdcd_hf.models.modeling_afdcd import segmentation_cross_entropy, upsample_logits
 
@@ -172,8 +173,7 @@ def test_a_head_that_needs_more_than_a_single_map_is_refused(options, message):
 # Loss and gradients
 
 
-def test_the_task_loss_equals_the_golden_one(shared_dir):
-    golden = load_file(shared_dir / "golden/losses.safetensors")
+def test_the_task_loss_equals_the_golden_one(golden):
     loss = segmentation_cross_entropy(golden["task.logits"], golden["task.labels"], ignore_index=-1)
     assert float(loss) == pytest.approx(float(golden["task.loss"]), rel=1e-6)
 
@@ -223,11 +223,19 @@ def test_the_loss_reaches_every_parameter_unless_every_pixel_is_ignored(head):
     assert all(torch.count_nonzero(parameter.grad) == 0 for parameter in model.parameters())  # NaN counts as non-zero
 
 
-def test_the_task_loss_is_float32_under_autocast():
-    model, pixel_values = segmenter(), images(2, 3, 32, 32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = model(pixel_values, labels=labels_for(pixel_values))
-    assert outputs.logits.dtype == torch.bfloat16 and outputs.loss.dtype == torch.float32
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_task_loss_is_float32_under_autocast(dtype):
+    model, pixel_values = segmenter(auxiliary_head=True), images(2, 3, 32, 32)
+    labels = labels_for(pixel_values)
+    with torch.autocast("cpu", dtype):
+        outputs = model(pixel_values, labels=labels)
+        terms = TaskLoss()(outputs, labels)
+    assert outputs.logits.dtype == outputs.aux_logits.dtype == dtype
+    exact = TaskLoss()(SimpleNamespace(logits=outputs.logits.float(), aux_logits=outputs.aux_logits.float()), labels)
+    assert len(terms) == 2 and all(torch.equal(terms[name], exact[name]) for name in exact)
+    torch.testing.assert_close(outputs.loss, sum(exact.values()))
+    sum(terms.values()).backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("head", HEADS)

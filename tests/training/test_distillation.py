@@ -66,7 +66,15 @@ MISTAKES = {
     r"SegformerForSemanticSegmentation has no module .* Close: .*decode_head\.batch_norm": lambda: {
         "teacher": segformer(), "teacher_layer": "decode_head.batchnorm",
     },
-    r"student_layer must name the map.*SegformerFor.*segformer, decode_head": lambda: {"student": segformer()},
+    r"student_layer must name the map to distil, because the student is a Segf.*segformer, decode_head": lambda: {
+        "student": segformer(),
+    },
+    r"names 2 map\(s\) \(backbone\[-2\], backbone\[-1\]\) and": lambda: {
+        "student_layer": ["backbone[-2]", "backbone[-1]"],
+    },
+    r"3 map\(s\) \(a, b, c\) .* 2 \(a, b\)": lambda: {
+        "student_layer": ["a", "b", "c"], "teacher_layer": ["a", "b"],
+    },
     r"map is 4x6; after pooling by 4 that is 1x1, smaller than a patch of 4x4.*larger crop": lambda: {
         "loss_kwargs": loss_options(pool_size=4),
     },
