@@ -26,7 +26,7 @@ from ..hub.card_facts import FACTS_NAME, HUB_ID
 from ..structured_files import parse_yaml, read_yaml
 from ..training.options import DataArguments
 from .plan import ALONE, Plan
-from .runs import RECIPE_NAME, RUN_FOLDER, Run, RunResult, all_runs, read_result, run_arguments, run_place, run_settings
+from .runs import RECIPE_NAME, RUN_FOLDER, Run, RunResult, all_runs, read_result, run_arguments, run_settings
 from .table import write_report
 
 LOG_NAME = "log.txt"
@@ -238,16 +238,12 @@ def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | P
     A budget has a table and charts for each machine, since their seconds cannot be compared. A training that two of
     the folders hold counts once; one without results, with another setting or another result is a ValueError.
     """
-    rows = [
-        Run("run", run_place(budget, method.name, "*"), method, budget)
-        for budget in plan.budgets
-        for method in plan.methods
-    ]
+    rows = {Path(run.place).parent: run for run in all_runs(plan) if run.kind == "run"}
     merged: dict[tuple, RunResult] = {}
     known: dict[tuple, dict[str, Any]] = {}
     for folder in map(Path, folders):
-        found = [read_result(run, place) for run in rows for place in sorted(folder.glob(run.place))]
-        ours = [one for one in found if one is not None]
+        places = [(run, place) for row, run in rows.items() for place in sorted((folder / row).glob("seed-*"))]
+        ours = [result for run, place in places if (result := read_result(run, place)) is not None]
         if not ours:
             raise ValueError(f"{folder} holds no finished run of this plan; --merge takes folders of afdcd compare.")
         for result in ours:

@@ -52,12 +52,11 @@ def all_runs(plan: Plan) -> list[Run]:
     for seed in plan.seeds:
         for budget in plan.budgets:
             for method in sorted(plan.methods, key=lambda one: one.name != budget.as_long_as):
-                runs.append(Run("run", run_place(budget, method.name, seed), method, budget, seed))
+                runs.append(Run("run", _run_place(budget, method.name, seed), method, budget, seed))
     return runs
 
 
-def run_place(budget: Budget, method: str, seed: int | str | None) -> str:
-    """The folder of a run; with the seed "*", a pattern of all that there may be."""
+def _run_place(budget: Budget, method: str, seed: int | None) -> str:
     return f"{budget.name}/{folder_name(method)}/seed-{seed}"
 
 
@@ -88,7 +87,7 @@ def run_settings(plan: Plan, run: Run, output: Path, results: Mapping[str, RunRe
     settings |= {"eval_strategy": "steps", "eval_steps": every, "save_strategy": "steps", "save_steps": every}
     settings["logging_steps"] = min(settings.get("logging_steps", every), every)  # log lines date an evaluation
     reference = run.budget.as_long_as or run.method.name
-    place, limit = run_place(run.budget, reference, run.seed), run.budget.seconds
+    place, limit = _run_place(run.budget, reference, run.seed), run.budget.seconds
     if reference != run.method.name and place in results:
         limit = round(results[place].seconds, 2)
     return settings if limit is None else {**settings, "max_seconds": limit}

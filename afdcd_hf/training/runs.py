@@ -204,10 +204,7 @@ def prepare_facts(
 def write_report(
     trainer: SegmentationTrainer, data: DataArguments, facts: CardFacts | None, seconds: float
 ) -> CardFacts | None:
-    """Score the saved folder (not the model in memory) on all ranks; the main one writes results, curves, card, facts.
-
-    The facts come last: where they are, the run is finished.
-    """
+    """Score the saved folder (not the model in memory) on all ranks; the main one writes its files, the facts last."""
     args, folder = trainer.args, Path(trainer.args.output_dir)
     options: dict[str, Any] = {"batch_size": args.per_device_eval_batch_size}
     options |= {"processor": load_processor(str(folder)), "num_workers": args.dataloader_num_workers}

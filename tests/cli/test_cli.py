@@ -154,11 +154,9 @@ def test_a_failure_after_the_training_is_one_line_with_the_weights_saved_and_no_
     assert not (folder / "card_facts.json").exists()  # where it is, a run is finished
     assert not [name for name, content in contents(folder).items() if token.encode() in content]
     private = {"data_dir": "/home/me", "unlabelled_dir": "/home/me/data", "deepspeed": "/home/me/zero2.json"}
-    written = write_recipe(folder, {"run_name": token, **private, "loss": "kd + /home/me/my.py:Mine"})
-    assert yaml.safe_load(written.read_text()) == {
-        "unlabelled_dir": "data", "deepspeed": "zero2.json", "loss": "kd+my.py:Mine"
-    }  # fmt: skip
-    assert token not in written.read_text()
+    text = write_recipe(folder, {"run_name": token, **private, "loss": "kd + /home/me/my.py:Mine"}).read_text()
+    public = {"unlabelled_dir": "data", "deepspeed": "zero2.json", "loss": "kd+my.py:Mine"}
+    assert token not in text and yaml.safe_load(text) == public
 
 
 def test_after_a_push_that_fails_the_same_push_is_advised_since_the_run_is_scored(runs, tmp_path, capsys, monkeypatch):
