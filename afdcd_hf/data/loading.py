@@ -169,8 +169,8 @@ def load_split(
     place = {"data_dir": str(data_dir) if data_dir else None, "name": config, "revision": revision}
     given_place = {option: value for option, value in place.items() if value is not None}
     columns = {image_column: "image"} | ({label_column: "label"} if labelled else {})
-    transform = DecodedRows.with_map(get_benchmark(labels_as).label_map if labels_as else label_map or {})
-    rows = load_other(name, split, given_place, columns, transform, streaming)
+    decode = DecodedRows.with_map(get_benchmark(labels_as).label_map if labels_as else label_map or {})
+    rows = load_other(name, split, given_place, columns, decode, streaming)
     if max_samples is None:
         return rows
     return rows.first(max_samples) if streaming else rows.select(range(min(max_samples, len(rows))))

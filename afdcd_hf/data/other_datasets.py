@@ -30,13 +30,8 @@ _LAYOUT = "images/<split>/ and labels/<split>/ (or masks/<split>/, or the split 
 
 
 def load_other(
-    name: str,
-    split: str,
-    options: Mapping[str, str],
-    columns: Mapping[str, str],
-    transform: DecodedRows,
-    streaming: bool,
-) -> Dataset | StreamedRows:
+    name: str, split: str, options: Mapping[str, str], columns: Mapping[str, str], decode: DecodedRows, streaming: bool
+) -> Any:
     """What `load_split` gives of a dataset that is not a benchmark.
 
     `options` are those of `datasets.load_dataset_builder`, `columns` the dataset's for "image" and perhaps "label".
@@ -46,18 +41,18 @@ def load_other(
         stream = ["streaming"] if streaming else []  # only the paths are held, whatever the number of images
         _refuse([*options, *stream], f"{name!r}, a folder of images and labels")
         row = Benchmark(str(root), root.name, (), (), dict.fromkeys(_SPLITS, 0), "", "", "", _LAYOUT, _PAIRS)
-        rows = file_rows(root, find_files(row, root, split)).with_transform(transform)
+        rows = file_rows(root, find_files(row, root, split)).with_transform(decode)
         return rows.select_columns([*columns.values(), "name"])
     dataset = _load(name, split, options, streaming)
     if not streaming and len(dataset) == 0:
         raise ValueError(f"The split {split!r} of {name!r} is empty.")
     dataset = _standard_columns(dataset, name, columns)
     if streaming:
-        return StreamedRows(dataset, transform)
+        return StreamedRows(dataset, decode)
     if "name" not in dataset.column_names:
         dataset = dataset.add_column("name", _names(dataset, split))
-    mapped = "label" in dataset.column_names and transform.label_map
-    return (_told_apart(dataset, name) if mapped else dataset).with_transform(transform)
+    mapped = "label" in dataset.column_names and decode.label_map
+    return (_told_apart(dataset, name) if mapped else dataset).with_transform(decode)
 
 
 def _holds_pairs(root: Path, split: str) -> bool:

@@ -9,7 +9,7 @@ import sys
 import pytest
 from miniatures import CITYSCAPES_IDS, voc_colour
 from PIL import Image
-from stored_pictures import ids
+from stored_images import ids
 
 from afdcd_hf.data import benchmarks
 from afdcd_hf.data.benchmarks import BENCHMARKS, get_benchmark

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from miniatures import camvid_folder
 from PIL import Image
-from stored_pictures import grey_png, ids, png, stored
+from stored_images import grey_png, ids, png, stored
 
 from afdcd_hf.data.decoding import DecodedRows, open_image
 from afdcd_hf.data.loading import load_benchmark

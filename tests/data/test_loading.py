@@ -14,7 +14,7 @@ import paths
 import pytest
 from miniatures import camvid_folder
 from PIL import Image
-from stored_pictures import ADE20K_MAP, as_arrays, ids, png, raw_dataset
+from stored_images import ADE20K_MAP, as_arrays, ids, png, raw_dataset
 from torch.utils.data import DataLoader
 
 from afdcd_hf.data import loading

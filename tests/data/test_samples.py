@@ -10,7 +10,7 @@ import pytest
 import torch
 from miniatures import camvid_folder
 from PIL import Image
-from stored_pictures import grey_png, png
+from stored_images import grey_png, png
 from tiny import loss_options, segmenter, settings
 from torch.utils.data import DataLoader
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, Image
 from images import labelled_image
-from stored_pictures import as_arrays
+from stored_images import as_arrays
 from torch.utils.data import DataLoader
 
 from afdcd_hf.data import StreamedRows, StreamedSamples, TrainingSamples, load_split

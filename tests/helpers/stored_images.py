@@ -1,4 +1,4 @@
-"""Pictures as datasets store them, and small datasets of such."""
+"""Images as datasets store them, and small datasets of such."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ADE20K_MAP = {0: 255} | {value: value - 1 for value in range(1, 151)}  # applied
 
 def png(array, mode=None) -> bytes:
     buffer = io.BytesIO()
-    picture = Image.fromarray(np.asarray(array))
-    (picture if mode is None else picture.convert(mode)).save(buffer, format="PNG")
+    image = Image.fromarray(np.asarray(array))
+    (image if mode is None else image.convert(mode)).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -42,7 +42,7 @@ def ids(label) -> list:
 
 
 def raw_dataset(paths=True, labels=((1, 0), (2, 150)), **columns):
-    """A dataset as on the Hub: pictures as bytes, 1x2 labels of raw values, with or without the names of files."""
+    """A dataset as on the Hub: images as bytes, 1x2 labels of raw values, with or without the names of files."""
     rows = range(len(labels))
     data = {
         "image": [stored(png(np.full((1, 2, 3), i, np.uint8)), f"{i}.png" if paths else None) for i in rows],
