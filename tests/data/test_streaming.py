@@ -44,7 +44,7 @@ def test_processes_and_workers_share_the_rows(source, count):
     assert len({position for position, _ in seen}) == count
 
 
-def test_a_sample_draws_from_seed_pass_and_position_and_the_stream_begins_again():
+def test_a_sample_draws_from_seed_pass_and_position_and_the_stream_begins_again_or_is_refused():
     samples = StreamedSamples(dataset(2).to_iterable_dataset(), draw, num_labels=4, seed=7)
     for (epoch, place), one in zip([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)], samples, strict=False):
         assert one["name"] == f"bands_{place}"
@@ -52,6 +52,8 @@ def test_a_sample_draws_from_seed_pass_and_position_and_the_stream_begins_again(
         assert float(one["pixel_values"].mean()) == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match="no rows for this process"):
         next(iter(StreamedSamples([], draw, num_labels=4)))
+    with pytest.raises(ValueError, match="list cannot be shuffled: only a stream of `datasets` can"):
+        StreamedSamples([], draw, num_labels=4, shuffle_buffer=2)
 
 
 @pytest.mark.parametrize("form", ["saved", "parquet"])
@@ -85,8 +87,3 @@ def test_files_that_are_named_by_an_address_are_read_and_their_labels_mapped():
     label = np.asarray(ROWS[0]["label"])
     assert np.array_equal(read["label"], np.where(label == 1, 9, label)) and 1 in label
     assert np.array_equal(read["image"], ROWS[0]["image"])
-
-
-def test_what_no_stream_can_do_is_refused():
-    with pytest.raises(ValueError, match="list cannot be shuffled: only a stream of `datasets` can"):
-        StreamedSamples([], draw, num_labels=4, shuffle_buffer=2)
