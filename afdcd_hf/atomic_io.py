@@ -52,6 +52,8 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool, place: str) -> None:
 
 def check_can_write(path: Path) -> None:
     """Before long work: an OSError that names `path` where no file can be written there; missing folders are made."""
+    if path.parent.is_file():
+        raise FileExistsError(f"{path.parent} is a file; give a folder.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path.parent) as probe:

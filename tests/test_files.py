@@ -45,8 +45,10 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path):
     check_can_write(tmp_path / "new" / "x.txt")
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot be written: .*file/x\.txt"):
+    with pytest.raises(FileExistsError, match="file is a file; give a folder"):
         check_can_write(tmp_path / "file" / "x.txt")
+    with pytest.raises(OSError, match=r"cannot be written: .*file/a/x\.txt"):
+        check_can_write(tmp_path / "file" / "a" / "x.txt")
 
 
 # One writer at a time

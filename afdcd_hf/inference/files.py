@@ -83,8 +83,6 @@ class PredictionWriter:
 
     def prepare(self) -> None:
         """Before anything is computed, in one process: OSError if the folder holds files or cannot be written."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise FileExistsError(f"{self.folder} is a file; predictions need a folder.")
         existing = [*self.folder.glob("*"), *([self.archive] if self.archive else [])]
         refuse_existing(existing, self.overwrite, "folder for predictions")
         check_can_write(self.folder / "a.png")

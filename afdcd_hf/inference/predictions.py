@@ -250,8 +250,6 @@ def _segment_files(
 
 def _check_outputs(plan: Mapping[Path, Mapping[str, Path]], output: Path, overwrite: bool) -> None:
     """Nothing of the user's may be lost, and the folder can be written: said before anything is computed."""
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; predictions need a folder.")
     given = {image.resolve() for image in plan}
     written = [file for files in plan.values() for file in files.values()]
     for path in written:
