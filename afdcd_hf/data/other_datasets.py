@@ -39,7 +39,8 @@ def load_other(
     root = Path(name).expanduser()
     if _holds_pairs(root, split):
         stream = ["streaming"] if streaming else []  # only the paths are held, whatever the number of images
-        _refuse([*options, *stream], f"{name!r}, a folder of images and labels")
+        named = [f"{ours}_column" for theirs, ours in columns.items() if theirs != ours]
+        _refuse([*options, *named, *stream], f"{name!r}, a folder of images and labels")
         row = Benchmark(str(root), root.name, (), (), dict.fromkeys(_SPLITS, 0), "", "", "", _LAYOUT, _PAIRS)
         rows = file_rows(root, find_files(row, root, split)).with_transform(decode)
         return rows.select_columns([*columns.values(), "name"])

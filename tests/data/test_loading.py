@@ -124,6 +124,7 @@ def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
         (load_split, mine, {"labels_as": "camvid", "label_map": {1: 2}}, "own map; leave out label_map"),
         (load_split, mine, {"label_column": "image"}, "both 'image'; they must be two columns"),
         (load_split, (f"{saved}.parquet", "train[:50%]"), stream, "A stream has no part such as 'train"),
+        (load_split, (pairs, "train"), {"image_column": "photo"}, "image_column cannot be given for .*, a folder of"),
         (load_split, (pairs, "train"), stream, "streaming cannot be given for .*, a folder of images and labels"),
         (load_split, ("camvid", "train", tmp_path), stream, "streaming cannot be given for the benchmark camvid"),
         (class_names, ("camvid", ["a"]), {}, "have their own class names; another .*, as 'camvid', needs either"),
