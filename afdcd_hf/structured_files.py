@@ -45,7 +45,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def json_values(content: Any) -> Any:
     """The content as JSON can hold it: NaN and infinity, which it cannot, become null."""
-    return json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
+    return json.loads(json.dumps(content), parse_constant=lambda _: None)
 
 
 def read_yaml(path: str | Path) -> dict[Any, Any]:
