@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from ..atomic_io import written_whole
-from ..cost.machine import machine_name
+from ..cost.machine import machine_name, without_threads
 from ..data.loading import load_split
 from ..data.statistics import is_generated
 from ..folder_lock import held_alone
@@ -124,7 +123,7 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
             if run.place in results:
                 before, now = results[run.place].machine, machine_name()
                 if plan.processes > 1:  # torchrun sets the threads of each
-                    before, now = (re.sub(r", \d+ threads?$", "", name) for name in (before, now))
+                    before, now = without_threads(before), without_threads(now)
                 if run.budget and run.budget.is_time and before != now:
                     what = f"{folder} was trained on {before}, and this is {now}"
                     raise ValueError(f"{what}: seconds of two machines cannot be compared; continue there.")

@@ -34,6 +34,11 @@ def device_name(device: torch.device) -> str:
     return f"{_processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def without_threads(name: str) -> str:
+    """The `device_name` of the same machine, whatever number of cores torch uses."""
+    return re.sub(r", \d+ threads?$", "", name)
+
+
 def _processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""  # Python's own answer is empty or "x86_64"
