@@ -1,4 +1,4 @@
-# Needs Python >= 3.10 and make; everything else goes into .venv.
+# Needs Python >= 3.10 and make; everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
@@ -9,14 +9,14 @@ export HF_HUB_OFFLINE ?= 1
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-# The stamp is renewed when pyproject.toml changes, so that new dependencies are installed.
+# Runs again when pyproject.toml changes, so that new dependencies are installed.
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e .[dev]
 	touch $@
 
-install: .venv/installed  ## create .venv and install the package with its tests
+install: .venv/installed  ## create .venv and install the package and the tests' dependencies
 
 quickstart: .venv/installed  ## teacher, student alone and distilled student on generated scenes (about 2 minutes on 2 idle cores)
 	$(BIN)/afdcd quickstart
@@ -27,7 +27,7 @@ test: .venv/installed  ## run the whole test suite (offline, CPU)
 test-upstream: .venv/installed  ## transformers' own model and image-processor tests on ours (fetches their source)
 	$(BIN)/python scripts/upstream_tests.py
 
-benchmark: .venv/installed  ## speed and memory of contrast, training step and metric (some 8 minutes on 2 quiet cores)
+benchmark: .venv/installed  ## speed and memory of contrast, training step and metric (about 8 minutes on 2 idle cores)
 	$(BIN)/python scripts/benchmark.py --output runs/benchmark-$$(date +%Y%m%d-%H%M%S).json
 
 check: .venv/installed  ## lint, formatting, types
@@ -35,17 +35,17 @@ check: .venv/installed  ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Without .venv (a bare machine has PyTorch of its own) it runs in $(PYTHON).
-gpu-check:  ## everything that needs a GPU, in under 8 minutes; one JSON and one Markdown page in runs/
+# Without .venv it uses $(PYTHON), since GPU machines often come with PyTorch installed.
+gpu-check:  ## everything that needs a GPU, in under 8 minutes; writes a JSON and a Markdown file to runs/
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) scripts/gpu_check.py --output runs/gpu-check-$$(date +%Y%m%d-%H%M%S).json
 
-# A sanitized library in a Python that is not needs the runtimes before everything else.
-sanitize: .venv/installed  ## the C kernel's tests under the address and undefined-behaviour sanitizers (gcc, some 3 minutes)
+# Python itself is not sanitized, so the sanitizer runtimes must be preloaded.
+sanitize: .venv/installed  ## the C kernel's tests under the address and undefined-behaviour sanitizers (gcc, about 3 minutes)
 	CC="gcc -fsanitize=address,undefined -fno-sanitize-recover=all -g" ASAN_OPTIONS=detect_leaks=0 \
 	XDG_CACHE_HOME=$$(mktemp -d) \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	$(BIN)/python -m pytest -q -s tests/ops/test_backends.py \
 	-k "(native and (equal or nan or strides or float64)) or instruction_sets"
 
-clean:  ## remove the environment and build leftovers (runs/ stays)
+clean:  ## remove the environment and build artefacts (runs/ is kept)
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
