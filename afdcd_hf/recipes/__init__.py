@@ -1,6 +1,6 @@
 """Recipes: one YAML file per training, flat keys = argument names, every value with its source.
 
-Keys of a loss's options carry its name in front: `af_dcd.feature_weight`. `comparisons/` holds the plans of
+Options of a loss are prefixed with its name: `af_dcd.feature_weight`. `comparisons/` has the plans of
 `afdcd compare`.
 """
 
@@ -18,28 +18,28 @@ _COMPARISONS = _FOLDER / "comparisons"
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """List the names of the recipes that come with the package."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def list_comparisons() -> list[str]:
-    """Names of the plans of `afdcd compare` that come with the package."""
+    """List the names of the `afdcd compare` plans that come with the package."""
     return sorted(path.stem for path in _COMPARISONS.glob("*.yaml"))
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
-    """The file of a recipe given by name (`camvid_cpu`) or by path; FileNotFoundError lists the known names."""
+    """Find the file of a recipe given by name (`camvid_cpu`) or path; a FileNotFoundError lists the known names."""
     return _find(name_or_path, _FOLDER, "recipe")
 
 
 def comparison_path(name_or_path: str | Path) -> Path:
-    """The file of a comparison's plan given by name (`scenes`) or by path; FileNotFoundError lists the known names."""
+    """Find the file of a comparison plan given by name (`scenes`) or path; FileNotFoundError lists the known names."""
     return _find(name_or_path, _COMPARISONS, "comparison")
 
 
 def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
     path = Path(name_or_path).expanduser()
-    if path.is_file():  # a folder or a pipe is not
+    if path.is_file():  # neither a folder nor a pipe
         return path
     bundled = folder / f"{name_or_path}.yaml"
     if bundled.is_file():
@@ -52,12 +52,12 @@ def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """Argument name -> value, as written in the file of a recipe; errors are those of `recipe_path` and `read_yaml`."""
+    """Read a recipe: argument name -> value, as written in its file; raises as `recipe_path` and `read_yaml` do."""
     return {str(key): value for key, value in read_yaml(recipe_path(name_or_path)).items()}
 
 
 def parse_json_object(name: str, text: str) -> dict:
-    """Read an argument given as a JSON object, e.g. '{"stem_type": "deep"}', or raise ValueError."""
+    """Parse an argument given as a JSON object, e.g. '{"stem_type": "deep"}', or raise a ValueError."""
     try:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
