@@ -1,1 +1,1 @@
-"""What is published, and how: zoo, conversion, model cards, push, verify. Nothing here imports the trainer."""
+"""Publishing: zoo, conversion, model cards, push, verify. Nothing here imports the trainer."""

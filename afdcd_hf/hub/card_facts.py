@@ -1,9 +1,9 @@
-"""The facts of a model card, checked for type and range whoever makes them, and their file, `card_facts.json`.
+"""The facts of a model card, checked for type and range, and their file, `card_facts.json`.
 
-Scores are fractions 0-1, times seconds, memory MiB, sizes pixels; None stands for what is not known.
+Scores are fractions 0-1, times seconds, memory MiB, sizes pixels; None means unknown.
 """
 
-# No `from __future__ import annotations`: the checks need the fields' types themselves.
+# No `from __future__ import annotations`: the checks need the fields' types as objects.
 import dataclasses
 import json
 import math
@@ -23,7 +23,7 @@ FACTS_NAME = "card_facts.json"
 _FORMAT = 1
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
-# Types with a rule: what a value has to fulfil, and that in words.
+# Types with a condition on the value, and the condition in words.
 Fraction = Annotated[float, lambda value: 0 <= value <= 1, "a fraction from 0 to 1 (76.4 % is 0.764)"]
 HubId = Annotated[str, HUB_ID.fullmatch, "an id on the Hub, USER/NAME"]
 LicenseId = Annotated[
@@ -36,7 +36,7 @@ InFolder = Annotated[
     str, lambda path: not Path(path).is_absolute() and ".." not in Path(path).parts, "a path in the card's folder"
 ]
 _NUMBERS: dict[Any, Any] = {bool: bool, int: numbers.Integral, float: numbers.Real}
-# What a free-form value may be, and how it is kept.
+# Accepted types of a free-form value -> the type as which it is stored.
 _FREE = (
     (Mapping, Mapping[str, Any]), ((list, tuple), list[Any]), (str, str), (bool, bool), (int, int),
     (float, float | None), (type(None), int | None),
@@ -44,10 +44,10 @@ _FREE = (
 
 
 class Facts:
-    """Base of the dataclasses below: raises a ValueError that names a field which is not what its annotation says.
+    """Base of the dataclasses below: a ValueError names a field whose value does not match its annotation.
 
-    What JSON makes of facts is accepted: an object for facts, a list for a tuple. Keys become text (YAML reads
-    the class name `no` as a truth value), a NaN becomes None, and access tokens inside texts are masked.
+    The JSON form of a value is accepted: an object for facts, a list for a tuple. Keys become strings (YAML reads
+    the class name `no` as a boolean), NaN becomes None, and access tokens inside strings are masked.
     """
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class Facts:
 
 
 def _fitted(value: Any, kind: Any, where: str) -> Any:
-    """The value as the annotation `kind` says."""
+    """Check the value against the annotation `kind` and return it in that type; `where` names it in errors."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         missing = value is None or (isinstance(value, float) and not math.isfinite(value))
@@ -86,7 +86,7 @@ def _fitted(value: Any, kind: Any, where: str) -> Any:
 
 
 def restored(value: Any, kind: type, where: str) -> Any:
-    """Facts of a class from the object that JSON has of them; `where` begins the message of an error."""
+    """Build facts of the class `kind` from their JSON object; errors begin with `where`."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} is {_shown(value)}; expected the fields of {kind.__name__}.")
     known = [one.name for one in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def restored(value: Any, kind: type, where: str) -> Any:
         raise ValueError(f"{where} has {unknown}, which this version does not know; known: {', '.join(known)}.")
     try:
         return kind(**value)
-    except (ValueError, TypeError) as error:  # TypeError: a field that is required
+    except (ValueError, TypeError) as error:  # TypeError: a required field is missing
         raise ValueError(f"{where}: {error}") from error
 
 
@@ -105,26 +105,26 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class DatasetFacts(Facts):
-    """The dataset that the numbers belong to."""
+    """The dataset on which the model was scored and trained."""
 
     name: str  # such as "cityscapes"
-    pretty_name: str | None = None  # as people write it
-    split: str | None = None  # that was evaluated
+    pretty_name: str | None = None  # the usual spelling
+    split: str | None = None  # the evaluated one
     license: str | None = None  # licence or terms of use of the data
     num_images: int | None = None  # in that split
     fingerprint: str | None = None  # of that split, see `afdcd_hf.data.statistics`
     train_split: str | None = None
     train_images: int | None = None
     train_fingerprint: str | None = None
-    is_public: bool = True  # whether others know `name`, or it is somebody's folder
+    is_public: bool = True  # False: `name` is a local folder, which means nothing to others
     hub_id: HubId | None = None  # its repository on the Hub, for `.eval_results`
 
 
 @dataclass(frozen=True)
 class MeasuredResults(Facts):
-    """What we measured ourselves; names as in `results.json`."""
+    """Our own measurement; names as in `results.json`."""
 
-    mean_iou: Fraction  # over the classes that count
+    mean_iou: Fraction  # over the classes that are counted
     mean_accuracy: Fraction | None = None
     overall_accuracy: Fraction | None = None
     per_category_iou: Mapping[str, Fraction | None] = field(default_factory=dict)  # None: the class does not occur
@@ -136,13 +136,13 @@ class MeasuredResults(Facts):
 
     @property
     def covers_split(self) -> bool:
-        """Whether the whole split was evaluated, and not a part of it."""
+        """Whether the whole split was evaluated, not just part of it."""
         return not any(self.protocol.get(name) for name in ("max_samples", "list_file"))
 
 
 @dataclass(frozen=True)
 class ReportedResults(Facts):
-    """A number that somebody else published, kept apart from ours."""
+    """A score published by others, kept apart from ours."""
 
     mean_iou: Fraction
     source: str  # such as "Fan et al. 2023, Table 2"
@@ -150,7 +150,7 @@ class ReportedResults(Facts):
 
 @dataclass(frozen=True)
 class ComparisonRow(Facts):
-    """One model of the comparison, measured by us."""
+    """One model in the comparison, measured by us."""
 
     model: str
     num_parameters: int | None = None
@@ -175,14 +175,14 @@ class LatencyRow(Facts):
     width: int
     batch_size: int
     device: str
-    setting: str  # precision and what else was asked for: "fp32, channels last"
+    setting: str  # precision and other options: "fp32, channels last"
     median_seconds: float
     p95_seconds: float | None = None
     images_per_second: float | None = None
     peak_memory_mb: float | None = None
     versions: str | None = None
     date: str | None = None
-    load_average: float | None = None  # programs that wanted a core
+    load_average: float | None = None  # of the minute before
 
 
 @dataclass(frozen=True)
@@ -198,13 +198,13 @@ class TrainingFacts(Facts):
     """How the model was trained."""
 
     recipe: str | None = None
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # those worth a reader's time, in order
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # those shown on the card, in order
     seed: int | None = None
     iterations: int | None = None
     seconds: float | None = None  # wall clock
     seconds_in_steps: float | None = None  # without evaluations and saving
-    images_per_second: float | None = None  # of these, on all devices together
-    time_split: Mapping[str, float] = field(default_factory=dict)  # part of a step to its seconds per step
+    images_per_second: float | None = None  # in these steps, over all devices
+    time_split: Mapping[str, float] = field(default_factory=dict)  # part of a step -> seconds per step
     peak_memory_mb: float | None = None  # highest on any device
     peak_memory_of: str = "process"  # or "GPU"
     hardware: str | None = None
@@ -217,42 +217,44 @@ class CardFacts(Facts):
 
     model_name: str  # the card's title
     architecture: str  # such as "DeepLabV3 on resnet18, output stride 8"
-    repo_id: str | None = None  # None lets the examples name a folder
+    repo_id: str | None = None  # None: the examples name a folder
     num_parameters: int | None = None
     macs: int | None = None  # of one image
-    macs_size: tuple[int, int] | None = None  # (height, width) that `macs` belongs to, here and in `comparison`
+    macs_size: tuple[int, int] | None = None  # (height, width) for `macs`, here and in `comparison`
     costs: list[CostRow] = field(default_factory=list)  # MACs at other sizes
     latency: list[LatencyRow] = field(default_factory=list)
     dataset: DatasetFacts | None = None
-    measured: MeasuredResults | None = None  # None reads "not measured"
+    measured: MeasuredResults | None = None  # None is shown as "not measured"
     reported: ReportedResults | None = None  # of the same model
     comparison: list[ComparisonRow] = field(default_factory=list)  # such as teacher, student alone, distilled
     training: TrainingFacts = field(default_factory=TrainingFacts)
-    teacher: str | None = None  # Hub id, or the name of its folder without the path; None: not distilled
+    teacher: str | None = None  # Hub id, or folder name without its path; None: not distilled
     teacher_architecture: str | None = None
-    base_model: HubId | None = None  # Hub id of the weights that it started from
-    started_from: str | None = None  # these weights in words, where there is no id
-    tags: list[str] = field(default_factory=list)  # beside the package's own
-    license: LicenseId | None = None  # of the weights, the Hub's identifier
-    license_name: str | None = None  # with `license_link`, where `license` is "other"
+    base_model: HubId | None = None  # Hub id of the initial weights
+    started_from: str | None = None  # description of the initial weights, if they have no Hub id
+    tags: list[str] = field(default_factory=list)  # in addition to the package's own
+    license: LicenseId | None = None  # of the weights, as the Hub's identifier
+    license_name: str | None = None  # required with `license_link` if `license` is "other"
     license_link: WebAddress | None = None
-    notes: list[str] = field(default_factory=list)  # Markdown, a paragraph each
+    notes: list[str] = field(default_factory=list)  # Markdown, one paragraph each
     pictures: list[Picture] = field(default_factory=list)
-    citations: list[str] = field(default_factory=list)  # BibTeX, beside the one of Af-DCD
+    citations: list[str] = field(default_factory=list)  # BibTeX, in addition to Af-DCD's
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.macs_size is None and (self.macs is not None or any(row.macs is not None for row in self.comparison)):
             raise ValueError("MACs were given without macs_size; pass the (height, width) they were counted at.")
         if self.measured is not None and self.dataset is None:
-            raise ValueError("Measured results were given without dataset; say what they were measured on.")
+            raise ValueError("Measured results were given without dataset; pass the dataset they were measured on.")
         named = bool(self.license_name), bool(self.license_link)
         if named != (self.license == "other", self.license == "other"):
-            raise ValueError(f'license_name and license_link go with "other" and it with both; got {self.license!r}.')
+            raise ValueError(
+                f'license="other", and only it, needs license_name and license_link; got {self.license!r}.'
+            )
 
 
 def write_facts(folder: str | Path, facts: CardFacts) -> Path:
-    """Write the facts as `card_facts.json`, whole or not at all, and return its path."""
+    """Write the facts to `card_facts.json` atomically and return its path."""
     path = Path(folder) / FACTS_NAME
     with written_whole(path) as part:
         part.write_bytes(facts_json(facts))
@@ -260,18 +262,18 @@ def write_facts(folder: str | Path, facts: CardFacts) -> Path:
 
 
 def facts_json(facts: CardFacts) -> bytes:
-    """The content of that file."""
+    """Serialise the facts as the content of `card_facts.json`."""
     content = {"format": _FORMAT, **dataclasses.asdict(facts)}
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 def read_facts(folder: str | Path) -> CardFacts:
-    """Read the facts in a model's folder, or in the file itself; a ValueError names what is wrong in it."""
+    """Read the facts from a model's folder or from the file itself; a ValueError says what is wrong with it."""
     path = Path(folder)
     path = path / FACTS_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a training writes {FACTS_NAME} beside its results.")
     content: dict[str, Any] = read_json(path, "the facts of a model card")
     if content.pop("format", None) != _FORMAT:
-        raise ValueError(f"{path} is not a file of facts of format {_FORMAT}; another version or program wrote it.")
+        raise ValueError(f"{path} has no facts of format {_FORMAT}; another version or program wrote it.")
     return restored(content, CardFacts, str(path))

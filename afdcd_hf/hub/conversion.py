@@ -1,4 +1,4 @@
-"""Released checkpoints (`.pth`) turned into folders for `from_pretrained`, or into timm's weights; cards of the zoo."""
+"""Conversion of released checkpoints (`.pth`) to folders for `from_pretrained` or to timm weights; cards of the zoo."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ from .zoo import CHECKPOINTS, CheckpointRow, get_checkpoint
 
 logger = logging.getLogger(__name__)
 
-_ORIGIN = (
-    "The weights are those that the authors of the paper released, converted by `afdcd convert` and not trained anew."
-)
+_ORIGIN = "The weights are those that the authors of the paper released, converted by `afdcd convert`, not retrained."
 _PREFIXES = ("pretrained.net.", "pretrained.", "net.")
 _OF_HEADS = ("head.", "auxlayer.")
 _BACKBONES = {name.split("_")[1]: kind for name, kind in RELEASED_NETWORKS.items()}
@@ -45,25 +43,25 @@ def convert_checkpoint(
     classes: Sequence[str] | None = None,
     published: str | None = None,
 ) -> Path:
-    """Turn a released checkpoint into a folder with config, safetensors, image processor and model card.
+    """Convert a released checkpoint to a folder with config, safetensors, image processor and model card.
 
-    Every tensor of the file must belong to the network and every one of the network must be in the file. The width of
-    the head and whether there is an auxiliary head are the file's; counters of batch normalisation may be missing. The
-    folder is read back and compared with the file before it appears under its name.
+    The tensors of file and network must match exactly, except that batch norm counters may be missing. The width of
+    the head and the presence of an auxiliary head are taken from the file. The folder is read back and compared with
+    the file before it gets its final name.
 
     Args:
-        checkpoint: `.pth` or `.safetensors`, in the forms that `read_tensors` knows.
+        checkpoint: `.pth` or `.safetensors`, in a form that `read_tensors` accepts.
         network: kind of network, a key of `RELEASED_NETWORKS`, such as "deeplabv3_resnet18".
-        output: folder to make, which is returned; it may exist if it is empty.
-        dataset: benchmark it was trained on, which gives the classes their names.
+        output: folder to create, which is returned; it may exist if it is empty.
+        dataset: benchmark it was trained on, for the class names.
         classes: class names by id, instead of a benchmark. With neither, classes are called LABEL_0, LABEL_1, ...
-        published: row of `zoo.CHECKPOINTS` that the file is, for the card: reported score, source, teacher.
+        published: the file's row in `zoo.CHECKPOINTS`, for the card: reported score, source, teacher.
 
     Raises:
         ValueError: unknown names; a file that cannot be read as data; unknown, missing, misshapen, wrongly typed or
-            non-finite tensors; another number of classes than given.
-        FileNotFoundError: there is no such checkpoint.
-        FileExistsError: the folder has files already, or is a file.
+            non-finite tensors; a number of classes other than the given one.
+        FileNotFoundError: the checkpoint does not exist.
+        FileExistsError: the folder already has files, or is a file.
     """
     row = get_checkpoint(published) if published else None
     if row is not None and (network, dataset) != (row.network, row.dataset):
@@ -73,7 +71,7 @@ def convert_checkpoint(
         raise FileExistsError(f"{output} is not an empty folder; give another --output_dir.")
     get_released_network(network)
     if dataset is not None and classes is not None:
-        raise ValueError("Give a dataset or class names, not both: the dataset has names of its own.")
+        raise ValueError("Give a dataset or class names, not both: the dataset has its own class names.")
     names = get_benchmark(dataset).classes if dataset is not None else classes
     if twice := sorted({name for name in names or () if list(names or ()).count(name) > 1}):
         raise ValueError(f"Class names occur twice: {', '.join(twice)}.")
@@ -86,8 +84,8 @@ def convert_checkpoint(
         raise ValueError(f"{error} {_advice(tensors)}") from error
     origin = (
         f"Converted by afdcd_hf {__version__} from `{checkpoint.name}` (SHA-256 "
-        f"`{hashlib.sha256(checkpoint.read_bytes()).hexdigest()}`), a `{network}` in the released layout; not trained "
-        "anew. The image processor gives it the released input: BGR, mean-subtracted, not divided."
+        f"`{hashlib.sha256(checkpoint.read_bytes()).hexdigest()}`), a `{network}` in the released layout; not "
+        "retrained. The image processor prepares images as the released code does: BGR, mean-subtracted, not divided."
     )
     if row is not None:
         facts = zoo_facts(row, model, origin)
@@ -99,7 +97,7 @@ def convert_checkpoint(
         AfDcdImageProcessor(**RELEASED_INPUT, align_corners=model.config.align_corners).save_pretrained(part)
         written, meant = load_model(part).state_dict(), model.state_dict()  # as users will read it
         if written.keys() != meant.keys() or not all(torch.equal(written[name], meant[name]) for name in meant):
-            raise ValueError(f"{output} reads back differently; is the disk in order?")
+            raise ValueError(f"{output} reads back differently from what was written; check the disk.")
         write_facts(part, facts)
         write_card(part, facts)
     logger.info("%d tensors of %s are in %s", len(tensors), checkpoint, output)
@@ -107,13 +105,13 @@ def convert_checkpoint(
 
 
 def convert_backbone(checkpoint: str | Path, network: str, output: str | Path) -> Path:
-    """Turn ImageNet weights of a released backbone into a `.safetensors` file under timm's names.
+    """Convert ImageNet weights of a released backbone to a `.safetensors` file with timm's names.
 
-    Args and errors are as of `convert_checkpoint`, but for these:
-        checkpoint: file with the backbone alone, its names with or without `pretrained.` in front; its ImageNet
-            classifier may be in it (then it is in the new file, too) or not.
+    Args and errors are those of `convert_checkpoint`, except:
+        checkpoint: file with the backbone alone, with or without the prefix `pretrained.` in its names; the ImageNet
+            classifier is optional and, if present, is converted too.
         network: "resnet18", "resnet50", "resnet101" or "mobilenetv2".
-        output: `.safetensors` file to write: what recipes call `pretrained_backbone`. Returned.
+        output: `.safetensors` file to write, for `pretrained_backbone` of recipes. Returned.
     """
     output, kind = Path(output), chosen(_BACKBONES, network, "backbone")
     if output.suffix != ".safetensors" or output.is_dir():
@@ -132,7 +130,7 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path) -
     if not any(one.startswith(classifier) for one in tensors):
         renamed = {released: one for released, one in renamed.items() if not released.startswith(classifier)}
     whole = any(one.startswith(_OF_HEADS) for one in tensors)
-    hint = "It is a whole network: leave --backbone_only out." if whole else ""
+    hint = "It is a whole network: leave out --backbone_only." if whole else ""
     values = _fitting(tensors, renamed, ours, f"{Path(checkpoint).name} as backbone {network}", hint)
     with written_whole(output) as part:
         save_file(values, part, metadata={"format": "pt"})
@@ -143,10 +141,10 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path) -
 def released_model(
     network: str, classes: Sequence[str] | None, tensors: Mapping[str, Tensor]
 ) -> tuple[AfDcdForSemanticSegmentation, dict[str, str]]:
-    """A model without values (on the meta device) for the tensors of a file, and its names: released to ours.
+    """Build a model on the meta device for the tensors of a file, and map their released names to ours.
 
-    They say how many classes there are, where `classes` does not, how wide the head is and whether there is an
-    auxiliary one; without any tensor, all is as usual.
+    The tensors determine the number of classes (if `classes` is None), the width of the head and the presence of an
+    auxiliary head; without any tensors, the network's defaults apply.
     """
     classifier = _classifier(tensors, network)
     count, width = (1, None) if classifier is None else classifier.shape[:2]
@@ -157,22 +155,22 @@ def released_model(
 
 
 def read_class_names(path: str | Path) -> list[str]:
-    """Class names from a text file, one a line in the order of their ids; a ValueError if there are none."""
+    """Read class names from a text file, one per line in the order of their ids; a ValueError if there are none."""
     names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not names:
-        raise ValueError(f"{path} has no names; write one a line.")
+        raise ValueError(f"{path} has no names; write one per line.")
     return names
 
 
 def zoo_facts(row: CheckpointRow, model: nn.Module | None = None, origin: str | None = None) -> CardFacts:
-    """The facts of a published checkpoint from the table; with `origin`, a note, and `model` once it is converted."""
+    """Collect a published checkpoint's facts from the table; once converted, with its `model` and a note, `origin`."""
     benchmark = get_benchmark(row.dataset)
     notes = [f"Source: {row.source_project}, {row.source_file}. Terms of the weights: {row.weights_licence}."]
     notes += [f"Note: {text}." for text in (row.source_doubts, row.remarks) if text]
     if origin is None and row.measured is None:
         notes.append(
-            "This project has not held that file so far, and nothing is published under this name. Whoever has it "
-            f"makes this model of it with `afdcd convert --checkpoint FILE --network {row.network} --dataset "
+            "This project does not have that file, so nothing is published under this name yet. If you have it, "
+            f"convert it with `afdcd convert --checkpoint FILE --network {row.network} --dataset "
             f"{row.dataset} --output_dir DIR`."
         )
     teacher = get_checkpoint(row.teacher) if row.teacher else None
@@ -188,7 +186,7 @@ def zoo_facts(row: CheckpointRow, model: nn.Module | None = None, origin: str | 
         dataset=dataset_facts(row.dataset, split=row.split, num_images=benchmark.split_sizes[row.split]),
         measured=None if row.measured is None else MeasuredResults(row.measured),
         reported=ReportedResults(row.reported, row.reported_in),
-        training=TrainingFacts(recipe=f"that of its authors{own}"),
+        training=TrainingFacts(recipe=f"its authors' own{own}"),
         teacher=row.teacher,
         teacher_architecture=taught_by,
         notes=[origin or _ORIGIN, *notes],
@@ -209,20 +207,20 @@ def write_zoo_cards(folder: str | Path) -> list[Path]:
 def _fitting(
     tensors: Mapping[str, Tensor], names: Mapping[str, str], ours: Mapping[str, Tensor], what: str, hint: str = ""
 ) -> dict[str, Tensor]:
-    """The tensors of a file under our names (`names`: released to ours) and in our types, once each fits `ours`.
+    """Check a file's tensors against `ours` and return them with our names (`names`: released -> ours) and dtypes.
 
-    Counters of batch normalisation that it lacks become 0, as in strict loading.
+    Missing batch norm counters become 0, as in PyTorch's strict loading.
     """
     counters = [name for name in names if name.endswith("num_batches_tracked") and name not in tensors]
     tensors = {**tensors, **{name: torch.tensor(0) for name in counters}}
     check_tensors(tensors, {released: ours[name] for released, name in names.items()}, what, hint)
-    # Copies: tensors of a file may be views of one another, which safetensors does not write.
+    # Copies, because a file's tensors may share memory, which safetensors refuses to write.
     return {names[name]: tensor.to(ours[names[name]].dtype, copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def _advice(tensors: Mapping[str, Tensor]) -> str:
     if not any(name.startswith(_OF_HEADS) for name in tensors):
-        return "It holds no head: convert a backbone's ImageNet weights with --backbone_only."
+        return "It has no head: convert a backbone's ImageNet weights with --backbone_only."
     for other in RELEASED_NETWORKS:
         model, renamed = released_model(other, None, tensors)
         try:
@@ -244,7 +242,7 @@ def _check_count(
     classifier = _classifier(tensors, network)
     count = None if classifier is None else len(classifier)
     if given is None:
-        logger.warning("Without a dataset or class names the classes are called LABEL_0, LABEL_1, ...")
+        logger.warning("Without a dataset or class names, classes are called LABEL_0, LABEL_1, ...")
     elif count not in (None, len(given)):
         fitting = [name for name, row in BENCHMARKS.items() if row.num_labels == count]
         hint = f"benchmarks with {count}: {', '.join(fitting)}" if fitting else f"give the names of its {count} classes"

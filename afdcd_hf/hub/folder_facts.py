@@ -1,4 +1,4 @@
-"""The card of a model's folder: what configuration, weights and results tell, and what only its owner knows."""
+"""The card of a model's folder: facts from configuration, weights and results, and those that its owner adds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RESULTS_NAME = "results.json"
 CURVES_NAME = "training_curves.png"
 _PICTURES = {
     CURVES_NAME: "Loss terms and mean IoU during training.",
-    "results_confusion.png": "Where pixels of each class went in the evaluation.",
+    "results_confusion.png": "Confusion matrix of the evaluation.",
 }
 
 
@@ -51,21 +51,21 @@ def update_card(
     dataset: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """Render the card of a saved model from its `card_facts.json` with some changes, which are kept there too.
+    """Change facts in a saved model's `card_facts.json` and render its card again.
 
-    A folder without such a file gets one, from what its configuration, weights and `results.json` tell.
+    If the folder has no such file, it is created from its configuration, weights and `results.json`.
 
     Args:
         folder: a folder for `from_pretrained`.
         results: a `results.json` whose scores replace those of the card.
-        pictures: images and their captions; files from elsewhere are copied into the folder, unless (a FileExistsError)
-            another image has the name there.
+        pictures: images and their captions. Files from elsewhere are copied into the folder; if it has another image
+            of the same name, a FileExistsError is raised.
         dataset: fields of `DatasetFacts` to change, such as `pretty_name` and `hub_id`.
-        changes: fields of `CardFacts` to change, a ValueError where one is not valid. `tags` and `notes` are added to
-            those there are; rows of `latency` replace those of the same size, batch, device and setting.
+        changes: fields of `CardFacts` to change; invalid values raise a ValueError. `tags` and `notes` are added to
+            the existing ones; rows of `latency` replace those of the same size, batch size, device and setting.
 
     Returns:
-        The card written; the rest is as of `write_card`.
+        The path of the card; see `write_card`, also for errors.
     """
     folder = Path(folder)
     facts = folder_facts(folder)
@@ -75,13 +75,13 @@ def update_card(
     facts = facts if results is None else with_results(facts, results)
     if dataset:
         if facts.dataset is None:
-            raise ValueError("The card names no dataset yet, so its title or id means nothing; pass results, too.")
+            raise ValueError("The card has no dataset whose title or id could be changed; pass results, too.")
         changes["dataset"] = replace(facts.dataset, **dataset)
     for name in ("tags", "notes"):
         changes[name] = list(dict.fromkeys([*getattr(facts, name), *changes.get(name, ())]))
     same = ("height", "width", "batch_size", "device", "setting")
     changes["latency"] = _joined(same, facts.latency, changes.get("latency", ()))
-    if changes.get("license", "other") != "other":  # its name and link belonged to the licence before
+    if changes.get("license", "other") != "other":  # the previous licence's name and link no longer apply
         changes = {"license_name": None, "license_link": None, **changes}
     places = {_place(folder, Path(path)): (path, caption) for path, caption in pictures}
     added = [Picture(place.as_posix(), caption) for place, (_, caption) in places.items()]
@@ -89,7 +89,7 @@ def update_card(
     for place, (path, _) in places.items():
         if not (folder / place).exists():
             shutil.copyfile(path, folder / place)
-    card = write_card(folder, facts)  # checks what there is to check before it writes
+    card = write_card(folder, facts)  # does all checks before it writes
     write_facts(folder, facts)
     return card
 
@@ -97,17 +97,17 @@ def update_card(
 def measure_latency(
     folder: str | Path, sizes: Sequence[tuple[int, int]] | None = None, *, device: str | None, precision: str
 ) -> list[LatencyRow]:
-    """Measure the model's speed as `afdcd profile` does; by default at the sizes at which the card counts MACs."""
+    """Measure the model's speed as `afdcd profile` does, by default at the sizes for which the card gives MACs."""
     rows = profile_model(folder, sizes or SIZES, settings=ProfileSettings(precision=precision), device=device)
     names = [field.name for field in dataclasses.fields(LatencyRow)]
     return [LatencyRow(**{name: getattr(row, name) for name in names}) for row in rows]
 
 
 def folder_facts(folder: str | Path) -> CardFacts:
-    """What is known of a saved model: `card_facts.json`, else what configuration, weights and `results.json` tell."""
+    """Read a saved model's `card_facts.json`, or derive facts from its configuration, weights and `results.json`."""
     folder = Path(folder)
     if not (folder / CONFIG_NAME).is_file():
-        raise FileNotFoundError(f"{folder} is not a folder of a saved model: it has no {CONFIG_NAME}.")
+        raise FileNotFoundError(f"{folder} is not the folder of a saved model: it has no {CONFIG_NAME}.")
     if (folder / FACTS_NAME).is_file():
         return read_facts(folder)
     check_weights(folder)
@@ -117,18 +117,18 @@ def folder_facts(folder: str | Path) -> CardFacts:
 
 
 def known_pictures(folder: Path) -> list[Picture]:
-    """The images that a training leaves in its folder, as far as they are there."""
+    """List the images in the folder that a training writes."""
     return [Picture(name, caption) for name, caption in _PICTURES.items() if (folder / name).is_file()]
 
 
 def network_facts(model: nn.Module) -> dict[str, Any]:
-    """Architecture, parameters and MACs, as arguments of `CardFacts`."""
+    """Describe a model's architecture, parameters and MACs, as arguments of `CardFacts`."""
     costs = [CostRow(*size, macs) for size, macs in zip(SIZES, count_macs_at(model, SIZES), strict=True)]
     return {"architecture": describe(model.config), "num_parameters": count_parameters(model), "costs": costs}
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """The content of a `results.json`: at least `mean_iou` and a `protocol` of dataset and split, or a ValueError."""
+    """Read a `results.json`; a ValueError unless it has `mean_iou` and a `protocol` with dataset and split."""
     results: dict[str, Any] = read_json(path, "the results of an evaluation")
     known = results["protocol"] if isinstance(results.get("protocol"), dict) else {}
     missing = [name for name in ("dataset", "split") if not isinstance(known.get(name), str)]
@@ -137,13 +137,13 @@ def read_results(path: str | Path) -> dict[str, Any]:
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}.")
         measured_results(results, "")
-    except (ValueError, TypeError) as error:  # TypeError: values of the protocol that no command can be made of
+    except (ValueError, TypeError) as error:  # TypeError: protocol values that cannot form a command
         raise ValueError(f"{path} is not a results.json of `afdcd evaluate`: {error}") from error
     return results
 
 
 def with_results(facts: CardFacts, path: str | Path) -> CardFacts:
-    """The facts with the scores of a `results.json`, which replace older ones; errors as of `read_results`."""
+    """Replace the scores in the facts with those of a `results.json`; errors as in `read_results`."""
     results, before = read_results(path), facts.dataset
     measured = measured_results(results, facts.repo_id or facts.model_name)
     name, split = (results["protocol"][key] for key in ("dataset", "split"))
@@ -153,7 +153,7 @@ def with_results(facts: CardFacts, path: str | Path) -> CardFacts:
 
 
 def measured_results(results: Mapping[str, Any], model_name: str) -> MeasuredResults:
-    """The card's view of what is in a `results.json`, with the model's name or Hub id where that may hold a path."""
+    """Convert the content of a `results.json` for the card, with the model's name or Hub id in place of its path."""
     protocol = public_protocol(results["protocol"], model_name)
     protocol.pop("versions", None)
     environment = {name: protocol.pop(name, None) for name in ("date", "machine")}
@@ -163,13 +163,13 @@ def measured_results(results: Mapping[str, Any], model_name: str) -> MeasuredRes
 
 
 def public_protocol(protocol: Mapping[str, Any], model_name: str) -> dict[str, Any]:
-    """The protocol of an evaluation without paths of this machine."""
+    """Copy the protocol of an evaluation without local paths."""
     paths = {name: public_name(protocol[name]) for name in ("dataset", "list_file") if protocol.get(name)}
     return {**protocol, "model": model_name, **paths}
 
 
 def with_repo_id(facts: CardFacts, repo_id: str) -> CardFacts:
-    """The facts under the repository's name, in the title and the commands, too."""
+    """Copy the facts with the repository's name, also in title and commands."""
     facts = replace(facts, repo_id=repo_id, model_name=repo_id.split("/")[-1])
     if facts.measured is None or "model" not in facts.measured.protocol:
         return facts
@@ -178,14 +178,14 @@ def with_repo_id(facts: CardFacts, repo_id: str) -> CardFacts:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuse a name that is not `user/name` as the Hub allows it."""
+    """Raise a ValueError unless the name is a `user/name` that the Hub allows."""
     if not HUB_ID.fullmatch(repo_id):
-        raise ValueError(f"{repo_id!r} is not the name of a repository; write USER/NAME.")
+        raise ValueError(f"{repo_id!r} is not a repository name; write USER/NAME.")
     validate_repo_id(repo_id)
 
 
 def dataset_facts(name: str, **known: Any) -> DatasetFacts:
-    """What the table of benchmarks says of a dataset, and what else is `known`; of a folder, its name alone."""
+    """Facts of a dataset from the table of benchmarks and from `known`; of a local folder only its name is given."""
     benchmark = BENCHMARKS.get(name)
     is_public = benchmark is not None or not Path(name).exists()
     known = {"hub_id": name if is_public and HUB_ID.fullmatch(name) else None, **known}
@@ -194,7 +194,7 @@ def dataset_facts(name: str, **known: Any) -> DatasetFacts:
 
 
 def public_name(name_or_path: str | Path) -> str:
-    """A Hub id or a benchmark's name as it is, of a folder or file its last part: paths are nobody's business."""
+    """Return Hub ids and benchmark names unchanged, and only the last part of local paths, which are private."""
     text = str(name_or_path)
     if Path(text).exists() or not (HUB_ID.fullmatch(text) or "/" not in text):
         return Path(text).resolve().name
@@ -202,7 +202,7 @@ def public_name(name_or_path: str | Path) -> str:
 
 
 def describe(config: Any) -> str:
-    """The model in words."""
+    """Describe the model's architecture in words."""
     if config.model_type != "afdcd":
         return type(config).__name__.removesuffix("Config")
     options = ", ".join(f"{name} {value}" for name, value in config.backbone_kwargs.items())
@@ -216,16 +216,16 @@ def _command(protocol: Mapping[str, Any]) -> str | None:
 
 
 def _joined(keys: Sequence[str], before: Iterable, added: Iterable) -> list:
-    """Both in order; of entries that agree in the fields `keys`, the later one in the place of the earlier one."""
+    """Concatenate both; an entry replaces an earlier one with the same values in the fields `keys`, in its place."""
     return list({tuple(getattr(one, key) for key in keys): one for one in (*before, *added)}.values())
 
 
 def _place(folder: Path, path: Path) -> Path:
-    """Where in the folder an image lies, or will; looked at before anything is copied."""
+    """Find an image's path in the folder, existing or to be copied to; checked before anything is copied."""
     if not path.is_file():
-        raise FileNotFoundError(f"The picture {path} does not exist.")
+        raise FileNotFoundError(f"The image {path} does not exist.")
     inside = path.resolve().is_relative_to(folder.resolve())
     place = path.resolve().relative_to(folder.resolve()) if inside else Path(path.name)
     if (folder / place).exists() and not filecmp.cmp(path, folder / place, shallow=False):
-        raise FileExistsError(f"{folder / place} is another picture of the same name; rename {path}.")
+        raise FileExistsError(f"{folder / place} is a different image of the same name; rename {path}.")
     return place

@@ -1,6 +1,6 @@
-"""Model cards: the facts of one model, rendered to a README by `model_card_template.md`, which has all prose.
+"""Model cards: the facts of one model, rendered to a README by `model_card_template.md`, which has all the prose.
 
-Fractions go in, percent come out. What is None reads "not measured" or "not stated", and is left out of the metadata.
+Fractions are shown as percentages. None is shown as "not measured" or "not stated", and left out of the metadata.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SCRIPT_LINK = re.compile(r"(\]\(\s*|\]:\s*)(?:javascript|vbscript|data):", re.I
 
 
 def render_card(facts: CardFacts) -> str:
-    """Render the facts to a model card: YAML metadata, then Markdown. The same facts give the same text."""
+    """Render a model card: YAML metadata, then Markdown. The same facts give the same text."""
     others = [text.strip() for text in facts.citations if text.strip() != AF_DCD]
     texts = {"metadata": card_metadata(facts).to_yaml(), "marker": MARKER, "citations": [AF_DCD, *others]}
     return _template().render(facts=facts, **texts)
@@ -38,7 +38,7 @@ def render_card(facts: CardFacts) -> str:
 
 @cache
 def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined  # which a Space of the demo does without
+    from jinja2 import Environment, StrictUndefined  # not installed in a Space of the demo
 
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_inline
@@ -46,7 +46,7 @@ def _template() -> Any:
     environment.filters.update(
         duration=lambda seconds: "not measured" if seconds is None else str(timedelta(seconds=round(seconds))),
         or_unstated=lambda fact: "not stated" if fact in (None, "") else fact,
-        # Markdown of the model's owner: links stay, but HTML and links that run code do not.
+        # Markdown by the model's owner: links are kept, HTML and links that run code are not.
         paragraph=lambda text: Markup(_SCRIPT_LINK.sub(r"\1about:blank#", html.escape(text, quote=False))),
         fenced=_fenced,
         literal=lambda text: Markup(json.dumps(text, ensure_ascii=False)),
@@ -57,7 +57,7 @@ def _template() -> Any:
 
 
 def card_metadata(facts: CardFacts) -> ModelCardData:
-    """The card's metadata. `model-index` appears only for results that we measured on the whole split, in percent."""
+    """Build the card's metadata, with a `model-index` (in percent) only for results measured by us on a whole split."""
     dataset, measured, of_results = facts.dataset, facts.measured, dict[str, Any]()
     if dataset is not None and measured is not None and measured.covers_split:
         result = EvalResult(
@@ -72,7 +72,7 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
         )
         of_results = {"model_name": facts.model_name, "metrics": ["mean_iou"], "eval_results": [result]}
     tags = ["afdcd", "semantic-segmentation", *["knowledge-distillation"] * bool(facts.teacher), *facts.tags]
-    return ModelCardData(  # what is None is left out
+    return ModelCardData(  # leaves out None
         license=facts.license,
         library_name="transformers",
         pipeline_tag="image-segmentation",
@@ -88,22 +88,22 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
 
 
 def write_card(folder: str | Path, facts: CardFacts) -> Path:
-    """Write the card into a model's folder, whole or not at all, and never over one that somebody wrote by hand.
+    """Write the card into a model's folder atomically, and never overwrite one that was written by hand.
 
-    Cards of ours carry a marker line and are replaced. A README without it stays as it is, to the byte; the card then
-    goes to `README.generated.md` beside it, and a warning names both; a FileExistsError if somebody wrote that by hand,
-    too. A FileNotFoundError where the folder or an image of the card does not exist. Returns the path written.
+    Generated cards have a marker line and are replaced. A README without it is not changed: the card then goes to
+    `README.generated.md` beside it, and a warning names both. If that was written by hand too, a FileExistsError is
+    raised; if the folder or an image of the card does not exist, a FileNotFoundError. Returns the path written.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; save the model first and pass the folder it is in.")
+        raise FileNotFoundError(f"{folder} is not a folder; save the model first and pass its folder.")
     if missing := [picture.path for picture in facts.pictures if not (folder / picture.path).is_file()]:
-        raise FileNotFoundError(f"The card shows {missing}, which {folder} lacks; write them before the card.")
+        raise FileNotFoundError(f"The card shows {missing}, which are not in {folder}; write them before the card.")
     path, beside = folder / CARD_NAME, folder / "README.generated.md"
     if is_handwritten(path):
         if is_handwritten(beside):
             raise FileExistsError(f"{path} and {beside} were both written by hand; move one of them away.")
-        logger.warning("%s was not generated and stays as it is; the new card is in %s.", path, beside)
+        logger.warning("%s was not generated and is kept; the new card is in %s.", path, beside)
         path = beside
     card = render_card(facts).encode("utf-8")  # bytes, so that line ends are the same on every system
     with written_whole(path) as part:
@@ -112,12 +112,12 @@ def write_card(folder: str | Path, facts: CardFacts) -> Path:
 
 
 def is_handwritten(path: Path) -> bool:
-    """Whether there is a card without our marker line."""
+    """Whether the file exists and lacks our marker line."""
     return path.exists() and MARKER not in path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _inline(value: Any) -> str:
-    """Whatever the template prints: one line, which ends no table cell and holds neither HTML nor a link."""
+    """Escape what the template prints: one line that cannot end a table cell and contains neither HTML nor a link."""
     if isinstance(value, Markup):
         return value
     text = html.escape(" ".join(str(value).split()), quote=False)
@@ -125,6 +125,6 @@ def _inline(value: Any) -> str:
 
 
 def _fenced(text: str, language: str) -> Markup:
-    """A block of code, whatever backticks are in it."""
+    """Format a code block with a fence longer than any backticks in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return Markup(f"{fence}{language}\n{text}\n{fence}")

@@ -1,4 +1,4 @@
-"""Publishing a model's folder on the Hub: what of it is sent, in one commit, and what the Hub refuses, in one line."""
+"""Publish a model's folder on the Hub: choose its files, send them in one commit, report refusals in one line."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ class PushFile:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
     def read(self) -> bytes:
-        """The content."""
+        """Return the content."""
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push sends, or has sent."""
+    """The files that a push sends or has sent."""
 
     repo_id: str
     files: Sequence[PushFile]
     left_out: Sequence[str] = ()  # names in the folder that are not uploaded
-    notes: Sequence[str] = ()  # what the user should know
-    commit: CommitInfo | None = None  # None where nothing was sent
+    notes: Sequence[str] = ()  # for the user
+    commit: CommitInfo | None = None  # None if nothing was sent
 
 
 def push_folder(
@@ -72,25 +72,25 @@ def push_folder(
 ) -> PushPlan:
     """Publish the model in a folder: weights, configurations, source, card with its images, results, facts.
 
-    All files arrive in one commit, or none does. After a failure, push again: large files that had arrived are not
-    sent twice. The repository is made where there is none, the revision's branch as well. Nothing there is removed.
+    All files arrive in one commit, or none does. After a failure, push again: large files already uploaded are not
+    sent twice. Repository and branch are created if needed. Only weights that new shards replace are removed.
 
     Args:
-        folder: what `save_pretrained`, a training or `afdcd convert` wrote.
+        folder: written by `save_pretrained`, a training or `afdcd convert`.
         repo_id: `user/name`.
-        private: make the repository a private one.
+        private: create the repository as a private one.
         revision: branch to commit to; by default `main`.
-        dry_run: only look, at the folder and at the Hub.
+        dry_run: only check the folder and the Hub.
         overwrite_card: replace a card on the Hub that was written by hand.
 
     Returns:
         What was sent; in a dry run, what would be.
 
     Raises:
-        FileNotFoundError: there is no whole model in the folder.
-        ValueError: its weights are damaged or of another model, a file is a link out of the folder or holds an access
-            token, the name is not allowed, or `private` is asked of a public repository.
-        PermissionError: there is no token, or it does not suffice.
+        FileNotFoundError: the folder has no complete model.
+        ValueError: its weights are damaged or of another model, a file is a link out of the folder or contains an
+            access token, the name is not allowed, or `private` is set for an existing public repository.
+        PermissionError: there is no token, or its rights do not suffice.
         OSError: the Hub cannot be reached, or refuses.
     """
     api, plan = HfApi(library_name="afdcd_hf"), plan_push(folder, repo_id)
@@ -110,13 +110,13 @@ def push_folder(
 
 
 def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) -> PushPlan:
-    """What of a saved model is pushed; looks at the folder only, with arguments and errors of `push_folder`.
+    """List what a push would send, from the folder alone; arguments and errors are those of `push_folder`.
 
-    Weights, configurations, the source they name, card, the images it shows, results, facts, recipe and statement.
-    Checkpoints, optimizers, weights of the loss, logs and settings of the run are not, nor is anything unknown. Card,
-    facts and results get the repository's name; the files in the folder stay as they are. A card is rendered again
-    where it is the one of the facts beside it; any other is published as it is. Scores of a dataset on the Hub are
-    added as `.eval_results/*.yaml`. `needs_config` says whether `from_pretrained` must be able to load it.
+    Included are weights, configurations, the source they name, the card and its images, results, facts, recipe and
+    `verified.json`. Checkpoints, optimizer state, weights of the loss, logs, settings of the run and unknown files are
+    not. Facts and results get the repository's name, and so does a card that is an unedited rendering of the facts;
+    any other card is sent unchanged. The files in the folder are not modified. Scores on a dataset on the Hub are
+    added as `.eval_results/*.yaml`. With `needs_config`, `from_pretrained` must be able to load the folder.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
@@ -128,7 +128,7 @@ def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) ->
     names += [RESULTS_NAME, FACTS_NAME, RECIPE_NAME, VERIFIED_NAME]
     contents: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
     if outside := [folder / name for name in contents if not _lies_in(folder, name)]:
-        found = f"{outside[0]} is a link to {outside[0].resolve()}, and a push follows no link out of the folder"
+        found = f"{outside[0]} is a link to {outside[0].resolve()}, and push follows no links out of the folder"
         raise ValueError(f"{found}; put the file itself there, or remove the link.")
     if RESULTS_NAME in contents:
         results = read_results(folder / RESULTS_NAME)
@@ -145,11 +145,11 @@ def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) ->
     if CARD_NAME not in contents:
         notes.append(f"there is no {CARD_NAME}: `afdcd card {folder}` renders one")
     elif repo_id not in card:
-        notes.append(f"{CARD_NAME} does not name {repo_id} and is pushed as it is")
+        notes.append(f"{CARD_NAME} does not name {repo_id} and is pushed unchanged")
     files = [PushFile(name, content) for name, content in contents.items()]
     notes += _private_texts(folder, files)
     if PROCESSOR_NAME not in contents:
-        notes.append(f"there is no {PROCESSOR_NAME}: pipelines will not know how to prepare images")
+        notes.append(f"there is no {PROCESSOR_NAME}: pipelines cannot prepare images")
     sent = {Path(name).parts[0] for name in contents}
     others = [f"{path.name}{'/' * path.is_dir()}" for path in sorted(folder.iterdir()) if path.name not in sent]
     return PushPlan(repo_id, files, others, notes)
@@ -164,49 +164,49 @@ def send(
     overwrite_card: bool = False,
     message: str = "Push with afdcd",
 ) -> PushPlan:
-    """Carry out a plan, in one commit; arguments, result and errors as of `push_folder`."""
+    """Carry out a plan in one commit; arguments, result and errors are those of `push_folder`."""
     with plain_hub_errors(plan.repo_id, api.endpoint):
-        make_repository(api, plan.repo_id, private or None)  # None: as the account has it by default
-        if revision not in (None, "main") and not revision.startswith("refs/"):  # pull requests are there already
+        make_repository(api, plan.repo_id, private or None)  # None: the account's default
+        if revision not in (None, "main") and not revision.startswith("refs/"):  # refs of pull requests exist already
             api.create_branch(plan.repo_id, branch=revision, exist_ok=True)
         if not overwrite_card:
             plan = _keeping_card(plan, api, revision)
         changes: list[Any] = [CommitOperationAdd(file.name, file.content) for file in plan.files]
         sharded = any(file.name == INDEX_NAME for file in plan.files)
         if sharded and api.file_exists(plan.repo_id, WEIGHTS_NAME, revision=revision):
-            changes.append(CommitOperationDelete(WEIGHTS_NAME))  # from_pretrained would take it, not the new shards
+            changes.append(CommitOperationDelete(WEIGHTS_NAME))  # from_pretrained would prefer it to the new shards
         commit = api.create_commit(plan.repo_id, changes, commit_message=message, revision=revision)
     return replace(plan, commit=commit)
 
 
 def make_repository(api: HfApi, repo_id: str, private: bool | None) -> None:
-    """Make the repository where there is none; a ValueError if it exists and is public, but a private one is wanted."""
+    """Create the repository unless it exists; a ValueError if it is public and `private` is set."""
     if _visibility(api, repo_id, private) is None:
         api.create_repo(repo_id, private=private, exist_ok=True)
 
 
 @contextmanager
 def plain_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises about a repository into an OSError of one line.
+    """Convert huggingface_hub's errors to an OSError of one line.
 
-    A PermissionError where there is no token or the Hub refuses it, a ConnectionError where it cannot be reached.
+    A missing or refused token becomes a PermissionError, an unreachable Hub a ConnectionError.
     """
     try:
         yield
     except errors.LocalTokenNotFoundError as error:
         raise PermissionError(f"there is no token for {endpoint}: {_LOG_IN}.") from error
-    except (errors.HTTPError, RuntimeError) as error:  # a failed upload's is wrapped in a RuntimeError
+    except (errors.HTTPError, RuntimeError) as error:  # failed uploads raise a RuntimeError from the HTTPError
         cause = error if isinstance(error, errors.HTTPError) else error.__cause__
         if not isinstance(cause, errors.HTTPError):
             raise
         said = str(getattr(cause, "server_message", None) or cause).strip() or type(cause).__name__
         said = said.splitlines()[0]
-        if not isinstance(cause, errors.HfHubHTTPError):  # of the connection, not of what was asked
+        if not isinstance(cause, errors.HfHubHTTPError):  # the connection failed, not the request
             raise ConnectionError(f"{endpoint} cannot be reached, or the connection broke: {said}") from error
         status = cause.response.status_code
         said = f"({status}: {said})"
         if status == 401:
-            token = "refuses the token" if get_token() else "wants a token"
+            token = "refuses the token" if get_token() else "requires a token"
             raise PermissionError(f"{endpoint} {token} for {repo_id} {said}: {_LOG_IN}.") from error
         if status == 403:
             advice = f"use a token with write access to {repo_id.split('/')[0]!r}, or another name"
@@ -215,14 +215,14 @@ def plain_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
 
 
 def shown_pictures(folder: Path, card: str) -> list[str]:
-    """The images in the folder that its card shows; of other files, and of what lies elsewhere, none."""
+    """List the images that the card shows from this folder; other files and images elsewhere are skipped."""
     paths = [next(filter(None, match.groups())) for match in _SHOWN_PICTURE.finditer(card)]
     names = [path.removeprefix("./") for path in paths if Path(path).suffix.lower() in _PICTURES]
     return [name for name in names if not Path(name).is_absolute() and _lies_in(folder, name)]
 
 
 def _visibility(api: HfApi, repo_id: str, private: bool | None) -> bool | None:
-    """Whether the repository is private; None where there is none. One that is public must not be asked to be."""
+    """Whether the repository is private, None if it does not exist; a ValueError if `private` is set but it is not."""
     try:
         is_private = bool(api.repo_info(repo_id).private)
     except errors.RepositoryNotFoundError:
@@ -233,7 +233,7 @@ def _visibility(api: HfApi, repo_id: str, private: bool | None) -> bool | None:
 
 
 def _keeping_card(plan: PushPlan, api: HfApi, revision: str | None) -> PushPlan:
-    """The plan without our card, where the Hub has one that was written by hand."""
+    """Remove the card from the plan if the one on the Hub was written by hand."""
     others = [file for file in plan.files if file.name != CARD_NAME]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -241,13 +241,13 @@ def _keeping_card(plan: PushPlan, api: HfApi, revision: str | None) -> PushPlan:
     ):
         card = api.hf_hub_download(plan.repo_id, CARD_NAME, revision=revision, local_dir=folder)
         if len(others) < len(plan.files) and is_handwritten(Path(card)):
-            note = f"the {CARD_NAME} on the Hub was not generated and stays as it is; --overwrite_card replaces it"
+            note = f"the {CARD_NAME} on the Hub was not generated and is kept; --overwrite_card replaces it"
             return replace(plan, files=others, notes=[*plan.notes, note])
     return plan
 
 
 def _eval_results(facts: CardFacts) -> dict[str, bytes]:
-    """The Hub's own format of scores, for a dataset that is there, and a whole split of it."""
+    """Write the score in the Hub's own format if the dataset is on the Hub and a whole split was evaluated."""
     dataset, measured = facts.dataset, facts.measured
     if dataset is None or dataset.hub_id is None or measured is None or not measured.covers_split:
         return {}
@@ -265,35 +265,35 @@ def _eval_results(facts: CardFacts) -> dict[str, bytes]:
 
 
 def _private_texts(folder: Path, files: list[PushFile]) -> list[str]:
-    """Warnings of texts that name folders of this machine; one with an access token is refused."""
+    """Warn about texts that contain local paths; refuse one that contains an access token."""
     roots = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 1}
     pattern = re.compile("(?:" + "|".join(map(re.escape, sorted(roots, reverse=True))) + r")/[^\s\"'`<>)|]*")
     warnings = []
     for file in files:
         text = file.read().decode("utf-8", "replace") if Path(file.name).suffix in _TEXTS else ""
         if without_tokens(text) != text:
-            raise ValueError(f"{folder / file.name} holds what looks like an access token; remove it before pushing.")
+            raise ValueError(f"{folder / file.name} contains what looks like an access token; remove it first.")
         if match := pattern.search(text):
-            warnings.append(f"{file.name} names a path of this machine, {match[0]}")
+            warnings.append(f"{file.name} contains a local path, {match[0]}")
     return warnings
 
 
 def _lies_in(folder: Path, name: str) -> bool:
-    """Whether it is a file in the folder also where a link leads: into the folder, or the cache of the Hub."""
+    """Whether the name, after following links, is a file in the folder or in the Hub's cache."""
     path, allowed = (folder / name).resolve(), (folder.resolve(), Path(constants.HF_HUB_CACHE).resolve())
     return path.is_file() and any(path.is_relative_to(root) for root in allowed)
 
 
 def _source(folder: Path) -> list[str]:
-    """The modules that the configurations name in `auto_map`, and those that these import."""
+    """List the modules that the configurations name in `auto_map`, and the modules they import."""
     names = []
     for config in (folder / CONFIG_NAME, folder / PROCESSOR_NAME):
         named: Any = read_json(config, "a configuration").get("auto_map", {}) if config.is_file() else {}
-        # `modeling_x` of `modeling_x.XModel`; what lies in another repository (`user/repo--x.X`) is not in the folder.
+        # `modeling_x` of `modeling_x.XModel`; code in another repository (`user/repo--x.X`) is not in the folder.
         names += [str(name).split(".")[0] + ".py" for name in dict(named).values() if "--" not in str(name)]
     try:
         imported = [Path(file).name for name in sorted(names) for file in get_relative_import_files(folder / name)]
     except FileNotFoundError as error:
-        lacks = f"{folder} lacks {Path(error.filename).name}, without which it does not load without afdcd_hf"
-        raise FileNotFoundError(f"{lacks}; load model and image processor, and save_pretrained both again.") from error
+        lacks = f"{folder} lacks {Path(error.filename).name}, which it needs to load without afdcd_hf"
+        raise FileNotFoundError(f"{lacks}; load model and image processor and save_pretrained both again.") from error
     return list(dict.fromkeys([*names, *imported]))

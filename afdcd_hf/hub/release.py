@@ -1,6 +1,6 @@
-"""`afdcd release`: the zoo from released files to the Hub. Convert, evaluate, compare, card, push, tag, collect."""
+"""`afdcd release`: bring released files to the Hub. Convert, evaluate, compare, card, push, tag, collect."""
 
-# No `from __future__ import annotations`: the checks need the fields' types themselves.
+# No `from __future__ import annotations`: the checks need the fields' types as objects.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,20 +23,20 @@ logger = logging.getLogger(__name__)
 class ReleasePlan(Facts):
     """The content of `releases.yaml`."""
 
-    checkpoints: Mapping[str, str]  # row of `afdcd list` to its released file
+    checkpoints: Mapping[str, str]  # row of `afdcd list` -> released file
     output_dir: str  # each model gets a folder in it
-    data: Mapping[str, str] = field(default_factory=dict)  # benchmark to its folder; others are not evaluated
-    tolerance: Fraction = 0.01  # largest difference between measured and reported mIoU with which a model is pushed
-    owner: str | None = None  # account that publishes; None: the one that the rows name
+    data: Mapping[str, str] = field(default_factory=dict)  # benchmark -> its folder; others are not evaluated
+    tolerance: Fraction = 0.01  # a model is pushed only if measured and reported mIoU differ by no more than this
+    owner: str | None = None  # account that publishes; None: the row's owner
     private: bool = False
     tag: str | None = "v1.0"
     collection: str | None = None  # title; None: no collection
-    device: str | None = None  # for the evaluation; None: a GPU where there is one
+    device: str | None = None  # for the evaluation; None: a GPU if there is one
 
 
 @dataclass
 class Released:
-    """What has become of one row; `problem` says what stopped it."""
+    """The outcome of one row; `problem` is the error that stopped it."""
 
     row: CheckpointRow
     repo_id: str
@@ -46,7 +46,7 @@ class Released:
 
 
 def read_release_plan(path: str | Path) -> ReleasePlan:
-    """Read `releases.yaml`; a ValueError names what in it is unknown or of another type."""
+    """Read `releases.yaml`; a ValueError names a key that is unknown or has a value of the wrong type."""
     plan = restored(read_yaml(path), ReleasePlan, str(path))
     for repo_id in plan.checkpoints:
         get_checkpoint(repo_id)
@@ -54,9 +54,9 @@ def read_release_plan(path: str | Path) -> ReleasePlan:
 
 
 def release(plan: ReleasePlan, *, dry_run: bool = True) -> list[Released]:
-    """Publish every model of a plan, or tell what would be done; what is there already is not done again.
+    """Publish every model of a plan, or list the steps in a dry run; steps that are already done are skipped.
 
-    Returns what has become of each; a failure stops its own row alone.
+    Returns the outcome of each row; a failure stops only its own row.
     """
     found = []
     for name, checkpoint in plan.checkpoints.items():
@@ -72,7 +72,7 @@ def release(plan: ReleasePlan, *, dry_run: bool = True) -> list[Released]:
 
 
 def to_markdown(found: Sequence[Released]) -> str:
-    """A table of what was released: mIoU in percent, reported and measured."""
+    """Format the outcomes as a Markdown table: mIoU in percent, reported and measured."""
     lines = ["| model | dataset | reported | measured | difference | state |", "|---|---|---:|---:|---:|---|"]
     for one in found:
         measured = "not measured" if one.measured is None else f"{100 * one.measured:.2f}"
@@ -98,7 +98,7 @@ def _release(one: Released, plan: ReleasePlan, checkpoint: Path, dry_run: bool) 
         convert_checkpoint(checkpoint, row.network, folder, dataset=row.dataset, published=row.repo_id)
     if data_dir is not None and not is_evaluated:
         choice = {"name": row.dataset, "split": row.split, "data_dir": data_dir}
-        legacy = row.dataset == "coco_stuff_182"  # its 11 classes that are never annotated count as 0 in the paper
+        legacy = row.dataset == "coco_stuff_182"  # the paper counts its 11 classes that are never annotated as 0
         evaluate_saved(str(folder), choice, device=plan.device, absent_as_zero=legacy, output=results)
     update_card(folder, repo_id=one.repo_id, results=results if results.is_file() else None)
     scores = read_facts(folder).measured
@@ -106,14 +106,14 @@ def _release(one: Released, plan: ReleasePlan, checkpoint: Path, dry_run: bool) 
     if one.measured is not None and abs(one.measured - row.reported) > plan.tolerance:
         raise ValueError(f"not pushed: measured and reported mIoU differ by more than {100 * plan.tolerance:g} points")
     commit = push_folder(folder, one.repo_id, private=plan.private).commit
-    assert commit is not None  # it is only without one in a dry run
+    assert commit is not None  # None only in a dry run
     api = HfApi(library_name="afdcd_hf")
     with plain_hub_errors(one.repo_id, api.endpoint):
         if plan.collection:
             owner = one.repo_id.split("/")[0]
             slug = api.create_collection(plan.collection, namespace=owner, private=plan.private, exists_ok=True).slug
             api.add_collection_item(slug, item_id=one.repo_id, item_type="model", exists_ok=True)
-        if plan.tag:  # what it names may be in use: where it is there already, it is not moved
+        if plan.tag:  # an existing tag may be in use, so it is not moved
             api.create_tag(one.repo_id, tag=plan.tag, revision=commit.oid, exist_ok=True)
             tagged = api.model_info(one.repo_id, revision=plan.tag).sha
             if tagged != commit.oid:

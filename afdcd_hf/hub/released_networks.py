@@ -1,4 +1,4 @@
-"""The kinds of released networks in our terms: their configurations, and what their files call our tensors."""
+"""The kinds of released networks: their configurations, and the names of our tensors in their files."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..models.configuration_afdcd import AfDcdConfig
 class ReleasedNetwork:
     """One kind of released network; all have output stride 8."""
 
-    backbone: str  # timm's name of the same backbone
+    backbone: str  # timm's name for the same backbone
     head: str  # "deeplabv3" or "pspnet"
     auxiliary_head: bool  # whether it usually has one
-    backbone_kwargs: dict[str, Any] = field(default_factory=dict)  # with which timm builds that very backbone
+    backbone_kwargs: dict[str, Any] = field(default_factory=dict)  # timm's options for exactly this backbone
 
     def config(
         self, classes: Sequence[str], *, head_channels: int | None = None, auxiliary_head: bool | None = None
     ) -> AfDcdConfig:
-        """The configuration of such a network for classes in the order of their ids; None: as it usually is."""
+        """Build the configuration for classes in the order of their ids; None: this kind's default."""
         return AfDcdConfig(
             backbone=self.backbone,
             backbone_kwargs=dict(self.backbone_kwargs),
@@ -49,11 +49,11 @@ RELEASED_NETWORKS: dict[str, ReleasedNetwork] = {
 
 
 def get_released_network(name: str) -> ReleasedNetwork:
-    """The kind of released network with this name; a ValueError lists the known ones if there is none."""
+    """Look up a kind of released network by name; a ValueError lists the known ones."""
     return chosen(RELEASED_NETWORKS, name, "released network")
 
 
-# Modules of our models -> modules of the released ones; the first pattern that fits a whole name decides.
+# Modules of our models -> modules of the released ones; the first pattern that matches the whole name applies.
 _RESNET = {
     r"conv1\.0": "conv1", r"conv1\.1": "bn1", r"conv1\.3": "conv2", r"conv1\.4": "bn2", r"conv1\.6": "conv3",
     r"bn1": "bn3", r"(layer\d\.\d+\..+)": r"\1", r"fc": "fc",
@@ -80,9 +80,9 @@ _HEADS = {
         **_AUXILIARY,
     },
 }
-# Blocks in each of timm's stages of MobileNetV2; the released files count them through.
+# Blocks in each of timm's stages of MobileNetV2; the released files number them consecutively.
 _MOBILENETV2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
-_MOBILENETV2_FIRST = {"conv_dw": 0, "bn1": 1, "conv_pw": 3, "bn2": 4}  # the first block does not widen
+_MOBILENETV2_FIRST = {"conv_dw": 0, "bn1": 1, "conv_pw": 3, "bn2": 4}  # the first block has no expansion layer
 _MOBILENETV2_OTHER = {"conv_pw": 0, "bn1": 1, "conv_dw": 3, "bn2": 4, "conv_pwl": 6, "bn3": 7}
 _MOBILENETV2 = {
     "conv_stem": "features.0.0",
@@ -100,9 +100,9 @@ _MOBILENETV2 = {
 
 
 def released_names(ours: Iterable[str], network: str) -> dict[str, str]:
-    """Name in the released file -> name in our model, of the names of our `state_dict()` and a kind of network."""
+    """Map names in a released file to names in our model, given the names of our `state_dict()`."""
     head, backbone = network.split("_")
-    # The released MobileNetV2 wraps its layers once more.
+    # The released MobileNetV2 has one more wrapper around its layers.
     prefix, names = "pretrained.net." if backbone == "mobilenetv2" else "pretrained.", {}
     for name in ours:
         if name.startswith("backbone.net."):
@@ -113,7 +113,7 @@ def released_names(ours: Iterable[str], network: str) -> dict[str, str]:
 
 
 def released_backbone_name(ours: str, backbone: str) -> str:
-    """Released name, without a prefix, of a tensor of timm's "resnet18" and so on, ImageNet classifier included."""
+    """Translate the name of a timm backbone's tensor, classifier included, to the released name without prefix."""
     return _renamed(ours, _MOBILENETV2 if backbone == "mobilenetv2" else _RESNET)
 
 
@@ -122,4 +122,4 @@ def _renamed(name: str, patterns: Mapping[str, str]) -> str:
     for pattern, replacement in patterns.items():
         if match := re.fullmatch(pattern, module):
             return f"{match.expand(replacement)}.{tensor}"
-    raise ValueError(f"The released networks have no counterpart of the module {module!r}.")
+    raise ValueError(f"The released networks have no equivalent of the module {module!r}.")

@@ -1,6 +1,6 @@
-"""`afdcd verify`: evaluates a published model again, under its card's protocol, and compares.
+"""`afdcd verify`: evaluate a published model again under its card's protocol, and compare.
 
-The outcome can be kept as `verified.json`: which score, on which weights and with what. A record, and no signature.
+The outcome can be stored in `verified.json`, with scores, weights, machine and versions: a record, not a signature.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .push import plain_hub_errors
 from .weight_files import check_weights
 
 TOLERANCE = 0.0005
-_ROUNDING = 5.0001e-5  # metadata has percent with two decimals
+_ROUNDING = 5.0001e-5  # the metadata has percentages with two decimals
 _FILES = ("README.md", "*.json", "*.safetensors")
 _DATA_OPTIONS = ("max_samples", "image_column", "label_column", "label_map", "labels_as")
 _SETTINGS = ("scales", "flip", "window", "stride", "precision")
@@ -43,24 +43,24 @@ _IRRELEVANT = ("model", "dataset", "split", "list_file", "date", "machine", "ver
 class Claim:
     """A published score and how it was measured."""
 
-    mean_iou: float  # fraction 0-1, as exact as it is known
-    source: str  # file that says it
+    mean_iou: float  # fraction 0-1, with all known decimals
+    source: str  # file that contains it
     protocol: Mapping[str, Any]  # as in `results.json`
-    per_category_iou: Mapping[str, float | None] = field(default_factory=dict)  # empty where unknown
+    per_category_iou: Mapping[str, float | None] = field(default_factory=dict)  # empty if unknown
     fingerprint: str | None = None  # of the images and labels
-    doubts: tuple[str, ...] = ()  # where the folder contradicts itself
+    doubts: tuple[str, ...] = ()  # contradictions within the folder
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A claimed score beside the one that came out; scores and the tolerance are fractions 0-1."""
+    """A claimed score and the measured one; scores and the tolerance are fractions 0-1."""
 
     claim: Claim
-    mean_iou: float  # what was measured now
-    tolerance: float  # largest difference that counts as the same
-    remarks: tuple[str, ...]  # what else differs: data, protocol, files that contradict each other
-    classes: Mapping[str, tuple[float, float]]  # whose IoU differs by more: name to (claimed, measured)
-    protocol: Mapping[str, Any]  # of the measurement, without paths of this machine
+    mean_iou: float  # measured now
+    tolerance: float  # largest difference that counts as equal
+    remarks: tuple[str, ...]  # other differences: data, protocol, files that contradict each other
+    classes: Mapping[str, tuple[float, float]]  # those whose IoU differs by more: name -> (claimed, measured)
+    protocol: Mapping[str, Any]  # of the measurement, without local paths
     weights: Mapping[str, str]  # SHA-256 by file
 
     @property
@@ -70,7 +70,7 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Whether the claim is confirmed. It is not where the folder contradicts itself, or no score came out."""
+        """Whether the claim is confirmed; False if the folder contradicts itself or the measured score is NaN."""
         return abs(self.difference) <= self.tolerance and not self.claim.doubts
 
 
@@ -85,21 +85,21 @@ def verify(
     device: str | None = None,
     num_workers: int = 0,
 ) -> Verification:
-    """Evaluate a model as its card says, and hold the result against the card's number.
+    """Evaluate a model under its card's protocol and compare the score with the card's.
 
     Args:
-        model: folder, or id on the Hub, whose files are downloaded.
+        model: a folder, or a Hub id, whose files are downloaded.
         data_dir: folder of the benchmark's files.
-        tolerance: largest difference of mean IoU that counts as the same, a fraction: devices and libraries round
+        tolerance: largest difference in mean IoU that counts as equal, a fraction; devices and libraries round
             differently.
-        dataset, list_file: where the dataset or the list of images lies, if the card names its author's.
+        dataset, list_file: your paths of the dataset or list of images, if the card has its author's local names.
         revision: branch, tag or commit on the Hub.
-        device: such as "cuda"; by default a GPU where there is one.
+        device: such as "cuda"; by default a GPU if there is one.
         num_workers: processes that decode images.
 
     Raises:
-        ValueError: nothing measured is claimed, or the protocol cannot be repeated, such as without `list_file`.
-        FileNotFoundError: the folder or files of the data are missing.
+        ValueError: no measured score is claimed, or the protocol cannot be repeated, such as without `list_file`.
+        FileNotFoundError: the folder or data files are missing.
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"A tolerance is a fraction from 0 to 1, got {tolerance}; 0.0005 is 0.05 % mIoU.")
@@ -107,9 +107,9 @@ def verify(
     claim = read_claim(folder)
     known, name = claim.protocol, dataset or claim.protocol.get("dataset")
     if not name or not known.get("split"):
-        raise ValueError("The card does not say on which dataset and split its number was measured.")
+        raise ValueError("The card does not say on which dataset and split its score was measured.")
     if known.get("list_file") and list_file is None:
-        mine = f"The number was measured on the images of a list named {known['list_file']!r}"
+        mine = f"The score was measured on the images of a list named {known['list_file']!r}"
         raise ValueError(f"{mine}; pass yours as list_file (--list_file).")
     choice = {option: known[option] for option in _DATA_OPTIONS if known.get(option) is not None}
     images = load_split(name, known["split"], data_dir, list_file=list_file, **choice)
@@ -124,7 +124,7 @@ def verify(
     remarks = tuple(_remarks(claim, name, images, scores["protocol"]))
     found = scores["per_category_iou"]
     pairs = {one: (was, found[one]) for one, was in claim.per_category_iou.items() if was is not None and one in found}
-    unlike = {one: (was, now) for one, (was, now) in pairs.items() if abs(now - was) > tolerance}  # never where NaN
+    unlike = {one: (was, now) for one, (was, now) in pairs.items() if abs(now - was) > tolerance}  # False for NaN
     classes = dict(sorted(unlike.items(), key=lambda item: -abs(item[1][1] - item[1][0])))
     chosen = {"dataset": public_name(name), "split": known["split"], "num_images": scores["num_images"]}
     protocol = {**chosen, **{option: known[option] for option in choice}, **scores["protocol"]}
@@ -132,11 +132,11 @@ def verify(
 
 
 def read_claim(folder: Path) -> Claim:
-    """The claim of a model's folder.
+    """Read the claim in a model's folder.
 
-    The number comes from the card's metadata (`model-index`), since that is what the world sees; facts or results
-    beside it bring the protocol, more decimals, and the IoU of each class. A ValueError where no measured number is
-    claimed, or several.
+    The score comes from the card's metadata (`model-index`), which is what the public sees; facts or results
+    beside it add the protocol, more decimals, and the IoU of each class. A ValueError if no measured score is
+    claimed, or several are.
     """
     has_card, has_facts, has_results = ((folder / name).is_file() for name in (CARD_NAME, FACTS_NAME, RESULTS_NAME))
     facts, known = read_facts(folder) if has_facts else None, None
@@ -162,7 +162,7 @@ def read_claim(folder: Path) -> Claim:
 
 
 def format_verification(done: Verification) -> str:
-    """The outcome in a few lines of plain text."""
+    """Format the outcome as a few lines of plain text."""
     claim, points = done.claim, 100 * done.difference
     lines = [
         f"claimed   {100 * claim.mean_iou:.2f} % mIoU on {claim.protocol['dataset']} {claim.protocol['split']} "
@@ -176,7 +176,7 @@ def format_verification(done: Verification) -> str:
 
 
 def statement(done: Verification) -> dict[str, Any]:
-    """The outcome with date, machine and versions, as JSON has it; an undefined score is None."""
+    """Convert the outcome to a JSON object with date, machine and versions; undefined scores are None."""
     made = {"date": date.today().isoformat(), "machine": machine_name(), "versions": library_versions()}
     return json_values({"holds": done.holds, **asdict(done), **made})
 
@@ -193,11 +193,11 @@ def _local_folder(model: str | Path, revision: str | None) -> Path:
 
 
 def _of_card(path: Path, protocol: Mapping[str, Any] | None) -> Claim | None:
-    """The mean IoU in the card's metadata that belongs to the protocol's data, or the only one."""
+    """Read the mean IoU in the card's metadata for the protocol's dataset and split, or the only one."""
     try:
         found = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
         entries = [entry for entry in found if entry.metric_type in ("mean_iou", "miou", "mIoU")]
-    except Exception as error:  # huggingface_hub checks hardly anything of what is there
+    except Exception as error:  # huggingface_hub hardly validates the metadata
         raise ValueError(f"{path}: its metadata cannot be read: {error!r}") from error
     if protocol is not None:
         wanted = protocol.get("dataset"), protocol.get("split")
@@ -219,13 +219,13 @@ def _of_card(path: Path, protocol: Mapping[str, Any] | None) -> Claim | None:
 
 
 def _remarks(claim: Claim, name: str, images: Dataset, protocol: Mapping[str, Any]) -> Iterator[str]:
-    """What else is unlike the card: the data, or of the protocol its processor, model and settings."""
+    """Yield other differences from the card: in the data, the image processor, the model or the settings."""
     yield from claim.doubts
     if claim.fingerprint is None:
-        yield "the card has no fingerprint of its images, so that they may be others than these"
+        yield "the card has no fingerprint of its images, so they may differ from these"
     elif (mine := fingerprint(images, of_pixels=is_generated(name))) != claim.fingerprint:
-        yield f"these are not the images and labels of the card (fingerprint {mine}, there {claim.fingerprint})"
+        yield f"these are not the card's images and labels (fingerprint {mine}, on the card {claim.fingerprint})"
     for key, value in claim.protocol.items():
         now = protocol.get(key, value)
         if key not in _IRRELEVANT and value != (list(now) if isinstance(now, tuple) else now):
-            yield f"the card says {key} {value}, here it is {now}"
+            yield f"{key} is {now}, but {value} on the card"

@@ -1,4 +1,4 @@
-"""Files of weights: read without running anything in them, and held against the model that they are for."""
+"""Weight files: read without running code in them, and checked against the model that they are for."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ..structured_files import read_json
 
 CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SHOWN = 6
-# Where training scripts put the weights beside optimizer and counters, and what wrappers put before every name.
+# Keys under which training scripts store the weights, beside optimizer and counters; prefixes that wrappers add.
 _NESTED = ("state_dict", "model_state_dict", "model", "student", "net")
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint under the network's own names, on the CPU.
+    """Read a checkpoint's tensors under the network's own names, on the CPU.
 
-    Reads plain state dicts, ones nested under `state_dict` and its like, names with the prefix of DDP (`module.`) or
-    `torch.compile`, and safetensors. Only tensors, numbers and containers are unpickled, never code: a ValueError says
-    that a file is damaged, not a checkpoint, or more than data.
+    Accepts plain state dicts, ones nested under `state_dict` or a similar key, names with the prefix of DDP (`module.`)
+    or `torch.compile`, and safetensors. Only tensors, numbers and containers are unpickled, never code: a ValueError
+    says that a file is damaged, not a checkpoint, or more than data.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,17 +47,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if unusual := [name for name, value in content.items() if value.layout != torch.strided or value.is_complex()]:
         raise ValueError(f"{path}: {len(unusual)} tensors are sparse or complex, e.g. {unusual[0]}; save plain ones.")
     tensors = {str(name): tensor for name, tensor in content.items()}
-    for prefix in _WRAPPERS * 2:  # either may be around the other
+    for prefix in _WRAPPERS * 2:  # they may be nested either way
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def check_weights(folder: Path) -> list[str]:
-    """Refuse a folder whose weights are missing, damaged, not finite, or not those that its configuration describes.
+    """Refuse a folder whose weights are missing, damaged, not finite, or do not match its configuration.
 
-    The latter only for models of this package; a folder without a configuration is looked at, too. Returns the names of
-    its weight files, the index included.
+    The match is checked only for models of this package, and the configuration may be missing. Returns the names of
+    the weight files, including the index.
     """
     names, found = _weight_files(folder), dict[str, Tensor]()
     for name in names:
@@ -69,9 +69,9 @@ def check_weights(folder: Path) -> list[str]:
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, hint: str = "") -> None:
-    """Hold tensors by name against those of a model; a ValueError lists all that is wrong, each kind with its names.
+    """Compare tensors with a model's by name; a ValueError lists all mismatches by kind, with the names.
 
-    `expected` may be on the meta device; `what` is the file in words, `hint` what to do about it.
+    `expected` may be on the meta device; `what` describes the file, `hint` says what to do.
     """
     both = [(name, tensor, expected[name]) for name, tensor in found.items() if name in expected]
     troubles = {
@@ -94,13 +94,13 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
 
 
 def without_values(config: AfDcdConfig) -> AfDcdForSemanticSegmentation:
-    """The model of a configuration, with names and shapes alone: on the meta device."""
+    """Build a configuration's model on the meta device, with names and shapes but no values."""
     with torch.device("meta"):
         return AfDcdForSemanticSegmentation(config).eval()
 
 
 def _content(path: Path) -> Any:
-    """What a file holds; a ValueError if it is another kind of file, damaged, or more than data."""
+    """Load a file's content; a ValueError if it is another kind of file, damaged, or more than data."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -108,14 +108,14 @@ def _content(path: Path) -> Any:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
         if found := re.search(r"GLOBAL (\S+) ", str(error)):
             what = f"{path} holds {found[1]}, which is more than data, and is not unpickled"
-            raise ValueError(f"{what}. Where you trust it, load it yourself and save its state dict alone.") from error
-        with path.open("rb") as file:  # what downloads often leave in place of weights
+            raise ValueError(f"{what}. If you trust it, load it yourself and save only its state dict.") from error
+        with path.open("rb") as file:  # recognises common results of failed downloads
             start = file.read(64).lstrip().lower()
-        problem = "is damaged, cut short or not a file of weights; download it again."
+        problem = "is damaged, truncated or not a weight file; download it again."
         if start.startswith(b"version https://git-lfs"):
-            problem = "is a pointer of Git LFS and not the file itself; `git lfs pull` fetches that."
+            problem = "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`."
         elif start.startswith((b"<!doctype", b"<html")):
-            problem = "is a web page and not weights: Google Drive, for one, asks back before large downloads."
+            problem = "is a web page, not weights; Google Drive, for one, asks for confirmation before large downloads."
         raise ValueError(f"{path} {problem}") from error
 
 
@@ -135,9 +135,9 @@ def _expected(folder: Path) -> dict[str, Tensor]:
     try:
         config = AfDcdConfig.from_pretrained(folder)
         if not all(isinstance(label, str) for label in config.id2label.values()):
-            raise ValueError("a label of id2label is not text")
+            raise ValueError("a label of id2label is not a string")
         return without_values(config).state_dict()
-    except Exception as error:  # whatever values somebody wrote there
+    except Exception as error:  # the file may contain any values
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder / CONFIG_NAME} does not describe a model of this package: {reason}") from error
 

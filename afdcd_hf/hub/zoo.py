@@ -1,4 +1,4 @@
-"""The checkpoints that this project publishes, from the table `zoo.yaml`: where each comes from, and its scores."""
+"""The checkpoints that this project publishes, from the table `zoo.yaml`: their sources and scores."""
 
 from __future__ import annotations
 
@@ -15,40 +15,39 @@ from ..structured_files import parse_yaml
 
 @dataclass(frozen=True)
 class CheckpointRow:
-    """What is known of one published model. Scores are fractions 0-1; None stands for what is not known."""
+    """What is known about one published model. Scores are fractions 0-1; None means unknown."""
 
     repo_id: str  # repository on the Hub; the key in `CHECKPOINTS`
     network: str  # a key of `released_networks.RELEASED_NETWORKS`
     dataset: str  # benchmark it was trained for, a key of `data.BENCHMARKS`
-    reported: float  # mIoU that its authors print
+    reported: float  # mIoU that its authors report
     source_file: str  # which file of `source_project`
     reported_in: str = "arXiv 2312.04168, results tables (single scale, whole image, no flip)"
-    split: str = "val"  # that the scores belong to
-    recipe: str | None = None  # of this package, for the same training; teachers have none
+    split: str = "val"  # on which the scores were measured
+    recipe: str | None = None  # of this package, for the same training; None for teachers
     teacher: str | None = None  # key of the teacher's row; None for teachers
-    reported_alone: float | None = None  # mIoU that they print for the same student without distillation
-    measured: float | None = None  # by us, from the converted folder under `afdcd evaluate`
-    source_doubts: str | None = None  # why the link may not give that file
+    reported_alone: float | None = None  # mIoU that they report for the same student without distillation
+    measured: float | None = None  # by us, with `afdcd evaluate` on the converted folder
+    source_doubts: str | None = None  # why the link may lead to another file
     remarks: str | None = None  # such as files that are easily mistaken for this one
     source_project: str = "OSVAI/Af-DCD on GitHub"
     weights_licence: str = (
-        "not established: the terms of the released files were not checked here; ask their authors before "
-        "redistributing"
+        "unknown; we have not checked the terms of the released files, so ask their authors before redistributing"
     )
 
     @property
     def name(self) -> str:
-        """Of the repository, without its owner."""
+        """The repository's name without its owner."""
         return self.repo_id.split("/")[1]
 
     @property
     def data_licence(self) -> str:
-        """Terms of the images it was trained on; whoever uses the weights should know them."""
+        """Terms of the training images, which also concern users of the weights."""
         return get_benchmark(self.dataset).licence
 
     @property
     def role(self) -> str:
-        """What it is in the published pairs: "teacher" or "student"."""
+        """Role in the published pairs: "teacher" or "student"."""
         return "student" if self.teacher else "teacher"
 
 
@@ -57,12 +56,12 @@ CHECKPOINTS: dict[str, CheckpointRow] = {row["repo_id"]: CheckpointRow(**row) fo
 
 
 def get_checkpoint(repo_id: str) -> CheckpointRow:
-    """The row of a published checkpoint; a ValueError lists the known ones if there is none of that name."""
+    """Look up a published checkpoint's row; a ValueError lists the known ones."""
     return chosen(CHECKPOINTS, repo_id, "published checkpoint")
 
 
 def select(dataset: str | None = None) -> list[CheckpointRow]:
-    """The rows of one benchmark, or all; a ValueError if there is no such benchmark or nothing published for it."""
+    """List the rows of one benchmark, or all; a ValueError if it is unknown or has no published checkpoint."""
     if dataset is not None:
         get_benchmark(dataset)
     rows = [row for row in CHECKPOINTS.values() if dataset in (None, row.dataset)]
@@ -73,7 +72,7 @@ def select(dataset: str | None = None) -> list[CheckpointRow]:
 
 
 def to_table(rows: Iterable[CheckpointRow]) -> str:
-    """Lines of text: mIoU in percent, what others report and what we measured in columns of their own."""
+    """Format rows as a text table, with mIoU in percent; reported and measured scores have separate columns."""
     rows, lines = list(rows), [("checkpoint", "network", "dataset", "recipe", "reported", "measured", "")]
     for row in rows:
         measured = "not measured" if row.measured is None else f"{100 * row.measured:.2f}"
@@ -88,6 +87,6 @@ def to_table(rows: Iterable[CheckpointRow]) -> str:
 
 
 def to_json(rows: Iterable[CheckpointRow]) -> str:
-    """All fields of the rows; scores are fractions, null is what is not known."""
+    """Serialise all fields of the rows; scores are fractions, null means unknown."""
     found = [{**dataclasses.asdict(row), "role": row.role, "data_licence": row.data_licence} for row in rows]
     return json.dumps(found, indent=2)

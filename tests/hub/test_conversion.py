@@ -219,9 +219,9 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is damaged, cut short or not a file of weights"),
-        (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "is a web page and not weights"),
-        (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
+        (b"", "is damaged, truncated or not a weight file"),
+        (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "is a web page, not weights"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
         ([1, 2], "holds list .*, not a state dict"),
         ({"epoch": 1}, r"\['epoch'\], which are not tensors; .* under state_dict"),
         ({"model": {"a": torch.ones(1)}, "student": {"a": torch.ones(1)}}, r"several state dicts \(model, student\)"),
@@ -352,7 +352,7 @@ def test_a_backbone_with_tensors_amiss_or_a_bad_output_is_refused(tmp_path, smal
     backbone.pop("pretrained.net.features.3.conv.0.weight")
     torch.save(backbone, tmp_path / "m.pth")
     for source, network, output, message in (
-        (small_file[0], "mobilenetv2", "x.safetensors", "338 unknown tensors .*a whole network: leave --backbone_only"),
+        (small_file[0], "mobilenetv2", "x.safetensors", "338 unknown tensors .*network: leave out --backbone_only"),
         ("m.pth", "mobilenetv2", "x.safetensors", r"1 missing tensors \(features.3.conv.0.weight 144x24x1x1\)"),
         ("m.pth", "resnet18", "there.safetensors", "exists; give another"),
         ("m.pth", "resnet18", "folder", "one file: give --output_dir something.safetensors"),

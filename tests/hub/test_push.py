@@ -160,7 +160,7 @@ def test_a_card_written_by_hand_is_published_to_the_byte_and_paths_of_this_machi
     (folder / "README.md").write_bytes(text)
     plan = push_folder(folder, REPO)
     assert pushed(hub)["README.md"] == text and "does not name street/tiny" in plan.notes[0]
-    assert f"README.md names a path of this machine, {folder.resolve().parent}/secret/runs." in plan.notes
+    assert f"README.md contains a local path, {folder.resolve().parent}/secret/runs." in plan.notes
 
 
 def test_a_card_written_by_hand_on_the_hub_stays_and_our_own_is_replaced(hub, folder):
@@ -174,7 +174,7 @@ def test_a_card_written_by_hand_on_the_hub_stays_and_our_own_is_replaced(hub, fo
     assert "street/tiny exists and is public" in plan.notes and "README.md" not in {file.name for file in plan.files}
     for revision in (None, "new-branch"):
         plan = push_folder(saved(folder, segmenter(1)), REPO, revision=revision)
-        assert any("stays as it is; --overwrite_card" in note for note in plan.notes)
+        assert any("is kept; --overwrite_card" in note for note in plan.notes)
         assert pushed(hub, revision or "main")["README.md"].decode().endswith("# Mine\n")
     assert pushed(hub)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     push_folder(folder, REPO, overwrite_card=True)
@@ -204,7 +204,7 @@ def test_a_dry_run_works_where_the_hub_cannot_be_asked_and_says_what_is_missing(
     ("token", "message"),
     [
         ("hf_wrong", r"127.0.0.1:\d+ refuses the token for street/tiny \(401: Invalid credentials.*hf auth login"),
-        ("", r"127.0.0.1:\d+ wants a token for street/tiny \(401: .*HF_TOKEN"),
+        ("", r"127.0.0.1:\d+ requires a token for street/tiny \(401: .*HF_TOKEN"),
         ("hf_other", r"refuses to write to street/tiny \(403: You don't have the rights.*write access to 'street'"),
     ],
 )
@@ -237,7 +237,7 @@ CLAIM = {"mean_iou": 50, "protocol": {"dataset": "a", "split": "b"}}
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [  # text, what is changed in it, or None: there is no such file
-        ("model.safetensors", "\0" * 90, "model.safetensors is damaged, cut short or not a"),
+        ("model.safetensors", "\0" * 90, "model.safetensors is damaged, truncated or not a"),
         ("model.safetensors", {"projector": torch.zeros(2)}, r"1 unknown tensors \(projector 2\)"),
         ("model.safetensors", NAN, "1 not finite tensors"),
         ("model.safetensors", None, "has no model.safetensors"),
@@ -248,7 +248,7 @@ CLAIM = {"mean_iou": 50, "protocol": {"dataset": "a", "split": "b"}}
         ("results.json", "[]", "results.json .*must hold an object"),
         ("results.json", json.dumps({"mean_iou": 0.5, "protocol": {"split": 3}}), "lacks dataset, split"),
         ("results.json", json.dumps(CLAIM), "expected a fraction"),
-        ("README.md", "HF_TOKEN=hf_aAbBcCdDeEfFgGhH", "README.md holds what looks like an access token"),
+        ("README.md", "HF_TOKEN=hf_aAbBcCdDeEfFgGhH", "README.md contains what looks like an access token"),
     ],
 )
 def test_a_folder_that_would_not_load_is_refused_before_the_hub_is_asked(hub, folder, name, content, message):
@@ -269,7 +269,7 @@ def test_a_folder_that_would_not_load_is_refused_before_the_hub_is_asked(hub, fo
 def test_no_link_out_of_the_folder_is_followed(hub, folder, tmp_path, monkeypatch):
     (tmp_path / "secret.txt").write_text("password")
     (folder / "recipe.yaml").symlink_to(tmp_path / "secret.txt")
-    with pytest.raises(ValueError, match="recipe.yaml is a link to .*secret.txt, and a push follows no link out"):
+    with pytest.raises(ValueError, match="recipe.yaml is a link to .*secret.txt, and push follows no links out"):
         push_folder(folder, REPO)
     assert not hub.requests
     (folder / "recipe.yaml").unlink()
@@ -283,5 +283,5 @@ def test_no_link_out_of_the_folder_is_followed(hub, folder, tmp_path, monkeypatc
 
 def test_a_name_that_the_hub_would_not_take_is_refused(folder):
     for name in ("tiny", "a/b/c", "street/ti ny"):
-        with pytest.raises(ValueError, match="name of a repository|Repo id"):
+        with pytest.raises(ValueError, match="not a repository name|Repo id"):
             push_folder(folder, name)

@@ -126,8 +126,8 @@ def test_other_images_and_another_processor_than_those_of_the_card_are_told(publ
     path.write_text(json.dumps({**json.loads(path.read_text()), "do_flip_channels": True}))
     other = camvid_folder(tmp_path / "data", "val", 2, size=(24, 32))
     first, second = verify(model, other, device="cpu").remarks
-    assert "these are not the images and labels of the card" in first
-    assert second == "the card says channel_order RGB, here it is BGR"
+    assert "these are not the card's images and labels" in first
+    assert second == "channel_order is BGR, but RGB on the card"
     change_claim(model, protocol={**facts.measured.protocol, "list_file": "mine.txt"})
     with pytest.raises(ValueError, match="'mine.txt'; pass yours"):
         verify(model, published / "data")
@@ -202,7 +202,7 @@ def test_a_card_is_rendered_from_the_folder_alone_and_names_no_local_path(publis
     data = ModelCard(text).data
     assert (data.license, data.datasets, data.model_name) == ("mit", ["camvid"], "small-camvid")
     assert "afdcd evaluate --model me/small-camvid --dataset camvid --split val --data_dir FOLDER" in text
-    assert "![Where pixels of each class went in the evaluation.](<results_confusion.png>)" in text
+    assert "![Confusion matrix of the evaluation.](<results_confusion.png>)" in text
     assert "measured on CamVid, split val" in text  # the name that people know
     facts = (published / "model" / FACTS_NAME).read_text("utf-8")
     assert str(published) not in text and str(published) not in facts
@@ -237,12 +237,12 @@ def test_measured_speed_gets_on_the_card_and_is_replaced_by_the_next_measurement
     ("options", "message"),
     [
         ("--license Apache", "expected one of https"),
-        ("--license other", 'go with "other"'),
+        ("--license other", "needs license_name and license_link"),
         ("--repo-id small", "USER/NAME"),
         ("--base-model /tmp/weights", "expected an id on the Hub"),
         ("--reported 7643 paper", "percentage from 0 to 100"),
         ("--picture nowhere.png Nothing", "nowhere.png does not exist"),
-        ("--picture results_confusion.png Mine", "another picture of the same name"),
+        ("--picture results_confusion.png Mine", "different image of the same name"),
         ("--results nowhere.json", "No such file or directory: 'nowhere.json'"),
         ("--size 64 64", "--size is for --latency"),
     ],
