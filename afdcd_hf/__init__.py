@@ -1,7 +1,7 @@
 """Af-DCD: train, evaluate, publish and use small, accurate semantic segmenters.
 
 Importing the package is cheap: it needs no GPU, Triton or network, and pulls in torch, transformers and timm only when
-a name is first used. It makes transformers' Auto classes know our models.
+a name is first used. It registers our models with transformers' Auto classes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models of other libraries made callable as ours are: `model(pixel_values=...).logits`."""
+"""Adapters that give other libraries' models our interface: `model(pixel_values=...).logits`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .models.loading import finds_masks, with_logits
+from .models.loading import is_mask_classifier, with_logits
 from .models.modeling_afdcd import AfDcdOutput
 
 
 class WrappedSegmenter(nn.Module):
-    """What `as_segmenter` returns; the model itself is `module`, so its layers are named `module.<path>`."""
+    """The result of `as_segmenter`. The wrapped model is `module`, so its layers are named `module.<path>`."""
 
     main_input_name = "pixel_values"
 
@@ -22,7 +22,7 @@ class WrappedSegmenter(nn.Module):
         self.module = module
         self.config = config
         self._output = output
-        if "settings_for" in vars(module):  # what inference asks a model of fixed size
+        if "settings_for" in vars(module):  # read by inference for models of fixed input size
             vars(self)["settings_for"] = vars(module)["settings_for"]
 
     def forward(self, pixel_values: Tensor) -> AfDcdOutput:
@@ -43,22 +43,22 @@ def as_segmenter(
     id2label: Mapping[int, str] | None = None,
     output: str | int | None = None,
 ) -> WrappedSegmenter:
-    """Wrap a model of segmentation_models_pytorch, torchvision or your own, as a teacher or as a student.
+    """Wrap a model from segmentation_models_pytorch or torchvision, or your own, as a teacher or student.
 
     Args:
-        module: takes images `(B, 3, H, W)`, normalised, as its one positional argument. Returns class scores
-            `(B, K, h, w)` before any softmax: as a tensor, as an attribute or key "logits", or under the key "out"
-            (torchvision; "aux" beside it is the auxiliary head's). EoMT, Mask2Former and MaskFormer of transformers
-            give the logarithm of their class scores, and `num_labels` and `id2label` of their configuration.
-        num_labels: K, to be checked against what the model gives.
-        id2label: class names by id; with them, other names of the teacher's classes are found before training.
-        output: key or index of the scores in a mapping or tuple that has them elsewhere.
+        module: takes normalised images `(B, 3, H, W)` as its only positional argument and returns class scores
+            `(B, K, h, w)` before the softmax: as a tensor, as an attribute or key "logits", or under the key "out"
+            (torchvision, whose "aux" holds the auxiliary head's scores). For EoMT, Mask2Former and MaskFormer from
+            transformers, logits are the logarithm of class scores, and the configuration gives the classes.
+        num_labels: K, checked against the model's output.
+        id2label: class names by id, which are compared with the other model's before training.
+        output: key or index of the scores, for a mapping or tuple that holds them elsewhere.
 
     Returns:
-        A module with `module` inside: `wrapped(pixel_values=...).logits`.
+        The wrapped model, called as `wrapped(pixel_values=...).logits`.
 
     Raises:
-        ValueError: `num_labels` and `id2label` do not agree; in `forward`, no scores where they are expected.
+        ValueError: `num_labels` and `id2label` disagree; in `forward`, no scores where they are expected.
 
     Example:
         >>> import torch
@@ -66,7 +66,7 @@ def as_segmenter(
         >>> tuple(wrapped(pixel_values=torch.zeros(1, 3, 8, 8)).logits.shape)
         (1, 4, 8, 8)
     """
-    config = getattr(module, "config", None) if finds_masks(with_logits(module)) else None
+    config = getattr(module, "config", None) if is_mask_classifier(with_logits(module)) else None
     if id2label is not None:
         expected = range(num_labels or len(id2label))
         if sorted(id2label) != list(expected):
@@ -99,5 +99,5 @@ def _logits(outputs: Any, key: str | int | None, model: str) -> Tensor:
     chosen = "" if key is None else f" (output={key!r})"
     wanted = "(B, K, h, w) class scores" + chosen
     raise ValueError(
-        f"{model} returns a {found}, with no {wanted}; give its key or index: as_segmenter(..., output=...)."
+        f"{model} returns a {found}, with no {wanted}; give their key or index: as_segmenter(..., output=...)."
     )

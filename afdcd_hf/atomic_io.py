@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file or folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tempfile import TemporaryFile, mkdtemp
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: it becomes `path` at the end, or is removed if anything goes wrong.
+    """Yield a temporary path beside `path`, which becomes `path` at the end, or is removed if anything goes wrong.
 
-    Even a killed process leaves no half file under the name that was asked for. Missing folders are made. Where it
-    cannot be written, as on a full disk, the OSError names `path`.
+    Even a killed process leaves no partial file at `path`. Missing folders are created. If writing fails, for example
+    on a full disk, the OSError names `path`.
     """
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
@@ -32,7 +32,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder`, which must not exist or be empty: it becomes `folder` at the end, or is removed."""
+    """Yield a temporary folder, which becomes `folder` (missing or empty so far) at the end, or is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(mkdtemp(prefix=".part-", dir=folder.parent))
     try:
@@ -44,14 +44,14 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool, place: str) -> None:
-    """A FileExistsError for the first path that exists, unless `overwrite`; `place` is what to give, as "--output"."""
+    """Raise FileExistsError for the first existing path, unless `overwrite`; `place` is what to change: "--output"."""
     existing = [] if overwrite else [path for path in paths if path.exists()]
     if existing:
         raise FileExistsError(f"{existing[0]} exists; give another {place}, or --overwrite.")
 
 
 def check_can_write(path: Path) -> None:
-    """Before long work: an OSError that names `path` where no file can be written there; missing folders are made."""
+    """Raise an OSError that names `path` if no file can be written there; missing folders are created."""
     if path.parent.is_file():
         raise FileExistsError(f"{path.parent} is a file; give a folder.")
     try:
@@ -64,6 +64,6 @@ def check_can_write(path: Path) -> None:
 
 
 def _raise_named(error: OSError, path: Path, part: Path | str | None) -> None:
-    """Raises the error with the path that was asked for, where it names none or only a temporary one."""
+    """Raise the error with the requested path if it names none, or only a temporary one."""
     if error.errno is not None and error.filename in (None, str(part)):
         raise OSError(error.errno, f"{os.strerror(error.errno)}; it cannot be written", str(path)) from error

@@ -1,9 +1,9 @@
-"""Feature maps captured from models by module path, with forward hooks.
+"""Feature maps captured by module path, with forward hooks.
 
-A path is what `named_modules` prints, e.g. `head.features`. Where the module returns several maps, an index picks one:
-`backbone[-1]` is the last map of the backbone. `:nhwc` behind the path takes maps `(B, h, w, C)`, as of Swin
-transformers. `:tokens` makes a map of a ViT's tokens `(B, N, C)`: it drops up to 16 that precede those of patches, and
-finds h and w from the size of the images, which the patch's side divides.
+A path is a name from `named_modules`, e.g. `head.features`. If the module returns several maps, an index picks one:
+`backbone[-1]` is the backbone's last map. The suffix `:nhwc` reads maps `(B, h, w, C)`, such as a Swin transformer's.
+The suffix `:tokens` turns a ViT's tokens `(B, N, C)` into a map: it drops up to 16 tokens before the patch tokens and
+infers h and w from the image size, which must be a multiple of the patch size.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from torch import Tensor, nn
 from .messages import close_names
 
 _PATH = re.compile(r"^(?P<path>[^\[\]:]*)(?:\[(?P<index>-?\d+)\])?(?P<layout>:nhwc|:tokens)?$")
-_MOST_EXTRA_TOKENS = 16  # class token and registers; DINOv3 has five
+_MAX_EXTRA_TOKENS = 16  # class token and registers; DINOv3 has five
 
 
 class Activations(NamedTuple):
-    """What a distillation loss sees of one model in one forward pass."""
+    """One model's outputs in one forward pass, as a distillation loss sees them."""
 
-    # `(B, K, h, w)` class scores at the model's own resolution; None of a teacher that was run no further than its maps
+    # `(B, K, h, w)` class scores at the model's own resolution; None if the teacher's forward pass stopped at its maps
     logits: Tensor | None
-    feature_map: Tensor | None = None  # `(B, C, h', w')` of the named layer; None where no loss asks for one
-    further_maps: tuple[Tensor, ...] = ()  # where several layers are named, those of the second, third, ...
+    feature_map: Tensor | None = None  # `(B, C, h', w')` of the named layer; None if no loss needs one
+    further_maps: tuple[Tensor, ...] = ()  # if several layers are named, those of the second, third, ...
 
     def of_each_layer(self) -> list[Activations]:
-        """The same logits with one map at a time; empty where there is no map."""
+        """Return one `Activations` per map, each with the same logits; an empty list if there is no map."""
         maps = [] if self.feature_map is None else [self.feature_map, *self.further_maps]
         return [Activations(self.logits, each) for each in maps]
 
 
 class LayerTap:
-    """A forward hook that keeps the map of `layer` (see above) while it is open, for one forward pass.
+    """A forward hook that records the map of `layer` (see above) in one forward pass, while it is open.
 
-    The hook is registered once (torch.compile wants hooks to exist before it traces) and does nothing while closed, so
-    that a model used elsewhere keeps no map alive. The map is kept as it is, not copied: where the next module works
-    in place (`ReLU(inplace=True)`), it is that module's output that is seen; name that module instead. A path that is
-    malformed or names no module is a ValueError.
+    The hook is registered once, because torch.compile needs hooks to exist before it traces, and does nothing while
+    closed, so that a model used elsewhere keeps no map alive. The map is not copied: if the next module works in place,
+    as `ReLU(inplace=True)` does, its output is recorded instead, so name that module. A malformed path, or one that
+    names no module, is a ValueError.
     """
 
     def __init__(self, model: nn.Module, layer: str):
         match = _PATH.match(layer)
         if match is None:
-            forms = "'a.b.c', or 'a.b.c[-1]' for one of several maps, perhaps with ':nhwc' or ':tokens' behind it"
+            forms = "'a.b.c', or 'a.b.c[-1]' for one of several maps, optionally followed by ':nhwc' or ':tokens'"
             raise ValueError(f"Layer {layer!r} is not a module path; write {forms}.")
         path, modules = match["path"], dict(model.named_modules())
         if path not in modules:
@@ -65,18 +65,18 @@ class LayerTap:
             self._handles.append(model.register_forward_pre_hook(self._note_size, with_kwargs=True))
 
     def open(self, then: Callable[[], None] | None = None) -> None:
-        """Forget what was kept and record the next forward pass; call `then` when the map is there."""
+        """Discard any recorded map and record the next forward pass; call `then` once the map is recorded."""
         self._map, self._open, self._then = None, True, then
 
     def pop(self) -> Tensor:
-        """Close, and hand over the `(B, C, h, w)` map of the pass since `open`."""
+        """Close the tap and return the `(B, C, h, w)` map recorded since `open`."""
         feature_map, self._map, self._open = self._map, None, False
         if feature_map is None:
             raise RuntimeError(f"Layer {self.layer!r} took no part in the forward pass; name one that does.")
         return feature_map
 
     def remove(self) -> None:
-        """Take the hook off the model."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
         self._map = None
@@ -106,40 +106,40 @@ class LayerTap:
 
 
 def run_tapped(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap]) -> tuple[Any, Activations]:
-    """Run a model once: its outputs, and its logits, if it has any, with the maps of the tapped layers in order."""
+    """Run a model once; return its outputs, and its logits (if any) with the tapped layers' maps in order."""
     for tap in taps:
         tap.open()
     outputs = model(pixel_values=pixel_values)
     logits = getattr(outputs, "logits", None)
-    of_pixels = isinstance(logits, Tensor) and logits.ndim == 4  # not those of a classifier of images
+    of_pixels = isinstance(logits, Tensor) and logits.ndim == 4  # unlike an image classifier's
     return outputs, _activations(logits if of_pixels else None, taps)
 
 
-class _AllSeen(Exception):
-    """Ends a forward pass of which nothing more is wanted."""
+class _AllRecorded(Exception):
+    """Ends a forward pass once all maps are recorded."""
 
 
 def run_to_maps(model: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTap]) -> Activations:
-    """Run a model until the last of its tapped layers has its map, and no further: there are no logits.
+    """Run a model only until the last tapped layer has its map; the result has no logits.
 
-    Not for compiled models. A map that a later module changes in place is the unchanged one here.
+    Not for compiled models. A map that a later module would change in place is returned unchanged.
     """
     waiting = list(taps)
 
-    def seen() -> None:
+    def recorded() -> None:
         waiting.pop()
         if not waiting:
-            raise _AllSeen
+            raise _AllRecorded
 
     for tap in taps:
-        tap.open(seen)
-    with suppress(_AllSeen):
+        tap.open(recorded)
+    with suppress(_AllRecorded):
         model(pixel_values=pixel_values)
     return _activations(None, taps)
 
 
 def layer_names(layers: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One name, several or none, as a tuple."""
+    """Return one layer name, several or none as a tuple."""
     if layers is None:
         return ()
     return (layers,) if isinstance(layers, str) else tuple(layers)
@@ -149,7 +149,7 @@ def layer_names(layers: str | Sequence[str] | None) -> tuple[str, ...]:
 def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Record the maps of `layers` in the forward pass made inside the `with` block.
 
-    The dictionary yielded is filled on leaving the block; the hooks are removed then, also after an exception.
+    The yielded dictionary is filled on leaving the block. The hooks are removed then, even after an exception.
 
     Example:
         >>> import torch
@@ -171,9 +171,9 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tenso
 
 
 def default_layer(model: nn.Module, role: str) -> str:
-    """The layer distilled where none is named: the last map of our own models' backbone.
+    """Return the layer to distil by default: the backbone's last map, for our own models.
 
-    A ValueError says that the layer of another kind of model, a `role` ("student" or "teacher"), must be named.
+    For any other model, a `role` ("student" or "teacher"), a ValueError says that the layer must be named.
     """
     if getattr(getattr(model, "config", None), "model_type", None) == "afdcd":
         return "backbone[-1]"
@@ -188,17 +188,17 @@ def _activations(logits: Tensor | None, taps: Sequence[LayerTap]) -> Activations
 
 
 def _map_of_tokens(tokens: Tensor, image_size: tuple[int, int] | None, layer: str) -> Tensor:
-    """The last of `(B, N, C)` tokens as `(B, C, h, w)`: the largest grid of square patches that they are enough for."""
+    """Reshape the last of `(B, N, C)` tokens to `(B, C, h, w)`: the largest grid of square patches that they fill."""
     if image_size is None:
-        raise RuntimeError(f"Layer {layer!r} ran by itself: its grid follows from the images that the model gets.")
+        raise RuntimeError(f"Layer {layer!r} ran by itself: its grid is inferred from the images, so run the model.")
     count, side = tokens.shape[1], math.gcd(*image_size)
     grids = ([each // patch for each in image_size] for patch in range(1, side + 1) if side % patch == 0)
     grid = next((grid for grid in grids if math.prod(grid) <= count), None)
-    if grid is None or count - math.prod(grid) > _MOST_EXTRA_TOKENS:
+    if grid is None or count - math.prod(grid) > _MAX_EXTRA_TOKENS:
         size = f"an image of {image_size[0]}x{image_size[1]}"
         raise ValueError(
-            f"Layer {layer!r} gives {count} tokens for {size}, which are no grid of square patches with at most "
-            f"{_MOST_EXTRA_TOKENS} others before it: its sides (crop_size) must be multiples of the model's patch size."
+            f"Layer {layer!r} gives {count} tokens for {size}, which form no grid of square patches with at most "
+            f"{_MAX_EXTRA_TOKENS} others before it: make its sides (crop_size) multiples of the model's patch size."
         )
     return tokens[:, count - math.prod(grid) :].mT.unflatten(2, grid)
 

@@ -1,4 +1,4 @@
-"""One writer at a time for an output folder."""
+"""A lock that admits one writer at a time to an output folder."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
-_HELD: dict[Path, int] = {}  # folders that this process holds, and the open lock file of each
+_HELD: dict[Path, int] = {}  # folder that this process holds -> descriptor of its open lock file
 
 
 @contextmanager
 def held_alone(folder: str | Path, option: str = "--output_dir") -> Iterator[int | None]:
-    """Hold a folder, made if it is missing, while the block runs; the same process may hold it once more inside.
+    """Lock a folder, created if missing, while the block runs; the same process may lock it again inside the block.
 
-    Forked children (data workers) do not hold it; a command started with the yielded file descriptor in `pass_fds`
-    does, also when it outlives this process. Where there are no such locks, nothing is held and None is yielded. A
-    folder that another process holds is a FileExistsError, with the command-line option that named it.
+    Forked children (data workers) do not hold the lock. A command started with the yielded file descriptor in
+    `pass_fds` does, even if it outlives this process. On systems without such locks, nothing is locked and None is
+    yielded. If another process holds the lock, a FileExistsError names the command-line `option` to change.
     """
     folder = Path(folder).resolve()
     if folder in _HELD:
@@ -36,7 +36,7 @@ def held_alone(folder: str | Path, option: str = "--output_dir") -> Iterator[int
         yield descriptor
     finally:
         _HELD.pop(folder, None)
-        with suppress(OSError):  # the folder may be gone, or hold what was written
+        with suppress(OSError):  # the folder may be gone, or hold new files
             (folder / LOCK_NAME).unlink()
             if not was_there:
                 folder.rmdir()
@@ -64,11 +64,11 @@ def _locked_file(folder: Path, option: str) -> int | None:
             os.close(descriptor)
             logger.warning("%s cannot be locked against a second process: %s.", folder, error)
             return None
-        os.close(descriptor)  # whoever held it has just removed this file: take the new one
+        os.close(descriptor)  # the previous holder has just removed this file: lock the new one
 
 
 def _let_go() -> None:
-    """In a forked child, which would otherwise hold the folders when its parent is gone."""
+    """Release the locks in a forked child, which would otherwise hold them after its parent is gone."""
     for descriptor in _HELD.values():
         os.close(descriptor)
     _HELD.clear()

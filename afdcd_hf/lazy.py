@@ -1,4 +1,4 @@
-"""Public names of a package that are imported on first use: reading a table must not import torch."""
+"""Lazy imports of a package's public names, so that reading a table, say, does not import torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """The `__getattr__`, `__dir__` and `__all__` of a package.
+    """Return `__getattr__`, `__dir__` and `__all__` for the package whose `__name__` is `package`.
 
-    Its public names are those that its `__init__.py` imports under `if TYPE_CHECKING:`, which is also where type
-    checkers and editors find them: each name stands in one place. `package` is its `__name__`.
+    The public names are those that its `__init__.py` imports under `if TYPE_CHECKING:`. Type checkers and editors find
+    them there too, so that each name is listed once.
     """
     module = sys.modules[package]
     source = module.__spec__.loader.get_source(package)  # type: ignore[union-attr]

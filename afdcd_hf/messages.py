@@ -1,4 +1,4 @@
-"""What users read: names close to a mistyped one, errors of data workers in a line, and no access tokens."""
+"""Helpers for messages: suggestions for mistyped names, one-line errors of data workers, redacted access tokens."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _TOKEN = re.compile(r"\b(hf_|api_org_)[A-Za-z0-9]{10,}")
 
 
 def close_names(name: str, known: Iterable[str]) -> str:
-    """The closest known names, as the end of an error message: ` Close: backbone, backbone_kwargs.`, or nothing."""
+    """Return the closest known names to end an error message: ` Close: backbone, backbone_kwargs.`, or ""."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Close: {', '.join(close)}." if close else ""
 
 
 def chosen(table: Mapping[str, T], name: str, what: str) -> T:
-    """The entry of a table; where there is none of that name, a ValueError with the close names and all known ones."""
+    """Return a table's entry; for an unknown name, raise a ValueError with close names and all known ones."""
     if name not in table:
         raise ValueError(f"Unknown {what} {name!r}.{close_names(name.lower(), table)} Known: {', '.join(table)}.")
     return table[name]
 
 
 def without_tokens(text: str) -> str:
-    """The text with everything that looks like an access token replaced by its prefix and `***`."""
+    """Replace everything in the text that looks like an access token by its prefix and `***`."""
     return _TOKEN.sub(r"\1***", text)
 
 
 def plain_message(error: Exception) -> str:
-    """An error's message in one line, without the traceback that a data worker of torch's puts around it."""
+    """Return an error's message in one line, without the traceback that a torch data worker wraps around it."""
     text = str(error)
     if text.startswith("Caught "):
         found = re.findall(rf"^(?:[\w.<>]+\.)?{re.escape(type(error).__name__)}: ", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What a model is like: device, type, how its logits are stretched; and evaluation mode for a while."""
+"""Properties of a model (device, dtype, upsampling of its logits), and temporary evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import nn
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the weights are."""
+    """Return the device of the weights."""
     return next(model.parameters()).device
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """Which type the weights have."""
+    """Return the dtype of the weights."""
     return next(model.parameters()).dtype
 
 
 def align_corners_of(model: nn.Module) -> bool:
-    """How the model's logits are to be stretched; False where it has no configuration that says so."""
+    """Return the `align_corners` for upsampling the model's logits; False if its configuration has none."""
     return getattr(getattr(model, "config", None), "align_corners", False)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and every module back in its own mode afterwards, also after an exception."""
-    # Module by module: a part that was frozen in evaluation mode must not come back in training mode.
+    """Put a model in evaluation mode, and restore each module's own mode afterwards, even after an exception."""
+    # Module by module: a part that was frozen in evaluation mode must not end up in training mode.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,7 +1,7 @@
-"""Makes transformers' Auto classes know our models, whichever of the two packages is imported first.
+"""Registration of our models with transformers' Auto classes, whichever of the two packages is imported first.
 
-Importing `afdcd_hf` must stay cheap, and torch, timm and transformers are not. So where transformers is not imported
-yet, registration waits until it is. Nothing of transformers is half imported at that moment, so there are no circles.
+Importing `afdcd_hf` must stay cheap, and torch, timm and transformers are not. If transformers is not imported yet,
+registration therefore waits until its import is complete, which also avoids circular imports.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def register_when_used() -> None:
-    """Register now where transformers is imported already, or else right after its import."""
+    """Register now if transformers is already imported, otherwise right after its import."""
     if "transformers" in sys.modules:
         register()
     else:
@@ -40,15 +40,15 @@ def register() -> None:
     AutoImageProcessor.register(
         AfDcdConfig, image_processor_classes={"torchvision": AfDcdImageProcessor}, exist_ok=True
     )
-    # Pipelines look the class name up here, only to print an error where it is missing.
+    # Pipelines look the class name up here, and print an error if it is missing.
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[AfDcdConfig.model_type] = AfDcdForSemanticSegmentation.__name__
-    # The image-segmentation pipeline also tries a video processor, takes the image processor's custom code for one and
-    # asks whether to run it, unless there is an entry for the model. This one says that there is none.
+    # Without an entry here, the image-segmentation pipeline also tries a video processor, takes the image processor's
+    # custom code for one, and asks whether to run it. This entry says that there is none.
     VIDEO_PROCESSOR_MAPPING.register(AfDcdConfig, {}, exist_ok=True)
 
 
 class _AfterTransformers:
-    """Leaves finding and loading transformers to Python, and registers once it is loaded."""
+    """Import hook that lets Python find and load transformers, then registers our classes."""
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         spec: Any = PathFinder.find_spec(fullname, path, target) if fullname == "transformers" else None

@@ -1,4 +1,4 @@
-"""JSON files, read and written, and YAML files: someone may have edited, cut short or replaced them."""
+"""JSON files, read and written, and YAML files, which users may have edited, truncated or replaced."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from .atomic_io import written_whole
 
 T = TypeVar("T")
 
-# Far beyond any recipe; a file of a few lines can otherwise stand for thousands of millions of values.
-_MOST_KIB, _MOST_VALUES, _DEEPEST = 256, 10_000, 20
+# Far beyond any recipe; without limits, a file of a few lines can expand to billions of values.
+_MAX_KIB, _MAX_VALUES, _MAX_DEPTH = 256, 10_000, 20
 _TOO_LARGE = (
-    f"more than {_MOST_VALUES:,} values (aliases counted as what they repeat) or {_DEEPEST} levels of nesting: this is "
-    "no recipe."
+    f"more than {_MAX_VALUES:,} values (with aliases expanded) or {_MAX_DEPTH} levels of nesting: not a recipe."
 )
 
 
 def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:  # type: ignore[assignment]
-    """Read a JSON file whose outermost value is a dict or list, as `kind` says; another is a ValueError.
+    """Read a JSON file whose top-level value is a `kind`, such as dict or list; anything else is a ValueError.
 
-    `what` the file is, such as "the facts of a model card", stands in errors.
+    Errors call the file `what`, e.g. "the facts of a model card".
     """
     path = Path(path)
     try:
@@ -38,21 +37,21 @@ def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:  # type: 
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole, or not at all."""
+    """Write a JSON file atomically."""
     with written_whole(path) as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def json_values(content: Any) -> Any:
-    """The content as JSON can hold it: NaN and infinity, which it cannot, become null."""
+    """Return the content as JSON can hold it: NaN and infinity become None (null)."""
     return json.loads(json.dumps(content), parse_constant=lambda _: None)
 
 
 def read_yaml(path: str | Path) -> dict[Any, Any]:
-    """Read a YAML file of `key: value` lines; anything else, or a file too large, is a ValueError that names it."""
+    """Read a YAML file of `key: value` lines; anything else, or too large a file, is a ValueError that names it."""
     path = Path(path)
-    if path.stat().st_size > _MOST_KIB * 1024:
-        raise ValueError(f"{path} is larger than {_MOST_KIB} KiB: this is no recipe.")
+    if path.stat().st_size > _MAX_KIB * 1024:
+        raise ValueError(f"{path} is larger than {_MAX_KIB} KiB: not a recipe.")
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError is one
@@ -63,11 +62,11 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that a YAML text stands for, with plain words read as in YAML 1.2.
+    """Parse a YAML text, reading unquoted words as in YAML 1.2.
 
-    Only `true` and `false` are truth values (`no` and `off` are words), `2e-6` is a number, a date is text, and `010`,
-    which is 8 to some readers and 10 to others, is a ValueError; so is a key that stands twice, what is not valid YAML,
-    and more or deeper values than any recipe has.
+    Only `true` and `false` are booleans (`no` and `off` are strings), `2e-6` is a number, and a date is a string.
+    `010`, which some parsers read as 8 and others as 10, is a ValueError. So are a duplicate key, invalid YAML, and
+    more or deeper values than any recipe has.
     """
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
@@ -79,10 +78,10 @@ def parse_yaml(text: str) -> Any:
     except RecursionError as error:
         raise ValueError(_TOO_LARGE) from error
     values, count = [(value, 0)], 0
-    while values:  # an alias counts as what it repeats
+    while values:  # aliases are expanded
         each, depth = values.pop()
         count += 1
-        if count > _MOST_VALUES or depth > _DEEPEST:
+        if count > _MAX_VALUES or depth > _MAX_DEPTH:
             raise ValueError(_TOO_LARGE)
         if isinstance(each, (dict, list)):
             values += [(inner, depth + 1) for inner in (each.values() if isinstance(each, dict) else each)]
@@ -93,13 +92,13 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """As ever, but a key may stand only once."""
+        """Compose a mapping as usual, but reject duplicate keys."""
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
             name = (key.tag, str(key.value))
             if name in seen and key.tag != _MERGE:
-                problem = f"the key {key.value!r} stands twice; remove one of the two lines"
+                problem = f"the key {key.value!r} appears twice; remove one of the two lines"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(name)
         return node

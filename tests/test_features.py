@@ -128,7 +128,7 @@ def test_tokens_become_the_map_that_the_library_makes_of_them_itself(build):
 def test_tokens_that_are_no_grid_are_refused():
     for count, size, message in (
         (41, (32, 48), "gives 41 tokens .* at most 16 others before it"),  # a grid of 4x6, and 17 others
-        (24, (33, 48), "gives 24 tokens for an image of 33x48, which are no grid of square patches"),
+        (24, (33, 48), "gives 24 tokens for an image of 33x48, which form no grid of square patches"),
     ):
         with pytest.raises(ValueError, match=message):
             _map_of_tokens(torch.zeros(1, count, 3), size, "blocks.1:tokens")

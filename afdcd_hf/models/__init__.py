@@ -3,4 +3,4 @@
 Import from the modules, or from `afdcd_hf`.
 """
 
-import transformers  # noqa: F401  (first: it registers our classes, which must not be half imported by then)
+import transformers  # noqa: F401  (first: its import registers our classes, which must not be half-imported then)

@@ -1,4 +1,4 @@
-"""A timm model as a backbone: a list of `(B, C, h, w)` maps, at the output stride asked for or not at all."""
+"""A timm model as a backbone, which returns `(B, C, h, w)` maps at exactly the requested output stride."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Backbone(nn.Module):
 
     Args:
         name: timm model name.
-        output_stride: stride of the last map; of models that cannot be dilated their own.
-        pretrained: True fetches timm's own weights, a path reads a local `.safetensors` file of that timm model.
+        output_stride: stride of the last map; for models that cannot be dilated, their own.
+        pretrained: True downloads timm's weights; a path reads a local `.safetensors` file of the timm model.
         kwargs: passed to `timm.create_model`.
 
     Raises:
-        ValueError: unknown name, a model without feature maps, a stride that it cannot give, or another model's file.
-        FileNotFoundError: `pretrained` names a file that is not there.
+        ValueError: an unknown name, a model without feature maps or that stride, or another model's weights.
+        FileNotFoundError: `pretrained` names a file that does not exist.
     """
 
     def __init__(self, name: str, output_stride: int, pretrained: bool | str | os.PathLike = False, **kwargs: Any):
@@ -40,7 +40,7 @@ class Backbone(nn.Module):
         self.strides: list[int] = feature_info.reduction()
         # Hierarchical transformers return (B, h, w, C); timm says so in the enum Format.NHWC.
         self._channels_last = getattr(getattr(self.net, "output_fmt", None), "value", "NCHW") == "NHWC"
-        self.gradient_checkpointing = False  # transformers asks for it under this name
+        self.gradient_checkpointing = False  # the name that transformers looks for
         self._hooks: list = []
         if (given := self.strides[-1]) != output_stride:
             way = f"Set output_stride={given}" if given in (8, 16, 32) else "Limit it with backbone_kwargs out_indices"
@@ -54,15 +54,15 @@ class Backbone(nn.Module):
         return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self._channels_last else list(maps)
 
     def set_gradient_checkpointing(self, enable: bool) -> None:
-        """Keep only the inputs of the model's parts and compute the rest anew in the backward pass, or stop that.
+        """Turn gradient checkpointing on or off: store only each segment's input and recompute the rest in backward.
 
-        What a part is, timm decides: a block in MobileNets and EfficientNets; a whole stage, except the last, in
-        ResNets, ConvNeXts and Swins. ValueError where timm has no such thing for the model.
+        timm defines the segments: blocks in MobileNets and EfficientNets; whole stages, except the last, in ResNets,
+        ConvNeXts and Swins. ValueError if timm does not offer it for the model.
         """
         try:
             inner: Any = self.net if hasattr(self.net, "set_grad_checkpointing") else self.net.model  # within a wrapper
             if isinstance(inner, nn.ModuleDict) and len(inner) == 1:
-                raise AssertionError("it is one single part")  # timm would say nothing and keep everything
+                raise AssertionError("it is a single segment")  # timm would silently keep everything
             inner.set_grad_checkpointing(enable)
         except (AssertionError, AttributeError) as error:
             if enable:
@@ -74,13 +74,13 @@ class Backbone(nn.Module):
         for layer in self.net.modules() if enable else ():
             if getattr(layer, "running_mean", None) is not None:
                 self._hooks.append(layer.register_forward_pre_hook(_keep_statistics))
-                # always: recomputation ends with an exception as soon as the last tensor is there
+                # always_call: recomputation stops with an exception once it has the last tensor
                 self._hooks.append(layer.register_forward_hook(_restore_statistics, always_call=True))
 
 
 def _keep_statistics(layer: Any, args: tuple) -> None:
-    """A part that the backward pass runs again must not update batch norm's running statistics a second time."""
-    if layer.training and torch._C._current_graph_task_id() != -1:  # within a backward pass, as torch's own code asks
+    """Save batch norm's running statistics, which recomputation must not update a second time."""
+    if layer.training and torch._C._current_graph_task_id() != -1:  # in a backward pass: torch's own test
         layer._kept = [buffer.clone() for buffer in layer.buffers(recurse=False)]
 
 
@@ -98,16 +98,16 @@ def _create_from_file(name: str, output_stride: int, path: str, kwargs: dict) ->
         net = _create(name, output_stride, pretrained=True, pretrained_cfg_overlay={"file": path}, **kwargs)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"Backbone weights {path!r} do not fit timm's {name!r}: {error}") from error
-    # timm only logs what is missing. It writes `stages.0` as `stages_0` in feature models, and renames parts of some
-    # files while it loads them: a tensor is there under its name or by its values.
-    there: set[object] = set()
+    # timm only logs missing tensors. It writes `stages.0` as `stages_0` in feature models, and renames parts of some
+    # files while loading, so a tensor was loaded if its name or its values are in the file.
+    loaded: set[object] = set()
     for key, tensor in load_file(path).items():
-        there |= {key.replace(".", "_"), _fingerprint(tensor)}
+        loaded |= {key.replace(".", "_"), _fingerprint(tensor)}
     weights = {key: tensor for key, tensor in net.state_dict().items() if tensor.is_floating_point()}
-    if missing := [key for key in weights if there.isdisjoint((key.replace(".", "_"), _fingerprint(weights[key])))]:
+    if missing := [key for key in weights if loaded.isdisjoint((key.replace(".", "_"), _fingerprint(weights[key])))]:
         raise ValueError(
-            f"Backbone weights {path!r} do not fit timm's {name!r}: missing are {len(missing)} of {len(weights)} "
-            f"tensors, such as {missing[0]!r}. Give the file of that very model."
+            f"Backbone weights {path!r} do not fit timm's {name!r}: {len(missing)} of {len(weights)} tensors "
+            f"are missing, such as {missing[0]!r}. Give the file of exactly this model."
         )
     return net
 
@@ -122,7 +122,7 @@ def _create(name: str, output_stride: int, **kwargs: Any) -> nn.Module:
         try:
             return timm.create_model(name, features_only=True, output_stride=output_stride, **kwargs)
         except (TypeError, AssertionError, NotImplementedError) as error:
-            refusal = error  # most such models still work at their own stride: try that, and compare
+            refusal = error  # most of these models still work at their own stride, which `Backbone` checks
     try:
         return timm.create_model(name, features_only=True, **kwargs)
     except (TypeError, AssertionError, NotImplementedError, AttributeError, RuntimeError) as error:

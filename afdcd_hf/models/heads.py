@@ -1,6 +1,7 @@
-"""Decode heads: maps of the backbone in, class scores at the map's resolution out.
+"""Decode heads, which turn the backbone's maps into class scores at the resolution of a map.
 
-A new kind is a class of `features`, up to the last hidden map, and a line in `HEADS`; model cards take its `title`.
+To add a head, write its `features`, a class that computes the last hidden map, and add it to `HEADS`. Model cards use
+its `title`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 
 class SegmentationHead(nn.Module):
-    """`features` of a `kind`, such as a value of `HEADS`, then a 1x1 convolution `classifier`: the backbone's maps in,
-    shallow to deep, `(B, num_labels, h, w)` logits out."""
+    """A head: `features` of some `kind`, such as a value of `HEADS`, then a 1x1 convolution `classifier`.
+
+    Takes the backbone's maps, shallow to deep, and returns `(B, num_labels, h, w)` logits.
+    """
 
     def __init__(self, kind: Any, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
         super().__init__()
@@ -33,7 +36,7 @@ class SegmentationHead(nn.Module):
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
-    """Convolution without bias that keeps the map's size, batch normalisation, ReLU."""
+    """Build a convolution without bias that keeps the map's size, batch normalisation and ReLU."""
     padding = dilation * (kernel_size // 2)
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
@@ -43,7 +46,7 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, dilati
 
 
 def separable_conv_norm_relu(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
-    """3x3 convolution of each channel, 1x1 convolution, batch normalisation, ReLU; the map keeps its size."""
+    """Build a depthwise 3x3 and a 1x1 convolution, batch normalisation and ReLU; the map keeps its size."""
     depthwise = nn.Conv2d(in_channels, in_channels, 3, 1, dilation, dilation, groups=in_channels, bias=False)
     return nn.Sequential(depthwise, conv_norm_relu(in_channels, out_channels, 1))
 
@@ -52,15 +55,15 @@ def _from_stride_4(strides: Sequence[int]) -> list[int]:
     return [index for index, stride in enumerate(strides) if stride >= 4]
 
 
-def stretched(maps: Tensor, size: Sequence[int], align_corners: bool = True) -> Tensor:
-    """Stretch maps or logits `(B, C, h, w)` bilinearly to `size` = (H, W)."""
+def upsample(maps: Tensor, size: Sequence[int], align_corners: bool = True) -> Tensor:
+    """Resize maps or logits `(B, C, h, w)` bilinearly to `size` = (H, W)."""
     if maps.shape[-2:] == torch.Size(size):
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
 
 
 class PooledBranch(nn.Module):
-    """Average pooling to `bins` x `bins`, 1x1 convolution - BN - ReLU, stretched back to the map's size."""
+    """Average pooling to `bins` x `bins`, 1x1 convolution - BN - ReLU, resized to the map's size."""
 
     def __init__(self, in_channels: int, out_channels: int, bins: int):
         super().__init__()
@@ -74,13 +77,13 @@ class PooledBranch(nn.Module):
                 "least 2 images per device (and drop the last, smaller batch), or put batch norm in eval mode."
             )
         pooled = self.conv(F.adaptive_avg_pool2d(features, self.bins))
-        if self.bins == 1:  # stretching a single value is a broadcast
+        if self.bins == 1:  # resizing a single value is a broadcast
             return pooled.expand(-1, -1, *features.shape[-2:])
-        return stretched(pooled, features.shape[-2:])
+        return upsample(pooled, features.shape[-2:])
 
 
 class AtrousPyramid(nn.Module):
-    """ASPP: 1x1, one 3x3 atrous branch per rate and image pooling, concatenated and projected."""
+    """ASPP: a 1x1 branch, one 3x3 atrous branch per rate and image pooling, concatenated and projected."""
 
     def __init__(self, in_channels: int, channels: int, rates: Sequence[int], separable: bool = False):
         super().__init__()
@@ -95,7 +98,7 @@ class AtrousPyramid(nn.Module):
 
 
 class PoolingPyramid(nn.Module):
-    """PSP: the map beside its averages over 1, 4, 9 and 36 cells, each with C/4 channels."""
+    """PSP: the map concatenated with its averages over 1, 4, 9 and 36 cells, each with C/4 channels."""
 
     def __init__(self, in_channels: int):
         super().__init__()
@@ -128,8 +131,8 @@ class DeepLabV3(LastMapFeatures):
 
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLabV3+ (Chen et al., arXiv 1802.02611), computing what segmentation-models-pytorch's does: separable ASPP,
-    stretched to the map at stride 4 and fused with 48 channels of it."""
+    """DeepLabV3+ (Chen et al., arXiv 1802.02611), equivalent to segmentation-models-pytorch's: separable ASPP, resized
+    to the map at stride 4 and fused with a projection of that map to 48 channels."""
 
     title: ClassVar = "DeepLabV3+"
 
@@ -144,7 +147,7 @@ class DeepLabV3Plus(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         fine = self.skip(maps[self.fine])
-        coarse = stretched(self.pyramid(maps[-1]), fine.shape[-2:])
+        coarse = upsample(self.pyramid(maps[-1]), fine.shape[-2:])
         return self.fuse(torch.cat([coarse, fine], dim=1))
 
 
@@ -171,8 +174,8 @@ class FCN(LastMapFeatures):
 
 
 class LRASPP(nn.Module):
-    """Lite R-ASPP of MobileNetV3 (Howard et al., arXiv 1905.02244), computing what torchvision's does: the last map,
-    weighted by channel, is stretched to the deepest one that is finer, and set beside it."""
+    """Lite R-ASPP of MobileNetV3 (Howard et al., arXiv 1905.02244), equivalent to torchvision's: the last map, weighted
+    by channel, is resized to the deepest finer map and concatenated with it."""
 
     title: ClassVar = "LR-ASPP"
 
@@ -184,16 +187,16 @@ class LRASPP(nn.Module):
         self.fine, width = finer[-1], config.head_channels or 128
         self.conv = conv_norm_relu(channels[-1], width, 1)
         self.scale = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels[-1], width, 1, bias=False), nn.Sigmoid())
-        # one classifier on both maps side by side: the sum of one on each
+        # one classifier on the concatenated maps: the sum of one on each
         self.width = width + channels[self.fine]
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         coarse, fine = self.conv(maps[-1]) * self.scale(maps[-1]), maps[self.fine]
-        return torch.cat([stretched(coarse, fine.shape[-2:], align_corners=False), fine], dim=1)
+        return torch.cat([upsample(coarse, fine.shape[-2:], align_corners=False), fine], dim=1)
 
 
 class SegFormer(nn.Module):
-    """SegFormer's all-MLP decoder (Xie et al., arXiv 2105.15203): all maps of stride 4 and more stretched and fused."""
+    """SegFormer's all-MLP decoder (Xie et al., arXiv 2105.15203): maps of stride 4 and above, resized and fused."""
 
     title: ClassVar = "SegFormer head"
 
@@ -207,13 +210,13 @@ class SegFormer(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         projected = [layer(maps[index]) for layer, index in zip(self.project, self.used, strict=True)]
         size = projected[0].shape[-2:]
-        alike = [stretched(each, size, align_corners=False) for each in projected]
-        return self.fuse(torch.cat(alike[::-1], dim=1))
+        resized = [upsample(each, size, align_corners=False) for each in projected]
+        return self.fuse(torch.cat(resized[::-1], dim=1))
 
 
 class FPN(nn.Module):
-    """Semantic FPN (Kirillov et al., arXiv 1901.02446), computing what segmentation-models-pytorch's does: a pyramid,
-    twice as wide as the head, on the maps of stride 4 and more, whose levels are stretched map by map and added."""
+    """Semantic FPN (Kirillov et al., arXiv 1901.02446), equivalent to segmentation-models-pytorch's: a pyramid, twice
+    as wide as the head, on the maps of stride 4 and above, whose levels are upsampled step by step and added."""
 
     title: ClassVar = "FPN"
 
@@ -239,12 +242,12 @@ class FPN(nn.Module):
         finest = []
         for depth, (level, feature_map) in enumerate(zip(self.levels, pyramid, strict=True)):
             for done, layer in enumerate(cast(nn.ModuleList, level), start=1):
-                feature_map = stretched(layer(feature_map), pyramid[max(0, depth - done)].shape[-2:])
+                feature_map = upsample(layer(feature_map), pyramid[max(0, depth - done)].shape[-2:])
             finest.append(feature_map)
         return self.dropout(torch.stack(finest).sum(dim=0))
 
 
-# what `head` of the configuration may be
+# the values of the configuration's `head`
 HEADS: dict[str, Any] = {
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,

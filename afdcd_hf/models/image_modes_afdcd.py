@@ -1,4 +1,4 @@
-"""Every image mode as three colours of 8 bits: the one rule for training, evaluation, prediction and the processor."""
+"""Conversion of any image mode to 8-bit RGB: one rule for training, evaluation, prediction and the processor."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from PIL import Image
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image in mode RGB.
+    """Convert an image to mode RGB.
 
-    Grey, palette and CMYK images are converted, 16 bits are scaled to 8 (65535 → 255), transparency is dropped.
+    Grey, palette and CMYK images are converted, 16 bits are scaled to 8 (65535 → 255), and transparency is dropped.
 
     Raises:
-        ValueError: If the pixels are floating-point numbers, or integers beyond 16 bits; the mode is named.
+        ValueError: If the pixels are floating-point numbers, or integers beyond 16 bits; the error names the mode.
     """
     if image.mode == "RGB":
         return image
@@ -26,6 +26,6 @@ def as_rgb(image: Image.Image) -> Image.Image:
                 "save it with 8 or 16 bits"
             )
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if "transparency" in image.info:  # convert("RGB") would warn about what is meant
+    if "transparency" in image.info:  # convert("RGB") would warn that it is dropped
         image = image.convert("RGBA")
     return image.convert("RGB")

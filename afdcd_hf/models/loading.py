@@ -1,4 +1,4 @@
-"""Loading a saved segmenter and its image processor; models that find masks become segmenters (EoMT, Mask2Former)."""
+"""Loading of saved segmenters and image processors; mask classification models (EoMT, Mask2Former) get logits."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from transformers import (
 )
 
 MODEL_TYPES = ("eomt", "eomt_dinov3", "mask2former", "maskformer")
-# What neither logits nor maps of a layer depend on; saved folders may lack it.
-_UNREAD = ("criterion.", "pooler.")
+# Weights that affect neither logits nor a layer's maps; saved folders may lack them.
+_UNUSED = ("criterion.", "pooler.")
 
 
 def load_model(name_or_path: str | Path, *, needs_logits: bool = True) -> nn.Module:
     """Load any segmenter that transformers' Auto classes know, in float32; code in its folder is never run.
 
-    EoMT, Mask2Former and MaskFormer get logits, see `with_logits`. Unless it `needs_logits`, a kind of model that is no
-    segmenter, such as DINOv3, is loaded as transformers' `AutoModel` does.
+    EoMT, Mask2Former and MaskFormer get logits; see `with_logits`. With `needs_logits=False`, a model that is not a
+    segmenter, such as DINOv3, is loaded by transformers' `AutoModel`.
 
     Raises:
-        ValueError: weights are missing, damaged or of other shapes, or the model needs code of its own.
-        OSError: neither a local folder nor a Hub id, or a file is missing in it.
+        ValueError: weights are missing, damaged or of the wrong shape, or the model needs custom code.
+        OSError: `name_or_path` is neither a local folder nor a Hub id, or lacks a file.
     """
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below
     config = _loaded(AutoConfig, name_or_path, "a segmenter")
@@ -42,7 +42,7 @@ def load_model(name_or_path: str | Path, *, needs_logits: bool = True) -> nn.Mod
     elif not needs_logits and type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         auto_class = AutoModel
     model, info = _loaded(auto_class, name_or_path, "a segmenter", **options)
-    if names := sorted(name for name in info["missing_keys"] if not name.startswith(_UNREAD)):
+    if names := sorted(name for name in info["missing_keys"] if not name.startswith(_UNUSED)):
         raise ValueError(f"{str(name_or_path)!r} lacks {len(names)} of the model's weights, e.g. {names[:3]}.")
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"])[0]
@@ -56,10 +56,10 @@ def load_model(name_or_path: str | Path, *, needs_logits: bool = True) -> nn.Mod
 def load_processor(name_or_path: str | Path) -> Any:
     """Load a model's image processor; code in its folder is never run. Errors as for `load_model`.
 
-    That EoMT's splits an image or pads it is switched off: windows do that here.
+    EoMT's splitting and padding of images is switched off, because sliding windows replace it here.
     """
     processor = _loaded(AutoImageProcessor, name_or_path, "an image processor")
-    for name in ("do_split_image", "do_pad"):  # or its label map would have another extent than the image
+    for name in ("do_split_image", "do_pad"):  # otherwise the label map would not cover the same area as the image
         if getattr(processor, name, False):
             setattr(processor, name, False)
     return processor
@@ -83,21 +83,21 @@ def _loaded(auto_class: Any, name_or_path: str | Path, what: str, **options: Any
         raise ValueError(f"{name!r} cannot be loaded as {what}: {type(error).__name__}: {problem}") from error
 
 
-def finds_masks(model: nn.Module) -> bool:
-    """Whether the model is one of `MODEL_TYPES` that segments."""
+def is_mask_classifier(model: nn.Module) -> bool:
+    """Return whether the model is a segmenter of one of `MODEL_TYPES`."""
     config = getattr(model, "config", None)
     return getattr(config, "model_type", None) in MODEL_TYPES and "Segmentation" in type(model).__name__
 
 
 def with_logits(model: nn.Module) -> nn.Module:
-    """The model itself; if it finds masks, its outputs have `.logits` from now on, beside their own fields.
+    """Return the model itself; a mask classification model's outputs have `.logits` from now on, beside their fields.
 
-    The logits `(B, K, h, w)`, at the masks' size, are the logarithm of `class_scores`. Their arg max is that of the
-    image processor's `post_process_semantic_segmentation`, except that the latter stretches masks and scores, where we
-    stretch the logits once. EoMT takes images of one size, so larger ones are segmented in windows of that size, unless
-    the settings of inference name others.
+    The logits `(B, K, h, w)`, at the masks' size, are the logarithm of `class_scores`. Their arg max is the image
+    processor's `post_process_semantic_segmentation`, except that the latter upsamples masks and scores, whereas we
+    upsample the logits once. EoMT takes images of one size, so images are segmented in windows of that size, unless the
+    inference settings name another window.
     """
-    if finds_masks(model) and _add_logits not in model._forward_hooks.values():
+    if is_mask_classifier(model) and _add_logits not in model._forward_hooks.values():
         model.register_forward_hook(_add_logits)
         config: Any = model.config
         if config.model_type.startswith("eomt"):  # made for images of one size
@@ -106,9 +106,9 @@ def with_logits(model: nn.Module) -> nn.Module:
 
 
 def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Sum over the Q queries of class probability times mask probability, in float32 or float64 also under autocast.
+    """Sum class probability times mask probability over the Q queries, in float32 or float64 even under autocast.
 
-    Takes `(B, Q, K + 1)`, the last one for "no object", which is left out, and `(B, Q, h, w)`; gives `(B, K, h, w)`.
+    Takes `(B, Q, K + 1)`, whose last class, "no object", is left out, and `(B, Q, h, w)`; returns `(B, K, h, w)`.
     """
     exact = torch.promote_types(class_logits.dtype, torch.float32)
     with torch.autocast(class_logits.device.type, enabled=False):

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 
 class WithoutGenericCard:
-    """Mixin: `push_to_hub` uploads no card that transformers made up; `afdcd card` and `afdcd push` make a real one."""
+    """Mixin that keeps `push_to_hub` from uploading transformers' generic card; `afdcd card` writes a real one."""
 
     def _upload_modified_files(self, working_dir: str, *args: Any, **options: Any) -> Any:
         card = Path(working_dir, "README.md")
@@ -31,15 +31,15 @@ class AfDcdConfig(WithoutGenericCard, PreTrainedConfig):
         output_stride: input pixels per pixel of the last map: 8, 16 or 32.
         head: one of `heads.HEADS`: "deeplabv3", "pspnet" or "fcn" on the last map; "deeplabv3plus",
             "lraspp", "segformer" or "fpn" on several.
-        head_channels: width of the head. None takes the released networks' width: for DeepLabV3 and V3+ 256 where the
-            backbone ends in 2048 channels or more, else 128; for PSPNet 512 or 128; for FCN a quarter of the input; and
-            128 for LR-ASPP and FPN, 256 for SegFormer's.
+        head_channels: width of the head. None takes the released models' width: for DeepLabV3 and V3+ 256 if the
+            backbone ends in 2048 or more channels, else 128; for PSPNet 512 or 128; for FCN a quarter of the input
+            channels; for LR-ASPP and FPN 128; for SegFormer 256.
         atrous_rates: dilations of the atrous branches of DeepLabV3 and V3+. None takes 12, 24, 36 at output stride 8,
-            and half of that each time the stride doubles, so that the rates cover the same field in pixels.
-        auxiliary_head: adds an FCN head on the last but one map, used for training only.
+            halved each time the stride doubles, so that the rates span the same number of pixels.
+        auxiliary_head: adds an FCN head on the second-to-last map, used only in training.
         auxiliary_loss_weight: weight of its cross entropy.
         align_corners: how logits are upsampled; True as in the released code.
-        semantic_loss_ignore_index: label that no loss and no metric counts.
+        semantic_loss_ignore_index: label that losses and metrics ignore.
         num_labels, id2label, label2id: as in every transformers configuration.
     """
 
@@ -57,7 +57,7 @@ class AfDcdConfig(WithoutGenericCard, PreTrainedConfig):
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
-        from .heads import HEADS  # not above: torch would be loaded while transformers is being imported
+        from .heads import HEADS  # not at the top: torch would be loaded while transformers is being imported
 
         if self.head not in HEADS:
             raise ValueError(f"head={self.head!r} is unknown; known heads: {', '.join(HEADS)}.")

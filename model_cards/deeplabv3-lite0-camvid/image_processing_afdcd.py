@@ -1,4 +1,4 @@
-"""From an image to the model's input, and from its output to a label map."""
+"""The image processor: from an image to the model's input, and from its output to a label map."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.processing_utils import ImagesKwargs
 from .configuration_afdcd import WithoutGenericCard
 from .image_modes_afdcd import as_rgb
 
-# The released networks' input: BGR 0..255, mean subtracted, not divided (mean and std in BGR order).
+# The released models' input: BGR, 0..255, mean subtracted but not divided (mean and std in BGR order).
 RELEASED_INPUT = {
     "do_flip_channels": True,
     "do_rescale": False,
@@ -38,14 +38,14 @@ class AfDcdImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call
 
 
 class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
-    """Rescale, mean/std, optional resize, optional channel flip.
+    """An image processor that rescales and normalises images, and can resize them and flip their channels.
 
     The defaults are those of timm's and torchvision's ImageNet weights: RGB, divided by 255, ImageNet mean and
-    standard deviation, no resizing. The released networks take `AfDcdImageProcessor(**RELEASED_INPUT)`.
+    standard deviation, no resizing. The released models need `AfDcdImageProcessor(**RELEASED_INPUT)`.
 
-    Images of different sizes can only be returned as a list (`return_tensors=None`), resized (`do_resize=True,
-    size={"height": ..., "width": ...}`) or padded at the right and the bottom with the mean (`do_pad=True,
-    pad_size={"height": ..., "width": ...}`; labels with 255), which the post-processing cuts off again.
+    Images of different sizes must be returned as a list (`return_tensors=None`), resized (`do_resize=True,
+    size={"height": ..., "width": ...}`) or padded at the right and the bottom with the mean, labels with 255
+    (`do_pad=True, pad_size={"height": ..., "width": ...}`). Post-processing crops the padding off again.
     """
 
     valid_kwargs = AfDcdImageProcessorKwargs
@@ -58,7 +58,7 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
     align_corners = True
 
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        """One image of any mode as a tensor of three channels; label maps (`do_convert_rgb=False`) as they are.
+        """Convert an image of any mode to a tensor of three channels; label maps (`do_convert_rgb=False`) are kept.
 
         ValueError for a mode without defined colours, or an array of integers of more than 8 bits.
         """
@@ -98,9 +98,9 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
 
         Args:
             outputs: anything with `.logits` `(B, K, h, w)`.
-            target_sizes: (height, width) of each image, ValueError for another number of them; logits are stretched to
-                it (with the processor's `align_corners`, and less the padding) before the arg max. None keeps theirs.
-            return_segmentation_scores: as in transformers, whose object then holds map and scores.
+            target_sizes: (height, width) per image; ValueError for another number of them. Logits are upsampled to it
+                (with the processor's `align_corners`, without the padding) before the arg max. None keeps theirs.
+            return_segmentation_scores: as in transformers, which then returns an object with map and scores.
         """
         stock = super().post_process_semantic_segmentation
         if target_sizes is None or not (self.align_corners or self.do_pad):

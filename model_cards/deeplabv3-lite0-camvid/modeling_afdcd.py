@@ -1,6 +1,6 @@
 """The segmentation model: timm backbone, decode head, optional auxiliary head.
 
-This folder imports nothing else of ours, so that it can travel with the weights as Hub custom code.
+This folder imports nothing else from the package, so that it can be saved with the weights as Hub custom code.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .backbone_afdcd import Backbone
 from .configuration_afdcd import AfDcdConfig, WithoutGenericCard
-from .heads import FCN, HEADS, SegmentationHead, stretched as upsample_logits
+from .heads import FCN, HEADS, SegmentationHead, upsample as upsample_logits
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
 class AfDcdOutput(ModelOutput):
-    """What a segmentation model returns.
+    """Output of a segmentation model.
 
     Attributes:
-        loss: scalar, only where labels were given.
+        loss: scalar, only if labels were given.
         logits: `(B, K, h/stride, w/stride)`.
-        aux_logits: logits of the auxiliary head, only in training mode or where labels were given.
-        hidden_states: the backbone's maps, shallow to deep, where asked for.
+        aux_logits: logits of the auxiliary head, only in training mode or if labels were given.
+        hidden_states: the backbone's maps, shallow to deep, if requested.
     """
 
     loss: Tensor | None = None
@@ -50,10 +50,11 @@ def segmentation_cross_entropy(
     align_corners: bool = True,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """L_task: cross entropy at the label's size, in float32 also under autocast.
+    """Compute L_task: cross entropy at the label's size, in float32 even under autocast.
 
-    Of `(B, K, h, w)` logits and `(B, H, W)` int64 labels, the mean over the pixels whose label is not `ignore_index`,
-    weighted by `class_weights` `(K,)` as PyTorch's. Exactly 0, and so is the gradient, where every pixel is ignored.
+    Takes `(B, K, h, w)` logits and `(B, H, W)` int64 labels; averages over the pixels whose label is not
+    `ignore_index`, weighted by `class_weights` `(K,)` as in PyTorch. If every pixel is ignored, the loss and its
+    gradient are exactly 0.
     """
     counted = labels != ignore_index
     with torch.autocast(logits.device.type, enabled=False):
@@ -78,7 +79,7 @@ class AfDcdPreTrainedModel(WithoutGenericCard, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the weights moved to aligned memory."""
+        """Load a model as transformers does, then move the weights to aligned memory."""
         # safetensors maps the file into memory, where a tensor may start at any multiple of 4 bytes; for some shapes
         # the CPU's matrix products then add up in another order, and the logits differ in the last bit
         loaded = super().from_pretrained(*args, **kwargs)
@@ -91,13 +92,13 @@ class AfDcdPreTrainedModel(WithoutGenericCard, PreTrainedModel):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, every_n_layers: int = 1
     ) -> None:
-        """Called by transformers' `gradient_checkpointing_enable` and its kin; the backbone alone is checkpointed."""
+        """Called by transformers' `gradient_checkpointing_enable` and `_disable`; only the backbone is checkpointed."""
         options = dict(getattr(gradient_checkpointing_func, "keywords", {}))
         offloads = getattr(gradient_checkpointing_func, "func", checkpoint) is not checkpoint
         if enable and (options.pop("use_reentrant", False) or options or every_n_layers != 1 or offloads):
             raise ValueError(
-                "Gradient checkpointing is timm's own here (use_reentrant=False) and takes no further options: leave "
-                "gradient_checkpointing_kwargs out."
+                "Gradient checkpointing is timm's own here (use_reentrant=False) and takes no further options: "
+                "leave out gradient_checkpointing_kwargs."
             )
         self.backbone.set_gradient_checkpointing(enable)
 
@@ -106,8 +107,8 @@ class AfDcdPreTrainedModel(WithoutGenericCard, PreTrainedModel):
         if rebuild := getattr(module, "init_non_persistent_buffers", None):  # timm layers rebuilt on the meta device
             rebuild()
         elif isinstance(module, nn.Conv2d):
-            # PyTorch's default, as the released heads keep it. transformers' own and kaiming fan-out start with scores
-            # so large that the first cross entropy is two to three times ln K.
+            # PyTorch's default, as in the released heads. transformers' own and Kaiming fan-out give initial scores so
+            # large that the first cross entropy is two to three times ln K.
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
@@ -121,7 +122,7 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
 
     Args:
         config: the architecture.
-        pretrained_backbone: as in `from_backbone`; no part of the configuration, so that loading never looks for it.
+        pretrained_backbone: as in `from_backbone`; not in the configuration, so that loading never looks for it.
     """
 
     def __init__(self, config: AfDcdConfig, pretrained_backbone: bool | str | os.PathLike = False):
@@ -131,7 +132,7 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         if not any(parameter.is_meta for parameter in self.backbone.parameters()):  # else from_pretrained fills it
             item: Any
             for item in (*self.backbone.parameters(), *self.backbone.buffers(), *self.backbone.modules()):
-                item._is_hf_initialized = True  # by timm: `post_init` would overwrite weights and running statistics
+                item._is_hf_initialized = True  # timm did: `post_init` would overwrite weights and running statistics
         channels, strides = self.backbone.channels, self.backbone.strides
         self.head = SegmentationHead(HEADS[config.head], channels, strides, config)
         self.auxiliary_head = None
@@ -160,13 +161,13 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         id2label: Mapping[int, str] | None = None,
         label2id: Mapping[str, int] | None = None,
     ) -> AfDcdForSemanticSegmentation:
-        """Build a new model, its backbone from scratch or from ImageNet weights.
+        """Build a new model, with a backbone of random or of ImageNet weights.
 
         Args:
             backbone: timm model name.
             pretrained_backbone: True for timm's weights (from the Hub or its cache), the path of a local `.safetensors`
-                file of the timm model, or False for random weights, which are the default, with a warning.
-            num_labels: number of classes; 2 where neither it nor `id2label` is given.
+                file of the timm model, or False for random weights. The default is False, with a warning.
+            num_labels: number of classes; 2 if neither it nor `id2label` is given.
 
         The other arguments are fields of `AfDcdConfig`, which describes them.
         """
@@ -174,7 +175,7 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         classes = ("num_labels", "id2label", "label2id")
         given = {name: value for name, value in fields.items() if name not in classes or value is not None}
         if pretrained_backbone is None:
-            logger.warning(f"{backbone} starts from random weights; pretrained_backbone=True takes ImageNet's.")
+            logger.warning(f"{backbone} starts from random weights; pretrained_backbone=True uses ImageNet weights.")
         return cls(AfDcdConfig(**given), pretrained_backbone=pretrained_backbone or False)
 
     @can_return_tuple
@@ -185,13 +186,13 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> AfDcdOutput:
-        """Segment a batch; `return_dict=False` gives a tuple of what is there, in the order of `AfDcdOutput`.
+        """Segment a batch; `return_dict=False` returns a tuple of those fields of `AfDcdOutput` that are set.
 
         Args:
-            pixel_values: `(B, 3, H, W)` float, as the image processor gives them; any size.
-            labels: `(B, H', W')` int64 class ids, `config.semantic_loss_ignore_index` where nothing is known.
+            pixel_values: `(B, 3, H, W)` float, from the image processor; any size.
+            labels: `(B, H', W')` int64 class ids, `config.semantic_loss_ignore_index` where unlabelled.
             output_hidden_states: also return the backbone's maps.
-            output_attentions: False, as transformers' own code may pass it; timm's backbones return no attentions.
+            output_attentions: must be false; accepted because transformers' own code may pass it.
 
         Raises:
             ValueError: images of another shape, or `output_attentions=True`.

@@ -78,7 +78,7 @@ def test_files_that_do_not_hold_the_weights_are_refused(weights_file, tmp_path):
     tensors = load_file(weights_file)
     del tensors["layer3.0.conv2.weight"]
     save_file(tensors, weights_file)
-    with pytest.raises(ValueError, match=r"missing are 1 of \d+ tensors, such as 'layer3.0.conv2.weight'"):
+    with pytest.raises(ValueError, match=r"1 of \d+ tensors are missing, such as 'layer3.0.conv2.weight'"):
         build(weights_file)
 
 
