@@ -1,4 +1,4 @@
-"""Does it fit: an image and its label, a label and the classes, a model and the classes."""
+"""Checks that an image fits its label, and that a label and a model fit the classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_same_size(image: Image.Image, label: np.ndarray, name: str = "") -> None:
-    """Raises ValueError, beginning with `name`, if an image and its label, `(H, W)`, differ in size."""
+    """Raise ValueError, beginning with `name`, if an image and its label, `(H, W)`, differ in size."""
     if (image.height, image.width) != label.shape[:2]:
         raise SampleError(
             f"{name}{': ' if name else ''}the image is {image.height}x{image.width} pixels but its label "
@@ -24,11 +24,11 @@ def check_same_size(image: Image.Image, label: np.ndarray, name: str = "") -> No
 
 
 def check_labels(label: np.ndarray, num_labels: int, ignore_index: int, name: str) -> None:
-    """Raises ValueError unless a label is a map `(H, W)` of integers 0..K-1 and the ignore index; names the image."""
+    """Raise ValueError, naming the image, unless a label is `(H, W)` integers of 0..K-1 and the ignore index."""
     if label.ndim != 2 or label.dtype.kind not in "biu":
         raise SampleError(
-            f"{name}: the label has shape {label.shape} and dtype {label.dtype}, but one integer class id a pixel is "
-            "expected; colour-coded labels must be turned into ids first."
+            f"{name}: the label has shape {label.shape} and dtype {label.dtype}, but one integer class id per pixel is "
+            "expected; colour-coded labels must be converted to ids first."
         )
     wrong = label[((label < 0) | (label >= num_labels)) & (label != ignore_index)]
     if wrong.size:
@@ -41,9 +41,9 @@ def check_labels(label: np.ndarray, num_labels: int, ignore_index: int, name: st
 
 
 def check_classes(model: Any, class_names: Sequence[str], data: str = "the dataset") -> None:
-    """Compares a model's classes with the data's: another number is a ValueError, other names are a warning.
+    """Compare a model's classes with the data's: ValueError for another number, a warning for other names.
 
-    A model whose configuration names no classes passes; `data` is what messages call the data.
+    A model whose configuration names no classes passes. Messages call the data `data`.
     """
     config = getattr(model, "config", None)
     num_labels = getattr(config, "num_labels", None)
@@ -56,14 +56,14 @@ def check_classes(model: Any, class_names: Sequence[str], data: str = "the datas
     if differing := differing_classes(config, class_names):
         index = differing[0]
         logger.warning(
-            "%d of the model's %d class names are not those of %s; class %d is %r for the model and %r there. If the "
-            "order differs, and not only the spelling, results are filed under wrong names.",
+            "%d of the model's %d class names differ from those of %s; class %d is %r for the model and %r there. If "
+            "the order differs, not only the spelling, results are reported under the wrong names.",
             len(differing), num_labels, data, index, config.id2label[index], class_names[index],
         )  # fmt: skip
 
 
 def differing_classes(config: Any, class_names: Sequence[str]) -> list[int]:
-    """The ids at which a configuration has another name, beside upper and lower case; placeholders do not count."""
+    """Return the ids at which a configuration has another name, ignoring case and placeholders."""
     own = [str((config.id2label or {}).get(index, f"LABEL_{index}")) for index in range(len(class_names))]
     pairs = enumerate(zip(own, class_names, strict=True))
     return [i for i, (mine, other) in pairs if mine != f"LABEL_{i}" and mine.lower() != other.lower()]

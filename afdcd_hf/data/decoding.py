@@ -1,4 +1,4 @@
-"""Image files read safely, and rows as everything downstream wants them: RGB images, and labels that are train ids."""
+"""Safe reading of image files, and decoding of dataset rows to RGB images and labels of train ids."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..models.image_modes_afdcd import as_rgb
 
-MAX_VALUE = 65535  # what a 16-bit PNG can hold, and so the largest key of a label map
-_LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # Pillow returns what is stored, but for what `info` tells
-# What PIL raises over damaged files; a defect of ours should not hide behind it.
+MAX_VALUE = 65535  # the largest value of a 16-bit PNG, and so the largest key of a label map
+_LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # Pillow returns the stored values, except as `info` says
+# What PIL raises for damaged files; narrow, so that it does not hide our own bugs.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 class _OneLine(Exception):
-    """Keeps its message when a `DataLoader` raises it again: a worker's traceback is put in front of it there."""
+    """An error that keeps its message when a `DataLoader` re-raises it with a worker's traceback in front."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rpartition(f".{type(self).__name__}: ")[2].strip())
@@ -38,15 +38,15 @@ class SampleError(_OneLine, ValueError):
 
 
 def open_image(source: str | Path | bytes, described: str) -> Image.Image:
-    """Reads an image as viewers show it: decoded and upright (an EXIF or XMP orientation tag is obeyed).
+    """Read an image as viewers show it: decoded, and upright according to its EXIF or XMP orientation tag.
 
-    All checksums of a PNG are compared: a flipped bit can otherwise change pixels, and class ids, unnoticed.
+    All checksums of a PNG are verified, because a flipped bit can otherwise change pixels, and class ids, unnoticed.
 
-    `format` is kept, and `info` says what Pillow hides: `bits` a value, and whether its values are `altered`.
+    `format` is kept, and `info` records what Pillow hides: the `bits` per value, and whether values are `altered`.
 
-    `source` is a path, or the content of the file, and `described` what errors call it, such as `train/b.png: the label
-    (/data/trainannot/b.png)`: ImageFileError if it is missing, no regular file, not an image, damaged, or has more
-    pixels than Pillow reads (`PIL.Image.MAX_IMAGE_PIXELS`, twice).
+    `source` is a path or the content of the file; errors call it `described`, e.g. `train/b.png: the label
+    (/data/trainannot/b.png)`. ImageFileError if it is missing, not a regular file, not an image, damaged, or has more
+    than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
     try:
         return _opened(source if isinstance(source, bytes) else _content(Path(source)))
@@ -61,7 +61,7 @@ def open_image(source: str | Path | bytes, described: str) -> Image.Image:
 
 
 def _content(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+    if path.exists() and not path.is_file():  # reading a pipe would block forever
         raise IsADirectoryError(0, "It is a folder, a pipe or a device, not a regular file")
     return path.read_bytes()
 
@@ -69,7 +69,7 @@ def _content(path: Path) -> bytes:
 def _opened(content: bytes) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(content))
     if image.format == "PNG":
-        image.verify()  # the checksums, after which it cannot be loaded any more
+        image.verify()  # checks the checksums; the image cannot be loaded afterwards
         image = Image.open(io.BytesIO(content))
     image.load()
     kind = image.format
@@ -81,11 +81,11 @@ def _opened(content: bytes) -> Image.Image:
 
 def _stored_as(image: Image.Image, content: bytes) -> dict[str | tuple[int, int], Any]:
     if image.format == "PNG":
-        return {"bits": content[24]}  # of the header: signature, a chunk's length and kind, width, height, bits
+        return {"bits": content[24]}  # in the header: signature, chunk length and type, width, height, bits
     if image.format == "TIFF":
         tags = getattr(image, "tag_v2", {})
         return {"bits": tags.get(258, (1,))[0], "altered": tags.get(262) == 0}  # 0 is white
-    if image.format == "PPM":  # a map of grey values is as it is where the largest value is that of its bytes
+    if image.format == "PPM":  # grey values are unchanged if the maximum is that of their bytes
         kind, _, _, largest, *_ = content[:64].split() + 4 * [b""]
         return {"altered": kind == b"P4" or largest not in (b"255", b"65535")}
     return {}
@@ -93,21 +93,21 @@ def _stored_as(image: Image.Image, content: bytes) -> dict[str | tuple[int, int]
 
 @dataclass(frozen=True)
 class DecodedRows:
-    """The dataset's transform: RGB images, labels with train ids. No closure, since workers have to unpickle it.
+    """A dataset's transform to RGB images and labels of train ids; not a closure, so that workers can unpickle it.
 
-    The columns `image` and `label` have to be undecoded (`datasets.Image(decode=False)`, or bytes), so that an error
-    can name the file. A label that is stored as bytes without a path was returned by a function given to `Dataset.map`,
-    and mapped when that got it; all others hold the files' values: integers in one channel, grey values of 1 (read as 0
-    and 1), 2, 4, 8, 16 or 32 bits, or palette indices. They come out in mode "L", or "I" where 8 bits are too few.
+    The columns `image` and `label` must be undecoded (`datasets.Image(decode=False)`, or bytes), so that errors name
+    the file. A label stored as bytes without a path was returned by a function given to `Dataset.map`, and is already
+    mapped. All others hold the files' values: integers in one channel, grey values of 1 (read as 0 and 1), 2, 4, 8, 16
+    or 32 bits, or palette indices. Labels come out in mode "L", or "I" if 8 bits are too few.
     """
 
-    label_map: tuple[tuple[int, int], ...] = ()  # (value in the file, train id or ignore index); other values stay
+    label_map: tuple[tuple[int, int], ...] = ()  # (value in the file, train id or ignore index); others stay
 
     @classmethod
     def with_map(cls, label_map: Mapping[Any, Any]) -> DecodedRows:
-        """Maps the values listed (file → train id or ignore index, 0..65535, also as strings) and keeps all others.
+        """Map the listed values (file → train id or ignore index, 0..65535, also as strings) and keep all others.
 
-        ValueError if a key or a value is not such a number, or a key comes twice (as 7 and "7").
+        ValueError if a key or a value is not such a number, or a key appears twice (as 7 and "7").
         """
         pairs = [(_number(key, "key"), _number(value, "value")) for key, value in label_map.items()]
         if len({key for key, _ in pairs}) < len(pairs):
@@ -115,7 +115,7 @@ class DecodedRows:
         return cls(tuple(sorted(pair for pair in pairs if pair[0] != pair[1])))
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Decodes a batch of rows, perhaps of only some of the columns, as in `dataset["label"]`.
+        """Decode a batch of rows, perhaps with only some of the columns, as for `dataset["label"]`.
 
         OSError if a file is missing or damaged, ValueError if an image is missing or has no defined colours, or a label
         is not a map of class ids.
@@ -148,9 +148,9 @@ class DecodedRows:
 
 
 def with_decoding(dataset: Any) -> Any:
-    """A `datasets.Dataset` that decodes its images by itself, reading them as `DecodedRows` does; others as they are.
+    """Make a self-decoding `datasets.Dataset` read images as `DecodedRows` does; return others unchanged.
 
-    What `datasets` decodes loses the values of label PNGs of 2 and 4 bits, and its errors name no file.
+    `datasets`' own decoding loses the values of label PNGs of 2 and 4 bits, and its errors name no file.
     """
     from datasets import Dataset
 
@@ -161,7 +161,7 @@ def with_decoding(dataset: Any) -> Any:
 
 
 def without_decoding(dataset: Any) -> Any:
-    """The same dataset or stream of `datasets`, whose image columns give bytes and path; any other as it is."""
+    """Make the image columns of a `datasets` dataset or stream return bytes and path; return others unchanged."""
     from datasets import Image
 
     for column in ("image", "label"):
@@ -181,7 +181,7 @@ def _number(given: Any, what: str) -> int:
 
 
 def _open(stored: Any, role: str, name: str | None) -> tuple[Image.Image | None, str]:
-    """The image, None if there is none, and what errors call it, such as `train/b.png: the label (/data/b.png)`."""
+    """Return the image, if there is one, and its name in errors, e.g. `train/b.png: the label (/data/b.png)`."""
     plain = stored is None or isinstance(stored, bytes)
     content, path = (stored, None) if plain else (stored["bytes"], stored["path"])
     described = f"{name}: the {role}{f' ({path})' if path else ''}" if name else f"the {role} {path or 'of a row'}"
@@ -197,7 +197,7 @@ def _rgb_image(stored: Any, name: str | None) -> Image.Image:
         image = as_rgb(image)
     except ValueError as error:
         raise SampleError(f"{described} has {error}.") from error
-    # As if made in memory: otherwise `Dataset.map` would store a photograph as a JPEG again, and thus change it.
+    # As if made in memory: otherwise `Dataset.map` would re-encode a photograph as JPEG, and thus change it.
     image.format = None
     return image
 
@@ -210,13 +210,13 @@ def _class_ids(label: Image.Image, described: str) -> Image.Image:
             f"{described} is a {label.format} whose values Pillow changes (0 is white, or the largest is not 255); "
             "save it as PNG."
         )
-    if label.mode == "LA" and label.getextrema()[1] == (255, 255):  # an opaque alpha channel says nothing
+    if label.mode == "LA" and label.getextrema()[1] == (255, 255):  # an opaque alpha channel carries no information
         return label.getchannel("L")
     # A palette image holds ids too: convert("L") would turn their *colours* into grey values.
     if label.mode not in ("L", "P", "1") and not label.mode.startswith("I"):
         raise SampleError(
-            f"{described}: the label's image mode is {label.mode}, but one class id a pixel is expected (grey values "
-            "or palette indices); turn colour-coded labels into ids first."
+            f"{described}: the label's image mode is {label.mode}, but one class id per pixel is expected (grey "
+            "values or palette indices); convert colour-coded labels to ids first."
         )
     values, bits = np.asarray(label), label.info.get("bits")
     stretched = label.mode == "L" and bits in (2, 4)  # to 0..255, by Pillow

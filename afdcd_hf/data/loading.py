@@ -1,4 +1,4 @@
-"""Any labelled dataset by name: a benchmark of ours, or what `datasets` can load."""
+"""Loading of labelled datasets by name: a built-in benchmark, or whatever `datasets` can load."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def load_benchmark(
     list_file: str | Path | None = None,
     max_samples: int | None = None,
 ) -> Dataset:
-    """One split of a benchmark.
+    """Load one split of a benchmark.
 
-    Rows have `image` (PIL, RGB), `label` (PIL, mode "L": train ids and the ignore index; None where the split is
-    published without labels) and `name` (path under `data_dir`). Files are read and labels mapped on access, by the
-    dataset's transform (`DecodedRows`): `select`, `shuffle` and `map` keep it. What is stored are the files' values, so
-    that `dataset.with_format(None).save_to_disk(folder)` is read with `load_split(folder, "train", labels_as=name)`;
-    but a label that a function given to `map` returns is stored, and stays, as it is returned, with train ids.
+    Rows have `image` (PIL, RGB), `label` (PIL, mode "L": train ids and the ignore index; None if the split is
+    published without labels) and `name` (path under `data_dir`). Files are read and labels mapped on access by the
+    dataset's transform (`DecodedRows`), which `select`, `shuffle` and `map` keep. The dataset stores the files' values,
+    so that `dataset.with_format(None).save_to_disk(folder)` is read with `load_split(folder, "train", labels_as=name)`.
+    A label returned by a function given to `map`, however, is stored as it is, with train ids.
 
     Args:
         name: Key in `BENCHMARKS`.
         split: One of the benchmark's splits.
         data_dir: Folder with the benchmark's files; not for `scenes`, which is generated.
-        list_file: Text file with the images to take (and perhaps their labels), instead of all of the split.
-        max_samples: Keep only the first so many.
+        list_file: Text file that lists the images to use (and perhaps their labels), instead of the whole split.
+        max_samples: Keep at most this many, the first ones.
 
     Raises:
-        ValueError: If the name or the split is unknown, or an option is missing, not wanted or out of range.
+        ValueError: If the name or the split is unknown, or an option is missing, not allowed or out of range.
         FileNotFoundError: If folders or files are missing, or an image or a label has no counterpart.
     """
     _check_number(max_samples)
@@ -64,7 +64,7 @@ def load_benchmark(
     root = _existing(benchmark, data_dir)
     files = find_files(benchmark, root, split, list_file)
     if len(files.images) != published and list_file is None:
-        logger.warning("%s %s has %d images, published are %d: %s", name, split, len(files.images), published, root)
+        logger.warning("%s %s has %d images, not %d as published: %s", name, split, len(files.images), published, root)
     return file_rows(root, files, slice(max_samples))
 
 
@@ -84,7 +84,7 @@ def _existing(benchmark: Benchmark, data_dir: str | Path | None) -> Path:
 
 @lru_cache(maxsize=4)  # one process often loads the same split again
 def _draw_scenes(first_seed: int, count: int) -> list[tuple[Any, ...]]:
-    def stored(pixels: np.ndarray, kind: str) -> dict[str, Any]:  # packing a PNG takes as long as drawing a scene
+    def stored(pixels: np.ndarray, kind: str) -> dict[str, Any]:  # compressing a PNG takes as long as drawing a scene
         height, width = pixels.shape[:2]
         return {"bytes": f"{kind}\n{width} {height}\n255\n".encode() + pixels.tobytes(), "path": None}
 
@@ -93,7 +93,7 @@ def _draw_scenes(first_seed: int, count: int) -> list[tuple[Any, ...]]:
 
 
 def file_rows(root: Path, files: SplitFiles, part: slice = slice(None)) -> Dataset:
-    """A split's files; names are paths below `root`."""
+    """Return a dataset of a split's files; names are paths below `root`."""
     images, labels = files.images[part], [None if label is None else str(label) for label in files.labels[part]]
     names = [image.relative_to(root).as_posix() for image in images]
     return _rows(list(map(str, images)), labels, names, files.label_map)
@@ -124,26 +124,26 @@ def load_split(
     labelled: bool = True,
     streaming: bool = False,
 ) -> Any:
-    """One split of a benchmark or of any other dataset, with the rows of `load_benchmark`.
+    """Load one split of a benchmark or any other dataset, with the rows of `load_benchmark`.
 
     Args:
-        name: A benchmark's name; or a folder of Parquet files, of images with a metadata file, with `images/<split>`
-            and `labels/<split>` (or `masks`) of the same file stems, or written by `save_to_disk`; a Parquet file; or
-            an id on the Hub, whose files are kept in `datasets`' cache.
-        split: Name of the split. Outside benchmarks, "val" finds "validation", and the other way round; outside folders
-            of `save_to_disk` also a part, as "train[:80%]". A Parquet file and a single saved dataset are the split
-            "train" unless they say otherwise.
-        data_dir: Folder of a benchmark's files; of another dataset, the folder inside it.
-        max_samples: Keep only the first so many.
+        name: A benchmark's name; a folder of Parquet files, of images with a metadata file, of `images/<split>` and
+            `labels/<split>` (or `masks`) with the same file stems, or written by `save_to_disk`; a Parquet file; or a
+            Hub id, whose files are kept in `datasets`' cache.
+        split: Name of the split. Except for benchmarks, "val" also finds "validation" and vice versa, and except for
+            `save_to_disk` a slice such as "train[:80%]" is allowed. A Parquet file and a single saved dataset are the
+            split "train" unless they say otherwise.
+        data_dir: Folder of a benchmark's files; for another dataset, a folder inside it.
+        max_samples: Keep at most this many, the first ones.
         list_file: As in `load_benchmark`. Benchmarks only; the next six are for other datasets only.
         image_column, label_column: By default "image" and "label": images, and images of class ids or null.
-        label_map: Value in the labels → train id, 255 = ignored; values not listed stay. Keys may be strings.
-        labels_as: Benchmark whose files hold the same values as these labels: its map is taken.
+        label_map: Value in the labels → train id, 255 = ignored; unlisted values stay. Keys may be strings.
+        labels_as: Benchmark whose files hold the same values as these labels; its map is used.
         config: Configuration of a Hub dataset that has several.
         revision: Branch, tag or commit of a Hub dataset.
-        labelled: Whether labels are wanted; without, rows have only `image` and `name`.
-        streaming: Neither download nor hold the dataset: what is returned is `StreamedRows`, read from the first row to
-            the last. Not for benchmarks and paired folders, of which only paths are held.
+        labelled: Whether to load labels; otherwise rows have only `image` and `name`.
+        streaming: Neither download nor hold the dataset, but return `StreamedRows`, which are read in order. Not for
+            benchmarks and paired folders, of which only paths are held.
 
     Raises:
         ValueError: If the dataset, its split or a column cannot be found or read, or an option is not for this dataset.
@@ -153,7 +153,7 @@ def load_split(
         options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "label_map": label_map}
         options |= {"labels_as": labels_as, "config": config, "revision": revision, "streaming": streaming or None}
         if given := sorted(option for option, value in options.items() if value is not None):
-            raise ValueError(f"{', '.join(given)} cannot be given for the benchmark {name}, which knows it.")
+            raise ValueError(f"{', '.join(given)} cannot be given for the benchmark {name}, which defines it.")
         rows = load_benchmark(name, split, data_dir, list_file=list_file, max_samples=max_samples)
         return rows if labelled else rows.select_columns(["image", "name"])
     _check_number(max_samples)
@@ -177,7 +177,7 @@ def load_split(
 
 
 def class_names(name: str, given: Sequence[str] | None = None, labels_as: str | None = None) -> list[str]:
-    """The class names of a benchmark, or those of another dataset: given, or of the benchmark `labels_as`."""
+    """Return a benchmark's class names, or another dataset's: those given, or those of the benchmark `labels_as`."""
     if name in BENCHMARKS and not given and not labels_as:
         return list(BENCHMARKS[name].classes)
     if name in BENCHMARKS or bool(given) == bool(labels_as):
@@ -190,7 +190,7 @@ def class_names(name: str, given: Sequence[str] | None = None, labels_as: str | 
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """What `check_layout` saw of one split."""
+    """The result of `check_layout` for one split."""
 
     split: str
     expected: int  # number of images as published
@@ -199,9 +199,9 @@ class SplitCheck:
 
 
 def check_layout(name: str, data_dir: str | Path | None) -> list[SplitCheck]:
-    """Looks at all splits of a benchmark, and at the sizes and the label values of each first pair.
+    """Check all splits of a benchmark, and sizes and label values of each split's first pair.
 
-    A ValueError if the benchmark is unknown or `data_dir` missing, a FileNotFoundError if that is not a folder.
+    ValueError if the benchmark is unknown or `data_dir` missing; FileNotFoundError if that is not a folder.
     """
     benchmark = get_benchmark(name)
     if benchmark.files is None:

@@ -1,4 +1,4 @@
-"""Datasets other than our benchmarks: folders, Parquet files and repositories of the Hub, through `datasets`."""
+"""Datasets other than our benchmarks: folders, Parquet files and Hub repositories, through `datasets`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _LAYOUT = "images/<split>/ and labels/<split>/ (or masks/<split>/, or the split 
 def load_other(
     name: str, split: str, options: Mapping[str, str], columns: Mapping[str, str], decode: DecodedRows, streaming: bool
 ) -> Any:
-    """What `load_split` gives of a dataset that is not a benchmark.
+    """Load a dataset that is not a benchmark, for `load_split`.
 
-    `options` are those of `datasets.load_dataset_builder`, `columns` the dataset's for "image" and perhaps "label".
+    `options` are those of `datasets.load_dataset_builder`; `columns` maps columns to "image" and perhaps "label".
     """
     root = Path(name).expanduser()
     if _holds_pairs(root, split):
@@ -53,7 +53,7 @@ def load_other(
     if "name" not in dataset.column_names:
         dataset = dataset.add_column("name", _names(dataset, split))
     mapped = "label" in dataset.column_names and decode.label_map
-    return (_told_apart(dataset, name) if mapped else dataset).with_transform(decode)
+    return (_mark_unmapped(dataset, name) if mapped else dataset).with_transform(decode)
 
 
 def _holds_pairs(root: Path, split: str) -> bool:
@@ -81,7 +81,7 @@ def _load(name: str, split: str, options: Mapping[str, str], streaming: bool) ->
         raise _unknown(name, "a Hub id")
     from datasets import config
 
-    if not Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():  # else an unreachable Hub is no problem
+    if not Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():  # once cached, it needs no Hub
         _check_on_hub(name, options.get("revision"))
     return _build(name, split, name, streaming, **options)
 
@@ -105,12 +105,12 @@ def _saved(path: Path, split: str) -> Dataset:
 
 
 def _check_on_hub(name: str, revision: str | None) -> None:
-    """One request, since `datasets` would try for half a minute to reach a Hub that is out of reach."""
+    """Make one request first, because `datasets` would try for half a minute to reach an unreachable Hub."""
     from huggingface_hub import HfApi
 
     try:
         HfApi().dataset_info(name, revision=revision, timeout=10)
-    except Exception as error:  # also of the HTTP client, which changes with the version of huggingface_hub
+    except Exception as error:  # including the HTTP client's, which depend on the huggingface_hub version
         raise _unknown(name, f"a dataset on the Hub, or the Hub cannot be reached ({_one_line(error)})") from error
 
 
@@ -126,7 +126,7 @@ def _build(name: str, split: str, path: str, streaming: bool, **options: Any) ->
     parts = [part.strip().partition("[") for part in split.split("+")]  # such as "train[:80%]+val"
     split = "+".join(f"{_known_split(name, own, known)}{bracket}{rest}" for own, bracket, rest in parts)
     if streaming and "[" in split:
-        raise ValueError(f"A stream has no part such as {split!r}: leave out the brackets, or streaming.")
+        raise ValueError(f"A stream cannot be sliced as in {split!r}: leave out the brackets, or streaming.")
     if streaming:
         return builder.as_streaming_dataset(split=split)
     try:
@@ -137,7 +137,7 @@ def _build(name: str, split: str, path: str, streaming: bool, **options: Any) ->
 
 
 def _known_split(name: str, split: str, known: Iterable[str]) -> str:
-    """The split as the dataset calls it."""
+    """Return the split's name in the dataset."""
     known = list(known)
     names = (split, *_VALIDATION) if split in _VALIDATION else (split,)
     own = next((own for own in names if own in known or not known), None)
@@ -164,14 +164,14 @@ def _one_line(error: BaseException) -> str:
 
 
 def _standard_columns(dataset: Any, name: str, standard: Mapping[str, str]) -> Any:
-    """Columns `image` and `label`, undecoded, and a `name` of its own; others would be decoded in vain."""
+    """Keep only undecoded columns `image` and `label`, and any `name`; others would be decoded in vain."""
     from datasets import Image, Value
 
     for column, role in standard.items():
         feature = (dataset.features or {}).get(column)
         encoded = isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
         if not encoded and not isinstance(feature, Image) and feature not in (Value("binary"), Value("large_binary")):
-            what = f"holds {feature}" if feature else "is not there"
+            what = f"holds {feature}" if feature else "is missing"
             raise ValueError(
                 f"The {role}s of {name!r} must be images, but column {column!r} {what}. Choose {role}_column among "
                 f"{', '.join(dataset.column_names)}; in a folder of images, the metadata file must have the columns "
@@ -184,8 +184,8 @@ def _standard_columns(dataset: Any, name: str, standard: Mapping[str, str]) -> A
     return dataset.rename_columns(other) if other else dataset
 
 
-def _told_apart(dataset: Dataset, name: str) -> Dataset:
-    """Labels without paths as plain bytes, to differ from what `map` writes (`DecodedRows`); no content is read."""
+def _mark_unmapped(dataset: Dataset, name: str) -> Dataset:
+    """Store labels without paths as plain bytes, unlike those that `map` writes (`DecodedRows`); reads no content."""
     from datasets import Image
 
     labels = dataset.select_columns(["label"]).with_format("arrow")[:]["label"]
@@ -193,14 +193,14 @@ def _told_apart(dataset: Dataset, name: str) -> Dataset:
     if all(chunk.field("path").null_count == 0 for chunk in chunks):
         return dataset
     if any(chunk.field("bytes").null_count for chunk in chunks):
-        raise ValueError(f"Some labels of {name!r} are stored as paths and others without; store all in one way.")
-    flat = dataset.cast_column("image", Image()).flatten()  # what is to be decoded is not flattened
+        raise ValueError(f"Some labels of {name!r} are stored as paths and others as bytes; store all the same way.")
+    flat = dataset.cast_column("image", Image()).flatten()  # columns to decode are not flattened
     flat = flat.rename_column("label.bytes", "label").cast_column("image", Image(decode=False))
     return flat.select_columns(["image", "label", "name"])
 
 
 def _names(dataset: Dataset, split: str) -> list[str]:
-    """The images' paths below their common folder; numbers where images have no path of their own."""
+    """Return the images' paths below their common folder, or numbers if they have no paths of their own."""
     images = dataset.select_columns(["image"]).with_format("arrow")[:]["image"]
     paths = [path for chunk in images.chunks for path in chunk.field("path").to_pylist()]
     if None in paths or len(set(paths)) < len(paths) or len({os.path.isabs(path) for path in paths}) > 1:

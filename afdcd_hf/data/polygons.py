@@ -1,4 +1,4 @@
-"""Polygons and masks of things (COCO, YOLO, LabelMe) as a data set of label maps: `images/` and `labels/`."""
+"""Conversion of polygons and masks (COCO, YOLO, LabelMe) to a dataset of label maps: `images/` and `labels/`."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _EXPECTED = "expected a COCO .json file, a YOLO folder with data.yaml, or a fold
 
 
 class Shape(NamedTuple):
-    """One thing in an image: the union of some polygons."""
+    """One object in an image: the union of some polygons."""
 
     name: str | None  # of its class; None is ignored
     polygons: Sequence[np.ndarray]  # (N, 2) x and y of the corners, from the image's upper left corner
-    of_size: bool = False  # whether these are shares of width and height, and not pixels
+    relative: bool = False  # whether these are fractions of width and height, not pixels
     runs: Mapping[str, Any] | None = None  # COCO's run-length encoding, instead of polygons
 
     def mask(self, height: int, width: int) -> np.ndarray:
-        """`(H, W)` bool: the pixels whose centres lie inside."""
+        """Return `(H, W)` bool: the pixels whose centres lie inside."""
         from matplotlib.path import Path as Outline
 
         mask = np.zeros((height, width), bool) if self.runs is None else _of_runs(self.runs, height, width)
         for corners in self.polygons:
-            polygon = corners * (width, height) if self.of_size else corners
+            polygon = corners * (width, height) if self.relative else corners
             left, top = np.floor(polygon.min(0)).clip(0).astype(int)
             right, bottom = np.minimum(np.ceil(polygon.max(0)), (width, height)).astype(int)
             if left < right and top < bottom:
@@ -49,33 +49,33 @@ class Shape(NamedTuple):
 
 
 class Annotated(NamedTuple):
-    """An image with its things."""
+    """An image with its objects."""
 
     image: Path
     split: str
     shapes: Sequence[Shape]
-    size: tuple[int, int] | None = None  # (height, width) for which they were drawn, where that is known
+    size: tuple[int, int] | None = None  # (height, width) for which they were drawn, if known
 
 
 def import_annotations(
     source: str | Path, output: str | Path, data_dir: str | Path | None = None, *, progress: bool = False
 ) -> tuple[list[str], dict[str, int]]:
-    """Writes `images/<split>/`, `labels/<split>/` and `classes.json`: a data set for `load_split`; see docs/data.md.
+    """Write `images/<split>/`, `labels/<split>/` and `classes.json`: a dataset for `load_split`; see docs/data.md.
 
     Args:
-        source: A COCO file or a folder with one for each split, a YOLO folder, or a folder of LabelMe's files.
+        source: A COCO file or a folder with one per split, a YOLO folder, or a folder of LabelMe's files.
         output: A new folder.
-        data_dir: Folder below which a COCO file's images lie; by default its own, or the one around `annotations/`.
-        progress: Show a bar.
+        data_dir: Folder that holds a COCO file's images; by default its own, or the parent of `annotations/`.
+        progress: Show a progress bar.
 
     Returns:
         The classes, and the number of images of each split.
 
-    A ValueError or OSError names the file that is not as it should be, is missing, or is there already.
+    ValueError or OSError, naming the file, if one is invalid, is missing, or exists already.
     """
     source, output = Path(source).expanduser().absolute(), Path(output).expanduser()
     if output.exists():
-        raise FileExistsError(f"{output} exists: give a new folder for the data set.")
+        raise FileExistsError(f"{output} exists: give a new folder for the dataset.")
     names, images = _read(source, None if data_dir is None else Path(data_dir).expanduser().absolute())
     classes = [BACKGROUND, *(name for name in dict.fromkeys(names) if name != BACKGROUND)]
     if not images or len(classes) > IGNORED:
@@ -95,7 +95,7 @@ def import_annotations(
             label = np.zeros((height, width), np.uint8)
             with _naming(one.image):
                 drawn = [(ids[shape.name], shape.mask(height, width)) for shape in one.shapes]
-            # ignored ones below all others, smaller ones over larger ones, later over earlier ones
+            # ignored objects below all others, smaller over larger, later over earlier
             for value, mask in sorted(drawn, key=lambda pair: (pair[0] != IGNORED, -int(pair[1].sum()))):
                 label[mask] = value
             Image.fromarray(label).save(path)
@@ -104,7 +104,7 @@ def import_annotations(
 
 
 def _read(source: Path, data_dir: Path | None) -> tuple[list[str], list[Annotated]]:
-    """The names of the classes, in order, and the images of a file or folder."""
+    """Return the names of the classes, in order, and the images of a file or folder."""
     described = source / "data.yaml" if source.is_dir() else source
     if described.suffix in (".yaml", ".yml") and described.is_file():
         facts = read_yaml(described)
@@ -131,7 +131,7 @@ def _read(source: Path, data_dir: Path | None) -> tuple[list[str], list[Annotate
 
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """Puts the file before the message of an error."""
+    """Prefix error messages with the file."""
     try:
         yield
     except ValueError as error:
@@ -182,7 +182,7 @@ def _yolo(content: dict[str, Any], file: Path) -> tuple[list[str], list[Annotate
                 before, images_folder, after = image.with_suffix(".txt").as_posix().rpartition("/images/")
                 texts = [Path(f"{before}/labels/{after}")] if images_folder else []
                 text = next((path for path in (*texts, image.with_suffix(".txt")) if path.is_file()), None)
-                shapes = [] if text is None else _yolo_shapes(text, names)  # none: an image of background
+                shapes = [] if text is None else _yolo_shapes(text, names)  # none: only background
                 images.append(Annotated(image, _split_of(key), shapes))
     if not any(one.shapes for one in images):
         raise FileNotFoundError(f"{file}: no image has a .txt file in labels/ or beside it.")
@@ -194,15 +194,15 @@ def _yolo_shapes(file: Path, names: Sequence[str]) -> list[Shape]:
     with _naming(file):
         for number, words in enumerate(map(str.split, file.read_text().splitlines()), 1):
             numbers: list[float] = []
-            with suppress(ValueError):  # refused below
+            with suppress(ValueError):  # rejected below
                 numbers = [float(word) for word in words]
             if words and (len(numbers) < 7 or len(numbers) % 2 == 0 or numbers[0] not in range(len(names))):
                 raise ValueError(
                     f"line {number}: expected a class from 0 to {len(names) - 1} and three or more points x y, in "
-                    f"numbers; here are {len(words)} words, the first {words[0]} (five: a box, which cannot be drawn)."
+                    f"numbers; found {len(words)} words, the first {words[0]} (five: a box, which cannot be drawn)."
                 )
             if words:
-                shapes.append(Shape(names[int(numbers[0])], [np.reshape(numbers[1:], (-1, 2))], of_size=True))
+                shapes.append(Shape(names[int(numbers[0])], [np.reshape(numbers[1:], (-1, 2))], relative=True))
     return shapes
 
 
@@ -219,7 +219,7 @@ def _labelme(content: dict[str, Any], file: Path, root: Path) -> Annotated:
             raise ValueError(f"{one['label']} is a {kind}; only polygons and rectangles can be drawn.")
         shapes.append(Shape(None if one["label"] == "__ignore__" else _name(one["label"]), [points]))
     image = file.parent / content["imagePath"].replace("\\", "/")
-    image = image if image.is_file() else file.parent / image.name  # the folder of another machine
+    image = image if image.is_file() else file.parent / image.name  # a folder on another machine
     split = _split_of("" if root.is_file() else file.parent.relative_to(root).as_posix())
     return Annotated(image, split, shapes, (content["imageHeight"], content["imageWidth"]))
 
@@ -238,7 +238,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _of_runs(runs: Mapping[str, Any], height: int, width: int) -> np.ndarray:
-    """Runs of 0 and 1 down the columns, as numbers, or packed into a string."""
+    """Decode runs of 0 and 1 down the columns, given as numbers or packed into a string."""
     if list(runs["size"]) != [height, width]:
         raise ValueError(f"run lengths for {runs['size']} (height, width) do not fit this image of {height}x{width}.")
     if isinstance(runs["counts"], str):

@@ -1,4 +1,4 @@
-"""Training samples: checked labels, augmentation that depends on (seed, epoch, index) alone, CutMix and ClassMix."""
+"""Training samples: checked labels, augmentation that depends only on (seed, epoch, index), CutMix and ClassMix."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from .decoding import SampleError, with_decoding
 
 
 class TrainingSamples(Dataset):
-    """Augmented samples for the Trainer, the same on any number of workers and after a resume.
+    """Augmented samples for the Trainer, identical for any number of workers and after a resume.
 
-    Item i of epoch e draws from `np.random.default_rng([seed, e, i])`. No global random state is involved: workers
-    prefetch before a resumed run restores it, which would make the continuation differ.
+    Item i of epoch e draws from `np.random.default_rng([seed, e, i])`. Global random state is not used, because workers
+    prefetch before a resumed run restores it, and the continuation would differ.
 
     Args:
-        dataset: A `datasets.Dataset` with image columns `image` and `label`, or anything indexable whose rows have such
-            PIL images, and perhaps a `name`.
+        dataset: A `datasets.Dataset` with image columns `image` and `label`, or anything indexable whose rows have
+            these as PIL images and, optionally, a `name`.
         transform: Turns an image and its label into tensors, drawing only from the generator: `RandomScaleCropFlip`.
         num_labels: Number of classes K.
         seed: Non-negative seed of the augmentation.
         ignore_index: Label of pixels that are not trained on.
-        unlabelled: More images, whose labels, if any, are not used: all their pixels are ignored.
-        unlabelled_share: How much of each batch they are, above 0 and below 1, rounded down to whole images. They take
-            the places of labelled ones, so that an epoch shows the other share of these.
-        cutmix_probability: Probability, 0..1, that a rectangle of another labelled image, with its labels and
-            augmented by itself, is pasted into a sample (`cutmix_mask`).
+        unlabelled: More images, all of whose pixels are ignored; any labels are not used.
+        unlabelled_share: Their share of each batch, above 0 and below 1, rounded down to whole images. They replace
+            labelled ones, of which an epoch shows the remaining share.
+        cutmix_probability: Probability, 0..1, that a rectangle of another labelled image, augmented independently,
+            is pasted into a sample with its labels (`cutmix_mask`).
         classmix_probability: The same for half of the other image's classes (`classmix_mask`), after CutMix.
 
     Raises:
         ValueError: If `num_labels`, `seed`, `unlabelled_share` or a probability is out of range, or the dataset has
-            columns but not `image` and `label`;
-            when indexed, if a label holds another value than 0..K-1 and `ignore_index` or does not fit its image.
+            columns but not `image` and `label`; when indexed, if a label holds values other than 0..K-1 and
+            `ignore_index`, or does not fit its image.
         OSError: When indexed, if a file is damaged.
     """
 
@@ -80,21 +80,21 @@ class TrainingSamples(Dataset):
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the augmentation of the next pass; call it in the main process before the epoch begins."""
+        """Choose the augmentation of the next pass; call it in the main process before the epoch begins."""
         self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
-        """Sample `index` of the current epoch: `pixel_values` float32 `(3, H, W)`, `labels` int64 `(H, W)`, `name`."""
-        index = range(len(self))[int(index)]  # as a list: -1 is the last item, and IndexError ends an iteration
+        """Return item `index` of this epoch: `pixel_values` float32 `(3, H, W)`, `labels` int64 `(H, W)`, `name`."""
+        index = range(len(self))[int(index)]  # like a list: -1 is the last item, and IndexError ends an iteration
         return self._mixed(self._labelled(index, self._rng(index)), index)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor | str]]:
-        """The samples of a batch, as a `DataLoader` asks for them."""
+        """Return the samples of a batch; called by `DataLoader`."""
         share = 0.0 if self.unlabelled is None else self.unlabelled_share
-        # spread evenly, so that the halves of a batch are batches of the same kind: for two processes, say
+        # spread evenly, so that each process's part of a batch has the same mix
         done = [math.floor(share * count + 1e-9) for count in range(len(indices) + 1)]
         return [
             self[index] if done[place] == done[place + 1] else self._unlabelled(index)
@@ -102,10 +102,10 @@ class TrainingSamples(Dataset):
         ]
 
     def check_batch(self, batch_size: int) -> None:
-        """Raises ValueError if batches of this size would hold no unlabelled image, though there are some."""
+        """Raise ValueError if batches of this size would have no room for the unlabelled images."""
         if self.unlabelled is not None and self.unlabelled_share * batch_size < 1:
             raise ValueError(
-                f"unlabelled_share={self.unlabelled_share} of a batch of {batch_size} is less than one image: take "
+                f"unlabelled_share={self.unlabelled_share} of a batch of {batch_size} is less than one image: use "
                 "larger batches or a larger share."
             )
 
@@ -114,12 +114,12 @@ class TrainingSamples(Dataset):
         return self.sample(row, row.get("name") or f"image {index}", rng)
 
     def sample(self, row: Mapping[str, Any], name: str, rng: np.random.Generator) -> dict[str, Any]:
-        """A row as a sample, augmented with draws from `rng` alone."""
+        """Turn a row into a sample, augmented with draws from `rng` alone."""
         check_labels(np.asarray(row["label"]), self.num_labels, self.ignore_index, name)
         return self._augmented(row["image"], row["label"], rng, name)
 
     def _mixed(self, sample: dict[str, Any], index: int) -> dict[str, Tensor | str]:
-        """Sample `index` with parts of others; which ones does not depend on the batch, as that differs over ranks."""
+        """Mix parts of other samples into sample `index`, chosen independently of the batch, which differs by rank."""
         rng = self._rng(index, 2)
         for probability, mask_of in self._mixing:
             if rng.random() < probability:
@@ -130,7 +130,7 @@ class TrainingSamples(Dataset):
         return sample
 
     def _unlabelled(self, index: int) -> dict[str, Tensor | str]:
-        """An unlabelled image in the place of sample `index`."""
+        """Return an unlabelled image in place of sample `index`."""
         rng = self._rng(int(index), 1)
         chosen = int(rng.integers(len(self.unlabelled)))
         row = self.unlabelled[chosen]
@@ -150,10 +150,10 @@ class TrainingSamples(Dataset):
 
 
 def collate_samples(samples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, Tensor | list[str]]:
-    """Stacks samples of equal size: `(3, H, W)` and `(H, W)` become `(B, 3, H, W)` and `(B, H, W)`.
+    """Stack samples of equal size: `(3, H, W)` and `(H, W)` become `(B, 3, H, W)` and `(B, H, W)`.
 
-    Where every sample has a `name`, the batch has the list of them as `names`, for messages; no model sees it.
-    In a worker of a `DataLoader` the batch is made in shared memory at once, not copied there afterwards.
+    If every sample has a `name`, the batch lists them as `names`, for messages; no model sees them. In a
+    `DataLoader` worker, the batch is built directly in shared memory.
     """
     tensors = [{key: value for key, value in sample.items() if key != "name"} for sample in samples]
     batch: dict[str, Any] = default_collate(tensors)
@@ -163,10 +163,10 @@ def collate_samples(samples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, 
 
 
 def cutmix_mask(labels: Tensor, rng: np.random.Generator, ignore_index: int) -> Tensor:
-    """Which pixels `(H, W)` of an image are pasted: a random rectangle (Yun et al., arXiv 1905.04899).
+    """Return which pixels `(H, W)` of an image are pasted: a random rectangle (Yun et al., arXiv 1905.04899).
 
-    Its share of the area is uniform in 0..1 (their α = 1) and its shape the image's; its centre is uniform over the
-    image, at whose borders it is cut off.
+    Its share of the area is uniform in 0..1 (their α = 1), its aspect ratio is the image's, and its centre is uniform
+    over the image, which clips it.
     """
     scale = math.sqrt(rng.random())
     mask = torch.zeros(labels.shape, dtype=torch.bool)
@@ -178,9 +178,9 @@ def cutmix_mask(labels: Tensor, rng: np.random.Generator, ignore_index: int) -> 
 
 
 def classmix_mask(labels: Tensor, rng: np.random.Generator, ignore_index: int) -> Tensor:
-    """The same: all pixels of half of the image's classes, rounded down (Olsson et al., arXiv 2007.07936).
+    """Return the same: all pixels of half of the image's classes, rounded down (Olsson et al., arXiv 2007.07936).
 
-    Theirs are classes that a model predicts; these are the label's `(H, W)`, and ignored pixels are none.
+    They use the classes that a model predicts; these are the label's `(H, W)`, without ignored pixels.
     """
     classes = np.unique(labels[labels != ignore_index].numpy())
     chosen = rng.choice(classes, len(classes) // 2, replace=False) if len(classes) > 1 else classes[:0]

@@ -1,7 +1,7 @@
-"""What a generated scene is painted on: camera, light, the street, and shapes whose colours and classes agree.
+"""The canvas of a generated scene: camera, light, and shapes whose colours and classes agree.
 
-Positions are metres: `x` to the right, `y` up from the ground, `z` ahead of the camera. Chance comes from Python's
-`random()` alone, and floats only meet sums, products, quotients and square roots, so that the same seed gives the same
+Positions are in metres: `x` to the right, `y` up from the ground, `z` ahead of the camera. Randomness comes only from
+Python's `random()`, and floats only undergo sums, products, quotients and square roots, so that a seed gives the same
 pixels on any platform.
 """
 
@@ -20,35 +20,35 @@ Point = tuple[float, float]
 
 
 class Label:
-    """The ids of the classes."""
+    """Class ids."""
 
     SKY, BUILDING, ROAD, SIDEWALK, TREE, POLE, CAR, PERSON = range(8)
     VOID = 255
 
 
 class Chance(random.Random):
-    """Draws of numbers, colours and noise."""
+    """Random numbers, colours and noise."""
 
     def one_of(self, options: Sequence[Any]) -> Any:
         return options[int(self.random() * len(options))]
 
     def whole(self, low: int, high: int) -> int:
-        """A whole number from `low` up to and including `high`."""
+        """Draw a whole number from `low` up to and including `high`."""
         return low + int(self.random() * (high - low + 1))
 
     def colour(self, colours: Sequence[Colour]) -> Colour:
-        """One of `colours`, somewhat lighter or darker and tinted."""
+        """Draw one of `colours`, somewhat lighter or darker and tinted."""
         light = 14 * self.random() - 14
         red, green, blue = (max(0, int(value + light + 14 * self.random())) for value in self.one_of(colours))
         return red, green, blue
 
     def noise(self, height: int, width: int, channels: int) -> np.ndarray:
-        """(height, width, channels) float32 in [0, 1], each value on its own."""
+        """Draw (height, width, channels) float32 in [0, 1], each value independently."""
         drawn = np.frombuffer(self.randbytes(height * width * channels), np.uint8)
         return drawn.reshape(height, width, channels).astype(np.float32) / 255
 
     def smooth(self, height: int, width: int, cell: float, stretch: float = 1.0) -> np.ndarray:
-        """(height, width, 1) float32 in [0, 1], in waves of about `cell` pixels, `stretch` times as wide as high."""
+        """Draw (height, width, 1) float32 in [0, 1], waves of about `cell` pixels, `stretch` times as wide as high."""
         rows, columns = max(2, round(height / cell)), max(2, round(width / (cell * stretch)))
         small = Image.frombytes("L", (columns, rows), self.randbytes(rows * columns))
         return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)[..., None] / 255
@@ -65,7 +65,7 @@ class Light:
     shadow: float  # how dark shadows are
     sunny: bool  # whether the sun casts them
     lit: float  # share of lit windows
-    clouds: float  # their share
+    clouds: float  # their amount
     wet: float  # strength of reflections in the road
 
 
@@ -79,7 +79,7 @@ LIGHTS = (NOON, NOON, NOON, NOON, OVERCAST, OVERCAST, RAIN, DUSK, NIGHT, FOG)
 
 
 class Canvas:
-    """Camera and light of a scene, and what is painted so far: at each pixel of the doubled size a shape's number."""
+    """Camera, light and painted shapes of a scene: at twice the size, each pixel holds a shape's number."""
 
     def __init__(self, chance: Chance, height: int, width: int) -> None:
         self.chance = chance
@@ -90,7 +90,7 @@ class Canvas:
         self.eye = chance.uniform(1.3, 2.2)
         self.bend = chance.uniform(-0.0028, 0.0028) if chance.random() < 0.5 else 0.0  # sideways, by bend * z * z
         self.light = chance.one_of(LIGHTS)
-        self.sun = (chance.one_of((-1, 1)) * chance.uniform(0.3, 1.3), chance.uniform(-0.8, 0.8))  # shadow of a metre
+        self.sun = (chance.one_of((-1, 1)) * chance.uniform(0.3, 1.3), chance.uniform(-0.8, 0.8))  # shadow per metre
         self.looks: list[list[float]] = []  # red, green, blue, texture of each shape
         self.classes: list[int] = []
         self.shapes = Image.new("I", (self.width, self.height), self.ink(Label.SKY, self.light.low))
@@ -100,7 +100,7 @@ class Canvas:
     def ink(
         self, class_id: int, colour: Colour, z: float = 0.0, gain: float = 1.0, grain: int = 0, glows: bool = False
     ) -> int:
-        """A number to paint with: the colour in this light, z metres away, with a texture of strength 0 to 255."""
+        """Return a number to paint with: the colour in this light at z metres, with a texture of strength 0 to 255."""
         share = z * self.light.haze / (1 + z * self.light.haze)
         gain *= 1 - share
         ambient = (1.0, 1.0, 1.0) if glows else self.light.ambient
@@ -110,12 +110,12 @@ class Canvas:
         return len(self.classes) - 1
 
     def post(self, x: float, z: float) -> Point:
-        """The column of a vertical line at (x, z), and how many pixels a metre has there."""
+        """Return the column of a vertical line at (x, z), and the pixels per metre there."""
         z = max(z, 0.7)
         return self.centre + self.focal * (x / z + self.bend * z), self.focal / z
 
     def foot(self, x: float, z: float) -> tuple[float, float, float]:
-        """Column and row where something stands on the ground, and how many pixels a metre has there."""
+        """Return column and row of a point on the ground, and the pixels per metre there."""
         column, scale = self.post(x, z)
         return column, self.horizon + scale * self.eye, scale
 
@@ -124,7 +124,7 @@ class Canvas:
         return column, self.horizon + scale * (self.eye - y)
 
     def panel(self, a: Point, b: Point, low: float, high: float, ink: int) -> None:
-        """An upright rectangle over the line on the ground from a to b, each (x, z)."""
+        """Paint an upright rectangle over the line on the ground from a to b, each (x, z)."""
         (xa, sa), (xb, sb), row, eye = self.post(*a), self.post(*b), self.horizon, self.eye
         foot, top = (row + sa * (eye - low), row + sb * (eye - low)), (row + sa * (eye - high), row + sb * (eye - high))
         self.pen.polygon(((xa, foot[0]), (xa, top[0]), (xb, top[1]), (xb, foot[1])), fill=ink)
@@ -133,7 +133,7 @@ class Canvas:
         self.pen.ellipse((x - rx, y - ry, x + rx, y + ry), fill=ink)
 
     def bar(self, x: float, top: float, bottom: float, width: float, ink: int) -> None:
-        """An upright rectangle around column x, at least two pixels wide: one pixel of the label."""
+        """Paint an upright rectangle around column x, at least two pixels wide: one pixel of the label."""
         left = round(x - width / 2)
         self.pen.rectangle((left, min(top, bottom), left + max(1, round(width) - 1), max(top, bottom)), fill=ink)
 
@@ -141,19 +141,19 @@ class Canvas:
         self.pen.line((a, b), fill=ink, width=max(2, round(width)))
 
     def shade(self, outline: Sequence[Point]) -> None:
-        """A shadow on the ground with corners (x, z)."""
+        """Paint a shadow on the ground with corners (x, z)."""
         corners = [self.project(x, 0, max(z, 1.0)) for x, z in outline]
         self.shadow_pen.polygon([(column / 2, row / 2) for column, row in corners], fill=255)
 
     def cast(self, x: float, z: float, half: float, height: float) -> None:
-        """The shadows under and behind something upright, twice `half` wide."""
+        """Paint the shadows under and behind an upright object, twice `half` wide."""
         self.shade(((x - half, z - half), (x - half, z + half), (x + half, z + half), (x + half, z - half)))
         if self.light.sunny:
             dx, dz = self.sun[0] * height, self.sun[1] * height
             self.shade(((x - half, z), (x + half, z + half), (x + dx + half, z + dz + half), (x + dx - half, z + dz)))
 
     def photograph(self) -> tuple[np.ndarray, np.ndarray]:
-        """The image, (H, W, 3) uint8, and the label, (H, W) uint8, at half the canvas's size."""
+        """Return the image, (H, W, 3) uint8, and the label, (H, W) uint8, at half the canvas's size."""
         shapes = np.asarray(self.shapes)
         label = halve_label(np.array(self.classes, np.uint8).take(shapes))
         # Red, green, blue and texture of a shape are looked up as one number, and averaged as the bands of an image.
@@ -173,7 +173,7 @@ class Canvas:
         return self._expose(image), label
 
     def _light_ground(self, image: np.ndarray, ground: np.ndarray) -> None:
-        """Shadows and haze on the ground, in place: they depend on the pixel, not on the shape."""
+        """Apply shadows and haze to the ground, in place: they depend on the pixel, not on the shape."""
         top = int(self.horizon / 2) + 1
         rows = 2 * np.arange(top, len(image), dtype=np.float32)[:, None, None] + 1
         far = self.light.haze * np.minimum(self.focal * self.eye / (rows - self.horizon), 140)
@@ -184,7 +184,7 @@ class Canvas:
         np.copyto(image[top:], lit, where=ground[top:, :, None])
 
     def _sky(self, height: int, width: int) -> np.ndarray:
-        """From the colour above to the colour at the horizon, with clouds; (height, width, 3) float32."""
+        """Return the sky, (height, width, 3) float32: from the colour above to that at the horizon, with clouds."""
         high, low = np.array(self.light.high, np.float32), np.array(self.light.low, np.float32)
         down = np.minimum(2 * np.arange(height, dtype=np.float32) / np.float32(self.horizon), 1)[:, None, None]
         puffs = 0.65 * self.chance.smooth(height, width, height / 10, 2.5)
@@ -193,7 +193,7 @@ class Canvas:
         return high + (low - high) * down * down + cover * 0.5 * (250 * self.light.ambient[2] - high)
 
     def _expose(self, image: np.ndarray) -> np.ndarray:
-        """Blur, exposure, contrast, colour cast and noise of a random camera."""
+        """Apply the blur, exposure, contrast, colour cast and noise of a random camera."""
         chance, (height, width, _) = self.chance, image.shape
         gain, contrast, strength = chance.uniform(0.82, 1.15), chance.uniform(0.85, 1.15), chance.uniform(2, 10)
         cast = np.array([gain * chance.uniform(0.93, 1.07) for _ in range(3)], np.float32)
@@ -206,13 +206,13 @@ class Canvas:
 
 
 def halve_label(label: np.ndarray) -> np.ndarray:
-    """The commonest class of each 2 x 2 block; of two pairs the lower or right one, so that thin lines survive."""
+    """Return the most common class of each 2 x 2 block; of two pairs the lower or right one, to keep thin lines."""
     a, b, c, d = label[::2, ::2], label[::2, 1::2], label[1::2, ::2], label[1::2, 1::2]
     return np.where((b == c) | (b == d), b, np.where(c == d, c, a))
 
 
 def void_borders(label: np.ndarray) -> np.ndarray:
-    """Ignore the pixels that touch a car or a person from outside, as where annotators were unsure."""
+    """Ignore the pixels that touch a car or a person from outside, as if annotators had been unsure there."""
     thing = np.pad((label == Label.CAR) | (label == Label.PERSON), 1)
     near = thing[:-2, 1:-1] | thing[2:, 1:-1] | thing[1:-1, :-2] | thing[1:-1, 2:]
     return np.where(near & ~thing[1:-1, 1:-1], np.uint8(Label.VOID), label)

@@ -1,4 +1,4 @@
-"""Generated street scenes with exact labels: a small stand-in for a driving data set, with nothing to download.
+"""Generated street scenes with exact labels: a small stand-in for a driving dataset, with nothing to download.
 
 A scene is laid out in metres, painted from far to near and photographed. Colours are shared between classes on purpose,
 so that shape and context have to be learned.
@@ -35,7 +35,7 @@ SKINS: tuple[Colour, ...] = ((232, 190, 160), (198, 146, 112), (146, 98, 70), (9
 HAIRS: tuple[Colour, ...] = ((34, 28, 26), (88, 60, 40), (176, 142, 92), (150, 150, 150), (150, 44, 40))
 GLASS: tuple[Colour, ...] = ((22, 26, 32), (60, 74, 88), (96, 118, 136), (120, 130, 128))
 BARK, LAMPLIGHT = (82, 70, 60), (255, 214, 142)
-# Width between windows, their width and height in metres.
+# Spacing, width and height of windows in metres.
 WINDOWS = ((2.6, 1.3, 1.5), (2.6, 1.3, 1.5), (1.9, 0.9, 2.1), (4.2, 3.9, 1.3), (2.2, 2.0, 2.6))
 # Outlines from the rear bumper over the roof to the front one, (metres along, metres up); which edges are glass; half
 # the width.
@@ -51,7 +51,7 @@ VEHICLES = (
 POLES = {"lamp": (6.4, 0.15), "mast": (8.0, 0.24), "sign": (2.7, 0.1), "signal": (3.6, 0.15), "bollard": (0.95, 0.2)}
 OCTAGON = ((0, 1), (0.7, 0.7), (1, 0), (0.7, -0.7), (0, -1), (-0.7, -0.7), (-1, 0), (-0.7, 0.7))
 
-Thing = tuple[float, Callable[..., None], tuple[Any, ...]]  # distance, painter, what the painter is told
+Thing = tuple[float, Callable[..., None], tuple[Any, ...]]  # distance, painter, the painter's arguments
 
 
 def generate_scene(seed: int, size: tuple[int, int] = (96, 192)) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +63,7 @@ def generate_scene(seed: int, size: tuple[int, int] = (96, 192)) -> tuple[np.nda
     seed, height, width = map(operator.index, (seed, *size))
     if seed < 0 or min(height, width) < 32:
         raise ValueError(f"seed={seed}, size={size}: the seed must be at least 0, height and width at least 32.")
-    chance = Chance(str(seed))  # as text: hashed, whereas some numbers beyond 32 bits give equal draws
+    chance = Chance(str(seed))  # text is hashed, whereas some numbers beyond 32 bits give equal draws
     canvas = Canvas(chance, height, width)
     street = Street(chance)
     _paint_skyline(canvas, street)
@@ -73,7 +73,7 @@ def generate_scene(seed: int, size: tuple[int, int] = (96, 192)) -> tuple[np.nda
         things += [*_buildings(canvas, street, side), *_kerbside(canvas, street, side)]
     for _, paint, details in sorted(things, key=lambda thing: -thing[0]):
         paint(canvas, *details)
-    if chance.random() < 0.35:  # the front of our own car, which data sets ignore
+    if chance.random() < 0.35:  # the front of our own car, which datasets ignore
         bonnet, high = canvas.ink(Label.VOID, chance.colour(URBAN), gain=0.8), canvas.height * chance.uniform(0.05, 0.1)
         canvas.disc(canvas.width / 2, canvas.height, 0.7 * canvas.width, high, bonnet)
     image, label = canvas.photograph()
@@ -81,7 +81,7 @@ def generate_scene(seed: int, size: tuple[int, int] = (96, 192)) -> tuple[np.nda
 
 
 class Street:
-    """The ground plan: kerbs and lane lines at fixed x, pavements' widths, where a zebra crossing lies, the season."""
+    """The ground plan: kerbs and lane lines at fixed x, pavement widths, a zebra crossing, and the season."""
 
     def __init__(self, chance: Chance) -> None:
         lane, lanes = chance.uniform(2.9, 3.4), chance.one_of((2, 2, 3, 3, 4))
@@ -95,7 +95,7 @@ class Street:
 
 
 def _paint_skyline(canvas: Canvas, street: Street) -> None:
-    """Distant buildings and trees along the horizon."""
+    """Paint distant buildings and trees along the horizon."""
     chance, scale, x = canvas.chance, canvas.focal / 140, 0.0
     tall = chance.one_of((9, 16, 30)) * scale
     while x < canvas.width:
@@ -110,7 +110,7 @@ def _paint_skyline(canvas: Canvas, street: Street) -> None:
 
 
 def _paint_ground(canvas: Canvas, street: Street) -> None:
-    """Road and pavements, with slabs, kerbs, lane marks, and a zebra crossing."""
+    """Paint road and pavements, with slabs, kerbs, lane marks, and a zebra crossing."""
     chance, top = canvas.chance, int(canvas.horizon) + 1
     rows = np.arange(top, canvas.height, dtype=np.float32)[:, None] + 0.5
     z = np.minimum(canvas.focal * canvas.eye / (rows - canvas.horizon), 140)
@@ -137,7 +137,7 @@ def _paint_ground(canvas: Canvas, street: Street) -> None:
 
 
 def _buildings(canvas: Canvas, street: Street, side: int) -> Iterator[Thing]:
-    """A row of buildings of one neighbourhood, with gaps that hold trees; a building counts by its far end."""
+    """Yield a row of similar buildings, with trees in the gaps; a building's distance is that of its far end."""
     chance, line = canvas.chance, street.kerbs[side] + side * street.pavements[side]
     low, high = chance.one_of(((3.5, 7), (4.5, 9), (6, 14), (10, 30)))
     gaps, z = chance.one_of((0.1, 0.3, 0.6)), chance.uniform(0.8, 6)
@@ -155,7 +155,7 @@ def _buildings(canvas: Canvas, street: Street, side: int) -> Iterator[Thing]:
 
 
 def _kerbside(canvas: Canvas, street: Street, side: int) -> Iterator[Thing]:
-    """Trees in a row, lamps or wires, single signs and lights, bollards, parked cars."""
+    """Yield trees in a row, lamps or wires, single signs and lights, bollards, parked cars."""
     chance, kerb, metal = canvas.chance, street.kerbs[side], canvas.chance.colour(GREYS + URBAN)
     x, first, step = kerb + side * chance.uniform(0.8, 1.4), chance.uniform(8, 14), chance.uniform(7, 13)
     for number in range(chance.whole(6, 9) if chance.random() < 0.45 else chance.whole(0, 2)):
@@ -178,12 +178,12 @@ def _kerbside(canvas: Canvas, street: Street, side: int) -> Iterator[Thing]:
 
 
 def _seen_from(canvas: Canvas, x: float) -> float:
-    """How far away something at x must be to stand inside the image."""
+    """Return how far away something at x must be to stand inside the image."""
     return max(5.5, abs(x) * canvas.focal / (0.42 * canvas.width))
 
 
 def _traffic(canvas: Canvas, street: Street) -> Iterator[Thing]:
-    """Up to two cars a lane, ahead of us, or towards us on the left."""
+    """Yield up to two cars per lane, driving ahead of us, or towards us on the left."""
     chance = canvas.chance
     for start, end in zip(street.lines, street.lines[1:], strict=False):
         x = (start + end) / 2 + chance.uniform(-0.3, 0.3)
@@ -194,7 +194,7 @@ def _traffic(canvas: Canvas, street: Street) -> Iterator[Thing]:
 
 
 def _people(canvas: Canvas, street: Street) -> Iterator[Thing]:
-    """Single people and small groups on the pavements, some on the zebra crossing or in the road."""
+    """Yield single people and small groups on the pavements, some on the zebra crossing or in the road."""
     chance, spots = canvas.chance, []
     for _ in range(chance.whole(3, 6)):
         side = chance.one_of((-1, 1))
@@ -209,7 +209,7 @@ def _people(canvas: Canvas, street: Street) -> Iterator[Thing]:
 
 
 def _paint_building(canvas: Canvas, side: int, x: float, z0: float, z1: float, height: float) -> None:
-    """A block whose front faces us and whose other wall stands at x from z0 to z1, with windows and perhaps a shop."""
+    """Paint a block whose front faces us and whose side stands at x from z0 to z1, with windows and perhaps a shop."""
     chance, light, (dx, dz) = canvas.chance, canvas.light, canvas.sun
     colours = [chance.colour(palette) for palette in (URBAN + GREYS, URBAN, URBAN, GLASS)]
     grain, shop, (pitch, wide, rise) = chance.whole(8, 60), chance.random() < 0.4, chance.one_of(WINDOWS)
@@ -240,11 +240,11 @@ def _paint_building(canvas: Canvas, side: int, x: float, z0: float, z1: float, h
             panel(0, length, 2.7, 3.4, sign)
             for u in (0.4 + 3 * number for number in range(int(length / 3))):
                 panel(u, 2.2, 0.4, 2.5, chance.one_of(panes))
-                panel(u + 0.8, 0.5, 0.6, 1.9, chance.one_of((wall, trim, sign)))  # a dressed dummy
+                panel(u + 0.8, 0.5, 0.6, 1.9, chance.one_of((wall, trim, sign)))  # a mannequin
 
 
 def _paint_tree(canvas: Canvas, x: float, z: float, kind: str, street: Street) -> None:
-    """A trunk with clumps of leaves, brighter at the top; a bush; or branches without leaves."""
+    """Paint a trunk with clumps of leaves, brighter at the top; a bush; or branches without leaves."""
     chance, (column, ground, scale) = canvas.chance, canvas.foot(x, z)
     height = chance.uniform(0.9, 2.2) if kind == "bush" else chance.uniform(4.2, 8.7)
     tall, leaf = height * scale, chance.colour(street.leaves)
@@ -269,7 +269,7 @@ def _paint_tree(canvas: Canvas, x: float, z: float, kind: str, street: Street) -
 
 
 def _paint_pole(canvas: Canvas, x: float, z: float, kind: str, inward: int, metal: Colour) -> None:
-    """A post with a lamp, a sign or traffic lights, all labelled as pole; or a bollard."""
+    """Paint a post with a lamp, a sign or traffic lights, all labelled as pole; or a bollard."""
     chance, (column, ground, scale) = canvas.chance, canvas.foot(x, z)
     height, width = POLES[kind]
     height *= chance.uniform(0.9, 1.15)
@@ -297,7 +297,7 @@ def _paint_pole(canvas: Canvas, x: float, z: float, kind: str, inward: int, meta
 
 
 def _paint_car(canvas: Canvas, x: float, z: float, away: bool) -> None:
-    """An outline extruded to the car's width: the faces that we can see, its side, windows, wheels and lamps."""
+    """Paint an outline extruded to the car's width: the faces that we can see, its side, windows, wheels and lamps."""
     chance, light, polygon = canvas.chance, canvas.light, canvas.pen.polygon
     (outline, glass, half), colour = chance.one_of(VEHICLES), chance.colour(URBAN)
     length, belt = outline[-1][0], outline[2][1]
@@ -343,7 +343,7 @@ def _paint_car(canvas: Canvas, x: float, z: float, away: bool) -> None:
 
 
 def _paint_person(canvas: Canvas, x: float, z: float, height: float) -> None:
-    """Legs, arms, body, head and hair, and perhaps a bag."""
+    """Paint legs, arms, body, head and hair, and perhaps a bag."""
     chance, polygon, (column, ground, scale) = canvas.chance, canvas.pen.polygon, canvas.foot(x, z)
     tall, stride, coat = height * scale, chance.uniform(0, 0.13), chance.uniform(-0.02, 0.2)
     top, legs, extra = (canvas.ink(Label.PERSON, chance.colour(URBAN), z, grain=25) for _ in range(3))

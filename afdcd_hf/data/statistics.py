@@ -1,4 +1,4 @@
-"""What a dataset holds: pixels and images per class, sizes, ignored pixels; and a hash to tell it by."""
+"""Statistics of a dataset (pixels and images per class, sizes, ignored pixels), and a hash that identifies it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class LabelStatistics:
     images: np.ndarray  # that hold each class, `(K,)` int64
     ignored: int  # pixels with the ignore index
     sizes: Mapping[tuple[int, int], int]  # (height, width) of a label, and so of its image → number of images
-    unlabelled: int  # images without a label; they are in no other count
+    unlabelled: int  # images without a label, which no other count includes
 
     @property
     def shares(self) -> np.ndarray:
-        """Share of each class among the pixels that are not ignored, `(K,)` float64; zeros where there are none."""
+        """Share of each class among the pixels that are not ignored, `(K,)` float64; zeros if there are none."""
         return self.pixels / max(1, self.pixels.sum())
 
     @property
@@ -54,16 +54,16 @@ def count_labels(
     indices: Sequence[int] | None = None,
     progress: bool = False,
 ) -> LabelStatistics:
-    """Reads the labels of a dataset one by one, and no image where the dataset has columns.
+    """Count a dataset's labels one by one, without reading images if the dataset has columns.
 
     Args:
-        dataset: What `load_split` returns, or any rows with a PIL `label` (or None) and perhaps a `name`.
+        dataset: A dataset from `load_split`, or any rows with a PIL `label` (or None) and, optionally, a `name`.
         num_labels: Number of classes K; by default the largest value in the labels plus one.
-        ignore_index: Label of pixels that are counted apart.
-        indices: Which rows of a sequence to read; by default all.
-        progress: Show a bar.
+        ignore_index: Label of pixels that are counted separately.
+        indices: Rows of a sequence to read; by default all.
+        progress: Show a progress bar.
 
-    A ValueError names the image if a label holds another value, an OSError a file that is missing or damaged.
+    ValueError, naming the image, if a label holds another value; OSError, naming the file, if it is missing or damaged.
     """
     rows = with_decoding(dataset)
     if hasattr(rows, "select_columns"):
@@ -87,15 +87,15 @@ def count_labels(
 
 
 def is_generated(name: str) -> bool:
-    """Whether a data set's fingerprints are `of_pixels`: who claims a score and who verifies it must agree."""
+    """Return whether a dataset is fingerprinted `of_pixels`, on which claiming and verifying a score must agree."""
     return name == "scenes"
 
 
 def fingerprint(dataset: Any, *, of_pixels: bool = False) -> str:
-    """A hash of the names and sizes in bytes of all files of what `load_split` returns, without reading them.
+    """Hash the names and sizes in bytes of all files of a dataset from `load_split`, without reading them.
 
-    So it takes milliseconds and is the same wherever the files lie; changes of neither name nor size go unnoticed. Of
-    generated images `of_pixels` hashes the pixels instead. Returns the first 16 hexadecimal digits of a SHA-256.
+    This takes milliseconds and does not depend on where the files lie, but changes that keep name and size go
+    unnoticed. For generated images, `of_pixels` hashes the pixels instead. Returns the SHA-256's first 16 hex digits.
     """
     digest = hashlib.sha256()
     for batch in dataset.with_format(None).iter(batch_size=256):

@@ -1,4 +1,4 @@
-"""Datasets that are read from the first row to the last and never held; nobody knows how many rows there are."""
+"""Streams: datasets of unknown length that are read in order and never held in memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .samples import TrainingSamples
 
 
 def is_stream(dataset: Any) -> bool:
-    """Whether a dataset can only be iterated over."""
+    """Return whether a dataset can only be iterated over."""
     return dataset is not None and not hasattr(dataset, "__len__")
 
 
 class StreamedRows(IterableDataset):
-    """Rows with `image`, `label` (PIL, or None) and `name`, decoded when it is their turn, as `load_split` gives them.
+    """Rows with `image`, `label` (PIL, or None) and `name`, decoded one by one, as from `load_split`.
 
     They come from a `datasets.IterableDataset` with image columns `image` and `label`, or any iterable of such rows.
-    With `by_rows` processes and workers never divide it by files.
+    With `by_rows`, processes and workers never split it by files.
     """
 
     def __init__(self, dataset: Any, decode: DecodedRows | None = None, *, by_rows: bool = False) -> None:
@@ -35,21 +35,21 @@ class StreamedRows(IterableDataset):
         return (row for _, row in self.part(0, 1))
 
     def first(self, count: int) -> StreamedRows:
-        """The first so many rows of a stream of `datasets`, the same on any number of processes and workers."""
-        # Divided by files, `take` would give each process as many rows of its own files.
+        """Return the first `count` rows of a `datasets` stream, the same for any number of processes and workers."""
+        # If split by files, `take` would give each process that many rows of its own files.
         return StreamedRows(self.dataset.take(count), self.decode, by_rows=True)
 
     def shuffled(self, seed: int, buffer_size: int) -> StreamedRows:
-        """A stream of `datasets` with its files, and rows in a buffer of undecoded ones, in another order each pass."""
+        """Shuffle a `datasets` stream anew each pass: its files, and its undecoded rows in a buffer."""
         if not hasattr(self.dataset, "shuffle"):
             raise ValueError(f"{type(self.dataset).__name__} cannot be shuffled: only a stream of `datasets` can.")
         return StreamedRows(self.dataset.shuffle(seed, buffer_size=buffer_size), self.decode, by_rows=self.by_rows)
 
     def part(self, index: int, count: int, epoch: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The rows of process `index` of `count`, shared among the workers of a `DataLoader`, with their positions.
+        """Yield the rows of process `index` of `count`, shared among a `DataLoader`'s workers, with their positions.
 
-        A stream of `datasets` is divided by files where their number allows it, and by rows otherwise; `first` rows and
-        other iterables by rows. A position is a number that no other row of the pass has.
+        A `datasets` stream is split by files if their number allows it, otherwise by rows; `first` rows and other
+        iterables are split by rows. A position is unique within a pass.
         """
         from datasets import IterableDataset as HubStream
         from datasets.distributed import split_dataset_by_node
@@ -61,13 +61,13 @@ class StreamedRows(IterableDataset):
             rows = itertools.islice(source, first, None, step)
         elif self.by_rows:
             source.set_epoch(epoch)
-            # Unlike `iter(source)`, this leaves out nothing in a worker.
+            # Unlike `iter(source)`, this skips nothing in a worker.
             every = ({column: value for column, [value] in batch.items()} for batch in source.iter(batch_size=1))
             rows = itertools.islice(every, first, None, step)
         else:
             source = split_dataset_by_node(source, index, count)
             source.set_epoch(epoch)
-            rows = iter(source)  # which knows of its worker
+            rows = iter(source)  # which takes its worker into account
         for place, row in enumerate(rows):
             position = place * step + first
             yield position, self._decoded(row, position)
@@ -80,7 +80,7 @@ class StreamedRows(IterableDataset):
 
 
 def _content(stored: Mapping[str, Any] | bytes) -> Mapping[str, Any] | bytes:
-    """The bytes, where there are any or the path is not on this machine; as they are, labels are taken as unmapped."""
+    """Return the bytes if there are any, or if the path is remote; labels in bytes count as not yet mapped."""
     if isinstance(stored, bytes):
         return stored
     if stored["bytes"] is None and "://" in (stored["path"] or ""):
@@ -90,17 +90,17 @@ def _content(stored: Mapping[str, Any] | bytes) -> Mapping[str, Any] | bytes:
 
 
 class StreamedSamples(IterableDataset):
-    """Augmented samples for the Trainer from a stream, without an end: it begins again after its last row.
+    """An endless stream of augmented samples for the Trainer: it begins again after its last row.
 
     A sample draws from `np.random.default_rng([seed, pass, position])`; see docs/data.md.
 
     Args:
-        dataset: `StreamedRows`, or what they take.
-        transform, num_labels, seed, ignore_index: As of `TrainingSamples`, whose samples of an epoch are those of a
-            pass in one process, unshuffled, in order.
-        shuffle_buffer: How many undecoded rows to shuffle a stream of `datasets` through; 1 keeps its order.
+        dataset: `StreamedRows`, or a source for them.
+        transform, num_labels, seed, ignore_index: As in `TrainingSamples`, whose epoch has the samples of an
+            unshuffled pass in one process.
+        shuffle_buffer: Number of undecoded rows in the buffer that shuffles a `datasets` stream; 1 keeps its order.
 
-    A ValueError as from `TrainingSamples`; when iterated over, also if there is no row at all.
+    ValueError as in `TrainingSamples`; on iteration, also if there are no rows at all.
     """
 
     def __init__(
@@ -128,6 +128,6 @@ class StreamedSamples(IterableDataset):
             for position, row in self._rows.part(*self.share, order):
                 yield self._samples.sample(row, row["name"], np.random.default_rng([seed, epoch, position]))
             if position is None and workers is None:
-                raise ValueError("The stream to train on has no rows for this process: give fewer processes, or data.")
-            if position is None:  # more workers than files; the others go on
+                raise ValueError("The training stream has no rows for this process: use fewer processes or more data.")
+            if position is None:  # more workers than files; the others continue
                 return

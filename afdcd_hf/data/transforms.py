@@ -1,4 +1,4 @@
-"""Augmentation of an image together with its label map: as the paper trains, and more on request."""
+"""Augmentation of an image together with its label map: the paper's, and optional extras."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from ..models.image_modes_afdcd import as_rgb
 from .checks import check_same_size
 
-_ONE = 2**11  # weights of the bilinear resizing have 11 bits, as OpenCV's for uint8
+_ONE = 2**11  # bilinear weights have 11 bits, as OpenCV's for uint8
 PAPER_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0)
 
 
@@ -24,10 +24,10 @@ class RandomScaleCropFlip:
     """Random scale, crop and horizontal flip, then the processor's normalisation.
 
     The image is resized bilinearly (without antialiasing), the label by nearest neighbour, both at the sampling
-    positions of the released code. Where the result is smaller than the crop it is padded at the right and the bottom
-    with the mean (zeros once normalised) and the ignore label; the crop's position is uniform over the padded image;
-    the flip comes last. The last three arguments, off by default, are not part of the paper's training: colours change
-    before the crop is normalised, crop and label are rotated last.
+    positions of the released code. If the result is smaller than the crop, it is padded at the right and the bottom
+    with the mean (zeros once normalised) and the ignore label. The crop's position is uniform over the padded image;
+    the flip follows. The last three arguments, off by default, are not part of the paper's training: colours change
+    before normalisation, and crop and label are rotated last.
 
     Args:
         processor: Image processor that normalises a uint8 `(3, h, w)` RGB tensor without changing its size; called
@@ -39,7 +39,7 @@ class RandomScaleCropFlip:
         color_jitter: Largest relative change of brightness, contrast and saturation, and largest shift of the hue
             (0..0.5), such as `(0.4, 0.4, 0.4, 0.1)`; in random order (torchvision's `ColorJitter`).
         blur_probability: Probability of a Gaussian blur (5x5 pixels, σ uniform in 0.1..2), 0..1.
-        max_rotation: Largest angle in degrees, 0..180, to either side; bilinear, the label by nearest neighbour.
+        max_rotation: Largest angle in degrees, 0..180, in either direction; bilinear, nearest neighbour for the label.
 
     Raises:
         ValueError: If an argument is out of range, or the processor changes the size.
@@ -82,16 +82,16 @@ class RandomScaleCropFlip:
                 raise ValueError(f"color_jitter={color_jitter}: {error}; expected {four}.") from error
         if blur_probability:
             self._recolour.append(v2.RandomApply([v2.GaussianBlur(5)], blur_probability))
-        run_processor(processor, torch.zeros(3, *self.crop_size, dtype=torch.uint8))  # tried before the first step
+        run_processor(processor, torch.zeros(3, *self.crop_size, dtype=torch.uint8))  # fail before the first step
         self._rotate = None
         if max_rotation:
             fill = {tv_tensors.Image: 0, tv_tensors.Mask: ignore_index}
             self._rotate = v2.RandomRotation(max_rotation, v2.InterpolationMode.BILINEAR, fill=fill)
 
     def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Draws one augmented sample of an image of any mode and class ids of its size, in one channel.
+        """Draw one augmented sample from an image of any mode and single-channel class ids of its size.
 
-        `rng` is the source of all randomness; every call draws four values, and a fifth where colours or angles change.
+        `rng` is the source of all randomness; every call draws four values, and a fifth if colours or angles change.
 
         Returns:
             `pixel_values`, float32 `(3, H, W)`, and `labels`, int64 `(H, W)`.
@@ -127,7 +127,7 @@ class RandomScaleCropFlip:
 
 
 def run_processor(processor: Callable[..., Any], pixels: Tensor) -> Tensor:
-    """A crop, `(3, h, w)` uint8 RGB, as float32 from an image processor; ValueError if that changes the size."""
+    """Run an image processor on a crop, `(3, h, w)` uint8 RGB, to float32; ValueError if it changes the size."""
     pixel_values = processor(images=pixels.contiguous(), return_tensors="pt", do_resize=False)["pixel_values"][0]
     if pixel_values.shape != pixels.shape:
         raise ValueError(
@@ -138,26 +138,26 @@ def run_processor(processor: Callable[..., Any], pixels: Tensor) -> Tensor:
 
 
 def _kept(rng: np.random.Generator, side: int, crop: int) -> np.ndarray:
-    """The pixels of the resized image's axis that the crop keeps; padding, if any, follows them."""
+    """Return the pixels that the crop keeps along an axis of the resized image; padding, if any, follows them."""
     start = int(rng.integers(max(side - crop, 0) + 1))
     return np.arange(start, min(start + crop, side))
 
 
-# Resizing: the part of a resized image or label that a crop keeps, computed without the rest. Pixels are sampled where
-# the released code's `cv2.resize(image, None, fx=scale, fy=scale)` samples: at 1/scale of the source from one pixel to
-# the next, also where scale × side is not a whole number and the result's side is rounded.
+# Resizing that computes only the part of an image or label that a crop keeps. Pixels are sampled where the released
+# code's `cv2.resize(image, None, fx=scale, fy=scale)` samples: 1/scale source pixels apart, even if scale × side is not
+# a whole number and the resulting side is rounded.
 
 
 def resized_side(side: int, scale: float) -> int:
-    """Length of a resized side in pixels: rounded (halves to even), but at least 1."""
+    """Return the length of a resized side in pixels: rounded (half to even), but at least 1."""
     return max(1, round(side * scale))
 
 
 def resize_bilinear(pixels: np.ndarray, scale: float, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Some rows `(H,)` and columns `(W,)`, in any order, of the bilinearly resized image `(h, w, 3)` uint8.
+    """Compute some rows `(H,)` and columns `(W,)`, in any order, of a bilinearly resized image `(h, w, 3)` uint8.
 
-    Within a grey level of OpenCV's `INTER_LINEAR`: output pixel x shows source position (x + ½) / scale - ½; two
-    neighbours an axis whatever the scale (no antialiasing), edges repeated, rounded once.
+    Within one grey level of OpenCV's `INTER_LINEAR`: output pixel x samples source position (x + ½) / scale - ½ from
+    two neighbours per axis at any scale (no antialiasing); edges are repeated, and results rounded once.
     """
     top, bottom, down = _neighbours(rows, scale, pixels.shape[0])
     left, right, across = _neighbours(columns, scale, pixels.shape[1])
@@ -171,7 +171,7 @@ def resize_bilinear(pixels: np.ndarray, scale: float, rows: np.ndarray, columns:
 
 
 def _neighbours(kept: np.ndarray, scale: float, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each pixel kept along an axis: its two source pixels, and the weight of the second in units of 1/`_ONE`."""
+    """Return, for each kept pixel of an axis, two source pixels and the weight of the second in units of 1/`_ONE`."""
     position = np.clip((kept + 0.5) / scale - 0.5, 0, length - 1)
     low = position.astype(np.int64)
     weight = np.rint((position - low) * _ONE).astype(np.int32)
@@ -179,9 +179,9 @@ def _neighbours(kept: np.ndarray, scale: float, length: int) -> tuple[np.ndarray
 
 
 def resize_nearest(ids: np.ndarray, scale: float, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The same of class ids, `(h, w)`, by nearest neighbour: `INTER_NEAREST`; pixel x shows input pixel ⌊x / scale⌋."""
+    """Do the same with class ids `(h, w)` by nearest neighbour, `INTER_NEAREST`: pixel x is input pixel ⌊x / scale⌋."""
     for axis, kept in enumerate((rows, columns)):
-        # 1 / scale first, as OpenCV does: 7 / 0.7 and 7 * (1 / 0.7) lie on two sides of 10
+        # 1 / scale first, as OpenCV does: 7 / 0.7 and 7 * (1 / 0.7) lie on either side of 10
         source = np.minimum((kept * (1 / scale)).astype(np.int64), ids.shape[axis] - 1)
         ids = ids.take(source, axis=axis)
     return ids

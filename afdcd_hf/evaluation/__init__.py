@@ -1,1 +1,1 @@
-"""Scoring a segmenter on a labelled dataset, and the results file."""
+"""Evaluation of a segmenter on a labelled dataset, and the results file."""

@@ -1,4 +1,4 @@
-"""`afdcd evaluate`: a saved model on a labelled dataset, and `results.json`, with everything needed to repeat it."""
+"""`afdcd evaluate`: scores of a saved model, and a `results.json` with everything needed to repeat them."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def evaluate_saved(
     overwrite: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Evaluate a saved model (folder, Hub id or exported graph), print the scores, and write what is asked for.
+    """Evaluate a saved model (folder, Hub id or exported graph), print the scores, and write the requested files.
 
-    Under torchrun or accelerate launch the main process prints and writes. Before anything is computed, an OSError
-    tells if a file exists and `overwrite` is off, or cannot be written, and a ValueError if the model is not for these
-    classes; see also `evaluate_segmenter`, whose scores are returned.
+    Under torchrun or accelerate launch, the main process prints and writes. Before any computation, raises OSError if a
+    file exists (without `overwrite`) or cannot be written, and ValueError if the model is not for these classes; see
+    also `evaluate_segmenter`, whose scores are returned.
 
     Args:
-        choice: What `load_split` takes.
-        device: Where to run; by default a GPU where there is one.
+        choice: Arguments of `load_split`.
+        device: Device to run on; by default a GPU, if there is one.
         output: `results.json` to write, with the confusion matrix beside it.
         save_predictions: Folder for label maps; packed for the benchmark's test server if it has one.
         overwrite: Replace files of an earlier evaluation.
         options: Of `evaluate_segmenter`.
     """
-    from accelerate import PartialState  # not above: a demo's Space does without accelerate
+    from accelerate import PartialState  # not at the top: a demo's Space does without accelerate
 
     from .segmenter import evaluate_segmenter
 
@@ -81,7 +81,7 @@ def evaluate_saved(
 
 
 def format_scores(scores: Mapping[str, Any]) -> str:
-    """The scores as a table in percent, a line per class."""
+    """Format the scores as a table in percent, with a line per class."""
     if not scores["num_pixels"]:
         return f"{scores['num_images']} images without any labelled pixel: nothing to score."
     columns = {"iou": "IoU %", "accuracy": "accuracy %", "boundary_iou": "boundary IoU %"}
@@ -105,7 +105,7 @@ def format_scores(scores: Mapping[str, Any]) -> str:
 
 
 def check_writable(path: str | Path, overwrite: bool = False) -> None:
-    """Before a long evaluation: an OSError where its results cannot be written, or exist and `overwrite` is off."""
+    """Raise OSError if results cannot be written, or exist and `overwrite` is off; call it before a long evaluation."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give --output the name of a file, such as {path}/results.json.")
@@ -118,8 +118,8 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
 
     The confusion matrix goes beside it: `results.json` gets `results_confusion.csv` and `results_confusion.png`.
 
-    `scores` are those of `evaluate_segmenter`, `context` is what the protocol should add, e.g. model, dataset, split.
-    Returns what was written as JSON.
+    `scores` are those of `evaluate_segmenter`; `context` is added to the protocol, e.g. model, dataset, split. Returns
+    what was written as JSON.
     """
     protocol = {**context, **scores["protocol"], "date": date.today().isoformat(), "machine": machine_name()}
     plain = {name: value for name, value in scores.items() if name != "confusion_matrix"}
@@ -137,12 +137,12 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
 def dataset_context(
     name: str, split: str, data_dir: Any = None, streaming: bool = False, **options: Any
 ) -> dict[str, Any]:
-    """What the protocol says about images and labels: `load_split`'s arguments, but for where and how they are read."""
+    """Return the protocol's entries about the data: `load_split`'s arguments, except where and how it is read."""
     return {"dataset": name, "split": split, **options}
 
 
 def evaluate_command(protocol: Mapping[str, Any]) -> str:
-    """The shell command that repeats an evaluation; `FOLDER` stands for the reader's copy of the images."""
+    """Return the shell command that repeats an evaluation; `FOLDER` stands for the reader's copy of the images."""
     usual = WHOLE_IMAGE.describe()
     options: dict[str, Any] = {name: protocol[name] for name in ("model", "dataset", "split")}
     options["data_dir"] = None if protocol["dataset"] == "scenes" else "FOLDER"

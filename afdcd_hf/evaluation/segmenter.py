@@ -1,4 +1,4 @@
-"""Scoring a segmenter at the label's own size, in constant memory: the one way for the Trainer and all commands."""
+"""Evaluation of a segmenter at the label's own size, in constant memory, for the Trainer and all commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..data.checks import check_labels, check_same_size
 from ..data.decoding import with_decoding
 from ..data.streaming import StreamedRows, is_stream
-from ..inference.predictions import one_ahead
+from ..inference.predictions import prefetch
 from ..inference.segment import WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample
 from ..metrics.boundary_iou import StreamingBoundaryIoU
 from ..metrics.mean_iou import StreamingMeanIoU
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluationSamples(Dataset):
-    """Images as the model wants them, beside the label as it is; arguments as in `evaluate_segmenter`."""
+    """Images processed for the model, with their labels as they are; arguments as in `evaluate_segmenter`."""
 
     def __init__(self, dataset: Any, processor: Any, num_labels: int, ignore_index: int = 255) -> None:
         self.dataset, self.processor = with_decoding(dataset), processor
@@ -53,7 +53,7 @@ class EvaluationSamples(Dataset):
 
 
 class EvaluationStream(IterableDataset):
-    """The same from a stream, of which each process, and each of its workers, reads a part."""
+    """The same from a stream, shared among processes and their workers."""
 
     def __init__(self, dataset: Any, samples: EvaluationSamples, process: int, processes: int) -> None:
         self.rows = dataset if isinstance(dataset, StreamedRows) else StreamedRows(dataset)
@@ -81,30 +81,30 @@ def evaluate_segmenter(
 ) -> dict[str, Any]:
     """Score a model on a labelled dataset, at the label's own size.
 
-    For label maps, memory and modes see `Predictor`; no random state is touched. Several processes (torchrun,
-    accelerate launch) share the images, each counted once, and return the same result. Images without a label are
-    segmented, but not scored.
+    See `Predictor` for label maps, memory and modes. No random state is changed. Several processes (torchrun,
+    accelerate launch) share the images, count each once, and return the same result. Images without a label are
+    segmented but not scored.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
-        dataset: indexable, with PIL images in `image` and `label` (class ids, one channel; None where there is no
-            label) and, optionally, `name`; or a stream of such rows, of which none is kept.
+        dataset: indexable, with PIL images in `image` and `label` (class ids, one channel; None if there is no
+            label) and, optionally, `name`; or a stream of such rows, which are not kept.
         processor: image processor of the model.
-        id2label, num_labels: names and number of classes, two or more; the configuration's where None.
-        ignore_index: label that is not counted; the configuration's where None, 255 where it names none.
+        id2label, num_labels: names and number of classes, two or more; by default the configuration's.
+        ignore_index: label that is not counted; by default the configuration's, or 255 if it has none.
         batch_size: images, or windows, per forward pass.
-        num_workers: processes that decode images; 0 for a thread of this one.
+        num_workers: processes that decode images; 0 for a thread of this process.
         absent_as_zero: count a class absent from truth and prediction as IoU 0, as the released code does.
-        settings: scales, flip, sliding window and precision; by default the whole image once, as the weights are.
+        settings: scales, flip, sliding window and precision; by default the whole image once, in the weights' dtype.
         boundary_ratio: also score Boundary IoU in bands of this share of the image diagonal; see
             `StreamingBoundaryIoU`.
-        on_prediction: called once per image, in the process that segmented it, with its name, `image <position>` where
-            it has none, and its `(H, W)` label map (uint8, or uint16 for models with more than 256 classes).
-        progress: show a bar on the main process.
+        on_prediction: called once per image, in the process that segmented it, with its name, `image <position>` if it
+            has none, and its `(H, W)` label map (uint8, or uint16 for models with more than 256 classes).
+        progress: show a progress bar on the main process.
 
     Returns:
-        What `StreamingMeanIoU.compute` returns (all NaN, and `num_pixels` 0, where no pixel is labelled), with
-        `boundary_ratio` also what `StreamingBoundaryIoU.compute` does; `confusion_matrix`, `(K, K)` int64, rows =
+        The results of `StreamingMeanIoU.compute` (all NaN, and `num_pixels` 0, if no pixel is labelled) and, with
+        `boundary_ratio`, of `StreamingBoundaryIoU.compute`; `confusion_matrix`, `(K, K)` int64, rows =
         truth; `num_images`, `num_labelled` of them, `seconds` (of this process: waiting for images, model, label maps,
         counting, all) and `protocol` (everything above that influences the numbers).
 
@@ -137,7 +137,7 @@ def evaluate_segmenter(
     samples: Any = EvaluationSamples([] if stream else dataset, processor, num_labels, ignore_index)
     mine = None if stream else range(share[0], len(samples), share[1])
     samples = EvaluationStream(dataset, samples, *share) if stream else samples
-    # With a generator of its own, the loader draws nothing from torch's
+    # With its own generator, the loader draws nothing from torch's
     loader: DataLoader = DataLoader(
         samples, batch_size, sampler=mine, num_workers=num_workers, collate_fn=list, generator=torch.Generator()
     )
@@ -155,7 +155,7 @@ def evaluate_segmenter(
     [present] = np.nonzero(matrix.sum(1))
     if state.is_main_process and num_labelled > 1 and len(present) == 1:
         logger.warning(
-            "All labelled pixels are %r: this score says little. Do the labels mean what the model thinks? In masks of "
+            "All labelled pixels are %r: this score says little. Are the labels what the model expects? In masks of "
             '0 and 255, 255 is ignored; label_map {"255": 1} makes it a class.',
             metrics[0].class_names[present[0]],
         )
@@ -179,7 +179,7 @@ def evaluate_segmenter(
 def _score(
     predictor: Predictor, loader: DataLoader, metrics: Sequence[Any], on_prediction: Any, step: Callable[[], Any]
 ) -> tuple[int, int]:
-    """Count, and hand on, every prediction; how many there are, and how many had a label."""
+    """Count and pass on every prediction; return the numbers of images and of labelled ones."""
     num_images, num_labelled, seconds = 0, 0, predictor.seconds
 
     def next_batch() -> list[Sample] | None:
@@ -187,7 +187,7 @@ def _score(
             return next(batches, None)
 
     with (
-        closing(one_ahead(iter(loader))) as batches,
+        closing(prefetch(iter(loader))) as batches,
         closing(predictor.label_maps(iter(next_batch, None))) as predictions,
     ):
         for sample, label_map in predictions:
@@ -205,7 +205,7 @@ def _score(
 
 
 def _protocol(model: nn.Module, processor: Any) -> dict[str, Any]:
-    """What influences the number, of model and processor."""
+    """Return the properties of model and processor that influence the scores."""
     own = {what: getattr(processor, f"do_{what}", False) for what in ("resize", "rescale", "normalize")}
     return {
         "dtype": str(dtype_of(model)).removeprefix("torch."),

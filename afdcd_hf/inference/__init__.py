@@ -1,1 +1,1 @@
-"""From images to label maps, and what is written of them."""
+"""Segmentation of images, and writing of the results."""

@@ -1,4 +1,4 @@
-"""Image files in, PNGs out: a user's images, and predictions named and numbered as a benchmark's test server wants."""
+"""Image files in, PNGs out: a user's images, and predictions named and numbered as a test server expects."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict[str, Path]:
-    """The images among files and folders, by the name of the PNG that belongs to each, once each.
+    """Find the images in files and folders, once each, by the name of the PNG that belongs to each.
 
-    Folders are searched with their sub-folders, in the order of the paths, without hidden ones and those of `skip`. A
-    file that is named itself is taken whatever its name.
+    Folders are searched recursively, in the order of paths, except for hidden files and folders, and those of `skip`. A
+    file that is given itself is used whatever its name.
     """
     found: dict[str, Path] = {}
     skipped = {path.resolve() for path in skip}
@@ -42,18 +42,18 @@ def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict
             if first.resolve() != image.resolve():
                 raise ValueError(f"{first} and {image} would both be written to {png_name(name)}: rename one of them.")
     if not found:
-        raise ValueError("There is nothing to segment: name images, or folders that hold images.")
+        raise ValueError("There is nothing to segment: give images, or folders that hold images.")
     return found
 
 
 def png_name(name: str) -> str:
-    """The name of the PNG that belongs to an image: `a/b.jpg` → `a/b.png`, but `frame.0001` → `frame.0001.png`."""
+    """Name the PNG that belongs to an image: `a/b.jpg` → `a/b.png`, but `frame.0001` → `frame.0001.png`."""
     known = PurePosixPath(name).suffix.lower() in _SUFFIXES  # another suffix may be all that tells two names apart
     return f"{name.rpartition('.')[0] if known else name}.png"
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """Read an image as viewers show it, upright, as RGB with 8 bits; an OSError names a file that cannot be read so."""
+    """Read an image as viewers show it, upright, as 8-bit RGB; an OSError names a file that cannot be read."""
     try:
         return as_rgb(open_image(path, str(path)))
     except ValueError as error:
@@ -61,17 +61,17 @@ def open_rgb(path: Path) -> Image.Image:
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
-    """Write `(H, W)` uint8 or uint16, or `(H, W, 3)` uint8 RGB, as a PNG, whole or not at all; makes its folder."""
+    """Write `(H, W)` uint8 or uint16, or `(H, W, 3)` uint8 RGB, as a PNG, atomically; creates its folder."""
     with written_whole(path) as part:
         Image.fromarray(pixels).save(part, format="PNG")
 
 
 class PredictionWriter:
-    """Writes a PNG of class ids for each image; fits `evaluate_segmenter(on_prediction=...)`.
+    """A writer of one PNG of class ids per image, for `evaluate_segmenter(on_prediction=...)`.
 
-    Files have 8 bits, or 16 where an id does not fit, and the names and class ids that the benchmark's test server
-    wants; without a server they are the images' names, with their sub-folders, and train ids. Several processes can
-    write to one folder. With `overwrite` it may hold files, which stay unless they have the same name.
+    Files have 8 bits, or 16 if an id does not fit, and the names and class ids that the benchmark's test server
+    expects. Without a server, they have the images' names, including subfolders, and train ids. Several processes can
+    write to one folder. With `overwrite`, it may hold files, which are kept unless they have the same name.
     """
 
     def __init__(self, folder: str | Path, benchmark: Benchmark | None = None, *, overwrite: bool = False) -> None:
@@ -82,13 +82,13 @@ class PredictionWriter:
         self.archive = self.folder.with_name(f"{self.folder.name}.zip") if self._wanted else None  # for the server
 
     def prepare(self) -> None:
-        """Before anything is computed, in one process: OSError if the folder holds files or cannot be written."""
+        """Check first, in one process: OSError if the folder holds files or cannot be written."""
         existing = [*self.folder.glob("*"), *([self.archive] if self.archive else [])]
         refuse_existing(existing, self.overwrite, "folder for predictions")
         check_can_write(self.folder / "a.png")
 
     def __call__(self, name: str, label_map: np.ndarray) -> None:
-        """Write the prediction of the image of that name: `(H, W)` train ids, any integer dtype, 0..65535."""
+        """Write the prediction for the image of that name: `(H, W)` train ids, any integer dtype, 0..65535."""
         file = PurePosixPath(self._wanted.file_name(name) if self._wanted else png_name(name))
         path = self.folder / file
         if file.is_absolute() or ".." in file.parts:
@@ -104,7 +104,7 @@ class PredictionWriter:
         save_png(values.astype(np.uint8 if values.max() < 256 else np.uint16), path)
 
     def pack(self) -> Path | None:
-        """Make the archive of the folder's PNGs, if the benchmark has a test server. Returns its path."""
+        """Zip the folder's PNGs and return the archive's path, if the benchmark has a test server."""
         if self.archive is None:
             return None
         with written_whole(self.archive) as part, zipfile.ZipFile(part, "w") as archive:  # PNGs are compressed already

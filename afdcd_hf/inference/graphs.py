@@ -1,4 +1,4 @@
-"""Exported graphs as segmenters: whatever scores or applies models takes them like one."""
+"""Exported graphs as segmenters, to be evaluated and applied like models."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from ..models.loading import load_model, load_processor
 from ..models.modeling_afdcd import AfDcdOutput
 from .segment import InferenceSettings
 
-METADATA_KEY = "afdcd"  # entry of the graph's metadata that holds, as JSON, what is needed beside the graph
+METADATA_KEY = "afdcd"  # entry of the graph's metadata with what else is needed, as JSON
 
 
 ONNX_PACKAGES = "onnx", "onnxruntime", "onnxscript"  # of the extra `export`
 
 
 def check_packages(names: Sequence[str], extra: str) -> None:
-    """Raises ValueError where something that an extra of ours installs is missing."""
+    """Raise ValueError if a package that one of our extras installs is missing."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"Not installed, but needed here: {', '.join(missing)}. Run pip install 'afdcd-hf[{extra}]'.")
 
 
 class GraphSegmenter(nn.Module, ABC):
-    """A graph of `afdcd export`, run by its own runtime on the CPU.
+    """A graph written by `afdcd export`, run by its own runtime on the CPU.
 
-    It is called as the models are, `segmenter(pixel_values=...).logits`, and carries the `config` that
-    `evaluate_segmenter` and `segment_image` ask for. A graph that gives label maps is answered for by scores of one for
-    the class chosen and zero for the others. An operator has as many threads as torch, unless `threads` says otherwise.
+    It is called like a model, `segmenter(pixel_values=...).logits`, and has the `config` that `evaluate_segmenter` and
+    `segment_image` read. If a graph outputs label maps, its scores are one for the chosen class and zero for the
+    others. An operator uses as many threads as torch, unless `threads` says otherwise.
 
     Attributes:
         facts: the graph's own description: classes, `output` ("logits" or "labels"), `upsample`, `size` ([height,
-            width] where it is fixed, else None), `processor`.
-        input_name: "pixel_values", or "image" where preprocessing is within the graph.
+            width] if it is fixed, else None), `processor`.
+        input_name: "pixel_values", or "image" if the graph includes preprocessing.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -56,44 +56,44 @@ class GraphSegmenter(nn.Module, ABC):
         super().__init__()
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"There is no graph at {path}; give a file of `afdcd export`.")
+            raise FileNotFoundError(f"There is no graph at {path}; give a file written by `afdcd export`.")
         facts = self._open(threads or torch.get_num_threads())
         if facts is None:
             raise ValueError(f"{path} was not made by `afdcd export`: its classes and images are unknown.")
         self.facts = json.loads(facts)
-        self.input_name = self.facts.get("input", "pixel_values")  # which earlier graphs do not say
+        self.input_name = self.facts.get("input", "pixel_values")  # missing in earlier graphs
         id2label = {int(index): name for index, name in self.facts["id2label"].items()}
         self.config = PreTrainedConfig(id2label=id2label, label2id={name: i for i, name in id2label.items()})
         self.config.align_corners = self.facts["align_corners"]
         self.config.semantic_loss_ignore_index = self.facts["ignore_index"]
-        # tells callers where inputs go, and in which type
+        # tells callers the device and dtype of inputs
         self.placeholder = nn.Parameter(torch.zeros(0), requires_grad=False)
 
     @abstractmethod
     def _open(self, threads: int) -> str | None:
-        """Get the runtime ready; the graph's metadata under `METADATA_KEY`, if it has any."""
+        """Open the graph in its runtime, and return its metadata under `METADATA_KEY`, if it has any."""
 
     @abstractmethod
     def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """The graph's output."""
+        """Run the graph and return its output."""
 
     @property
     def size_in_bytes(self) -> int:
-        """Of all files of the graph: OpenVINO's weights lie in a second one."""
+        """The size of all files of the graph: OpenVINO keeps weights in a second one."""
         files = [self.path, self.path.with_suffix(".bin")] if self.path.suffix == ".xml" else [self.path]
         return sum(file.stat().st_size for file in files)
 
     def settings_for(self, settings: InferenceSettings) -> InferenceSettings:
-        """The settings, with windows of the size that the graph is fixed to unless they have some already."""
+        """Return the settings, with windows of the graph's fixed size, if any, unless they have some already."""
         if self.facts["output"] == "labels" and not self.facts["upsample"]:
             raise ValueError(f"{self.path} gives label maps smaller than the image: export with --upsample to use it.")
         size = self.facts["size"]
         return settings if size is None or settings.window else replace(settings, window=tuple(size))
 
     def run(self, pixel_values: np.ndarray) -> np.ndarray:
-        """What the graph gives for `(B, 3, H, W)` float32: scores `(B, K, h, w)`, or class ids `(B, h, w)`.
+        """Run the graph on `(B, 3, H, W)` float32; return scores `(B, K, h, w)` or class ids `(B, h, w)`.
 
-        Where preprocessing is within the graph, the values are pixels of 0 to 255, and rounded.
+        If the graph includes preprocessing, the values are pixels of 0 to 255, and are rounded.
         """
         size = self.facts["size"]
         if size is not None and list(pixel_values.shape[-2:]) != size:
@@ -112,7 +112,7 @@ class GraphSegmenter(nn.Module, ABC):
 
 
 class OnnxSegmenter(GraphSegmenter):
-    """A graph of `export_onnx` or `quantise_onnx`, run by onnxruntime; see `GraphSegmenter`."""
+    """A graph from `export_onnx` or `quantise_onnx`, run by onnxruntime; see `GraphSegmenter`."""
 
     def _open(self, threads: int) -> str | None:
         check_packages(ONNX_PACKAGES, "export")
@@ -121,7 +121,7 @@ class OnnxSegmenter(GraphSegmenter):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors
-        # Idle threads that spin would take the processor from whatever else is timed or run in turn.
+        # Idle threads that spin would take the CPU from whatever else is timed or run in turn.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
@@ -134,7 +134,7 @@ class OnnxSegmenter(GraphSegmenter):
 
 
 class OpenVinoSegmenter(GraphSegmenter):
-    """A graph of `export_openvino`, `.xml` with its weights in `.bin` beside it; see `GraphSegmenter`."""
+    """A graph from `export_openvino`, `.xml` with its weights in `.bin` beside it; see `GraphSegmenter`."""
 
     def _open(self, threads: int) -> str | None:
         check_packages(("openvino",), "openvino")
@@ -156,9 +156,9 @@ class OpenVinoSegmenter(GraphSegmenter):
 
 
 class ExecuTorchSegmenter(GraphSegmenter):
-    """A program of `export_executorch`, run image by image by its own runtime; see `GraphSegmenter`.
+    """A program from `export_executorch`, run image by image by its own runtime; see `GraphSegmenter`.
 
-    ExecuTorch has one pool of threads for the whole process: the segmenter opened last sets their number for all.
+    ExecuTorch has one thread pool per process: the segmenter opened last sets the number of threads for all.
     """
 
     def _open(self, threads: int) -> str | None:
@@ -179,7 +179,7 @@ class ExecuTorchSegmenter(GraphSegmenter):
         return np.concatenate([self._method.execute([torch.from_numpy(image[None])])[0].numpy() for image in images])
 
 
-# file suffix -> what runs it
+# file suffix -> segmenter that runs it
 GRAPHS: dict[str, type[GraphSegmenter]] = {
     ".onnx": OnnxSegmenter,
     ".xml": OpenVinoSegmenter,
@@ -188,7 +188,7 @@ GRAPHS: dict[str, type[GraphSegmenter]] = {
 
 
 def load_graph(path: str | Path, threads: int | None = None) -> tuple[GraphSegmenter, Any]:
-    """An exported graph and the image processor that it was exported with; see `GraphSegmenter`."""
+    """Load an exported graph and the image processor that it was exported with; see `GraphSegmenter`."""
     if Path(path).suffix not in GRAPHS:
         raise ValueError(f"{path} is not an exported graph: its name must end in {' or '.join(GRAPHS)}.")
     segmenter = GRAPHS[Path(path).suffix](path, threads)
@@ -198,7 +198,7 @@ def load_graph(path: str | Path, threads: int | None = None) -> tuple[GraphSegme
 
 
 def load_segmenter(name_or_path: str) -> tuple[Any, Any]:
-    """A model and its image processor, from a folder, a Hub id or a file of `afdcd export`."""
+    """Load a model and its image processor, from a folder, a Hub id or a file written by `afdcd export`."""
     if Path(name_or_path).suffix in GRAPHS:
         return load_graph(name_or_path)
     return load_model(name_or_path), load_processor(name_or_path)

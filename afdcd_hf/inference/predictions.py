@@ -1,4 +1,4 @@
-"""A saved model on a user's images: label maps to look at, labels to train on, figures."""
+"""Predictions of a saved model on a user's images: label maps to view, pseudo-labels to train on, figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .segment import IGNORED, WHOLE_IMAGE, InferenceSettings, Predictor, Sample,
 
 T = TypeVar("T")
 _LEGEND = "classes.json"
-_RIGHT = 240, 240, 240  # pale, and lighter than the grey of any benchmark's class
+_CORRECT = 240, 240, 240  # pale, and lighter than the grey of any benchmark's class
 
 
 def predict_images(
@@ -44,8 +44,8 @@ def predict_images(
 ) -> dict[Path, dict[str, Path]]:
     """Segment images: `<output>/ids/a/b.png`, `color/a/b.png` and `overlay/a/b.png` for the image `a/b.jpg`.
 
-    All three have the size that viewers show, upright. `<output>/classes.json` lists name and colour of each class id.
-    One image that cannot be read does not stop the others: an OSError names it at the end.
+    All three are upright, at the size that viewers show. `<output>/classes.json` lists name and colour of each class
+    id. An image that cannot be read does not stop the others: an OSError names it at the end.
 
     Args:
         model: Folder, Hub id or exported graph.
@@ -53,9 +53,9 @@ def predict_images(
         output: Folder to write to; an existing one is added to.
         dataset: Benchmark whose colours to use; by default the one with the model's classes, else generated ones.
         settings: Scales, flip, window and precision.
-        device: Where to run; by default a GPU where there is one.
+        device: Device to run on; by default a GPU, if there is one.
         overwrite: Replace files of an earlier run.
-        progress: Show a bar.
+        progress: Show a progress bar.
 
     Returns for each image its files by kind: "ids" (class ids, 8 bits, or 16 for a model of more than 256 classes),
     "color" (each class in its colour) and "overlay" (the image under these colours and lines between the classes).
@@ -75,7 +75,7 @@ def predict_images(
     write_json(output / _LEGEND, legend)
     predictor = Predictor(segmenter, settings)
     for path, image, label_map in _segment_files(predictor, processor, list(plan), progress):
-        # The same depth for all images of a model, whatever classes occur in one
+        # The same bit depth for all images of a model, whichever classes occur in one
         save_png(label_map.astype(np.uint8 if len(colors) <= 256 else np.uint16), plan[path]["ids"])
         save_png(colors[label_map], plan[path]["color"])
         save_png(draw_overlay(image, label_map, colors), plan[path]["overlay"])
@@ -92,7 +92,7 @@ def write_pseudo_labels(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> tuple[int, float]:
-    """Segment images without labels, and write them and the outcome as a data set to train on (`dataset: <output>`).
+    """Segment unlabelled images, and write them and their labels as a dataset to train on (`dataset: <output>`).
 
     It is a folder for `datasets`' imagefolder: `train/images`, `train/labels` (PNGs of class ids, 255 = ignored) and
     `train/metadata.jsonl`; `classes.json` lists the class names in order, for `class_names`. Images are copied. Pixels
@@ -104,14 +104,14 @@ def write_pseudo_labels(
         raise ValueError(f"confidence is a probability from 0 to 1, not {confidence}.")
     output = Path(output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is not empty: give a new folder for the data set.")
+        raise FileExistsError(f"{output} is not empty: give a new folder for the dataset.")
     names = {image: name for name, image in find_images(inputs, skip=[output]).items()}
     folder = output / "train"
     check_can_write(folder / "metadata.jsonl")
     segmenter, processor = _loaded(model, device)
     classes = [segmenter.config.id2label[index] for index in range(segmenter.config.num_labels)]
     if len(classes) > IGNORED:
-        raise ValueError(f"The model has {len(classes)} classes; with 255 as the ignored label, 255 are possible.")
+        raise ValueError(f"The model has {len(classes)} classes; with 255 as the ignored label, 255 is the limit.")
     if isinstance(segmenter, GraphSegmenter) and segmenter.facts["output"] == "labels":
         raise ValueError(f"{model} gives classes without scores, hence no confidence: export it without --argmax.")
     predictor = Predictor(segmenter, settings, least_confidence=confidence)
@@ -125,7 +125,7 @@ def write_pseudo_labels(
                 shutil.copyfile(path, part)
             rows.append(row)
             labelled, pixels = labelled + int(np.count_nonzero(label_map != IGNORED)), pixels + label_map.size
-    finally:  # what is done can be used, also after a file that cannot be read, or Ctrl-C
+    finally:  # keep finished images usable after an unreadable file or Ctrl-C
         with written_whole(folder / "metadata.jsonl") as part:
             part.write_text("".join(json.dumps(row) + "\n" for row in rows))
         write_json(output / _LEGEND, classes)
@@ -143,14 +143,14 @@ def draw_predictions(
     errors: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> Path:
-    """Draw a row per image and a column per model, beside image and truth.
+    """Draw a row per image, with columns for image, ground truth and each model.
 
     Args:
         models: Column title -> folder or Hub id, at least one.
         path: Image to write.
-        dataset: As `load_split` takes it; classes and colours are the benchmark's, or those of the first model.
-        split, data_dir, indices: Which of its images; all have labels.
-        errors: Add, under each prediction, its wrong pixels in the colours of the classes predicted, and their share.
+        dataset: As for `load_split`; classes and colours are the benchmark's, or those of the first model.
+        split, data_dir, indices: Which of its images, all of them labelled.
+        errors: Add, below each prediction, its wrong pixels in the colours of the predicted classes, and their share.
         notes: A line under some columns' titles, e.g. `{"teacher": "mIoU 61.2 %"}`.
     """
     images = load_split(dataset, split, data_dir)
@@ -169,14 +169,14 @@ def draw_predictions(
         columns[title] = [segment_image(model, processor, row["image"]) for row in rows]
     if errors:
         columns = _with_errors(columns, truths, len(names))
-        names, colors = [*names, "correct"], np.array([*colors, _RIGHT])
+        names, colors = [*names, "correct"], np.array([*colors, _CORRECT])
     unlined = [len(names) - 1] if errors else []  # mistakes are often narrower than lines
     notes = {"image": f"{Path(dataset).name} {split}", **(notes or {})}
     return plot_predictions(columns, colors, names, path, notes=notes, unlined=unlined)
 
 
 def _with_errors(columns: Mapping[str, list[Any]], truths: Sequence[np.ndarray], right: int) -> dict[str, list[Any]]:
-    """Below each row another with the models' errors, and their shares where the truth stands above."""
+    """Add below each row another with the models' errors, and their shares in the truth's column."""
     below: dict[str, list[Any]] = {title: [""] * len(truths) for title in columns}
     for row, truth in enumerate(truths):
         lines = ["Wrong pixels, in the colour", "of the class predicted", ""]
@@ -191,10 +191,10 @@ def _with_errors(columns: Mapping[str, list[Any]], truths: Sequence[np.ndarray],
 
 
 def class_legend(id2label: Mapping[int, str], benchmark: Benchmark | None = None) -> tuple[list[str], np.ndarray]:
-    """Names and colours, `(K, 3)` uint8 RGB, of a model's classes.
+    """Return names and colours, `(K, 3)` uint8 RGB, of a model's classes.
 
-    They are the benchmark's (names only where the model has just `LABEL_0`, `LABEL_1`, ...), by default of the one with
-    the same classes; colours are generated where there is none.
+    They are the benchmark's (names only if the model just has `LABEL_0`, `LABEL_1`, ...), by default of the one with
+    the same classes; colours are generated if there is none.
     """
     names = [str(id2label.get(index, f"LABEL_{index}")) for index in range(len(id2label))]
     same = (one for one in BENCHMARKS.values() if _plain(one.classes) == _plain(names))
@@ -207,8 +207,8 @@ def class_legend(id2label: Mapping[int, str], benchmark: Benchmark | None = None
     return list(benchmark.classes) if unnamed else names, np.array(benchmark.palette, np.uint8)
 
 
-def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """The items (none of them None), each fetched by a thread while the one before it is at work."""
+def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
+    """Yield the items (none of them None), each fetched by a thread while the one before it is in use."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, items, None)
         while (item := following.result()) is not None:
@@ -224,7 +224,7 @@ def _loaded(model: str | Path, device: str | torch.device | None) -> tuple[Any, 
 def _segment_files(
     predictor: Predictor, processor: Any, paths: Sequence[Path], progress: bool
 ) -> Iterator[tuple[Path, Image.Image, np.ndarray]]:
-    """Each image file that can be read, upright as RGB, with its label map; at the end an OSError names the others."""
+    """Yield each readable image file, upright as RGB, with its label map; at the end, an OSError names the others."""
     unreadable: list[str] = []
 
     def opened() -> Iterator[tuple[Path, Image.Image, Sample]]:
@@ -237,7 +237,7 @@ def _segment_files(
                 yield path, image, make_sample(processor, image, str(path))
 
     with tqdm(total=len(paths), desc="predict", unit="image", disable=not progress, leave=False) as bar:
-        for path, image, sample in one_ahead(opened()):
+        for path, image, sample in prefetch(opened()):
             [(_, label_map)] = predictor.label_maps([[sample]])
             yield path, image, as_array(label_map)
             bar.update()
@@ -249,12 +249,12 @@ def _segment_files(
 
 
 def _check_outputs(plan: Mapping[Path, Mapping[str, Path]], output: Path, overwrite: bool) -> None:
-    """Nothing of the user's may be lost, and the folder can be written: said before anything is computed."""
+    """Raise before any work if output would replace the user's files or cannot be written."""
     given = {image.resolve() for image in plan}
     written = [file for files in plan.values() for file in files.values()]
     for path in written:
         if path.resolve() in given:
-            raise ValueError(f"{path} is an image to segment and would be written over: give another output folder.")
+            raise ValueError(f"{path} is an image to segment and would be overwritten: give another output folder.")
     refuse_existing(written, overwrite, "--output_dir")
     check_can_write(output / _LEGEND)
 

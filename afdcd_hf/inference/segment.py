@@ -1,4 +1,4 @@
-"""From an image to its label map: whole or window by window, at one or several scales, as it is and mirrored."""
+"""From an image to its label map: whole or in windows, at one or several scales, plain and flipped."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from ..models.modeling_afdcd import upsample_logits
 
 logger = logging.getLogger(__name__)
 
-# name -> what autocast computes in; None: no autocast, the model runs in the type of its weights
+# name -> dtype of autocast; None: no autocast, the model runs in the dtype of its weights
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-IGNORED = 255  # what pixels get whose class is too uncertain
-_AT_ONCE = 2**21  # scores (8 MB) up to which all classes are stretched together
-_MULTIPLES = (32, 64)  # what the sides of inputs are padded to where a model refuses others
+IGNORED = 255  # label of pixels whose class is too uncertain
+_MAX_SCORES = 2**21  # scores (8 MB) up to which all classes are upsampled together
+_MULTIPLES = (32, 64)  # input sides are padded to multiples of these if a model rejects others
 
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How label maps are made of images. The default: the whole image, once, at its own scale.
+    """How images are segmented; by default the whole image, once, at its own scale.
 
-    A ValueError says which value cannot be.
+    ValueError for an invalid value.
     """
 
     scales: tuple[float, ...] = (1.0,)  # factors by which the model's input is resized
     flip: bool = False  # also run the mirrored input (left and right exchanged)
     window: tuple[int, int] | None = None  # (height, width) of windows of the scaled input that are run instead of it
     stride: tuple[int, int] | None = None  # from one to the next, (down, right); None: two thirds of the window
-    precision: str = "fp32"  # the type of the weights, no autocast; or "bf16" or "fp16" (autocast)
+    precision: str = "fp32"  # the dtype of the weights, no autocast; or "bf16" or "fp16" (autocast)
 
     def __post_init__(self) -> None:
         # Lists come from JSON and the command line; tuples keep the settings hashable and equal to others.
@@ -62,12 +62,12 @@ class InferenceSettings:
             object.__setattr__(self, name, value)
 
     def describe(self) -> dict[str, Any]:
-        """Entries of a protocol, fit for JSON; `InferenceSettings(**entries)` gives the settings back."""
+        """Return entries of a protocol, ready for JSON; `InferenceSettings(**entries)` restores the settings."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def height_and_width(name: str, value: Any) -> tuple[int, int] | None:
-    """The value as a tuple, None as None; raises ValueError unless it is two positive whole numbers."""
+    """Return the value as a tuple, or None for None; ValueError unless it is two positive whole numbers."""
     if value is None:
         return None
     sides = tuple(value) if isinstance(value, (tuple, list)) else (value,)
@@ -85,23 +85,23 @@ class Sample:
 
     name: str  # what errors and files call it
     pixel_values: Tensor  # `(3, h, w)` float, from the image processor
-    size: tuple[int, int]  # (height, width) that its label map shall have
+    size: tuple[int, int]  # (height, width) of its label map
     label: Tensor | None = None  # `(height, width)` integer class ids
 
 
 def make_sample(processor: Any, image: Image.Image, name: str = "", label: Tensor | None = None) -> Sample:
-    """Process one image of any mode; its label map is to have the image's own size."""
+    """Process one image of any mode; its label map will have the image's own size."""
     try:
         rgb = as_rgb(image)
     except ValueError as error:
         raise ValueError(f"{name or 'The image'}: {error}.") from error
-    unpadded = {"do_pad": False} if getattr(processor, "do_pad", None) else {}  # padding would not be cut off again
+    unpadded = {"do_pad": False} if getattr(processor, "do_pad", None) else {}  # padding would not be cropped again
     pixel_values = processor(images=rgb, return_tensors="pt", **unpadded)["pixel_values"][0]
     return Sample(name, pixel_values, (image.height, image.width), label)
 
 
 class Seconds(defaultdict[str, float]):
-    """Where the time went: part -> seconds."""
+    """Time spent: part -> seconds."""
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
@@ -111,25 +111,25 @@ class Seconds(defaultdict[str, float]):
 
 
 class Predictor:
-    """A model, applied to images as settings say.
+    """A model that is applied to images with the given settings.
 
     - A window starts every `stride` pixels; the last of a row or column is moved back inside, and a side shorter than
-      the window is taken whole. The logits of a window are stretched to its size, summed, and divided by the number of
-      windows that saw the pixel, as in mmsegmentation.
+      the window is taken whole. The logits of a window are upsampled to its size, and averaged over the windows that
+      cover a pixel, as in mmsegmentation.
     - A scaled input is resized bilinearly (half-pixel centres, no antialiasing, as in training).
-    - With several scales, or a flip, the softmax of each pass is averaged at the label map's size, as there.
-    - All stretching of logits is bilinear, with `align_corners` of the model's configuration (False without one).
-    - Inputs are not padded, unless the model fails on their size: then with zeros, below and to the right, to a
-      multiple of 32 or 64, and the padding is cut off its scores.
+    - With several scales, or a flip, the softmax of all passes is averaged at the label map's size, also as there.
+    - Logits are upsampled bilinearly, with the `align_corners` of the model's configuration (False without one).
+    - Inputs are padded only if the model fails on their size: with zeros, at the right and the bottom, to a multiple
+      of 32 or 64. The scores of the padding are cropped.
 
-    The model runs in evaluation mode, on the device where it is, on images of equal size together; its logits are
-    float32, also under autocast. Beside the model's own memory it takes three maps at the label map's size, K score
-    maps at the scaled input's with windows, and where probabilities are averaged K maps for each image of the batch.
+    The model runs in evaluation mode, on its own device, with images of equal size batched; its logits are float32,
+    even under autocast. Besides the model's own memory, this takes three maps at the label map's size; with windows, K
+    score maps at the scaled input's size; and if probabilities are averaged, K maps for each image of the batch.
 
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
         settings: windows, scales, flip, precision; a graph of fixed size adds windows of that size.
-        least_confidence: pixels whose (average) probability is below get 255; None for a class everywhere.
+        least_confidence: pixels whose (average) probability is lower get 255; None for a class everywhere.
     """
 
     def __init__(
@@ -141,15 +141,15 @@ class Predictor:
         adapt: Any = getattr(model, "settings_for", None)
         self.settings = adapt(settings) if adapt else settings
         self.least_confidence = least_confidence
-        self.multiple = 1  # what sides of inputs are padded to a multiple of
+        self.multiple = 1  # input sides are padded to a multiple of this
         self.seconds = Seconds(float)  # spent on the parts "model" and "label maps"
 
     @torch.no_grad()
     def label_maps(self, batches: Iterable[Sequence[Sample]]) -> Generator[tuple[Sample, Tensor], None, None]:
-        """Segment batches of images; modes of the model's modules come back when the generator ends or is closed.
+        """Segment batches of images; the modules' modes are restored when the generator ends or is closed.
 
         Yields:
-            Each sample with its label map, `(height, width)` as its `size` says, on the model's device; uint8 where the
+            Each sample with its label map, `(height, width)` as its `size` says, on the model's device; uint8 if the
             model has up to 256 classes, int32 otherwise. Within a batch, images of equal size come together.
 
         Raises:
@@ -161,10 +161,10 @@ class Predictor:
                 for sample in batch:
                     by_size[sample.pixel_values.shape].append(sample)
                 for group in by_size.values():
-                    yield from self._of_equal_size(group, len(batch))
+                    yield from self._segment_group(group, len(batch))
 
-    def _of_equal_size(self, group: list[Sample], at_once: int) -> Iterator[tuple[Sample, Tensor]]:
-        """Samples with their label maps. No score map is bound to a name for longer than it is needed."""
+    def _segment_group(self, group: list[Sample], at_once: int) -> Iterator[tuple[Sample, Tensor]]:
+        """Yield samples with their label maps, keeping no score map longer than needed."""
         images = torch.stack([sample.pixel_values for sample in group]).to(device_of(self.model))
         align_corners = align_corners_of(self.model)
         passes = list(product(self.settings.scales, (False, True) if self.settings.flip else (False,)))
@@ -194,11 +194,11 @@ class Predictor:
         return classes.to(_id_type(len(probabilities))).masked_fill(uncertain, IGNORED)
 
     def _logits(self, inputs: Tensor, group: list[Sample], at_once: int) -> Iterator[Tensor]:
-        """Float32 logits `(K, h, w)` of each sample in one pass, one sample at a time."""
+        """Yield float32 logits `(K, h, w)` of each sample in one pass, one sample at a time."""
         size = inputs.shape[-2], inputs.shape[-1]
         windows = _place_windows(size, self.settings)
         crops = (image[:, rows, columns] for image in inputs for rows, columns in windows)
-        of_windows = self._each(crops, at_once)
+        of_windows = self._run_model(crops, at_once)
         for sample in group:
             if len(windows) == 1:
                 logits = next(of_windows)
@@ -209,12 +209,12 @@ class Predictor:
                 hint = "" if precision == "fp32" else f" in {precision}; try --precision fp32"
                 raise ValueError(
                     f"{sample.name or 'The image'}: the model's scores are not finite (NaN or infinite){hint}. Its "
-                    "weights are damaged, or its training diverged: no label map can be made of them."
+                    "weights are damaged, or its training diverged: no label map can be made from them."
                 )
             yield logits
 
-    def _each(self, crops: Iterator[Tensor], at_once: int) -> Iterator[Tensor]:
-        """Float32 logits of each input, all of one size; the model sees `at_once` of them together."""
+    def _run_model(self, crops: Iterator[Tensor], at_once: int) -> Iterator[Tensor]:
+        """Yield float32 logits of each input, all of one size; the model gets `at_once` of them together."""
         while chunk := list(islice(crops, at_once)):
             with self.seconds.of("model"):
                 logits = self._forward(torch.stack(chunk))
@@ -224,12 +224,12 @@ class Predictor:
     def _forward(self, inputs: Tensor) -> Tensor:
         height, width = inputs.shape[-2:]
         reason: Exception | None = None
-        sides = (*_MULTIPLES, *(self.settings.window or ()))  # a model of one size, and an image that is smaller
+        sides = (*_MULTIPLES, *(self.settings.window or ()))  # for a smaller image than a model's only size
         for multiple in (self.multiple, *(one for one in sides if one > self.multiple)):
             try:
                 logits = self._padded(inputs, multiple)
             except (RuntimeError, AssertionError) as error:
-                if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):  # of a GPU, of the CPU
+                if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):  # on a GPU, on the CPU
                     raise
                 reason = reason or error
                 continue
@@ -238,12 +238,12 @@ class Predictor:
                 logger.warning("The model takes no input of %dx%d: padded to multiples of %d.", height, width, multiple)
             return logits
         raise ValueError(
-            f"The model failed on an input of {height}x{width} pixels: {' '.join(str(reason).split())[:200]}. If it is "
-            "made for one size only, slide a window of that size over the image: --window HEIGHT WIDTH."
+            f"The model failed on an input of {height}x{width} pixels: {' '.join(str(reason).split())[:200]}. If it "
+            "accepts one size only, slide a window of that size over the image: --window HEIGHT WIDTH."
         ) from reason
 
     def _padded(self, inputs: Tensor, multiple: int) -> Tensor:
-        """Logits; where padding was necessary, at the input's size."""
+        """Return the logits, at the input's size if padding was necessary."""
         height, width = inputs.shape[-2:]
         below, right = -height % multiple, -width % multiple
         autocast = PRECISIONS[self.settings.precision]
@@ -269,19 +269,19 @@ def segment_image(
 
 
 def as_array(label_map: Tensor) -> np.ndarray:
-    """What `Predictor.label_maps` yields as an array: uint8, or uint16 where that is too small."""
+    """Return a label map from `Predictor.label_maps` as an array: uint8, or uint16 if that is too small."""
     array = label_map.cpu().numpy()
     return array if array.dtype == np.uint8 else array.astype(np.uint16)
 
 
 def best_classes(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """The class of the highest of finite scores `(K, h, w)` at each pixel of a map `(H, W)`, of equal ones the first.
+    """Return the class with the highest of finite scores `(K, h, w)` at each pixel `(H, W)`, of equal ones the first.
 
-    Large maps are made class by class: the same to the bit, in less memory, and sooner where K maps exceed the cache.
+    Large maps are made class by class: the same to the bit, in less memory, and faster if K maps exceed the cache.
     """
     id_type = _id_type(len(logits))
-    if len(logits) * size[0] * size[1] <= _AT_ONCE:
-        # of equal scores both take the first; max is three times as fast as argmax on a CPU
+    if len(logits) * size[0] * size[1] <= _MAX_SCORES:
+        # both take the first of equal scores; max is three times as fast as argmax on a CPU
         return upsample_logits(logits[None], size, align_corners)[0].max(0).indices.to(id_type)
     logits = logits.contiguous()  # torch rounds differently for one channel of a channels-last map
     label_map = torch.zeros(size, dtype=id_type, device=logits.device)
@@ -298,7 +298,7 @@ def _id_type(num_labels: int) -> torch.dtype:
 
 
 def _place_windows(size: tuple[int, int], settings: InferenceSettings) -> list[tuple[slice, slice]]:
-    """Rows and columns of the windows that cover an image of (height, width), row by row; see `Predictor`."""
+    """Return rows and columns of the windows that cover an image of (height, width); see `Predictor`."""
     sides = []
     for side, length, step in zip(size, settings.window or size, settings.stride or size, strict=True):
         last = max(side - length, 0)
@@ -309,7 +309,7 @@ def _place_windows(size: tuple[int, int], settings: InferenceSettings) -> list[t
 def _join_windows(
     logits: Iterator[Tensor], windows: Sequence[tuple[slice, slice]], size: tuple[int, int], align_corners: bool
 ) -> Tensor:
-    """One score map `(K, *size)`; draws as many logits as there are windows, so that only one is there at a time."""
+    """Merge windows into one score map `(K, *size)`, taking their logits one by one to save memory."""
     total, times = torch.empty(0), torch.zeros(size)
     for (rows, columns), one in zip(windows, islice(logits, len(windows)), strict=True):
         total = total if total.numel() else one.new_zeros(len(one), *size)

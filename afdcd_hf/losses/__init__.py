@@ -1,4 +1,4 @@
-"""Distillation losses, and how a recipe's words become one: `build_loss("kd+af_dcd", {...}, 512, 2048)`."""
+"""Distillation losses, and how to build one from a recipe: `build_loss("kd+af_dcd", {...}, 512, 2048)`."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def build_loss(
     """Build the loss a recipe describes.
 
     Args:
-        spec: names joined by "+", each once, such as "kd+af_dcd": of `LOSSES`, of an entry point of the group
-            `afdcd_hf.losses`, or `my_file.py:MyLoss` for a class of one's own, which is then called `MyLoss`.
-        loss_kwargs: name to the options of that loss, such as
+        spec: names joined by "+", each once, such as "kd+af_dcd". A name is a key of `LOSSES`, an entry point of the
+            group `afdcd_hf.losses`, or `my_file.py:MyLoss` for a class of your own, which is then called `MyLoss`.
+        loss_kwargs: name -> options of that loss, such as
             `{"kd": {"weight": 1.0}, "af_dcd": {"feature_weight": 2e-6, "contrast_weight": 5e-3}}`.
-        student_channels: of the map to distil, or of each of several; None is enough for losses on logits alone.
-        teacher_channels: likewise, and as many.
-        num_classes: of the models; for losses with an option of that name which is not given.
+        student_channels: of the map to distil, or of each of several; None for losses on logits alone.
+        teacher_channels: the same for the teacher's maps, as many of them.
+        num_classes: of the models; for losses that have such an option, if it is not given.
 
     Returns:
         The loss itself for one name, a `LossSum` for several. With several pairs of maps, a loss on maps becomes a
-        `LossPerPair`, whose losses have equal options; a loss on logits, or a term on them, is there once.
+        `LossPerPair`, whose losses have equal options; losses and terms on logits are computed once.
 
     Raises:
-        ValueError: see `validate_loss_spec`; or channel counts that are missing or do not fit the options.
+        ValueError: as `validate_loss_spec`; also channel counts that are missing or do not fit the options.
     """
     students, teachers = (
         each if isinstance(each, Sequence) else (each,) for each in (student_channels, teacher_channels)
@@ -80,10 +80,10 @@ def build_loss(
 
 
 def validate_loss_spec(spec: str, loss_kwargs: LossOptions | None) -> list[str]:
-    """Check a recipe's loss before any model is built; arguments as for `build_loss`.
+    """Check a recipe's loss before any model is built; arguments as in `build_loss`.
 
     Returns:
-        The names in `spec`, in its order.
+        The names in `spec`, in order.
 
     Raises:
         ValueError: an unknown or repeated loss; options for a loss that is not in `spec`; unknown, missing or bad
@@ -93,22 +93,22 @@ def validate_loss_spec(spec: str, loss_kwargs: LossOptions | None) -> list[str]:
 
 
 def needs_feature_map(spec: str, loss_kwargs: LossOptions | None) -> bool:
-    """Whether a recipe's loss reads feature maps with these options; arguments and errors as `validate_loss_spec`."""
+    """Return whether a recipe's loss reads feature maps; arguments and errors as in `validate_loss_spec`."""
     return any(each.reads_map((loss_kwargs or {}).get(name, {})) for name, each in _classes(spec, loss_kwargs).items())
 
 
 def _classes(spec: str, loss_kwargs: LossOptions | None) -> dict[str, type[DistillationLoss]]:
-    """Name -> class of the losses in `spec`, after all checks that need no model."""
+    """Return the classes of the losses in `spec` by name, after all checks that need no model."""
     classes: dict[str, type[DistillationLoss]] = {}
     for word in (each.strip() for each in spec.split("+")):
         found = (word, LOSSES[word]) if word in LOSSES else _own_loss(word)
         if found is None:
             raise ValueError(
-                f"unknown loss {word!r} in loss={spec!r}; known are {', '.join(LOSSES)}, joined by '+' as in "
-                "'kd+af_dcd', and my_file.py:MyLoss for one of your own."
+                f"unknown loss {word!r} in loss={spec!r}; known: {', '.join(LOSSES)}, joined by '+' as in "
+                "'kd+af_dcd', or my_file.py:MyLoss for your own loss."
             )
         if found[0] in classes:
-            raise ValueError(f"the loss {found[0]!r} is more than once in loss={spec!r}; name each loss once.")
+            raise ValueError(f"the loss {found[0]!r} appears more than once in loss={spec!r}; name each loss once.")
         classes[found[0]] = found[1]
     options = loss_kwargs or {}
     if unused := [name for name in options if name not in classes]:
@@ -122,7 +122,7 @@ def _classes(spec: str, loss_kwargs: LossOptions | None) -> dict[str, type[Disti
 
 
 def option_defaults(loss: type[DistillationLoss]) -> dict[str, Any]:
-    """The options of a loss with their defaults; `inspect.Parameter.empty` where there is none."""
+    """Return a loss's options with their defaults, `inspect.Parameter.empty` for required ones."""
     parameters = inspect.signature(loss).parameters.values()
     return {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
 
@@ -158,7 +158,7 @@ def _build_one(
 
 
 def _own_loss(word: str) -> tuple[str, type[DistillationLoss]] | None:
-    """Name and class of one of the user's own; None for a word that is neither a class in a file nor an entry point."""
+    """Return name and class of a user's own loss; None if the word is neither a class in a file nor an entry point."""
     path, _, name = word.rpartition(":")
     if path.endswith(".py"):
         found = getattr(_module(path), name, None)
@@ -177,7 +177,7 @@ def _module(path: str) -> ModuleType:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise ValueError(f"the loss {path!r} is not a file in {Path.cwd()}; give the path of a Python file.")
-    # a name of its own, under which the classes can be found again when they are unpickled in this process
+    # a unique name, under which the classes are found when unpickled in this process
     name = f"afdcd_own_loss_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)

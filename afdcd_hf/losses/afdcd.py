@@ -1,4 +1,4 @@
-"""Af-DCD: masked feature mimicking and dense contrast of what it restores."""
+"""Af-DCD: masked feature mimicking, and dense contrast on the restored map."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..ops.precision import at_least_float32
 from .base import option
 from .mgd import RestorationLoss, restoration_error
 
-# each contrast with the options that concern it alone; the values of the others mean "does not apply"
+# each contrast with the options that apply to it; the others take the values of NOT_APPLICABLE
 CONTRASTS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "omni": (omni_contrast, ("patch_size", "channel_groups", "negatives")),
     "spatial": (spatial_contrast, ("patch_size",)),
@@ -35,10 +35,10 @@ class AfDcdLoss(RestorationLoss):
         L_fd  = Σ (S' - T)² / B
         L_ctr = contrast(maxpool(S'), maxpool(T))         (formula: `afdcd_hf/ops/contrast_reference.py`)
 
-    `align` is a 1×1 convolution, or the identity where Cs = Ct (the released code fails there). L_fd is a sum over
-    channels and positions, hence the paper's tiny weights (1e-6 to 8e-6 beside 5e-3 to 4e-2 for L_ctr).
+    `align` is a 1×1 convolution, or the identity if Cs = Ct (the released code fails then). L_fd is a sum over
+    channels and positions, hence the paper's tiny weights (1e-6 to 8e-6, against 5e-3 to 4e-2 for L_ctr).
 
-    Relations: with `contrast_weight=0` this is MGDLoss (Yang et al.), or FitNetLoss where `projector="none"`. KDLoss
+    Relations: with `contrast_weight=0` this is MGDLoss (Yang et al.), or FitNetLoss if `projector="none"`. KDLoss
     compares logits; the paper adds both.
 
     Args:
@@ -50,10 +50,10 @@ class AfDcdLoss(RestorationLoss):
         temperature: τ of the contrast.
         distance: "l1" (released code) or "l2" (best in the paper's ablation).
         negatives: "other_groups" (released code) or "all" (the paper's figure); for "omni".
-        reduction: "paper" as above. "mean" divides L_fd further by Ct·h·w, and L_ctr by `channel_groups` (for
-            "spatial" by 1), which makes them the mean squared error and the mean over all anchors: such weights
-            carry over to other teachers and crops.
-        backend: of the contrast, see `afdcd_hf.ops.omni_contrast`.
+        reduction: "paper" is as above. "mean" also divides L_fd by Ct·h·w and L_ctr by `channel_groups` (by 1 for
+            "spatial"). They become the mean squared error and the mean over all anchors, so that weights carry over
+            to other teachers and crops.
+        backend: of the contrast; see `afdcd_hf.ops.omni_contrast`.
     """
 
     name = "af_dcd"
@@ -95,13 +95,13 @@ class AfDcdLoss(RestorationLoss):
         mask: Tensor | None = None,
         terms: Container[str] = ("feature", "contrast"),
     ) -> dict[str, Tensor]:
-        """The terms without their weights, `{"feature": L_fd, "contrast": L_ctr}`.
+        """Compute the unweighted terms, `{"feature": L_fd, "contrast": L_ctr}`.
 
         Args:
             student_map: `(B, Cs, h, w)`, any floating dtype.
             teacher_map: `(B, Ct, h', w')`, any floating dtype; never receives a gradient.
-            mask: `(B, 1, h, w)`, 1 = kept, 0 = hidden; drawn as configured when None.
-            terms: those wanted.
+            mask: `(B, 1, h, w)`, 1 = kept, 0 = hidden; drawn as configured if None.
+            terms: those to compute.
         """
         student_map, target = self.maps(Activations(None, student_map), Activations(None, teacher_map))
         batch, _, height, width = student_map.shape

@@ -1,4 +1,4 @@
-"""The contract of a distillation loss, what losses on logits, labels and feature maps share, and sums of losses."""
+"""Base classes of distillation losses, their helpers for logits, labels and feature maps, and sums of losses."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ def option(
 ) -> Any:
     """Declare an option in the body of a loss: `temperature: float = option(default=1.0, check=check_positive)`.
 
-    One without a default has to be given. `check`, a function of name and value, raises ValueError; weights need none.
-    `kw_only=False` is for one that may be given by position.
+    An option without a default is required. `check` is called with name and value and raises ValueError; weights need
+    none. `kw_only=False` also allows the option by position.
     """
     return Option(default, check, kw_only)
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(option,))  # editors and mypy see the constructor
 class DistillationLoss(nn.Module):
-    """Compares what a student and a teacher computed for the same images.
+    """Base class of losses that compare a student's and a teacher's outputs for the same images.
 
-    A loss owns its options and the weights that train beside the student, never a model. It returns named scalars that
-    are already weighted; whoever trains adds them up and logs them.
+    A loss owns its options and any weights that train with the student, but never a model. It returns named scalars
+    that are already weighted; the trainer adds them up and logs them.
 
-    A subclass declares its options with `option`, which makes the keyword arguments of its constructor, and defines
-    `compute` and, where it has layers, `build`. Or it has a constructor, with options by keyword (a `MapLoss` takes the
-    two channel counts first, by position), and hands all of them to `super().__init__`. Either way they are checked,
-    and each is an attribute.
+    A subclass declares its options with `option`, which makes them keyword arguments of its constructor, and defines
+    `compute` and, if it has layers, `build`. Alternatively, it has a constructor with options by keyword (a `MapLoss`
+    takes the two channel counts first, by position) and passes all of them to `super().__init__`. Either way, options
+    are checked and become attributes.
 
-    What holds for all of ours: the teacher gets no gradient; its map or logits are resized bilinearly
-    (align_corners=False) to the student's; a term of weight 0 is not computed, and what it alone needs is not built
-    (DistributedDataParallel stops at weights that take no part); layers run in the caller's autocast, everything else
-    in float32, or in float64 where that is what comes in. Weights are at least 0, temperatures above 0. ValueError for
-    bad options and channels in the constructor, for maps, logits or labels that do not fit in `forward`.
+    All our losses follow these rules. The teacher gets no gradient, and its map or logits are resized bilinearly
+    (align_corners=False) to the student's. A term of weight 0 is not computed, and layers that it alone needs are not
+    built, because DistributedDataParallel fails on unused weights. Layers run under the caller's autocast, everything
+    else in float32, or in float64 for float64 inputs. Weights are at least 0, temperatures above 0. ValueError for bad
+    options and channels in the constructor, and for maps, logits or labels that do not fit in `forward`.
 
     Attributes:
-        name: what a recipe calls the loss; by default the class's name.
-        map_terms: name of each term on feature maps, with the option that weighs it.
-        logits_terms: likewise for the terms on logits; with several pairs of maps these are there once.
-        checks: option name -> function of its name and value that raises ValueError; weights need no entry.
-        needs_feature_map: whether `compute` reads feature maps where none of `map_terms` says so.
-        citation: BibTeX of the paper.
+        name: the loss's name in recipes; by default the class's name.
+        map_terms: term on feature maps -> the option that is its weight.
+        logits_terms: the same for terms on logits, which are computed once even with several pairs of maps.
+        checks: option -> function of its name and value that raises ValueError; weights need no entry.
+        needs_feature_map: whether the class reads feature maps, or an instance does with its options.
+        citation: BibTeX entry of the paper.
     """
 
     name: ClassVar[str]
@@ -77,7 +77,7 @@ class DistillationLoss(nn.Module):
         super().__init_subclass__(**kwargs)
         cls.name = vars(cls).get("name", cls.__name__)
         declared = {name: each for name, each in vars(cls).items() if isinstance(each, Option)}
-        for name in declared:  # a layer may have the name of an option, and would be hidden by it
+        for name in declared:  # a layer may have the name of an option, which would hide it
             delattr(cls, name)
         cls._declared = {**cls._declared, **declared}
         cls.checks = {**cls.checks, **{name: each.check for name, each in declared.items() if each.check}}
@@ -92,10 +92,10 @@ class DistillationLoss(nn.Module):
         super().__init__()
         positional = [name for name, each in self._declared.items() if not each.kw_only]  # a map loss's channels
         if (signature := getattr(self, "__signature__", None)) is not None:
-            bound = signature.bind(*channels, **options)  # TypeError, as of any function
+            bound = signature.bind(*channels, **options)  # TypeError, as from any function
             bound.apply_defaults()
             options = bound.arguments
-        else:  # of a constructor that has named its options
+        else:  # passed on by a subclass's constructor
             options = dict(zip(positional, channels, strict=False)) | options
         self.check_options(options)
         self.needs_feature_map = self.reads_map(options)
@@ -107,37 +107,37 @@ class DistillationLoss(nn.Module):
         self.build()
 
     def build(self) -> None:
-        """Make the layers that the options, by then attributes, ask for."""
+        """Create the layers that the options, already set as attributes, call for."""
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Raise ValueError for a bad option; takes all keyword-only ones, and needs no channel counts."""
+        """Raise ValueError for a bad option; takes all keyword-only options, without channel counts."""
         weights = dict.fromkeys((*cls.map_terms.values(), *cls.logits_terms.values()), check_weight)
         for name, check in {**weights, **cls.checks}.items():
             check(name, options[name])
 
     @classmethod
     def reads_map(cls, options: Mapping[str, Any]) -> bool:
-        """Whether a loss with these options (defaults for the others) reads feature maps."""
+        """Return whether a loss with these options, and defaults for the others, reads feature maps."""
         weights = cls.map_terms.values()
         return cls.needs_feature_map and (not weights or any(options.get(option) != 0 for option in weights))
 
     @property
     def reads_teacher_logits(self) -> bool:
-        """Whether `forward` may read the teacher's logits; where no loss does, the teacher stops at its maps."""
+        """Whether `forward` may read the teacher's logits; if no loss does, the teacher stops at its maps."""
         return not self.map_terms or bool(self.switched_on(self.logits_terms))
 
     @property
     def citations(self) -> list[str]:
-        """BibTeX of every paper that the loss comes from."""
+        """BibTeX entries of the papers behind the loss."""
         return [self.citation] if self.citation else []
 
     def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the weighted terms.
 
         Args:
-            student: logits `(B, K, h, w)` and, where needed, the map `(B, Cs, h', w')`; gradients flow into these.
-            teacher: the same of the teacher; never receives a gradient.
+            student: logits `(B, K, h, w)` and, if needed, the map `(B, Cs, h', w')`; gradients flow into these.
+            teacher: the same for the teacher, which never receives a gradient.
             labels: `(B, H, W)` int64, for losses that read them.
 
         Returns:
@@ -148,17 +148,16 @@ class DistillationLoss(nn.Module):
         return {name: weight * terms[name] for name, weight in weights.items()}
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
-        """The terms before weighting, at least those of a weight above 0; arguments as for `forward`."""
+        """Compute the unweighted terms, at least those of a weight above 0; arguments as in `forward`."""
         raise NotImplementedError(f"{type(self).__name__} does not define compute.")
 
     def switched_on(self, terms: Mapping[str, str]) -> dict[str, float]:
-        """The weight of each term whose weight is above 0."""
+        """Return the weight of each term whose weight is above 0."""
         weights = {term: getattr(self, option) for term, option in terms.items()}
         return {term: weight for term, weight in weights.items() if weight > 0}
 
     def logits(self, student: Activations, teacher: Activations) -> tuple[Tensor, Tensor]:
-        """Both models' logits in float32 or float64, `(B, K, h, w)` each: the student's size, the teacher's detached;
-        ValueError for other batch sizes or numbers of classes."""
+        """Return both logits, at least float32, the teacher's detached and resized; ValueError if they do not fit."""
         ours, theirs = student.logits, teacher.logits
         if ours is None or theirs is None or ours.ndim != 4 or theirs.ndim != 4 or len(ours) != len(theirs):
             raise ValueError(
@@ -173,7 +172,7 @@ class DistillationLoss(nn.Module):
         return _comparable(ours, theirs)
 
     def members(self, student: Activations, labels: Tensor | None, size: Sequence[int]) -> Tensor:
-        """`class_members` for the student's classes and the option `ignore_index`; ValueError without proper labels."""
+        """Call `class_members` with the student's classes and `self.ignore_index`; ValueError for unfit labels."""
         logits = student.logits
         if labels is None or logits is None or labels.ndim != 3 or len(labels) != len(logits):
             raise ValueError(
@@ -183,16 +182,16 @@ class DistillationLoss(nn.Module):
         return class_members(labels, logits.shape[1], size, self.ignore_index)
 
     def get_config_dict(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON."""
+        """Return the constructor's arguments, ready for JSON."""
         return dict(self._options)
 
 
 class MapLoss(DistillationLoss):
-    """A loss on one map of each model, by default the last one of the backbone; most published weights of such losses
-    belong to the last one of the *head*, which in our models is the layer `head.features`.
+    """Base class of losses on one map of each model, by default the backbone's last.
 
-    The channels of student and teacher, Cs and Ct, come first, by position: `FitNetLoss(512, 2048)`; None where no term
-    on maps is switched on.
+    Most published weights of such losses are for the *head's* last map, which in our models is `head.features`. The
+    channels of student and teacher, Cs and Ct, come first, by position: `FitNetLoss(512, 2048)`; None if no term on
+    maps has a weight.
     """
 
     needs_feature_map = True
@@ -201,14 +200,13 @@ class MapLoss(DistillationLoss):
     teacher_channels: int = option(kw_only=False)
 
     def new_align(self) -> nn.Module:
-        """A 1×1 convolution with bias from Cs to Ct channels, or the identity where they are equal."""
+        """Return a 1×1 convolution with bias from Cs to Ct channels, or the identity if they are equal."""
         if self.student_channels == self.teacher_channels:
             return nn.Identity()
         return nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1)
 
     def maps(self, student: Activations, teacher: Activations) -> tuple[Tensor, Tensor]:
-        """Both maps in float32 or float64, `(B, Cs, h, w)` and `(B, Ct, h, w)`: the student's size, the teacher's
-        detached; ValueError for a map that is missing, or of other channels, or of another batch."""
+        """Return both maps, at least float32, the teacher's detached and resized; ValueError if they do not fit."""
         ours = self._checked("student", student.feature_map, self.student_channels)
         theirs = self._checked("teacher", teacher.feature_map, self.teacher_channels)
         if len(ours) != len(theirs):
@@ -218,7 +216,7 @@ class MapLoss(DistillationLoss):
     def _checked(self, role: str, feature_map: Tensor | None, channels: int) -> Tensor:
         if feature_map is None:
             raise ValueError(
-                f"the loss {self.name!r} compares feature maps and got none of the {role}; "
+                f"the loss {self.name!r} compares feature maps and got none from the {role}; "
                 f"name the layer to capture with {role}_layer."
             )
         if feature_map.ndim != 4 or feature_map.shape[1] != channels:
@@ -227,10 +225,10 @@ class MapLoss(DistillationLoss):
 
 
 class LossSum(DistillationLoss):
-    """Computes several losses on the same activations and merges their terms.
+    """Several losses on the same activations, with their terms merged.
 
     Args:
-        losses: name to loss; the weights of each are saved as `losses.<name>.*`.
+        losses: name -> loss, whose weights are saved as `losses.<name>.*`.
     """
 
     def __init__(self, losses: Mapping[str, DistillationLoss]) -> None:
@@ -247,7 +245,7 @@ class LossSum(DistillationLoss):
         return list(dict.fromkeys(text for loss in self.losses.values() for text in loss.citations))
 
     def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute the terms of all losses; ValueError when two of them use the same name."""
+        """Compute the terms of all losses; ValueError if two of them have the same name."""
         merged: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             terms = loss(student, teacher, labels)
@@ -257,24 +255,24 @@ class LossSum(DistillationLoss):
         return merged
 
     def get_config_dict(self) -> dict[str, Any]:
-        """The arguments of each loss under its name."""
+        """Return the arguments of each loss under its name."""
         return {name: loss.get_config_dict() for name, loss in self.losses.items()}
 
 
 class LossPerPair(LossSum):
-    """Compares several pairs of maps, the first ones of student and teacher by the first loss, and so on.
+    """One loss for each pair of student and teacher maps.
 
-    Terms carry the number of their pair: `feature_1`, `contrast_1`, `feature_2`, ...
+    Term names end in the number of the pair: `feature_1`, `contrast_1`, `feature_2`, ...
 
     Args:
-        losses: one per pair, in the order of the layers; the weights of each are saved as `losses.<index>.*`.
+        losses: one per pair, in the order of the layers; their weights are saved as `losses.<index>.*`.
     """
 
     def __init__(self, losses: Sequence[DistillationLoss]) -> None:
         super().__init__({str(index): loss for index, loss in enumerate(losses)})
 
     def forward(self, student: Activations, teacher: Activations, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute the terms of all pairs; ValueError when there are more or fewer maps than losses."""
+        """Compute the terms of all pairs; ValueError if the numbers of maps and losses differ."""
         pairs = zip(self.losses.values(), student.of_each_layer(), teacher.of_each_layer(), strict=True)
         return {
             f"{name}_{number}": term
@@ -283,12 +281,12 @@ class LossPerPair(LossSum):
         }
 
     def get_config_dict(self) -> dict[str, Any]:
-        """The arguments of each loss, in the order of the pairs."""
+        """Return the arguments of each loss, in the order of the pairs."""
         return {"pairs": list(super().get_config_dict().values())}
 
 
 def uniform(like: Tensor) -> Tensor:
-    """Numbers in [0, 1), float32, of the shape and device of `like`, from torch's global generator."""
+    """Draw float32 numbers in [0, 1), of the shape and on the device of `like`, from torch's global generator."""
     return torch.rand(like.shape, device=like.device)
 
 
@@ -304,12 +302,12 @@ def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
 
 
 def class_members(labels: Tensor, num_classes: int, size: Sequence[int], ignore_index: int | None = 255) -> Tensor:
-    """Which positions of a map of `size` (h, w) belong to which class: `(B, K, h·w)` bool, at most one a position.
+    """Return which positions of a map of `size` (h, w) belong to which class, `(B, K, h·w)` bool, at most one each.
 
-    The nearest of the labels `(B, H, W)` int64 counts. Those outside 0 ... K - 1 belong to no class, nor does
-    `ignore_index`, if there is one.
+    Labels `(B, H, W)` int64 are resized by nearest neighbour. Those outside 0 ... K - 1 belong to no class, nor does
+    `ignore_index`, unless it is None.
     """
-    # float32 holds whole numbers below 2²⁴ exactly; interpolate takes no integers
+    # interpolate takes no integers, and float32 holds those below 2²⁴ exactly
     nearest = F.interpolate(labels.unsqueeze(1).float(), size, mode="nearest").flatten(start_dim=2)  # (B, 1, N)
     classes = torch.arange(num_classes, device=labels.device).view(1, -1, 1)
     members = nearest == classes  # (B, K, N)
@@ -317,14 +315,16 @@ def class_members(labels: Tensor, num_classes: int, size: Sequence[int], ignore_
 
 
 def kl_divergences(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
-    """`KL(softmax(teacher / τ) ‖ softmax(student / τ))` along `dim`, which the result lacks."""
+    """Compute `KL(softmax(teacher / τ) ‖ softmax(student / τ))` along `dim`, which is removed."""
     student, teacher = (F.log_softmax(each / temperature, dim) for each in (student, teacher))
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim)
 
 
 def unit_vectors(vectors: Tensor, dim: int) -> Tensor:
-    """Float32 or float64 `vectors` divided by their L2 norm along `dim`; those of zeros, which maps behind a ReLU have,
-    stay zero and let the gradient through as it is."""
-    # a small number added to the norm, as is usual, would multiply their gradient by its inverse, 10⁸ for instance
+    """Divide float32 or float64 `vectors` by their L2 norm along `dim`.
+
+    Zero vectors, which occur after a ReLU, stay zero and pass the gradient on unchanged.
+    """
+    # the usual epsilon, added to the norm, would multiply their gradient by its inverse, e.g. 10⁸
     norms = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     return vectors / norms.masked_fill(norms == 0, 1.0)

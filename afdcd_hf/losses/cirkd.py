@@ -1,4 +1,4 @@
-"""CIRKD: how pixels relate to those of other images, of the batch and of a memory with one queue a class."""
+"""CIRKD: relations of pixels to those of other images, in the batch and in a memory with one queue per class."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ class CIRKDLoss(MapLoss):
     All vectors have length 1; σ is a softmax with temperature τ. Three terms, each the mean over the map's pixels of
     KL(σ(teacher's similarities) ‖ σ(student's similarities)):
 
-        minibatch: of each pixel with all pixels of one image of the batch, mean over all ordered pairs of images
-        pixel:     of head(student's pixel) and of the teacher's pixel with teacher's pixels drawn from the memory
-        region:    the same with teacher's regions, the mean vectors of one class in one image
+        minibatch: of each pixel to all pixels of one image of the batch, mean over all ordered pairs of images
+        pixel:     of head(student's pixel), and of the teacher's pixel, to teacher pixels drawn from the memory
+        region:    the same to teacher regions, the mean vectors of one class in one image
 
-    `head` is a 1×1 convolution Cs → Ct – BN – ReLU – 1×1 convolution. Labels are taken at the map's size (nearest); a
-    pixel whose label is ignored or not in 0 to num_classes-1 counts in the minibatch term alone. The memory has a queue
-    a class. At each step with gradients it takes in up to `pixels_per_image` pixels of each class and one region of
-    each class from each image of the batch; then it is drawn from, equally from all classes seen so far.
+    `head` is a 1×1 convolution Cs → Ct – BN – ReLU – 1×1 convolution. Labels are resized to the map's size (nearest); a
+    pixel whose label is ignored or not in 0 to num_classes-1 counts only in the minibatch term. The memory has one
+    queue per class. Each step with gradients first adds up to `pixels_per_image` pixels of each class, and one region
+    of each class, from each image of the batch; draws then come equally from all classes seen so far.
 
-    On several processes the images of all of them make the batch, with gradients through the student's side, and all
-    hold the same memory; each has to have equally many images. Head and queues are in the state dict. The queues take
+    On several processes, the images of all of them form the batch, with gradients through the student's side, and all
+    hold the same memory; each needs the same number of images. Head and queues are in the state dict. The queues take
     4·K·(pixel_queue + region_queue)·Ct bytes: 428 MB for 19 classes and 256 channels, 3.4 GB for 2048.
 
     The defaults are the published ones, for the head's last map. Unlike in the authors' code, the head's last
-    convolution has a bias, draws come from the filled part of the queues alone, and maps are pooled before the
-    minibatch term for every model, where theirs are for SegFormer alone.
+    convolution has a bias, draws come only from the filled part of the queues, and maps are pooled before the
+    minibatch term for every model, not only for SegFormer.
 
-    Relations: the similarities of SKDLoss are inside one image, and compared by their squared difference.
+    Relations: SKDLoss compares similarities within one image, by their squared difference.
 
     Args:
         num_classes: K; needed for the memory. In a recipe it may be left out: `build_loss` gets it from the models.
-        ignore_index: a label that is ignored; None where all of 0 to K-1 count.
-        pool_size: side of the cells averaged before the minibatch term, the last ones smaller where it does not divide;
-            1 for none. The matrices have N·(h·w / pool_size²)² numbers an image, N images in the batch.
-        pixel_queue, region_queue: vectors kept a class.
-        pixels_per_image: pixels taken in a class and image.
-        pixel_draws, region_draws: vectors drawn a step.
+        ignore_index: label that is ignored; None if all of 0 to K-1 count.
+        pool_size: side of the cells averaged before the minibatch term, the last ones smaller if it does not divide the
+            map; 1 for none. The matrices have N·(h·w / pool_size²)² numbers per image, N images in the batch.
+        pixel_queue, region_queue: vectors kept per class.
+        pixels_per_image: pixels added per class and image.
+        pixel_draws, region_draws: vectors drawn per step.
     """
 
     name = "cirkd"
@@ -107,7 +107,7 @@ class CIRKDLoss(MapLoss):
 
     def _minibatch_term(self, *maps: Tensor) -> Tensor:
         student, teacher = (_pixels(F.avg_pool2d(each, self.pool_size, ceil_mode=True)) for each in maps)
-        # Without gradients the loss is only tried out: before training, on the CPU, where nccl could gather nothing.
+        # Without gradients, this is the trial before training, on the CPU, where nccl cannot gather.
         everyone = (gather_batch(each) if torch.is_grad_enabled() else each for each in (student, teacher))
         return cross_image_divergence(student, teacher, *everyone, self.temperature)
 
@@ -133,12 +133,12 @@ class CIRKDLoss(MapLoss):
 
 @in_float32
 def _pixels(feature_map: Tensor) -> Tensor:
-    """`(B, C, h, w)` to vectors of length 1, `(B, h·w, C)`."""
+    """Turn a map `(B, C, h, w)` into unit vectors `(B, h·w, C)`."""
     return unit_vectors(feature_map.flatten(2).transpose(1, 2), dim=2)
 
 
 def gather_batch(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors `(B, ...)` of all processes, of one shape and dtype, in the order of ranks."""
+    """Concatenate the tensors `(B, ...)` of all processes, of equal shape and dtype, in rank order."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
     return _GatherBatch.apply(tensor)
@@ -155,8 +155,8 @@ class _GatherBatch(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may use the given one elsewhere
-        dist.all_reduce(gradient)  # the sum of what all losses ask; DDP then takes the mean, so theirs is minimised
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may use the original elsewhere
+        dist.all_reduce(gradient)  # the sum over all losses; DDP then averages, so that their mean is minimised
         return gradient[dist.get_rank() * ctx.batch :][: ctx.batch]
 
 
@@ -164,8 +164,7 @@ class _GatherBatch(torch.autograd.Function):
 def cross_image_divergence(
     student: Tensor, teacher: Tensor, all_student: Tensor, all_teacher: Tensor, temperature: float
 ) -> Tensor:
-    """The minibatch term of vectors of length 1: `(B, A, Cs)` and `(B, A, Ct)` of A pixels of this process's images,
-    and N instead of B for the images of all processes."""
+    """Compute the minibatch term from unit vectors of A pixels per image, of this process's B images and of all N."""
     divergences = []
     for own, taught in zip(student, teacher, strict=True):
         ours = torch.einsum("ac,nbc->anb", own, all_student)  # cosines of one pixel with all pixels of one image
@@ -176,16 +175,14 @@ def cross_image_divergence(
 
 @in_float32
 def memory_divergence(student: Tensor, teacher: Tensor, memory: Tensor, anchors: Tensor, temperature: float) -> Tensor:
-    """Mean over the anchors `(B, A)` bool of the divergence of student's and teacher's `(B, A, C)` similarities to
-    vectors `(M, C)` of the memory; 0 without any anchor."""
+    """Average, over `anchors` `(B, A)` bool, the divergence of similarities to `memory` `(M, C)`; 0 without anchors."""
     memory = memory.to(student.dtype)
     divergences = kl_divergences(student @ memory.T, teacher @ memory.T, temperature, dim=-1)  # (B, A)
     return divergences.masked_fill(~anchors, 0.0).sum() / anchors.sum().clamp(min=1)
 
 
 class ClassQueues(nn.Module):
-    """The newest `size` vectors of each class, as buffers: they are saved and resumed with the loss. A step is taken
-    back by restoring `appended`: done again, it puts the same vectors in the same places."""
+    """The newest `size` vectors of each class, saved and resumed with the loss; restoring `appended` undoes a step."""
 
     vectors: Tensor
     appended: Tensor
@@ -193,45 +190,44 @@ class ClassQueues(nn.Module):
     def __init__(self, num_classes: int, size: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("vectors", torch.zeros(num_classes, size, channels))
-        self.register_buffer("appended", torch.zeros(num_classes, dtype=torch.int64))  # ever, a class
+        self.register_buffer("appended", torch.zeros(num_classes, dtype=torch.int64))  # in total, per class
 
     @torch.no_grad()
     def append(self, vectors: Tensor, classes: Tensor) -> None:
-        """Put finite vectors `(M, C)` into the queues of their classes `(M,)`, -1 for none, in place of the oldest."""
+        """Append finite vectors `(M, C)` to the queues of their classes `(M,)`, -1 for none, replacing the oldest."""
         num_classes, size, _ = self.vectors.shape
         classes = torch.where(vectors.isfinite().all(1), classes, NO_CLASS)
         of_class = classes.unsqueeze(1) == torch.arange(num_classes, device=classes.device)  # (M, K)
         number = of_class.sum(0)  # (K,)
         ordinals = of_class.cumsum(0).gather(1, classes.clamp(min=0).unsqueeze(1)).squeeze(1) - 1  # (M,)
-        # of more vectors than a queue holds the last ones stay; written twice, a place would keep either of them
+        # keep only the last `size` vectors of a class: a place that is written twice could hold either
         kept = (classes != NO_CLASS) & (ordinals >= number[classes] - size)
         vectors, classes, ordinals = vectors[kept], classes[kept], ordinals[kept]
         self.vectors[classes, (self.appended[classes] + ordinals) % size] = vectors.to(self.vectors.dtype)
         self.appended += number
 
     def draw(self, uniform: Tensor) -> Tensor:
-        """Vectors `(M, C)` drawn with replacement, equally many of each class that has any (up to one), inside a class
-        by the random numbers `(M,)` in [0, 1); zeros while all queues are empty."""
+        """Draw `(M, C)` with replacement, evenly from filled queues, by random numbers `(M,)` in [0, 1); else zeros."""
         held = self.appended.clamp(max=self.vectors.shape[1])  # (K,)
         present = held > 0
         first_present = present.to(torch.int8).argsort(descending=True, stable=True)
         turns = torch.arange(len(uniform), device=uniform.device) % present.sum().clamp(min=1)
         classes = first_present[turns]  # (M,)
-        # float32 rounds the product of a number close to 1 up to the whole
+        # float32 may round the product with a number close to 1 up to `held`
         places = (uniform * held[classes]).long().minimum(held[classes] - 1).clamp(min=0)
         return self.vectors[classes, places]
 
 
 def queue_names(module: nn.Module) -> list[str]:
-    """Names, among the buffers of `module`, of the vectors in queues: large, and equal on all processes."""
+    """Return the names of `module`'s buffers of queued vectors, which are large and equal on all processes."""
     return [f"{name}.vectors" for name, part in module.named_modules() if isinstance(part, ClassQueues)]
 
 
 def pixels_of_classes(vectors: Tensor, members: Tensor, most: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """At most `most` pixels of each class and image, those with the smallest random numbers `(B, A)` in [0, 1).
+    """Choose up to `most` pixels of each class and image, those with the smallest random numbers `(B, A)` in [0, 1).
 
-    Of vectors `(B, A, C)` and `members` `(B, K, A)` bool it gives vectors `(B·R, C)` and their classes `(B·R,)`,
-    R = min(A, K·most), -1 where there are fewer: a shape that does not hang on the labels can be gathered.
+    Takes vectors `(B, A, C)` and `members` `(B, K, A)` bool; returns vectors `(B·R, C)` and their classes `(B·R,)`, -1
+    in unused rows, with R = min(A, K·most). This shape does not depend on the labels, so that it can be gathered.
     """
     _, num_classes, pixels = members.shape
     most = min(most, pixels)
@@ -246,7 +242,7 @@ def pixels_of_classes(vectors: Tensor, members: Tensor, most: int, uniform: Tens
 
 @in_float32
 def regions_of_classes(vectors: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean vector, of length 1, of each class in each image, `(B·K, C)`, and the classes `(B·K,)`, else -1."""
-    means = unit_vectors(members.to(vectors.dtype) @ vectors, dim=2)  # of the sum: its direction is that of the mean
+    """Return the unit mean vector of each class in each image, `(B·K, C)`, and the classes `(B·K,)`, -1 if absent."""
+    means = unit_vectors(members.to(vectors.dtype) @ vectors, dim=2)  # the sum has the mean's direction
     classes = torch.where(members.any(2), torch.arange(members.shape[1], device=members.device), NO_CLASS)
     return means.flatten(0, 1), classes.flatten()

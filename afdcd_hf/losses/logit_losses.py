@@ -1,4 +1,4 @@
-"""Losses on logits: KD, DIST, and after BPKD borders and areas apart."""
+"""Losses on logits: KD, DIST, and BPKD, which treats borders and areas separately."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .base import DistillationLoss, kl_divergences, option
 
 @in_float32
 def kd_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """L of `KDLoss` for two `(B, K, h, w)`."""
+    """Compute L of `KDLoss` for two `(B, K, h, w)`."""
     return temperature**2 * kl_divergences(student_logits, teacher_logits, temperature, dim=1).mean()
 
 
 class KDLoss(DistillationLoss):
-    """Class distributions of the teacher at each pixel as soft labels (Hinton et al., 2015).
+    """The teacher's class distributions at each pixel as soft labels (Hinton et al., 2015).
 
         L = T² / (B·h·w) · Σ_pixels KL(softmax(teacher / T) ‖ softmax(student / T))
 
@@ -33,7 +33,7 @@ class KDLoss(DistillationLoss):
     Relations: AfDcdLoss compares feature maps; the paper adds both.
 
     Args:
-        temperature: T; None for 1, or with `standardize` for LSKD's base temperature 2.
+        temperature: T; None means 1, or with `standardize` LSKD's base temperature 2.
         standardize: compare standardised logits.
     """
 
@@ -63,19 +63,19 @@ class KDLoss(DistillationLoss):
 
 
 def standardized(logits: Tensor) -> Tensor:
-    """Less the mean over the classes and divided by their standard deviation (of K - 1), at each pixel."""
-    # the small number is that of LSKD's authors, added to a pixel's standard deviation
+    """Subtract the mean over classes and divide by their standard deviation (with K - 1), at each pixel."""
+    # LSKD's authors add this epsilon to a pixel's standard deviation
     return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
 
 
 def pearson_distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-    """Mean of `1 - ρ` over all vectors along `dim` of two `(N, K)`; ρ is Pearson's correlation coefficient.
+    """Average `1 - ρ` over all vectors along `dim` of two `(N, K)`; ρ is Pearson's correlation coefficient.
 
-    Vectors that do not vary correlate with nothing: they count as 1 and get no gradient.
+    Constant vectors have no correlation: they count as 1 and get no gradient.
     """
     student, teacher = _deviations(student, dim), _deviations(teacher, dim)
     norms = student.norm(dim=dim) * teacher.norm(dim=dim)
-    # the small number lets classes fade that neither model gives any probability
+    # the epsilon fades out classes to which neither model gives any probability
     return 1 - ((student * teacher).sum(dim) / (norms + 1e-8)).mean()
 
 
@@ -88,7 +88,7 @@ def _deviations(vectors: Tensor, dim: int) -> Tensor:
 
 @in_float32
 def relation_terms(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """L_inter and L_intra of `DISTLoss` for two `(B, K, h, w)`."""
+    """Compute L_inter and L_intra of `DISTLoss` for two `(B, K, h, w)`."""
     student, teacher = (
         F.softmax(logits / temperature, dim=1).movedim(1, -1).flatten(0, 2)  # (B·h·w, K)
         for logits in (student_logits, teacher_logits)
@@ -105,10 +105,10 @@ class DISTLoss(DistillationLoss):
         L_inter = T² · mean over pixels  of 1 - ρ(Ys[i, :], Yt[i, :])
         L_intra = T² · mean over classes of 1 - ρ(Ys[:, k], Yt[:, k])
 
-    Compares the models' own low-resolution logits. Every pixel counts, ignored labels included. On several processes
-    each one takes L_intra over the pixels of its own images. The defaults are those published for Cityscapes.
+    Compares the models' own low-resolution logits. Every pixel counts, ignored labels included. On several processes,
+    each one computes L_intra over the pixels of its own images. The defaults are those published for Cityscapes.
 
-    Relations: KDLoss asks for equal probabilities; this for the same up to scale and shift.
+    Relations: KDLoss matches probabilities; this matches them up to scale and shift.
     """
 
     name = "dist"
@@ -127,8 +127,10 @@ class DISTLoss(DistillationLoss):
 
 
 def split_by_borders(members: Tensor, size: Sequence[int], edge_width: int) -> tuple[Tensor, Tensor]:
-    """The labelled positions within `edge_width` of another class, and the other labelled ones, each `(B, h·w)` bool,
-    of `members` `(B, K, h·w)` bool. Positions without a class are in neither, and make no border."""
+    """Split labelled positions into those within `edge_width` of another class and the rest, each `(B, h·w)` bool.
+
+    `members` are `(B, K, h·w)` bool. Positions without a class are in neither part, and make no border.
+    """
     near = F.max_pool2d(members.unflatten(2, size).float(), 2 * edge_width + 1, stride=1, padding=edge_width)
     several = near.sum(1).flatten(1) > 1  # (B, h·w), classes within reach
     labelled = members.any(1)
@@ -137,15 +139,15 @@ def split_by_borders(members: Tensor, size: Sequence[int], edge_width: int) -> t
 
 @in_float32
 def edge_divergence(student_logits: Tensor, teacher_logits: Tensor, edge: Tensor, temperature: float) -> Tensor:
-    """L_edge of `BPKDLoss` over the positions of `edge` `(B, h·w)` bool; 0 where there is none."""
+    """Compute L_edge of `BPKDLoss` over the positions of `edge` `(B, h·w)` bool; 0 if there are none."""
     divergences = kl_divergences(student_logits.flatten(2), teacher_logits.flatten(2), temperature, dim=1)  # (B, h·w)
     return temperature**2 * divergences.masked_fill(~edge, 0.0).sum() / edge.sum().clamp(min=1)
 
 
 @in_float32
 def body_divergence(student_logits: Tensor, teacher_logits: Tensor, body: Tensor, temperature: float) -> Tensor:
-    """L_body of `BPKDLoss` over the positions of `body` `(B, h·w)` bool; images that have none do not count."""
-    # before the softmax: of no weight there, and finite in the differences of logarithms
+    """Compute L_body of `BPKDLoss` over the positions of `body` `(B, h·w)` bool; images without any do not count."""
+    # masked before the softmax: no weight there, and differences of logarithms stay finite
     student, teacher = (
         (each.flatten(2) / temperature).masked_fill(~body.unsqueeze(1), -1e30)
         for each in (student_logits, teacher_logits)
@@ -158,20 +160,20 @@ def body_divergence(student_logits: Tensor, teacher_logits: Tensor, body: Tensor
 class BPKDLoss(DistillationLoss):
     """Boundary privileged distillation, after Liu et al., WACV 2024 (arXiv 2306.08075).
 
-    The labels, brought to the logits' size (nearest), split the positions in two: an edge, the band within `edge_width`
+    The labels, resized to the logits' size (nearest), split the positions into an edge, the band within `edge_width`
     of another class, and the body, all other labelled positions.
 
         L_edge = T² · mean over the edge of KL(softmax(teacher / T) ‖ softmax(student / T)), over the classes
         L_body = T² · mean over images and classes of the same KL over the positions of the body
 
-    The idea is the paper's. Band width, weights, temperatures and whether each class has a band of its own could not be
-    checked: the defaults are ours, from KD (edge) and CWD on logits (body), and results are not those of the paper.
+    The idea is the paper's. We could not check its band width, weights, temperatures, or whether each class has its own
+    band: the defaults are ours, from KD (edge) and CWD on logits (body), and results are not those of the paper.
 
-    Relations: with no border L_body is CWDLoss on logits; where all is border L_edge is KDLoss.
+    Relations: without borders, L_body is CWDLoss on logits; if every position is an edge, L_edge is KDLoss.
 
     Args:
-        edge_width: positions of the logits' grid to either side of a border; 1 is 8 pixels at output stride 8.
-        ignore_index: label that belongs to neither part; None where there is none.
+        edge_width: positions of the logits' grid on either side of a border; 1 is 8 pixels at output stride 8.
+        ignore_index: label that belongs to neither part; None if there is none.
     """
 
     name = "bpkd"

@@ -1,4 +1,4 @@
-"""Losses on feature maps that build on nothing else: FitNet, attention transfer, SKD, IFVD and CWD."""
+"""Stand-alone losses on feature maps: FitNet, attention transfer, SKD, IFVD and CWD."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .logit_losses import kd_divergence
 
 @in_float32
 def hint_error(student_map: Tensor, teacher_map: Tensor, normalize: bool = False) -> Tensor:
-    """The mean squared error of two `(B, C, h, w)`, standardised by image and channel or as they are."""
+    """Compute the mean squared error of two `(B, C, h, w)`, as they are or standardised per image and channel."""
     maps = (normalized(each) for each in (student_map, teacher_map)) if normalize else (student_map, teacher_map)
     return F.mse_loss(*maps)
 
 
 def normalized(feature_map: Tensor) -> Tensor:
-    """Each image and channel of `(B, C, h, w)` less its mean and divided by its standard deviation over h·w."""
+    """Standardise each image and channel of `(B, C, h, w)` by its mean and standard deviation over h·w."""
     variance, mean = torch.var_mean(feature_map, dim=(2, 3), correction=0, keepdim=True)
-    return (feature_map - mean) * torch.rsqrt(variance + 1e-5)  # finite gradients of channels that hardly vary
+    return (feature_map - mean) * torch.rsqrt(variance + 1e-5)  # keeps gradients of nearly constant channels finite
 
 
 class FitNetLoss(MapLoss):
@@ -34,15 +34,15 @@ class FitNetLoss(MapLoss):
 
         L = Σ (align(S) - T)² / (B·Ct·h·w)
 
-    `align` is a 1×1 convolution with bias, or the identity where Cs = Ct. The paper sums (times ½) where this is a
-    mean, and uses the term to initialise the student; here it is there from the first step to the last, as in the
+    `align` is a 1×1 convolution with bias, or the identity if Cs = Ct. The paper takes ½ times the sum where this
+    is a mean, and uses the term to initialise the student; here it acts from the first step to the last, as in the
     segmentation papers that compare with it, with weights of 1 to 10 on the head's last map. Every position counts.
 
     With `normalize=True` align(S) and T are standardised over h and w, per image and channel, before they are compared:
-    NFD (Liu et al., 2022, arXiv 2207.05256), in which magnitudes do not count. Its weight is not known to us.
+    NFD (Liu et al., 2022, arXiv 2207.05256), which ignores magnitudes. We do not know its weight.
 
     Relations: AfDcdLoss with `contrast_weight=0` hides positions first and lets 3×3 convolutions restore them; CWDLoss
-    compares where a channel is active and leaves out how strongly.
+    compares where a channel is active, not how strongly.
 
     Args:
         normalize: compare standardised maps.
@@ -69,30 +69,30 @@ class FitNetLoss(MapLoss):
 
 
 def attention(feature_map: Tensor) -> Tensor:
-    """Each image's mean of squares over the channels of `(B, C, h, w)`, as a vector `(B, h·w)` of length 1, or 0."""
+    """Average the squares over the channels of `(B, C, h, w)` to a unit vector `(B, h·w)` per image, or zeros."""
     return unit_vectors(feature_map.square().mean(dim=1).flatten(start_dim=1), dim=1)
 
 
 @in_float32
 def attention_error(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """L of `AttentionTransferLoss` for `(B, Cs, h, w)` and `(B, Ct, h, w)`."""
+    """Compute L of `AttentionTransferLoss` for `(B, Cs, h, w)` and `(B, Ct, h, w)`."""
     return F.mse_loss(attention(student_map), attention(teacher_map))
 
 
 class AttentionTransferLoss(MapLoss):
-    """Attention maps of the teacher (Zagoruyko and Komodakis, ICLR 2017), the activation-based kind.
+    """Activation-based attention transfer (Zagoruyko and Komodakis, ICLR 2017).
 
     With student map S `(B, Cs, h, w)` and teacher map T `(B, Ct, h, w)`:
 
         Q(F) = Σ_c F_c² / C, flattened to (B, h·w) and divided by its L2 norm, image by image
         L    = Σ (Q(S) - Q(T))² / (B·h·w)
 
-    Nothing needs equal channels: the loss has no weights of its own. As Q has length 1, L is at most 2 / (h·w): hence
-    the large weight, which belongs to one size of map. Every position counts. The paper writes the norm of the
-    difference, its authors' code and this the mean of squares. The default weight is the published one, for the head's
-    last map, beside KD.
+    Channels may differ: the loss has no weights to train. As Q has length 1, L is at most 2 / (h·w), hence the large
+    weight, which suits one size of map. Every position counts. The paper writes the norm of the difference; its
+    authors' code and this take the mean of squares. The default weight is the published one, for the head's last map,
+    together with KD.
 
-    Relations: CWDLoss compares where each channel is active, this where all of them together are.
+    Relations: CWDLoss compares where each channel is active; this compares where all of them together are.
     """
 
     name = "at"
@@ -106,14 +106,14 @@ class AttentionTransferLoss(MapLoss):
 
 
 def similarities(feature_map: Tensor) -> Tensor:
-    """Cosine similarity of all pairs of positions of an image, `(B, C, h, w)` to `(B, h·w, h·w)`; 0 beside zeros."""
+    """Compute cosines of all pairs of positions of an image, `(B, C, h, w)` to `(B, h·w, h·w)`; 0 for zero vectors."""
     units = unit_vectors(feature_map.flatten(start_dim=2), dim=1)  # (B, C, N)
     return units.transpose(1, 2) @ units  # (B, N, N)
 
 
 @in_float32
 def pairwise_error(student_map: Tensor, teacher_map: Tensor, pool_size: int = 2) -> Tensor:
-    """L_pairwise of `SKDLoss` for two maps `(B, C, h, w)`; cells that the right or lower border cuts off count too."""
+    """Compute L_pairwise of `SKDLoss` for two maps `(B, C, h, w)`, including cells cut off at the right and bottom."""
     pooled = [F.max_pool2d(each, pool_size, ceil_mode=True) for each in (student_map, teacher_map)]
     return F.mse_loss(similarities(pooled[0]), similarities(pooled[1]))
 
@@ -127,19 +127,19 @@ class SKDLoss(MapLoss):
         L_pairwise  = Σ (a_ij(S) - a_ij(T))² / (B·N²), over pairs of the N = ⌈h / pool⌉·⌈w / pool⌉ positions
         L_pixelwise = Σ_pixels KL(softmax(teacher) ‖ softmax(student)) / (B·h'·w')
 
-    Left out is the third, "holistic" part: a discriminator, a second model trained against the first. Numbers got here
-    are therefore not those of the full method.
+    The third, "holistic" part, a discriminator trained against the student, is left out, so results are not those of
+    the full method.
 
-    Nothing needs equal channels: the loss has no weights of its own. Every position counts. Memory: two `(B, N, N)`
-    matrices and their gradient, N = 2048 for a map of 64×128. The defaults are those of later scripts that compare with
-    it, for the head's last map; the authors' own weigh 1 and 10, pooled to 2×2 positions (half the map's sides).
+    Channels may differ: the loss has no weights to train. Every position counts. Memory: two `(B, N, N)`
+    matrices and their gradient, N = 2048 for a map of 64×128. The defaults come from later scripts comparing with it,
+    for the head's last map; the authors' own weights are 1 and 10, pooled to 2×2 positions (half the map's sides).
 
     Relations: L_pixelwise is KDLoss at temperature 1. In a sum with it (`loss: kd+skd`) set `pixelwise_weight=0`, or
     logits are compared twice. IFVDLoss compares similarities of positions to the centres of their classes instead of
     to each other.
 
     Args:
-        pool_size: of L_pairwise; 1 for none.
+        pool_size: side of the pooled cells of L_pairwise; 1 for no pooling.
     """
 
     name = "skd"
@@ -161,16 +161,16 @@ class SKDLoss(MapLoss):
 
 
 def centre_similarity(feature_map: Tensor, members: Tensor) -> Tensor:
-    """Cosine similarity `(B, h·w)` of each position to the mean of its class in the same image; 0 without a class."""
+    """Compute the cosine `(B, h·w)` of each position and the mean of its class in the same image; 0 without a class."""
     vectors = feature_map.flatten(start_dim=2)  # (B, C, N)
-    sums = members @ vectors.transpose(1, 2)  # (B, K, C), of the direction of the means
+    sums = members @ vectors.transpose(1, 2)  # (B, K, C), with the means' directions
     similarity = unit_vectors(sums, dim=2) @ unit_vectors(vectors, dim=1)  # (B, K, N)
     return (members * similarity).sum(dim=1)
 
 
 @in_float32
 def variation_error(student_map: Tensor, teacher_map: Tensor, members: Tensor) -> Tensor:
-    """L of `IFVDLoss`; `members` are `(B, K, h·w)` bool."""
+    """Compute L of `IFVDLoss`; `members` are `(B, K, h·w)` bool."""
     members = members.to(student_map.dtype)
     return F.mse_loss(centre_similarity(student_map, members), centre_similarity(teacher_map, members))
 
@@ -178,21 +178,21 @@ def variation_error(student_map: Tensor, teacher_map: Tensor, members: Tensor) -
 class IFVDLoss(MapLoss):
     """Intra-class feature variation distillation (Wang et al., ECCV 2020) without its adversarial part.
 
-    With student map S `(B, Cs, h, w)`, teacher map T `(B, Ct, h, w)` and the labels brought to h×w (nearest):
+    With student map S `(B, Cs, h, w)`, teacher map T `(B, Ct, h, w)` and the labels resized to h×w (nearest):
 
         m_p(F) = cosine of the vector at position p and the mean over all positions of its class in its image
         L      = Σ_p (m_p(S) - m_p(T))² / (B·h·w)
 
-    Positions without a class add 0, and are counted in the divisor, as in the authors' code. The gradient also flows
-    through the student's centres. Nothing needs equal channels: the loss has no weights of its own. The discriminator
-    is left out as from SKDLoss. The default weight is that of later scripts that compare with it, for the head's last
-    map, beside KD; the authors' is 200 beside 10 times KD.
+    Positions without a class add 0 but count in the divisor, as in the authors' code. The gradient also flows through
+    the student's centres. Channels may differ: the loss has no weights to train. The discriminator is left out, as in
+    SKDLoss. The default weight comes from later scripts that compare with it, for the head's last map, together with
+    KD; the authors' is 200, with 10 times KD.
 
     Relations: SKDLoss compares similarities of all pairs of positions and reads no labels; this compares one number
     per position.
 
     Args:
-        ignore_index: label that belongs to no class; labels outside 0 ... K - 1 never do. None where there is none.
+        ignore_index: label that belongs to no class; labels outside 0 ... K - 1 never do. None if there is none.
     """
 
     name = "ifvd"
@@ -209,7 +209,7 @@ class IFVDLoss(MapLoss):
 
 @in_float32
 def channel_wise_divergence(student_map: Tensor, teacher_map: Tensor, temperature: float = 4.0) -> Tensor:
-    """L of `CWDLoss` for two `(B, C, h, w)`."""
+    """Compute L of `CWDLoss` for two `(B, C, h, w)`."""
     return temperature**2 * kl_divergences(student_map.flatten(2), teacher_map.flatten(2), temperature, dim=2).mean()
 
 
@@ -221,9 +221,9 @@ class CWDLoss(MapLoss):
         φ(F)_c = softmax over the h·w positions of F_c / τ
         L      = τ² / (B·C) · Σ_c KL(φ(T)_c ‖ φ(S)_c)
 
-    On maps S is align(S): a 1×1 convolution with bias, or the identity where the channels are equal. On logits a
-    channel is a class. Every position counts. The defaults are the published ones, for the head's last map, beside KD.
-    C is Ct, as in the authors' code; CIRKD's divides by Cs, where a 50 acts like a 100 here for 128 → 256 channels.
+    On maps, S is align(S): a 1×1 convolution with bias, or the identity if the channels are equal. On logits, a channel
+    is a class. Every position counts. The defaults are the published ones, for the head's last map, together with KD. C
+    is Ct, as in the authors' code; CIRKD's divides by Cs, so that its 50 acts like 100 here for 128 → 256 channels.
 
     Relations: KDLoss normalises over classes at each pixel; this normalises over pixels in each channel.
     AttentionTransferLoss puts all channels into one map first.

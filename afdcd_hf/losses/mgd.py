@@ -1,4 +1,4 @@
-"""MGD: the teacher's map restored from a masked map of the student, which Af-DCD builds on."""
+"""MGD: restoring the teacher's map from a masked student map, which Af-DCD builds on."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .projectors import PROJECTORS, EnhancedProjector, PlainProjector, mask_alig
 
 
 def random_mask(feature_map: Tensor, mask_ratio: float) -> Tensor:
-    """A mask `(B, 1, h, w)` like a map `(B, C, h, w)`: 1, kept, with probability `1 - mask_ratio`, else 0, hidden.
+    """Draw a mask `(B, 1, h, w)` for a map `(B, C, h, w)`: 1 (kept) with probability `1 - mask_ratio`, else 0 (hidden).
 
-    A ratio of 0 draws nothing, so that dropout's random numbers stay the same.
+    A ratio of 0 draws nothing, so that it does not change dropout's random numbers.
     """
     if mask_ratio == 0:
         return torch.ones_like(feature_map[:, :1])
@@ -28,7 +28,7 @@ def random_mask(feature_map: Tensor, mask_ratio: float) -> Tensor:
 
 
 def center_mask(feature_map: Tensor) -> Tensor:
-    """Hide the middle third: rows h//3 to 2h//3 and columns w//3 to 2w//3, ends excluded; as `random_mask`."""
+    """Make such a mask that hides the middle third: rows h//3 to 2h//3 and columns w//3 to 2w//3, ends excluded."""
     height, width = feature_map.shape[-2:]
     mask = torch.ones_like(feature_map[:, :1])
     mask[:, :, height // 3 : 2 * height // 3, width // 3 : 2 * width // 3] = 0
@@ -36,32 +36,32 @@ def center_mask(feature_map: Tensor) -> Tensor:
 
 
 def restore(student_map: Tensor, mask: Tensor, align: nn.Module, projector: nn.Module) -> Tensor:
-    """S' = projector(mask ⊙ align(student_map)): `(B, Cs, h, w)` to `(B, Ct, h, w)`, in the layers' dtype."""
+    """Compute S' = projector(mask ⊙ align(student_map)): `(B, Cs, h, w)` to `(B, Ct, h, w)`, in the layers' dtype."""
     hidden = mask_aligned(align, student_map, mask)
     return projector(hidden, mask) if isinstance(projector, (PlainProjector, EnhancedProjector)) else projector(hidden)
 
 
 @in_float32
 def restoration_error(restored: Tensor, target: Tensor, reduction: str = "paper") -> Tensor:
-    """`Σ (restored - target)² / B` of two `(B, Ct, h, w)` for "paper", the mean over all values for "mean".
+    """Compute `Σ (restored - target)² / B` of two `(B, Ct, h, w)` for "paper", the mean over all values for "mean".
 
-    Only the difference is kept for the backward pass: the teacher's map, which nothing else needs by then, is freed.
+    Only the difference is kept for the backward pass, so that the teacher's map can be freed.
     """
     divisor = restored.numel() if reduction == "mean" else restored.shape[0]
     return (restored - target).square().sum() / divisor
 
 
 class RestorationLoss(MapLoss):
-    """A loss on S' = projector(mask ⊙ align(S)).
+    """Base class of losses on S' = projector(mask ⊙ align(S)).
 
     Args:
-        mask: "random" hides each position with probability `mask_ratio`, drawn anew at each call;
+        mask: "random" hides each position with probability `mask_ratio`, redrawn at each call;
             "center" hides the middle third of rows and columns.
-        mask_ratio: λ of MGD's paper, ζ of Af-DCD's, in [0, 1); for mask "random".
+        mask_ratio: λ in MGD's paper, ζ in Af-DCD's, in [0, 1); for mask "random".
         projector: "plain" is the papers'; "enhanced", "bottleneck", "depthwise" (starts as the identity), or "none"
             (with `mask_ratio=0`: S' = align(S)); costs in `afdcd_hf/losses/projectors.py`.
-        reduction: "paper" is each loss's formula; "mean" divides sums over channels and positions further, for weights
-            that carry over to other maps.
+        reduction: "paper" is each loss's formula; "mean" turns sums over channels and positions into means, so that
+            weights carry over to other maps.
     """
 
     mask: str = option(default="random", check=partial(check_choice, known=("random", "center")))
@@ -86,7 +86,7 @@ class RestorationLoss(MapLoss):
             )
 
     def restored(self, student_map: Tensor, mask: Tensor | None = None) -> Tensor:
-        """S' `(B, Ct, h, w)`, in the layers' dtype; `mask` `(B, 1, h, w)` is drawn as configured if None."""
+        """Compute S' `(B, Ct, h, w)` in the layers' dtype; `mask` `(B, 1, h, w)` is drawn as configured if None."""
         if mask is None and self.mask == "random":
             mask = random_mask(student_map, self.mask_ratio)
         return restore(student_map, center_mask(student_map) if mask is None else mask, self.align, self.projector)
@@ -100,12 +100,12 @@ class MGDLoss(RestorationLoss):
         S' = projector(mask ⊙ align(S))
         L  = Σ (S' - T)² / B                      ("mean" divides further by Ct·h·w)
 
-    `align` is a 1×1 convolution with bias, or the identity where Cs = Ct. L is a sum over channels and positions,
-    hence the small weight. It is not 0 where S = T: the projector has to restore what is hidden. Published for
+    `align` is a 1×1 convolution with bias, or the identity if Cs = Ct. L is a sum over channels and positions,
+    hence the small weight. It is not 0 for S = T: the projector has to restore what is hidden. Published for
     segmentation, on the backbone's last map (the default layer): weight 2e-5, mask_ratio 0.75, the plain projector.
 
-    Relations: AfDcdLoss has this as its feature term, to the bit, and adds a contrast on S' and T. FitNetLoss compares
-    without mask and projector.
+    Relations: AfDcdLoss uses this as its feature term, bit for bit, and adds a contrast on S' and T. FitNetLoss
+    compares maps without mask and projector.
 
     For the options see `RestorationLoss`.
     """

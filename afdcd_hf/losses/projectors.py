@@ -1,6 +1,6 @@
-"""Layers that restore the teacher's map from the masked student map; they train beside the student, then go.
+"""Layers that restore the teacher's map from the masked student map, and are discarded after training.
 
-At 2048 channels, with 10⁹ multiplications for one image of 45×45:
+At 2048 channels (GMAC: 10⁹ multiplications for one map of 45×45):
 
 | name | layers | weights | of plain | GMAC |
 |---|---|---|---|---|
@@ -10,11 +10,10 @@ At 2048 channels, with 10⁹ multiplications for one image of 45×45:
 | depthwise | (3×3 a channel, 1×1) – (3×3 a channel, 1×1) | 8.4 M | 11.2 % | 17.1 |
 | none | | 0 | 0 % | 0 |
 
-– is a ReLU. The paper has the first two; the others are ours. bottleneck and depthwise see the same 5×5 positions as
-plain. With none the aligned map itself is compared: nothing could restore a hidden position, so nothing may be hidden.
-On a CPU the first convolution of plain and enhanced runs on the kept positions alone. Seconds of CPU time there (one
-core, align from 512 channels, forward and backward, batch 2, 45×45, ζ = 0.75): plain 10.8 (17.5 on all positions),
-depthwise 1.9.
+A dash is a ReLU. The first two are the paper's; the others are ours. bottleneck and depthwise have the 5×5 receptive
+field of plain. none compares the aligned map itself, so nothing may be hidden: nothing could restore it. On a CPU, the
+first convolution of plain and enhanced runs on the kept positions alone. Seconds of CPU time there (one core, align
+from 512 channels, forward and backward, batch 2, 45×45, ζ = 0.75): plain 10.8 (17.5 on all positions), depthwise 1.9.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ def _conv(channels: int, size: int = 3, groups: int = 1) -> nn.Conv2d:
 
 
 def mask_aligned(align: Any, feature_map: Tensor, mask: Tensor) -> Tensor:
-    """mask ⊙ align(map) for a map `(B, C, h, w)`, a 1×1 convolution to C' channels or the identity: `(B, C', h, w)`.
+    """Compute mask ⊙ align(map), `(B, C', h, w)`, for a map `(B, C, h, w)`; `align` is a 1×1 convolution or identity.
 
-    Masked after the alignment: its bias must not show at hidden positions. See `convolve_kept` for what is skipped.
+    The mask comes second, so that the bias does not show at hidden positions. `convolve_kept` says what is skipped.
     """
     if not isinstance(align, nn.Conv2d) or not _skips_hidden(align, feature_map, mask):
         aligned = align(feature_map)
@@ -46,19 +45,19 @@ def mask_aligned(align: Any, feature_map: Tensor, mask: Tensor) -> Tensor:
 
 
 def convolve_kept(convolution: Any, feature_map: Tensor, mask: Tensor | None) -> Tensor:
-    """A 3×3 convolution of a map `(B, C, h, w)` that is 0 where `mask` `(B, 1, h, w)`, if any, is: `(B, C', h, w)`.
+    """Apply a 3×3 convolution to a map `(B, C, h, w)` that is 0 wherever `mask` `(B, 1, h, w)`, if given, is 0.
 
-    On a CPU, in float32 or float64, it multiplies the kept positions alone where they are half of all or fewer; at
-    ζ = 0.75 a quarter. A hidden position gets no gradient then: the mask would make it 0. A GPU would be held up by
-    having to tell how many positions are kept, and half precision would round each of the nine products.
+    On a CPU, in float32 or float64, only kept positions are multiplied if they are at most half of all (a quarter at
+    ζ = 0.75). Hidden positions then get no gradient, which the mask would make 0 anyway. A GPU would have to wait for
+    the number of kept positions, and half precision would round each of the nine products.
     """
     if mask is None or not _skips_hidden(convolution, feature_map, mask):
         return convolution(feature_map)
     (kept, rows), (height, width) = _kept(feature_map, mask), mask.shape[2:]
     y, x = kept // width % height, kept % width
-    summed = rows.new_zeros(mask.numel() + 1, convolution.out_channels)  # the last row takes what leaves the map
+    summed = rows.new_zeros(mask.numel() + 1, convolution.out_channels)  # the last row collects what leaves the map
     for offset, weight in enumerate(convolution.weight.permute(2, 3, 0, 1).flatten(0, 1)):
-        down, right = 1 - offset // 3, 1 - offset % 3  # by which a position's product with this weight is moved
+        down, right = 1 - offset // 3, 1 - offset % 3  # the shift of a position's product with this weight
         inside = (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
         summed.index_add_(0, torch.where(inside, kept + down * width + right, mask.numel()), rows @ weight.T)
     summed = summed[:-1]
@@ -72,7 +71,7 @@ def _skips_hidden(layer: nn.Conv2d, feature_map: Tensor, mask: Tensor) -> bool:
 
 
 def _kept(feature_map: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat indices `(P,)` of the kept positions (b, y, x), and their rows `(P, C)`."""
+    """Return the flat indices `(P,)` of the kept positions (b, y, x), and their rows `(P, C)`."""
     kept = mask.flatten().nonzero()[:, 0]
     return kept, feature_map.permute(0, 2, 3, 1).flatten(0, 2)[kept]
 
@@ -83,7 +82,7 @@ def _as_map(rows: Tensor, mask: Tensor) -> Tensor:
 
 
 class PlainProjector(nn.Sequential):
-    """conv3×3 – ReLU – conv3×3 on `(B, channels, h, w)`, which is 0 where `mask` (see `convolve_kept`) is."""
+    """conv3×3 – ReLU – conv3×3 on `(B, channels, h, w)` that is 0 wherever `mask` is (see `convolve_kept`)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(_conv(channels), nn.ReLU(inplace=True), _conv(channels))
@@ -94,7 +93,7 @@ class PlainProjector(nn.Sequential):
 
 
 class EnhancedProjector(nn.Module):
-    """The mean of conv3×3(x1) and conv3×3(x2), with x1 = ReLU(conv3×3(x)) and x2 = ReLU(conv3×3(x1)); as the plain."""
+    """The mean of conv3×3(x1) and conv3×3(x2): x1 = ReLU(conv3×3(x)), x2 = ReLU(conv3×3(x1)), x as for plain."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -110,12 +109,12 @@ class EnhancedProjector(nn.Module):
 
 
 def bottleneck_projector(channels: int) -> nn.Sequential:
-    """1×1 to a quarter of the channels – 3×3 – 3×3 – 1×1 back; ValueError where they are no multiple of 4."""
-    # two 3×3: at ζ = 0.75 one in 13 positions has no kept one in the 3×3 around it, one in 1,300 in the 5×5
+    """Build 1×1 to a quarter of the channels – 3×3 – 3×3 – 1×1 back; ValueError unless they are a multiple of 4."""
+    # two 3×3: at ζ = 0.75, 1 position in 13 has no kept one in the 3×3 around it, but 1 in 1,300 in the 5×5
     if channels % 4:
         raise ValueError(
-            "projector='bottleneck' works at 1/4 of the teacher's channels, which does not go into "
-            f"teacher_channels={channels}; use projector='depthwise' or 'plain'."
+            "projector='bottleneck' works at 1/4 of the teacher's channels, but "
+            f"teacher_channels={channels} is not a multiple of 4; use projector='depthwise' or 'plain'."
         )
     narrow = channels // 4
     convolutions = nn.Conv2d(channels, narrow, 1), _conv(narrow), _conv(narrow), nn.Conv2d(narrow, channels, 1)
@@ -124,9 +123,9 @@ def bottleneck_projector(channels: int) -> nn.Sequential:
 
 
 def depthwise_projector(channels: int) -> nn.Sequential:
-    """The plain projector with each 3×3 split in one per channel and a 1×1 over channels.
+    """Build the plain projector with each 3×3 split into a depthwise 3×3 and a 1×1.
 
-    It starts as the identity, but for the ReLU between: the student can use what it hands back from the first step.
+    It starts as the identity apart from the ReLU in between, so that gradients help the student from the first step.
     """
     layers = [_conv(channels, size, groups) for size, groups in ((3, channels), (1, 1)) * 2]
     for layer in layers:

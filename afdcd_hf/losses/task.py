@@ -1,6 +1,6 @@
-"""The task loss: what the labels ask for, in method and baseline alike.
+"""The task loss on labels, the same for method and baseline.
 
-Scores are `(B, K, H, W)` logits at the label's size, labels `(B, H, W)` int64, of which `ignore_index` does not count.
+Scores are `(B, K, H, W)` logits at the label's size, labels `(B, H, W)` int64; pixels of `ignore_index` do not count.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def hard_pixel_cross_entropy(
     threshold: float = 0.7,
     at_least: float = 1 / 16,
 ) -> Tensor:
-    """Cross entropy of the hard pixels alone (OHEM, Shrivastava et al., arXiv 1604.03540).
+    """Compute the cross entropy of hard pixels only (OHEM, Shrivastava et al., arXiv 1604.03540).
 
-    Hard is a pixel whose class has a probability below `threshold`, and in any case the hardest share `at_least` of the
-    pixels. Class weights `(K,)` scale each pixel's loss; the mean is over pixels.
+    A pixel is hard if its class has a probability of at most `threshold`, or if it is in the hardest share `at_least`
+    of the pixels. Class weights `(K,)` scale each pixel's loss; the mean is over pixels.
     """
     counted = labels != ignore_index
     if not counted.any():
@@ -41,13 +41,13 @@ def hard_pixel_cross_entropy(
 
 
 def _probabilities(scores: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Of the N pixels that count, `(N, K)`, and their classes `(N,)`."""
+    """Return the probabilities `(N, K)` and classes `(N,)` of the N pixels that count."""
     counted = labels != ignore_index
     return scores.softmax(dim=1).movedim(1, -1)[counted], labels[counted]
 
 
 def dice_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """1 - soft Dice over the batch, mean over the classes that its labels hold (Milletari et al., arXiv 1606.04797)."""
+    """Compute 1 - soft Dice of the batch, mean over the classes in its labels (Milletari et al., arXiv 1606.04797)."""
     probability, classes = _probabilities(scores, labels, ignore_index)
     if not len(classes):
         return scores.sum() * 0
@@ -58,7 +58,7 @@ def dice_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor
 
 
 def lovasz_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """Lovász-softmax over the batch, mean over the classes that its labels hold (Berman et al., arXiv 1705.08790)."""
+    """Compute Lovász-softmax of the batch, mean over the classes in its labels (Berman et al., arXiv 1705.08790)."""
     probability, truth = _probabilities(scores, labels, ignore_index)
     losses = [scores.sum() * 0] if not len(truth) else []
     for index in truth.unique():
@@ -70,29 +70,29 @@ def lovasz_loss(scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tens
     return torch.stack(losses).mean()
 
 
-# beside the cross entropy, which may have class weights; `task_loss` names one, or several joined by "+"
+# the values of `task_loss`, one or several joined by "+"
 TASK_LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": segmentation_cross_entropy,
     "ohem": hard_pixel_cross_entropy,
     "dice": dice_loss,
     "lovasz": lovasz_loss,
 }
-TAKE_WEIGHTS = {"cross_entropy", "ohem"}
+TAKE_WEIGHTS = {"cross_entropy", "ohem"}  # accept class weights
 
 
 class TaskLoss(nn.Module):
-    """L_task of method and baseline alike, at the label's size, plus the auxiliary head's.
+    """L_task, the same for method and baseline, at the label's size, plus the auxiliary head's term.
 
     Args:
         weight: factor of the main term.
         aux_weight: factor of the auxiliary term, for models that return `aux_logits`.
         ignore_index: label that is not counted.
         align_corners: how logits are upsampled to the label's size; True for our models, as in the released code.
-        kind: names of `TASK_LOSSES` joined by "+"; their sum is taken.
+        kind: names of `TASK_LOSSES` joined by "+", whose losses are summed.
         class_weights: one factor per class, for "cross_entropy" and "ohem".
 
     Raises:
-        ValueError: an unknown name, or class weights that none of the losses takes.
+        ValueError: an unknown name, or class weights that none of the losses accepts.
     """
 
     class_weights: Tensor | None
@@ -119,7 +119,7 @@ class TaskLoss(nn.Module):
 
     @classmethod
     def for_model(cls, model: nn.Module, args: Any) -> TaskLoss:
-        """By a run's arguments; ignore index and upsampling are the model's (255 and False where it has none)."""
+        """Build the loss from a run's arguments and the model's ignore index and upsampling (default: 255, False)."""
         config, weights = getattr(model, "config", None), args.class_weights
         count = getattr(config, "num_labels", None)
         if weights is not None and count not in (None, len(weights)):
@@ -129,7 +129,7 @@ class TaskLoss(nn.Module):
         return cls(args.task_weight, args.aux_weight, ignore_index, align_corners, args.task_loss, weights)
 
     def forward(self, outputs: Any, labels: Tensor) -> dict[str, Tensor]:
-        """Weighted terms "task" and, where `outputs.aux_logits` is there, "auxiliary"; in float32, also under autocast.
+        """Compute the weighted terms "task" and, for `outputs.aux_logits`, "auxiliary", in float32 even under autocast.
 
         `outputs` has `.logits` `(B, K, h, w)`; `labels` are `(B, H, W)` int64.
         """

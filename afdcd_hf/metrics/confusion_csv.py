@@ -10,11 +10,11 @@ import numpy as np
 
 from ..atomic_io import written_whole
 
-_FORMULA = tuple("=+-@\t\r")  # what spreadsheets take for the beginning of a formula, and would compute
+_FORMULA = tuple("=+-@\t\r")  # first characters of what spreadsheets would compute as a formula
 
 
 def check_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """The matrix as `(K, K)` int64; ValueError unless it is square, of integers from 0 up, with a name for each row."""
+    """Return the matrix as `(K, K)` int64; ValueError unless it holds integers from 0 up and a name for each row."""
     counts, count = np.asarray(matrix), len(class_names)
     if counts.shape != (count, count) or counts.dtype.kind not in "iu" or (counts < 0).any():
         raise ValueError(
@@ -25,10 +25,10 @@ def check_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> np
 
 
 def write_confusion_csv(matrix: np.ndarray, class_names: Sequence[str], path: str | Path) -> Path:
-    """Writes pixel counts with a header line of the predicted classes and the true class first in each line.
+    """Write pixel counts with a header line of the predicted classes and the true class first in each line.
 
-    A name that a spreadsheet would take for a formula gets an apostrophe in front, which `read_confusion_csv` removes.
-    An existing file is replaced, in one step. See `check_confusion_matrix` for matrix, names and errors.
+    A name that a spreadsheet would take for a formula gets a leading apostrophe, which `read_confusion_csv` removes. An
+    existing file is replaced atomically. See `check_confusion_matrix` for matrix, names and errors.
     """
     counts, path = check_confusion_matrix(matrix, class_names), Path(path)
     names = [text_cell(name) for name in class_names]
@@ -40,13 +40,13 @@ def write_confusion_csv(matrix: np.ndarray, class_names: Sequence[str], path: st
 
 
 def text_cell(text: str) -> str:
-    """The text as a CSV cell that no spreadsheet takes for a formula."""
+    """Return the text as a CSV cell that no spreadsheet takes for a formula."""
     return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
 
 
 def read_confusion_csv(path: str | Path) -> tuple[np.ndarray, list[str]]:
-    """Reads what `write_confusion_csv` wrote: `(K, K)` int64 counts, rows = truth, and the K class names."""
-    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte order mark in front
+    """Read what `write_confusion_csv` wrote: `(K, K)` int64 counts, rows = truth, and the K class names."""
+    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets add a byte order mark
         lines = [[_name_in(cell) for cell in line] for line in csv.reader(file) if line]
     try:
         (_, *names), *lines = lines

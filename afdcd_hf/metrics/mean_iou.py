@@ -16,9 +16,9 @@ PADDING_LABEL = -100  # what the Trainer pads references with when it gathers ma
 
 
 class StreamingMeanIoU:
-    """Segmentation scores whose only state, whatever the number of images, is an int64 confusion matrix.
+    """Segmentation scores whose only state, for any number of images, is an int64 confusion matrix.
 
-    The keys of `compute` are those of `evaluate`'s `mean_iou`, and some more. With TP, FP and FN of a class over *all*
+    `compute` returns the keys of `evaluate`'s `mean_iou`, and some more. With TP, FP and FN of a class over *all*
     pixels seen, its IoU is TP / (TP + FP + FN) and its accuracy TP / (TP + FN).
 
     Args:
@@ -27,10 +27,10 @@ class StreamingMeanIoU:
         id2label: Class names by index (integers or, from JSON, strings), used as keys of the result.
         absent_as_zero: IoU of a class that is neither in the truth nor predicted: `False` (default) makes it NaN and
             leaves it out of the mean; `True` counts it as 0, as the released code does.
-        device: Where the matrix lives; by default where the first predictions are.
+        device: Device of the matrix; by default that of the first predictions.
 
     Attributes:
-        class_names: K names; a class without one has its index as name, and names that occur twice get it appended.
+        class_names: K names; a class without one has its index as name, and duplicate names get theirs appended.
 
     Raises:
         ValueError: If `num_labels` is not positive or `id2label` names a class outside 0..K-1.
@@ -67,12 +67,12 @@ class StreamingMeanIoU:
         return self._counts[:-1, :-1].clone()
 
     def reset(self) -> None:
-        """Forgets everything counted so far."""
-        # The last row and column hold what is in no class.
+        """Forget everything counted so far."""
+        # The last row and column are for pixels in no class.
         self._counts = torch.zeros(2 * [self.num_labels + 1], dtype=torch.int64, device=self._device)
 
     def update(self, predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> None:
-        """Counts the pixels of one or more label maps.
+        """Count the pixels of one or more label maps.
 
         Args:
             predictions: Class ids, any shape and integer dtype, 0..K-1 wherever the reference is not ignored.
@@ -86,7 +86,7 @@ class StreamingMeanIoU:
         self._count(*self._checked(predicted, truth), times)
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
-        """`update` in the calling style of `evaluate`; also takes two equally long lists of maps of any sizes."""
+        """Update in the calling style of `evaluate`; also takes two equally long lists of maps of any sizes."""
         if not isinstance(predictions, (list, tuple)):
             return self.update(predictions, references)
         if len(predictions) != len(references):
@@ -95,16 +95,16 @@ class StreamingMeanIoU:
             self.update(*(ids if isinstance(ids, Tensor) else np.asarray(ids) for ids in pair))
 
     def merge(self, other: Self) -> Self:
-        """Adds what another metric, of as many classes, counted."""
+        """Add the counts of another metric with the same number of classes."""
         if other.num_labels != self.num_labels:
             raise ValueError(f"A metric of {other.num_labels} classes can't be merged into one of {self.num_labels}.")
         self._counts = self._counts + other._counts.to(self._counts.device)
         return self
 
     def reduce(self, reducer: Callable[[Tensor], Tensor]) -> Self:
-        """Replaces the counts by their sum over processes; call it on every rank, once, before `compute`.
+        """Replace the counts by their sum over processes; call it once on every rank, before `compute`.
 
-        `reducer` sums a tensor over processes: `lambda counts: accelerator.reduce(counts, "sum")`; ValueError if not.
+        `reducer` sums a tensor over processes: `lambda counts: accelerator.reduce(counts, "sum")`; else ValueError.
         """
         total = reducer(self._counts.clone())
         if total.shape != self._counts.shape:
@@ -113,7 +113,7 @@ class StreamingMeanIoU:
         return self
 
     def compute(self) -> dict[str, Any]:
-        """Scores of everything counted so far; the counts stay.
+        """Compute the scores of everything counted so far; the counts stay.
 
         Returns:
             `mean_iou`, `mean_accuracy` (over the classes in the truth), `overall_accuracy` and
@@ -132,7 +132,7 @@ class StreamingMeanIoU:
             "mean_iou": _mean_of_defined(iou),
             "mean_accuracy": _mean_of_defined(accuracy),
             "overall_accuracy": float(hits.sum() / num_pixels) if num_pixels else float("nan"),
-            # A class without true pixels has the weight 0, whatever its IoU
+            # A class without true pixels has weight 0, whatever its IoU
             "frequency_weighted_iou": float(np.nansum(truth / num_pixels * iou)) if num_pixels else float("nan"),
             "per_category_iou": dict(zip(self.class_names, iou.tolist(), strict=True)),
             "per_category_accuracy": dict(zip(self.class_names, accuracy.tolist(), strict=True)),
@@ -141,7 +141,7 @@ class StreamingMeanIoU:
         }
 
     def _ids(self, predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Both maps as integers on the metric's device, which the first predictions decide where nobody chose it."""
+        """Return both maps as integers on the metric's device, by default that of the first predictions."""
         check_maps(predictions, references)
         if self._device is None:
             self._device = predictions.device if isinstance(predictions, Tensor) else torch.device("cpu")
@@ -154,7 +154,7 @@ class StreamingMeanIoU:
         return maps[0], maps[1]
 
     def _checked(self, predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """Both with 0..K-1 and, where ignored, K."""
+        """Return both with 0..K-1 and, for ignored pixels, K; ValueError for other values."""
         ignored = (truth == self.ignore_index) | (truth == PADDING_LABEL)
         for name, ids in (("references", truth), ("predictions", predicted)):
             outside = ((ids < 0) | (ids >= self.num_labels)) & ~ignored
@@ -168,7 +168,7 @@ class StreamingMeanIoU:
         return predicted.masked_fill(ignored, self.num_labels), truth.masked_fill(ignored, self.num_labels)
 
     def _count(self, predicted: Tensor, truth: Tensor, times: Tensor | None = None) -> None:
-        """Adds pairs of ids 0..K, each counted so many times."""
+        """Add pairs of ids 0..K, each counted `times` times."""
         side = self.num_labels + 1
         counts = torch.bincount((truth * side + predicted).flatten(), times, minlength=side * side).view(side, side)
         # Out of place: counts made under torch.inference_mode() must not be written to outside of it.
@@ -176,8 +176,10 @@ class StreamingMeanIoU:
 
 
 def distinct_pairs(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs of values that occur in two maps of integers, `(N,)` each, and how often each occurs; as they are, once
-    each, where values lie so far apart that their histogram would be large."""
+    """Return the distinct pairs of values in two maps of integers, `(N,)` each, and how often each occurs.
+
+    If values lie so far apart that their histogram would be large, returns all pairs as they are, once each.
+    """
     predicted, truth = predicted.flatten(), truth.flatten()
     once = predicted, truth, torch.ones_like(truth)
     if not len(truth):
@@ -187,7 +189,7 @@ def distinct_pairs(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Te
     bins = span * (highest - lowest + 1)
     if bins > 1 << 20:
         return once
-    # int32, in place: half the time of the other ways
+    # int32, in place: half the time of the alternatives
     dtype = torch.int32 if max(map(abs, (low, high, lowest, highest))) < 1 << 30 else torch.int64
     codes = truth.to(dtype, copy=True).sub_(lowest).mul_(span).add_(predicted.to(dtype)).sub_(low)
     counts = torch.bincount(codes, minlength=bins)
@@ -196,7 +198,7 @@ def distinct_pairs(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def streaming_mean_iou_path() -> str:
-    """What `evaluate.load` takes to load our `mean_iou`, whose memory does not depend on the number of images.
+    """Return the path from which `evaluate.load` loads our `mean_iou`, which needs constant memory.
 
     Example:
         >>> import evaluate
@@ -209,7 +211,7 @@ def streaming_mean_iou_path() -> str:
 
 
 def check_maps(predictions: Tensor | np.ndarray, references: Tensor | np.ndarray) -> None:
-    """Raises ValueError if two label maps differ in shape or hold anything but integers."""
+    """Raise ValueError if two label maps differ in shape or hold anything but integers."""
     if tuple(predictions.shape) != tuple(references.shape):
         raise ValueError(
             f"predictions have shape {tuple(predictions.shape)} and references {tuple(references.shape)}: they "

@@ -1,6 +1,6 @@
-"""`evaluate`'s `mean_iou` in constant memory: by class, or `evaluate.load(streaming_mean_iou_path())`.
+"""`evaluate`'s `mean_iou` in constant memory: this class, or `evaluate.load(streaming_mean_iou_path())`.
 
-`evaluate` copies this file elsewhere and reads its imports line by line: they must be absolute, one module a line.
+`evaluate` copies this file elsewhere and reads its imports line by line: they must be absolute, one module per line.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class StreamingMeanIoUMetric(evaluate.Metric):
     """Mean intersection over union of segmentation maps, with the calls, options and results of `mean_iou`.
 
     Predictions and references are label maps: one array or tensor of integers of any shape, or a list with one map per
-    image, whose sizes may differ; -100 in the references is padding. What is kept of them are counts of pairs of raw
-    values, so that all options may be told as late as `compute`. Unlike in `mean_iou`, a counted value outside 0..K-1
-    is an error instead of a pixel missing from some of the sums, `label_map` maps each value once, and there is one
-    process: gather maps before they are added, or use `StreamingMeanIoU.reduce`.
+    image, whose sizes may differ; -100 in the references is padding. Only counts of pairs of raw values are kept, so
+    that all options may be given as late as `compute`. Unlike in `mean_iou`, a counted value outside 0..K-1
+    is an error instead of a pixel missing from some of the sums, `label_map` maps each value once, and there is only
+    one process: gather maps before adding them, or use `StreamingMeanIoU.reduce`.
 
     Args:
         num_labels: Number of classes K; must be given here or to `compute`.
         ignore_index: True value (after `label_map` and `reduce_labels`) that is not counted; 255 by default.
-        nan_to_num: Number to write in place of NaN results; the means leave undefined classes out regardless.
+        nan_to_num: Number that replaces NaN results; the means leave undefined classes out regardless.
         label_map: True value → class; values not listed stay.
-        reduce_labels: Then lower true values by one, 0 becoming 255.
+        reduce_labels: Then decrease true values by one, 0 becoming 255.
         absent_as_zero: Count a class that is in neither truth nor prediction as IoU 0 instead of leaving it out.
         config_name: As in `evaluate`, like all options that are not listed here.
 
@@ -57,7 +57,7 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         self.add_batch(predictions=[prediction], references=[reference])
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
-        """Count the maps of a batch; a ValueError tells if numbers or shapes differ or values are not integers."""
+        """Count the maps of a batch; ValueError if numbers or shapes differ, or values are not integers."""
         batch = predictions if isinstance(predictions, (list, tuple)) else [predictions]
         truths = references if batch is predictions else [references]
         for given in zip(batch, truths, strict=True):
@@ -68,10 +68,10 @@ class StreamingMeanIoUMetric(evaluate.Metric):
                 self._counts[pair[:2]] += pair[2]
 
     def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any]:
-        """Scores of the maps given here and of those added before, which are then forgotten.
+        """Compute the scores of the maps given here and those added before, which are then forgotten.
 
-        `options` are those of the class, in place of what was given when the metric was made. A ValueError tells if
-        `num_labels` is unknown or a counted value outside 0..K-1; maps that were added are kept then.
+        `options` are those of the class, and override those given to it. ValueError if `num_labels` is unknown or a
+        counted value is outside 0..K-1; maps that were added are then kept.
 
         Returns:
             `mean_iou`, `mean_accuracy` and `overall_accuracy`, floats in 0..1, and `per_category_iou` and

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 
 class SegmentationHead(nn.Module):
-    """A head: `features` of some `kind`, such as a value of `HEADS`, then a 1x1 convolution `classifier`.
-
-    Takes the backbone's maps, shallow to deep, and returns `(B, num_labels, h, w)` logits.
-    """
+    """`features` of a `kind`, e.g. a value of `HEADS`, then a 1x1 convolution to `(B, num_labels, h, w)` logits."""
 
     def __init__(self, kind: Any, channels: Sequence[int], strides: Sequence[int], config: AfDcdConfig):
         super().__init__()

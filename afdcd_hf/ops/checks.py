@@ -1,4 +1,4 @@
-"""Checks of options, shared by the contrast and the losses: functions of name and value; all raise ValueError."""
+"""Option checks for the contrast and the losses: functions of name and value that raise ValueError."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Check = Callable[[str, Any], None]
 
 
 def optional(check: Check) -> Check:
-    """The same check, which lets None pass."""
+    """Return the same check, but let None pass."""
     return lambda name, value: None if value is None else check(name, value)
 
 
 def check_choice(name: str, value: Any, known: Iterable[object]) -> None:
-    """Refuse a value that is not one of the `known`, and list them."""
+    """Reject a value that is not one of the `known`, and list them."""
     if value not in (names := list(known)):
         raise ValueError(f"unknown {name}={value!r}; use one of {', '.join(map(repr, names))}.")
 
@@ -26,23 +26,23 @@ check_flag = partial(check_choice, known=(True, False))
 
 
 def check_ignore_index(name: str, value: Any) -> None:
-    """Refuse anything but a whole number and None."""
+    """Reject anything but a whole number or None."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
-        raise ValueError(f"{name}={value!r} must be a whole number, or None where no label is ignored.")
+        raise ValueError(f"{name}={value!r} must be a whole number, or None if no label is ignored.")
 
 
 def check_whole(name: str, value: Any) -> None:
-    """Refuse anything but a whole number of at least 1."""
+    """Reject anything but a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
 def _finite(holds: Callable[[Any], bool], must: str) -> Check:
-    """A check for finite numbers of which something holds."""
+    """Return a check for finite numbers that satisfy `holds`."""
 
     def check(name: str, value: Any) -> None:
         if isinstance(value, str):
-            # YAML 1.1 takes 2e-6 for text: the commonest way for a string to arrive here
+            # YAML 1.1 reads 2e-6 as text, the most common way for a string to get here
             raise ValueError(f"{name}={value!r} is text, not a number; in a YAML file write 2e-6 as 2.0e-6.")
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"{name}={value!r} must be a finite number.")
@@ -58,10 +58,10 @@ check_fraction = _finite(lambda value: 0 <= value < 1, "be at least 0 and less t
 
 
 def check_divides(groups: int, channels: int, of: str) -> None:
-    """Refuse channel groups that do not divide `channels`, which the error calls `of`, and name divisors close by."""
+    """Reject channel groups that do not divide `channels`, called `of` in the error, and suggest nearby divisors."""
     if channels % groups == 0:
         return
-    # one group contrasts nothing over channels, so it is no substitute for several
+    # one group has no contrast over channels, so it is not suggested
     divisors = [number for number in range(2, channels + 1) if channels % number == 0] or [1]
     *near, last = sorted(sorted(divisors, key=lambda number: abs(number - groups))[:3])
     either = f"{', '.join(map(str, near))} or {last}" if near else last

@@ -1,4 +1,4 @@
-"""Contrastive terms between a student's and a teacher's feature map: argument checks and choice of the backend."""
+"""Contrastive terms between a student's and a teacher's feature map: argument checks and choice of backend."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(NamedTuple):
-    run: Callable[[Tensor, Tensor, Tensor | None, Settings], Tensor]  # student, teacher, gradient to fill if wanted
-    unavailable: Callable[[Tensor, Tensor], str | None]  # why it cannot run for these maps
+    run: Callable[[Tensor, Tensor, Tensor | None, Settings], Tensor]  # student, teacher, gradient to fill or None
+    unavailable: Callable[[Tensor, Tensor], str | None]  # why it cannot run on these maps
 
 
 def _triton_unavailable(student: Tensor, teacher: Tensor) -> str | None:
@@ -39,13 +39,13 @@ def _contrast_triton(student: Tensor, *others: Any) -> Tensor:
         return contrast_triton(student, *others)
 
 
-# each computes the value and, at once, the gradient
+# each computes value and gradient together
 BACKENDS = {
     "torch": Backend(contrast_torch, lambda student, teacher: None),
     "native": Backend(contrast_native, native_unavailable),
     "triton": Backend(_contrast_triton, _triton_unavailable),
 }
-AUTOMATIC = {"cpu": "native", "cuda": "triton"}  # elsewhere, and where these cannot run: "torch"
+AUTOMATIC = {"cpu": "native", "cuda": "triton"}  # "torch" on other devices, or if these cannot run
 
 
 def omni_contrast(
@@ -62,20 +62,20 @@ def omni_contrast(
     """Contrast channel groups at all positions of a patch: the paper's omni-contrasting.
 
     The formula is in `contrast_reference.py`. H and W are cropped at the right and bottom to multiples of the patch.
-    The arithmetic is float32 (float64 for float64 maps), also under autocast.
+    The arithmetic is float32 (float64 for float64 maps), even under autocast.
 
     Args:
         student: `(B, C, H, W)`, any floating dtype.
         teacher: the same shape; gets no gradient.
         patch_size: side N of a patch.
-        channel_groups: number M of groups the channels are cut in; must divide C.
+        channel_groups: number M of channel groups; must divide C.
         temperature: τ, above 0.
         distance: "l1" as in the released code, or "l2", the Euclidean norm, which the paper's ablation found best.
         negatives: "other_groups", the teacher's vectors of other groups in the patch, as in the released code; or
             "all", every other vector of the patch, as in the paper's figure.
         backend: "reference", the readable definition; "torch", the same in portions, on any device; "native", a C
             kernel for CPUs, compiled at first use; "triton", fused kernels for a CUDA GPU; or "auto", "native" or
-            "triton" where they can run, else "torch". All but the reference have no second derivative.
+            "triton" if they can run, else "torch". Only the reference has a second derivative.
 
     Returns:
         The InfoNCE loss summed over the B·H·W·M anchors and divided by B·H·W, H and W after cropping; at least 0, and
@@ -97,8 +97,7 @@ def spatial_contrast(
     distance: str = "l1",
     backend: str = "auto",
 ) -> Tensor:
-    """As `omni_contrast`, of whole pixels with the teacher's other positions of the same patch as negatives: the sum
-    runs over B·H·W anchors, so it is their mean."""
+    """Contrast whole pixels with the patch's other positions, as a mean over B·H·W anchors; see `omni_contrast`."""
     return _contrast(student, teacher, Settings(patch_size, 1, temperature, distance, "all"), backend)
 
 
@@ -111,14 +110,14 @@ def channel_contrast(
     distance: str = "l1",
     backend: str = "auto",
 ) -> Tensor:
-    """As `omni_contrast`, with the teacher's other groups at the same pixel as negatives; nothing is cropped."""
+    """Contrast channel groups with the pixel's other groups; see `omni_contrast`. Nothing is cropped."""
     return _contrast(student, teacher, Settings(1, channel_groups, temperature, distance, "all"), backend)
 
 
 def check_contrast_settings(
     *, patch_size: int, channel_groups: int, temperature: float, distance: str, negatives: str, backend: str
 ) -> None:
-    """Raise ValueError for settings that work with no map at all."""
+    """Raise ValueError for settings that cannot work with any map."""
     check_whole("patch_size", patch_size)
     check_whole("channel_groups", channel_groups)
     check_positive("temperature", temperature)
@@ -143,7 +142,7 @@ def _contrast(student: Tensor, teacher: Tensor, settings: Settings, backend: str
         return contrast_reference(student, teacher.to(student.dtype), settings)
 
 
-# An operator of its own, so that torch.compile takes it as one node: nothing to trace, no break of the graph.
+# A custom operator, which torch.compile treats as one node: nothing to trace, and no graph break.
 @torch.library.custom_op("afdcd::contrast", mutates_args=())
 def _with_gradient(
     student: Tensor,
@@ -156,7 +155,7 @@ def _with_gradient(
     backend: str,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and its derivative by the student: a map, or empty if not wanted; both at least float32."""
+    """Compute the loss and its gradient by the student (a map, or empty if not wanted), at least in float32."""
     settings = Settings(patch_size, channel_groups, float(temperature), distance, negatives)
     name = _automatic(student, teacher) if backend == "auto" else backend
     with without_autocast(student):
@@ -166,7 +165,7 @@ def _with_gradient(
         reason = BACKENDS[name].unavailable(student, teacher)
         if reason is not None:
             raise ValueError(f"backend={name!r} cannot run: {reason}; use backend='torch'.")
-        # of the whole map, as the derivative of cropping would be two more copies
+        # of the whole map, because differentiating the crop would take two more copies
         gradient = at_least_float32(torch.zeros_like(student)) if with_gradient else None
         target = None if gradient is None else _crop(gradient, patch_size)
         loss = BACKENDS[name].run(_crop(student, patch_size), _crop(teacher, patch_size), target, settings)

@@ -1,16 +1,16 @@
-/* The contrastive terms on a CPU: distances, softmax and gradient of one patch after the other; no matrix is kept.
+/* The contrastive terms on a CPU: distances, softmax and gradient of one patch at a time; no matrix is kept.
 
-   Notation of contrast_reference.py: a patch has V = N*N*M vectors of K = C/M channels. The index of a vector is
+   Notation as in contrast_reference.py: a patch has V = N*N*M vectors of K = C/M channels. The index of a vector is
    (k*N + i)*N + j for group k and position (i, j), so the vectors of a group are neighbours. For every patch:
 
    1. Its vectors are copied to rows of K numbers; the teacher's also to panels of up to WIDEST registers, in which the
       same channel of neighbouring vectors is contiguous.
    2. The distances of ROWS anchors to all candidates are summed in registers.
-   3. For each anchor follows the softmax. Candidates whose weight is lost in the rounding of the others are left out.
-   4. The gradient of the anchor is summed over the candidates left, and takes the anchor's place.
+   3. The softmax of each anchor follows. Candidates whose weight vanishes in the others' rounding are left out.
+   4. The gradient of the anchor is summed over the remaining candidates, and overwrites the anchor.
 
    Compiled for float and, with -DDOUBLE, for double. Vector types are GCC's (and Clang's). NaN and infinities give
-   what they give in the reference, so -ffast-math is not for this file. */
+   the same as in the reference, so this file must not be compiled with -ffast-math. */
 
 #include <math.h>
 #include <stdint.h>
@@ -24,7 +24,7 @@ enum { MANTISSA = 52, BIAS = 1023, DEGREE = 13 };
 #define ROUNDING 0x1.8p52
 #define LN2_HIGH 0x1.62e42fee00000p-1
 #define LN2_LOW 0x1.a39ef35793c76p-33
-#define LOWEST -708.0 /* exp of less is no normal number, and taken as 0 */
+#define LOWEST -708.0 /* exp of less is subnormal, and taken as 0 */
 #define EPSILON 0x1p-52
 #define WITHOUT_SIGN INT64_MAX
 #else
@@ -46,7 +46,7 @@ enum { BYTES = 32, ROWS = 2 };
 #else
 enum { BYTES = 16, ROWS = 2 };
 #endif
-enum { LANES = BYTES / sizeof(real), WIDEST = 4, DEPTH = 128 }; /* DEPTH: most channels in one running sum */
+enum { LANES = BYTES / sizeof(real), WIDEST = 4, DEPTH = 128 }; /* DEPTH: maximum of channels in a running sum */
 typedef real vector __attribute__((vector_size(BYTES), may_alias));
 typedef whole bits __attribute__((vector_size(BYTES), may_alias));
 #define INLINE static inline __attribute__((always_inline))
@@ -111,7 +111,7 @@ INLINE void move(const Task *task, real *map, const int64_t *strides, int64_t in
             }
 }
 
-/* Registers in the panel that begins with the candidate `first`. */
+/* The number of registers in the panel that begins with the candidate `first`. */
 INLINE int64_t panel_width(const Patch *patch, int64_t first) {
     const int64_t left = (patch->columns - first) / LANES;
     return left >= WIDEST ? WIDEST : left >= 2 ? 2 : 1;
@@ -227,7 +227,7 @@ INLINE void pull_all(const Patch *patch, real *anchor, int64_t kept, const int s
     for (; first < patch->stride; first += LANES) pull(patch, anchor, first, kept, 1, squared);
 }
 
-/* The same from all candidates where a distance is not finite; here NaN has the sign NaN. */
+/* The same from all candidates, if a distance is not finite; here NaN has the sign NaN. */
 static void pull_carefully(const Patch *patch, real *anchor, int squared) {
     for (int64_t other = 0; squared && other < patch->vectors; other++) {
         real square = 0;
@@ -270,7 +270,7 @@ INLINE double contrast_patch(const Patch *patch, const Task *task, const int squ
     return loss;
 }
 
-/* The patches from first to before last; 1 if there is no memory, else 0. */
+/* Computes the patches from `first` up to, not including, `last`; returns 1 if out of memory, else 0. */
 int afdcd_contrast(const Task *task, int64_t first, int64_t last) {
     Patch patch = {.vectors = task->patch_size * task->patch_size * task->groups, .channels = task->channels};
     patch.columns = rounded_up(patch.vectors, LANES);

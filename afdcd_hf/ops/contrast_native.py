@@ -1,7 +1,7 @@
-"""The contrastive terms on a CPU by `contrast_kernel.c`, compiled by the system's C compiler (`$CC`) at first use.
+"""The contrastive terms on a CPU, by `contrast_kernel.c`, compiled by the system's C compiler (`$CC`) at first use.
 
-The library is kept in `$XDG_CACHE_HOME/afdcd_hf`, else `~/.cache/afdcd_hf`, named by source, compiler, flags and
-machine. Where that cannot be written, each process compiles for itself.
+The library is cached in `$XDG_CACHE_HOME/afdcd_hf`, else `~/.cache/afdcd_hf`, under a hash of source, compiler, flags
+and machine. If the cache cannot be written, each process compiles its own.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from .contrast_reference import Settings
 
 SOURCE = Path(__file__).with_name("contrast_kernel.c")
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-# By what PyTorch found in the processor. Unlike -march=native, they mean the same on all machines that share a cache.
+# By the CPU capability that PyTorch reports. Unlike -march=native, they mean the same on all machines of a cache.
 INSTRUCTIONS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
     "AVX2": ("-mavx2", "-mfma"),
 }
-CHUNKS = 4  # for each thread, as a thread may have to share its core
+CHUNKS = 4  # per thread, because a thread may have to share its core
 
 logger = logging.getLogger(__name__)
 
 
-class Task(ctypes.Structure):  # of the same name in the C file
+class Task(ctypes.Structure):  # the struct of the same name in the C file
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("student", "teacher", "gradient", "losses")),
         *((name, ctypes.c_int64 * 4) for name in ("student_strides", "teacher_strides", "gradient_strides")),
@@ -50,7 +50,7 @@ class Task(ctypes.Structure):  # of the same name in the C file
 
 
 def native_unavailable(student: Tensor, teacher: Tensor) -> str | None:
-    """None if `contrast_native` can run for these maps, else the reason in words."""
+    """Return why `contrast_native` cannot run on these maps, or None if it can."""
     for device in {student.device.type, teacher.device.type} - {"cpu"}:
         return f"a map is on the device {device!r}, and the C kernel runs on a CPU"
     library = _library(student.dtype == torch.float64)
@@ -58,10 +58,9 @@ def native_unavailable(student: Tensor, teacher: Tensor) -> str | None:
 
 
 def contrast_native(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
-    """What `contrast_torch` does, in as many threads as PyTorch may use: their number changes no bit of the results.
-    Each needs about three times the numbers of a patch."""
+    """Do what `contrast_torch` does, in as many threads as PyTorch may use; their number changes no bit."""
     patch_size, groups, temperature, distance, negatives = settings
-    student, teacher = student.resolve_neg(), teacher.resolve_neg()  # so that memory holds what they are
+    student, teacher = student.resolve_neg(), teacher.resolve_neg()  # write out lazy negations
     batch, channels, height, width = student.shape
     rows, columns = height // patch_size, width // patch_size
     positions, losses = batch * height * width, torch.empty(batch * rows * columns, dtype=torch.float64)
@@ -71,16 +70,16 @@ def contrast_native(student: Tensor, teacher: Tensor, gradient: Tensor | None, s
     sizes = patch_size, groups, channels // groups, rows, columns, distance == "l2", negatives == "other_groups"
     task = Task(*pointers, *strides, *sizes, temperature, 1 / (temperature * positions))
     library = _library(student.dtype == torch.float64)
-    assert isinstance(library, ctypes.CDLL)  # native_unavailable has been asked
+    assert isinstance(library, ctypes.CDLL)  # checked by native_unavailable
     _run(library.afdcd_contrast, task, len(losses))
     return (losses.sum() / positions).to(student.dtype)
 
 
 def _run(function: Callable[..., int], task: Task, patches: int) -> None:
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads()  # each needs about three times the memory of a patch
     chunk = -(-patches // (CHUNKS * threads)) if threads > 1 else patches
 
-    def some(first: int) -> int:  # ctypes lets other threads run meanwhile
+    def some(first: int) -> int:  # ctypes releases the GIL
         return function(ctypes.byref(task), ctypes.c_int64(first), ctypes.c_int64(min(first + chunk, patches)))
 
     with ThreadPoolExecutor(threads, "afdcd-contrast") as pool:
@@ -91,7 +90,7 @@ def _run(function: Callable[..., int], task: Task, patches: int) -> None:
 
 @cache
 def _library(double: bool) -> ctypes.CDLL | str:
-    """The compiled kernel, or the reason why there is none."""
+    """Return the compiled kernel, or the reason why there is none."""
     command = shlex.split(os.environ.get("CC", "")) or [*filter(shutil.which, ("cc", "gcc", "clang"))][:1]
     if not command:
         return "no C compiler (cc, gcc or clang) was found"
@@ -109,7 +108,7 @@ def _library(double: bool) -> ctypes.CDLL | str:
 
 
 def _compiled(command: list[str]) -> bytes:
-    """The library that a command makes of the source; kept behind its own checksum, as a torn one kills a process."""
+    """Return the compiled library, cached behind its checksum, because a truncated one would kill the process."""
     facts = "\n".join([SOURCE.read_text(), *command, platform.machine(), sys.platform])
     name = f"contrast-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
     kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "afdcd_hf" / name
@@ -121,11 +120,11 @@ def _compiled(command: list[str]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         command = [*command, str(SOURCE), "-o", f"{folder}/contrast.so", "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=300)
-        ctypes.CDLL(f"{folder}/contrast.so")  # only what can be loaded is kept
+        ctypes.CDLL(f"{folder}/contrast.so")  # cache only what can be loaded
         library = Path(folder, "contrast.so").read_bytes()
     try:
         with written_whole(kept) as part:
             part.write_bytes(hashlib.sha256(library).digest() + library)
     except OSError as error:
-        logger.info("the compiled contrast is not kept for other processes: %s", error)
+        logger.info("the compiled contrast is not cached for other processes: %s", error)
     return library

@@ -1,6 +1,6 @@
-"""The contrastive terms in plain PyTorch: their definition, and the same a portion of the patches at a time.
+"""The contrastive terms in plain PyTorch: their definition, and the same by portions of the patches.
 
-A map `(B, C, H, W)` is cut in non-overlapping N×N patches and its channels in M contiguous groups, so one patch holds
+A map `(B, C, H, W)` is cut into non-overlapping N×N patches and its channels into M contiguous groups, so a patch has
 N²·M vectors of C/M channels. Within a patch, the student's vector s_a is an anchor, the teacher's vector t_a at the
 same position and group is its positive, and some of the teacher's other vectors are its negatives Neg(a):
 
@@ -14,7 +14,7 @@ The three modes of the paper (arXiv 2312.04168, section 3) are this one formula:
     omni      Neg = "other_groups"           other groups at all N² positions: N²·(M - 1), as the released code
               Neg = "all"                    every other vector of the patch: N²·M - 1, as the paper's figure
 
-The division by B·H·W, not by the number of anchors, is part of the meaning of the paper's weights.
+The paper's weights presuppose the division by B·H·W, not by the number of anchors.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from torch import Tensor
 NORMS = {"l1": 1.0, "l2": 2.0}
 NEGATIVES = ("other_groups", "all")
 
-# Of a portion of the patches: on CUDA the backward of torch.cdist fills a buffer of patches·vectors²·channels numbers
-# (32 MiB for one patch at the defaults and 2048 channels); on a CPU similarities stay in the cache.
+# Limits of a portion of the patches: on CUDA, the backward of torch.cdist fills a buffer of patches·vectors²·channels
+# numbers (32 MiB for one patch at the defaults and 2048 channels); on a CPU, similarities should stay in the cache.
 BUFFER_NUMBERS, CPU_NUMBERS = 2**26, 2**18
 
 
@@ -43,7 +43,7 @@ class Settings(NamedTuple):
 
 
 def contrast_reference(student: Tensor, teacher: Tensor, settings: Settings) -> Tensor:
-    """The InfoNCE sum over all anchors of two `(B, C, H, W)` float32 or float64, divided by B·H·W."""
+    """Compute the InfoNCE sum over all anchors of two `(B, C, H, W)`, float32 or float64, divided by B·H·W."""
     patch_size, channel_groups, temperature, distance, negatives = settings
     anchors = patch_vectors(student, patch_size, channel_groups)  # (patches, V, C/M), V = N²·M
     candidates = patch_vectors(teacher, patch_size, channel_groups)  # (patches, V, C/M)
@@ -59,7 +59,7 @@ def contrast_reference(student: Tensor, teacher: Tensor, settings: Settings) -> 
 
 
 def patch_vectors(feature_map: Tensor, patch_size: int, channel_groups: int) -> Tensor:
-    """The vectors `(patches, N²·M, C/M)` of a map; that of position (i, j) and group k has index (i·N + j)·M + k."""
+    """Return a map's vectors `(patches, N²·M, C/M)`; index (i·N + j)·M + k is position (i, j), group k."""
     return patch_grid(feature_map, patch_size, channel_groups).flatten(0, 2).flatten(1, 3)
 
 
@@ -70,7 +70,7 @@ def patch_grid(feature_map: Tensor, patch_size: int, channel_groups: int) -> Ten
 
 
 def excluded_pairs(patch_size: int, channel_groups: int, negatives: str, device: torch.device) -> Tensor:
-    """Which (anchor, candidate) pairs of a patch are neither positive nor negative: `(V, V)` bool, V = N²·M."""
+    """Return which (anchor, candidate) pairs are neither positive nor negative: `(V, V)` bool, V = N²·M."""
     index = torch.arange(patch_size * patch_size * channel_groups, device=device)
     group = index % channel_groups
     same_group = (group[:, None] == group[None, :]) & (negatives == "other_groups")
@@ -78,15 +78,15 @@ def excluded_pairs(patch_size: int, channel_groups: int, negatives: str, device:
 
 
 def distances(anchors: Tensor, candidates: Tensor, distance: str) -> Tensor:
-    """`(patches, A, V)` of `(patches, A, C/M)` and `(patches, V, C/M)`, "l1" or "l2"."""
-    # the matrix-product shortcut for the Euclidean norm loses digits where vectors are close: exactly the positives
+    """Compute distances `(patches, A, V)` of `(patches, A, C/M)` and `(patches, V, C/M)`, "l1" or "l2"."""
+    # the matrix-product shortcut for the Euclidean norm loses digits if vectors are close, as positives are
     return torch.cdist(anchors, candidates, p=NORMS[distance], compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def contrast_torch(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
-    """Return what `contrast_reference` returns, and fill `gradient`, a map like `student`, with the derivative by it.
+    """Return what `contrast_reference` returns, and fill `gradient`, a map like `student`, with the gradient by it.
 
-    So no similarity is kept for the backward pass. With p(a, j) the softmax of anchor a over positive and negatives:
+    No similarities are kept for the backward pass. With p(a, j) the softmax of anchor a over positive and negatives:
 
         ∂loss/∂s_a = 1 / (τ·B·H·W) · Σ_j (1[j = a] - p(a, j)) · ∂‖s_a - t_j‖/∂s_a
     """
@@ -111,7 +111,7 @@ def contrast_torch(student: Tensor, teacher: Tensor, gradient: Tensor | None, se
 
 
 def _portions(feature_map: Tensor, patch_size: int, pairs: int, channel_groups: int) -> Iterator[tuple[slice, ...]]:
-    """Indices that cover a map in rectangles of one image, each of one patch or a bounded number of them."""
+    """Yield indices that cover a map by rectangles in one image, each of a bounded number of patches or one."""
     batch, channels, height, width = feature_map.shape
     on_cpu = feature_map.device.type == "cpu"
     patches = max(1, CPU_NUMBERS // pairs if on_cpu else BUFFER_NUMBERS // (pairs * channels // channel_groups))

@@ -1,17 +1,18 @@
-"""The contrastive terms on a GPU by Triton kernels, a portion of the patches at a time; imported when asked for.
+"""The contrastive terms on a GPU by Triton kernels, a portion of the patches at a time; imported only if needed.
 
-A portion's vectors are copied, rearranged (three copies with its similarities are 256 MiB at most): in a map they lie
-in runs of N numbers, and the inner loops, which read each number V times or more, would wait for scattered reads.
+A portion's vectors are first copied and rearranged (the three copies and the similarities are 256 MiB at most). In a
+map they lie in runs of N numbers, and the inner loops, which read each number V times or more, would wait for
+scattered reads.
 
-Every similarity and every number of the gradient is summed by one thread in one order, whatever the tile that tuning
-finds fastest, the rows' tile is fixed, and nothing is added atomically: equal inputs give equal bits.
+Equal inputs give equal bits: each similarity and each number of the gradient is summed by one thread in a fixed order,
+whatever tile tuning finds fastest; the row kernel's tile is fixed; and there are no atomic additions.
 
-Notation of `contrast_reference.py`; a patch has V = N²·M vectors of K = C/M channels. The index of a vector is
+Notation as in `contrast_reference.py`: a patch has V = N²·M vectors of K = C/M channels. The index of a vector is
 (k·N + i)·N + j for group k and position (i, j): positions run fastest, because they are neighbours in an NCHW map.
 Buffers hold a portion of the patches and are padded with zeros to whole blocks: V to VECTORS, K to CHANNELS.
 
-The similarities are stored, as the arithmetic is the limit: no tensor core computes an L1 distance, so recomputing one
-for the gradient costs more than writing one number per K channels.
+Similarities are stored because arithmetic is the bottleneck: tensor cores cannot compute L1 distances, so recomputing
+one for the gradient costs more than writing one number per K channels.
 
 Both inner loops are sums of outer differences, like a matrix product on ordinary cores. They are fast only if a thread
 owns a square of the tile (so that few loads feed many additions), but Triton lays out elementwise tiles in strips.
@@ -19,7 +20,7 @@ owns a square of the tile (so that few loads feed many additions), but Triton la
 float32 product in 4×4 squares, keeps that layout for the loop, and removes the product itself.
 """
 
-# Triton reads annotations as its own: a kernel's other arguments can have none.
+# Triton interprets annotations itself, so a kernel's other arguments cannot have any.
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from torch import Tensor
 from .contrast_reference import Settings
 
 # Large enough to fill a GPU (256 patches at the defaults: 4096 tiles), small enough to stay near its cache. A patch
-# whose vectors alone are more numbers than this (64x64 positions of more than 4096 channels) is taken as it is.
+# whose vectors alone exceed this (64x64 positions of more than 4096 channels) is a portion by itself.
 PORTION_NUMBERS = 2**24
-MOST_PATCHES = 65535  # of one launch: CUDA's limit for the second dimension of a grid
+MAX_PATCHES = 65535  # per launch: CUDA's limit for the second dimension of a grid
 LOWEST = tl.constexpr(-3.0e38)  # a finite start for maxima: -inf minus -inf would be NaN in a block of excluded pairs
 
 
@@ -52,7 +53,7 @@ def _map_offsets(
     patch, channel, vector, patch_rows, patch_columns, channels,
     batch_stride, channel_stride, row_stride, column_stride, PATCH_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Where (channel, vector) of a patch lie in a map of any strides; 64 bits, as maps can be large."""
+    """Return the offsets of (channel, vector) of a patch in a map of any strides, in 64 bits for large maps."""
     image = (patch // (patch_rows * patch_columns)).to(tl.int64)
     group, cell = vector // (PATCH_SIZE * PATCH_SIZE), vector % (PATCH_SIZE * PATCH_SIZE)
     row = patch // patch_columns % patch_rows * PATCH_SIZE + cell // PATCH_SIZE
@@ -91,7 +92,7 @@ def compare_vectors(
     VECTORS: tl.constexpr, CHANNELS: tl.constexpr, GROUP_SIZE: tl.constexpr, SQUARED: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_V: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """One tile of -‖s - t‖ / τ, -inf for excluded pairs, stored as (candidate, anchor).
+    """Compute one tile of -‖s - t‖ / τ, -inf for excluded pairs, stored as (candidate, anchor).
 
     GROUP_SIZE: vectors of a group exclude each other ("other_groups"); 0 excludes nothing ("all").
     """
@@ -125,7 +126,7 @@ def weigh_rows(
     similarity_ptr, loss_ptr, first_anchor, anchors, vectors, temperature, scale,
     VECTORS: tl.constexpr, SQUARED: tl.constexpr, WEIGHTS: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Each anchor's loss, by a running log-sum-exp; if WEIGHTS, its similarities become the weights of its gradient.
+    """Compute each anchor's loss by a running log-sum-exp; if WEIGHTS, turn similarities into gradient weights.
 
     With p the softmax of a row: weight = (1[positive] - p) · scale, for the Euclidean norm divided by the distance.
     """
@@ -165,14 +166,14 @@ def sum_gradient(
     PATCH_SIZE: tl.constexpr, VECTORS: tl.constexpr, CHANNELS: tl.constexpr, SQUARED: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """One tile of Σ_j weight_j · sign(s - t_j), for the Euclidean norm Σ_j weight_j · (s - t_j), into the map."""
+    """Write one tile of Σ_j weight_j · sign(s - t_j) to the map, for the Euclidean norm Σ_j weight_j · (s - t_j)."""
     tile, patch = tl.program_id(0), tl.program_id(1)
     local = tile // (CHANNELS // BLOCK_C) * BLOCK_A + tl.arange(0, BLOCK_A)
     anchor = first_anchor + local
     channel = tile % (CHANNELS // BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C)
     start = patch * CHANNELS * VECTORS
     value = tl.load(anchors_ptr + start + channel[None, :] * VECTORS + anchor[:, None])
-    value += _square_tile(BLOCK_A, BLOCK_C)  # hands its layout on, so that the loop converts nothing
+    value += _square_tile(BLOCK_A, BLOCK_C)  # passes its layout on, so that the loop converts nothing
     total = _square_tile(BLOCK_A, BLOCK_C)
     for block in range(0, VECTORS, UNROLL):
         for step in tl.static_range(UNROLL):
@@ -192,12 +193,12 @@ def sum_gradient(
     tl.store(gradient_ptr + offsets, tl.trans(total), mask=inside)
 
 
-# True only if TRITON_INTERPRET=1 was set before Triton was imported, for Triton's own functions are kernels as well
+# True only if TRITON_INTERPRET=1 was set before Triton was imported: Triton's own functions are kernels, too
 INTERPRETED = not any(isinstance(function, triton.runtime.JITFunction) for function in (tl.sum, cut_vectors))
 
 
 def triton_unavailable(student: Tensor, teacher: Tensor) -> str | None:
-    """None if `contrast_triton` can run for these maps, else the reason in words."""
+    """Return why `contrast_triton` cannot run on these maps, or None if it can."""
     for dtype in (student.dtype, teacher.dtype):
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"its arithmetic is float32, and maps of {dtype} would lose digits"
@@ -211,7 +212,7 @@ def triton_unavailable(student: Tensor, teacher: Tensor) -> str | None:
 
 
 class Cut:
-    """How maps of a shape `(B, C, H, W)` are cut in vectors, and how many of these are taken at a time."""
+    """The division of maps of a shape `(B, C, H, W)` into vectors, and the number of these taken at a time."""
 
     def __init__(self, shape: torch.Size, patch_size: int, channel_groups: int):
         batch, channels, height, width = shape
@@ -219,16 +220,16 @@ class Cut:
         self.patches = batch * self.patch_rows * self.patch_columns
         self.positions = self.patches * patch_size**2  # B·H·W
         self.vectors, self.channels = patch_size**2 * channel_groups, channels // channel_groups  # V of K numbers
-        # sizes of the buffers, whole blocks
+        # sizes of the buffers, in whole blocks
         self.padded_vectors, self.padded_channels = _padded(self.vectors), _padded(self.channels)
         # anchors of a patch at a time: all of them, unless V² alone is beyond a portion
         self.anchors = min(self.padded_vectors, max(PORTION_NUMBERS // self.padded_vectors // 128, 1) * 128)
         most = PORTION_NUMBERS // (self.padded_vectors * max(self.anchors, self.padded_channels))
-        self.portion = max(1, min(self.patches, most, MOST_PATCHES))  # patches at a time
+        self.portion = max(1, min(self.patches, most, MAX_PATCHES))  # patches at a time
 
 
 def contrast_triton(student: Tensor, teacher: Tensor, gradient: Tensor | None, settings: Settings) -> Tensor:
-    """What `contrast_torch` does, in float32; maps of bfloat16 and float16 are converted exactly."""
+    """Do what `contrast_torch` does, in float32; maps of bfloat16 and float16 are converted exactly."""
     cut, temperature, squared = Cut(student.shape, *settings[:2]), settings.temperature, settings.distance == "l2"
     group_size = settings.patch_size**2 if settings.negatives == "other_groups" else 0  # these exclude each other
 
@@ -279,7 +280,7 @@ def contrast_triton(student: Tensor, teacher: Tensor, gradient: Tensor | None, s
 
 @cache
 def _tuned(kernel: Any, other_block: str, anchors: int, others: int) -> Any:
-    """A kernel with a few tiles to choose from; its first call for a shape times them, some seconds at most."""
+    """Return a kernel with a few tiles to choose from, timed at its first call for a shape, in seconds at most."""
     tiles = tile_choices(anchors, others)
     configs = [
         triton.Config({"BLOCK_A": block, other_block: other, "UNROLL": unroll}, num_warps=warps)
@@ -289,7 +290,7 @@ def _tuned(kernel: Any, other_block: str, anchors: int, others: int) -> Any:
 
 
 def tile_choices(anchors: int, others: int) -> list[tuple[int, int, int, int]]:
-    """At most three (anchors, others, warps, unrolling) that divide padded sizes, the likely best first."""
+    """Return up to three (anchors, others, warps, unrolling) that divide padded sizes, the likely best first."""
     # both sides stay below the number of threads: then no loop step exchanges values through shared memory
     sides = min(anchors, 64), min(others, 64)
     warps = {16: 1, 32: 2, 64: 4}[max(sides)]
@@ -300,5 +301,5 @@ def tile_choices(anchors: int, others: int) -> list[tuple[int, int, int, int]]:
 
 
 def _padded(size: int) -> int:
-    """The size rounded up to 16, 32 or a multiple of 64."""
+    """Round a size up to 16, 32 or a multiple of 64."""
     return next((block for block in (16, 32) if size <= block), -(-size // 64) * 64)

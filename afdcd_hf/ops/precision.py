@@ -1,4 +1,4 @@
-"""float32 arithmetic whatever the caller's precision settings are."""
+"""float32 arithmetic, whatever the caller's precision settings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
-    """A context in which autocast is off for the device of `tensor`."""
+    """Return a context in which autocast is off for the device of `tensor`."""
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def in_float32(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Decorator: floating tensors given by position, the first among them, arrive in float32 (float64 stays), and
-    autocast is off inside."""
+    """Decorator: floating tensors given by position, the first included, become float32 or float64; no autocast."""
 
     @functools.wraps(function)
     def wrapped(*given: Any, **options: Any) -> Result:

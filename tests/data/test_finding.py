@@ -266,6 +266,6 @@ def test_lists_with_missing_files_and_odd_lines_are_refused_and_repetitions_noti
         (ValueError, "# nothing\n\n", r"a\.lst lists no image"),
     ):
         refuses(error, message, "camvid", tmp_path, lines, call=listed)
-    refuses(FileNotFoundError, "The list yours.txt is not there, nor in ", "camvid", tmp_path, list_file="yours.txt")
+    refuses(FileNotFoundError, "There is no list yours.txt, here or in ", "camvid", tmp_path, list_file="yours.txt")
     assert len(listed("camvid", tmp_path, "a\nc\na\n").images) == 3
     assert "lists 1 of its 3 images more than once" in caplog.text

@@ -45,7 +45,7 @@ def unlabelled(tmp_path, monkeypatch):
 
 def test_rows_are_rgb_images_and_remapped_labels_with_a_name_in_every_view(tmp_path, caplog):
     dataset = load_benchmark("camvid", "train", str(camvid_folder(tmp_path)))
-    assert "camvid train has 3 images, published are 367" in caplog.text
+    assert "camvid train has 3 images, not 367 as published" in caplog.text
     assert dataset.column_names == ["image", "label", "name"] and len(dataset) == 3
     row = dataset[1]
     assert row["image"].mode == "RGB" and row["image"].size == (6, 4) and row["label"].mode == "L"
@@ -123,7 +123,7 @@ def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
         (load_split, (str(tmp_path), "train"), {"revision": "v1"}, "revision cannot be given for the folder"),
         (load_split, mine, {"labels_as": "camvid", "label_map": {1: 2}}, "own map; leave out label_map"),
         (load_split, mine, {"label_column": "image"}, "both 'image'; they must be two columns"),
-        (load_split, (f"{saved}.parquet", "train[:50%]"), stream, "A stream has no part such as 'train"),
+        (load_split, (f"{saved}.parquet", "train[:50%]"), stream, "A stream cannot be sliced as in 'train"),
         (load_split, (pairs, "train"), {"image_column": "photo"}, "image_column cannot be given for .*, a folder of"),
         (load_split, (pairs, "train"), stream, "streaming cannot be given for .*, a folder of images and labels"),
         (load_split, ("camvid", "train", tmp_path), stream, "streaming cannot be given for the benchmark camvid"),
@@ -174,7 +174,7 @@ def test_a_parquet_folder_with_splits_columns_of_other_names_and_raw_values(tmp_
     assert {split: len(load_split(str(tmp_path), split, **choice)) for split in counts} == counts
     for split, options, message in (
         ("test", choice, r"has no split 'test'; it has train, validation\."),
-        ("train", {}, r"column 'image' is not there\. Choose image_column among photo, annotation, label;"),
+        ("train", {}, r"column 'image' is missing\. Choose image_column among photo, annotation, label;"),
         ("train", {"image_column": "photo"}, r"labels of .* must be images, but column 'label' holds Value\('int64'\)"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -96,7 +96,7 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
         (coco(tmp_path / "lost", images=[{"id": 7, "file_name": "b.png"}]), "b.png was found 0 times below"),
         (coco(tmp_path / "odd", images=[{"id": 7}]), "instances_val2017.json does not follow .*KeyError 'file_name'"),
         (coco(tmp_path / "runs", annotations=[runs]), r"a\.png: run lengths for \[9, 9\] .* not fit this image of 4x6"),
-        (worded, "a.txt: line 1: expected .* in numbers; here are 7 words, the first car"),
+        (worded, "a.txt: line 1: expected .* in numbers; found 7 words, the first car"),
         (unnamed, "data.yaml: names is 'car'; expected a list of the classes"),
         (
             labelme(tmp_path / "bent", [(1, 0), (4, 3), (4, 4)]),

@@ -90,8 +90,8 @@ def test_labels_that_are_no_map_of_class_ids_or_do_not_fit_are_refused_with_the_
     check_labels(np.array([[False, True]]), 2, 255, "a binary mask")
     for label, message in (
         (np.array([[0, -1, 255, *range(11, 19)]]), r"9 label pixels .* \(values -1, 11, 12, 13, 14, \.\.\.\)"),
-        (np.zeros((2, 2, 3), np.uint8), "the label has shape .* one integer class id a pixel"),
-        (np.zeros((2, 2), np.float32), "the label has shape .* one integer class id a pixel"),
+        (np.zeros((2, 2, 3), np.uint8), "the label has shape .* one integer class id per pixel"),
+        (np.zeros((2, 2), np.float32), "the label has shape .* one integer class id per pixel"),
     ):
         with pytest.raises(ValueError, match=f"x: {message}"):
             check_labels(label, 11, 255, "x")
@@ -128,7 +128,7 @@ def test_another_number_of_classes_is_an_error_and_other_names_a_warning(caplog)
         check_classes(named, ["a", "b", "c"], "camvid")
     check_classes(named, ["a", "b", "c", "d"], "camvid")
     (warning,) = caplog.records
-    assert "1 of the model's 4 class names are not those of camvid; class 2 is 'x'" in warning.getMessage()
+    assert "1 of the model's 4 class names differ from those of camvid; class 2 is 'x'" in warning.getMessage()
     caplog.clear()
     check_classes(segmenter(num_labels=2), ["a", "b"])  # names that are placeholders
     check_classes(torch.nn.Conv2d(1, 1, 1), ["a", "b"])

@@ -146,7 +146,7 @@ def test_mistakes_are_answered_before_the_model_is_loaded_and_nothing_is_overwri
         ([photo], out, {"dataset": "camvit"}, ValueError, "'camvit'.*camvid"),
         ([photo], photo, {}, FileExistsError, "is a file"),
         ([photo], tmp_path / "full", {}, FileExistsError, f"{mine} exists.*--overwrite"),
-        ([mine], tmp_path / "full", {"overwrite": True}, ValueError, "would be written over"),
+        ([mine], tmp_path / "full", {"overwrite": True}, ValueError, "would be overwritten"),
     ):
         with pytest.raises(error, match=message):
             run("model", inputs, output, **options)

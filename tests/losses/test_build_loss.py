@@ -82,16 +82,16 @@ def test_a_class_in_a_file_is_built_beside_others_and_called_by_its_name(own):
     assert loss.get_config_dict()["Bare"] == {"weight": 3.0, "power": 2} and len(loss.citations) == 1
     mapped = [needs_feature_map("my_loss.py:Cosine", options) for options in (None, {"Cosine": {"weight": 0}})]
     assert mapped == [True, False] and not needs_feature_map("own.py:Bare", {"Bare": {"weight": 1}})
-    with pytest.raises(ValueError, match="the loss 'Cosine' compares feature maps and got none of the teacher"):
+    with pytest.raises(ValueError, match="the loss 'Cosine' compares feature maps and got none from the teacher"):
         loss(student, teacher._replace(feature_map=None))
 
 
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
-        ("vid", {}, "unknown loss 'vid' in loss='vid'; known are af_dcd, kd"),
+        ("vid", {}, "unknown loss 'vid' in loss='vid'; known: af_dcd, kd"),
         ("kd+", {}, "unknown loss ''"),
-        ("kd+kd", {}, "'kd' is more than once"),
+        ("kd+kd", {}, "'kd' appears more than once"),
         ("kd", {"af_dcd": AF_DCD}, "options for 'af_dcd', which is not in loss='kd'"),
         ("kd", {"weight": 1.0}, "options for 'weight', which is not in loss='kd'.*under the name of a loss: kd"),
         ("kd", {"kd": 1.0}, "expected option names with values"),
@@ -103,7 +103,7 @@ def test_a_class_in_a_file_is_built_beside_others_and_called_by_its_name(own):
         ("own.py:Bare", {}, "missing Bare.weight;"),
         ("own.py:Bare", {"Bare": {"weight": 1, "tau": 2}}, "unknown option Bare.tau; Bare accepts weight, power"),
         ("my_loss.py:Cosine", {"Cosine": {"weight": -1}}, "weight=-1 must not be negative"),
-        ("own.py:Bare+own.py:Bare", {"Bare": {"weight": 1}}, "'Bare' is more than once"),
+        ("own.py:Bare+own.py:Bare", {"Bare": {"weight": 1}}, "'Bare' appears more than once"),
         ("own.py:Missing", {}, "own.py defines no 'Missing'"),
         ("own.py:Stranger", {}, "expected a subclass of afdcd_hf.DistillationLoss"),
         ("nowhere.py:Bare", {}, "'nowhere.py' is not a file in"),

@@ -252,7 +252,7 @@ def test_bad_values_of_options_are_refused_by_name_before_any_model_is_built(nam
 @every_loss
 def test_maps_logits_and_labels_that_are_missing_or_do_not_fit_are_explained(name):
     loss, (student, teacher), known = make(name), pair(), labels()
-    needed, cases = f"'{name}' compares feature maps and got none of the ", []
+    needed, cases = f"'{name}' compares feature maps and got none from the ", []
     if name in ON_MAPS:
         cases += [
             (loss, Activations(student.logits), teacher, known, f"{needed}student.*student_layer"),

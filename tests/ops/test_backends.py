@@ -328,7 +328,7 @@ def test_a_cache_that_cannot_be_written_costs_a_compilation_a_process(fresh, com
     with caplog.at_level(logging.INFO, logger="afdcd_hf.ops.contrast_native"):
         assert some_loss() == some_loss()
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith("the compiled contrast is not kept for other processes:")
+    assert message.startswith("the compiled contrast is not cached for other processes:")
     assert len(compiler.read_text().splitlines()) == 1
 
 

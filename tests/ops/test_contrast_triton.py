@@ -129,7 +129,7 @@ def test_portions_of_patches_and_of_anchors_do_not_change_the_value(limit, shape
 def test_the_buffers_of_any_size_are_bounded(shape, patch_size):
     cut, most = contrast_triton.Cut(shape, patch_size, 16), contrast_triton.PORTION_NUMBERS
     assert cut.portion * cut.padded_vectors * max(cut.anchors, cut.padded_channels) <= most
-    assert cut.portion <= contrast_triton.MOST_PATCHES and cut.anchors % min(cut.padded_vectors, 128) == 0
+    assert cut.portion <= contrast_triton.MAX_PATCHES and cut.anchors % min(cut.padded_vectors, 128) == 0
     assert cut.positions == shape[0] * shape[2] * shape[3]
 
 

@@ -1,6 +1,6 @@
-"""The table of benchmarks: a YAML file each with classes, colours, splits, terms, and where its files lie.
+"""The table of benchmarks: one YAML file each, with classes, colours, splits, licence and file layout.
 
-A new benchmark is a new file here; `row.py` says what its keys mean.
+To add a benchmark, add a file here; `row.py` documents its keys.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ __all__ = ["BENCHMARKS", "Benchmark", "Layout", "SplitFiles", "Submission", "fin
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The row of a benchmark; a ValueError lists the known ones if there is none of that name."""
+    """Return a benchmark by name; for an unknown name, a ValueError lists the known ones."""
     return chosen(BENCHMARKS, name, "benchmark")

@@ -1,4 +1,4 @@
-"""Finds a split's files: every folder is listed once, and no file is looked at one by one (COCO has 118,287)."""
+"""Finding a split's files by listing each folder once, without looking at single files (COCO has 118,287)."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class SplitFiles:
     """The files of one split, in order."""
 
     images: tuple[Path, ...]
-    labels: tuple[Path | None, ...]  # of each image; None where the split is published without labels
-    label_map: Mapping[int, int]  # value in these label files → train id or ignore index; values not listed stay
+    labels: tuple[Path | None, ...]  # of each image; None if the split is published without labels
+    label_map: Mapping[int, int]  # value in these label files → train id or ignore index; unlisted values stay
 
 
 def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Path | None = None) -> SplitFiles:
-    """The files of a split, all under `root`, the user's data_dir.
+    """Find the files of a split, all under `root`, the user's data_dir.
 
-    `list_file` lists the images to take: paths of image and label in two columns, or one column of ids, file names or
+    `list_file` lists the images to use: paths of image and label in two columns, or one column of ids, file names or
     paths that belong to the split.
 
-    A FileNotFoundError counts and names missing folders and files, and images or labels without counterpart; ValueError
-    if two files have one key, or a list cannot be used.
+    FileNotFoundError, with their number and names, for missing folders and files and for images or labels without a
+    counterpart; ValueError if two files have the same key, or a list cannot be used.
     """
     folders = _Folders(benchmark, root)
     path = list_file if list_file is not None else folders.own_list(split)
@@ -76,7 +76,7 @@ def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Pa
 
 
 def _listed_pairs(folders: _Folders, listed: ListFile, root: Path) -> SplitFiles:
-    """The images and labels of a list of two columns, wherever they lie."""
+    """Find the images and labels of a two-column list, wherever they lie."""
     # one label of each kind, with its line
     kinds = {folders.ending_of(_key(row[1])): f"{row[1]} (line {line})" for line, row in listed.rows.items()}
     [ending, *others] = kinds
@@ -84,7 +84,7 @@ def _listed_pairs(folders: _Folders, listed: ListFile, root: Path) -> SplitFiles
         usable = " or all ".join(f"*{end}.png" for end in folders.usable)
         raise ValueError(
             f"{listed.path} lists {' and '.join(kinds.values())}, but the labels of {folders.benchmark.name} must be "
-            f"all {usable}: in others the classes are numbered otherwise."
+            f"all {usable}: others number the classes differently."
         )
     images, labels = (
         listed.checked(
@@ -98,7 +98,7 @@ def _listed_pairs(folders: _Folders, listed: ListFile, root: Path) -> SplitFiles
 
 
 class _Folders:
-    """A benchmark's folders under its home: `root`, or the first of the usual parents in it with a folder of images."""
+    """A benchmark's folders under its home: `root`, or the first of its usual subfolders with a folder of images."""
 
     def __init__(self, benchmark: Benchmark, root: Path) -> None:
         assert benchmark.files is not None
@@ -109,7 +109,7 @@ class _Folders:
         self.home = next((home for home in homes if any((home / path).is_dir() for path in folders)), root)
 
     def of_split(self, split: str) -> tuple[list[Path], list[Path]]:
-        """Those that are there for the split's images and labels."""
+        """Return the existing folders of the split's images and labels."""
         found: list[list[Path]] = []
         missing = []
         for templates, optional in ((self.layout.images, False), (self.layout.labels, split in self.layout.unlabelled)):
@@ -121,11 +121,11 @@ class _Folders:
         return found[0], found[1]
 
     def labels(self, folders: list[Path], images: Mapping[str, Path]) -> tuple[dict[str, Path], Mapping[int, int]]:
-        """The label files by key, and the map of their kind."""
+        """Return the label files by key, and the map of their kind."""
         files = [_files(folder, (".png",), self.layout.nested) for folder in folders]
         for ending, label_map in self.usable.items():
             labels: dict[str, Path] = {}
-            for paths in files:  # of the second folder only what the images lack
+            for paths in files:  # a later folder only adds labels that images still lack
                 more = _by_key([path for path in paths if self.ending_of(path.stem) == ending], ending)
                 labels = {key: path for key, path in more.items() if not labels or key in images} | labels
             if labels:
@@ -133,11 +133,11 @@ class _Folders:
         return {}, {}
 
     def ending_of(self, stem: str) -> str | None:
-        """The longest ending of a label file that fits."""
+        """Return the longest ending of label files that fits."""
         return max((ending for ending in self.layout.label_endings if stem.endswith(ending)), key=len, default=None)
 
     def own_list(self, split: str) -> Path | None:
-        """The list of a split that comes with the data."""
+        """Return the split's list that comes with the data, if there is one."""
         paths = [self.home / path for path in self.layout.paths(self.layout.lists, split)]
         return next((path for path in paths if path.is_file()), None)
 
@@ -149,7 +149,7 @@ class _Folders:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...], nested: bool = False) -> list[Path]:
-    """Files ending in `suffixes` in either case, in order; hidden ones (such as macOS's `._x.png`) are skipped."""
+    """List files ending in `suffixes` in either case, sorted; hidden ones (such as macOS's `._x.png`) are skipped."""
     if nested:
         with os.scandir(folder) as entries:
             inner = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
@@ -159,7 +159,7 @@ def _files(folder: Path, suffixes: tuple[str, ...], nested: bool = False) -> lis
 
 
 def _by_key(paths: Iterable[Path], ending: str) -> dict[str, Path]:
-    """Files by what images and labels have in common: the stem without its ending; files without it are skipped."""
+    """Index files by what image and label share: the stem without its ending; files without it are skipped."""
     keyed: dict[str, Path] = {}
     for path in paths:
         if path.stem.endswith(ending):
@@ -170,16 +170,16 @@ def _by_key(paths: Iterable[Path], ending: str) -> dict[str, Path]:
 
 
 def _key(entry: str) -> str:
-    """The id, file name or path without folders, and without the suffix if it is an image's: ids may have dots."""
+    """Return the id, file name or path without folders, and without an image suffix; ids may have dots."""
     name = entry.rsplit("/", 1)[-1]
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def _in_place(path: Path | None, entry: str) -> Path | None:
-    """The path, unless the folders that the list names are other ones: an image of another split, say.
+    """Return the path, unless the list names other folders: an image of another split, say.
 
-    Of a path that begins with a slash only the last folder counts: the others may be another machine's.
+    Of an absolute path, only the last folder counts: the others may be another machine's.
     """
     if path is None or "/" not in entry.lstrip("/"):
         return path
@@ -188,22 +188,22 @@ def _in_place(path: Path | None, entry: str) -> Path | None:
     return path if f"/{plain(path.parent.as_posix())}".endswith(f"/{folders}") else None
 
 
-# List files: which images to take, one or two columns, as they circulate with the benchmarks.
+# List files, as they circulate with the benchmarks: one or two columns that say which images to use.
 
 
 def plain(name: str) -> str:
-    """A name in one Unicode form: "ü" may be one character or two, and differ between a list and a disk."""
+    """Return a name in one Unicode form: "ü" may be one character or two, and differ between a list and a disk."""
     return unicodedata.normalize("NFC", name)
 
 
 def first(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
+    """Return the first few names, for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 @dataclass(frozen=True)
 class ListFile:
-    """A list that was read: line number → an image (id, file name or path), or the paths of an image and its label."""
+    """The content of a list: line number → an image (id, file name or path), or the paths of an image and its label."""
 
     path: Path
     rows: dict[int, tuple[str, ...]]
@@ -213,7 +213,7 @@ class ListFile:
         return len(next(iter(self.rows.values()))) == 2
 
     def checked(self, found: Sequence[Path | None], problem: str, column: int = 0) -> tuple[Path, ...]:
-        """What was `found` for each row; what is None is refused, and images listed more than once are a warning."""
+        """Return what was `found` for each row; FileNotFoundError for None, a warning for images listed twice."""
         rows = zip(self.rows.items(), found, strict=True)
         missing = [f"{row[column]} (line {line})" for (line, row), path in rows if path is None]
         if missing:
@@ -223,16 +223,16 @@ class ListFile:
             )
         paths = tuple(path for path in found if path is not None)
         repeated = len(paths) - len(set(paths))
-        if repeated and column == 0:  # training may want that, an evaluation hardly
+        if repeated and column == 0:  # useful in training, perhaps, but hardly in evaluation
             logger.warning("%s lists %d of its %d images more than once", self.path, repeated, len(paths))
         return paths
 
 
 def read_list(path: str | Path, root: Path) -> ListFile:
-    """Reads a list, from `root` if it is not there itself; blank lines and lines that begin with # say nothing.
+    """Read a list, from `root` if `path` itself does not exist; blank lines and lines that begin with # are skipped.
 
-    Columns are separated by tabs, or by blanks in lines without tab: paths with blanks need a tab after them. Lists
-    made on Windows are read: UTF-16 with a byte order mark, backslashes, drives.
+    Columns are separated by tabs, or by spaces in lines without a tab: paths with spaces need a tab after them. Lists
+    made on Windows are read: UTF-16 with a byte order mark, backslashes, drive letters.
 
     FileNotFoundError if there is no such file; ValueError if it is not text, lists nothing, or a line has more than two
     columns or not as many as the others.
@@ -240,7 +240,7 @@ def read_list(path: str | Path, root: Path) -> ListFile:
     path = Path(path).expanduser()
     place = path if path.is_file() else root / path
     if not place.is_file():
-        raise FileNotFoundError(f"The list {path} is not there, nor in {root}; without a list, a split is read whole.")
+        raise FileNotFoundError(f"There is no list {path}, here or in {root}; without a list, the whole split is used.")
     content = place.read_bytes()
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
@@ -252,7 +252,7 @@ def read_list(path: str | Path, root: Path) -> ListFile:
         if columns and (len(columns) > 2 or len(columns) != len(next(iter(rows.values()), columns))):
             raise ValueError(
                 f"{place}, line {number}, has {len(columns)} columns; expected one (image) or two (image and "
-                "label), as many as in the lines before it. Where a path has blanks, put a tab after it."
+                "label), as many as in the lines before it. If a path has spaces, put a tab after it."
             )
         if columns:
             rows[number] = columns
@@ -270,9 +270,9 @@ def _columns(line: str) -> tuple[str, ...]:
 
 
 def find_listed(entries: Iterable[str], bases: Sequence[Path]) -> list[Path | None]:
-    """The files of listed paths below some folders, or None; a folder is read once, whatever the number of paths.
+    """Find the files of listed paths below some folders, or None; each folder is read once.
 
-    A path that begins with a slash may be another machine's: folders are dropped from its left until it is found.
+    An absolute path may be another machine's: leading folders are dropped until it is found.
     """
 
     @cache

@@ -1,4 +1,4 @@
-"""What has to be known about a benchmark: one row of the table, as its YAML file says it."""
+"""The definition of a benchmark: one row of the table, read from its YAML file."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ RGB = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files lie. The part of their stems that an image and its label share, the key, pairs them."""
+    """Where the files lie. Images and labels are paired by a key, the part of their stems that they share."""
 
-    # Folders in which they may lie, `{split}` for the split's name. Of the images' the first that is there is taken; of
-    # the labels' those after the first only have the labels that it lacks.
+    # Folders that may hold them, `{split}` for the split's name. Of the image folders, the first that exists is used;
+    # label folders after the first only supply labels that it lacks.
     images: Sequence[str]
     labels: Sequence[str]
-    # End of the label files' stems → value in the file → train id or ignore index, values not listed stay; None where
-    # the values mean something else. The longest ending that fits a file decides; of those with a map, the first of
-    # which there are files is taken.
+    # End of the label files' stems → value in the file → train id or ignore index, unlisted values stay; None if the
+    # values mean something else. The longest ending that fits a file counts; of those with a map, the first that has
+    # files is used.
     label_endings: Mapping[str, Mapping[int, int] | None] = field(default_factory=lambda: {"": {}})
-    homes: Sequence[str] = ()  # folders that may hold all this, besides `data_dir` itself
+    homes: Sequence[str] = ()  # folders in `data_dir` that may hold all this instead
     image_ending: str = ""  # of the image files' stems; files without it are skipped
-    split_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # in the paths, where not its own
-    lists: Sequence[str] = ()  # files with the ids of a split's images, where all splits share their folders
-    nested: bool = False  # whether the files lie one level deeper, in a folder a city
+    split_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # in the paths, if not its own
+    lists: Sequence[str] = ()  # files with the ids of a split's images, if all splits share their folders
+    nested: bool = False  # whether the files lie one level deeper, in a folder per city
     unlabelled: Sequence[str] = ()  # splits that are (also) published without labels
 
     def paths(self, templates: Sequence[str], split: str) -> list[str]:
-        """The templates with the split's names."""
+        """Fill in the templates with the split's names."""
         names = self.split_names.get(split, (split,))
         return list(dict.fromkeys(template.format(split=name) for template in templates for name in names))
 
 
 @dataclass(frozen=True)
 class Submission:
-    """How a benchmark's test server wants predictions."""
+    """The form in which a benchmark's test server expects predictions."""
 
     label_ids: Mapping[int, int]  # train id → value in the PNG; values not listed stay
     file_name: Callable[[str], str]  # name of an image (path under `data_dir`) → name of its PNG
@@ -47,10 +47,10 @@ class Submission:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What has to be known about a benchmark."""
+    """A benchmark's classes, splits, terms and files."""
 
     name: str  # key in `BENCHMARKS`
-    title: str  # as people write it
+    title: str  # as usually written
     classes: tuple[str, ...]  # position = train id
     palette: tuple[RGB, ...]  # one colour per class, 0..255
     split_sizes: Mapping[str, int]  # number of images of each split as published
@@ -58,8 +58,8 @@ class Benchmark:
     homepage: str  # where the data comes from
     citation: str
     layout: str  # the files expected under `data_dir`, in words, for error messages
-    files: Layout | None = None  # the same for `find_files`; None where the images are generated
-    submission: Submission | None = None  # what the test server wants; None where there is none
+    files: Layout | None = None  # the same for `find_files`; None if the images are generated
+    submission: Submission | None = None  # what the test server expects; None if there is none
     # Value in the label files as published → train id or ignore index; values not listed stay.
     label_map: Mapping[int, int] = field(default_factory=dict)
     ignore_index: int = 255  # label of pixels that are neither trained on nor scored
@@ -71,14 +71,14 @@ class Benchmark:
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """The row of a file of the table, with these keys besides the attributes of `Benchmark` of the same name.
+    """Read a benchmark's file, which has these keys besides the attributes of `Benchmark` of the same name.
 
     - `splits`: `split_sizes`.
     - `classes`: value in the label files → name, red, green, blue; `ignored`: the values that are not trained on.
-    - `files`, if there are any: the attributes of `Layout`; `label_endings` say `published` (values as in `classes`),
+    - `files`, if there are any: the attributes of `Layout`; `label_endings` are `published` (values as in `classes`),
       `train ids` or `other ids`.
     - `submission`: the value of `ignored` pixels, and the `ending` of the PNGs' names.
-    - `like`: another file; what is not said here is as there, and `classes` are more classes.
+    - `like`: another file, whose values are the defaults; `classes` are added to its classes.
     """
     facts: dict[str, Any] = _facts(path)
     rows, files = dict(sorted(facts.pop("classes").items())), facts.pop("files", None)
