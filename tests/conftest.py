@@ -20,9 +20,9 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of golden values beside the checkout; tests that need it are skipped where it is absent."""
+    """The folder of golden values beside the checkout; tests that need it are skipped if it is absent."""
     if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not there")
+        pytest.skip(f"{SHARED} does not exist")
     return SHARED
 
 

@@ -1,4 +1,4 @@
-"""Networks of other libraries as teachers and students, and several pairs of maps."""
+"""Models of other libraries as teachers and students, and several pairs of maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from afdcd_hf.training.preflight import preflight
 
 
 class Dictionary(nn.Module):
-    """As torchvision's: a dictionary, `images` by position, and an auxiliary head."""
+    """Like torchvision's: takes `images` by position, returns a dictionary, and has an auxiliary head."""
 
     def __init__(self, key: str = "out"):
         super().__init__()
@@ -36,7 +36,7 @@ class Dictionary(nn.Module):
 
 
 class Plain(nn.Module):
-    """A tensor, as in segmentation_models_pytorch."""
+    """Returns a tensor, as in segmentation_models_pytorch."""
 
     def __init__(self, wrap=lambda scores: scores):
         super().__init__()
@@ -132,7 +132,7 @@ def test_a_backbone_without_logits_teaches_its_maps(tmp_path, stops_early):
     loss = {"loss": "fitnet" if stops_early else "af_dcd", "loss_kwargs": None if stops_early else MAPS_ALONE}
     trainer = distilling(tmp_path / "run", teacher=teacher, **layers, **loss)
     trainer._teacher_stops_early = stops_early
-    preflight(trainer, [str(index) for index in range(4)])  # does not ask for the teacher's score
+    preflight(trainer, [str(index) for index in range(4)])  # does not need the teacher's score
     before = weights(trainer.student)
     trainer.train()
     assert not same(weights(trainer.student), before)
@@ -196,7 +196,7 @@ def test_several_maps_survive_the_way_into_distributed_data_parallel(number):
 
 
 class ChannelsLast(nn.Module):
-    """As a Swin transformer: the body's map is (B, h, w, C)."""
+    """Like a Swin transformer: the body's map is (B, h, w, C)."""
 
     def __init__(self):
         super().__init__()

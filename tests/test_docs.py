@@ -1,4 +1,4 @@
-"""Every block of the pages: Python is run, command lines are parsed, YAML is read by what reads it; the notebook too.
+"""Every code block of the docs: Python runs, command lines parse, YAML is read by its own reader; the notebook runs.
 
 A block that cannot be run offline has `<!-- not run: WHY -->` in the line before it.
 """
@@ -42,7 +42,7 @@ class Block(NamedTuple):
     line: int  # of the fence
     language: str
     text: str
-    why: str | None  # it is not run
+    why: str | None  # why it is not run
 
     def __str__(self) -> str:
         return f"{self.page.name}:{self.line}"
@@ -80,7 +80,7 @@ def test_every_block_is_of_a_kind_that_is_checked_here_and_few_are_not_run():
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
-    """What the pages take for granted: saved models, images, and what the commands above a block have written."""
+    """A folder with what the pages take for granted: saved models, images, and the output of commands above a block."""
     folder = tmp_path_factory.mktemp("pages")
     for name in ("runs/distilled", "runs/quickstart/distilled"):
         saved_model(folder / name, "scenes")
@@ -114,7 +114,7 @@ def test_python_runs_in_the_order_of_its_page(page, workplace, monkeypatch, caps
 
 
 def command_lines(block: Block) -> Iterator[list[str]]:
-    """The words of each command, without variables before it."""
+    """Split each command into words, without leading variables."""
     lines = block.text.replace("\\\n", " ").splitlines()
     if block.language == "console":
         lines = [line[2:] for line in lines if line.startswith("$ ")]
@@ -208,4 +208,4 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path):
     assert "% mIoU**, measured on generated street scenes, split val (a part of it: 8 images)" in printed
     assert "bytes  model.safetensors" in printed and "bytes  predictions.png" in printed
     pictures = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 2  # an image of the data, and what the models see
+    assert len(pictures) == 2  # an image of the data, and the models' predictions

@@ -1,4 +1,4 @@
-"""Maps captured by module path: what is returned, what is refused, and that nothing stays behind."""
+"""Maps captured by module path: values, errors, and no leftovers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from afdcd_hf.features import LayerTap, _map_of_tokens
 
 
 class Block(nn.Module):
-    """A network of one convolution run `times` times, with submodules of all kinds of output."""
+    """A model of one convolution that runs `times` times, and a submodule with any kind of output."""
 
     def __init__(self, times=1, wrap=lambda output: output):
         super().__init__()
@@ -100,7 +100,7 @@ def dinov3(images):
 def vit(images):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
     model = ViTModel(ViTConfig(**sizes, image_size=(32, 48)))
-    nn.init.zeros_(model.embeddings.position_embeddings)  # what is left behind the class token is the convolution
+    nn.init.zeros_(model.embeddings.position_embeddings)  # what remains after the class token is the convolution
     return model, "embeddings:tokens", lambda: model.embeddings.patch_embeddings.projection(images)
 
 
@@ -122,7 +122,7 @@ def test_tokens_become_the_map_that_the_library_makes_of_them_itself(build):
     assert not model._forward_pre_hooks
 
 
-# What is refused
+# Errors
 
 
 def test_tokens_that_are_no_grid_are_refused():
@@ -173,7 +173,7 @@ def test_a_layer_that_runs_twice_or_not_at_all_and_tokens_without_an_image_are_r
         model(x=images)
 
 
-# What stays behind
+# Leftovers
 
 
 def test_hooks_are_gone_after_the_block_and_after_an_exception(images):
@@ -190,7 +190,7 @@ def test_a_tap_records_the_last_pass_while_it_is_open(images):
     model = Block()
     tap = LayerTap(model, "conv")
     model(images)
-    for _ in range(2):  # opened again, it forgets the pass before
+    for _ in range(2):  # opening it again discards the previous pass
         tap.open()
         output = model(images)
     assert tap.pop() is output

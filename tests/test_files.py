@@ -1,4 +1,4 @@
-"""Files whole or not at all, one writer at a time, and YAML and JSON that someone has edited, cut short or replaced."""
+"""Atomic writes, folder locks, and YAML and JSON files that were edited, truncated or replaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from afdcd_hf.atomic_io import check_can_write, written_whole
 from afdcd_hf.folder_lock import LOCK_NAME, held_alone
 from afdcd_hf.structured_files import parse_yaml, read_json, read_yaml
 
-# Whole or not at all
+# Atomic writes
 
 
 def test_a_failure_leaves_the_old_file_and_no_part(tmp_path):
@@ -59,7 +59,7 @@ PRINT_AND_WAIT = HOLD + "    print('held', flush=True); time.sleep(60)"
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the folder."""
+    """Another process that holds the folder's lock."""
     process = subprocess.Popen([sys.executable, "-c", PRINT_AND_WAIT, tmp_path], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     yield process
@@ -91,7 +91,7 @@ def test_nothing_is_left_behind_but_what_was_written_and_the_holder_may_hold_it_
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("passed_on", [True, False])
 def test_forked_children_let_go_and_started_commands_hold_on(tmp_path, passed_on):
-    """The process that held the folder has died; a child of its own is still there."""
+    """The process that held the lock has died; a child of it is still running."""
     start = "subprocess.Popen(['sleep', '2'], pass_fds=[lock])" if passed_on else "time.sleep(0.5 if os.fork() else 3)"
     code = "import os, subprocess, sys, time; from afdcd_hf.folder_lock import held_alone\n"
     code += f"with held_alone(sys.argv[1]) as lock:\n    {start}\n    os._exit(0)"
@@ -118,7 +118,7 @@ WORDS = {
 def test_words_mean_what_people_mean(written):
     value = parse_yaml(f"a: {written}")["a"]
     assert value == WORDS[written] and type(value) is type(WORDS[written])
-    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}"  # of an anchor, keys are merged and may be replaced
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}"  # an anchor's keys are merged and may be overridden
     assert parse_yaml(text) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
 
 

@@ -30,7 +30,7 @@ LAYERS = (
     {"compare"},
     {"cli"},
 )
-# travel with the weights, to where this package is not installed
+# saved with the weights, for use where this package is not installed
 STANDALONE = {"models"}
 HEAVY = ("torch", "transformers", "timm", "datasets")
 
@@ -45,7 +45,7 @@ def run_python(code):
 
 
 def test_importing_the_package_imports_nothing_heavy_and_takes_little_time():
-    # the process's own time: on a busy machine the clock counts what others do
+    # CPU time: on a busy machine, wall time includes what others do
     code = (
         "import sys, time\n"
         "start = time.process_time()\n"

@@ -1,4 +1,4 @@
-"""What the table says about each benchmark, held against values spelled out by hand."""
+"""The table of benchmarks, compared with values written out by hand."""
 
 from __future__ import annotations
 

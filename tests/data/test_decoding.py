@@ -1,4 +1,4 @@
-"""Labels and images of every kind of file, as they are stored; damaged files are named and never read in silence."""
+"""Labels and images of every file type, read as stored; damaged files are named, never read silently."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_holds_no_class_ids_or_no_colours_is_refused():
 
 def test_orientation_tags_are_obeyed_in_image_and_label():
     tag = Image.Exif()
-    tag[0x0112] = 6  # to be turned clockwise for viewing
+    tag[0x0112] = 6  # to be rotated clockwise for viewing
     image = file_of(Image.fromarray(np.zeros((8, 16, 3), np.uint8)), "JPEG", exif=tag)
     label = file_of(Image.fromarray(np.uint8([[1, 2, 3, 4]] * 2)), "PNG", exif=tag)
     rows = DecodedRows()({"image": [stored(image)], "label": [stored(label)]})
@@ -123,7 +123,7 @@ def test_a_flipped_bit_in_a_png_never_changes_a_pixel_in_silence():
         except OSError as error:
             assert "the label x.png cannot be read: " in str(error) and "The file is damaged" in str(error)
             found += 1
-    assert found > len(content) - 20  # the last bytes say that nothing follows
+    assert found > len(content) - 20  # the last bytes mark the end of the file
     assert ids(decoded(content + b"what some tools append")) == values.tolist()
 
 

@@ -1,4 +1,4 @@
-"""Miniature copies of the folder layouts: which files are found, by lists too, and what is said when some are not."""
+"""Miniature copies of the folder layouts: which files are found, with and without lists, and errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def pairs(files, root):
 
 
 def assert_mapped(files, table):
-    """The map takes each label file's values to the train ids of the table."""
+    """Check that the map turns each label file's values into the table's train ids."""
     for label in files.labels:
         values = np.asarray(Image.open(label))
         mapped = np.vectorize(lambda value: files.label_map.get(value, value))(values)
@@ -87,8 +87,8 @@ def test_every_image_is_found_with_its_label_and_the_label_map_also_under_its_us
 
 def test_cityscapes_pairs_by_city_sequence_and_frame_and_train_ids_serve_where_label_ids_are_absent(tmp_path):
     cityscapes_folder(cityscapes_folder(tmp_path, city="zurich"), city="bremen", kinds=("labelIds", "labelTrainIds"))
-    (tmp_path / "leftImg8bit" / "train" / "bremen" / "notes.png").write_bytes(b"")  # without the ending: no data
-    for name in ("leftImg8bit", "gtFine"):  # folders may be those of the archives
+    (tmp_path / "leftImg8bit" / "train" / "bremen" / "notes.png").write_bytes(b"")  # without the ending: not data
+    for name in ("leftImg8bit", "gtFine"):  # folders may be named as in the archives
         (tmp_path / f"{name}_trainvaltest").mkdir()
         (tmp_path / name).rename(tmp_path / f"{name}_trainvaltest" / name)
     files = find("cityscapes", tmp_path)
@@ -164,7 +164,7 @@ def test_images_and_labels_without_counterpart_doubled_ones_and_empty_folders_ar
     lonely = rf"4 in .* without label \({files.images[0].name}, .*\); 1 in .* image \({files.labels[5].name}\)"
     refuses(FileNotFoundError, lonely, "cityscapes", tmp_path / "c")
     images = camvid_folder(tmp_path) / "train"
-    (images / "._a.png").write_bytes(b"")  # hidden files are no data
+    (images / "._a.png").write_bytes(b"")  # hidden files are not data
     assert len(find("camvid", tmp_path).images) == 3
     (images / "a.jpg").write_bytes(b"")
     refuses(ValueError, r"both a\.jpg and a\.png", "camvid", tmp_path)
@@ -235,7 +235,7 @@ def test_lists_in_other_encodings_and_names_in_other_unicode_forms(tmp_path, enc
         (tmp_path / "mine.txt").write_text(unicodedata.normalize(form, line), encoding=encoding)
         (image,) = find("camvid", tmp_path, list_file="mine.txt").images
         assert image.is_file() and unicodedata.normalize("NFC", image.stem) == "é"
-    for other in ("latin-1", "utf-16-le"):  # the latter without a mark that says so
+    for other in ("latin-1", "utf-16-le"):  # the latter without a byte order mark
         (tmp_path / "mine.txt").write_text(line, encoding=other)
         message = r"The list .*mine\.txt is not text in UTF-8 .*; save it in UTF-8"
         refuses(ValueError, message, "camvid", tmp_path, list_file="mine.txt")
@@ -253,7 +253,7 @@ def test_the_names_of_listed_labels_decide_the_label_map(tmp_path):
 
 def test_lists_with_missing_files_and_odd_lines_are_refused_and_repetitions_noticed(tmp_path, caplog):
     (camvid_folder(tmp_path, stems=["a b", "a", "b", "c"]) / "trainannot" / "b.png").unlink()
-    assert len(listed("camvid", tmp_path, "a\nc").images) == 2  # what is not listed may be incomplete
+    assert len(listed("camvid", tmp_path, "a\nc").images) == 2  # unlisted images may lack a label
     assert len(listed("camvid", tmp_path, "train/a b.png\ttrainannot/a b.png\n").images) == 1
     many = "# c\n" + "".join(f"train/{stem}.png trainannot/{stem}.png\n" for stem in "axcyzw")
     for error, lines, message in (

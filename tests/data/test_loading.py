@@ -1,4 +1,4 @@
-"""Datasets by name: benchmarks, folders, Parquet files, the Hub; which options, splits and columns they have."""
+"""Datasets by name: benchmarks, folders, Parquet files, the Hub; their options, splits and columns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _private_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def unlabelled(tmp_path, monkeypatch):
-    """A camvid whose split train is published without labels."""
+    """CamVid with its train split published without labels."""
     camvid = get_benchmark("camvid")
     monkeypatch.setitem(BENCHMARKS, "camvid", replace(camvid, files=replace(camvid.files, unlabelled=("train",))))
     shutil.rmtree(camvid_folder(tmp_path / "unlabelled") / "trainannot")
@@ -275,13 +275,13 @@ def test_saved_benchmarks_hold_the_files_values_or_what_map_returned(tmp_path):
     dataset.to_parquet(tmp_path / "raw.parquet")
     assert as_arrays(load_split(str(tmp_path / "raw.parquet"), "train", label_map={11: 255})) == expected
     for path in (tmp_path / "camvid").rglob("*.png"):
-        path.unlink()  # save_to_disk has copied what they held
+        path.unlink()  # save_to_disk has copied their content
     assert as_arrays(load_split(str(tmp_path / "raw"), "train", label_map={"11": 255})) == expected
     assert as_arrays(load_split(str(tmp_path / "mapped"), "train")) == expected
     assert 11 in np.asarray(load_split(str(tmp_path / "raw"), "train")[0]["label"])
 
 
-# What cannot be loaded, and the Hub
+# Errors, and the Hub
 
 
 def test_unknown_and_unreadable_datasets_are_named_in_one_line(tmp_path):
@@ -307,7 +307,7 @@ def test_unknown_and_unreadable_datasets_are_named_in_one_line(tmp_path):
 
 
 def test_a_hub_dataset_is_loaded_at_its_revision_and_streamed(tmp_path, monkeypatch):
-    """From a Hub whose only dataset, someone/ade, lies in a folder."""
+    """Load from a Hub whose only dataset, someone/ade, is a local folder."""
     raw_dataset().to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")
     builder_of, asked = datasets.load_dataset_builder, []
 

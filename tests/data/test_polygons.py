@@ -16,7 +16,7 @@ from afdcd_hf.data.polygons import Shape, import_annotations
 
 HEIGHT, WIDTH = 4, 6
 SQUARE, CORNER = [1, 0, 4, 0, 4, 3, 1, 3], [3, 2, 9, 2, 9, 9, 3, 9]
-EXPECTED = [  # the square (class 1), the smaller corner over it (2), and the crowd where nothing else is
+EXPECTED = [  # the square (class 1), the smaller corner over it (2), and the crowd below everything
     [255, 1, 1, 1, 0, 0],
     [255, 1, 1, 1, 0, 0],
     [0, 1, 1, 2, 2, 2],

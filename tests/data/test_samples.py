@@ -1,4 +1,4 @@
-"""Training samples: what they draw from, what they refuse, unlabelled images, and parts of others pasted in."""
+"""Training samples: random state, errors, unlabelled images, and pasted parts of other images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows(count=4, label_value=1, **extra):
 
 
 def draw(image, label, rng):
-    """A transform that shows what it drew."""
+    """Transform that returns what it drew."""
     return {"pixel_values": torch.full((3, 2, 2), rng.random()), "labels": torch.zeros(2, 2, dtype=torch.int64)}
 
 
@@ -139,12 +139,12 @@ def test_another_number_of_classes_is_an_error_and_other_names_a_warning(caplog)
 
 
 def grey_rows(first, count, **extra):
-    """Images whose colour tells them apart."""
+    """Make images that differ in colour."""
     return [{"image": Image.new("RGB", (6, 4), (first + index,) * 3), **extra} for index in range(count)]
 
 
 def colour_and_draw(image, label, rng):
-    """Colour and a draw in two channels: the draw shows which generator it was."""
+    """Transform to colour and a draw in two channels; the draw identifies the generator."""
     pixels = torch.zeros(3, image.height, image.width)
     pixels[0], pixels[1] = image.getpixel((0, 0))[0], rng.random()
     return {"pixel_values": pixels, "labels": torch.from_numpy(np.array(label)).long()}
@@ -179,7 +179,7 @@ def test_the_unlabelled_dataset_is_found_where_the_dataset_is():
 
 
 def test_unlabelled_images_are_distilled_and_not_trained_on(tmp_path):
-    """Half of a batch unlabelled: the task loss is that of the other half, and the loss sees all images."""
+    """With half of a batch unlabelled, the task loss is the other half's; distillation uses all images."""
     labelled = grey_rows(0, 4, label=Image.new("L", (6, 4), 1))
     transform = RandomScaleCropFlip(AfDcdImageProcessor(), (32, 48), (8.0,), 0.0)
     samples = TrainingSamples(labelled, transform, num_labels=4, unlabelled=grey_rows(100, 5))
@@ -204,7 +204,7 @@ HEIGHT, WIDTH, SEED, EPOCH = 8, 12, 5, 2
 
 
 def coloured_row(index):
-    """One colour an image, for the pixels to tell where they come from; a column of its labels is ignored."""
+    """Make an image of one colour, which identifies its pixels; one column of labels is ignored."""
     ids = np.random.default_rng(index).integers(0, 4, (HEIGHT, WIDTH)).astype(np.uint8)
     ids[:, index] = 255
     return {"image": Image.new("RGB", (WIDTH, HEIGHT), (index, 0, 0)), "label": Image.fromarray(ids)}
@@ -221,7 +221,7 @@ def mixed_samples(**options):
 
 
 def plain(index, kind):
-    """Sample `index` with another mixed in, pixel by pixel, and its name."""
+    """Mix another sample into sample `index`, pixel by pixel; return it and its name."""
     draws = np.random.default_rng([SEED, EPOCH, index, 2])
     if kind == "classmix":
         draws.random()  # CutMix's, whose probability is 0
@@ -260,7 +260,7 @@ def test_pixels_and_labels_are_those_of_a_plain_loop_in_any_batch_and_from_worke
         assert torch.equal(pixels, expected[0]) and torch.equal(labels, expected[1]) and name == expected[2]
         assert torch.equal(mixed.__getitems__([4, index])[1]["labels"], labels)
         changed += bool((pixels[0] != index).any())
-    assert changed >= 4  # but for partners that are the image itself, and rectangles that are empty
+    assert changed >= 4  # except if the partner is the image itself, or the rectangle is empty
 
 
 def test_half_of_the_samples_are_mixed_and_the_others_as_ever():

@@ -39,7 +39,7 @@ def test_bad_seeds_and_sizes_are_named():
 
 
 def test_scenes_are_the_same_on_every_platform(scenes):
-    """Pixels drawn on x86-64 Linux with Python 3.11, numpy 2.4 and Pillow 13."""
+    """Compare with pixels drawn on x86-64 Linux with Python 3.11, numpy 2.4 and Pillow 13."""
     image, label = scenes[11]
     assert hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()[:16] == "22562a1a02038119"
     drawn = b"".join(array.tobytes() for scene in scenes for array in scene)

@@ -1,4 +1,4 @@
-"""What labels hold, against counts by hand."""
+"""Label statistics, compared with counts by hand."""
 
 from __future__ import annotations
 

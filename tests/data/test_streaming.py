@@ -1,4 +1,4 @@
-"""Streams: every row once over processes and workers, decoded and augmented as stored ones."""
+"""Streams: each row once over processes and workers, decoded and augmented like stored rows."""
 
 from __future__ import annotations
 

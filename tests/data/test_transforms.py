@@ -21,7 +21,7 @@ def processor():
 
 
 def street(height=30, width=40, seed=0):
-    """Random image and label."""
+    """Draw an image and its label."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels), Image.fromarray(rng.integers(0, 11, (height, width), dtype=np.uint8))
@@ -68,7 +68,7 @@ def whole(pixels, scale, resize=resize_bilinear):
 
 
 def bilinear_by_hand(pixels, scale):
-    """Each axis by linear interpolation between pixel centres, at (x + 1/2) / scale - 1/2, in floating point."""
+    """Resize each axis by linear interpolation between pixel centres, at (x + 1/2) / scale - 1/2, in floating point."""
     result = pixels.astype(np.float64)
     for axis in (0, 1):
         wanted = (np.arange(resized_side(pixels.shape[axis], scale)) + 0.5) / scale - 0.5
@@ -109,11 +109,11 @@ def test_the_whole_is_bilinear_and_a_part_of_it_is_that_part_bit_by_bit():
         assert np.array_equal(part, result[rows][:, columns]), (source, scale)
 
 
-# What is off by default
+# Options that are off by default
 
 
 def augmented(rng=0, crop=(30, 40), **options):
-    """A crop of the whole image at scale 1, not normalised, and the seed that torchvision's transforms get."""
+    """Crop the whole image at scale 1, not normalised; return it and the seed of torchvision's transforms."""
     transform = RandomScaleCropFlip(Unchanged(), crop, (1.0,), 0.0, **options)
     drawn = np.random.default_rng(rng)
     for high in (1, 1, 1):

@@ -1,4 +1,4 @@
-"""Scoring: the same numbers as an independent computation, whatever the batches, sizes and processes."""
+"""Evaluation: the same scores as an independent computation, for any batches, sizes and processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZES = ((16, 24), (24, 16), (16, 24), (17, 31), (16, 24), (24, 16), (20, 20))
 
 
 def odd_images() -> list[dict]:
-    """Seven images of four sizes."""
+    """Make seven images of four sizes."""
     return [labelled_image(index, 4, *size) for index, size in enumerate(SIZES)]
 
 
@@ -43,7 +43,7 @@ def lively(model: nn.Module) -> nn.Module:
 
 
 def pixels(image: Image.Image) -> np.ndarray:
-    """What the processor must make of an image: (1, 3, H, W), ImageNet's mean and deviation."""
+    """Process an image by hand: (1, 3, H, W), ImageNet's mean and standard deviation."""
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     return ((np.asarray(image) / 255 - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)
 
@@ -69,12 +69,12 @@ def evaluate(model: nn.Module, rows: list[dict], **options) -> dict:
 
 
 def without_matrix(scores: dict) -> dict:
-    """What can be compared with == and written as JSON."""
+    """Return the scores that can be compared with == and written as JSON."""
     return {name: value for name, value in scores.items() if name not in ("confusion_matrix", "seconds")}
 
 
 class Plain(nn.Module):
-    """A model of nobody's: no configuration, one convolution at a quarter of the resolution."""
+    """A model of no library: no configuration, one convolution at a quarter of the resolution."""
 
     def __init__(self, num_labels: int):
         super().__init__()
@@ -91,7 +91,7 @@ def test_scores_equal_those_of_sklearn_on_predictions_made_by_hand(kind):
     if kind is segmenter:
         model, options = lively(segmenter()), {}
     matrix = confusion_by_hand(model, rows, 4, align_corners=kind is segmenter)
-    assert kind is Plain or (matrix.sum(axis=0) > 0).sum() >= 3  # several classes: there is something to get wrong
+    assert kind is Plain or (matrix.sum(axis=0) > 0).sum() >= 3  # several classes, so that mistakes are possible
     hits, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     scores = evaluate(model, rows, **options)
     iou = hits / (truth + predicted - hits)
@@ -241,7 +241,7 @@ def _as_json(scores: dict) -> dict:
 
 
 def _score_on_this_rank(folder: Path) -> None:
-    PartialState._reset_state()  # that of the process of which this one is a copy
+    PartialState._reset_state()  # inherited from the forked process
 
     def write(name: str, label_map: np.ndarray) -> None:
         with (folder / f"{name}.npy").open("xb") as file:  # x: a second time is an error
@@ -254,7 +254,7 @@ def _score_on_this_rank(folder: Path) -> None:
     (folder / f"{state.process_index}.json").write_text(json.dumps(_as_json(scores)))
 
 
-# results.json: what it says, and the command it names
+# results.json: its content, and the command that it names
 
 
 DEFAULTS = {"model": "runs/m", "dataset": "scenes", "split": "val", "scales": [1.0], "flip": False, "window": None,

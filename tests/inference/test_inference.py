@@ -1,4 +1,4 @@
-"""Label maps: windows, scales, flip and precision, against a slow implementation that shares nothing with ours."""
+"""Label maps: windows, scales, flip and precision, against a slow, independent implementation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NUM_LABELS = 5
 
 
 class Strided(nn.Module):
-    """Sees its neighbourhood, answers at a quarter of the resolution, and treats left and right differently."""
+    """A model with context, a quarter of the resolution, and a difference between left and right."""
 
     def __init__(self, align_corners: bool | None = None):
         super().__init__()
@@ -37,7 +37,7 @@ class Strided(nn.Module):
         self.first, self.second = nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.Conv2d(8, NUM_LABELS, 3, 2, padding=1)
         if align_corners is not None:
             self.config = SimpleNamespace(align_corners=align_corners)
-        self.seen = []  # shape of the input and type of the logits, call by call
+        self.seen = []  # input shape and logits dtype of each call
 
     def forward(self, pixel_values):
         logits = self.second(self.first(pixel_values).relu())
@@ -46,7 +46,7 @@ class Strided(nn.Module):
 
 
 def noise(height: int, width: int, size: tuple[int, int] | None = None, seed: int = 0) -> Sample:
-    """Random input; its label map is to have its own size if no other is given."""
+    """Make a random input; its label map has `size`, or by default its own size."""
     pixel_values = torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
     return Sample(f"{height}x{width}", pixel_values, size or (height, width))
 
@@ -137,7 +137,7 @@ def test_label_maps_equal_those_of_the_slow_implementation_on_odd_sizes(name, al
     for sample in (noise(17, 31), noise(23, 14, size=(19, 27), seed=1)):
         probabilities = slow_probabilities(model, sample, settings)
         first, second = np.sort(probabilities, axis=0)[-2:][::-1]
-        clear = first - second > 1e-5  # elsewhere float32 may decide otherwise
+        clear = first - second > 1e-5  # elsewhere, float32 may choose another class
         assert clear.mean() > 0.99
         assert np.array_equal(predict(model, sample, settings)[clear], probabilities.argmax(0)[clear])
 
@@ -150,7 +150,7 @@ def test_one_window_that_covers_all_is_the_whole_image():
 
 @pytest.mark.parametrize("name", ["whole", "everything"])
 def test_a_batch_of_mixed_sizes_gives_what_single_images_give(name):
-    # In float64, because another batch may round the last bit of float32 otherwise, and a pixel tip over.
+    # In float64, because another batch may round float32's last bit differently, and change a pixel's class.
     model, settings = Strided(True).double(), InferenceSettings(**SETTINGS[name])
     sizes = ((17, 31), (20, 20), (17, 31), (9, 40), (20, 20), (17, 31))
     batch = [noise(*size, size=(size[0] + index, size[1]), seed=index) for index, size in enumerate(sizes)]
@@ -196,7 +196,7 @@ def test_an_image_is_segmented_at_its_own_size_as_the_configuration_says(align_c
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize(("num_labels", "size"), [(2, (1031, 1033)), (11, (45, 61)), (300, (71, 129))])
 def test_classes_chosen_one_by_one_are_those_of_the_whole_score_map_to_the_bit(num_labels, size, align_corners):
-    logits = torch.randn(num_labels, 5, 6, generator=torch.Generator().manual_seed(0)).mul(4).round()  # with equal ones
+    logits = torch.randn(num_labels, 5, 6, generator=torch.Generator().manual_seed(0)).mul(4).round()  # with ties
     scores = F.interpolate(logits[None], size, mode="bilinear", align_corners=align_corners)[0]
     assert (scores.numel() > 2**21) == (num_labels != 11)
     chosen = best_classes(logits, size, align_corners)
@@ -205,7 +205,7 @@ def test_classes_chosen_one_by_one_are_those_of_the_whole_score_map_to_the_bit(n
 
 
 class Picky(Strided):
-    """Refuses inputs whose sides it cannot divide, as models with skip connections do."""
+    """Rejects inputs whose sides it cannot divide, as models with skip connections do."""
 
     def __init__(self, multiple: int):
         super().__init__(False)
@@ -226,7 +226,7 @@ def test_inputs_are_padded_for_a_model_that_needs_multiples(multiple, caplog):
     assert torch.equal(label_map, whole[:90, :120]) and predictor.multiple == multiple
     assert "takes no input of 90x120: padded to multiples" in caplog.text
     list(predictor.label_maps([[noise(64, 128)]]))
-    assert predictor.model.seen[-1][0] == (1, 3, 64, 128)  # not padded without need
+    assert predictor.model.seen[-1][0] == (1, 3, 64, 128)  # no needless padding
 
 
 def test_a_model_for_one_size_is_refused_with_what_to_do():

@@ -1,4 +1,4 @@
-"""`afdcd predict`: what it writes for a user's images of all kinds, and what it answers to mistakes."""
+"""`afdcd predict`: its output for users' images of all kinds, and its answers to mistakes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def image_file(path: Path, pixels: np.ndarray = PIXELS, turned: bool = False) -> Path:
-    """A file; `turned`: stored lying on its side, as phones do."""
+    """Save an image; `turned` stores it on its side, as phones do."""
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     exif[0x0112] = 6 if turned else 1
@@ -59,7 +59,7 @@ def run(model, inputs, output, **options):
     return predict_images(model, inputs, output, device="cpu", progress=False, **options)
 
 
-# What is written
+# Output
 
 
 def test_ids_colours_overlay_and_legend_of_an_image(model, photo, tmp_path):
@@ -102,7 +102,7 @@ def test_which_files_are_taken_and_how_their_predictions_are_called(model, tmp_p
     expected = ["a/x.png", "a/y.png", "b.png", "p.png", "q.png", "z.png", "frame.0001.png", "frame.0002.png"]
     assert [one["ids"].relative_to(day / "ids").as_posix() for one in done.values()] == expected
     assert files_in(day / "overlay") == sorted(expected)
-    # an output folder inside the input folder is not searched the next time
+    # an output folder inside the input folder is skipped the next time
     assert list(run(model, [day], day, overwrite=True)) == list(done)[:6]
 
 
@@ -127,7 +127,7 @@ def test_turned_deep_tiny_and_damaged_images(model, tmp_path):
     assert read(tmp_path / "out" / "ids" / "c.png").shape == (1, 1)
 
 
-# Mistakes, told before anything is computed
+# Mistakes, reported before anything is computed
 
 
 def test_mistakes_are_answered_before_the_model_is_loaded_and_nothing_is_overwritten(photo, tmp_path, monkeypatch):
@@ -255,7 +255,7 @@ IDS = np.random.default_rng(0).permutation(960).reshape(24, 40) % 256
 
 
 def writer_to(folder, label_ids=None, **options):
-    """Without a test server, unless class ids for one are given."""
+    """Make a writer, for a test server only if class ids for one are given."""
     server = None if label_ids is None else Submission(label_ids, lambda name: f"{Path(name).stem}_labelIds.png")
     writer = PredictionWriter(folder, replace(BENCHMARKS["camvid"], submission=server), **options)
     writer.prepare()

@@ -56,7 +56,7 @@ def test_values_and_gradients_equal_the_released_code(golden):
 
 
 def by_hand(kind, x, weights):
-    """What a projector gives, from its weights and biases in their order."""
+    """Compute a projector's output from its weights and biases in order."""
 
     def conv(x, index, groups=1):
         weight, bias = weights[2 * index : 2 * index + 2]
@@ -170,7 +170,7 @@ def test_one_pixel_a_map_by_hand():
         nn.init.zeros_(convolution.weight)
         nn.init.zeros_(convolution.bias)
         convolution.weight.data[0, 0, 1, 1] = 2.0
-    student = torch.tensor([3.0, -1.0]).view(2, 1, 1, 1)  # restored: 12 and, behind the ReLU, 0
+    student = torch.tensor([3.0, -1.0]).view(2, 1, 1, 1)  # restored: 12 and, after the ReLU, 0
     teacher = torch.tensor([10.0, 4.0]).view(2, 1, 1, 1)
     assert call(loss, student, teacher)["mgd"].item() == pytest.approx(0.5 * (2**2 + 4**2) / 2)
 

@@ -1,4 +1,4 @@
-"""build_loss, validate_loss_spec, LossSum, and losses of one's own, with the example of the documentation."""
+"""build_loss, validate_loss_spec, LossSum, and custom losses, with the example from the docs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_sum_gives_the_merged_terms_configs_citations_and_weights_of_its_parts
         LossSum({"one": KDLoss(), "two": KDLoss()})(student, student)
 
 
-# A loss of one's own
+# Custom losses
 
 OWN = """
 from torch import Tensor
@@ -124,7 +124,7 @@ def test_an_installed_package_may_offer_a_loss_by_entry_point(monkeypatch):
     assert isinstance(build_loss("theirs", {"theirs": {"weight": 2.0}}), KDLoss)
 
 
-# In a training
+# In training
 
 
 def test_the_example_trains_by_name_with_options_of_a_recipe_or_the_command_line(own, tmp_path):

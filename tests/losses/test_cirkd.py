@@ -19,12 +19,12 @@ SMALL |= {"region_draws": 4}
 def small_loss(**options):
     torch.manual_seed(0)
     loss = CIRKDLoss(3, 4, **{**SMALL, **options})
-    torch.manual_seed(5)  # of its draws
+    torch.manual_seed(5)  # for its draws
     return loss
 
 
 def pair(batch=2, size=(5, 7)):
-    """Of student and teacher, with maps of 3 and 4 channels."""
+    """Return activations of student and teacher, with maps of 3 and 4 channels."""
     logits, generator = torch.zeros(batch, 3, *size), torch.Generator().manual_seed(0)
     return [Activations(logits, torch.randn(batch, count, *size, generator=generator)) for count in (3, 4)]
 
@@ -91,7 +91,7 @@ def test_a_fully_ignored_batch_leaves_the_memory_empty_and_gives_zero():
     assert [term.item() for term in terms.values()] == [0, 0]
     assert loss.pixels.appended.tolist() == loss.regions.appended.tolist() == [0, 0, 0]
     gradients = [student.feature_map.grad, *(weight.grad for weight in loss.parameters())]
-    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)  # there, and zero
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)  # present, and zero
 
 
 @pytest.mark.parametrize("unknown", [255, -100, 3])
@@ -117,7 +117,7 @@ def test_labels_are_taken_at_the_maps_size_and_only_known_classes_enter(ignored,
     loss = small_loss(ignore_index=ignored)
     labels = torch.tensor([[0, 255], [2, 7]]).repeat_interleave(10, 0).repeat_interleave(14, 1)
     loss(*pair(size=(10, 14)), labels.expand(2, -1, -1))
-    assert loss.pixels.appended.tolist() == [4 * number for number in classes]  # two pixels an image
+    assert loss.pixels.appended.tolist() == [4 * number for number in classes]  # two pixels per image
     assert loss.regions.appended.tolist() == [2 * number for number in classes]
 
 
@@ -128,12 +128,12 @@ def test_a_queue_keeps_the_newest_vectors_of_each_class():
     queues = ClassQueues(num_classes=3, size=2, channels=1)
     queues.append(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0, 2, 0]))
     before = queues.appended.clone()
-    for _ in range(2):  # a step done again with the count restored leaves the same
+    for _ in range(2):  # repeating a step with the count restored gives the same
         queues.appended.copy_(before)
-        queues.append(torch.tensor([[4.0], [5.0], [math.nan]]), torch.tensor([0, -1, 1]))  # neither no class nor NaN
+        queues.append(torch.tensor([[4.0], [5.0], [math.nan]]), torch.tensor([0, -1, 1]))  # skips no class and NaN
         assert queues.vectors.squeeze(2).tolist() == [[4, 3], [0, 0], [2, 0]]
         assert queues.appended.tolist() == [3, 0, 1]
-    queues.append(torch.arange(8.0).unsqueeze(1), torch.full((8,), 1))  # more at once than fit: the last ones stay
+    queues.append(torch.arange(8.0).unsqueeze(1), torch.full((8,), 1))  # more at once than fit: the last ones are kept
     assert sorted(queues.vectors[1].flatten().tolist()) == [6, 7] and queues.appended[1] == 8
 
 
@@ -148,7 +148,7 @@ def test_draws_are_shared_equally_by_the_classes_that_have_vectors():
 def test_the_memory_takes_the_teachers_pixels_and_the_means_of_classes_of_length_one():
     loss, (student, teacher), labels = small_loss(region_queue=2, minibatch_weight=0), pair(), some_labels()
     loss(student, teacher, labels)
-    with torch.no_grad():  # such a pass leaves the memory as it is
+    with torch.no_grad():  # such a pass does not change the memory
         loss(student, teacher, labels)
     pixels = F.normalize(teacher.feature_map, dim=1).movedim(1, -1)  # (B, h, w, C)
     numbers = torch.rand(2, 35, generator=torch.Generator().manual_seed(5)).view(2, 5, 7)

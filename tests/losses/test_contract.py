@@ -1,4 +1,4 @@
-"""What holds for every loss of the registry, whatever it compares."""
+"""Properties that every loss of the registry must have, whatever it compares."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from afdcd_hf.losses import LOSSES, DistillationLoss, LossPerPair, build_loss, o
 
 CLASSES = 4
 
-# options with which each loss runs on maps of 8x8 and 8 channels; a new loss has to be entered here
+# options for each loss on maps of 8x8 and 8 channels; add new losses here
 OPTIONS: dict = {
     "af_dcd": {"feature_weight": 0.1, "contrast_weight": 0.1, "pool_size": 1, "channel_groups": 4},
     **{"kd": {}, "fitnet": {}, "at": {}, "skd": {}, "ifvd": {}, "cwd": {}, "dist": {}, "bpkd": {}},
@@ -30,7 +30,7 @@ ON_MAPS = [name for name in OPTIONS if LOSSES[name].needs_feature_map]
 ON_LOGITS = [name for name in OPTIONS if LOSSES[name].logits_terms]
 WITH_LABELS = ("ifvd", "cirkd", "bpkd")
 WITH_LAYERS = ("af_dcd", "fitnet", "cwd", "mgd", "cirkd")
-# where a student equal to the teacher is left alone; mgd and af_dcd send it through layers of their own first
+# losses that leave a student equal to the teacher alone; mgd and af_dcd put it through their own layers first
 AT_EQUALITY = {name: OPTIONS[name] for name in OPTIONS if name not in ("af_dcd", "mgd")}
 AT_EQUALITY |= {"cirkd": {"pixel_weight": 0, "region_weight": 0}}
 AT_EQUALITY |= {"kd, standardized": {"standardize": True}, "fitnet, normalized": {"normalize": True}}
@@ -42,7 +42,7 @@ on_maps = pytest.mark.parametrize("name", ON_MAPS)
 def make(name, student_channels=6, teacher_channels=8, seed=0, **options):
     torch.manual_seed(seed)
     loss = build_loss(name, {name: {**OPTIONS[name], **options}}, student_channels, teacher_channels)
-    torch.manual_seed(3)  # of the masks and draws
+    torch.manual_seed(3)  # for masks and draws
     return loss
 
 
@@ -61,7 +61,7 @@ def asking_for_gradients(activations):
 
 
 def pair(batch=2, size=(8, 8)):
-    """Student and teacher; both ask for gradients."""
+    """Return student and teacher, both requiring gradients."""
     return asking_for_gradients(seen(6, 0, batch, size)), asking_for_gradients(seen(8, 1, batch, size))
 
 
@@ -139,7 +139,7 @@ def test_one_image_of_odd_size_whose_labels_are_all_ignored_gives_finite_numbers
     sum(terms.values()).backward()
     assert all(torch.isfinite(term) for term in terms.values())
     assert all(torch.isfinite(gradient).all() for gradient in gradients(student))
-    if name in WITH_LABELS:  # what is compared by labels alone has nothing to compare
+    if name in WITH_LABELS:  # comparisons by labels have nothing to compare
         assert all(value == 0 for term, value in terms.items() if term != "cirkd_minibatch")
 
 
@@ -149,7 +149,7 @@ def test_maps_and_logits_of_zeros_give_finite_gradients(name):
     student = asking_for_gradients(zeros)
     sum(make(name)(student, seen(8, 1), labels()).values()).backward()
     largest = max(gradient.abs().max().item() for gradient in gradients(student))
-    assert largest < 1e4  # no division by something tiny
+    assert largest < 1e4  # no division by a tiny number
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "af_dcd"])  # whose contrast tests/ops checks
@@ -246,7 +246,7 @@ def test_bad_values_of_options_are_refused_by_name_before_any_model_is_built(nam
                 build_loss(name, {name: {**OPTIONS[name], option: wrong}})
 
 
-# What does not fit
+# Inputs that do not fit
 
 
 @every_loss
@@ -336,7 +336,7 @@ def test_a_training_with_all_losses_runs_and_logs_their_terms(tmp_path):
         assert len(values) == 2 and all(map(math.isfinite, values)), term
 
 
-# Values and gradients of public implementations, kept beside the checkout
+# Values and gradients of public implementations, stored beside the checkout
 
 FOLDER = paths.GOLDEN / "public"
 CASES = json.loads((FOLDER / "losses.json").read_text()) if (FOLDER / "losses.json").is_file() else []
@@ -348,12 +348,12 @@ INPUTS = ("student_logits", "student_map", "teacher_logits", "teacher_map", "lab
 def test_terms_and_gradients_equal_the_public_code(case):
     tensors = load_file(FOLDER / "losses.safetensors")
     loss = LOSSES[case["loss"]](*(case["channels"] or ()), **case["options"]).double()
-    # weights and queues of the case; ours may have more (biases), which are zero there
+    # the case's weights and queues; ours may have more (biases), which are set to zero
     loss.load_state_dict(loss.state_dict() | {name: tensors[key] for name, key in case["weights"].items()})
     given = {name: tensors[case[name]] for name in INPUTS if name in case}
     leaves = {name: given[name].requires_grad_() for name in given if name.startswith("student")}
     seen = (Activations(given[f"{role}_logits"], given.get(f"{role}_map")) for role in ("student", "teacher"))
-    with torch.set_grad_enabled("memory" not in case["name"]):  # or the memory would take the batch in
+    with torch.set_grad_enabled("memory" not in case["name"]):  # otherwise the memory would take in the batch
         terms = loss(*seen, given.get("labels"))
     values = {name: term.item() for name, term in terms.items()}
     if "SUM" in case["terms"]:

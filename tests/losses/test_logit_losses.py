@@ -24,7 +24,7 @@ def call(loss, student, teacher, labels=None):
 
 
 def divergence(teacher, student):
-    """KL of two lists of probabilities."""
+    """Compute the KL divergence of two lists of probabilities."""
     return sum(t * math.log(t / s) for t, s in zip(teacher, student, strict=True))
 
 
@@ -41,7 +41,7 @@ def test_value_and_gradient_of_kd_equal_the_released_code(golden):
 
 @TEMPERATURES
 def test_kd_of_two_pixels_with_two_classes_by_hand(temperature):
-    # pixel 0: the teacher says 3:1 where the student says 1:1; pixel 1: both say 1:1
+    # pixel 0: the teacher has 3:1, the student 1:1; pixel 1: both have 1:1
     teacher = temperature * torch.tensor([[math.log(3), 0.0], [0.0, 0.0]]).view(1, 2, 1, 2)
     term = call(KDLoss(weight=0.5, temperature=temperature), torch.zeros(1, 2, 1, 2), teacher)["kd"]
     expected = 0.5 * temperature**2 * divergence([0.75, 0.25], [0.5, 0.5]) / 2
@@ -92,8 +92,8 @@ def test_correlations_need_two_classes(loss, name):
 
 
 def test_dist_of_two_pixels_with_two_classes_by_hand():
-    # probabilities of class 0: teacher 3/4 and 1/4, student 1/2 and 3/4. Of two numbers each, all correlations are ±1,
-    # and a pixel of the student with equal probabilities correlates with nothing.
+    # probabilities of class 0: teacher 3/4 and 1/4, student 1/2 and 3/4. With two numbers each, all correlations are
+    # ±1, and a student's pixel with equal probabilities has none.
     teacher = torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)]]).view(1, 2, 1, 2)
     student = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]).view(1, 2, 1, 2)
     terms = call(DISTLoss(inter_weight=3.0, intra_weight=0.5), student, teacher)
@@ -126,7 +126,7 @@ def test_a_student_that_says_the_same_everywhere_gives_one_without_gradient():
 
 
 def edge_and_body(labels, width):
-    """Dilation minus erosion of each class and the rest of the labelled, position by position."""
+    """Return dilation minus erosion of each class, and the other labelled positions, one by one."""
     edge, body = torch.zeros_like(labels, dtype=torch.bool), torch.zeros_like(labels, dtype=torch.bool)
     for image, row, column in (labels != 255).nonzero().tolist():
         top, left = max(0, row - width), max(0, column - width)

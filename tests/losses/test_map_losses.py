@@ -1,4 +1,4 @@
-"""AT, FitNet and NFD, CWD, SKD, IFVD: hand calculations, independent implementations, and what does not matter."""
+"""AT, FitNet and NFD, CWD, SKD, IFVD: hand calculations, independent implementations, and invariances."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def on_maps(loss, student_map, teacher_map, labels=None):
         # means of squares 3 and 4, so (0.6, 0.8); the teacher is active at the first position only
         (AttentionTransferLoss(2, 1, weight=10), [[2, 2], [2**0.5, -2]], [[-3, 0]], 10 * (0.4**2 + 0.8**2) / 2),
         (FitNetLoss(2, 2, weight=3.0), [[1, 2], [0, -1]], [[1, 4], [3, 0]], 3 * (0 + 4 + 9 + 1) / 4),
-        # channel 0: the teacher says 3:1 where the student says 1:1; channel 1: both say 1:1
+        # channel 0: the teacher has 3:1, the student 1:1; channel 1: both have 1:1
         (CWDLoss(2, 2, map_weight=1.0, logits_weight=0, map_temperature=4.0), [[0, 0], [0, 0]],
          [[4 * math.log(3), 0], [5, 5]], 4**2 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)) / 2),
         # the student's two vectors are at 90°, the teacher's at 60°: two of the four cosines differ by ½
@@ -120,7 +120,7 @@ def test_skd_equals_a_loop_over_all_pairs_of_pooled_positions_and_kd_with_the_pu
 
 
 def similarity_by_loops(feature_map, labels):
-    """Zero where a position has no class."""
+    """Compute similarities, zero for positions without a class."""
     result = torch.zeros(labels.shape, dtype=feature_map.dtype)
     for image, row, column in labels.ne(255).nonzero().tolist():
         of_class = feature_map[image][:, labels[image] == labels[image, row, column]]
@@ -143,7 +143,7 @@ def test_ifvd_equals_loops_over_positions_whatever_the_size_of_the_labels():
 @pytest.mark.parametrize(
     ("labels", "size", "ignored", "members"),
     [
-        ([0, 1, 2, 3, 0], (1, 2), 255, [[0, 0], [2, 1]]),  # of another aspect: the pixel at the cell's upper left
+        ([0, 1, 2, 3, 0], (1, 2), 255, [[0, 0], [2, 1]]),  # another aspect ratio: the pixel at the cell's upper left
         ([0, 1, 255], (1, 3), 0, [[1, 1], [255, 2]]),
         ([0, 1, 255], (1, 3), None, [[0, 0], [1, 1], [255, 2]]),
     ],
@@ -165,7 +165,7 @@ def test_without_its_term_on_maps_a_loss_needs_no_map(name, off):
 
 def test_a_distillation_on_logits_alone_asks_a_foreign_teacher_for_no_layer(tmp_path):
     options = {"loss": "cwd", "loss_kwargs": {"cwd": {"map_weight": 0, "logits_weight": 3.0}}}
-    # not one of our models, so that it has no layer to distil by default
+    # not one of our models, so it has no default layer to distil
     trainer = tiny.distilling(tmp_path, teacher=tiny.segformer(), max_steps=1, **options)
     trainer.train()
     assert len(tiny.logged(trainer, "loss_cwd_logits")) == 1

@@ -44,7 +44,7 @@ def test_ohem_takes_the_pixels_below_the_threshold_and_at_least_the_hardest_shar
 
 def test_dice_and_lovasz_equal_segmentation_models_pytorch(batch):
     scores, labels = batch
-    theirs = DiceLoss("multiclass", ignore_index=255)(scores, labels)  # all classes occur: the same mean
+    theirs = DiceLoss("multiclass", ignore_index=255)(scores, labels)  # all classes occur, so the means agree
     torch.testing.assert_close(dice_loss(scores, labels), theirs)
     theirs = LovaszLoss("multiclass", ignore_index=255)(scores, labels)
     torch.testing.assert_close(lovasz_loss(scores, labels), theirs)

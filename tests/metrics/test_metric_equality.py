@@ -1,4 +1,4 @@
-"""The scores against other people's: scikit-learn, cityscapesScripts, and the formulas that papers' scripts use."""
+"""The scores against scikit-learn's, cityscapesScripts', and the formulas of papers' scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IGNORED = 255
 
 
 def random_maps(seed, num_labels=19, sizes=((37, 53), (64, 1), (1, 1), (41, 29))):
-    """Maps of odd sizes in large regions; two classes occur nowhere, one only in the truth, one only predicted."""
+    """Draw maps of odd sizes in large regions; two classes occur nowhere, one only in the truth, one only predicted."""
     rng = np.random.default_rng(seed)
     nowhere, elsewhere, only_true, only_predicted = rng.choice(num_labels, 4, replace=False)
     predictions, references = [], []
@@ -39,7 +39,7 @@ def random_maps(seed, num_labels=19, sizes=((37, 53), (64, 1), (1, 1), (41, 29))
 
 
 def scores_of(predictions, references, num_labels, **options):
-    """What our class says, after making sure that the module for `evaluate` says the same."""
+    """Return our class's scores, after checking that the module for `evaluate` gives the same."""
     streaming = StreamingMeanIoU(num_labels, IGNORED, **options)
     streaming.add_batch(predictions=predictions, references=references)
     scores = streaming.compute()
@@ -54,7 +54,7 @@ def scores_of(predictions, references, num_labels, **options):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_counting_absent_classes_as_zero_equals_the_released_codes_formula(seed):
-    """Classes counted from 1 so that ignored pixels become 0; an epsilon keeps the denominator from being zero."""
+    """Count classes from 1, so that ignored pixels become 0; an epsilon keeps the denominator from being zero."""
     predictions, references = random_maps(seed)
     both, union, labelled = np.zeros(19), np.zeros(19), 0
     for predicted, truth in zip(predictions, references, strict=True):
@@ -107,7 +107,7 @@ KEYS = {"mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "pe
 def documented_mean_iou(
     predictions, references, num_labels=7, ignore_index=255, nan_to_num=None, label_map=None, reduce_labels=False
 ):
-    """`mean_iou` as its card describes it: areas from one histogram per image and class, summed, then divided once."""
+    """Score as `mean_iou`'s card says: areas from one histogram per image and class, summed, then divided once."""
     areas = np.zeros((3, num_labels))
     for predicted, truth in zip(predictions, references, strict=True):
         predicted, truth = np.array(predicted), np.array(truth)
@@ -144,7 +144,7 @@ def assert_same(scores, expected):
 
 @pytest.fixture
 def metric(tmp_path):
-    """A fresh metric as users get it: loaded by path, without options."""
+    """A new metric as users load it: by path, without options."""
     return evaluate.load(streaming_mean_iou_path(), cache_dir=str(tmp_path))
 
 

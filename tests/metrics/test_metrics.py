@@ -1,4 +1,4 @@
-"""Mean and boundary IoU: by hand, pixel by pixel, and what they refuse; confusion matrices as CSV."""
+"""Mean and boundary IoU: by hand, pixel by pixel, and errors; confusion matrices as CSV."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_three_classes_score_as_worked_out_by_hand():
     metric.confusion_matrix.zero_()  # a copy
     frozen = TRUTH[:, ::-1].copy()[:, ::-1]
     frozen.setflags(write=False)
-    with warnings.catch_warnings():  # torch's, of arrays that are read-only or flipped
+    with warnings.catch_warnings():  # torch's, about read-only or flipped arrays
         warnings.simplefilter("error")
         assert metric_of(frozen, frozen).compute()["mean_iou"] == 1.0
     assert metric.confusion_matrix.tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]  # rows are the truth
 
 
 def count_pixel_by_pixel(predictions, references, num_labels, ignore_index):
-    """The matrix, or None where a value is out of range."""
+    """Return the matrix, or None if a value is out of range."""
     matrix = np.zeros((num_labels, num_labels), np.int64)
     for predicted, truth in zip(predictions.ravel().tolist(), references.ravel().tolist(), strict=True):
         if truth in (ignore_index, -100):
@@ -148,11 +148,11 @@ def test_class_names_survive_json_and_duplicates():
     assert names == ["door (0)", "door (1)", "car"]
 
 
-# Boundary IoU, against erosion class by class, as its paper computes it
+# Boundary IoU, against erosion class by class, as in its paper
 
 
 def blobs(shape, num_labels: int, seed: int, ignored: int | None = None) -> np.ndarray:
-    """A smooth random label map with some noise."""
+    """Draw a smooth label map with some noise."""
     rng = np.random.default_rng(seed)
     fields = [ndimage.gaussian_filter(rng.normal(size=shape), 3) for _ in range(num_labels)]
     ids = np.argmax(fields, axis=0)
@@ -164,7 +164,7 @@ def blobs(shape, num_labels: int, seed: int, ignored: int | None = None) -> np.n
 
 
 def expected_iou(prediction, truth, num_labels, width, ignored=255) -> list[float]:
-    """Of the bands of each class, made by erosion."""
+    """Compute the IoU of each class's band, made by erosion."""
     maps = [np.where(truth == ignored, 9999, ids) for ids in (prediction, truth)]
     values = []
     for label in range(num_labels):
@@ -186,8 +186,8 @@ def test_a_square_that_is_predicted_one_pixel_too_far_right_scores_as_counted_on
     truth[8:12, 8:12] = 1
     prediction[8:12, 9:13] = 1
     metric = counted(StreamingBoundaryIoU, prediction, truth, 2, ratio=0.01)  # 0.28 pixels: 1
-    # Rings of 12 pixels: in common are the rows 8 and 11 of the columns 9 to 11. Around them, rings of 20 pixels: in
-    # common are the rows 7 and 12 of the columns 8 to 12. Besides, the 76 pixels at the border of the image.
+    # Rings of 12 pixels share rows 8 and 11 of columns 9 to 11. Around them, rings of 20 pixels share rows 7 and 12 of
+    # columns 8 to 12. In addition, there are the 76 pixels at the border of the image.
     assert iou_of(metric) == pytest.approx([(76 + 10) / (76 + 20 + 20 - 10), 6 / (12 + 12 - 6)])
     assert metric.compute()["mean_boundary_iou"] == pytest.approx((6 / 18 + 86 / 106) / 2)
 
@@ -217,7 +217,7 @@ def test_many_classes_and_any_ignore_index_are_counted_alike(num_labels, ignored
     np.testing.assert_array_equal(iou_of(metric), expected)
 
 
-# Both metrics: batches, merging, refusals, devices
+# Both metrics: batches, merging, errors, devices
 
 
 BOTH = pytest.mark.parametrize("metric_class", [StreamingMeanIoU, StreamingBoundaryIoU])

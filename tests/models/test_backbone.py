@@ -83,7 +83,7 @@ def test_files_that_do_not_hold_the_weights_are_refused(weights_file, tmp_path):
 
 
 def test_tensors_that_a_feature_model_renames_are_found_in_the_file(tmp_path):
-    source = timm.create_model("convnext_atto", num_classes=3)  # stages.0... there, stages_0... in feature models
+    source = timm.create_model("convnext_atto", num_classes=3)  # stages.0... here, stages_0... in feature models
     save_file(source.state_dict(), tmp_path / "convnext.safetensors")
     backbone = Backbone("convnext_atto", 32, tmp_path / "convnext.safetensors").eval()
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_unknown_arguments_are_refused():
         build(False, head_channel=3)
 
 
-# Gradient checkpointing: the same gradients and batch-norm statistics as without, with less kept for them
+# Gradient checkpointing: gradients and batch-norm statistics stay the same, with less memory
 
 
 SMALL = {"channels": [8, 16, 16, 32], "layers": [2, 2, 2, 2], "drop_path_rate": 0.2}
@@ -168,7 +168,7 @@ def model_with(name):
 
 
 def one_pass(model):
-    """Gradients and state after a forward and a backward pass, with dropout at work."""
+    """Return gradients and state after a forward and a backward pass with dropout."""
     labels = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(1)
     model(pixel_values=images(2, 3, 64, 64), labels=labels).loss.backward()
@@ -189,7 +189,7 @@ def test_gradients_and_running_statistics_are_those_of_the_plain_model_to_the_bi
 
 
 def kept_bytes(backbone):
-    """Memory of the tensors that the forward pass saves for the backward pass, without the weights."""
+    """Return the memory of tensors saved for the backward pass, without the weights."""
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         backbone(torch.zeros(2, 3, 64, 64))
@@ -198,7 +198,7 @@ def kept_bytes(backbone):
     return sum(size for pointer, size in storages.items() if pointer not in ours)
 
 
-# Share of the memory that is still kept; ResNet's last stage, and stems, are left alone by timm.
+# Share of the memory that is still used; timm does not checkpoint stems and ResNet's last stage.
 @pytest.mark.parametrize(("name", "share"), [("resnet18", 0.75), ("mobilenetv2_035", 0.2), ("convnext_atto", 0.5)])
 def test_less_is_kept_for_the_backward_pass(name, share):
     backbone = model_with(name).backbone

@@ -119,7 +119,7 @@ def test_label_maps_are_the_arg_max_of_stretched_logits_at_each_images_size(alig
     post_process = AfDcdImageProcessor(align_corners=align_corners).post_process_semantic_segmentation
     for given in (sizes, torch.tensor(sizes)) if align_corners else (sizes,):  # transformers' own takes no tensor
         assert all(map(torch.equal, post_process(OUTPUTS, target_sizes=given), expected))
-    assert not torch.equal(expected[0], others[0])  # so that the test tells the two apart
+    assert not torch.equal(expected[0], others[0])  # otherwise the test could not tell the two apart
     assert torch.equal(torch.stack(list(post_process(OUTPUTS))), OUTPUTS.logits.argmax(1))
     for count in (1, 3):
         with pytest.raises(ValueError, match=f"{count} target_sizes .* 2 images" if align_corners else "target"):
@@ -152,7 +152,7 @@ def test_a_pipeline_asks_nothing_and_cuts_off_the_padding_of_batches_of_images_o
         assert np.array_equal(segment_image(model, padded, picture), own)  # one image needs no padding
         for masks, expected in ((found, label_map), (unpadded(picture), own)):
             assert {one["label"] for one in masks} == {names[label] for label in np.unique(expected)}
-            assert len(masks) > 1  # one class everywhere would agree with anything
+            assert len(masks) > 1  # a single class would agree with anything
             for one in masks:
                 assert np.array_equal(np.asarray(one["mask"]) > 0, expected == names.index(one["label"]))
 

@@ -87,7 +87,7 @@ def test_training_on_one_image_is_refused_where_batch_norm_would_see_one_value(h
     assert model.eval()(pixel_values).logits.isfinite().all()
 
 
-# Heads held against other libraries
+# Heads compared with other libraries
 
 
 def head(name, channels, strides, output_stride):
@@ -108,7 +108,7 @@ def maps_of(channels, strides):
 
 
 def assert_computes_the_same(ours, maps, theirs, their_input, parts, further_weights=0):
-    """After the weights of `parts`, pairs of their modules and ours, were copied in their order."""
+    """Compare outputs after copying the weights of `parts`, pairs of their modules and ours, in order."""
     for source, target in parts:
         target.load_state_dict(dict(zip(target.state_dict(), source.state_dict().values(), strict=True)))
     torch.testing.assert_close(ours(maps), theirs(their_input))
@@ -117,7 +117,7 @@ def assert_computes_the_same(ours, maps, theirs, their_input, parts, further_wei
 
 
 def test_lraspp_computes_what_torchvisions_does():
-    channels, strides = [16, 24, 40, 96], [4, 8, 16, 16]  # the last two at one stride, as where a stage is dilated
+    channels, strides = [16, 24, 40, 96], [4, 8, 16, 16]  # the last two at one stride, as if a stage were dilated
     theirs, ours = randomised(LRASPPHead(24, 96, 5, 32)), head("lraspp", channels, strides, 16)
     high, low = theirs.high_classifier, theirs.low_classifier
     ours.classifier.load_state_dict({"weight": torch.cat([high.weight, low.weight], 1), "bias": high.bias + low.bias})
@@ -220,7 +220,7 @@ def test_the_loss_reaches_every_parameter_unless_every_pixel_is_ignored(head):
     loss = model(pixel_values, labels=torch.full((2, 64, 64), 255)).loss
     loss.backward()
     assert loss.item() == 0
-    assert all(torch.count_nonzero(parameter.grad) == 0 for parameter in model.parameters())  # NaN counts as non-zero
+    assert all(torch.count_nonzero(parameter.grad) == 0 for parameter in model.parameters())  # NaN counts as nonzero
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -254,7 +254,7 @@ def test_heads_start_with_pytorchs_default_weights(head):
 def test_torch_export_takes_every_head(head):
     model = segmenter(head=head).eval()
     program = torch.export.export(model, (images(1, 3, 32, 48),))
-    others = images(1, 3, 32, 48) + 1  # not those of the trace: nothing of them may be a constant
+    others = images(1, 3, 32, 48) + 1  # not the traced ones: nothing may have become a constant
     with torch.no_grad():
         torch.testing.assert_close(program.module()(others).logits, model(others).logits)
 
@@ -286,7 +286,7 @@ def test_atrous_rates_follow_the_stride_unless_given_and_dilate_the_head(fields,
         ({"atrous_rates": [6, 0]}, r"atrous_rates=\[6, 0\] must be one or more positive integers"),
         ({"atrous_rates": []}, "must be one or more positive integers"),
         ({"head_channels": 0}, "head_channels=0 must be positive"),
-        ({"backbone": 18}, "backbone"),  # from here on: a wrong type, refused by name
+        ({"backbone": 18}, "backbone"),  # from here on: wrong types, rejected by name
         ({"output_stride": "8"}, "output_stride"),
         ({"auxiliary_head": "no"}, "auxiliary_head"),
         ({"atrous_rates": "12"}, "atrous_rates"),

@@ -48,7 +48,7 @@ assert {model["head"] for model in MODELS.values()} == set(HEADS)
 
 @pytest.fixture
 def no_downloads(monkeypatch):
-    """Fails the test if anything asks timm for weights, the Hub for a file or the system for a connection."""
+    """Fail the test if anything asks timm for weights, the Hub for a file, or the system for a connection."""
     asked = []
 
     def refuse(*args, **kwargs):
@@ -138,7 +138,7 @@ def test_a_pushed_model_works_with_pipeline_where_the_package_is_not_installed(t
     processor = AfDcdImageProcessor(do_flip_channels=True)
     image = labelled_image(0, 4, 32, 48)["image"]
     pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
-    with torch.no_grad():  # or one class would win everywhere
+    with torch.no_grad():  # otherwise one class would win everywhere
         model.head.classifier.bias -= model(pixel_values).logits.mean(dim=(0, 2, 3))
     for part in (model, processor):
         part.save_pretrained(tmp_path / "run")
@@ -158,11 +158,11 @@ def test_a_pushed_model_works_with_pipeline_where_the_package_is_not_installed(t
     assert all(np.array_equal(there[entry["label"]], entry["mask"]) for entry in here)
 
 
-# EoMT, Mask2Former and MaskFormer as segmenters: held against their own post-processing
+# EoMT, Mask2Former and MaskFormer as segmenters: compared with their own post-processing
 
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-# their processors stretch masks to a size of their own first; masks that have it already stay as they are
+# their processors resize masks to a fixed size first, which these masks already have
 PROCESSORS = {
     "eomt": (EomtImageProcessor(), 8, {"size": {"shortest_edge": 8, "longest_edge": 8}, "target_sizes": [(8, 8)] * 2}),
     "mask2former": (Mask2FormerImageProcessor(), 384, {}),
@@ -212,7 +212,7 @@ def test_logits_stay_finite_where_no_mask_is_left():
 def test_a_saved_model_is_scored_and_its_processor_leaves_splitting_to_windows(tmp_path):
     mask_model("eomt").save_pretrained(tmp_path)
     own = EomtImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}, do_split_image=True)
-    own.save_pretrained(tmp_path)  # an image of 32x48 stays so, and is wider than the model takes
+    own.save_pretrained(tmp_path)  # an image of 32x48 keeps its size, and is wider than the model accepts
     processor = load_processor(tmp_path)
     assert not processor.do_split_image
     scores = evaluate_segmenter(load_model(tmp_path), [labelled_image(0, 4, 32, 48)], processor=processor)

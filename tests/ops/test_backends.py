@@ -1,4 +1,4 @@
-"""The backends: equal to the reference, no similarity kept, rules of autograd and of operators; the C kernel."""
+"""The backends: agreement with the reference, no stored similarities, rules of autograd and operators; the C kernel."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from afdcd_hf.ops.contrast_native import native_unavailable
 
 GPU = torch.cuda.is_available()  # else Triton runs in its interpreter (conftest.py)
 NATIVE_RUNS = native_unavailable(torch.zeros(1), torch.zeros(1)) is None
-# Largest difference from the reference, as a share of the largest number. float32: a distance of 100 carries an error
-# of 1e-5, a similarity (τ = 0.07) one of 1e-4, and so does the reference; see the comparison with float64 below.
+# Largest difference from the reference, relative to the largest number. float32: a distance of 100 has an error of
+# 1e-5, a similarity (τ = 0.07) one of 1e-4, also in the reference; see the comparison with float64 below.
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
 
 CASES = {
@@ -53,7 +53,7 @@ on_cpus = pytest.mark.parametrize("backend", ["torch", "native"], indirect=True)
 
 
 def maps_of(shape, dtype=torch.float32, backend="native"):
-    """The student's, which asks for a gradient, and the teacher's, on the device of the backend."""
+    """Return the student's map, which requires a gradient, and the teacher's, on the backend's device."""
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(2, *shape, generator=generator, dtype=dtype)
     student, teacher = maps.to("cuda" if GPU and backend == "triton" else "cpu")
@@ -76,7 +76,7 @@ def assert_equals_reference(function, maps, tolerance, backend, **options):
 
 
 @on_cpus
-@pytest.mark.parametrize("temperature", [0.07, 2.0])  # peaked: few pairs weigh anything; flat: all do
+@pytest.mark.parametrize("temperature", [0.07, 2.0])  # peaked: few pairs have weight; flat: all do
 @pytest.mark.parametrize("distance", ["l1", "l2"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("case", CASES)
@@ -111,7 +111,7 @@ def test_float32_is_as_near_to_float64_as_the_reference_is(kind, backend):
         "close to the teacher": (teacher + 1e-3 * student, teacher),
         "far from zero": (student + 10, teacher + 10),
     }[kind]
-    # a temperature of 0.5 with 32 channels: distances differ by a few times that, so that many pairs weigh something
+    # a temperature of 0.5 with 32 channels: distances differ by a few times that, so many pairs have weight
     options = {"temperature": 0.5 if kind != "close to the teacher" else 5.0}
     _, exact = value_and_gradient(omni_contrast, student.double(), teacher.double(), **options, backend="reference")
     reference, actual = (
@@ -164,7 +164,7 @@ def test_no_similarity_is_kept_for_the_backward_pass(backend):
         with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
             omni_contrast(student, teacher, patch_size=4, channel_groups=3, backend=each)
         kept[each] = sum(tensor.numel() for tensor in saved)
-    assert kept[backend] <= 384 and kept["reference"] > 4 * 48**2  # the hook sees such things
+    assert kept[backend] <= 384 and kept["reference"] > 4 * 48**2  # so the hook does see them
 
 
 def test_gradients_of_two_passes_add_up_and_a_second_derivative_is_refused(backend):
@@ -198,7 +198,7 @@ def test_auto_takes_the_fastest_that_runs_or_says_why_not(device, preferred, mon
             faked = contrast.BACKENDS[preferred]._replace(unavailable=lambda *_, reason=reason: reason)
             monkeypatch.setitem(contrast.BACKENDS, preferred, faked)
             assert contrast._automatic(somewhere, somewhere) == expected
-    assert [record.getMessage() for record in caplog.records] == [  # each once
+    assert [record.getMessage() for record in caplog.records] == [  # once each
         f"contrast backend on {device}: {preferred} (chosen by backend='auto')",
         f"contrast backend on {device}: torch (chosen by backend='auto'; {preferred} cannot run: it is Tuesday)",
     ]
@@ -210,21 +210,21 @@ def test_maps_on_another_device_are_a_reason_not_to_run_the_c_kernel():
         assert native_unavailable(*maps) == "a map is on the device 'meta', and the C kernel runs on a CPU"
 
 
-# How the C kernel is compiled, kept and spread over threads
+# Compilation, caching and threads of the C kernel
 
 
 needs_a_compiler = pytest.mark.skipif(not NATIVE_RUNS, reason="needs a C compiler")
 
 
 def forget():
-    """As in a process that has not loaded the kernel."""
+    """Unload the kernel, as in a new process."""
     contrast_native._library.cache_clear()
     contrast._log_choice.cache_clear()
 
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """An empty cache folder, and a process that has not loaded the kernel."""
+    """An empty cache folder, with the kernel not loaded."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     forget()
     yield tmp_path / "cache" / "afdcd_hf"
@@ -242,7 +242,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def compiler(library, tmp_path, monkeypatch):
-    """A stand-in for a compiler, that copies and counts; the file with a line for each call."""
+    """A fake compiler that copies and counts; returns the file with one line per call."""
     calls, script = tmp_path / "calls", tmp_path / "fake-cc"
     script.write_text(
         f'#!/bin/sh\necho "$@" >>{calls}\nsleep ${{SLOW:-0}}\n'
@@ -280,7 +280,7 @@ def test_it_is_compiled_once_for_all_processes_and_anew_for_another_source_or_co
     fresh, compiler, tmp_path, monkeypatch
 ):
     expected = some_loss()
-    (kept,) = fresh.iterdir()  # whole: no part of a file is left
+    (kept,) = fresh.iterdir()  # no partial file is left
     assert kept.name.startswith("contrast-")
     forget()
     assert torch.equal(some_loss(), expected)
@@ -312,7 +312,7 @@ def test_two_processes_may_compile_at_once(fresh, compiler, monkeypatch):
 @pytest.mark.parametrize(
     "damage", [lambda whole: whole[: len(whole) // 3], lambda whole: whole[:-1] + b"x", lambda _: b""]
 )
-def test_a_damaged_library_is_compiled_again(damage, fresh, compiler):  # loading a torn one is a bus error
+def test_a_damaged_library_is_compiled_again(damage, fresh, compiler):  # loading a truncated one is a bus error
     some_loss()
     (kept,) = fresh.iterdir()
     whole = kept.read_bytes()

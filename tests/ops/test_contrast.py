@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from afdcd_hf.ops import channel_contrast, omni_contrast, spatial_contrast
 
-# small N and M, so that the loops stay short; each with what it means for the loops below
+# small N and M, so that the loops stay short; each with its meaning for the loops below
 MODES = {
     "omni, other groups": (omni_contrast, {"patch_size": 2, "channel_groups": 3}, (2, 3, "other_groups")),
     "omni, all": (omni_contrast, {"patch_size": 2, "channel_groups": 3, "negatives": "all"}, (2, 3, "all")),
@@ -21,7 +21,7 @@ MODES = {
 on_both_distances = pytest.mark.parametrize("distance", ["l1", "l2"])
 
 
-on_every_backend = pytest.mark.parametrize("backend", ["reference", "torch", "auto"])  # auto: native where it runs
+on_every_backend = pytest.mark.parametrize("backend", ["reference", "torch", "auto"])  # auto: native if it runs
 
 
 def random_maps(shape=(2, 6, 4, 4), dtype=torch.float32):
@@ -31,7 +31,7 @@ def random_maps(shape=(2, 6, 4, 4), dtype=torch.float32):
 
 
 def contrast_by_loops(student, teacher, patch, groups, negatives, temperature, distance):
-    """Value and gradient, vector by vector in float64, with the gradient formula of method.md for L1."""
+    """Compute value and gradient, vector by vector in float64, with the gradient formula of method.md for L1."""
     student, teacher = (tensor.detach().double().numpy() for tensor in (student, teacher))
     batch, channels, height, width = student.shape
     rows, columns = height // patch, width // patch

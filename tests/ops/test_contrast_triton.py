@@ -1,4 +1,4 @@
-"""The Triton backend against the reference: on a GPU where there is one, else in Triton's interpreter (conftest.py)."""
+"""The Triton backend against the reference: on a GPU, if there is one, else in Triton's interpreter (conftest.py)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES = {
     "V=64 K=1, a whole tile": ((1, 1, 8, 8), 8, 1, "all", "l2"),
     "omni against all": ((1, 20, 3, 3), 3, 4, "all", "l1"),
     "spatial, K=70": ((1, 70, 2, 4), 2, 1, "all", "l1"),
-    # 81 positions in each of two groups: whole tiles hold nothing but excluded pairs
+    # 81 positions in each of two groups: some tiles hold only excluded pairs
     "V=162, a group wider than a tile": ((1, 2, 9, 9), 9, 2, "other_groups", "l1"),
 }
 
@@ -43,7 +43,7 @@ value_and_gradient = partial(test_backends.value_and_gradient, omni_contrast, ba
 
 
 def assert_equal(actual, expected, rtol=1e-4):
-    """The value within 1e-5; each number of the gradient within 1e-4, or 1e-5 of the largest where terms cancel."""
+    """Compare the value to 1e-5, and each gradient to 1e-4, or to 1e-5 of the largest if terms cancel."""
     torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(actual[1], expected[1], rtol=rtol, atol=1e-5 * expected[1].abs().max().item())
 
@@ -178,4 +178,4 @@ def test_memory_is_bounded_and_the_speed_is_printed(shape, capsys):
         print(
             f"\n{shape}: {1e3 * seconds:.2f} ms, {triples / seconds / 1e12:.2f}e12 (s, t, channel)/s, {extra >> 20} MiB"
         )
-    assert extra <= 2 * one_map + 2**28 + 2**24  # the kept and the scaled gradient, one portion, small things
+    assert extra <= 2 * one_map + 2**28 + 2**24  # the stored and the scaled gradient, one portion, small buffers
