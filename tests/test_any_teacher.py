@@ -49,7 +49,7 @@ class Plain(nn.Module):
 IMAGES = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
 
-def test_scores_are_found_in_what_the_network_returns():
+def test_scores_are_found_in_the_models_output():
     for network, output in (
         (Plain(), None),
         (Plain(lambda scores: (scores.mean(), scores)), 1),
@@ -75,7 +75,7 @@ def test_an_output_without_scores_or_of_another_number_of_classes_is_described()
         as_segmenter(Plain(), id2label={0: "road", 2: "car"})
 
 
-def test_networks_that_cannot_be_called_or_return_no_logits_are_refused_with_the_way_out(tmp_path):
+def test_models_with_another_interface_are_rejected_with_a_suggestion(tmp_path):
     class Bare(Plain):
         def forward(self, pixel_values):
             return super().forward(pixel_values)
@@ -146,7 +146,7 @@ def test_a_backbone_without_logits_teaches_its_maps(tmp_path, stops_early):
 TWO = {"student_layer": ["backbone[-2]", "backbone[-1]"], "teacher_layer": ["segformer.stages.1", "segformer.stages.3"]}
 
 
-def test_each_pair_is_compared_by_its_own_loss_with_terms_and_weights_of_its_own(tmp_path):
+def test_each_pair_has_its_own_loss_terms_and_weights(tmp_path):
     # Other maps than the ones named would give other values; the batch is recomputed here layer by layer.
     trainer = distilling(tmp_path, teacher=segformer(), **TWO, loss_kwargs=loss_options(mask="center", patch_size=1))
     student, teacher, loss = trainer.student.eval(), trainer.teacher, trainer.loss_module
@@ -182,7 +182,7 @@ def test_layers_are_named_in_a_recipe_or_on_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
-def test_several_maps_survive_the_way_into_distributed_data_parallel(number):
+def test_several_maps_survive_distributed_data_parallel(number):
     # DDP on GPUs takes its inputs apart, moves the tensors, and puts them together again
     maps = [torch.full((1, 2, 3, 3), float(index)) for index in range(number)]
     sent = Activations(torch.zeros(1, 4, 3, 3), *maps[:1], further_maps=tuple(maps[1:]))
@@ -206,7 +206,7 @@ class ChannelsLast(nn.Module):
         return self.classifier(self.norm(self.body(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
-def test_channels_last_are_read_where_the_layer_says_so_and_else_noticed(tmp_path):
+def test_channels_last_maps_are_read_if_the_layer_says_so_and_otherwise_noticed(tmp_path):
     teacher = as_segmenter(ChannelsLast())
     with torch.no_grad(), capture(teacher, ["module.norm", "module.norm:nhwc"]) as maps:
         teacher(pixel_values=IMAGES)

@@ -67,7 +67,7 @@ def in_language(*languages: str) -> Any:
     return pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in languages], ids=str)
 
 
-def test_every_block_is_of_a_kind_that_is_checked_here_and_few_are_not_run():
+def test_every_block_is_of_a_checked_kind_and_few_are_not_run():
     assert {block.language for block in BLOCKS} <= {"", "python", "bash", "console", "yaml", "bibtex", "js"}
     assert sum(page.read_text("utf-8").count("\n```") for page in PAGES) == 2 * len(BLOCKS)
     assert not [str(block) for block in BLOCKS if not block.language and re.search("^afdcd ", block.text, re.M)]
@@ -185,7 +185,7 @@ def check_installation(verb: str, *words: str) -> None:
 
 
 @in_language("yaml")
-def test_yaml_is_read_by_what_reads_it(block, tmp_path):
+def test_yaml_is_accepted_by_its_reader(block, tmp_path):
     file, content = tmp_path / "file.yaml", yaml.safe_load(block.text)
     file.write_text(block.text)
     if "methods" in content:

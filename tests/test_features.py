@@ -59,7 +59,7 @@ def segformer():
 
 
 @pytest.mark.parametrize("wrap", [lambda output: output, lambda output: [output], lambda output: (output,)])
-def test_a_named_layer_gives_its_own_output_also_out_of_a_list_of_one(wrap, images):
+def test_a_named_layer_gives_its_own_output_even_from_a_list_of_one(wrap, images):
     model = Block(wrap=wrap)
     with capture(model, ["conv", "inner", ""]) as maps:
         output = model(images)
@@ -77,7 +77,7 @@ def test_an_index_picks_one_of_several_maps(tiny_model):
     assert torch.equal(model.head.classifier(maps["head.features"]), outputs.logits)
 
 
-def test_maps_come_out_of_the_model_outputs_of_a_transformers_network(segformer):
+def test_maps_are_found_in_transformers_model_outputs(segformer):
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         with capture(segformer, ["segformer[0]", "decode_head.batch_norm", ""]) as maps:
@@ -111,7 +111,7 @@ def timm_vit(images):
 
 
 @pytest.mark.parametrize("build", [dinov3, vit, timm_vit])
-def test_tokens_become_the_map_that_the_library_makes_of_them_itself(build):
+def test_tokens_become_the_same_map_as_in_their_own_library(build):
     torch.manual_seed(0)
     images = torch.randn(2, 3, 32, 48)
     model, layer, expected = build(images)
@@ -125,7 +125,7 @@ def test_tokens_become_the_map_that_the_library_makes_of_them_itself(build):
 # Errors
 
 
-def test_tokens_that_are_no_grid_are_refused():
+def test_tokens_that_form_no_grid_are_rejected():
     for count, size, message in (
         (41, (32, 48), "gives 41 tokens .* at most 16 others before it"),  # a grid of 4x6, and 17 others
         (24, (33, 48), "gives 24 tokens for an image of 33x48, which form no grid of square patches"),
@@ -134,7 +134,7 @@ def test_tokens_that_are_no_grid_are_refused():
             _map_of_tokens(torch.zeros(1, count, 3), size, "blocks.1:tokens")
 
 
-def test_an_unknown_path_lists_close_names_and_a_malformed_one_the_form_expected(segformer):
+def test_an_unknown_path_lists_close_names_and_a_malformed_one_the_expected_form(segformer):
     malformed = dict.fromkeys(("conv[", "conv[a]", "conv[1][2]", "conv[1].x"), "is not a module path; write 'a.b.c'")
     close = "has no module 'decode_head.batch_nrm'. Close: .*decode_head.batch_norm"
     for layer, message in {"decode_head.batch_nrm": close, "z": "has no module 'z'.$", **malformed}.items():
@@ -154,13 +154,13 @@ def test_an_unknown_path_lists_close_names_and_a_malformed_one_the_form_expected
         (lambda m: m, "conv:tokens", "but (B, N, C) tokens are needed"),
     ],
 )
-def test_an_output_that_is_no_map_is_refused_in_the_forward_pass(images, wrap, layer, message):
+def test_an_output_that_is_not_a_map_is_rejected_in_the_forward_pass(images, wrap, layer, message):
     model = Block(wrap=wrap)
     with pytest.raises(ValueError, match=re.escape(message)), capture(model, [layer]):
         model(images)
 
 
-def test_a_layer_that_runs_twice_or_not_at_all_and_tokens_without_an_image_are_refused(images):
+def test_a_layer_that_runs_twice_or_never_and_tokens_without_an_image_are_rejected(images):
     for layer, times, message in (("conv", 2, "ran twice in one forward pass"), ("unused", 1, "took no part")):
         with pytest.raises(RuntimeError, match=f"'{layer}' {message}"), capture(model := Block(times), [layer]):
             model(images)

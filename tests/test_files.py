@@ -17,7 +17,7 @@ from afdcd_hf.structured_files import parse_yaml, read_json, read_yaml
 # Atomic writes
 
 
-def test_a_failure_leaves_the_old_file_and_no_part(tmp_path):
+def test_a_failure_leaves_the_old_file_and_no_partial_one(tmp_path):
     (tmp_path / "x.txt").write_text("old")
     with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "x.txt") as part:
         assert part.name.startswith(".") and part.suffix == ".part"
@@ -27,7 +27,7 @@ def test_a_failure_leaves_the_old_file_and_no_part(tmp_path):
 
 
 @pytest.mark.parametrize("names_the_part", [False, True])
-def test_a_full_disk_is_told_with_the_path_that_was_asked_for(tmp_path, names_the_part):
+def test_a_full_disk_is_reported_with_the_requested_path(tmp_path, names_the_part):
     with pytest.raises(OSError, match=r"No space left on device; it cannot be written: .*x\.txt") as failure:
         with written_whole(tmp_path / "new" / "x.txt") as part:
             raise OSError(errno.ENOSPC, "No space left on device", str(part) if names_the_part else None)
@@ -41,7 +41,7 @@ def test_errors_about_other_files_and_of_other_kinds_pass_unchanged(tmp_path):
         assert raised.value is error
 
 
-def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path):
+def test_an_unwritable_path_is_reported_before_the_work(tmp_path):
     check_can_write(tmp_path / "new" / "x.txt")
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "file").write_text("")
@@ -67,7 +67,7 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_a_folder_that_another_process_holds_is_refused_until_that_one_is_gone(tmp_path, holder):
+def test_a_folder_locked_by_another_process_is_rejected_until_that_process_is_gone(tmp_path, holder):
     with pytest.raises(FileExistsError, match=r"still writing to .*: wait for it.* give another --output\."):
         with held_alone(tmp_path, "--output"):
             pass
@@ -78,7 +78,7 @@ def test_a_folder_that_another_process_holds_is_refused_until_that_one_is_gone(t
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_left_behind_but_what_was_written_and_the_holder_may_hold_it_again(tmp_path):
+def test_nothing_but_output_is_left_behind_and_the_holder_may_lock_again(tmp_path):
     with held_alone(tmp_path / "new" / "run"):
         pass
     assert not (tmp_path / "new" / "run").exists()
@@ -90,7 +90,7 @@ def test_nothing_is_left_behind_but_what_was_written_and_the_holder_may_hold_it_
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("passed_on", [True, False])
-def test_forked_children_let_go_and_started_commands_hold_on(tmp_path, passed_on):
+def test_forked_children_release_the_lock_and_started_commands_keep_it(tmp_path, passed_on):
     """The process that held the lock has died; a child of it is still running."""
     start = "subprocess.Popen(['sleep', '2'], pass_fds=[lock])" if passed_on else "time.sleep(0.5 if os.fork() else 3)"
     code = "import os, subprocess, sys, time; from afdcd_hf.folder_lock import held_alone\n"
@@ -115,7 +115,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("written", WORDS)
-def test_words_mean_what_people_mean(written):
+def test_unquoted_words_mean_what_people_expect(written):
     value = parse_yaml(f"a: {written}")["a"]
     assert value == WORDS[written] and type(value) is type(WORDS[written])
     text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}"  # an anchor's keys are merged and may be overridden
@@ -143,7 +143,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_file_that_is_no_recipe_is_an_error_in_one_line_that_names_it_at_once(tmp_path, what):
+def test_a_file_that_is_not_a_recipe_is_an_immediate_one_line_error_that_names_it(tmp_path, what):
     text, message = BROKEN[what]
     path = tmp_path / "mine.yaml"
     path.write_text(text)
@@ -153,7 +153,7 @@ def test_a_file_that_is_no_recipe_is_an_error_in_one_line_that_names_it_at_once(
     assert "\n" not in str(error.value) and time.perf_counter() - start < 10
 
 
-def test_bytes_that_are_no_text_and_json_of_another_type_are_errors_that_name_the_file(tmp_path):
+def test_binary_files_and_json_of_another_type_are_errors_that_name_the_file(tmp_path):
     (tmp_path / "a.json").write_bytes(b"a: \xff\xfe")
     for read in (read_yaml, lambda path: read_json(path, "facts")):
         with pytest.raises(ValueError, match="a.json .*is not valid"):

@@ -72,7 +72,7 @@ for name in ("AfDcdConfig", "AfDcdForSemanticSegmentation", "AfDcdImageProcessor
 """
 
 
-def test_auto_classes_know_our_models_also_where_transformers_is_imported_first():
+def test_auto_classes_know_our_models_even_if_transformers_is_imported_first():
     run_python(f"from transformers import SegformerImageProcessor\n{REGISTRATION}")
 
 

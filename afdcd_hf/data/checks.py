@@ -41,7 +41,7 @@ def check_labels(label: np.ndarray, num_labels: int, ignore_index: int, name: st
 
 
 def check_classes(model: Any, class_names: Sequence[str], data: str = "the dataset") -> None:
-    """Compare a model's classes with the data's: ValueError for another number, a warning for other names.
+    """Compare a model's classes with the data's: another number is a ValueError, other names are a warning.
 
     A model whose configuration names no classes passes. Messages call the data `data`.
     """

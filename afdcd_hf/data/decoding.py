@@ -107,7 +107,7 @@ class DecodedRows:
     def with_map(cls, label_map: Mapping[Any, Any]) -> DecodedRows:
         """Map the listed values (file → train id or ignore index, 0..65535, also as strings) and keep all others.
 
-        ValueError if a key or a value is not such a number, or a key appears twice (as 7 and "7").
+        Raises ValueError if a key or a value is not such a number, or a key appears twice (as 7 and "7").
         """
         pairs = [(_number(key, "key"), _number(value, "value")) for key, value in label_map.items()]
         if len({key for key, _ in pairs}) < len(pairs):
@@ -117,8 +117,8 @@ class DecodedRows:
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Decode a batch of rows, perhaps with only some of the columns, as for `dataset["label"]`.
 
-        OSError if a file is missing or damaged, ValueError if an image is missing or has no defined colours, or a label
-        is not a map of class ids.
+        Raises OSError if a file is missing or damaged, ValueError if an image is missing or has no defined colours, or
+        a label is not a map of class ids.
         """
         rows = dict(batch)
         for column, decode in (("image", _rgb_image), ("label", self._label)):

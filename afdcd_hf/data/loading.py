@@ -201,7 +201,7 @@ class SplitCheck:
 def check_layout(name: str, data_dir: str | Path | None) -> list[SplitCheck]:
     """Check all splits of a benchmark, and sizes and label values of each split's first pair.
 
-    ValueError if the benchmark is unknown or `data_dir` missing; FileNotFoundError if that is not a folder.
+    Raises ValueError if the benchmark is unknown or `data_dir` missing; FileNotFoundError if that is not a folder.
     """
     benchmark = get_benchmark(name)
     if benchmark.files is None:

@@ -97,7 +97,7 @@ def _saved(path: Path, split: str) -> Dataset:
 
     try:
         found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, IndexError) as error:  # the last one where no row was saved
+    except (OSError, ValueError, IndexError) as error:  # the last one if no row was saved
         raise _unreadable(str(path), error) from error
     if isinstance(found, datasets.Dataset):
         found = {str(found.split or "train"): found}

@@ -71,7 +71,7 @@ def import_annotations(
     Returns:
         The classes, and the number of images of each split.
 
-    ValueError or OSError, naming the file, if one is invalid, is missing, or exists already.
+    Raises ValueError or OSError, naming the file, if one is invalid, is missing, or exists already.
     """
     source, output = Path(source).expanduser().absolute(), Path(output).expanduser()
     if output.exists():

@@ -24,7 +24,7 @@ class LabelStatistics:
     """The counts of `count_labels`."""
 
     pixels: np.ndarray  # of each class, `(K,)` int64
-    images: np.ndarray  # that hold each class, `(K,)` int64
+    images: np.ndarray  # that contain each class, `(K,)` int64
     ignored: int  # pixels with the ignore index
     sizes: Mapping[tuple[int, int], int]  # (height, width) of a label, and so of its image → number of images
     unlabelled: int  # images without a label, which no other count includes
@@ -63,7 +63,7 @@ def count_labels(
         indices: Rows of a sequence to read; by default all.
         progress: Show a progress bar.
 
-    ValueError, naming the image, if a label holds another value; OSError, naming the file, if it is missing or damaged.
+    Raises ValueError, naming the image, if a label holds another value, and OSError if a file is missing or damaged.
     """
     rows = with_decoding(dataset)
     if hasattr(rows, "select_columns"):

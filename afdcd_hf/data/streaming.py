@@ -22,7 +22,7 @@ def is_stream(dataset: Any) -> bool:
 
 
 class StreamedRows(IterableDataset):
-    """Rows with `image`, `label` (PIL, or None) and `name`, decoded one by one, as from `load_split`.
+    """Rows with `image`, `label` (PIL, or None) and `name`, decoded on the fly, like those of `load_split`.
 
     They come from a `datasets.IterableDataset` with image columns `image` and `label`, or any iterable of such rows.
     With `by_rows`, processes and workers never split it by files.
@@ -100,7 +100,7 @@ class StreamedSamples(IterableDataset):
             unshuffled pass in one process.
         shuffle_buffer: Number of undecoded rows in the buffer that shuffles a `datasets` stream; 1 keeps its order.
 
-    ValueError as in `TrainingSamples`; on iteration, also if there are no rows at all.
+    Raises ValueError as in `TrainingSamples`; on iteration, also if there are no rows at all.
     """
 
     def __init__(

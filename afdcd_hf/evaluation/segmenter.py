@@ -53,7 +53,7 @@ class EvaluationSamples(Dataset):
 
 
 class EvaluationStream(IterableDataset):
-    """The same from a stream, shared among processes and their workers."""
+    """`EvaluationSamples` from a stream, shared among processes and their workers."""
 
     def __init__(self, dataset: Any, samples: EvaluationSamples, process: int, processes: int) -> None:
         self.rows = dataset if isinstance(dataset, StreamedRows) else StreamedRows(dataset)
@@ -104,8 +104,8 @@ def evaluate_segmenter(
 
     Returns:
         The results of `StreamingMeanIoU.compute` (all NaN, and `num_pixels` 0, if no pixel is labelled) and, with
-        `boundary_ratio`, of `StreamingBoundaryIoU.compute`; `confusion_matrix`, `(K, K)` int64, rows =
-        truth; `num_images`, `num_labelled` of them, `seconds` (of this process: waiting for images, model, label maps,
+        `boundary_ratio`, of `StreamingBoundaryIoU.compute`; `confusion_matrix`, `(K, K)` int64, rows = truth;
+        `num_images`, `num_labelled` of them, `seconds` (of this process: waiting for images, model, label maps,
         counting, all) and `protocol` (everything above that influences the numbers).
 
     Raises:

@@ -21,7 +21,7 @@ def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict
     """Find the images in files and folders, once each, by the name of the PNG that belongs to each.
 
     Folders are searched recursively, in the order of paths, except for hidden files and folders, and those of `skip`. A
-    file that is given itself is used whatever its name.
+    file that is given directly is used whatever its name.
     """
     found: dict[str, Path] = {}
     skipped = {path.resolve() for path in skip}

@@ -20,7 +20,7 @@ from ..models.loading import load_model, load_processor
 from ..models.modeling_afdcd import AfDcdOutput
 from .segment import InferenceSettings
 
-METADATA_KEY = "afdcd"  # entry of the graph's metadata with what else is needed, as JSON
+METADATA_KEY = "afdcd"  # entry of the graph's metadata that describes it, as JSON
 
 
 ONNX_PACKAGES = "onnx", "onnxruntime", "onnxscript"  # of the extra `export`

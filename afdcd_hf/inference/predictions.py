@@ -50,7 +50,7 @@ def predict_images(
     Args:
         model: Folder, Hub id or exported graph.
         inputs: Images, and folders of them; see `find_images`.
-        output: Folder to write to; an existing one is added to.
+        output: Folder to write to, which may exist.
         dataset: Benchmark whose colours to use; by default the one with the model's classes, else generated ones.
         settings: Scales, flip, window and precision.
         device: Device to run on; by default a GPU, if there is one.
@@ -58,7 +58,7 @@ def predict_images(
         progress: Show a progress bar.
 
     Returns for each image its files by kind: "ids" (class ids, 8 bits, or 16 for a model of more than 256 classes),
-    "color" (each class in its colour) and "overlay" (the image under these colours and lines between the classes).
+    "color" (each class in its colour) and "overlay" (the image under these colours, with lines between classes).
     """
     benchmark = None if dataset is None else get_benchmark(dataset)
     output = Path(output).expanduser()
@@ -114,7 +114,7 @@ def write_pseudo_labels(
         raise ValueError(f"The model has {len(classes)} classes; with 255 as the ignored label, 255 is the limit.")
     if isinstance(segmenter, GraphSegmenter) and segmenter.facts["output"] == "labels":
         raise ValueError(f"{model} gives classes without scores, hence no confidence: export it without --argmax.")
-    predictor = Predictor(segmenter, settings, least_confidence=confidence)
+    predictor = Predictor(segmenter, settings, min_confidence=confidence)
     rows, labelled, pixels = [], 0, 0
     try:
         for path, _, label_map in _segment_files(predictor, processor, list(names), progress):

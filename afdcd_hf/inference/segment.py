@@ -33,15 +33,15 @@ _MULTIPLES = (32, 64)  # input sides are padded to multiples of these if a model
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How images are segmented; by default the whole image, once, at its own scale.
+    """Settings of segmentation; by default the whole image, once, at its own scale.
 
-    ValueError for an invalid value.
+    Raises ValueError for an invalid value.
     """
 
     scales: tuple[float, ...] = (1.0,)  # factors by which the model's input is resized
     flip: bool = False  # also run the mirrored input (left and right exchanged)
     window: tuple[int, int] | None = None  # (height, width) of windows of the scaled input that are run instead of it
-    stride: tuple[int, int] | None = None  # from one to the next, (down, right); None: two thirds of the window
+    stride: tuple[int, int] | None = None  # from one window to the next, (down, right); None: two thirds of the window
     precision: str = "fp32"  # the dtype of the weights, no autocast; or "bf16" or "fp16" (autocast)
 
     def __post_init__(self) -> None:
@@ -129,18 +129,18 @@ class Predictor:
     Args:
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
         settings: windows, scales, flip, precision; a graph of fixed size adds windows of that size.
-        least_confidence: pixels whose (average) probability is lower get 255; None for a class everywhere.
+        min_confidence: pixels whose (average) probability is lower get 255; None for a class everywhere.
     """
 
     def __init__(
-        self, model: nn.Module, settings: InferenceSettings = WHOLE_IMAGE, least_confidence: float | None = None
+        self, model: nn.Module, settings: InferenceSettings = WHOLE_IMAGE, min_confidence: float | None = None
     ) -> None:
         if PRECISIONS[settings.precision] is not None and dtype_of(model) == torch.float64:
             raise ValueError(f"precision={settings.precision!r}: autocast leaves float64 weights alone; use fp32.")
         self.model = model
         adapt: Any = getattr(model, "settings_for", None)
         self.settings = adapt(settings) if adapt else settings
-        self.least_confidence = least_confidence
+        self.min_confidence = min_confidence
         self.multiple = 1  # input sides are padded to a multiple of this
         self.seconds = Seconds(float)  # spent on the parts "model" and "label maps"
 
@@ -168,7 +168,7 @@ class Predictor:
         images = torch.stack([sample.pixel_values for sample in group]).to(device_of(self.model))
         align_corners = align_corners_of(self.model)
         passes = list(product(self.settings.scales, (False, True) if self.settings.flip else (False,)))
-        averaging = len(passes) > 1 or self.least_confidence is not None
+        averaging = len(passes) > 1 or self.min_confidence is not None
         totals: dict[int, Tensor] = {}
         for scale, mirrored in passes:
             size = [max(1, round(side * scale)) for side in images.shape[-2:]]
@@ -190,7 +190,7 @@ class Predictor:
 
     def _most_probable(self, probabilities: Tensor) -> Tensor:
         highest, classes = probabilities.max(0)
-        uncertain = highest < (self.least_confidence or 0)
+        uncertain = highest < (self.min_confidence or 0)
         return classes.to(_id_type(len(probabilities))).masked_fill(uncertain, IGNORED)
 
     def _logits(self, inputs: Tensor, group: list[Sample], at_once: int) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Scores that add up over images in constant memory."""
+"""Metrics that accumulate over images in constant memory."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _FORMULA = tuple("=+-@\t\r")  # first characters of what spreadsheets would comp
 
 
 def check_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Return the matrix as `(K, K)` int64; ValueError unless it holds integers from 0 up and a name for each row."""
+    """Return the matrix as `(K, K)` int64; ValueError unless it is square, of integers from 0 up, with K names."""
     counts, count = np.asarray(matrix), len(class_names)
     if counts.shape != (count, count) or counts.dtype.kind not in "iu" or (counts < 0).any():
         raise ValueError(

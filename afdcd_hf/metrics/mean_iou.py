@@ -104,7 +104,8 @@ class StreamingMeanIoU:
     def reduce(self, reducer: Callable[[Tensor], Tensor]) -> Self:
         """Replace the counts by their sum over processes; call it once on every rank, before `compute`.
 
-        `reducer` sums a tensor over processes: `lambda counts: accelerator.reduce(counts, "sum")`; else ValueError.
+        `reducer` must sum a tensor over processes, like `lambda counts: accelerator.reduce(counts, "sum")`; a result of
+        another shape is a ValueError.
         """
         total = reducer(self._counts.clone())
         if total.shape != self._counts.shape:

@@ -31,7 +31,7 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         num_labels: Number of classes K; must be given here or to `compute`.
         ignore_index: True value (after `label_map` and `reduce_labels`) that is not counted; 255 by default.
         nan_to_num: Number that replaces NaN results; the means leave undefined classes out regardless.
-        label_map: True value → class; values not listed stay.
+        label_map: True value → class; unlisted values stay.
         reduce_labels: Then decrease true values by one, 0 becoming 255.
         absent_as_zero: Count a class that is in neither truth nor prediction as IoU 0 instead of leaving it out.
         config_name: As in `evaluate`, like all options that are not listed here.

@@ -60,7 +60,7 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Convert an image of any mode to a tensor of three channels; label maps (`do_convert_rgb=False`) are kept.
 
-        ValueError for a mode without defined colours, or an array of integers of more than 8 bits.
+        Raises ValueError for a mode without defined colours, or an array of integers of more than 8 bits.
         """
         if do_convert_rgb:
             if isinstance(image, Image.Image):

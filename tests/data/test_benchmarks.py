@@ -53,7 +53,7 @@ def test_numbers_of_classes_and_images_are_the_published_ones():
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_row_is_consistent_and_says_where_it_is_from_and_under_which_terms(name):
+def test_every_row_is_consistent_and_names_source_and_licence(name):
     row = BENCHMARKS[name]
     assert row.name == name and len(row.palette) == row.num_labels == len(set(row.classes)) == len(set(row.palette))
     assert all(len(colour) == 3 and all(0 <= value <= 255 for value in colour) for colour in row.palette)
@@ -85,7 +85,7 @@ def test_camvid_and_voc_keep_their_ids_and_ade20k_s_are_one_less_than_in_the_fil
     assert ade20k.submission.file_name("images/validation/ADE_val_00000001.jpg") == "ADE_val_00000001.png"
 
 
-def test_coco_stuff_leaves_out_what_was_never_annotated_and_coco_stuff_182_keeps_it():
+def test_coco_stuff_drops_classes_that_were_never_annotated_and_coco_stuff_182_keeps_them():
     row, whole = get_benchmark("coco_stuff"), get_benchmark("coco_stuff_182")
     mapping = [row.label_map.get(value, value) for value in range(182)]
     assert [value + 1 for value, train_id in enumerate(mapping) if train_id == 255] == list(DEAD_IN_COCO)

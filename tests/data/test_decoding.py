@@ -49,7 +49,7 @@ def test_labels_of_every_integer_mode_hold_the_mapped_ids_of_their_files():
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("kind", ["grey", "palette", "grey palette"])
-def test_pngs_of_few_bits_hold_what_is_stored(bits, kind):
+def test_pngs_of_few_bits_keep_their_stored_values(bits, kind):
     values = np.random.default_rng(bits).integers(0, 2**bits, (5, 11), dtype=np.uint8)
     greys = np.linspace(0, 255, 2**bits).astype(np.uint8).repeat(3).tobytes()  # what a viewer would show
     palette = {"grey": b"", "palette": bytes(range(3, 3 + 3 * min(2**bits, 64))), "grey palette": greys}[kind]
@@ -65,7 +65,7 @@ def tiff(photometric, bits, data):
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + b"\0" * 4
 
 
-def test_files_that_pillow_stretches_are_read_as_stored_and_inverted_ones_refused():
+def test_files_that_pillow_rescales_are_read_as_stored_and_inverted_ones_rejected():
     assert ids(decoded(tiff(1, 4, bytes([0x01, 0x2F])))) == [[0, 1, 2, 15]]
     assert ids(decoded(tiff(1, 8, bytes([0, 1, 2, 255])))) == [[0, 1, 2, 255]]
     with pytest.raises(ValueError, match=r"x\.png is a TIFF whose values Pillow changes .*; save it as PNG"):
@@ -76,7 +76,7 @@ def test_files_that_pillow_stretches_are_read_as_stored_and_inverted_ones_refuse
             decoded(changed)
 
 
-def test_label_maps_that_mean_nothing_are_refused():
+def test_invalid_label_maps_are_rejected():
     for label_map, message in (
         ({"road": 0}, "the key 'road'"),
         ({7: 1.5}, "the value 1.5"),
@@ -87,7 +87,7 @@ def test_label_maps_that_mean_nothing_are_refused():
             DecodedRows.with_map(label_map)
 
 
-def test_what_holds_no_class_ids_or_no_colours_is_refused():
+def test_labels_without_class_ids_and_images_without_colours_are_rejected():
     for content, message in (
         (png(np.dstack([np.uint8([[3, 4]]), np.uint8([[255, 0]])])), "the label x.png: the label's image mode is LA"),
         (png(np.zeros((4, 6, 3), np.uint8)), "the label x.png: the label's image mode is RGB, .* colour-coded"),
@@ -99,7 +99,7 @@ def test_what_holds_no_class_ids_or_no_colours_is_refused():
         image_of(file_of(Image.fromarray(np.float32([[0.5]]))))
 
 
-def test_orientation_tags_are_obeyed_in_image_and_label():
+def test_orientation_tags_apply_to_image_and_label():
     tag = Image.Exif()
     tag[0x0112] = 6  # to be rotated clockwise for viewing
     image = file_of(Image.fromarray(np.zeros((8, 16, 3), np.uint8)), "JPEG", exif=tag)
@@ -112,7 +112,7 @@ def test_orientation_tags_are_obeyed_in_image_and_label():
 # Damaged files
 
 
-def test_a_flipped_bit_in_a_png_never_changes_a_pixel_in_silence():
+def test_a_flipped_bit_in_a_png_never_changes_a_pixel_silently():
     values = np.random.default_rng(0).integers(0, 11, (12, 20), np.uint8)
     content, found = png(values), 0
     for position in range(8, len(content)):
@@ -127,7 +127,7 @@ def test_a_flipped_bit_in_a_png_never_changes_a_pixel_in_silence():
     assert ids(decoded(content + b"what some tools append")) == values.tolist()
 
 
-def test_an_image_of_too_many_pixels_is_said_to_be_too_large_and_not_damaged(monkeypatch):
+def test_an_image_with_too_many_pixels_is_reported_as_too_large_not_as_damaged(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     large = grey_png(np.zeros((20, 20), np.uint8), 8)
     with pytest.raises(OSError, match=r"\(400 pixels\) exceeds limit of 200 pixels.*MAX_IMAGE_PIXELS") as caught:
@@ -137,7 +137,7 @@ def test_an_image_of_too_many_pixels_is_said_to_be_too_large_and_not_damaged(mon
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
-def test_pipes_devices_and_folders_are_no_image_files(tmp_path, make):
+def test_pipes_devices_and_folders_are_rejected_as_images(tmp_path, make):
     make(tmp_path / "a.png")
     with pytest.raises(OSError, match=r"a\.png\) cannot be read: It is a folder, a pipe or a device, not a"):
         DecodedRows()({"label": [stored(None, str(tmp_path / "a.png"))], "name": ["train/a.png"]})

@@ -69,7 +69,7 @@ def refuses(error, message, *arguments, call=find, **options):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_every_image_is_found_with_its_label_and_the_label_map_also_under_its_usual_parent(tmp_path, name):
+def test_every_image_is_found_with_its_label_and_label_map_also_in_usual_subfolders(tmp_path, name):
     build, table = BUILDERS[name]
     home = tmp_path / HOMES.get(name, "coco")
     build(build(home, "train"), "val", 2)
@@ -85,7 +85,7 @@ def test_every_image_is_found_with_its_label_and_the_label_map_also_under_its_us
     assert len(find(name, home, "val").images) == 2
 
 
-def test_cityscapes_pairs_by_city_sequence_and_frame_and_train_ids_serve_where_label_ids_are_absent(tmp_path):
+def test_cityscapes_pairs_by_city_sequence_and_frame_and_falls_back_to_train_ids(tmp_path):
     cityscapes_folder(cityscapes_folder(tmp_path, city="zurich"), city="bremen", kinds=("labelIds", "labelTrainIds"))
     (tmp_path / "leftImg8bit" / "train" / "bremen" / "notes.png").write_bytes(b"")  # without the ending: not data
     for name in ("leftImg8bit", "gtFine"):  # folders may be named as in the archives
@@ -116,7 +116,7 @@ def test_a_test_split_may_have_no_labels(tmp_path):
     assert find("voc", voc, "test").labels == (None,) * 3
 
 
-def test_voc_takes_the_ids_of_the_splits_list_and_prefers_the_official_mask_of_an_image(tmp_path):
+def test_voc_uses_the_ids_of_the_splits_list_and_prefers_official_masks(tmp_path):
     voc_folder(voc_folder(tmp_path, count=2, id_list=None), count=4, **AUG)
     folders = [label.parent.name for label in find("voc", tmp_path).labels]
     assert folders == ["SegmentationClass"] * 2 + ["SegmentationClassAug"] * 2
@@ -128,7 +128,7 @@ def test_voc_takes_the_ids_of_the_splits_list_and_prefers_the_official_mask_of_a
         assert len(find("voc", root, "train_aug").images) == 3
 
 
-def test_coco_stuff_has_usual_names_and_its_remapped_copies_do_not_disturb_and_serve_alone(tmp_path):
+def test_coco_stuff_accepts_usual_names_and_remapped_copies_beside_or_instead_of_the_originals(tmp_path):
     for image_root, label_root in (("images", "annotations"), ("", "labels")):
         root = coco_stuff_folder(tmp_path / label_root, image_root=image_root, label_root=label_root)
         assert_mapped(find("coco_stuff", root), COCO_STUFF_VALUES)
@@ -141,7 +141,7 @@ def test_coco_stuff_has_usual_names_and_its_remapped_copies_do_not_disturb_and_s
     refuses(FileNotFoundError, r"train2017 holds no file ending in \.png", "coco_stuff_182", root)
 
 
-def test_missing_folders_lists_and_labels_are_named_with_all_their_names(tmp_path):
+def test_missing_folders_lists_and_labels_are_reported_with_all_accepted_names(tmp_path):
     voc = voc_folder(tmp_path / "voc")
     for split in ("val", "train_aug"):
         lacking = (
@@ -157,7 +157,7 @@ def test_missing_folders_lists_and_labels_are_named_with_all_their_names(tmp_pat
     refuses(FileNotFoundError, lacking, "coco_stuff", coco_stuff_folder(tmp_path / "coco_stuff"), "val")
 
 
-def test_images_and_labels_without_counterpart_doubled_ones_and_empty_folders_are_named(tmp_path):
+def test_unpaired_and_duplicate_files_and_empty_folders_are_named(tmp_path):
     files = find("cityscapes", cityscapes_folder(tmp_path / "c", count=6))
     for path in (*files.labels[:4], files.images[5]):
         path.unlink()
@@ -191,7 +191,7 @@ LISTED = {  # pairs of image and label
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_two_columns_name_image_and_label_and_one_an_image_by_path_file_name_or_id(tmp_path, name):
+def test_lists_have_image_and_label_columns_or_one_column_of_paths_file_names_or_ids(tmp_path, name):
     whole = find(name, BUILDERS[name][0](tmp_path))
     for form in ("{} {}", "/{}   /{}", "{}\t{}", "{} {}\r"):
         lines = "\n".join(form.format(*pair) for pair in LISTED[name])
@@ -204,7 +204,7 @@ def test_two_columns_name_image_and_label_and_one_an_image_by_path_file_name_or_
             assert pairs(listed(name, tmp_path, entry), tmp_path) == [(image, label)]
 
 
-def test_paths_may_be_relative_to_either_root_or_of_another_machine(tmp_path):
+def test_paths_may_be_relative_to_either_root_or_from_another_machine(tmp_path):
     voc_folder(tmp_path, inside="VOCdevkit/VOC2012")
     pair = "JPEGImages/2007_000000.jpg", "SegmentationClass/2007_000000.png"
     expected = [tuple(f"VOCdevkit/VOC2012/{path}" for path in pair)]
@@ -251,7 +251,7 @@ def test_the_names_of_listed_labels_decide_the_label_map(tmp_path):
         refuses(ValueError, message, "cityscapes", tmp_path, lines, call=listed)
 
 
-def test_lists_with_missing_files_and_odd_lines_are_refused_and_repetitions_noticed(tmp_path, caplog):
+def test_lists_with_missing_files_or_bad_lines_are_rejected_and_duplicates_reported(tmp_path, caplog):
     (camvid_folder(tmp_path, stems=["a b", "a", "b", "c"]) / "trainannot" / "b.png").unlink()
     assert len(listed("camvid", tmp_path, "a\nc").images) == 2  # unlisted images may lack a label
     assert len(listed("camvid", tmp_path, "train/a b.png\ttrainannot/a b.png\n").images) == 1

@@ -62,7 +62,7 @@ def test_rows_are_rgb_images_and_remapped_labels_with_a_name_in_every_view(tmp_p
     assert rows == as_arrays(dataset) == as_arrays(pickle.loads(pickle.dumps(dataset)))
 
 
-def test_rows_of_a_split_without_labels_have_none_and_map_keeps_the_pixels_of_a_photograph(unlabelled):
+def test_rows_of_an_unlabelled_split_have_no_label_and_map_keeps_a_photographs_pixels(unlabelled):
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     Image.fromarray(noise).save(unlabelled / "train" / "a.png", format="JPEG")
     dataset = load_benchmark("camvid", "train", unlabelled)
@@ -72,7 +72,7 @@ def test_rows_of_a_split_without_labels_have_none_and_map_keeps_the_pixels_of_a_
     assert np.array_equal(np.asarray(row["image"]), np.asarray(dataset[0]["image"]))  # no second JPEG compression
 
 
-def test_scenes_repeat_splits_share_none_and_no_more_are_drawn_than_asked_for(monkeypatch):
+def test_scenes_are_reproducible_splits_share_none_and_only_requested_ones_are_drawn(monkeypatch):
     monkeypatch.setattr(loading, "generate_scene", drawing := Mock(wraps=generate_scene))
 
     def pixels_of(split, count):
@@ -102,7 +102,7 @@ def test_the_real_camvid_loads_with_labels_in_range_and_no_warning(caplog):
 # Options
 
 
-def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
+def test_options_that_do_not_apply_are_rejected_not_dropped(tmp_path):
     camvid_folder(tmp_path)
     raw_dataset().save_to_disk(tmp_path / "saved")
     raw_dataset().to_parquet(tmp_path / "saved.parquet")
@@ -140,7 +140,7 @@ def test_options_that_make_no_sense_are_refused_and_not_dropped(tmp_path):
 # The layout check
 
 
-def test_the_layout_check_looks_at_every_split_and_its_first_pair(tmp_path, unlabelled):
+def test_the_layout_check_covers_every_split_and_its_first_pair(tmp_path, unlabelled):
     camvid_folder(tmp_path, "train")
     camvid_folder(tmp_path, "val", labels=[np.full((4, 6), 17, np.uint8)])
     train, val, test = check_layout("camvid", tmp_path)
@@ -160,7 +160,7 @@ def test_the_layout_check_looks_at_every_split_and_its_first_pair(tmp_path, unla
 # Other datasets: files, splits, columns
 
 
-def test_a_parquet_folder_with_splits_columns_of_other_names_and_raw_values(tmp_path):
+def test_a_parquet_folder_with_splits_other_column_names_and_raw_values(tmp_path):
     for split, labels in (("train", ((1, 0), (2, 150))), ("validation", ((3, 3),))):
         raw = raw_dataset(labels=labels, scene_id=[7] * len(labels))
         raw = raw.rename_columns({"image": "photo", "label": "annotation"}).rename_column("scene_id", "label")
@@ -181,7 +181,7 @@ def test_a_parquet_folder_with_splits_columns_of_other_names_and_raw_values(tmp_
             load_split(str(tmp_path), split, **options)
 
 
-def test_single_parquet_files_and_saved_datasets_are_the_split_train_or_have_several(tmp_path):
+def test_single_parquet_files_and_saved_datasets_are_the_train_split_or_have_several(tmp_path):
     raw_dataset(paths=False).to_parquet(tmp_path / "mine.parquet")
     raw_dataset().save_to_disk(tmp_path / "one")
     both = {"train": raw_dataset(), "val": raw_dataset(labels=((9, 9),), name=["mine"])}
@@ -202,7 +202,7 @@ def test_single_parquet_files_and_saved_datasets_are_the_split_train_or_have_sev
 
 
 @pytest.mark.parametrize(("form", "kind"), [("images/{}", "labels"), ("{}/images", "masks")])
-def test_images_and_labels_in_folders_of_their_own_are_paired_by_file_name(tmp_path, form, kind):
+def test_images_and_labels_in_separate_folders_are_paired_by_file_name(tmp_path, form, kind):
     for split, folder, index in itertools.product(("train", "validation"), ("images", kind), range(3)):
         place = tmp_path / form.format(split).replace("images", folder)
         place.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ def test_images_and_labels_in_folders_of_their_own_are_paired_by_file_name(tmp_p
             load_split(str(tmp_path), split, **options)
 
 
-def test_images_without_labels_are_loaded_from_every_kind_of_dataset(tmp_path):
+def test_unlabelled_images_load_from_every_kind_of_dataset(tmp_path):
     (tmp_path / "photos").mkdir()
     for name in ("a", "b"):
         Image.new("RGB", (2, 1)).save(tmp_path / "photos" / f"{name}.jpg")
@@ -239,7 +239,7 @@ def test_images_without_labels_are_loaded_from_every_kind_of_dataset(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["saved with paths", "parquet of images"])
-def test_labels_are_mapped_once_whatever_map_returns(tmp_path, form):
+def test_labels_are_mapped_exactly_once_whatever_map_returns(tmp_path, form):
     values, path = ((1, 2), (0, 1), (150, 0)), tmp_path / "ade"
     if form == "parquet of images":
         labels = [Image.fromarray(np.uint8([pair])) for pair in values]
@@ -267,7 +267,7 @@ def test_missing_labels_stay_missing(tmp_path):
     assert dataset["name"][1] == "train/000001"
 
 
-def test_saved_benchmarks_hold_the_files_values_or_what_map_returned(tmp_path):
+def test_saved_benchmarks_hold_the_files_values_or_the_result_of_map(tmp_path):
     dataset = load_benchmark("camvid", "train", camvid_folder(tmp_path / "camvid"))
     expected = as_arrays(dataset)
     dataset.with_format(None).save_to_disk(tmp_path / "raw")
@@ -284,7 +284,7 @@ def test_saved_benchmarks_hold_the_files_values_or_what_map_returned(tmp_path):
 # Errors, and the Hub
 
 
-def test_unknown_and_unreadable_datasets_are_named_in_one_line(tmp_path):
+def test_unknown_and_unreadable_datasets_give_one_line_errors_that_name_them(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"")
     (tmp_path / "mine.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "empty").mkdir()

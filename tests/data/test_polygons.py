@@ -70,7 +70,7 @@ def labelme(folder, corners=((1, 0), (4, 3))) -> str:
 
 
 @pytest.mark.parametrize("make", [coco, yolo, labelme])
-def test_each_format_becomes_a_data_set_of_the_label_drawn_by_hand(tmp_path, capsys, make):
+def test_each_format_becomes_a_dataset_with_the_label_drawn_by_hand(tmp_path, capsys, make):
     out = str(tmp_path / "out")
     assert main(["datasets", make(tmp_path / "raw"), "--import_to", out]) == 0
     assert "val 1 images in" in capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_each_format_becomes_a_data_set_of_the_label_drawn_by_hand(tmp_path, cap
         import_annotations(tmp_path / "raw", out)
 
 
-def test_what_cannot_be_drawn_is_named(tmp_path):
+def test_annotations_that_cannot_be_drawn_are_named(tmp_path):
     box = {"id": 5, "image_id": 7, "category_id": 3, "bbox": [1, 1, 2, 2]}
     (tmp_path / "empty").mkdir()
     flat, worded, unnamed = (yolo(tmp_path / name) for name in ("flat", "worded", "unnamed"))
@@ -111,7 +111,7 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_masks_are_those_of_pycocotools_up_to_pixels_on_the_border():
+def test_masks_equal_pycocotools_up_to_border_pixels():
     rng, differing, drawn = np.random.default_rng(0), 0, 0
     for corners in rng.integers(3, 12, 50):
         angles, radii = np.sort(rng.uniform(0, 2 * np.pi, corners)), rng.uniform(3, 25, corners)

@@ -37,7 +37,7 @@ def drawn(samples):
     return [float(sample["pixel_values"][0, 0, 0]) for sample in samples]
 
 
-def test_each_item_draws_from_seed_epoch_and_index_and_no_global_state():
+def test_each_item_depends_on_seed_epoch_and_index_but_no_global_state():
     samples = TrainingSamples(rows(), draw, num_labels=2, seed=7)
     before, first = torch.get_rng_state(), drawn(samples)
     samples.set_epoch(3)
@@ -62,7 +62,7 @@ def test_persistent_workers_see_the_epoch():
         assert values == drawn(samples)
 
 
-def test_a_dataset_that_decodes_by_itself_is_read_as_ours_are():
+def test_a_self_decoding_dataset_is_read_like_ours():
     labels = [{"bytes": grey_png(np.uint8([[0, 1], [2, 3]]), 2), "path": None}] * 2
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
     rows = {"image": [{"bytes": png(np.zeros((2, 2, 3), np.uint8)), "path": None}] * 2, "label": labels}
@@ -85,7 +85,7 @@ def test_a_bad_label_gives_the_same_line_from_a_worker_as_from_the_main_process(
             list(DataLoader(samples, collate_fn=collate_samples, num_workers=workers, **options))
 
 
-def test_labels_that_are_no_map_of_class_ids_or_do_not_fit_are_refused_with_the_image():
+def test_labels_that_are_not_class_ids_or_do_not_fit_are_rejected_naming_the_image():
     check_labels(np.array([[0, 10, 255]], np.uint16), 11, 255, "x")
     check_labels(np.array([[False, True]]), 2, 255, "a binary mask")
     for label, message in (
@@ -122,7 +122,7 @@ def test_bad_settings_are_refused():
         samples.check_batch(4)
 
 
-def test_another_number_of_classes_is_an_error_and_other_names_a_warning(caplog):
+def test_a_different_number_of_classes_is_an_error_and_different_names_a_warning(caplog):
     named = segmenter(id2label=dict(enumerate(["a", "B", "x", "d"])))
     with pytest.raises(ValueError, match="model has 4 classes, camvid has 3: it was made for other data"):
         check_classes(named, ["a", "b", "c"], "camvid")
@@ -151,7 +151,7 @@ def colour_and_draw(image, label, rng):
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, "LULULULU"), (0.75, "LUUULUUU"), (0.25, "LLLULLLU")])
-def test_each_batch_holds_the_share_of_unlabelled_images_with_all_pixels_ignored(share, expected):
+def test_each_batch_has_its_share_of_unlabelled_images_with_all_pixels_ignored(share, expected):
     labelled = grey_rows(0, 16, label=Image.new("L", (6, 4), 1))
     more = {"unlabelled": grey_rows(100, 5, name="more.png"), "unlabelled_share": share}
     samples = TrainingSamples(labelled, colour_and_draw, num_labels=2, seed=4, **more)
@@ -167,7 +167,7 @@ def test_each_batch_holds_the_share_of_unlabelled_images_with_all_pixels_ignored
     assert (samples[3]["labels"] == 1).all()  # one by one, all are labelled
 
 
-def test_the_unlabelled_dataset_is_found_where_the_dataset_is():
+def test_the_unlabelled_dataset_uses_the_datasets_folder():
     data = DataArguments(dataset="camvid", data_dir="/d/camvid")
     assert TeacherArguments().unlabelled_choice(data) is None
     choice = TeacherArguments(unlabelled_dataset="camvid", unlabelled_list="a.txt").unlabelled_choice(data)
@@ -178,7 +178,7 @@ def test_the_unlabelled_dataset_is_found_where_the_dataset_is():
         TeacherArguments(unlabelled_list="a.txt").unlabelled_choice(data)
 
 
-def test_unlabelled_images_are_distilled_and_not_trained_on(tmp_path):
+def test_unlabelled_images_enter_distillation_but_not_the_task_loss(tmp_path):
     """With half of a batch unlabelled, the task loss is the other half's; distillation uses all images."""
     labelled = grey_rows(0, 4, label=Image.new("L", (6, 4), 1))
     transform = RandomScaleCropFlip(AfDcdImageProcessor(), (32, 48), (8.0,), 0.0)
@@ -263,14 +263,14 @@ def test_pixels_and_labels_are_those_of_a_plain_loop_in_any_batch_and_from_worke
     assert changed >= 4  # except if the partner is the image itself, or the rectangle is empty
 
 
-def test_half_of_the_samples_are_mixed_and_the_others_as_ever():
+def test_half_of_the_samples_are_mixed_and_the_others_unchanged():
     mixed, usual = mixed_samples(cutmix_probability=0.5), mixed_samples()
     drawn = [np.random.default_rng([SEED, EPOCH, index, 2]).random() < 0.5 for index in range(6)]
     assert [" with parts of " in mixed[index]["name"] for index in range(6)] == drawn and 0 < sum(drawn) < 6
     assert torch.equal(mixed[drawn.index(False)]["pixel_values"], usual[drawn.index(False)]["pixel_values"])
 
 
-def test_an_unlabelled_image_is_labelled_where_a_labelled_one_is_pasted():
+def test_an_unlabelled_image_gets_labels_where_a_labelled_one_is_pasted():
     options = {"unlabelled": UNLABELLED, "classmix_probability": 1.0}
     sample = mixed_samples(**options).__getitems__([0, 1])[1]
     pasted = sample["pixel_values"][0] != 50

@@ -18,7 +18,7 @@ def scenes() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (32, 300)])
-def test_any_size_from_32_pixels_on_gives_the_same_scene_again_whatever_the_global_random_state(size):
+def test_scenes_of_any_size_from_32_pixels_ignore_the_global_random_state(size):
     np.random.seed(1)
     (image, label), state = generate_scene(5, size), np.random.get_state()[1].copy()
     np.random.seed(2)

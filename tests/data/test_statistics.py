@@ -31,7 +31,7 @@ def test_pixels_images_and_sizes_are_counted_in_one_pass():
         count_labels(rows, 2)
 
 
-def test_images_are_not_read_for_it(tmp_path):
+def test_images_are_not_read(tmp_path):
     voc_folder(tmp_path, count=2, labels=[np.array(FIRST, np.uint8), np.array(SECOND, np.uint8)])
     for image in (tmp_path / "JPEGImages").iterdir():
         image.write_bytes(b"damaged")

@@ -44,7 +44,7 @@ def test_processes_and_workers_share_the_rows(source, count):
     assert len({position for position, _ in seen}) == count
 
 
-def test_a_sample_draws_from_seed_pass_and_position_and_the_stream_begins_again_or_is_refused():
+def test_a_sample_depends_on_seed_pass_and_position_and_an_empty_stream_is_rejected():
     samples = StreamedSamples(dataset(2).to_iterable_dataset(), draw, num_labels=4, seed=7)
     for (epoch, place), one in zip([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)], samples, strict=False):
         assert one["name"] == f"bands_{place}"
@@ -78,7 +78,7 @@ def test_a_stream_has_the_rows_and_samples_of_the_stored_dataset(tmp_path, form)
     assert sorted(names[:5]) == sorted(names[5:]) == held["name"][:] and names[:5] != names[5:]
 
 
-def test_files_that_are_named_by_an_address_are_read_and_their_labels_mapped():
+def test_files_named_by_url_are_read_and_their_labels_mapped():
     for name in ("image", "label"):
         with fsspec.open(f"memory://{name}.png", "wb") as file:
             ROWS[0][name].save(file, format="PNG")

@@ -36,7 +36,7 @@ class Unchanged:
 
 
 @pytest.mark.parametrize("crop", [(20, 24), (64, 80)])
-def test_samples_are_those_of_resizing_all_of_the_image_then_cropping(processor, crop):
+def test_samples_equal_those_of_resizing_the_whole_image_then_cropping(processor, crop):
     image, label = street(37, 53)
     transform = pickle.loads(pickle.dumps(RandomScaleCropFlip(processor, crop)))
     assert PAPER_SCALES == tuple(SCALES)
@@ -88,7 +88,7 @@ OPENCV = {  # cv2.resize(..., None, fx=scale, fy=scale) of OpenCV 5.0: INTER_LIN
 
 
 @pytest.mark.parametrize("scale", OPENCV)
-def test_sampling_positions_are_opencv_s_also_where_the_side_is_rounded(scale):
+def test_sampling_positions_are_opencvs_even_if_the_side_is_rounded(scale):
     linear, nearest = OPENCV[scale]
     pixels = np.broadcast_to(np.uint8(LINE)[None, :, None], (4, 7, 3))
     found = whole(pixels, scale).astype(int)
@@ -97,7 +97,7 @@ def test_sampling_positions_are_opencv_s_also_where_the_side_is_rounded(scale):
     assert whole(pixels[..., 0], scale, resize_nearest).tolist() == [nearest] * resized_side(4, scale)
 
 
-def test_the_whole_is_bilinear_and_a_part_of_it_is_that_part_bit_by_bit():
+def test_the_whole_image_is_bilinear_and_its_parts_are_identical_to_the_bit():
     rng = np.random.default_rng(1)
     for seed in range(100):
         source, scale = rng.integers(1, 80, 2), float(rng.choice(SCALES))
@@ -147,7 +147,7 @@ def test_a_rotation_turns_image_and_label_together_and_leaves_empty_corners_igno
     assert (sample["labels"][0, :3] == 255).all() and sample["labels"].dtype == torch.int64
 
 
-def test_augmentations_depend_on_the_generator_alone_and_leave_torch_s_as_it_is():
+def test_augmentations_depend_only_on_the_generator_and_leave_torchs_unchanged():
     options = {"color_jitter": [0.4, 0.4, 0.4, 0.1], "blur_probability": 0.5, "max_rotation": 10}
     samples = []
     for seed, rng in ((1, 5), (2, 5), (2, 6)):
@@ -158,7 +158,7 @@ def test_augmentations_depend_on_the_generator_alone_and_leave_torch_s_as_it_is(
     assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[1], samples[2])
 
 
-def test_images_of_every_mode_are_read_by_the_one_rule_and_palette_labels_as_ids():
+def test_images_of_every_mode_follow_one_rule_and_palette_labels_are_ids():
     image, label = street()
     label.putpalette([value for colour in range(256) for value in (255 - colour, 0, 0)])
     transform = RandomScaleCropFlip(Unchanged(), (30, 40), (1.0,), 0.0)
@@ -168,7 +168,7 @@ def test_images_of_every_mode_are_read_by_the_one_rule_and_palette_labels_as_ids
         assert label.mode == "P" and torch.equal(sample["labels"], torch.from_numpy(np.array(label)).long())
 
 
-def test_bad_settings_and_what_does_not_fit_are_refused_by_name(processor):
+def test_bad_settings_and_mismatched_inputs_are_rejected_by_name(processor):
     for name, values in {
         "crop_size": [(0, 10), (10,), (1.5, 10)],
         "scales": [(), (1.0, 0.0), (float("nan"),)],

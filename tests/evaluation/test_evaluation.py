@@ -117,7 +117,7 @@ def test_a_label_that_does_not_fit_is_an_error_naming_the_image():
             evaluate(segmenter(), [first, {"image": first["image"], **row}])
 
 
-def test_what_cannot_be_scored_is_refused_and_a_truth_of_one_class_is_questioned(caplog):
+def test_unscorable_data_is_rejected_and_a_ground_truth_of_one_class_gives_a_warning(caplog):
     for model, given, options, message in (
         (segmenter(num_labels=1), odd_images(), {}, "A model of one class is right at every pixel"),
         (segmenter(), [], {}, "the dataset is empty"),
@@ -135,7 +135,7 @@ def test_what_cannot_be_scored_is_refused_and_a_truth_of_one_class_is_questioned
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_no_random_state_is_touched(num_workers):
+def test_no_random_state_is_changed(num_workers):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     scores = evaluate(segmenter(), odd_images(), num_workers=num_workers)
     assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
@@ -144,7 +144,7 @@ def test_no_random_state_is_touched(num_workers):
     assert 0 < sum(parts.values()) - parts["all"] <= parts["all"] + 0.01
 
 
-def test_the_models_mode_is_restored_also_after_an_error():
+def test_the_models_mode_is_restored_even_after_an_error():
     model, rows = segmenter().train(), odd_images()[:1]
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     evaluate(model, rows)
@@ -155,7 +155,7 @@ def test_the_models_mode_is_restored_also_after_an_error():
     assert all(module.training for module in model.modules())
 
 
-def test_the_protocol_says_everything_that_influences_the_number():
+def test_the_protocol_holds_everything_that_influences_the_score():
     scores = evaluate(segmenter(), odd_images())
     expected = {"scales": [1.0], "flip": False, "window": None, "stride": None, "precision": "fp32", "dtype": "float32"}
     expected |= {"scored_at": "label size", "logits_upsampling": "bilinear", "align_corners": True, "ignore_index": 255}
@@ -188,7 +188,7 @@ def test_settings_reach_the_model_and_the_protocol_and_boundaries_are_scored_on_
     assert scores["mean_boundary_iou"] != scores["mean_iou"] and scores.items() >= metric.compute().items()
 
 
-def test_every_prediction_is_handed_on_once_with_its_name_also_of_images_without_a_label_which_are_not_scored():
+def test_every_prediction_is_passed_on_once_with_its_name_even_without_a_label():
     model, rows, calls = lively(segmenter()), odd_images(), []
     some = [{**row, "label": None} if index % 2 else row for index, row in enumerate(rows)]
     del some[1]["label"], some[2]["name"]
@@ -201,7 +201,7 @@ def test_every_prediction_is_handed_on_once_with_its_name_also_of_images_without
     assert without_matrix(scores) == {**without_matrix(evaluate(model, rows[::2])), "num_images": 7}
 
 
-def test_another_ignore_index_and_absent_classes_count_as_asked_for():
+def test_ignore_index_and_absent_classes_count_as_configured():
     model, rows = lively(segmenter(num_labels=6)), odd_images()
     with torch.no_grad():
         model.head.classifier.bias[4:] = -1e6  # classes 4 and 5 are neither in the truth nor predicted
@@ -218,7 +218,7 @@ PROCESSES = {"batch_size": 2, "boundary_ratio": 0.05, "settings": InferenceSetti
 
 
 @pytest.mark.slow
-def test_two_processes_score_an_odd_number_of_images_to_the_last_digit_as_one_does(tmp_path):
+def test_two_processes_score_an_odd_number_of_images_exactly_like_one(tmp_path):
     debug_launcher(_score_on_this_rank, (tmp_path,))
     model, label_maps = lively(segmenter()).double(), {}  # as above
     alone = evaluate(model, some_labelled(), **PROCESSES, on_prediction=label_maps.__setitem__)
@@ -273,7 +273,7 @@ def test_the_command_of_a_plain_evaluation_is_short():
     assert evaluate_command({**DEFAULTS, "dataset": "voc"}).endswith("--dataset voc --split val --data_dir FOLDER")
 
 
-def test_the_command_sets_everything_that_influences_the_number_and_every_word_stays_one_for_a_shell():
+def test_the_command_sets_everything_that_influences_the_score_and_is_quoted_for_a_shell():
     asked = {"scales": [0.5, 1.25], "flip": True, "window": [512, 1024], "stride": [256, 512], "precision": "bf16"}
     words = {"boundary_ratio": 0.005, "max_samples": 7, "list_file": "it's my list.txt", "model": "$(touch PWNED)"}
     words |= {"dataset": "x; touch PWNED #", "split": "train[:80%]", "image_column": "pixels", "label_column": "mask"}
@@ -284,7 +284,7 @@ def test_the_command_sets_everything_that_influences_the_number_and_every_word_s
     assert vars(args).items() >= words.items()
 
 
-def test_results_that_cannot_be_written_are_told_before_the_evaluation(tmp_path):
+def test_unwritable_results_are_reported_before_the_evaluation(tmp_path):
     with pytest.raises(IsADirectoryError, match="is a folder; give --output the name of a file"):
         check_writable(tmp_path)
     with pytest.raises(OSError, match="/proc/results.json"):

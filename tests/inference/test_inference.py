@@ -142,7 +142,7 @@ def test_label_maps_equal_those_of_the_slow_implementation_on_odd_sizes(name, al
         assert np.array_equal(predict(model, sample, settings)[clear], probabilities.argmax(0)[clear])
 
 
-def test_one_window_that_covers_all_is_the_whole_image():
+def test_one_window_that_covers_everything_equals_the_whole_image():
     model, sample = Strided(True), noise(17, 31, size=(40, 50))
     windowed = predict(model, sample, InferenceSettings(window=(17, 64)))
     assert np.array_equal(windowed, predict(model, sample)) and {shape for shape, _ in model.seen} == {(1, 3, 17, 31)}
@@ -160,7 +160,7 @@ def test_a_batch_of_mixed_sizes_gives_what_single_images_give(name):
         assert np.array_equal(together[id(sample)].numpy(), predict(model, sample, settings))
 
 
-def test_a_forward_pass_takes_as_many_windows_as_the_batch_has_images():
+def test_a_forward_pass_takes_one_window_per_image_of_the_batch():
     model = Strided()
     settings = InferenceSettings(window=(8, 8), stride=(8, 8))
     batch = [noise(16, 16), noise(8, 40), noise(16, 16, seed=1)]  # 8 windows of one size, then 5
@@ -195,7 +195,7 @@ def test_an_image_is_segmented_at_its_own_size_as_the_configuration_says(align_c
 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize(("num_labels", "size"), [(2, (1031, 1033)), (11, (45, 61)), (300, (71, 129))])
-def test_classes_chosen_one_by_one_are_those_of_the_whole_score_map_to_the_bit(num_labels, size, align_corners):
+def test_classes_chosen_one_by_one_equal_those_of_the_whole_score_map_to_the_bit(num_labels, size, align_corners):
     logits = torch.randn(num_labels, 5, 6, generator=torch.Generator().manual_seed(0)).mul(4).round()  # with ties
     scores = F.interpolate(logits[None], size, mode="bilinear", align_corners=align_corners)[0]
     assert (scores.numel() > 2**21) == (num_labels != 11)
@@ -229,12 +229,12 @@ def test_inputs_are_padded_for_a_model_that_needs_multiples(multiple, caplog):
     assert predictor.model.seen[-1][0] == (1, 3, 64, 128)  # no needless padding
 
 
-def test_a_model_for_one_size_is_refused_with_what_to_do():
+def test_a_model_for_one_size_is_rejected_with_a_suggestion():
     with pytest.raises(ValueError, match="failed on an input of 17x31 pixels: .*must match.*--window HEIGHT WIDTH"):
         predict(Picky(48), noise(17, 31))
 
 
-def test_running_out_of_memory_is_told_as_it_is():
+def test_running_out_of_memory_is_reported_unchanged():
     model = Strided()
     model.forward = lambda pixel_values: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory."))
     with pytest.raises(torch.OutOfMemoryError):

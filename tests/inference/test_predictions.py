@@ -92,7 +92,7 @@ def test_a_model_of_more_than_256_classes_gets_16_bits_and_all_its_colours(tmp_p
         assert np.array_equal(read(done["color"]), distinct_palette(300)[shown])
 
 
-def test_which_files_are_taken_and_how_their_predictions_are_called(model, tmp_path):
+def test_images_are_found_and_their_predictions_named(model, tmp_path):
     day = tmp_path / "day"
     for name in ("b.JPG", "a/x.png", "a/y.tif", "z.webp", "q.bmp", "p.jpeg", ".hidden.png", ".git/w.png"):
         image_file(day / name)
@@ -130,7 +130,7 @@ def test_turned_deep_tiny_and_damaged_images(model, tmp_path):
 # Mistakes, reported before anything is computed
 
 
-def test_mistakes_are_answered_before_the_model_is_loaded_and_nothing_is_overwritten(photo, tmp_path, monkeypatch):
+def test_mistakes_are_reported_before_the_model_is_loaded_and_nothing_is_overwritten(photo, tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "load_segmenter", lambda *_: pytest.fail("the model was loaded"))
     out, both = tmp_path / "out", image_file(tmp_path / "in" / "x.jpg").parent
     other = image_file(tmp_path / "other" / "x.jpg")
@@ -157,7 +157,7 @@ def test_mistakes_are_answered_before_the_model_is_loaded_and_nothing_is_overwri
         write_pseudo_labels("model", [photo], out, confidence=90)
 
 
-def test_another_image_is_added_but_another_models_predictions_are_not_mixed_in(model, photo, tmp_path):
+def test_another_image_is_added_but_another_models_predictions_are_rejected(model, photo, tmp_path):
     out, second = tmp_path / "out", image_file(tmp_path / "second.png")
     image_file(out / "ids" / "photo.png")
     assert Image.open(run(model, [photo], out, overwrite=True)[photo]["ids"]).mode == "L"
@@ -173,7 +173,7 @@ def test_another_image_is_added_but_another_models_predictions_are_not_mixed_in(
 # Pseudo-labels
 
 
-def test_predictions_become_a_data_set_in_which_uncertain_pixels_are_ignored(model, tmp_path):
+def test_predictions_become_a_dataset_with_uncertain_pixels_ignored(model, tmp_path):
     upright = image_file(tmp_path / "in" / "a" / "x.jpg")
     image_file(tmp_path / "in" / "y.png", turned=True)
     (tmp_path / "in" / "z.png").write_text("no image")
@@ -197,7 +197,7 @@ def test_predictions_become_a_data_set_in_which_uncertain_pixels_are_ignored(mod
 # Colours
 
 
-def test_names_and_colours_are_those_of_a_benchmark_where_they_fit():
+def test_names_and_colours_are_a_benchmarks_if_they_fit():
     camvid = BENCHMARKS["camvid"]
     spelled = {index: name.title().replace(" ", "_") for index, name in enumerate(camvid.classes)}
     unnamed = {index: f"LABEL_{index}" for index in range(11)}
@@ -226,7 +226,7 @@ def test_generated_colours_are_distinct_and_neither_black_white_nor_grey_in_okla
         assert oklab(np.array(color, np.uint8)) == pytest.approx(expected, abs=1e-4)
 
 
-def test_predictions_stand_beside_a_users_own_labels_with_their_errors_below(model, tmp_path, monkeypatch):
+def test_predictions_appear_beside_a_users_own_labels_with_errors_below(model, tmp_path, monkeypatch):
     seen = segment_image(*load_segmenter(str(model)), Image.fromarray(PIXELS))
     label, folder = seen.copy(), tmp_path / "data"
     label[:, 0], label[:12, 1] = (seen[:, 0] + 1) % 4, 255
@@ -262,7 +262,7 @@ def writer_to(folder, label_ids=None, **options):
     return writer
 
 
-def test_train_ids_go_into_the_images_sub_folders_and_a_server_gets_its_own_ids_names_and_a_zip(tmp_path):
+def test_train_ids_keep_the_images_subfolders_and_a_server_gets_its_own_ids_names_and_a_zip(tmp_path):
     writer = writer_to(tmp_path / "out")
     writer("val/a.jpg", IDS)
     writer("val/b.v1", IDS + 1)
@@ -281,7 +281,7 @@ def test_train_ids_go_into_the_images_sub_folders_and_a_server_gets_its_own_ids_
             assert np.asarray(Image.open(file)).tolist() == [[7, 8], [0, 3]]
 
 
-def test_no_prediction_replaces_another_or_what_was_there_or_leaves_the_folder(tmp_path):
+def test_predictions_never_replace_files_or_leave_the_folder(tmp_path):
     mine = image_file(tmp_path / "full" / "x.png")
     (tmp_path / "new.zip").write_text("of last week")
     for name, message in (("full", "x.png exists"), ("full/x.png", "is a file"), ("new", "new.zip exists")):

@@ -144,12 +144,12 @@ def test_bad_options_are_explained_when_the_loss_is_built(options, message):
         small_loss(**options)
 
 
-def test_groups_need_not_divide_where_no_groups_are_contrasted():
+def test_groups_need_not_divide_channels_if_no_groups_are_contrasted():
     small_loss(teacher_channels=7, contrast="spatial")
     small_loss(teacher_channels=7, contrast_weight=0)
 
 
-def test_maps_too_small_for_a_patch_name_the_size_that_would_do_and_masks_of_another_shape_are_refused():
+def test_maps_too_small_for_a_patch_name_the_size_needed_and_mismatched_masks_are_rejected():
     with pytest.raises(ValueError, match="map is 8x8; after pooling by 4 that is 2x2.*at least 16x16.*128x128"):
         call(small_loss(pool_size=4, patch_size=4), *small_maps())
     channel = small_loss(pool_size=4, contrast="channel")
@@ -163,7 +163,7 @@ def test_maps_too_small_for_a_patch_name_the_size_that_would_do_and_masks_of_ano
 # MGD
 
 
-def test_one_pixel_a_map_by_hand():
+def test_one_pixel_per_map_by_hand():
     # align is the identity, nothing is hidden; both convolutions only double, at their centre
     loss = MGDLoss(1, 1, weight=0.5, mask_ratio=0.0)
     for convolution in (loss.projector[0], loss.projector[2]):
@@ -185,7 +185,7 @@ def test_mgd_is_af_dcds_feature_term_to_the_bit():
     assert torch.equal(call(theirs, student, teacher)["feature"], term)
 
 
-def test_the_teachers_map_is_free_before_the_backward_pass():
+def test_the_teachers_map_is_freed_before_the_backward_pass():
     restored, target = torch.randn(1, 2, 3, 3, requires_grad=True), torch.randn(1, 2, 3, 3)
     gone = weakref.ref(target)
     error = restoration_error(restored, target)
@@ -215,7 +215,7 @@ def test_the_projectors_have_the_documented_sizes_and_keep_the_names_of_their_we
     assert [name for name in weights if "weight" in name] == [f"{name}.weight" for name in names.split()]
 
 
-def test_the_depthwise_projector_starts_as_the_identity_on_a_map_behind_a_relu():
+def test_the_depthwise_projector_starts_as_the_identity_on_a_map_after_a_relu():
     feature_map = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))
     projector = PROJECTORS["depthwise"](6)
     assert torch.equal(projector(feature_map), feature_map.relu())

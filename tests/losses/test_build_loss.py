@@ -26,7 +26,7 @@ def activations(channels, seed):
     return Activations(logits, torch.randn(2, channels, 8, 8, generator=generator))
 
 
-def test_a_sum_gives_the_merged_terms_configs_citations_and_weights_of_its_parts():
+def test_a_sum_merges_terms_configs_citations_and_weights_of_its_parts():
     assert validate_loss_spec(" kd + af_dcd ", BOTH) == ["kd", "af_dcd"]
     both = build_loss(" kd + af_dcd ", BOTH, 3, 8)
     student, teacher = activations(3, seed=0), activations(8, seed=1)
@@ -72,7 +72,7 @@ def own(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
 
 
-def test_a_class_in_a_file_is_built_beside_others_and_called_by_its_name(own):
+def test_a_class_in_a_file_is_built_with_others_under_its_own_name(own):
     options = {"Bare": {"weight": 3.0}, "Cosine": {"weight": 2.0}}
     loss = build_loss("kd + own.py:Bare + ./my_loss.py:Cosine", options, 3, 8)
     student, teacher = activations(3, seed=0), activations(8, seed=1)
@@ -111,14 +111,14 @@ def test_a_class_in_a_file_is_built_beside_others_and_called_by_its_name(own):
         ("os:path", {}, "unknown loss 'os:path'.*my_file.py:MyLoss"),
     ],
 )
-def test_bad_specs_are_explained_alike_with_and_without_channels(own, spec, options, message):
+def test_bad_specs_are_explained_equally_with_and_without_channels(own, spec, options, message):
     with pytest.raises(ValueError, match=message):
         validate_loss_spec(spec, options)
     with pytest.raises(ValueError, match=message):
         build_loss(spec, options, 3, 8)
 
 
-def test_an_installed_package_may_offer_a_loss_by_entry_point(monkeypatch):
+def test_an_installed_package_can_provide_a_loss_by_entry_point(monkeypatch):
     entry = EntryPoint("theirs", "afdcd_hf.losses.logit_losses:KDLoss", "afdcd_hf.losses")
     monkeypatch.setattr(losses, "entry_points", lambda group, name: [entry] if name == "theirs" else [])
     assert isinstance(build_loss("theirs", {"theirs": {"weight": 2.0}}), KDLoss)
@@ -127,7 +127,7 @@ def test_an_installed_package_may_offer_a_loss_by_entry_point(monkeypatch):
 # In training
 
 
-def test_the_example_trains_by_name_with_options_of_a_recipe_or_the_command_line(own, tmp_path):
+def test_the_example_trains_by_name_with_options_from_a_recipe_or_the_command_line(own, tmp_path):
     for recipe, argv in (
         ({"loss": "kd+my_loss.py:Cosine", "Cosine.weight": 2.0}, []),
         ({"loss": "kd"}, ["--loss", "kd+my_loss.py:Cosine", "--Cosine.weight", "2.0"]),
@@ -141,7 +141,7 @@ def test_the_example_trains_by_name_with_options_of_a_recipe_or_the_command_line
     assert not torch.equal(trainer.loss_module.losses["Cosine"].align.weight, before)
 
 
-def test_an_instance_trains_in_place_of_a_name_and_only_for_the_channels_it_was_built_for(own, tmp_path):
+def test_an_instance_can_replace_a_name_for_the_channels_it_was_built_for(own, tmp_path):
     loss = build_loss("my_loss.py:Cosine", None, 32, 48)
     trainer = distilling(tmp_path / "run", loss=None, loss_kwargs=None, loss_instance=loss)
     trainer.train()

@@ -95,7 +95,7 @@ def test_a_fully_ignored_batch_leaves_the_memory_empty_and_gives_zero():
 
 
 @pytest.mark.parametrize("unknown", [255, -100, 3])
-def test_pixels_without_a_class_are_no_anchors_of_the_memory_terms(unknown):
+def test_pixels_without_a_class_are_not_anchors_of_the_memory_terms(unknown):
     (student, teacher), labels = pair(), some_labels()
     labels[labels == 255] = unknown
     moved = student.feature_map.clone()
@@ -113,7 +113,7 @@ def test_pixels_without_a_class_are_no_anchors_of_the_memory_terms(unknown):
 
 
 @pytest.mark.parametrize(("ignored", "classes"), [(255, [1, 0, 1]), (0, [0, 0, 1]), (None, [1, 0, 1])])
-def test_labels_are_taken_at_the_maps_size_and_only_known_classes_enter(ignored, classes):
+def test_labels_are_resized_to_the_map_and_only_known_classes_enter(ignored, classes):
     loss = small_loss(ignore_index=ignored)
     labels = torch.tensor([[0, 255], [2, 7]]).repeat_interleave(10, 0).repeat_interleave(14, 1)
     loss(*pair(size=(10, 14)), labels.expand(2, -1, -1))
@@ -162,14 +162,14 @@ def test_the_memory_takes_the_teachers_pixels_and_the_means_of_classes_of_length
         assert loss.pixels.appended[label] == 4 and loss.regions.appended[label] == 2
 
 
-def test_only_what_the_weights_ask_for_is_made():
+def test_only_layers_and_queues_with_weight_are_built():
     assert small_loss(**only("minibatch"), num_classes=None).state_dict() == {}
     assert queue_names(small_loss(**only("pixel"))) == ["pixels.vectors"]
     assert queue_names(small_loss(**only("region"))) == ["regions.vectors"]
     assert queue_names(small_loss()) == ["pixels.vectors", "regions.vectors"]
 
 
-def test_a_memory_needs_the_models_number_of_classes_which_a_recipe_need_not_say():
+def test_a_memory_needs_the_number_of_classes_which_recipes_may_omit():
     with pytest.raises(ValueError, match=r"missing cirkd\.num_classes.*pixel_weight=0 and region_weight=0"):
         small_loss(num_classes=None)
     with pytest.raises(ValueError, match="the models have 3 classes and cirkd.num_classes is 4; give num_classes=3"):

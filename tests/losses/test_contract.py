@@ -78,7 +78,7 @@ def gradients(activations):
 # Registry and docs
 
 
-def test_every_loss_of_the_registry_is_tested_here_described_in_the_docs_and_says_whom_to_cite():
+def test_every_registered_loss_is_tested_here_documented_and_cited():
     assert set(OPTIONS) == set(LOSSES)
     text = (paths.DOCS / "losses.md").read_text()
     for name, loss_class in LOSSES.items():
@@ -92,7 +92,7 @@ def test_every_loss_of_the_registry_is_tested_here_described_in_the_docs_and_say
 
 
 @pytest.mark.parametrize("case", list(AT_EQUALITY))
-def test_a_student_that_agrees_with_the_teacher_gets_zero_and_no_gradient(case):
+def test_a_student_equal_to_the_teacher_gets_zero_and_no_gradient(case):
     torch.manual_seed(0)
     name = case.split(",")[0]
     loss = build_loss(name, {name: AT_EQUALITY[case]}, 8, 8)
@@ -183,7 +183,7 @@ def test_the_gradient_reaches_the_student_and_all_own_weights_but_not_the_teache
 
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_under_autocast_is_for_layers_alone_and_gradients_are_finite(name, dtype):
+def test_autocast_applies_to_layers_only_and_gradients_are_finite(name, dtype):
     rounded = [converted(each, lambda tensor: tensor.to(dtype)) for each in pair()]
     expected = make(name)(*(converted(each, torch.Tensor.float) for each in rounded), labels())
     loss, dtypes = make(name), set()
@@ -239,7 +239,7 @@ WRONG = {  # by the option, or by the last word of its name
 
 
 @every_loss
-def test_bad_values_of_options_are_refused_by_name_before_any_model_is_built(name):
+def test_bad_option_values_are_rejected_by_name_before_any_model_is_built(name):
     for option in option_defaults(LOSSES[name]):
         for wrong in WRONG[option.rsplit("_", 1)[-1]]:
             with pytest.raises(ValueError, match=option):
@@ -280,7 +280,7 @@ def test_maps_logits_and_labels_that_are_missing_or_do_not_fit_are_explained(nam
 
 
 @on_maps
-def test_channels_that_are_missing_or_no_whole_numbers_are_explained(name):
+def test_missing_or_fractional_channels_are_explained(name):
     for channels, message in (
         ((0, 8), "student_channels=0 must be a whole number"),
         ((8, 2.5), "teacher_channels=2.5 must be a whole number"),
@@ -303,7 +303,7 @@ def test_a_loss_says_whether_it_reads_the_teachers_logits(name):
         assert with_logits and all(torch.equal(with_logits[key], without[key]) for key in with_logits)
 
 
-def test_a_sum_reads_the_teachers_logits_where_one_of_its_losses_does():
+def test_a_sum_reads_the_teachers_logits_if_one_of_its_losses_does():
     for spec, pairs, reads in (("af_dcd+fitnet", 1, False), ("af_dcd+kd", 2, True)):
         options = {each: OPTIONS[each] for each in spec.split("+")}
         assert build_loss(spec, options, [6] * pairs, [8] * pairs).reads_teacher_logits is reads
@@ -326,7 +326,7 @@ def test_several_pairs_of_maps_have_a_loss_each_and_logits_are_compared_once(nam
     assert all(weight.grad is not None for weight in loss.parameters())
 
 
-def test_a_training_with_all_losses_runs_and_logs_their_terms(tmp_path):
+def test_training_with_all_losses_runs_and_logs_their_terms(tmp_path):
     options = {**OPTIONS, **{name: {**OPTIONS[name], "reduction": "mean"} for name in ("af_dcd", "mgd")}}
     trainer = distilling(tmp_path, loss="+".join(options), loss_kwargs=options, max_steps=2)
     trainer.train()

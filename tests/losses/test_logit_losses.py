@@ -114,7 +114,7 @@ def test_both_terms_of_dist_equal_numpys_correlations(temperature):
         assert terms[name].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_student_that_says_the_same_everywhere_gives_one_without_gradient():
+def test_a_constant_student_gives_one_without_gradient():
     student = torch.zeros(2, 5, 7, 9, requires_grad=True)
     terms = call(DISTLoss(), student, logits((2, 5, 7, 9)))
     assert [term.item() for term in terms.values()] == [1.0, 1.0]
@@ -160,7 +160,7 @@ def test_both_terms_of_bpkd_equal_loops(width):
     assert terms["bpkd_body"].item() == pytest.approx(0.5 * np.mean(channels), rel=1e-4)
 
 
-def test_bpkd_without_borders_is_cwd_and_all_border_is_kd():
+def test_bpkd_without_borders_is_cwd_and_with_only_borders_is_kd():
     student, teacher = logits((2, 4, 8, 9)), logits((2, 4, 8, 9), seed=1)
     terms = call(BPKDLoss(body_weight=3.0), student, teacher, torch.ones(2, 8, 9, dtype=torch.int64))
     cwd = call(CWDLoss(None, None, map_weight=0, logits_weight=3.0), student, teacher)["cwd_logits"]

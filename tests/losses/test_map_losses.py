@@ -85,7 +85,7 @@ def test_normalized_hints_ignore_scale_and_shift_of_each_channel_and_constant_on
     assert torch.isfinite(constant.grad).all() and len(loss.citations) == 2
 
 
-def test_maps_and_logits_of_cwd_have_weights_and_temperatures_of_their_own():
+def test_cwd_has_separate_weights_and_temperatures_for_maps_and_logits():
     student, teacher = seen(5), seen(7, 1)
     loss = CWDLoss(5, 7, map_weight=2, logits_weight=7, map_temperature=0.5, logits_temperature=3)
     aligned = F.conv2d(student.feature_map, loss.align.weight, loss.align.bias)
@@ -148,7 +148,7 @@ def test_ifvd_equals_loops_over_positions_whatever_the_size_of_the_labels():
         ([0, 1, 255], (1, 3), None, [[0, 0], [1, 1], [255, 2]]),
     ],
 )
-def test_labels_are_brought_to_the_maps_size_without_the_ignored_class(labels, size, ignored, members):
+def test_labels_are_resized_to_the_maps_size_without_the_ignored_class(labels, size, ignored, members):
     assert class_members(torch.tensor([[labels]]), 300, size, ignored)[0].nonzero().tolist() == members
 
 
@@ -163,7 +163,7 @@ def test_without_its_term_on_maps_a_loss_needs_no_map(name, off):
     assert len(build_loss(name, {name: {off: 0.0}})(logits, logits)) == (0 if name == "fitnet" else 1)
 
 
-def test_a_distillation_on_logits_alone_asks_a_foreign_teacher_for_no_layer(tmp_path):
+def test_distilling_logits_alone_needs_no_layer_of_a_foreign_teacher(tmp_path):
     options = {"loss": "cwd", "loss_kwargs": {"cwd": {"map_weight": 0, "logits_weight": 3.0}}}
     # not one of our models, so it has no default layer to distil
     trainer = tiny.distilling(tmp_path, teacher=tiny.segformer(), max_steps=1, **options)

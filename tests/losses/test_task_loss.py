@@ -31,7 +31,7 @@ def test_class_weights_give_pytorchs_weighted_mean(batch):
     torch.testing.assert_close(term(*batch, class_weights=WEIGHTS), expected)
 
 
-def test_ohem_takes_the_pixels_below_the_threshold_and_at_least_the_hardest_share(batch):
+def test_ohem_uses_pixels_below_the_threshold_and_at_least_the_hardest_share(batch):
     scores, labels = batch
     losses = F.cross_entropy(scores, labels, reduction="none", ignore_index=255)[labels != 255].sort().values.tolist()
     below = [loss for loss in losses if math.exp(-loss) <= 0.4]
@@ -51,7 +51,7 @@ def test_dice_and_lovasz_equal_segmentation_models_pytorch(batch):
 
 
 @pytest.mark.parametrize("loss", [dice_loss, lovasz_loss])
-def test_a_class_that_the_labels_lack_does_not_count(loss, batch):
+def test_a_class_missing_from_the_labels_does_not_count(loss, batch):
     scores, labels = batch
     surer = torch.where(torch.arange(4).view(1, 4, 1, 1) == 3, -1e4, scores)  # class 3 is never predicted
     labels = labels.where(labels != 3, 255)
@@ -68,7 +68,7 @@ def test_ignored_pixels_count_for_nothing_and_a_batch_of_them_gives_zero(kind, b
     assert loss.item() == 0 and torch.count_nonzero(scores.grad) == 0
 
 
-def test_several_are_added_at_the_labels_size(batch):
+def test_several_losses_are_summed_at_the_labels_size(batch):
     scores, labels = batch
     small, both = scores[..., ::2, ::2], "cross_entropy+lovasz"
     parts = sum(
@@ -78,7 +78,7 @@ def test_several_are_added_at_the_labels_size(batch):
     torch.testing.assert_close(term(small, labels, kind=both, class_weights=WEIGHTS), parts)
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_options_are_rejected():
     with pytest.raises(ValueError, match="task_loss='focal': unknown 'focal'; known: cross_entropy, ohem"):
         TaskLoss(kind="focal")
     with pytest.raises(ValueError, match="class_weights have no effect on task_loss='dice'"):

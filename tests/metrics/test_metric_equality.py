@@ -172,14 +172,14 @@ def test_scores_equal_the_documented_mean_iou(metric, options):
         assert isinstance(scores["per_category_iou"], np.ndarray)
 
 
-def test_options_at_loading_hold_until_compute_overrides_them(tmp_path):
+def test_options_given_at_loading_apply_until_compute_overrides_them(tmp_path):
     maps, options = some_maps(ignored=1), {"num_labels": 7, "ignore_index": 1, "label_map": {0: 2}}
     metric = evaluate.load(streaming_mean_iou_path(), cache_dir=str(tmp_path), **options)
     for given, expected in (({}, options), ({"label_map": {}}, {"ignore_index": 1}), ({}, options)):
         assert_same(metric.compute(**maps, **given), documented_mean_iou(**maps, **expected))
 
 
-def test_every_way_of_adding_maps_counts_the_same_in_constant_memory_and_computing_forgets_them(metric):
+def test_every_way_of_adding_maps_counts_the_same_in_constant_memory_and_compute_resets(metric):
     maps = some_maps(sizes=4 * ((6, 7),))
     expected = documented_mean_iou(**maps)
     stacked = {name: np.stack(arrays) for name, arrays in maps.items()}
@@ -195,7 +195,7 @@ def test_every_way_of_adding_maps_counts_the_same_in_constant_memory_and_computi
     assert math.isnan(metric.compute(num_labels=7)["mean_iou"])
 
 
-def test_what_cannot_be_counted_is_refused_and_what_was_added_is_kept(metric):
+def test_uncountable_maps_are_rejected_and_earlier_ones_kept(metric):
     maps = some_maps()
     metric.add_batch(**maps)
     for options, message in (

@@ -228,7 +228,7 @@ def maps_of(seed):
 
 
 @BOTH
-def test_a_batch_counts_as_its_maps_one_by_one_also_merged_and_reduced_over_processes(metric_class):
+def test_a_batch_counts_like_its_maps_one_by_one_even_when_merged_or_reduced(metric_class):
     pairs = [maps_of(seed) for seed in range(3)]
     batch = counted(metric_class, *map(np.stack, zip(*pairs, strict=True)))
     parts, merged = [counted(metric_class, *pair) for pair in pairs], metric_class(5)
@@ -244,7 +244,7 @@ def test_a_batch_counts_as_its_maps_one_by_one_also_merged_and_reduced_over_proc
 
 
 @BOTH
-def test_bad_maps_are_refused_and_nothing_is_counted(metric_class):
+def test_bad_maps_are_rejected_and_nothing_is_counted(metric_class):
     metric = counted(metric_class, *maps_of(0))
     before = metric._counts.clone()
     for predictions, references, message in (
@@ -295,7 +295,7 @@ MATRIX = np.array([[90, 9, 1], [4, 2**62, 1], [0, 0, 0]])
 FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-road", "@SUM(A1)", "'=quoted", "'plain'", "\tcar"]
 
 
-def test_the_csv_holds_counts_and_names_that_are_no_formulas_and_pandas_and_we_read_it(tmp_path):
+def test_the_csv_holds_counts_and_names_without_formulas_and_is_readable_by_pandas_and_us(tmp_path):
     import pandas
 
     path = write_confusion_csv(MATRIX, ["road", 'a "bus", or so', "Straße"], tmp_path / "new" / "confusion.csv")
@@ -314,7 +314,7 @@ def test_the_csv_holds_counts_and_names_that_are_no_formulas_and_pandas_and_we_r
             assert counts.dtype == np.int64 and counts.tolist() == matrix.tolist() and read_names == names
 
 
-def test_what_is_not_a_confusion_matrix_is_neither_read_nor_written(tmp_path):
+def test_only_confusion_matrices_are_read_and_written(tmp_path):
     path = tmp_path / "a.csv"
     with pytest.raises(ValueError, match="float64"):
         write_confusion_csv(MATRIX / 2, ["road", "car", "bus"], path)

@@ -66,7 +66,7 @@ def test_without_weights_the_backbone_keeps_timms_own_initialisation():
     assert same(build(False).backbone.net.state_dict(), expected)
 
 
-def test_files_that_do_not_hold_the_weights_are_refused(weights_file, tmp_path):
+def test_files_without_the_models_weights_are_rejected(weights_file, tmp_path):
     with pytest.raises(FileNotFoundError, match="No backbone weights at '.*nothing.safetensors'; give"):
         build(tmp_path / "nothing.safetensors")
     torch.save({}, tmp_path / "weights.pth")
@@ -92,7 +92,7 @@ def test_tensors_that_a_feature_model_renames_are_found_in_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "warns"), [(None, True), (False, False)])
-def test_random_weights_that_nobody_asked_for_are_warned_of(given, warns, monkeypatch):
+def test_random_weights_give_a_warning_unless_requested(given, warns, monkeypatch):
     lines = []
     monkeypatch.setattr(modeling_afdcd.logger, "warning", lines.append)
     build(given)
@@ -108,7 +108,7 @@ def test_random_weights_that_nobody_asked_for_are_warned_of(given, warns, monkey
     [("resnet10t", 8, {}), ("mobilenetv2_100", 8, {}), ("tf_efficientnet_lite0", 16, {}), ("convnext_atto", 8, {}),
      ("vgg11", 32, {"out_indices": (4, 5)})],
 )  # fmt: skip
-def test_maps_have_the_channels_and_strides_announced(name, stride, options):
+def test_maps_have_the_declared_channels_and_strides(name, stride, options):
     with torch.device("meta"):
         backbone = Backbone(name, stride, **options)
         maps = backbone(torch.zeros(1, 3, 64, 96))
@@ -117,7 +117,7 @@ def test_maps_have_the_channels_and_strides_announced(name, stride, options):
     assert [tuple(one.shape) for one in maps] == expected
 
 
-def test_channels_last_maps_are_turned_around():
+def test_channels_last_maps_are_permuted():
     torch.manual_seed(0)
     backbone = Backbone("swin_tiny_patch4_window7_224", 32, img_size=64, window_size=2, depths=(1, 1, 1, 1)).eval()
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_channels_last_maps_are_turned_around():
         ("resnet18", 32, {"stem_typ": "deep"}, "backbone with {'pretrained': False, 'stem_typ': 'deep'}"),
     ],
 )  # fmt: skip
-def test_what_timm_cannot_give_is_explained(name, stride, options, message):
+def test_unsupported_backbones_are_explained(name, stride, options, message):
     with torch.device("meta"), pytest.raises(ValueError, match=re.escape(message)):
         Backbone(name, stride, **options)
 
@@ -200,7 +200,7 @@ def kept_bytes(backbone):
 
 # Share of the memory that is still used; timm does not checkpoint stems and ResNet's last stage.
 @pytest.mark.parametrize(("name", "share"), [("resnet18", 0.75), ("mobilenetv2_035", 0.2), ("convnext_atto", 0.5)])
-def test_less_is_kept_for_the_backward_pass(name, share):
+def test_less_memory_is_kept_for_the_backward_pass(name, share):
     backbone = model_with(name).backbone
     plain = kept_bytes(backbone)
     backbone.set_gradient_checkpointing(True)
@@ -213,7 +213,7 @@ def test_less_is_kept_for_the_backward_pass(name, share):
 @pytest.mark.parametrize(
     ("make", "options"), [(supervised, {"bf16": True}), (distilling, {"student_layer": "backbone.net.layer3"})]
 )
-def test_a_run_with_it_is_the_run_without_it_to_the_bit(tmp_path, make, options):
+def test_a_run_with_checkpointing_equals_one_without_to_the_bit(tmp_path, make, options):
     states = []
     for checkpointing in (False, True):
         student = segmenter(backbone_kwargs=SMALL)
@@ -225,7 +225,7 @@ def test_a_run_with_it_is_the_run_without_it_to_the_bit(tmp_path, make, options)
 
 
 @old_name
-def test_a_model_that_cannot_is_refused_before_training_and_so_are_options_that_would_be_dropped(tmp_path):
+def test_unsupported_models_and_options_are_rejected_before_training(tmp_path):
     hrnet = {"backbone": "hrnet_w18_small", "backbone_kwargs": {"out_indices": [1, 2, 3, 4]}, "output_stride": 32}
     for model, kwargs, message in (
         (segmenter(**hrnet), None, "timm offers no gradient checkpointing for this backbone"),

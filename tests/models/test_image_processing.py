@@ -56,13 +56,13 @@ def test_options_of_one_call_win_and_a_tensor_gives_the_same_as_its_image():
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "LA", "RGBA", "CMYK", "I;16"])
-def test_every_mode_becomes_three_channels_by_the_one_rule(mode):
+def test_every_mode_becomes_three_channels_by_one_rule(mode):
     deep = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)
     image = deep if mode == "I;16" else IMAGE.convert(mode)
     assert torch.equal(pixel_values(AfDcdImageProcessor(), image), pixel_values(AfDcdImageProcessor(), as_rgb(image)))
 
 
-def test_pixels_of_unknown_range_are_refused():
+def test_pixels_of_unknown_range_are_rejected():
     for image, message in (
         (IMAGE.convert("F"), "mode F: its pixels are floating-point numbers"),
         (np.zeros((3, 4, 5), np.uint16), "array of .*int.*; expected uint8"),
@@ -107,7 +107,7 @@ OUTPUTS = AfDcdOutput(logits=torch.randn(2, 5, 3, 4, generator=torch.Generator()
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_label_maps_are_the_arg_max_of_stretched_logits_at_each_images_size(align_corners):
+def test_label_maps_are_the_arg_max_of_upsampled_logits_at_each_images_size(align_corners):
     sizes = [(17, 30), (9, 8)]
     expected, others = (
         [
@@ -130,9 +130,7 @@ def test_label_maps_are_the_arg_max_of_stretched_logits_at_each_images_size(alig
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_a_pipeline_asks_nothing_and_cuts_off_the_padding_of_batches_of_images_of_different_sizes(
-    tmp_path, align_corners, monkeypatch
-):
+def test_a_pipeline_asks_nothing_and_crops_the_padding_of_mixed_batches(tmp_path, align_corners, monkeypatch):
     monkeypatch.setattr(builtins, "input", lambda prompt="": pytest.fail(f"the pipeline asked: {prompt}"))
     names = ["road", "car", "sky", "tree"]
     model = segmenter(6, head="fcn", align_corners=align_corners, id2label=dict(enumerate(names))).eval()
@@ -157,7 +155,7 @@ def test_a_pipeline_asks_nothing_and_cuts_off_the_padding_of_batches_of_images_o
                 assert np.array_equal(np.asarray(one["mask"]) > 0, expected == names.index(one["label"]))
 
 
-def test_labels_are_padded_with_255_and_padding_to_no_size_is_refused():
+def test_labels_are_padded_with_255_and_padding_without_a_size_is_rejected():
     padded = AfDcdImageProcessor(do_pad=True, pad_size={"height": 9, "width": 12})
     batch = padded(images=IMAGE, segmentation_maps=Image.fromarray(LABELS), return_tensors="pt")
     assert batch["pixel_values"].shape == (1, 3, 9, 12) and (batch["labels"][0, 7:] == 255).all()

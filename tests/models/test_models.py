@@ -39,7 +39,7 @@ def labels_for(pixel_values):
      ("lraspp", 8, 4), ("segformer", 32, 4), ("deeplabv3plus", 16, 4), ("fpn", 32, 4), ("fpn", 8, 4)],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [(33, 47), (64, 96), (8, 8)])
-def test_logits_of_any_size_come_out_at_the_heads_stride_rounded_up(head, output_stride, stride, size):
+def test_logits_have_the_heads_stride_rounded_up_for_any_size(head, output_stride, stride, size):
     model = segmenter(head=head, output_stride=output_stride, auxiliary_head=True)
     if size == (8, 8):
         model.eval()
@@ -50,7 +50,7 @@ def test_logits_of_any_size_come_out_at_the_heads_stride_rounded_up(head, output
     assert outputs.loss.ndim == 0 and outputs.loss.isfinite()
 
 
-def test_auxiliary_logits_and_hidden_states_appear_where_they_are_wanted_only():
+def test_auxiliary_logits_and_hidden_states_appear_only_on_request():
     model, pixel_values = segmenter(auxiliary_head=True), images(2, 3, 32, 32)
     assert model(pixel_values).aux_logits is not None and segmenter()(pixel_values).aux_logits is None
     model.eval()
@@ -63,7 +63,7 @@ def test_auxiliary_logits_and_hidden_states_appear_where_they_are_wanted_only():
     assert [32 // one.shape[-1] for one in maps] == model.backbone.strides
 
 
-def test_outputs_are_a_tuple_where_asked_for_and_attentions_and_other_shapes_are_refused():
+def test_outputs_can_be_a_tuple_and_attentions_and_other_shapes_are_rejected():
     model, pixel_values = segmenter(auxiliary_head=True).eval(), images(1, 3, 32, 32)
     options = {"labels": labels_for(pixel_values), "output_hidden_states": True, "output_attentions": False}
     outputs, as_tuple = model(pixel_values, **options), model(pixel_values, **options, return_dict=False)
@@ -77,7 +77,7 @@ def test_outputs_are_a_tuple_where_asked_for_and_attentions_and_other_shapes_are
 
 
 @pytest.mark.parametrize("head", ["deeplabv3", "pspnet", "fcn"])
-def test_training_on_one_image_is_refused_where_batch_norm_would_see_one_value(head):
+def test_training_on_one_image_is_rejected_if_batch_norm_would_see_one_value(head):
     model, pixel_values = segmenter(head=head), images(1, 3, 32, 32)
     if head == "fcn":
         assert model(pixel_values, labels=labels_for(pixel_values)).loss.isfinite()
@@ -116,7 +116,7 @@ def assert_computes_the_same(ours, maps, theirs, their_input, parts, further_wei
     assert sizes[1] - sizes[0] == further_weights
 
 
-def test_lraspp_computes_what_torchvisions_does():
+def test_lraspp_equals_torchvisions():
     channels, strides = [16, 24, 40, 96], [4, 8, 16, 16]  # the last two at one stride, as if a stage were dilated
     theirs, ours = randomised(LRASPPHead(24, 96, 5, 32)), head("lraspp", channels, strides, 16)
     high, low = theirs.high_classifier, theirs.low_classifier
@@ -126,7 +126,7 @@ def test_lraspp_computes_what_torchvisions_does():
     assert_computes_the_same(ours, maps, theirs, {"low": maps[1], "high": maps[-1]}, parts, further_weights=5)  # a bias
 
 
-def test_the_segformer_head_computes_what_transformers_does():
+def test_the_segformer_head_equals_transformers():
     channels, strides = [64, 8, 16, 24, 32], [2, 4, 8, 16, 32]  # a ResNet's first map, at stride 2, is not used
     config = SegformerConfig(hidden_sizes=channels[1:], decoder_hidden_size=32, num_labels=5)
     theirs = randomised(SegformerForSemanticSegmentation(config).decode_head)
@@ -139,7 +139,7 @@ def test_the_segformer_head_computes_what_transformers_does():
     assert_computes_the_same(ours, maps, theirs, maps[1:], [*parts, (theirs.classifier, ours.classifier)])
 
 
-def test_deeplabv3plus_computes_what_segmentation_models_pytorch_does():
+def test_deeplabv3plus_equals_segmentation_models_pytorchs():
     channels, strides = [16, 24, 40, 96], [2, 4, 8, 16]
     options = {"output_stride": 16, "aspp_separable": True, "aspp_dropout": 0.5}
     theirs = randomised(DeepLabV3PlusDecoder([3, *channels], 4, 32, [6, 12, 18], **options))
@@ -149,7 +149,7 @@ def test_deeplabv3plus_computes_what_segmentation_models_pytorch_does():
     assert_computes_the_same(ours, maps, theirs, [images(2, 3, 128, 192), *maps], parts)
 
 
-def test_fpn_computes_what_segmentation_models_pytorch_does():
+def test_fpn_equals_segmentation_models_pytorchs():
     channels, strides = [64, 8, 16, 24, 32], [2, 4, 8, 16, 32]
     theirs = randomised(FPNDecoder([3, *channels], pyramid_channels=64, segmentation_channels=32))
     ours, maps = head("fpn", channels, strides, 32).features, maps_of(channels, strides)
@@ -186,7 +186,7 @@ def test_the_task_loss_is_a_mean_over_counted_pixels_by_hand():
         assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
-def test_upsampling_keeps_the_corners_only_where_they_are_aligned():
+def test_upsampling_keeps_corners_only_with_align_corners():
     row = torch.tensor([0.0, 4.0]).view(1, 1, 1, 2)
     assert upsample_logits(row, (1, 5)).flatten().tolist() == [0, 1, 2, 3, 4]
     assert upsample_logits(row, (1, 4), align_corners=False).flatten().tolist() == [0, 1, 3, 4]

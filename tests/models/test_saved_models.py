@@ -101,7 +101,7 @@ def test_the_folder_holds_safetensors_configuration_and_source_only(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
-def test_what_cannot_be_loaded_whole_is_refused_rather_than_filled_at_random(tmp_path):
+def test_incomplete_models_are_rejected_rather_than_filled_with_random_weights(tmp_path):
     segmenter().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["head.classifier.weight"]
@@ -201,7 +201,7 @@ def test_a_saved_model_and_a_wrapped_one_give_the_logarithm_of_the_scores(kind, 
         torch.testing.assert_close(torch.compile(loaded, backend="eager")(pixel_values=IMAGES).logits, logits)
 
 
-def test_logits_stay_finite_where_no_mask_is_left():
+def test_logits_stay_finite_if_no_mask_is_left():
     model = with_logits(mask_model("eomt"))
     (hook,) = [one for one in model._forward_hooks.values() if one.__name__ == "_add_logits"]
     outputs = type("Outputs", (dict,), {})()

@@ -103,7 +103,7 @@ def test_portions_of_any_size_give_the_same(backend, case, vectors, size, patche
 
 @on_cpus
 @pytest.mark.parametrize("kind", ["normal", "rectified", "close to the teacher", "far from zero"])
-def test_float32_is_as_near_to_float64_as_the_reference_is(kind, backend):
+def test_float32_is_as_close_to_float64_as_the_reference(kind, backend):
     student, teacher = (maps.detach() for maps in maps_of((1, 512, 8, 8)))
     student, teacher = {
         "normal": (student, teacher),
@@ -133,7 +133,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(("layout", "teachers"), list(itertools.pairwise([*LAYOUTS, "channels last"])))
-def test_maps_of_any_strides_are_read_where_they_lie(layout, teachers, backend):
+def test_maps_of_any_strides_are_read_in_place(layout, teachers, backend):
     student, teacher = maps_of((2, 6, 4, 4), backend=backend)
     maps = LAYOUTS[layout](student.detach()), LAYOUTS[teachers](teacher)
     assert not any(each.is_contiguous() for each in maps)
@@ -143,7 +143,7 @@ def test_maps_of_any_strides_are_read_where_they_lie(layout, teachers, backend):
 @on_cpus
 @pytest.mark.parametrize("distance", ["l1", "l2"])
 @pytest.mark.parametrize("negatives", ["other_groups", "all"])
-def test_nan_and_infinities_go_where_they_go_in_the_reference(negatives, distance, backend):
+def test_nan_and_infinities_spread_as_in_the_reference(negatives, distance, backend):
     options = {"patch_size": 4, "channel_groups": 6, "negatives": negatives, "distance": distance}
     spoilt = itertools.product([(0,), (1,), (0, 1)], [torch.nan, torch.inf, -torch.inf], [0.07, 5.0])
     for which, value, options["temperature"] in spoilt:
@@ -167,7 +167,7 @@ def test_no_similarity_is_kept_for_the_backward_pass(backend):
     assert kept[backend] <= 384 and kept["reference"] > 4 * 48**2  # so the hook does see them
 
 
-def test_gradients_of_two_passes_add_up_and_a_second_derivative_is_refused(backend):
+def test_gradients_of_two_passes_add_up_and_a_second_derivative_is_rejected(backend):
     student, teacher = maps_of((1, 12, 4, 4), backend=backend)
     loss = omni_contrast(student, teacher, **SMALL, backend=backend)
     loss.backward(retain_graph=True)
@@ -181,7 +181,7 @@ def test_gradients_of_two_passes_add_up_and_a_second_derivative_is_refused(backe
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_gradient", [True, False])
-def test_the_operator_keeps_the_rules_of_pytorch(with_gradient, dtype, backend):
+def test_the_operator_follows_pytorchs_rules(with_gradient, dtype, backend):
     student, teacher = (maps.detach().to(dtype) for maps in maps_of((1, 12, 4, 4), backend=backend))
     student.requires_grad_(with_gradient)
     arguments = (student, teacher, 2, 3, 0.5, "l1", "other_groups", backend, with_gradient)
@@ -190,7 +190,7 @@ def test_the_operator_keeps_the_rules_of_pytorch(with_gradient, dtype, backend):
 
 
 @pytest.mark.parametrize(("device", "preferred"), [("cpu", "native"), ("cuda", "triton")])
-def test_auto_takes_the_fastest_that_runs_or_says_why_not(device, preferred, monkeypatch, caplog):
+def test_auto_uses_the_fastest_backend_that_runs_or_says_why_not(device, preferred, monkeypatch, caplog):
     somewhere = SimpleNamespace(dtype=torch.float32, device=torch.device(device))
     contrast._log_choice.cache_clear()
     with caplog.at_level(logging.INFO, logger="afdcd_hf.ops.contrast"):
@@ -323,7 +323,7 @@ def test_a_damaged_library_is_compiled_again(damage, fresh, compiler):  # loadin
 
 
 @needs_a_compiler
-def test_a_cache_that_cannot_be_written_costs_a_compilation_a_process(fresh, compiler, caplog):
+def test_with_an_unwritable_cache_each_process_compiles(fresh, compiler, caplog):
     fresh.parent.write_text("a file where the folder should be")
     with caplog.at_level(logging.INFO, logger="afdcd_hf.ops.contrast_native"):
         assert some_loss() == some_loss()

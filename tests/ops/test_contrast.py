@@ -131,7 +131,7 @@ def test_value_and_gradient_equal_the_released_code(golden, backend):
 
 
 @on_every_backend
-def test_half_precision_maps_are_computed_in_float32_also_under_autocast(backend):
+def test_half_precision_maps_are_computed_in_float32_even_under_autocast(backend):
     student, teacher = (maps.detach().bfloat16() for maps in random_maps((1, 32, 4, 4)))
     for distance in ("l1", "l2"):
         options = {"distance": distance, "backend": backend}
@@ -169,6 +169,6 @@ def test_bad_settings_are_explained(options, message):
         ((0, 6, 4, 4), (0, 6, 4, 4), "hold no patch"),
     ],
 )
-def test_maps_that_are_not_of_one_4d_shape_or_empty_are_refused(student, teacher, message):
+def test_maps_that_are_empty_or_not_of_one_4d_shape_are_rejected(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         spatial_contrast(torch.zeros(student), torch.zeros(teacher))

@@ -70,7 +70,7 @@ def test_value_and_gradient_equal_the_reference(case):
         (torch.float32, torch.bfloat16, 0.0),
     ],
 )
-def test_halves_are_computed_in_float32(dtype, teachers, rounding):
+def test_half_precision_maps_are_converted_to_float32(dtype, teachers, rounding):
     student, teacher = random_maps()
     student, teacher = student.to(dtype), teacher.to(teachers)
     value, gradient = value_and_gradient(student, teacher, upstream=64.0, **OMNI)
@@ -133,7 +133,7 @@ def test_the_buffers_of_any_size_are_bounded(shape, patch_size):
     assert cut.positions == shape[0] * shape[2] * shape[3]
 
 
-def test_what_cannot_run_is_refused_with_a_reason(monkeypatch):
+def test_unsupported_maps_are_rejected_with_a_reason(monkeypatch):
     student, teacher = (tensor.detach().cpu() for tensor in random_maps())
     for maps in ((student.double(), teacher), (student, teacher.double())):
         with pytest.raises(ValueError, match="cannot run: its arithmetic is float32.*torch.float64.*backend='torch'"):

@@ -33,7 +33,7 @@ def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Pa
     `list_file` lists the images to use: paths of image and label in two columns, or one column of ids, file names or
     paths that belong to the split.
 
-    FileNotFoundError, with their number and names, for missing folders and files and for images or labels without a
+    Raises FileNotFoundError, with number and names, for missing folders and files and for images or labels without a
     counterpart; ValueError if two files have the same key, or a list cannot be used.
     """
     folders = _Folders(benchmark, root)
@@ -234,8 +234,8 @@ def read_list(path: str | Path, root: Path) -> ListFile:
     Columns are separated by tabs, or by spaces in lines without a tab: paths with spaces need a tab after them. Lists
     made on Windows are read: UTF-16 with a byte order mark, backslashes, drive letters.
 
-    FileNotFoundError if there is no such file; ValueError if it is not text, lists nothing, or a line has more than two
-    columns or not as many as the others.
+    Raises FileNotFoundError if there is no such file; ValueError if it is not text, lists nothing, or a line has more
+    than two columns or not as many as the others.
     """
     path = Path(path).expanduser()
     place = path if path.is_file() else root / path

@@ -14,7 +14,7 @@ RGB = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files lie. Images and labels are paired by a key, the part of their stems that they share."""
+    """The layout of the files. Images and labels are paired by a key, the part of their stems that they share."""
 
     # Folders that may hold them, `{split}` for the split's name. Of the image folders, the first that exists is used;
     # label folders after the first only supply labels that it lacks.
@@ -41,7 +41,7 @@ class Layout:
 class Submission:
     """The form in which a benchmark's test server expects predictions."""
 
-    label_ids: Mapping[int, int]  # train id → value in the PNG; values not listed stay
+    label_ids: Mapping[int, int]  # train id → value in the PNG; unlisted values stay
     file_name: Callable[[str], str]  # name of an image (path under `data_dir`) → name of its PNG
 
 
@@ -60,7 +60,7 @@ class Benchmark:
     layout: str  # the files expected under `data_dir`, in words, for error messages
     files: Layout | None = None  # the same for `find_files`; None if the images are generated
     submission: Submission | None = None  # what the test server expects; None if there is none
-    # Value in the label files as published → train id or ignore index; values not listed stay.
+    # Value in the label files as published → train id or ignore index; unlisted values stay.
     label_map: Mapping[int, int] = field(default_factory=dict)
     ignore_index: int = 255  # label of pixels that are neither trained on nor scored
 
