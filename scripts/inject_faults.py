@@ -41,7 +41,7 @@ import afdcd_hf.training.runs  # noqa: E402, F401  (imported once, here, for all
 from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor  # noqa: E402
 from afdcd_hf.cli import main as afdcd  # noqa: E402
 from afdcd_hf.data.loading import class_names  # noqa: E402
-from afdcd_hf.training.checkpoints import last_whole_checkpoint  # noqa: E402
+from afdcd_hf.training.checkpoints import last_complete_checkpoint  # noqa: E402
 
 STEPS, SAVE_STEPS = 20, 3
 TIMEOUT = 120
@@ -227,7 +227,7 @@ class Faults:
         """NaN loss (learning rate 1e30 from the start, a checkpoint at every step)"""
         run = self.run("nan", "--learning_rate", "1e30", "--save_steps", "1")
         what = f"stopped, status {run.wait()}; checkpoints: {_listed(_numbers(run.folder))}"
-        checkpoint = last_whole_checkpoint(run.folder)
+        checkpoint = last_complete_checkpoint(run.folder)
         finite = all(bool(t.isfinite().all()) for t in load_file(checkpoint / "model.safetensors").values())
         return what, "no: the last finite state is saved" if finite else "**YES**", run.message()
 

@@ -1,4 +1,4 @@
-"""The `afdcd` command. Heavy imports wait until a command needs them, so that `--help` answers at once."""
+"""The `afdcd` command. Heavy imports are deferred until a command needs them, which keeps `--help` fast."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from .command import Command
 
 _EXIT_CODES = """exit status:
   0    done
-  1    `afdcd verify`: the card's number does not hold; `afdcd release`: a model was not published
-  2    a mistake in the command or its files, or a failure; one line says which
-  130  interrupted (Ctrl-C); 143: stopped by SIGTERM. Trainings save first.
-AFDCD_TRACEBACK=1 in the environment shows where an error comes from."""
+  1    `afdcd verify`: the score on the card was not reproduced; `afdcd release`: a model was not published
+  2    an error in the command or its files, or a failure; one line on standard error explains it
+  130  interrupted (Ctrl-C), or 143 after SIGTERM; training runs save a checkpoint first
+Set AFDCD_TRACEBACK=1 in the environment to see the traceback of an error."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 2, with one line on standard error, where anything goes wrong."""
+    """Run one command; on any error, print one line to standard error and return exit status 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     name, hint = "afdcd", ""
     try:
         parser, commands = _parser()
         if not words or words[0].startswith("-"):
-            return _answer(parser, words)
+            return _run_top_level(parser, words)
         command, words = _command(commands.choices, words)
         name, hint = command.prog, command.on_interruption
-        quieten()
-        options = command.options(words)  # --help ends here, as does `afdcd chart` without a kind
+        configure_logging()
+        options = command.options(words)  # exits here for --help, raises for `afdcd chart` without a kind
         status = command.run(**options) if command.run else None
         leave_process_group()
         return status or 0
-    except KeyboardInterrupt as interruption:  # TrainingInterrupted among them: a signal that was answered by saving
-        said = f"{str(interruption) or 'interrupted'}{hint and '; '}{hint}"
-        print(f"\n{name}: {without_tokens(said)}", file=sys.stderr)
+    except KeyboardInterrupt as interruption:  # including TrainingInterrupted, raised after a checkpoint was saved
+        message = f"{str(interruption) or 'interrupted'}{hint and '; '}{hint}"
+        print(f"\n{name}: {without_tokens(message)}", file=sys.stderr)
         return getattr(interruption, "exit_status", 130)
-    except BrokenPipeError:  # `afdcd datasets voc | head`: whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain on leaving
+    except BrokenPipeError:  # the reader closed the pipe, as in `afdcd datasets voc | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would report an error on exit
         return 141
     except Exception as error:
         if os.environ.get("AFDCD_TRACEBACK"):
             raise
-        print(f"{name}: {_in_words(error)}", file=sys.stderr)
+        print(f"{name}: {_error_line(error)}", file=sys.stderr)
         return 2
 
 
@@ -69,8 +69,8 @@ def _parser() -> tuple[Command, argparse._SubParsersAction]:
     return parser, commands
 
 
-def _answer(parser: Command, words: Sequence[str]) -> int:
-    """What concerns no command."""
+def _run_top_level(parser: Command, words: Sequence[str]) -> int:
+    """Handle options without a command: help, version and tab completion."""
     shell = parser.options(words)["print_completion"]
     if shell:
         import shtab
@@ -82,18 +82,18 @@ def _answer(parser: Command, words: Sequence[str]) -> int:
 
 
 def _command(known: dict[str, Command], words: list[str]) -> tuple[Command, list[str]]:
-    """The parser of the command that the first words name, and the words that follow."""
+    """Return the parser of the command named by the first words, and the remaining words."""
     what = "command"
     if words[0] == "chart" and len(words) > 1 and not words[1].startswith("-"):
         known, words, what = known["chart"].get_default("kinds").choices, words[1:], "kind of chart"
     if words[0] not in known:
-        hint = close_names(words[0], known) or f" There are {', '.join(known)}."
+        hint = close_names(words[0], known) or f" Known: {', '.join(known)}."
         raise ValueError(f"unknown {what} {words[0]!r}.{hint}")
     return known[words[0]], words[1:]
 
 
-def _in_words(error: Exception) -> str:
-    """An error as a line; of one that nobody foresaw also its type and a file with the traceback."""
+def _error_line(error: Exception) -> str:
+    """Format an error as one line; for an unexpected one, include its type and a file with the traceback."""
     text = without_tokens(plain_message(error) if str(error).startswith("Caught ") else str(error))
     if isinstance(error, (ValueError, OSError)):
         return text
@@ -106,30 +106,30 @@ def _in_words(error: Exception) -> str:
     return f"{line} (traceback: {file.name})"
 
 
-# The process: its log messages on the terminal, and how it leaves the others of a launcher
+# The process: logging to the terminal, and leaving the process group of a launcher
 
 
-def quieten() -> None:
-    """Our own messages from the main process only, above the progress bar; of others only what tells of trouble."""
+def configure_logging() -> None:
+    """Log above the progress bar: our own messages (on other ranks only errors), and other libraries' warnings."""
     main_process = os.environ.get("RANK", "0") == "0"
-    handler = BesideBars(sys.stderr)
-    handler.setFormatter(Plain())
+    handler = TqdmHandler(sys.stderr)
+    handler.setFormatter(MessageFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("afdcd_hf").setLevel(logging.INFO if main_process else logging.ERROR)
-    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it warns of classifiers that we do without
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it warns of classifiers that we drop
 
 
-class BesideBars(logging.StreamHandler):
+class TqdmHandler(logging.StreamHandler):
     """Writes a message above a progress bar, not into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # not imported: no bar to care for
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # if tqdm is not imported, there is no bar
         with bars.external_write_mode(file=self.stream) if bars else nullcontext():
             super().emit(record)
 
 
-class Plain(logging.Formatter):
-    """News as they are, trouble with its level before it; of others' messages also where they come from."""
+class MessageFormatter(logging.Formatter):
+    """Info messages bare, warnings and errors with their level; other libraries' messages also with their logger."""
 
     def format(self, record: logging.LogRecord) -> str:
         source = "" if record.name.split(".")[0] == "afdcd_hf" else f"{record.name} "
@@ -138,14 +138,14 @@ class Plain(logging.Formatter):
 
 
 def leave_process_group() -> None:
-    """Part from the other processes, where there are any; call it on every rank, when all work is done.
+    """Leave the process group, if there is one. Call on every rank once all work is done.
 
-    Without it NCCL warns on leaving, and a finished run with gloo can end with SIGABRT: in Python < 3.14 one of its
-    threads may ask for the interpreter while that is shutting down. Those that DDP holds for ever get a moment.
+    Otherwise NCCL warns on exit, and a finished run with gloo can end with SIGABRT: in Python < 3.14, one of gloo's
+    threads may request the interpreter during shutdown.
     """
-    distributed = sys.modules.get("torch.distributed")  # if nobody imported it, there is no group
+    distributed = sys.modules.get("torch.distributed")  # if it was never imported, there is no group
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return
-    gc.collect()  # a trainer, which refers to itself, holds its groups
+    gc.collect()  # trainers are reference cycles and hold their groups until collected
     distributed.destroy_process_group()
-    time.sleep(0.1)
+    time.sleep(0.1)  # DDP holds some of gloo's threads forever: give them a moment

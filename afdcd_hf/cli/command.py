@@ -1,4 +1,4 @@
-"""What the parsers of all commands share: option spelling, checked values, help, and errors as exceptions."""
+"""Shared by all command parsers: option spelling, value checks, help, and errors as exceptions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 class Command(argparse.ArgumentParser):
-    """The parser of one command, and what it does. Options are spelled with underscores; dashes are accepted too.
+    """The parser of one command and the function that runs it. Options use underscores; dashes are accepted too.
 
-    `run` is called with the options, and returns the exit status or None for 0; `old` maps option names of earlier
-    versions to those of today; an `open_ended` command takes options that it does not know as the argument `rest`;
-    `on_interruption` is said after Ctrl-C.
+    `run` is called with the options and returns the exit status, or None for 0. `old` maps option names of earlier
+    versions to the current ones. An `open_ended` command passes unknown options to `run` as the argument `rest`.
+    `on_interruption` is a hint printed after Ctrl-C.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Command(argparse.ArgumentParser):
         self._into: argparse._ActionsContainer = self
 
     def group(self, title: str) -> None:
-        """What is added from here on stands under this title in the help."""
+        """Start a help section with this title; options added from here on belong to it."""
         self._into = self.add_argument_group(title)
 
     def add(self, *names: str, help: str, **kwargs: Any) -> None:
-        """Add an argument whose help says its default, where there is one worth saying."""
+        """Add an argument; its help ends with the default, unless that is None, False or empty."""
         default = kwargs.get("default")
         if default not in (None, False, []):
             help += f" (default {' '.join(map(str, default)) if isinstance(default, (list, tuple)) else default})"
@@ -67,39 +67,39 @@ class Command(argparse.ArgumentParser):
         self.add(name, action="store_true", help=help, **kwargs)
 
     def add_size(self, name: str, help: str, **kwargs: Any) -> None:
-        """Add an option of a height and a width in pixels."""
-        self.add(name, type=whole(1, 65536), nargs=2, metavar=("H", "W"), help=help, **kwargs)
+        """Add an option that takes a height and a width in pixels."""
+        self.add(name, type=integer(1, 65536), nargs=2, metavar=("H", "W"), help=help, **kwargs)
 
     def add_device(self) -> None:
-        """Add `--device`; whether the machine has it is known once torch is there: see `check_device`."""
-        self.add("--device", help="cpu, cuda, cuda:1, ...; by default a GPU where there is one")
+        """Add `--device`; `check_device` checks it later, once torch is imported."""
+        self.add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
 
     def add_data(self) -> None:
-        """Add which images of a split, and what their labels mean: `data_choice` reads them."""
-        self.add("--list_file", help="list of images (and labels) to take instead of the whole split")
-        self.add("--max_samples", type=whole(), help="take only the first so many images")
-        self.add("--image_column", help="of a dataset that is not a benchmark (default image)")
-        self.add("--label_column", help="its labels (default label)")
-        self.add("--label_map", metavar="JSON", help="value in its labels -> class id, e.g. '{\"0\": 255}'")
-        self.add("--labels_as", metavar="BENCHMARK", help="its labels hold the values of this benchmark's files")
+        """Add the options that select images of a split and map their labels; `data_choice` reads them."""
+        self.add("--list_file", help="list of images (and labels) to use instead of the whole split")
+        self.add("--max_samples", type=integer(), metavar="N", help="use only the first N images")
+        self.add("--image_column", help="image column of a dataset that is not a benchmark (default image)")
+        self.add("--label_column", help="label column of such a dataset (default label)")
+        self.add("--label_map", metavar="JSON", help="map label values to class ids, e.g. '{\"0\": 255}'")
+        self.add("--labels_as", metavar="BENCHMARK", help="label values follow this benchmark's files")
 
     def add_inference(self) -> None:
-        """How a model is applied to an image: `inference_settings` reads them."""
+        """Add the inference options; `inference_settings` reads them."""
         self.group("inference")
-        scales = number(at_most=100)
-        self.add("--scales", type=scales, nargs="+", default=[1.0], help="sizes to average over, e.g. 0.75 1 1.25")
-        self.flag("--flip", "average with the mirrored image")
-        self.add_size("--window", "slide a window over the image")
-        self.add_size("--stride", "its steps (default: 2/3 of the window)")
-        self.add("--precision", default="fp32", choices=PRECISIONS, help="of the forward passes")
+        scales = positive_number(at_most=100)
+        self.add("--scales", type=scales, nargs="+", default=[1.0], help="scales to average over, e.g. 0.75 1 1.25")
+        self.flag("--flip", "average with the horizontally flipped image")
+        self.add_size("--window", "use a sliding window of this size")
+        self.add_size("--stride", "stride of the window (default: 2/3 of its size)")
+        self.add("--precision", default="fp32", choices=PRECISIONS, help="precision of the forward passes")
         self.add_device()
 
     def error(self, message: str) -> NoReturn:
-        """Raise, where argparse would print the usage and exit."""
+        """Raise ValueError; argparse would print the usage and exit."""
         raise ValueError(f"{message}; see {self.prog} --help.")
 
     def options(self, argv: Sequence[str]) -> dict[str, Any]:
-        """The options in words of a command line, with those that the parser does not know as `rest` if open-ended."""
+        """Parse a command line; an open-ended command gets its unknown options as `rest`."""
         words, names = [], []
         for word in argv:
             if word.startswith("--") and len(word) > 2:
@@ -121,13 +121,13 @@ def add_command(
     commands: argparse._SubParsersAction, name: str, text: str, usage: str, run: Callable[..., int | None] | None,
     example: str | None = None, **kwargs: Any,
 ) -> Command:  # fmt: skip
-    """Add a command; the list of commands shows its text up to the semicolon."""
+    """Add a command; the list of commands shows its text up to the first semicolon."""
     kwargs |= {"help": textwrap.fill(text.split(";")[0], 78), "text": textwrap.fill(text, 100), "usage": usage}
     return commands.add_parser(name, run=run, example=example, **kwargs)
 
 
-def whole(at_least: int = 1, at_most: int = 10**9) -> Callable[[str], int]:
-    """A type of option: a whole number within bounds."""
+def integer(at_least: int = 1, at_most: int = 10**9) -> Callable[[str], int]:
+    """Return an argparse type: a whole number within bounds."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"[-+]?\d{1,18}", text) or not at_least <= int(text) <= at_most:
@@ -137,8 +137,8 @@ def whole(at_least: int = 1, at_most: int = 10**9) -> Callable[[str], int]:
     return read
 
 
-def number(at_most: float) -> Callable[[str], float]:
-    """A type of option: a number above 0 within a bound."""
+def positive_number(at_most: float) -> Callable[[str], float]:
+    """Return an argparse type: a number above 0 and at most `at_most`."""
 
     def read(text: str) -> float:
         with suppress(ValueError):
@@ -150,18 +150,18 @@ def number(at_most: float) -> Callable[[str], float]:
 
 
 def data_choice(name: str, split: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What `load_split` takes, out of a command's options."""
+    """Return the arguments of `load_split`, removing them from a command's options."""
     from ..recipes import parse_json_object
 
     names = ("data_dir", "list_file", "max_samples", "image_column", "label_column", "label_map", "labels_as")
-    choice = {"name": name, "split": split, **given({one: options.pop(one) for one in names})}
+    choice = {"name": name, "split": split, **given_options({one: options.pop(one) for one in names})}
     if "label_map" in choice:
         choice["label_map"] = parse_json_object("label_map", choice["label_map"])
     return choice
 
 
 def inference_settings(options: dict[str, Any]) -> InferenceSettings:
-    """Take what `add_inference` added, but the device, which is tried, out of a command's options."""
+    """Build the settings from the options of `add_inference`, removing them; the device is checked and stays."""
     from ..inference.segment import InferenceSettings
 
     check_device(options["device"])
@@ -171,7 +171,7 @@ def inference_settings(options: dict[str, Any]) -> InferenceSettings:
 
 
 def check_device(name: str | None) -> None:
-    """Raise ValueError where this machine, or this build of torch, has no such device."""
+    """Raise ValueError if this machine, or this build of torch, has no such device."""
     import torch
 
     try:
@@ -181,33 +181,33 @@ def check_device(name: str | None) -> None:
 
 
 def check_output(output: Path | None, overwrite: bool) -> None:
-    """Refuse to write over a file that is there."""
-    refuse({"overwrite": overwrite} if output is None else {}, "is for --output, which is missing.")
+    """Refuse to overwrite an existing file unless `overwrite` is set."""
+    reject({"overwrite": overwrite} if output is None else {}, "can only be used with --output.")
     refuse_existing([] if output is None else [output], overwrite, "--output")
 
 
-def refuse(options: Mapping[str, Any], why: str) -> None:
-    """Raise ValueError where the command line has one of these options, which would do nothing."""
-    if named := [f"--{name}" for name in given(options)]:
+def reject(options: Mapping[str, Any], why: str) -> None:
+    """Raise ValueError if the command line has any of these options, which would have no effect."""
+    if named := [f"--{name}" for name in given_options(options)]:
         raise ValueError(f"{' and '.join(named)} {why}")
 
 
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the command line has."""
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given on the command line."""
     return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
-def titled(words: list[str]) -> dict[str, str]:
-    """`TITLE=FOLDER` or `FOLDER`, whose own name is the title then."""
+def parse_titles(words: list[str]) -> dict[str, str]:
+    """Map titles to folders from `TITLE=FOLDER` or `FOLDER`, whose last part then is the title."""
     pairs = [word.split("=", 1) if "=" in word else [Path(word).name, word] for word in words]
     by_title = dict(pairs)
     if len(by_title) < len(pairs):
-        raise ValueError(f"two of {', '.join(words)} have the same title; write TITLE=FOLDER.")
+        raise ValueError(f"two of {', '.join(words)} have the same title; tell them apart with TITLE=FOLDER.")
     return by_title
 
 
 def hide_loading_bars() -> None:
-    """No bars for reading and writing weights, which takes no time; training and evaluation keep theirs."""
+    """Hide the progress bars of loading and saving weights; training and evaluation keep theirs."""
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 

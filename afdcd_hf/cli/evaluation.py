@@ -19,17 +19,17 @@ from .command import (
     check_device,
     check_output,
     data_choice,
-    given,
+    given_options,
     hide_loading_bars,
     inference_settings,
-    number,
-    refuse,
-    whole,
+    integer,
+    positive_number,
+    reject,
 )
 
-_BUSY = 0.5  # beyond this share of the cores, others' programs are in the figures
-_OF_CLASS = ("name", "pixels", "share", "images", "balanced_weight")
-_OF_BENCHMARK = "name num_labels ignore_index split_sizes layout licence homepage citation classes".split()
+_BUSY_SHARE = 0.5  # above this load per core, other programs distort the timings
+_CLASS_KEYS = ("name", "pixels", "share", "images", "balanced_weight")
+_BENCHMARK_KEYS = "name num_labels ignore_index split_sizes layout licence homepage citation classes".split()
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -40,21 +40,21 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--model runs/mine --dataset camvid --data_dir data/camvid --output results.json",
     )  # fmt: skip
     command.add("--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml, .pte)")
-    command.add("--batch_size", type=whole(1, 10**6), default=1, help="images in a forward pass")
-    command.add("--num_workers", type=whole(0, 1024), default=0, help="processes that decode images")
-    command.flag("--absent_as_zero", "a class absent from truth and prediction counts as 0")
-    ratio = "also score boundaries: Boundary IoU in bands of this share of the image diagonal (Cityscapes: 0.005)"
-    command.add("--boundary_ratio", type=number(at_most=1), help=ratio)
-    command.add("--output", metavar="FILE", help="results.json to write; the confusion matrix goes beside it")
+    command.add("--batch_size", type=integer(1, 10**6), default=1, help="images per forward pass")
+    command.add("--num_workers", type=integer(0, 1024), default=0, help="processes that decode images")
+    command.flag("--absent_as_zero", "count a class absent from ground truth and prediction as IoU 0")
+    ratio = "also compute Boundary IoU; width of the boundary as a share of the image diagonal (Cityscapes: 0.005)"
+    command.add("--boundary_ratio", type=positive_number(at_most=1), help=ratio)
+    command.add("--output", metavar="FILE", help="results.json to write; the confusion matrix is saved next to it")
     command.flag("--json", "print the scores as JSON instead of a table", dest="as_json")
-    command.add("--save_predictions", metavar="DIR", help="label maps as PNG; for Cityscapes with a zip")
-    command.flag("--overwrite", "replace files of an earlier evaluation")
+    command.add("--save_predictions", metavar="DIR", help="save label maps as PNG; for Cityscapes also a zip")
+    command.flag("--overwrite", "overwrite the files of an earlier evaluation")
     command.group("images and labels")
-    command.add("--dataset", required=True, help="benchmark (`afdcd datasets`), or folder or Hub id")
+    command.add("--dataset", required=True, help="benchmark (see `afdcd datasets`), folder or Hub id")
     command.add("--data_dir", help="folder of the benchmark's files")
-    command.add("--split", default="val", help="of the dataset")
+    command.add("--split", default="val", help="split to evaluate on")
     command.add_data()
-    command.flag("--streaming", "read it as a stream that is never held or downloaded")
+    command.flag("--streaming", "stream the dataset without downloading it or holding it in memory")
     command.add_inference()
 
     command = new(
@@ -63,50 +63,50 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     command.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="images, or folders of them")
     command.add("--model", required=True, help="folder, Hub id or exported graph (.onnx, .xml, .pte)")
-    command.add("--output_dir", required=True, help="folder for class ids, colours and overlays")
-    command.add("--dataset", help="benchmark whose colours to use; by default the one with the model's classes")
-    command.flag("--as_labels", "write a data set of pseudo-labels to train on")
-    command.add("--confidence", type=float, help="with --as_labels: ignore pixels of lower probability (default 0.9)")
-    command.flag("--overwrite", "replace files of an earlier run")
+    command.add("--output_dir", required=True, help="folder for label maps, colour maps and overlays")
+    command.add("--dataset", help="benchmark whose colours to use (default: the one with the model's classes)")
+    command.flag("--as_labels", "write a dataset of pseudo-labels to train on")
+    command.add("--confidence", type=float, help="with --as_labels: ignore pixels below this probability (default 0.9)")
+    command.flag("--overwrite", "overwrite the files of an earlier run")
     command.add_inference()
 
     text = (
-        "count parameters and multiply-accumulates (MACs) of a model, and measure time and memory of its forward pass; "
+        "count a model's parameters and multiply-accumulates (MACs), and measure time and memory of its forward pass; "
         "on this machine, without reading and resizing images"
     )
     command = new("profile", text, "MODEL [options]", _profile, "runs/mine --size 512 1024 --output cost.json")
     command.add_argument("model", help="folder or Hub id")
-    sizes = "of the input; may be repeated (default: 512 512, 512 1024 and 1024 2048)"
+    sizes = "input size; may be repeated (default: 512 512, 512 1024 and 1024 2048)"
     command.add_size("--size", sizes, action="append")
-    command.add("--batch_size", type=whole(1, 10**6), default=1, help="images in a pass")
+    command.add("--batch_size", type=integer(1, 10**6), default=1, help="images per forward pass")
     command.add_device()
-    command.add("--precision", default="fp32", choices=PRECISIONS, help="of the passes")
-    command.flag("--channels_last", "lay maps out with the channels last")
-    command.flag("--compile", "with torch.compile")
-    command.add("--warmup", type=whole(0), default=10, help="passes before those that count")
-    command.add("--repeats", type=whole(1), default=40, help="passes that count")
-    limit = "limit for a size; at least 3 passes count"
-    command.add("--max_seconds", type=number(at_most=1e6), default=30.0, help=limit)
-    command.flag("--no_memory", "leave peak memory out, which takes one more pass")
+    command.add("--precision", default="fp32", choices=PRECISIONS, help="precision of the forward passes")
+    command.flag("--channels_last", "use the channels-last memory format")
+    command.flag("--compile", "use torch.compile")
+    command.add("--warmup", type=integer(0), default=10, help="warm-up passes, not timed")
+    command.add("--repeats", type=integer(1), default=40, help="timed passes")
+    limit = "time limit per size; at least 3 passes are timed"
+    command.add("--max_seconds", type=positive_number(at_most=1e6), default=30.0, help=limit)
+    command.flag("--no_memory", "skip peak memory, which takes one extra pass")
     command.flag("--json", "print JSON instead of the table", dest="as_json")
     command.add("--output", type=Path, metavar="FILE", help="also write the rows to this JSON file")
-    command.flag("--overwrite", "replace that file if it is there")
+    command.flag("--overwrite", "overwrite an existing --output file")
 
-    text = "list the benchmarks, describe one, check its files, or count what the labels of any dataset hold"
+    text = "list the benchmarks, describe one, check its files, or count the labels of any dataset"
     example = "camvid --data_dir data/camvid --stats --output camvid.png"
     command = new("datasets", text, "[NAME] [options]", _datasets, example)
     command.add_argument("name", nargs="?", help="benchmark to describe; with --stats also a folder or Hub id")
-    command.add("--data_dir", help="folder with its files: looks at every split, and at its first pair")
+    command.add("--data_dir", help="folder of its files: checks every split and its first image and label")
     command.flag("--json", "print JSON", dest="as_json")
-    drawn = "draw the polygons of NAME (COCO .json, or folder of YOLO or LabelMe) as a data set in this new folder"
+    drawn = "convert the polygons of NAME (COCO .json, or folder of YOLO or LabelMe) to a dataset in this new folder"
     command.add("--import_to", metavar="DIR", help=drawn)
-    command.group("labels of one split")
-    command.flag("--stats", "count pixels and images of each class, sizes and ignored pixels")
-    command.add("--split", help="to count (default train)")
+    command.group("label statistics of one split")
+    command.flag("--stats", "count pixels and images per class, image sizes and ignored pixels")
+    command.add("--split", help="split to count (default train)")
     command.add_data()
-    command.add("--class_names", nargs="+", metavar="NAME", help="of a dataset that is not a benchmark, in order")
-    command.add("--output", type=Path, metavar="FILE", help="also draw some samples with their labels over them")
-    command.flag("--overwrite", "replace that file if it is there")
+    command.add("--class_names", nargs="+", metavar="NAME", help="class names in order, if it is not a benchmark")
+    command.add("--output", type=Path, metavar="FILE", help="also draw some images with their labels overlaid")
+    command.flag("--overwrite", "overwrite an existing --output file")
 
 
 def _evaluate(model: str, dataset: str, split: str, as_json: bool, **options: Any) -> None:
@@ -132,11 +132,11 @@ def _predict(
     from ..inference.predictions import predict_images, write_pseudo_labels
 
     if not as_labels:
-        refuse({"confidence": confidence}, "is for --as_labels: add it, or leave it out.")
+        reject({"confidence": confidence}, "can only be used with --as_labels.")
         done = predict_images(model, inputs, output_dir, dataset=dataset, overwrite=overwrite, **options)
-        print(f"{len(done)} images segmented in {output_dir}")
+        print(f"{len(done)} images segmented; results in {output_dir}")
         return
-    refuse({"overwrite": overwrite, "dataset": dataset}, "is not for --as_labels, which writes a new folder.")
+    reject({"overwrite": overwrite, "dataset": dataset}, "cannot be used with --as_labels, which writes a new folder.")
     options |= {} if confidence is None else {"confidence": confidence}
     count, labelled = write_pseudo_labels(model, inputs, output_dir, **options)
     print(f"{count} images with {labelled:.1%} of their pixels labelled in {output_dir}; train on them with")
@@ -163,17 +163,17 @@ def _profile(
         if not as_json:
             print(row.format() if rows else f"{row.describe()}\n{HEADER}\n{row.format()}", flush=True)
         rows.append(row)
-        if output:  # after each row, so that none is lost if a larger input does not fit
+        if output:  # after each row, so that none is lost if a larger input runs out of memory
             write_json(output, content())
 
     profile_model(model, sizes, settings=ProfileSettings(**settings, memory=not no_memory), device=device, show=show)
     if as_json:
         print(json.dumps(content(), indent=2))
         return
-    print("GMACs: thousand million multiply-accumulates of one image (1 MAC = 2 FLOPs).")
+    print("GMACs: billion multiply-accumulates per image (1 MAC = 2 FLOPs).")
     loads, cores = [row.load_average for row in rows if row.load_average is not None], os.cpu_count() or 1
-    if loads and loads[0] > _BUSY * cores:  # the later ones are of our own making
-        print(f"note: this machine was busy ({loads[0]:.1f} programs on {cores} cores): times are too long.")
+    if loads and loads[0] > _BUSY_SHARE * cores:  # the first one only: later ones include our own load
+        print(f"note: this machine was busy (load average {loads[0]:.1f} on {cores} cores): times are too long.")
     if output:
         print(f"written: {output}")
 
@@ -184,8 +184,8 @@ def _datasets(
     from ..data.benchmarks import BENCHMARKS, get_benchmark
 
     if import_to:
-        if name is None or stats or as_json or given(options):
-            raise ValueError("--import_to takes a file or folder of polygons, perhaps --data_dir, and nothing else.")
+        if name is None or stats or as_json or given_options(options):
+            raise ValueError("--import_to takes a file or folder of polygons, optionally --data_dir, and nothing else.")
         from ..data.polygons import import_annotations
 
         classes, counts = import_annotations(name, import_to, data_dir, progress=sys.stderr.isatty())
@@ -193,18 +193,18 @@ def _datasets(
         print(f"  with --dataset {import_to} --class_names {shlex.join(classes)}")
         return
     if name is None and (stats or data_dir is not None):
-        raise ValueError("--stats and --data_dir need the dataset's name: afdcd datasets NAME ...")
+        raise ValueError("--stats and --data_dir need a dataset name: afdcd datasets NAME ...")
     if name is not None and stats:
         _count(name, as_json, data_dir=data_dir, **options)
         return
-    refuse(options, "is for --stats, which is missing.")
+    reject(options, "can only be used with --stats.")
     if name is not None and data_dir is not None:
         _check_files(name, data_dir, as_json)
         return
     rows = list(BENCHMARKS.values()) if name is None else [get_benchmark(name)]
     sizes = [", ".join(f"{split} {size}" for split, size in row.split_sizes.items()) for row in rows]
     if as_json:
-        facts = [{key: getattr(row, key) for key in _OF_BENCHMARK} for row in rows]
+        facts = [{key: getattr(row, key) for key in _BENCHMARK_KEYS} for row in rows]
         print(json.dumps(facts if name is None else facts[0], indent=2, ensure_ascii=False))
     elif name is None:
         for row, images in zip(rows, sizes, strict=True):
@@ -260,7 +260,7 @@ def _count(
             "sizes": sizes,
             "ignored_pixels": counted.ignored,
             "ignored_share": counted.ignored_share,
-            "classes": [dict(zip(_OF_CLASS, row, strict=True)) for row in columns],
+            "classes": [dict(zip(_CLASS_KEYS, row, strict=True)) for row in columns],
         }
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -277,12 +277,12 @@ def _count(
 
 
 def _draw_samples(rows: Any, names: list[str], benchmark: Any, output: Path, count: int = 4) -> None:
-    """A few labelled images, evenly spread."""
+    """Draw a few labelled images, evenly spread over the rows."""
     from ..charts import plot_samples
     from ..charts.label_maps import distinct_palette
 
     spread = range(0, len(rows), max(1, len(rows) // count))[:count]
     labelled = [row for row in (rows[index] for index in spread) if row["label"] is not None]
     if not labelled:
-        raise ValueError("There is nothing to draw: the images looked at have no label. Leave out --output.")
+        raise ValueError(f"Nothing to draw: none of the {len(spread)} images checked has a label. Leave out --output.")
     plot_samples(labelled, benchmark.palette if benchmark else distinct_palette(len(names)), names, output)

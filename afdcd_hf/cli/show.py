@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..structured_files import read_json
-from .command import Command, add_command, check_output, given, hide_loading_bars, refuse, titled, whole
+from .command import Command, add_command, check_output, given_options, hide_loading_bars, integer, parse_titles, reject
 
 _RESULTS = "results.json"
 
@@ -23,45 +23,45 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     kinds = command.add_subparsers(dest="kind", required=True, metavar="KIND", prog="afdcd chart", parser_class=Command)
     command.set_defaults(kinds=kinds)
 
-    kind = _kind(kinds, "curves", _curves, "loss terms and mean IoU of one or more runs against the step", "RUN")
+    kind = _kind(kinds, "curves", _curves, "loss terms and mean IoU of one or more runs over the steps", "RUN")
     kind.add_argument("runs", nargs="+", metavar="[TITLE=]RUN", help="folder of a run")
 
     kind = _kind(kinds, "classes", _classes, "IoU of every class, two or more results side by side", "RESULTS")
     kind.add_argument("results", nargs="+", metavar="[TITLE=]RESULTS", help="results.json, or a folder that holds one")
-    kind.add("--order", choices=("classes", "gain"), default="classes", help="of the classes")
-    kind.flag("--allow_other_protocol", "draw results that were not measured alike, and say so above them")
+    kind.add("--order", choices=("classes", "gain"), default="classes", help="order of the classes")
+    kind.flag("--allow_other_protocol", "draw results of different protocols, with a note above the chart")
 
     kind = _kind(kinds, "confusion", _confusion, "heat map of a confusion matrix", "CSV")
     kind.add_argument("matrix", metavar="CSV", help="the file that `afdcd evaluate --output` writes")
-    kind.add("--normalize", choices=("truth", "prediction"), default="truth", help="what adds up to 100 %%")
+    kind.add("--normalize", choices=("truth", "prediction"), default="truth", help="axis that adds up to 100 %%")
 
-    kind = _kind(kinds, "predictions", _predictions, "image, truth and what saved models see", "MODEL --dataset NAME")
+    kind = _kind(kinds, "predictions", _predictions, "image, truth and predictions of models", "MODEL --dataset NAME")
     kind.add_argument("models", nargs="+", metavar="[TITLE=]MODEL", help="folder or Hub id")
-    kind.add("--dataset", required=True, help="benchmark (`afdcd datasets`), or folder or Hub id")
-    kind.add("--split", default="val", help="of it")
+    kind.add("--dataset", required=True, help="benchmark (see `afdcd datasets`), folder or Hub id")
+    kind.add("--split", default="val", help="split of the dataset")
     kind.add("--data_dir", help="folder of the benchmark's files")
-    kind.add("--indices", type=whole(0), nargs="+", default=[0, 25, 50, 75], help="which images")
-    kind.flag("--errors", "show under each prediction where it is wrong, and as what")
+    kind.add("--indices", type=integer(0), nargs="+", default=[0, 25, 50, 75], help="indices of the images")
+    kind.flag("--errors", "show below each prediction the wrong pixels in their predicted colour")
 
-    text = "show in a web page what saved models make of an image, side by side; or write the page as a Space"
+    text = "compare predictions of saved models side by side on a web page; or write the page as a Space"
     command = new("demo", text, "[TITLE=]MODEL [...] [options]", _demo, "teacher=runs/teacher runs/mine")
     command.add_argument("models", nargs="+", metavar="[TITLE=]MODEL", help="folder or Hub id")
     command.add("--example", nargs="+", default=[], metavar="IMG", help="images to offer on the page")
-    command.add("--longest_side", type=whole(32, 65536), default=1024, metavar="PX", help="shrink larger images")
-    command.group("served here")
-    command.add("--port", type=whole(1, 65535), help="by default the first free one from 7860 on")
-    command.flag("--share", "also make a public link through Gradio's servers")
+    command.add("--longest_side", type=integer(32, 65536), default=1024, metavar="PX", help="shrink larger images")
+    command.group("local server")
+    command.add("--port", type=integer(1, 65535), help="port (default: the first free one from 7860)")
+    command.flag("--share", "also create a public link through Gradio's servers")
     command.add_device()
-    command.group("as a Space")
-    command.add("--write_space", type=Path, metavar="DIR", help="write the folder of a Space, and serve nothing")
-    command.add("--title", help="of the Space on the Hub")
-    command.flag("--overwrite", "write into a folder that is not empty")
+    command.group("Space")
+    command.add("--write_space", type=Path, metavar="DIR", help="write the folder of a Space instead of serving")
+    command.add("--title", help="title of the Space on the Hub")
+    command.flag("--overwrite", "allow a folder that is not empty")
 
 
 def _kind(kinds: argparse._SubParsersAction, name: str, draw: Callable[..., Path], text: str, usage: str) -> Command:
     kind = add_command(kinds, name, text, f"{usage} ... [options]", partial(_draw, draw))
     kind.add("--output", type=Path, default=Path(f"{name}.png"), help="image to write")
-    kind.flag("--overwrite", "replace an existing image")
+    kind.flag("--overwrite", "overwrite an existing image")
     return kind
 
 
@@ -73,7 +73,7 @@ def _draw(draw: Callable[..., Path], output: Path, overwrite: bool, **options: A
 def _curves(output: Path, runs: list[str]) -> Path:
     from ..charts import data_title, load_history, plot_training_curves
 
-    by_title = titled(runs)
+    by_title = parse_titles(runs)
     histories = {title: load_history(run) for title, run in by_title.items()}
     known = [_read(run, "protocol")["protocol"] for run in by_title.values() if (Path(run) / _RESULTS).is_file()]
     data = dict.fromkeys(filter(None, map(data_title, known)))
@@ -84,13 +84,13 @@ def _classes(output: Path, results: list[str], order: str, allow_other_protocol:
     from ..charts import data_title, plot_class_iou
     from ..charts.results import protocol_differences
 
-    found = {title: _read(path, "per_category_iou") for title, path in titled(results).items()}
+    found = {title: _read(path, "per_category_iou") for title, path in parse_titles(results).items()}
     title = data_title(next(iter(found.values())).get("protocol"))
     if differences := "; ".join(protocol_differences(found)):
         if not allow_other_protocol:
-            what = f"{', '.join(found)} were not measured alike: {differences}"
-            raise ValueError(f"{what}. Evaluate them with the same options, or --allow_other_protocol.")
-        title = textwrap.fill(f"Not measured alike: {differences}", 80, max_lines=4)
+            what = f"{', '.join(found)} were measured with different protocols: {differences}"
+            raise ValueError(f"{what}. Evaluate them with the same options, or add --allow_other_protocol.")
+        title = textwrap.fill(f"Different protocols: {differences}", 80, max_lines=4)
     by_class = {name: one["per_category_iou"] for name, one in found.items()}
     return plot_class_iou(by_class, output, title=title, order=order)
 
@@ -111,37 +111,37 @@ def _predictions(output: Path, models: list[str], dataset: str, split: str, **op
     from ..inference.predictions import draw_predictions
 
     hide_loading_bars()
-    by_title = titled(models)
+    by_title = parse_titles(models)
     results = {title: _read(one, "mean_iou") for title, one in by_title.items() if (Path(one) / _RESULTS).is_file()}
     here = data_title({"dataset": dataset, "split": split})
     scored = {title: one for title, one in results.items() if data_title(one.get("protocol")) == here}
-    if protocol_differences(scored):  # side by side they would read as a gain
+    if protocol_differences(scored):  # side by side, the scores would look comparable
         scored = {}
     notes = {title: f"mIoU {100 * one['mean_iou']:.1f} %" for title, one in scored.items()}
     return draw_predictions(by_title, output, dataset=dataset, split=split, notes=notes, **options)
 
 
 def _read(path: str | Path, key: str) -> dict[str, Any]:
-    """The content of a results.json that has that key."""
+    """Read a results.json, or the one in a folder; ValueError if it lacks the key."""
     path = Path(path)
     path = path / _RESULTS if path.is_dir() else path
     results: dict[str, Any] = read_json(path, "results.json of `afdcd evaluate`")
     if key not in results:
-        raise ValueError(f"{path} has no {key}: it is not a results.json of `afdcd evaluate`.")
+        raise ValueError(f"{path} has no {key!r} key: it is not a results.json of `afdcd evaluate`.")
     return results
 
 
 def _demo(models: list[str], example: list[str], longest_side: int, write_space: Path | None, **options: Any) -> None:
     unused = ("port", "share", "device") if write_space else ("title", "overwrite")
-    why = f"would do nothing {'with' if write_space else 'without'} --write_space; leave it out."
-    refuse({name: options[name] for name in unused}, why)
-    options = given(options)
+    why = f"cannot be used {'with' if write_space else 'without'} --write_space."
+    reject({name: options[name] for name in unused}, why)
+    options = given_options(options)
     hide_loading_bars()
     if write_space:
         from ..demo.space import write_space as write
 
-        folder = write(titled(models), write_space, example, longest_side=longest_side, **options)
-        print(f"{folder} is a Space. Try it:  cd {folder} && python app.py")
+        folder = write(parse_titles(models), write_space, example, longest_side=longest_side, **options)
+        print(f"{folder} holds a Space. Run it locally:  cd {folder} && python app.py")
         print("Publish it:  hf repos create YOU/NAME --type space --space-sdk gradio")
         print(f"             hf upload YOU/NAME {folder} . --repo-type space")
         return
@@ -151,4 +151,4 @@ def _demo(models: list[str], example: list[str], longest_side: int, write_space:
         if error.name != "gradio":
             raise
         raise ValueError(str(error)) from error
-    launch_demo(titled(models), example, longest_side=longest_side, **options)
+    launch_demo(parse_titles(models), example, longest_side=longest_side, **options)

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .command import add_command, hide_loading_bars, whole
+from .command import add_command, hide_loading_bars, integer
 
-# what `--help` shows; `--help_all` has the rest
-_OFTEN = (
+# shown by `--help`; `--help_all` lists the rest
+_COMMON_OPTIONS = (
     "model", "backbone", "pretrained_backbone", "output_stride", "head", "teacher", "dataset", "data_dir",
     "class_names", "label_map", "crop_size", "max_train_samples", "output_dir", "resume_from_checkpoint",
     "max_steps", "total_batch_size", "learning_rate", "eval_strategy", "eval_steps", "save_steps", "seed",
@@ -31,39 +31,39 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         ("train", False, "train a model on the labels alone (teachers, baselines)", ""),
         ("distill", True, "train a student with a teacher's help", " --teacher runs/teacher"),
     ):
-        text += "; options can stand in the recipe or on the command line, which wins: --max_steps 100, --kd.weight 1"
+        text += "; options come from the recipe or the command line, which wins: --max_steps 100, --kd.weight 1"
         example, hint = f"--config quickstart{teacher} --output_dir runs/mine", "--resume_from_checkpoint last"
         options = {"open_ended": True, "on_interruption": f"{hint} continues from the last checkpoint"}
         command = new(name, text, "--config RECIPE [--OPTION VALUE ...]", None, example, add_help=False, **options)
         command.add("--config", metavar="RECIPE", help="name of a recipe (`afdcd recipes`) or a YAML file")
-        command.add_argument("-h", "--help", action="store_true", help="show the options used most")
-        command.flag("--help_all", "show all options, transformers' own included")
+        command.add_argument("-h", "--help", action="store_true", help="show the most common options")
+        command.flag("--help_all", "show all options, including those of transformers")
         command.run = partial(_run, command.format_help, distils)
 
     text = "train a teacher, a student alone and a distilled student on generated scenes; takes minutes on a CPU"
-    continues = {"old": {"--output": "--output_dir"}, "on_interruption": "a second call continues"}
+    continues = {"old": {"--output": "--output_dir"}, "on_interruption": "run the same command again to continue"}
     command = new("quickstart", text, "[options]", _quickstart, "", **continues)
     command.add("--output_dir", default="runs/quickstart", help="folder for the three runs")
-    command.add("--seed", type=whole(0, 2**32 - 1), default=0, help="of initialisation, order and augmentation")
+    command.add("--seed", type=integer(0, 2**32 - 1), default=0, help="seed of initialisation, order and augmentation")
 
     command = new("recipes", "list the recipes, or print one", "[NAME]", _recipes, "quickstart")
     command.add_argument("name", nargs="?", help="recipe to print")
     command.flag("--json", "print names, or the recipe's values, as JSON", dest="as_json")
 
     text = (
-        "train several methods on the same budget and seeds, and put scores and cost in a table; further options "
-        "(--data_dir D, --teacher T, --total_batch_size 8 ...) replace keys of the plan for all runs. A second call "
-        "with the same --output_dir continues where the first was stopped"
+        "train several methods with the same budget and seeds, and tabulate scores and cost; other options "
+        "(--data_dir D, --teacher T, --total_batch_size 8 ...) override keys of the plan for all runs. A second call "
+        "with the same --output_dir continues where the first stopped"
     )
     example = "--config scenes --seeds 0 1"
     command = new("compare", text, "--config PLAN [options]", _compare, example, open_ended=True, **continues)
-    command.add("--config", metavar="PLAN", help="a plan of the package (--list) or a YAML file")
+    command.add("--config", metavar="PLAN", help="name of a bundled plan (see --list) or a YAML file")
     command.add("--output_dir", help="folder for runs, table and charts (default runs/compare_PLAN)")
-    command.add("--seeds", type=whole(0, 2**32 - 1), nargs="+", help="instead of the plan's")
-    command.add("--methods", nargs="+", help="only these of the plan's")
-    command.add("--merge", metavar="DIR", nargs="+", help="train nothing: one report of several machines' runs")
-    command.flag("--list", "list the plans of the package", dest="list_plans")
-    command.flag("--json", "print a row for each run as JSON instead of the table", dest="as_json")
+    command.add("--seeds", type=integer(0, 2**32 - 1), nargs="+", help="seeds to use instead of the plan's")
+    command.add("--methods", nargs="+", help="run only these methods of the plan")
+    command.add("--merge", metavar="DIR", nargs="+", help="train nothing; report on the runs of several machines")
+    command.flag("--list", "list the bundled plans", dest="list_plans")
+    command.flag("--json", "print one row per run as JSON instead of the table", dest="as_json")
     command.flag("--dry_run", "check the plan and its data, and list the runs")
 
 
@@ -75,45 +75,45 @@ def _run(usage: Any, distils: bool, rest: list[str], config: str | None, help: b
     from ..recipes import load_recipe
     from ..training.arguments import merge_arguments, training_part
 
-    recipe = load_recipe(config) if config else {}  # most mistakes show here, before torch is imported
+    recipe = load_recipe(config) if config else {}  # most mistakes are found here, before torch is imported
     merge_arguments(recipe if distils else training_part(recipe), rest, distils=distils)
     from ..training.runs import distill, train
 
     hide_loading_bars()
     run = (distill if distils else train)(config, rest)
-    if run.card is not None:  # its facts are there on the main process only
+    if run.card is not None:  # set on the main process only
         measured, dataset = run.card.measured, run.card.dataset
-        assert measured is not None and dataset is not None  # a finished run has been scored
+        assert measured is not None and dataset is not None  # every finished run is scored
         where = f"{dataset.name} {dataset.split} ({measured.num_images} images)"
         print(f"mIoU {100 * measured.mean_iou:.2f} % on {where}, from the saved weights")
         print(f"saved in {run.folder}")
 
 
-def _show_options(distils: bool, all_of_them: bool) -> None:
+def _show_options(distils: bool, show_all: bool) -> None:
     from ..training import options
 
     kinds: list[Any] = [options.ModelArguments, options.DataArguments, options.SegmentationOptions]
     kinds += [options.TeacherArguments, options.DistillationOptions] if distils else []
     for kind in kinds:
-        print(_described(kind, (one for one in fields(kind) if all_of_them or one.name in _OFTEN)))
-    if all_of_them:
+        print(_format_options(kind, (field for field in fields(kind) if show_all or field.name in _COMMON_OPTIONS)))
+    if show_all:
         from transformers import TrainingArguments
 
         from ..training.training_args import WITHOUT_EFFECT
 
-        ours = {one.name for one in fields(options.SegmentationOptions)} | set(WITHOUT_EFFECT)
-        print(_described(TrainingArguments, (one for one in fields(TrainingArguments) if one.name not in ours)))
+        hidden = {field.name for field in fields(options.SegmentationOptions)} | WITHOUT_EFFECT
+        print(_format_options(TrainingArguments, (f for f in fields(TrainingArguments) if f.name not in hidden)))
 
 
-def _described(kind: type, options: Iterable[Field]) -> str:
-    """One entry per option, under the first line of the dataclass's docstring."""
+def _format_options(kind: type, options: Iterable[Field]) -> str:
+    """Format one entry per option, under the first line of the dataclass's docstring."""
     lines = [(kind.__doc__ or "").strip().splitlines()[0].rstrip(".") + ":"]
-    for one in options:
-        default = one.default_factory() if callable(one.default_factory) else one.default
-        text = one.metadata.get("help", "")
+    for field in options:
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        text = field.metadata.get("help", "")
         if default is not None:
             text += f" (default {' '.join(map(str, default)) if isinstance(default, list) else default})"
-        lines += textwrap.wrap(text, 110, initial_indent=f"  --{one.name:<27} ", subsequent_indent=" " * 32)
+        lines += textwrap.wrap(text, 110, initial_indent=f"  --{field.name:<27} ", subsequent_indent=" " * 32)
     return "\n".join(lines) + "\n"
 
 
@@ -143,11 +143,11 @@ def _compare(
         print("\n".join(list_comparisons()))
         return
     if config is None:
-        raise ValueError(f"--config PLAN is missing: a YAML file, or one of {', '.join(list_comparisons())}.")
+        raise ValueError(f"Give --config PLAN: a YAML file, or one of {', '.join(list_comparisons())}.")
     from ..training.arguments import read_value, words_by_option
 
     overrides = {key: read_value(key, words) for key, words in words_by_option(rest).items()}
-    from ..compare.comparison import check_plan, find_data, merge_comparisons, run_comparison
+    from ..compare.comparison import check_data, check_plan, merge_comparisons, run_comparison
     from ..compare.plan import load_plan
     from ..compare.table import TABLE_NAME
 
@@ -156,8 +156,8 @@ def _compare(
     output = Path(output_dir or f"runs/compare_{Path(config).stem}{'_merged' if merge else ''}")
     if dry_run:
         check_plan(plan, output)
-        find_data(plan)
-        print(plan.described())
+        check_data(plan)
+        print(plan.summary())
         return
     outcome = None
     if merge:
@@ -172,4 +172,4 @@ def _compare(
         print(f"\nTable, results.csv, charts{'' if merge else ' and all runs'} are in {output}.")
     if outcome is not None and outcome.failed:
         failed = "\n".join(f"{place}:\n{lines}" for place, lines in outcome.failed.items())
-        raise ValueError(f"{len(outcome.failed)} of the runs failed; a second call tries them again.\n{failed}")
+        raise ValueError(f"{len(outcome.failed)} runs failed; run the same command again to retry them.\n{failed}")

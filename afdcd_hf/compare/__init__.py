@@ -1,1 +1,1 @@
-"""Distillation methods side by side: the same student, data and budget, several seeds, cost beside accuracy."""
+"""Compare distillation methods: same student, data and budget, several seeds, cost next to accuracy."""

@@ -1,4 +1,4 @@
-"""Runs a comparison, one training after another, and continues where an earlier call was stopped."""
+"""Runs a comparison, one training run after another, and continues where an earlier call stopped."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .runs import RECIPE_NAME, RUN_FOLDER, Run, RunResult, all_runs, read_result
 from .table import write_report
 
 LOG_NAME = "log.txt"
-# Time that a stopped training has for finishing its step and saving before it is killed.
+# How long a stopped run may take to finish its step and save before it is killed.
 _GRACE_SECONDS = 120.0
-# May differ between merged folders: the seed, where files lie, what a run is computed with, a measured limit.
+# Settings that may differ between merged folders: seed, paths, compute settings, a measured time limit.
 _MAY_DIFFER = {
     "seed", "data_dir", "teacher", "max_seconds", "use_cpu", "bf16", "fp16", "tf32", "torch_compile",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
@@ -43,20 +43,20 @@ class ComparisonStopped(KeyboardInterrupt):
     """A signal stopped the comparison; `exit_status` is 130 after Ctrl-C, 143 after SIGTERM."""
 
     def __init__(self, exit_status: int) -> None:
-        super().__init__("stopped; finished trainings are kept")
+        super().__init__("stopped; finished runs are kept")
         self.exit_status = exit_status
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a comparison has come to."""
+    """The outcome of a comparison."""
 
-    results: list[RunResult]  # every finished training
-    failed: Mapping[str, str]  # folder of each training that ended with an error, to the last lines of its log
+    results: list[RunResult]  # of all finished runs
+    failed: Mapping[str, str]  # subfolder of each failed run -> the last lines of its log
 
 
 def check_plan(plan: Plan, output: str | Path) -> None:
-    """Check recipes and teacher before anything is trained; a ValueError or OSError says what cannot be."""
+    """Check recipes and teacher before any training starts; ValueError or OSError if something is wrong."""
     for run in all_runs(plan):
         if run.kind != "run" or (run.budget, run.seed) == (plan.budgets[0], plan.seeds[0]):
             run_arguments(run, run_settings(plan, run, Path(output), {}))
@@ -72,74 +72,74 @@ def check_plan(plan: Plan, output: str | Path) -> None:
     AutoConfig.from_pretrained(teacher, trust_remote_code=False)
 
 
-def find_data(plan: Plan) -> None:
-    """Find the images and labels that all runs share; ValueError or OSError where some are missing."""
+def check_data(plan: Plan) -> None:
+    """Check that the images and labels of all runs exist; ValueError or OSError if some are missing."""
     run = all_runs(plan)[-1]
     arguments = run_arguments(run, run_settings(plan, run, Path(), {}))
     data = next(one for one in arguments if isinstance(one, DataArguments))
-    if not is_generated(data.dataset):  # generated images are not drawn for this
+    if not is_generated(data.dataset):  # generated images cannot be missing
         for part in ("train", "eval"):
             load_split(**data.choice(part))
 
 
 def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] = lambda line: None) -> Outcome:
-    """Train whatever of a plan is not finished yet, and write table, CSV and charts.
+    """Train the unfinished runs of a plan, and write table, CSV and charts.
 
-    First the teacher, where the plan has one; then the candidates of each method, of which the best is kept; then the
-    runs, seed by seed. Each training is a process of its own with a log in its folder; finished ones are kept.
+    The teacher comes first, if the plan has one, then the tuning candidates of each method, then the runs, seed by
+    seed. Each run is a separate process with a log in its folder. Finished runs are not repeated.
 
     Args:
         plan: what to compare.
-        output: folder for everything; made where it is missing.
-        show: gets a line when a training starts, and one when it ends.
+        output: folder for everything; created if missing.
+        show: called with a line when a run starts, and with another when it ends.
 
     Returns:
-        All results, and what failed. A training that fails does not stop the others, unless these need it.
+        The results and the failed runs. A failed run does not stop the others, unless they depend on it.
 
     Raises:
-        ValueError: an invalid recipe, a training with other settings, a budget in time on another machine than before,
-            or a failed training that others need.
+        ValueError: an invalid recipe, an earlier run with different settings, a time budget continued on a different
+            machine, or a failed run that others depend on.
         FileNotFoundError: images, labels or the teacher are missing.
         FileExistsError: another comparison is running in this folder.
-        ComparisonStopped: by a signal; a second call continues.
+        ComparisonStopped: a signal stopped it; a second call continues.
     """
     output = Path(output)
     with held_alone(output) as lock:
         check_plan(plan, output)
-        find_data(plan)
+        check_data(plan)
         runs, failed = all_runs(plan), dict[str, str]()
-        found = {run.place: read_result(run, output / run.place) for run in runs}
-        results = {place: result for place, result in found.items() if result is not None}
+        found = {run.subfolder: read_result(run, output / run.subfolder) for run in runs}
+        results = {subfolder: result for subfolder, result in found.items() if result is not None}
 
         def report(charts: bool) -> list[RunResult]:
-            ordered = [results[run.place] for run in runs if run.place in results]
+            ordered = [results[run.subfolder] for run in runs if run.subfolder in results]
             if any(result.kind == "run" for result in ordered):
                 write_report(plan, output, ordered, charts=charts)
             return ordered
 
         for number, run in enumerate(runs, 1):
-            folder, settings = output / run.place, run_settings(plan, run, output, results)
+            folder, settings = output / run.subfolder, run_settings(plan, run, output, results)
             resume = _resumable(folder / RUN_FOLDER, folder / RECIPE_NAME, _yaml(settings))
-            if run.place in results:
-                before, now = results[run.place].machine, machine_name()
-                if plan.processes > 1:  # torchrun sets the threads of each
+            if run.subfolder in results:
+                before, now = results[run.subfolder].machine, machine_name()
+                if plan.processes > 1:  # torchrun sets the number of threads per process
                     before, now = without_threads(before), without_threads(now)
                 if run.budget and run.budget.is_time and before != now:
-                    what = f"{folder} was trained on {before}, and this is {now}"
-                    raise ValueError(f"{what}: seconds of two machines cannot be compared; continue there.")
+                    what = f"{folder} was trained on {before}, but this machine is {now}"
+                    raise ValueError(f"{what}: times of different machines cannot be compared; continue there.")
                 continue
             show(f"[{number}/{len(runs)}] {run.title} ...")
             result, log = _train(run, settings, folder, resume, plan.processes, lock), folder / LOG_NAME
             if result is not None:
-                results[run.place] = result
+                results[run.subfolder] = result
                 memory = f", {result.peak_memory_mb:.0f} MiB" if result.peak_memory_mb else ""
                 steps = f"{result.iterations} iterations in {result.seconds:.0f} s"
                 show(f"  {run.title}: mIoU {100 * result.mean_iou:.2f} %, {steps}{memory}")
             else:
-                failed[run.place] = last_lines(log)
-                if run.is_needed:
-                    what = f"{run.place} failed, and what follows needs it; its log is {log}"
-                    raise ValueError(f"{what}. Its last lines:\n{failed[run.place]}")
+                failed[run.subfolder] = last_lines(log)
+                if run.is_prerequisite:
+                    what = f"{run.subfolder} failed, and other runs depend on it; its log is {log}"
+                    raise ValueError(f"{what}. Its last lines:\n{failed[run.subfolder]}")
                 show(f"  {run.title}: failed, see {log}")
             report(charts=False)
         return Outcome(report(charts=True), failed)
@@ -152,7 +152,7 @@ def _yaml(settings: Mapping[str, Any]) -> str:
 def _train(
     run: Run, settings: Mapping[str, Any], folder: Path, resume: bool, processes: int, lock: int | None
 ) -> RunResult | None:
-    """Start or resume a training, and wait; None where it fails."""
+    """Start or resume a run and wait for it; None if it fails."""
     target, recipe = folder / RUN_FOLDER, folder / RECIPE_NAME
     with written_whole(recipe) as part:
         part.write_text(_yaml({**settings, "output_dir": str(target)}), encoding="utf-8")
@@ -163,15 +163,15 @@ def _train(
     if run_logged(command, folder / LOG_NAME, [] if lock is None else [lock]) != 0:
         return None
     result = read_result(run, folder)
-    for checkpoint in target.glob("checkpoint-*"):  # of our own run, which needs them no more
+    for checkpoint in target.glob("checkpoint-*"):  # no longer needed
         shutil.rmtree(checkpoint)
     return result
 
 
 def run_logged(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) -> int:
-    """Run a command that inherits the descriptors `keep_open`, append what it prints to a file; its exit status.
+    """Run a command, append its output to a log, and return its exit status; it inherits the descriptors `keep_open`.
 
-    At SIGINT or SIGTERM it is told to stop, and ComparisonStopped raised when it has.
+    On SIGINT or SIGTERM the command is asked to stop; once it has, ComparisonStopped is raised.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -179,7 +179,7 @@ def run_logged(command: Sequence[str], log: Path, keep_open: Sequence[int] = ())
 
     before = signal.signal(signal.SIGTERM, stop)  # raises in the main thread, as SIGINT does
     with log.open("ab") as output:
-        # A session of its own: Ctrl-C would reach it directly too, and a second signal ends a training at once.
+        # In a new session, because Ctrl-C would also reach it directly, and a second signal kills a run at once.
         child = subprocess.Popen(
             command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=keep_open
         )
@@ -188,7 +188,7 @@ def run_logged(command: Sequence[str], log: Path, keep_open: Sequence[int] = ())
         except KeyboardInterrupt as error:
             raise ComparisonStopped(getattr(error, "exit_status", 130)) from None
         finally:
-            if child.poll() is None:  # it saves and stops; where it does not, its whole group ends
+            if child.poll() is None:  # let it save and stop; kill its process group if it does not
                 child.send_signal(signal.SIGTERM)
                 try:
                     child.wait(_GRACE_SECONDS)
@@ -199,15 +199,15 @@ def run_logged(command: Sequence[str], log: Path, keep_open: Sequence[int] = ())
 
 
 def last_lines(log: Path, lines: int = 5) -> str:
-    """The last lines of a log, to say what went wrong; progress bars rewrite theirs after a carriage return."""
-    text = log.read_bytes()[-4000:].decode("utf-8", errors="replace").replace("\r", "\n")
+    """Return the last lines of a log, for error messages."""
+    text = log.read_bytes()[-4000:].decode("utf-8", errors="replace").replace("\r", "\n")  # from progress bars
     return "\n".join([line.strip() for line in text.split("\n") if line.strip()][-lines:])
 
 
 def _resumable(run: Path, recipe: Path, text: str) -> bool:
-    """Whether there is a checkpoint to resume from, or a finished training, with the settings of `text`.
+    """Whether the folder holds a checkpoint or a finished run with the settings of `text`.
 
-    What stopped before its first checkpoint is set aside; anything else in the folder is a ValueError.
+    A run that stopped before its first checkpoint is renamed; any other content of the folder raises ValueError.
     """
     if not run.is_dir() or not any(run.iterdir()):
         return False
@@ -215,10 +215,10 @@ def _resumable(run: Path, recipe: Path, text: str) -> bool:
         raise ValueError(f"{run} holds files that no comparison has written. Move them, or give another --output_dir.")
     before, now = read_yaml(recipe), parse_yaml(text)
     for settings in (before, now):
-        settings.pop("output_dir", None)  # the same folder, perhaps called from elsewhere
+        settings.pop("output_dir", None)  # the same folder, but a relative path may differ
     if before != now:
-        what = f"{run.parent} holds a training with other settings: {_difference(before, now)}"
-        raise ValueError(f"{what}. Give another --output_dir, or move or delete that folder to train it again.")
+        what = f"{run.parent} holds a run with different settings: {_difference(before, now)}"
+        raise ValueError(f"{what}. Give another --output_dir, or move or delete that folder to repeat the run.")
     if (run / FACTS_NAME).is_file() or any(run.glob("checkpoint-*")):
         return True
     aside = next(path for n in range(1, 10**6) if not (path := run.with_name(f"{run.name}-stopped-{n}")).exists())
@@ -232,28 +232,28 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | Path) -> list[RunResult]:
-    """Write one report of what several machines have finished of a plan, with any seeds.
+    """Write one report on the finished runs of a plan from several machines, with any seeds.
 
-    A budget has a table and charts for each machine, since their seconds cannot be compared. A training that two of
-    the folders hold counts once; one without results, with another setting or another result is a ValueError.
+    Each budget has a table and charts per machine, since times of different machines cannot be compared. A run in two
+    folders counts once. ValueError if a folder has no results, or if settings or results of a run differ.
     """
-    rows = {Path(run.place).parent: run for run in all_runs(plan) if run.kind == "run"}
+    rows = {Path(run.subfolder).parent: run for run in all_runs(plan) if run.kind == "run"}
     merged: dict[tuple, RunResult] = {}
     known: dict[tuple, dict[str, Any]] = {}
     for folder in map(Path, folders):
         places = [(run, place) for row, run in rows.items() for place in sorted((folder / row).glob("seed-*"))]
-        ours = [result for run, place in places if (result := read_result(run, place)) is not None]
-        if not ours:
+        found = [result for run, place in places if (result := read_result(run, place)) is not None]
+        if not found:
             raise ValueError(f"{folder} holds no finished run of this plan; --merge takes folders of afdcd compare.")
-        for result in ours:
+        for result in found:
             row = (result.budget, result.method)
             own = {key: value for key, value in json.loads(result.fingerprint).items() if key not in _MAY_DIFFER}
             if own != known.setdefault(row, own):
-                what = f"{result.method!r} ({result.budget}) with other settings than a folder before"
+                what = f"{result.method!r} ({result.budget}) with different settings than an earlier folder"
                 raise ValueError(f"{folder} trained {what}: {_difference(own, known[row])}.")
             earlier = merged.setdefault((*row, result.seed, result.machine), result)
             if earlier.mean_iou != result.mean_iou:
-                raise ValueError(f"{folder} and a folder before hold {row}, seed {result.seed}; give only one of them.")
+                raise ValueError(f"{folder} and an earlier folder differ in {row}, seed {result.seed}; give only one.")
     with held_alone(output):
         write_report(plan, Path(output), list(merged.values()))
     return list(merged.values())

@@ -1,4 +1,4 @@
-"""What is to be compared: a YAML file, read and checked before anything is trained."""
+"""Comparison plans: YAML files, read and checked before any training starts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..structured_files import read_yaml
 ALONE = "alone"
 _OWN_KEYS = ("recipe", "teacher_recipe", "methods", "seeds", "budgets", "tuning", "evaluations", "processes")
 _BUDGETS = ({"iterations"}, {"seconds"}, {"iterations", "as_long_as"})
-# What every run gets from the comparison itself.
+# Set for every run by the comparison itself.
 _FIXED = ("seed", "max_steps", "max_seconds", "output_dir", "resume_from_checkpoint", "config")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What each run may spend: iterations, seconds, or as long as one of the methods takes."""
+    """The budget of each run: iterations, seconds, or the time that one of the methods takes."""
 
-    iterations: int | None = None  # optimizer steps; with `as_long_as`, those of that method
-    seconds: float | None = None  # wall-clock time of the training steps, without evaluations and saving
-    as_long_as: str | None = None  # method whose time, with the same seed, every other run may spend
+    iterations: int | None = None  # optimizer steps; with `as_long_as`, the steps of that method
+    seconds: float | None = None  # wall-clock time of the training steps, excluding evaluations and saving
+    as_long_as: str | None = None  # method whose time, with the same seed, is the budget of every other run
 
     @property
     def is_time(self) -> bool:
@@ -34,14 +34,14 @@ class Budget:
 
     @property
     def name(self) -> str:
-        """As folders and tables call it: `iterations-300`, `seconds-60` or `time-of-kd-300`."""
+        """Name in folders and tables: `iterations-300`, `seconds-60` or `time-of-kd-300`."""
         if self.as_long_as:
             return f"time-of-{folder_name(self.as_long_as)}-{self.iterations}"
         return f"seconds-{self.seconds:g}" if self.is_time else f"iterations-{self.iterations}"
 
     @property
     def title(self) -> str:
-        """In words."""
+        """Human-readable title."""
         if self.as_long_as:
             return f"each as long as {self.as_long_as} takes for {self.iterations} iterations"
         return f"{self.seconds:g} s of training each" if self.is_time else f"{self.iterations} iterations each"
@@ -53,7 +53,7 @@ class Method:
 
     name: str  # "alone" is the student without a teacher
     settings: Mapping[str, Any] = field(default_factory=dict)  # recipe keys of this method only
-    candidates: Sequence[Mapping[str, Any]] = ()  # tried beforehand; those with the best mIoU are added
+    candidates: Sequence[Mapping[str, Any]] = ()  # settings tried beforehand; the one with the best mIoU is added
 
 
 @dataclass(frozen=True)
@@ -62,39 +62,39 @@ class Plan:
 
     shared: Mapping[str, Any]  # recipe keys of every run: dataset, student, teacher, schedule
     methods: Sequence[Method]  # rows of the table, in order
-    seeds: Sequence[int]  # each method is trained once with each
-    budgets: Sequence[Budget]  # each gives a table of its own
-    tuning: Mapping[str, Any]  # recipe keys of the trial runs, with seed and iterations; empty without candidates
-    teacher: Mapping[str, Any] | None = None  # recipe keys of the teacher, where the comparison has to train it first
-    steps: int | None = None  # `max_steps` of the shared recipe: the schedule of runs whose budget is seconds
-    evaluations: int = 4  # of each run before its end, for the curve of mIoU against time
-    processes: int = 1  # of each run; more than one start through torchrun
+    seeds: Sequence[int]  # each method is trained once per seed
+    budgets: Sequence[Budget]  # one table per budget
+    tuning: Mapping[str, Any]  # recipe keys of the tuning runs, with seed and iterations; empty without candidates
+    teacher: Mapping[str, Any] | None = None  # recipe keys of the teacher, if the comparison trains it first
+    steps: int | None = None  # `max_steps` of the shared recipe: the schedule of runs with a budget in seconds
+    evaluations: int = 4  # per run before its end, for the curve of mIoU over time
+    processes: int = 1  # per run; more than one is launched with torchrun
 
     @property
     def runs(self) -> int:
-        """Trainings that fill the tables, without the teacher and tuning."""
+        """Number of runs in the tables, without the teacher and tuning."""
         return len(self.methods) * len(self.seeds) * len(self.budgets)
 
     def narrowed(self, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Plan:
-        """The plan with only some of its methods, or with other seeds; ValueError for a method that it lacks."""
+        """Return the plan with only some of its methods, or with other seeds; ValueError for an unknown method."""
         known = [method.name for method in self.methods]
         wanted = known if methods is None else methods
         for name in wanted:
             listed = f"{', '.join(known)}.{close_names(name, known)}"
-            _need(name in known, f"The plan has no method {name!r}; it has {listed}")
+            _require(name in known, f"The plan has no method {name!r}; it has {listed}")
         for reference in filter(None, (budget.as_long_as for budget in self.budgets)):
-            _need(reference in wanted, f"A budget of the plan is the time of {reference!r}; keep that method.")
+            _require(reference in wanted, f"A budget of the plan is the time of {reference!r}; keep that method.")
         some = [method for method in self.methods if method.name in wanted]
         return replace(self, methods=some, seeds=self.seeds if seeds is None else _seeds(list(seeds)))
 
-    def described(self) -> str:
-        """What would be trained, in a few lines."""
+    def summary(self) -> str:
+        """Describe what would be trained, in a few lines."""
         trials = sum(len(method.candidates) for method in self.methods)
         return (
             f"methods   {'; '.join(method.name for method in self.methods)}\n"
             f"budgets   {', '.join(budget.title for budget in self.budgets)}\n"
             f"seeds     {', '.join(map(str, self.seeds))}\n"
-            f"trainings {self.runs}" + (f", after {trials} to tune" if trials else "")
+            f"runs      {self.runs}" + (f", after {trials} tuning runs" if trials else "")
         )
 
 
@@ -102,12 +102,12 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
     """Read a plan; `check_plan` checks the settings of its methods.
 
     Args:
-        name_or_path: a plan of the package (`afdcd compare --list`) or a YAML file. Its keys are `recipe` (what the
-            runs share), `methods`, `seeds`, `budgets`, and optionally `teacher_recipe`, `tuning`, `evaluations`,
+        name_or_path: name of a bundled plan (`afdcd compare --list`) or a YAML file. Its keys are `recipe` (shared by
+            all runs), `methods`, `seeds`, `budgets`, and optionally `teacher_recipe`, `tuning`, `evaluations`,
             `processes`; every other key is a recipe key for all runs.
         overrides: keys that replace those of the file, for all runs.
 
-    A plan that is not there is a FileNotFoundError, one that cannot be a ValueError.
+    Raises FileNotFoundError for a missing plan and ValueError for an invalid one.
     """
     path, overrides = comparison_path(name_or_path), overrides or {}
     raw = {**read_yaml(path), **overrides}
@@ -118,11 +118,11 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
 
 
 def folder_name(name: str) -> str:
-    """A method's name as a folder's: "feature only" is `feature-only`."""
+    """Turn a method's name into a folder name: "feature only" becomes `feature-only`."""
     return "".join(letter if letter.isalnum() or letter in "._+" else "-" for letter in name)
 
 
-def _need(holds: Any, message: str) -> None:
+def _require(holds: Any, message: str) -> None:
     if not holds:
         raise ValueError(message)
 
@@ -130,27 +130,27 @@ def _need(holds: Any, message: str) -> None:
 def _plan(raw: dict[str, Any], has_teacher: bool) -> Plan:
     own = {key: raw.pop(key) for key in _OWN_KEYS if key in raw}
     missing = [key for key in ("methods", "seeds", "budgets") if not own.get(key)]
-    _need(not missing, f"it has no {' and no '.join(missing)}; a comparison needs methods, seeds and budgets.")
-    _refuse_fixed(raw, "the plan")
+    _require(not missing, f"it has no {' and no '.join(missing)}; a plan needs methods, seeds and budgets.")
+    _reject_fixed_keys(raw, "the plan")
     recipe = load_recipe(own["recipe"]) if own.get("recipe") else {}
     shared = {key: value for key, value in {**recipe, **raw}.items() if key not in _FIXED}
     methods = [_method(str(name), settings) for name, settings in _mapping("methods", own["methods"]).items()]
     names = [method.name for method in methods]
     alike = [name for name in names if [folder_name(one) for one in names].count(folder_name(name)) > 1]
-    _need(not alike, f"{' and '.join(map(repr, alike))} would lie in the same folder; rename one of the methods.")
+    _require(not alike, f"{' and '.join(map(repr, alike))} would share one folder; rename one of the methods.")
     given = own["budgets"] if isinstance(own["budgets"], list) else [own["budgets"]]
     budgets, steps = [_budget(one, names) for one in given], recipe.get("max_steps")
     timed = any(budget.seconds for budget in budgets)
-    _need(steps or not timed, "a budget in seconds needs a recipe with max_steps, the steps of its schedule.")
+    _require(steps or not timed, "a budget in seconds needs a recipe with max_steps, the length of the schedule.")
     tuned, tuning = any(method.candidates for method in methods), _mapping("tuning", own.get("tuning", {}))
-    _need(tuning or not tuned, "methods have 'tune', but there is no 'tuning: {seed: ..., iterations: ...}'.")
+    _require(tuning or not tuned, "methods have 'tune', but there is no 'tuning: {seed: ..., iterations: ...}'.")
     if tuning:
-        _need({"seed", "iterations"} <= set(tuning), f"tuning={tuning!r} needs a seed and a number of iterations.")
+        _require({"seed", "iterations"} <= set(tuning), f"tuning={tuning!r} needs a seed and a number of iterations.")
         _seeds([tuning["seed"]])
-        _whole("tuning.iterations", tuning["iterations"])
-    # A trained teacher named on the command line takes the place of the one to train.
+        _positive_int("tuning.iterations", tuning["iterations"])
+    # A trained teacher given on the command line replaces the one that the plan would train.
     teacher = None if has_teacher else _teacher(own.get("teacher_recipe"), shared)
-    counts = {key: _whole(key, own[key]) for key in ("evaluations", "processes") if key in own}
+    counts = {key: _positive_int(key, own[key]) for key in ("evaluations", "processes") if key in own}
     return Plan(shared, methods, _seeds(own["seeds"]), budgets, tuning, teacher, steps, **counts)
 
 
@@ -158,55 +158,55 @@ def _method(name: str, given: Any) -> Method:
     settings = _mapping(f"method {name!r}", given or {})
     candidates = settings.pop("tune", [])
     listed = isinstance(candidates, list) and all(isinstance(one, dict) and one for one in candidates)
-    _need(listed, f"'tune' of {name!r} must be a list of settings, e.g. [{{kd.weight: 1}}, ...].")
+    _require(listed, f"'tune' of {name!r} must be a list of settings, e.g. [{{kd.weight: 1}}, ...].")
     for one in (settings, *candidates):
-        _refuse_fixed(one, f"method {name!r}")
+        _reject_fixed_keys(one, f"method {name!r}")
         alone = name == ALONE and any(key == "loss" or "." in key for key in one)
-        _need(not alone, f"{ALONE!r} is the student without a teacher; give a method with a loss another name.")
+        _require(not alone, f"{ALONE!r} is the student without a teacher; give a method with a loss another name.")
     return Method(name, settings, tuple(candidates))
 
 
 def _budget(given: Any, methods: Sequence[str]) -> Budget:
     forms = "{iterations: N}, {seconds: S} or {iterations: N, as_long_as: METHOD}"
-    _need(isinstance(given, dict) and set(given) in _BUDGETS, f"a budget is {forms}, not {given!r}.")
+    _require(isinstance(given, dict) and set(given) in _BUDGETS, f"a budget is {forms}, not {given!r}.")
     if "iterations" in given:
-        _whole("iterations", given["iterations"])
+        _positive_int("iterations", given["iterations"])
         reference = given.get("as_long_as", methods[0])
-        _need(reference in methods, f"as_long_as={reference!r} is not a method; there are {', '.join(methods)}.")
+        _require(reference in methods, f"as_long_as={reference!r} is not a method; known: {', '.join(methods)}.")
         return Budget(**given)
     seconds = given["seconds"]
     possible = isinstance(seconds, (int, float)) and 0 < seconds < math.inf
-    _need(possible, f"seconds={seconds!r} must be a number above 0.")
+    _require(possible, f"seconds={seconds!r} must be a number above 0.")
     return Budget(seconds=float(seconds))
 
 
 def _teacher(given: Any, shared: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The recipe of the teacher; where the files lie and what runs on is the same as for the student."""
+    """Return the teacher's recipe; `data_dir` and `use_cpu` are the shared ones unless `teacher_recipe` sets them."""
     if given is None:
         return None
     settings = {"recipe": given} if isinstance(given, str) else _mapping("teacher_recipe", given)
-    _need("recipe" in settings, f"teacher_recipe={given!r} must name a recipe.")
+    _require("recipe" in settings, f"teacher_recipe={given!r} must name a recipe.")
     of_both = {key: shared[key] for key in ("data_dir", "use_cpu") if key in shared}
     return {**load_recipe(settings.pop("recipe")), **of_both, **settings}
 
 
-def _refuse_fixed(settings: Mapping[str, Any], what: str) -> None:
+def _reject_fixed_keys(settings: Mapping[str, Any], what: str) -> None:
     for key in settings:
-        _need(key not in _FIXED, f"{what} must not set {key}; the comparison does, for each run.")
+        _require(key not in _FIXED, f"{what} must not set {key}; the comparison sets it for each run.")
 
 
 def _seeds(seeds: Any) -> list[int]:
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    _need(whole, f"seeds={seeds!r} must be a list of whole numbers, e.g. [0, 1, 2].")
-    _need(len(set(seeds)) == len(seeds), f"seeds={seeds!r} names one twice.")
+    _require(whole, f"seeds={seeds!r} must be a list of whole numbers, e.g. [0, 1, 2].")
+    _require(len(set(seeds)) == len(seeds), f"seeds={seeds!r} has duplicates; give each seed once.")
     return seeds
 
 
 def _mapping(name: str, given: Any) -> dict[str, Any]:
-    _need(isinstance(given, dict), f"{name} must hold 'key: value' lines, not {given!r}.")
+    _require(isinstance(given, dict), f"{name} must be a mapping of 'key: value' lines, not {given!r}.")
     return dict(given)
 
 
-def _whole(name: str, given: Any) -> int:
-    _need(type(given) is int and given >= 1, f"{name}={given!r} must be a whole number, 1 or more.")
+def _positive_int(name: str, given: Any) -> int:
+    _require(type(given) is int and given >= 1, f"{name}={given!r} must be a whole number, 1 or more.")
     return given

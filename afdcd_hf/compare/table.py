@@ -1,4 +1,4 @@
-"""The outcome of a comparison as files: `results.csv`, `results.md` and charts."""
+"""The report of a comparison: `results.csv`, `results.md` and charts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _HEADER = (
     "method", "mIoU %, measured", "gain over alone", "seeds", "iterations", "seconds", "ms/iteration", "images/s",
     "peak memory, MiB",
 )  # fmt: skip
-_Runs = Mapping[str, Sequence[RunResult]]  # of each method, in the plan's order
+_Runs = Mapping[str, Sequence[RunResult]]  # per method, in the plan's order
 
 
 def write_report(plan: Plan, output: Path, results: Sequence[RunResult], *, charts: bool = True) -> None:
-    """Write what the finished trainings tell (at least one of a table), replacing the report of an earlier call.
+    """Write the report on the results, of which at least one is a "run"; an earlier report is overwritten.
 
     With `charts`, `mean_iou_<budget>.png` and `over_time_<budget>.png` are drawn too.
     """
@@ -39,10 +39,10 @@ def write_report(plan: Plan, output: Path, results: Sequence[RunResult], *, char
         part.write_text("\n\n".join([*parts, _notes(plan, results)]) + "\n", encoding="utf-8")
     for title, name, runs in tables if charts else ():
         scores, heading = {}, f"{_data(plan)}: {title}"
-        for method, ours in runs.items():
+        for method, own in runs.items():
             gains = _gains(runs, method)
-            scores[method] = [one.mean_iou for one in ours], statistics.mean(gains) if gains else None
-        curves = {method: _mean_curve(ours) for method, ours in runs.items()}
+            scores[method] = [run.mean_iou for run in own], statistics.mean(gains) if gains else None
+        curves = {method: _mean_curve(own) for method, own in runs.items()}
         plot_method_scores(scores, output / f"mean_iou_{name}.png", heading)
         plot_score_over_time(curves, output / f"over_time_{name}.png", heading)
 
@@ -52,13 +52,13 @@ def _data(plan: Plan) -> str:
 
 
 def _gains(runs: _Runs, method: str) -> list[float]:
-    """mIoU of a method minus that of the student alone, for each seed that both have; none for that itself."""
+    """Return the method's mIoU minus that of the student alone, for each common seed; empty for the student alone."""
     alone = {result.seed: result.mean_iou for result in runs.get(ALONE, ()) if method != ALONE}
     return [result.mean_iou - alone[result.seed] for result in runs[method] if result.seed in alone]
 
 
 def _tables(plan: Plan, results: Sequence[RunResult]) -> list[tuple[str, str, _Runs]]:
-    """Title, end of file names, and runs of each table: one for a budget and machine."""
+    """Return title, file name suffix and runs of each table: one per budget and machine."""
     tables: list[tuple[str, str, _Runs]] = []
     for budget in plan.budgets:
         of_budget = [result for result in results if result.kind == "run" and result.budget == budget.name]
@@ -66,8 +66,8 @@ def _tables(plan: Plan, results: Sequence[RunResult]) -> list[tuple[str, str, _R
         for number, machine in enumerate(machines, 1):
             runs: dict[str, list[RunResult]] = {}
             for method in plan.methods:
-                if ours := [run for run in of_budget if (run.machine, run.method) == (machine, method.name)]:
-                    runs[method.name] = ours
+                if own := [run for run in of_budget if (run.machine, run.method) == (machine, method.name)]:
+                    runs[method.name] = own
             where, suffix = (f", on {machine}", f"_{number}") if len(machines) > 1 else ("", "")
             tables.append((budget.title + where, budget.name + suffix, runs))
     return tables
@@ -75,17 +75,17 @@ def _tables(plan: Plan, results: Sequence[RunResult]) -> list[tuple[str, str, _R
 
 def _table(runs: _Runs) -> str:
     lines = [_line(_HEADER), "|---" * len(_HEADER) + "|"]
-    for name, ours in runs.items():
+    for name, own in runs.items():
         cells = [
             name.replace("|", "\\|"),
-            _spread([100 * run.mean_iou for run in ours], ".2f"),
+            _spread([100 * run.mean_iou for run in own], ".2f"),
             "" if name == ALONE else _spread([100 * value for value in _gains(runs, name)], ".2f", sign="+"),
-            str(len(ours)),
-            f"{statistics.mean(run.iterations for run in ours):.0f}",
-            f"{statistics.mean(run.seconds for run in ours):.1f}",
-            _spread([1000 * run.seconds_per_iteration for run in ours], ".0f"),  # uneven: something else ran too
-            _mean([run.images_per_second for run in ours], ".1f"),
-            _mean([run.peak_memory_mb for run in ours], ".0f"),
+            str(len(own)),
+            f"{statistics.mean(run.iterations for run in own):.0f}",
+            f"{statistics.mean(run.seconds for run in own):.1f}",
+            _spread([1000 * run.seconds_per_iteration for run in own], ".0f"),  # a large spread reveals other load
+            _mean([run.images_per_second for run in own], ".1f"),
+            _mean([run.peak_memory_mb for run in own], ".0f"),
         ]
         lines.append(_line(cells))
     return "\n".join(lines)
@@ -108,14 +108,14 @@ def _notes(plan: Plan, results: Sequence[RunResult]) -> str:
     machines, dates = ", ".join(sorted({run.machine for run in runs})), sorted({run.date for run in runs})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return (
-        f"mIoU of the saved model on {_data(plan)}; mean ± standard deviation over seeds; the gain is taken seed "
-        "by seed. Seconds are those of training steps: evaluations, checks and saving are left out. Peak memory is "
-        f"that of each training's own process. {len(runs)} of {plan.runs} runs are finished. {machines}, {when}."
+        f"mIoU of the saved model on {_data(plan)}; mean ± standard deviation over seeds; the gain is computed per "
+        "seed. Seconds are those of training steps: evaluations, checks and saving are excluded. Peak memory is that "
+        f"of each run's own process. {len(runs)} of {plan.runs} runs are finished. {machines}, {when}."
     )
 
 
 def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
-    """A row for each training; IoU as fractions 0-1, empty where it is undefined."""
+    """Write one row per run; IoU as fractions 0-1, empty if undefined."""
     classes = list(dict.fromkeys(name for result in results for name in result.per_category_iou))
     with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -123,12 +123,12 @@ def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
         for result in results:
             plain = [getattr(result, column) for column in _CSV_COLUMNS]
             row = [*plain, *(result.per_category_iou.get(name) for name in classes), result.fingerprint]
-            writer.writerow([text_cell(cell) if isinstance(cell, str) else cell for cell in row])  # None is left empty
+            writer.writerow([text_cell(cell) if isinstance(cell, str) else cell for cell in row])  # None becomes empty
 
 
 def _mean_curve(runs: Sequence[RunResult]) -> list[tuple[float, float, float]]:
-    """Seconds, mean and standard deviation of the mIoU, point by point over the seeds."""
-    points = [*zip(*(run.curve[:-1] for run in runs), strict=False)]  # runs of equal time may differ by a point
+    """Return seconds, mean and standard deviation of the mIoU over the seeds, for each evaluation."""
+    points = [*zip(*(run.curve[:-1] for run in runs), strict=False)]  # runs with a time budget may differ by a point
     curves = [zip(*point, strict=True) for point in [*points, [run.curve[-1] for run in runs]]]
     return [(statistics.mean(seconds), statistics.mean(scores), _deviation(scores)) for seconds, scores in curves]
 

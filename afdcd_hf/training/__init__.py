@@ -1,4 +1,4 @@
-"""Trainers, their arguments, and whole runs from a recipe."""
+"""Trainers, their arguments, and complete runs from a recipe."""
 
 from __future__ import annotations
 

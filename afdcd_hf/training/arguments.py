@@ -1,4 +1,4 @@
-"""From a recipe and a command line to the arguments of a run. Nothing heavy is imported before they are built."""
+"""Turns a recipe and a command line into the arguments of a run. Heavy imports wait until these are built."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ from .options import (
     ModelArguments,
     SegmentationOptions,
     TeacherArguments,
-    as_type,
+    accepts_list,
     check_value,
-    takes_several,
+    convert,
     type_hints,
 )
 
-_OURS = (ModelArguments, TeacherArguments, DataArguments, SegmentationOptions, DistillationOptions)
-_FIELDS = {one.name: (kind, one) for kind in _OURS for one in fields(kind)}
-# May be files or folders of this machine.
-PATH_OPTIONS = {name for name, (_, one) in _FIELDS.items() if one.metadata["rules"].get("path")}
-_OF_DISTILLATION = {one.name for kind in (TeacherArguments, DistillationOptions) for one in fields(kind)}
+_OPTION_CLASSES = (ModelArguments, TeacherArguments, DataArguments, SegmentationOptions, DistillationOptions)
+_FIELDS = {field.name: (kind, field) for kind in _OPTION_CLASSES for field in fields(kind)}
+# Options that may be local files or folders.
+PATH_OPTIONS = {name for name, (_, field) in _FIELDS.items() if field.metadata["rules"].get("path")}
+_DISTILLATION_ONLY = {field.name for kind in (TeacherArguments, DistillationOptions) for field in fields(kind)}
 
 
 def parse_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, distils: bool) -> list[Any]:
-    """The argument dataclasses of a run: see `merge_arguments` and `build_arguments`."""
+    """Return the argument dataclasses of a run: see `merge_arguments` and `build_arguments`."""
     return build_arguments(merge_arguments(recipe, argv, distils=distils), distils=distils)
 
 
 def merge_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, distils: bool) -> dict[str, Any]:
-    """What a recipe and a command line, which wins, ask for; options of losses as `<loss>.<option>`.
+    """Merge a recipe and a command line, which takes precedence; loss options are named `<loss>.<option>`.
 
-    ValueError for one of our own options of another type or out of range, or that needs a teacher.
+    ValueError if one of our own options has the wrong type, is out of range, or needs a teacher.
     """
-    words = {name: _from_words(name, values) for name, values in words_by_option(argv).items()}
+    words = {name: _parse_words(name, values) for name, values in words_by_option(argv).items()}
     if "loss_kwargs" in words and (dotted := [name for name in words if "." in name]):
-        raise ValueError(f"Give --{dotted[0]} either alone or inside --loss_kwargs, not both.")
+        raise ValueError(f"Give loss options either as --{dotted[0]} or inside --loss_kwargs, not both.")
     if "loss_kwargs" in words or "loss" in words:
-        recipe = with_options_of(recipe, "" if "loss_kwargs" in words else words["loss"])
-    given = _with_flat_losses({**recipe, **words})
-    if not distils and (foreign := [name for name in given if "." in name or name in _OF_DISTILLATION]):
-        raise ValueError(f"{foreign[0]!r} belongs to a distillation: use `afdcd distill`.")
+        recipe = drop_other_loss_options(recipe, "" if "loss_kwargs" in words else words["loss"])
+    given = _flatten_loss_kwargs({**recipe, **words})
+    if not distils and (foreign := [name for name in given if "." in name or name in _DISTILLATION_ONLY]):
+        raise ValueError(f"{foreign[0]!r} is an option of distillation: use `afdcd distill`.")
     return {name: check_value(*_FIELDS[name], value) if name in _FIELDS else value for name, value in given.items()}
 
 
 def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
-    """The dataclasses of model, teacher (if `distils`), data and training; ValueError for unknown names."""
+    """Build the dataclasses of model, teacher (if `distils`), data and training; ValueError for unknown names."""
     from ..losses import LOSSES
     from .training_args import DistillationTrainingArguments, SegmentationTrainingArguments
 
     kinds: list[type] = [ModelArguments, DataArguments, SegmentationTrainingArguments]
     if distils:
         kinds = [ModelArguments, TeacherArguments, DataArguments, DistillationTrainingArguments]
-    known = {one.name: kind for kind in kinds for one in fields(kind) if one.init}  # type: ignore[arg-type]
+    known = {field.name: kind for kind in kinds for field in fields(kind) if field.init}  # type: ignore[arg-type]
     values: dict[type, dict[str, Any]] = {kind: {} for kind in kinds}
     for key, value in given.items():
         loss, dot, option = key.partition(".")
-        if dot and loss not in LOSSES and loss not in str(given.get("loss")):  # there is also my_file.py:MyLoss
+        if dot and loss not in LOSSES and loss not in str(given.get("loss")):  # which may be my_file.py:MyLoss
             raise ValueError(f"{key!r}: unknown loss {loss!r}; known losses: {', '.join(LOSSES)}.")
         if dot:
             values[kinds[-1]].setdefault("loss_kwargs", {}).setdefault(loss, {})[option] = value
@@ -71,23 +71,23 @@ def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
             hint = close_names(key, {"config", *known})
             raise ValueError(f"Unknown argument {key!r}.{hint} --help_all lists all arguments.")
     built: list[Any] = [kind(**own) for kind, own in values.items()]
-    next(one for one in built if isinstance(one, DataArguments)).check_stream(*built)
+    next(args for args in built if isinstance(args, DataArguments)).check_stream(*built)
     return built
 
 
 def training_part(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A distillation recipe without what only a distillation needs: the student's baseline."""
-    return {key: value for key, value in recipe.items() if key not in _OF_DISTILLATION and "." not in key}
+    """Drop the options of teacher and loss from a distillation recipe: the student's baseline."""
+    return {key: value for key, value in recipe.items() if key not in _DISTILLATION_ONLY and "." not in key}
 
 
-def with_options_of(recipe: Mapping[str, Any], losses: Any) -> dict[str, Any]:
-    """A recipe without the options of losses that are not among `losses`, such as "kd+my_file.py:MyLoss"."""
+def drop_other_loss_options(recipe: Mapping[str, Any], losses: Any) -> dict[str, Any]:
+    """Drop the options of all losses that are not in `losses`, such as "kd+my_file.py:MyLoss", from a recipe."""
     names = {name.strip().rpartition(":")[2] for name in str(losses).split("+")}
     return {key: value for key, value in recipe.items() if "." not in key or key.partition(".")[0] in names}
 
 
 def words_by_option(argv: Sequence[str]) -> dict[str, list[str]]:
-    """`--data_dir D --crop_size=192 256` as option name -> words; of an option given twice, the last words."""
+    """Split `--data_dir D --crop_size=192 256` into option name -> words; a repeated option overrides the earlier."""
     found: dict[str, list[str]] = {}
     words: list[str] | None = None
     for word in argv:
@@ -95,14 +95,14 @@ def words_by_option(argv: Sequence[str]) -> dict[str, list[str]]:
             name, equals, value = word[2:].partition("=")
             words = found[name.replace("-", "_")] = [value] if equals else []
         elif words is None:
-            raise ValueError(f"{word!r} does not belong to an option. --help lists them.")
+            raise ValueError(f"{word!r} does not belong to any option. --help lists the options.")
         else:
             words.append(word)
     return found
 
 
 def read_value(name: str, words: Sequence[str]) -> Any:
-    """The words of a command-line option, at least one, as a recipe would have them; several as a list."""
+    """Parse the words of a command-line option as a recipe would; several words become a list."""
     if not words:
         raise ValueError(f"--{name} needs a value.")
     try:
@@ -112,24 +112,24 @@ def read_value(name: str, words: Sequence[str]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _from_words(name: str, words: list[str]) -> Any:
-    if name not in _FIELDS:  # of a loss, or of transformers, whose switches may stand alone
+def _parse_words(name: str, words: list[str]) -> Any:
+    if name not in _FIELDS:  # an option of a loss, or of transformers, whose switches need no value
         return read_value(name, words) if words or "." in name else True
     hint = type_hints(_FIELDS[name][0])[name]
     if not words:
         try:
-            return as_type(True, hint)  # an option alone switches it on
+            return convert(True, hint)  # an option without a value is switched on
         except TypeError:
             raise ValueError(f"--{name} needs a value.") from None
-    return list(words) if len(words) > 1 or takes_several(hint) else words[0]
+    return list(words) if len(words) > 1 or accepts_list(hint) else words[0]
 
 
-def _with_flat_losses(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`loss_kwargs` as `<loss>.<option>`; those that stand by themselves win."""
+def _flatten_loss_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten `loss_kwargs` to `<loss>.<option>`; options given in that form take precedence."""
     losses = given.get("loss_kwargs") or {}
     if isinstance(losses, str):
         losses = parse_json_object("loss_kwargs", losses)
     if not isinstance(losses, Mapping) or not all(isinstance(own, Mapping) for own in losses.values()):
-        raise ValueError(f"loss_kwargs={losses!r} must give each loss its options, as {{kd: {{weight: 1.0}}}}.")
+        raise ValueError(f"loss_kwargs={losses!r} must map each loss to its options, as {{kd: {{weight: 1.0}}}}.")
     flat = {f"{loss}.{option}": value for loss, own in losses.items() for option, value in own.items()}
     return {**flat, **{name: value for name, value in given.items() if name != "loss_kwargs"}}

@@ -1,4 +1,4 @@
-"""What happens beside learning, step by step: averaging weights, keeping to a time, random numbers."""
+"""Callbacks for averaged weights, time budgets and random seeds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .progress import StepTimer
 
 
 class AveragedWeights(TrainerCallback):
-    """A copy of a model, in eval mode, whose weights follow the trained ones: `average ← d·average + (1 - d)·weights`.
+    """Exponential moving average of a model's weights, as a copy in eval mode: `average ← d·average + (1 - d)·weights`.
 
-    After step t, d is the smaller of `decay` and (1 + t) / (10 + t): it depends on t alone, so a checkpoint needs no
-    counter. Batch norm's statistics are averaged too, integer buffers copied. Half-precision weights are averaged in
-    float32, or steps would be lost. (torch's AveragedModel copies the first step, timm's ModelEmaV3 has another d.)
+    After step t, d is the smaller of `decay` and (1 + t) / (10 + t). It depends on t alone, so a checkpoint needs no
+    counter. Batch norm statistics are averaged too, integer buffers copied. Half precision is averaged in float32, or
+    small updates would be lost. (torch's AveragedModel copies the first step; timm's ModelEmaV3 uses another d.)
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -35,13 +35,13 @@ class AveragedWeights(TrainerCallback):
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Forget everything and start from the model as it is now."""
+        """Restart the average from the model's current weights."""
         for average, tensor in zip(_tensors(self.model), _tensors(self._trained), strict=True):
             average.data = tensor.detach().to(average.dtype, copy=True)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimizer step `step` (1, 2, ...)."""
+        """Add the weights after optimizer step `step` (1, 2, ...) to the average."""
         averages, current = [], []
         for average, tensor in zip(_tensors(self.model), _tensors(self._trained), strict=True):
             if average.is_floating_point():
@@ -53,7 +53,7 @@ class AveragedWeights(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.model.to(args.device)
-        if state.global_step == 0:  # a resumed training has read its average
+        if state.global_step == 0:  # a resumed run has loaded its average
             self.restart()
 
     def on_optimizer_step(self, args, state, control, **kwargs):
@@ -65,10 +65,10 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 class TimeBudget(TrainerCallback):
-    """Ends a training with the step whose end is nearest to `seconds` of steps; its learning rate follows the clock.
+    """Ends training with the step whose end is nearest to the time budget; the learning rate follows the clock.
 
-    Evaluations and saving do not count, a resumed run has the seconds that were left, and all processes follow the
-    first one's clock. `state.max_steps` becomes the number of steps expected from the speed so far.
+    Evaluations and saving do not count. A resumed run continues with the remaining time, and all processes follow the
+    clock of rank 0. `state.max_steps` becomes the number of steps expected from the speed so far.
     """
 
     def __init__(self, seconds: float, timer: StepTimer):
@@ -76,16 +76,16 @@ class TimeBudget(TrainerCallback):
         self.begin(0.0)
 
     def begin(self, used: float) -> None:
-        """A training begins, of which earlier calls have used so many seconds."""
-        self.used = self._before = used
+        """Start a run of which earlier calls have used `used` seconds."""
+        self.used = self._used_before = used
 
     @property
     def share_used(self) -> float:
-        """Of the time, 0 to 1."""
+        """Share of the time used so far, 0 to 1."""
         return min(self.used / self.seconds, 1.0)
 
     def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
-        """The schedule, written for `max_steps`, follows the clock; ValueError where it looks at more than the step."""
+        """Make the schedule over `max_steps` follow the clock; ValueError if it depends on more than the step."""
         if self.used >= self.seconds:
             state.max_steps = state.global_step
         scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate may have wrapped it
@@ -95,33 +95,33 @@ class TimeBudget(TrainerCallback):
                 f"{type(scheduler).__name__} is not: use an lr_scheduler_type such as polynomial, cosine or linear."
             )
 
-        def at_clock(multiplier: Callable[[Any], float], step: int) -> float:
+        def by_clock(multiplier: Callable[[Any], float], step: int) -> float:
             return multiplier(self.share_used * args.max_steps)
 
-        scheduler.lr_lambdas = [partial(at_clock, multiplier) for multiplier in scheduler.lr_lambdas]
+        scheduler.lr_lambdas = [partial(by_clock, multiplier) for multiplier in scheduler.lr_lambdas]
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        seconds, before = self._before + self.timer.seconds_in_steps, self.used
+        seconds, before = self._used_before + self.timer.seconds_in_steps, self.used
         if args.world_size > 1:
             clock = torch.tensor(seconds, dtype=torch.float64, device=args.device)
             seconds = broadcast(clock, from_process=0).item()
         self.used = seconds
         steps, left = state.global_step + 1, self.seconds - self.used  # this step is not counted yet
         mean = self.used / steps
-        next_step = min(self.used - before, mean)  # the last one may have been held up
-        more = max(1, round(left / mean)) if left > next_step / 2 else 0  # or one more would end too late by more
+        next_step = min(self.used - before, mean)  # the last step may have been unusually slow
+        more = max(1, round(left / mean)) if left > next_step / 2 else 0  # else stopping now is nearer to the budget
         state.max_steps = steps + more
 
 
 class Randomness(TrainerCallback):
-    """Augmentation that differs between epochs, which accelerate tells to samplers but not to our samples; dropout and
-    random masks that differ between ranks, which the Trainer seeds alike."""
+    """Makes augmentation differ between epochs (accelerate passes the epoch to samplers, not to our samples), and
+    dropout and random masks between ranks (the Trainer seeds all ranks alike)."""
 
     def __init__(self, samples: Any):
         self.samples = samples
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if args.world_size > 1:  # of a resumed run the Trainer then restores the states, where the rank has saved one
+        if args.world_size > 1:  # a resumed run then restores the rank's saved state, if there is one
             torch.manual_seed(rank_seed(args.seed, args.process_index))
 
     def on_epoch_begin(self, args, state, control, **kwargs):

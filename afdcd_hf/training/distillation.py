@@ -1,4 +1,4 @@
-"""A distillation: the module that is trained, student and loss together, and the trainer with a teacher."""
+"""Distillation: the trained module, which holds student and loss, and the trainer with a teacher."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ..losses.task import TaskLoss
 from ..models.loading import load_model, with_logits
 from .checkpoints import LOSS_WEIGHTS_NAME
 from .distributed import check_clipping, synchronise_batch_norm
-from .teacher import maps_of, observe, processor_of, running_teacher, stops_early, with_own_input
+from .teacher import adapt_input, feature_maps, load_teacher_processor, observe, optimize_teacher, stops_early
 from .trainer import SegmentationTrainer
-from .training_args import DistillationTrainingArguments, check_pairs, settle_class_weights
+from .training_args import DistillationTrainingArguments, check_layer_pairs, resolve_class_weights
 
 
 class DistillationModel(nn.Module):
-    """Student and distillation loss, wrapped once so that both are synchronised, stepped and resumed together.
+    """Student and distillation loss in one module, so that both are synchronised, optimised and resumed together.
 
     Args:
         student: returns `.logits` `(B, K, h, w)` for `student(pixel_values=...)`.
         loss: distillation loss with its weights (align, projector).
-        task_loss: cross entropy on the labels.
-        student_layer: the map to distil, or several; None where the loss needs none.
+        task_loss: loss on the labels.
+        student_layer: path of the feature map to distil, or several; None if the loss needs none.
     """
 
-    student: Any  # an `nn.Module`, with such methods of transformers' as the Trainer calls
+    student: Any  # an `nn.Module` with those methods of transformers' models that the Trainer calls
     loss: DistillationLoss
     main_input_name = "pixel_values"
     accepts_loss_kwargs = False
@@ -50,38 +50,38 @@ class DistillationModel(nn.Module):
         super().__init__()
         self.student, self.loss, self.task_loss = student, loss, task_loss
         self._taps = [LayerTap(student, layer) for layer in layer_names(student_layer)]
-        # torch's name for what DDP shall not send around at every step: these are large and equal on all processes
+        # read by DDP: these buffers are large and equal on all processes, so they need no broadcast at every step
         self._ddp_params_and_buffers_to_ignore = queue_names(self)
-        # transformers' name for what a saved model does not hold: `model.safetensors` is the student
+        # read by transformers: `model.safetensors` holds the student only
         self._keys_to_ignore_on_save = [name for name in self.state_dict() if not name.startswith("student.")]
         self.register_load_state_dict_pre_hook(_accept_students_names)
 
     @property
     def config(self):
-        """The student's configuration, which the Trainer reads."""
+        """The student's configuration, read by the Trainer."""
         return getattr(self.student, "config", None)
 
     def tie_weights(self) -> None:
-        """The student's; transformers calls this when it has loaded a saved student."""
+        """Tie the student's weights; called by transformers after loading a saved student."""
         if hasattr(self.student, "tie_weights"):
             self.student.tie_weights()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """The student's; the Trainer calls this, or the next one in newer versions."""
+        """Enable the student's gradient checkpointing; called by the Trainer."""
         self.student.gradient_checkpointing_enable(**options)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """The student's."""
+        """Enable the student's gradient checkpointing, under its name in newer versions of transformers."""
         self.student.activation_checkpointing_enable(**options)
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, teacher: Activations | None = None
     ) -> dict[str, Tensor | dict[str, Tensor]]:
-        """One training pass on `(B, 3, H, W)` images and `(B, H, W)` int64 labels; a step without the teacher has None.
+        """Run one forward pass on `(B, 3, H, W)` images and `(B, H, W)` int64 labels.
 
         Returns:
-            `loss` (scalar), `logits` (detached) and `terms` (name -> weighted, detached scalar), which are the task's
-            alone without a teacher; `logits` alone without labels.
+            `loss` (scalar), `logits` (detached) and `terms` (name -> weighted, detached scalar; only those of the task
+            if `teacher` is None). Without labels, only `logits`.
         """
         if labels is None:
             return {"logits": self.student(pixel_values=pixel_values).logits}
@@ -97,32 +97,32 @@ class DistillationModel(nn.Module):
 
 
 def _accept_students_names(module: nn.Module, state_dict: dict[str, Tensor], *_: Any) -> None:
-    """Let a saved student's weights be loaded into the module that trains it, as `load_best_model_at_end` does."""
+    """Accept a saved student's state dict by adding the prefix `student.`, for `load_best_model_at_end`."""
     if not any(name.startswith(("student.", "loss.")) for name in state_dict):
         for name in list(state_dict):
             state_dict[f"student.{name}"] = state_dict.pop(name)
 
 
 class DistillationTrainer(SegmentationTrainer):
-    """Trains a student with a teacher's help; Af-DCD unless the arguments name another loss.
+    """Trains a student with a teacher; the loss is Af-DCD unless the arguments name another.
 
     A checkpoint holds `model.safetensors` (the student, loads with `from_pretrained`) and `distillation.safetensors`
     (the loss's weights, for resuming only). The teacher stays in eval mode and is neither trained nor saved.
 
     Args:
         model: the student; returns `.logits` for `model(pixel_values=...)`.
-        teacher: likewise, with the same classes, or without logits (a DINOv3, say) for losses on maps alone; or the
-            folder or Hub id of a saved one.
-        args: settings; `student_layer` and `teacher_layer` name the maps to distil, one or as many pairs as you like.
-        train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`, whose first sample is
-            shown to both models and to the loss before anything is trained.
-        loss: a loss already built for the channels of the maps, with `loss=None` in the arguments.
-        teacher_processor: the teacher's image processor, where it normalises otherwise than the student's
-            (`processing_class`): the teacher then gets images as it knows them. By default that of its folder.
+        teacher: a model with the same interface and classes, or one without logits (such as DINOv3) for losses that
+            compare feature maps only; or the folder or Hub id of a saved model.
+        args: settings; `student_layer` and `teacher_layer` name one or more pairs of feature maps to distil.
+        train_dataset: `TrainingSamples`, or any torch dataset of `pixel_values` and `labels`. Its first sample is run
+            through both models and the loss before training, as a check.
+        loss: a loss already built for the channels of the feature maps, with `loss=None` in the arguments.
+        teacher_processor: the teacher's image processor, if it normalises differently from the student's
+            (`processing_class`); the teacher then gets its own normalisation. By default, that of its folder.
         options: as for `SegmentationTrainer`.
 
     Raises:
-        ValueError: unknown layers, class counts that differ, or maps that the loss cannot compare.
+        ValueError: unknown layers, different numbers of classes, or feature maps that the loss cannot compare.
         OSError: there is no saved teacher of that name.
     """
 
@@ -144,17 +144,17 @@ class DistillationTrainer(SegmentationTrainer):
         first = next(iter(() if train_dataset is None else train_dataset), None)
         if first is None:
             raise ValueError("DistillationTrainer needs a train_dataset with at least one sample to check shapes with.")
-        settle_class_weights(args, train_dataset)  # what the task loss is built with
+        resolve_class_weights(args, train_dataset)  # before the task loss is built with them
         batch: dict[str, Any] = collate_samples([first])
         if isinstance(teacher, (str, Path)):
             if teacher_processor is None and options.get("processing_class") is not None:
-                teacher_processor = processor_of(teacher)
+                teacher_processor = load_teacher_processor(teacher)
             teacher = load_model(teacher, needs_logits=False)
         given = teacher = with_logits(teacher)
         if teacher_processor is not None:
             if options.get("processing_class") is None:
                 raise ValueError("teacher_processor needs processing_class: the student's image processor.")
-            teacher = with_own_input(teacher, options["processing_class"], teacher_processor)
+            teacher = adapt_input(teacher, options["processing_class"], teacher_processor)
         composite, layers, self.teacher_has_logits = prepare_distillation(model, teacher, args, batch, loss)
         composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **options)
@@ -162,16 +162,16 @@ class DistillationTrainer(SegmentationTrainer):
         given.to(args.device)  # a copy shares its weights
         self.teacher = teacher.to(args.device).eval()
         faster = {"fold": args.fold_teacher_batch_norm, "channels_last": args.channels_last}
-        running = running_teacher(self.teacher, batch["pixel_values"], layers, **faster)
+        running = optimize_teacher(self.teacher, batch["pixel_values"], layers, **faster)
         self._teacher_taps = [LayerTap(running, layer) for layer in layers]
         self._teacher_stops_early = not self.loss_module.reads_teacher_logits and stops_early(
             running, batch["pixel_values"], self._teacher_taps, self.accelerator
         )
         plugin = self.accelerator.state.dynamo_plugin
         compiled = plugin.backend != DynamoBackend.NO
-        # After the tap is in place. Not accelerate's prepare_model: it would leave the caller's teacher changed.
+        # Compiled after the taps are in place. accelerate's prepare_model would modify the caller's teacher.
         self._run_teacher: Any = torch.compile(running, **plugin.to_kwargs()) if compiled else running
-        # The losses are timed inside the module that is trained, unless it is compiled as a whole.
+        # The losses are timed inside the trained module, unless it is compiled as a whole.
         self._forward_part = "forward" if compiled else "student"
         for each in () if compiled else (composite.task_loss, composite.loss):
             each.register_forward_pre_hook(lambda *_: self.timer.lap("student"))
@@ -183,16 +183,16 @@ class DistillationTrainer(SegmentationTrainer):
         return self.trained_module.loss
 
     def _run(self, model: nn.Module, pixel_values: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """With the distillation loss, at the steps that have it."""
+        """Add the distillation loss, at the steps that use the teacher."""
         teacher = None
-        if self.args.distils_at(self.state.global_step, self.share_done):
+        if self.args.uses_teacher_at(self.state.global_step, self.share_done):
             teacher = self._teach(pixel_values)
             self.timer.lap("teacher")
         outputs = model(pixel_values=pixel_values, labels=labels, teacher=teacher)
         self.timer.lap(self._forward_part)
         return outputs["loss"], outputs["terms"], outputs
 
-    @torch.no_grad()  # not inference_mode: its tensors cannot take part in the projector's backward pass
+    @torch.no_grad()  # not inference_mode, whose tensors cannot be used in the projector's backward pass
     def _teach(self, pixel_values: Tensor) -> Activations:
         with self.accelerator.autocast():
             if self._teacher_stops_early:
@@ -200,16 +200,16 @@ class DistillationTrainer(SegmentationTrainer):
             return run_tapped(self._run_teacher, pixel_values, self._teacher_taps)[1]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
-        """Clip the loss's own weights to `loss_max_grad_norm`, as the released code does; the student's are free."""
+        """Clip the gradients of the loss's own weights, not the student's, as the released code does."""
         norm = super()._get_grad_norm(model, grad_norm)
         weights = [parameter for parameter in self.loss_module.parameters() if parameter.grad is not None]
         if weights and self.args.loss_max_grad_norm > 0:
-            # Gradients are already unscaled here (fp16): super() asks accelerate for their norm.
+            # Gradients are already unscaled here (fp16): super() has accelerate compute their norm.
             nn.utils.clip_grad_norm_(weights, self.args.loss_max_grad_norm)
         return norm
 
     def modules_to_resume(self) -> dict[str, nn.Module]:
-        """With the loss, for its weights."""
+        """Add the loss, for its weights."""
         return {**super().modules_to_resume(), LOSS_WEIGHTS_NAME: self.loss_module}
 
 
@@ -220,9 +220,9 @@ def prepare_distillation(
     batch: dict[str, Tensor],
     loss: DistillationLoss | None = None,
 ) -> tuple[DistillationModel, tuple[str, ...], bool]:
-    """The module to train, the teacher's layers (none where logits alone are compared), and whether it has logits.
+    """Return the module to train, the teacher's layers (none if only logits are compared), and if it has logits.
 
-    One batch is shown to both models and to the loss: whatever cannot work is a ValueError before the first step.
+    One batch is run through both models and the loss, so that whatever cannot work raises ValueError before training.
     """
     if (loss is None) == (args.loss is None):
         raise ValueError("Give the loss once: by name in the arguments, or as DistillationTrainer(loss=...).")
@@ -230,19 +230,19 @@ def prepare_distillation(
     if loss.needs_feature_map if loss is not None else needs_feature_map(str(args.loss), args.loss_kwargs):
         of_student = layer_names(args.student_layer) or (default_layer(student, "student"),)
         of_teacher = layer_names(args.teacher_layer) or (default_layer(teacher, "teacher"),)
-        check_pairs(of_student, of_teacher)  # the first of the student is compared with the first of the teacher
+        check_layer_pairs(of_student, of_teacher)
         layers = of_student, of_teacher
     images = batch["pixel_values"]
     seen, taught = observe(student, images, layers[0]), observe(teacher, images, layers[1])
     num_classes = _check_classes(student, teacher, seen, taught)
     if loss is None:
-        own, others = ([each.shape[1] for each in maps_of(one)] or None for one in (seen, taught))
+        own, others = ([each.shape[1] for each in feature_maps(one)] or None for one in (seen, taught))
         loss = build_loss(str(args.loss), args.loss_kwargs, own, others, num_classes)
     readers = [each.name for each in getattr(loss, "losses", {"": loss}).values() if each.reads_teacher_logits]
     if taught.logits is None and readers:
         raise ValueError(
             f"The teacher, a {type(teacher).__name__}, has no class scores (.logits of shape (B, K, h, w)), which the "
-            f"loss {' and '.join(readers)} reads: choose one that compares maps alone, or wrap it: as_segmenter."
+            f"loss {' and '.join(readers)} reads: choose a loss on feature maps only, or wrap it: as_segmenter."
         )
     with torch.no_grad():
         loss(seen, taught, batch["labels"])
@@ -251,7 +251,7 @@ def prepare_distillation(
 
 
 def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> int:
-    """The student's number of classes, which a teacher with logits shares."""
+    """Return the student's number of classes; ValueError if a teacher with logits has different classes."""
     if seen.logits is None:
         raise ValueError(f"The student, a {type(student).__name__}, returns no .logits (B, K, h, w); use as_segmenter.")
     count = seen.logits.shape[1]
@@ -260,17 +260,17 @@ def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, ta
     if count != taught.logits.shape[1]:
         raise ValueError(
             f"The student has {count} classes and the teacher {taught.logits.shape[1]}. Give the student the teacher's "
-            "num_labels, or take a teacher trained on these classes."
+            "num_labels, or use a teacher trained on these classes."
         )
     for index, (own, other) in enumerate(zip(_class_names(student), _class_names(teacher), strict=False)):
         if own != other:
-            told = f"Class {index} is {own!r} for the student and {other!r} for the teacher"
-            raise ValueError(f"{told}: their id2label must agree, or the teacher teaches the wrong classes.")
+            what = f"Class {index} is {own!r} for the student and {other!r} for the teacher"
+            raise ValueError(f"{what}: their id2label must agree, or the teacher teaches the wrong classes.")
     return count
 
 
 def _class_names(model: nn.Module) -> list[str]:
-    """Names in the configuration; none where there are only transformers' placeholders LABEL_0, LABEL_1, ..."""
+    """Return the class names of the configuration; none if they are the placeholders LABEL_0, LABEL_1, ..."""
     id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
     names = [id2label[index] for index in sorted(id2label)]
     return [] if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names

@@ -1,4 +1,4 @@
-"""Publishing while training and afterwards: `push_to_hub=True`."""
+"""Pushing to the Hub during and after training: `push_to_hub=True`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 class HubTrainer(Trainer):
-    """`transformers.Trainer`, but only what `afdcd push` would send leaves the machine: the student and its card."""
+    """`transformers.Trainer` that uploads only what `afdcd push` would: the student and its card."""
 
     args: SegmentationTrainingArguments
     control: TrainerControl
     hub_model_id: Any
     push_in_progress: Any
-    _hub_client: HfApi | None = None  # one for the whole run, so that pushes in the background go one after the other
+    _hub_client: HfApi | None = None  # one for the whole run, so that background pushes run one after another
 
     @property
     def evaluated_student(self) -> nn.Module:
@@ -43,7 +43,7 @@ class HubTrainer(Trainer):
         raise NotImplementedError
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository of `hub_model_id`, by default named like the folder, before anything is trained."""
+        """Create the repository `hub_model_id`, by default named after the output folder, before training."""
         if (strategy := self.args.hub_strategy) in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             text = "would publish optimizer and projector; use 'every_save' or 'end'."
             raise ValueError(f"hub_strategy={strategy.value!r} {text}")
@@ -64,9 +64,9 @@ class HubTrainer(Trainer):
         private: bool | None = None,
         **card: Any,
     ) -> CommitInfo | Future[PushPlan] | None:
-        """Save the student, and publish it with its card; `card` as for `create_model_card`.
+        """Save the student and push it with its card; `card` takes the arguments of `create_model_card`.
 
-        Returns the commit; without `blocking` a future of what was pushed; None on all but the main process.
+        Returns the commit, or with `blocking=False` a future of the push; None on all but the main process.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
@@ -86,7 +86,7 @@ class HubTrainer(Trainer):
             commit: Any = send(plan, self._hub(token), **options).commit
         except OSError as error:
             folder, again = self.args.output_dir, f"afdcd push {self.args.output_dir} {self.hub_model_id}"
-            raise type(error)(f"{error} The model is saved in {folder}: `{again}` tries again.") from error
+            raise type(error)(f"{error} The model is saved in {folder}: `{again}` retries it.") from error
         logger.info("pushed: %s", commit.commit_url)
         return commit
 
@@ -98,13 +98,13 @@ class HubTrainer(Trainer):
         finetuned_from: str | None = None,
         **others: Any,
     ) -> None:
-        """Write our card into the output folder, never over one that somebody wrote by hand.
+        """Write our model card into the output folder, unless there is a hand-written one.
 
-        `license` and `finetuned_from` are the Hub's identifiers, `model_name` is the title, `tags` are added to those
-        there; other arguments of transformers' method have no place on it (ValueError).
+        `license` and `finetuned_from` are Hub identifiers, `model_name` is the title, and `tags` are added to the
+        existing ones. Other arguments of transformers' method are not supported and raise ValueError.
         """
         if unused := sorted(name for name, value in others.items() if value is not None):
-            raise ValueError(f"our card has no place for {', '.join(unused)}; write {CARD_NAME} by hand instead.")
+            raise ValueError(f"our card does not support {', '.join(unused)}; write {CARD_NAME} by hand instead.")
         student, folder = self.evaluated_student, Path(self.args.output_dir)
         if not self.is_world_process_zero() or not isinstance(student, PreTrainedModel):
             return
@@ -121,7 +121,7 @@ class HubTrainer(Trainer):
         update_card(folder, tags=[tags] if isinstance(tags, str) else tags or [], **given)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Publish a checkpoint's student in the background, unless the last one is still on its way."""
+        """Push a checkpoint's student in the background, unless an earlier push is still running."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
@@ -136,7 +136,7 @@ class HubTrainer(Trainer):
         return plan_push(folder, self.hub_model_id, needs_config=isinstance(self.evaluated_student, PreTrainedModel))
 
     def _in_background(self, plan: PushPlan, token: str | None = None, **options: Any) -> Future[PushPlan]:
-        # in memory: the folder may be removed or written to before it has been sent
+        # read into memory, because the folder may be removed or overwritten before the upload
         plan, api = replace(plan, files=[replace(file, content=file.read()) for file in plan.files]), self._hub(token)
         job = api.run_as_future(send, plan, api, **options)
         job.add_done_callback(_report_failure)
@@ -152,6 +152,6 @@ class HubTrainer(Trainer):
 
 
 def _report_failure(job: Future[PushPlan]) -> None:
-    """A push in the background that fails must not end a training, and must not go unnoticed."""
+    """Log a failed background push; it does not end the training."""
     if not job.cancelled() and (error := job.exception()) is not None:
-        logger.warning("A push in the background failed, the training goes on: %s", error)
+        logger.warning("A background push failed; training continues: %s", error)

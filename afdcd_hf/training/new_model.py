@@ -1,4 +1,4 @@
-"""The model that a run begins with, and its image processor: the pixels it is trained on, and will want ever after."""
+"""Builds the model that a run starts from, and the image processor that prepares its pixels from then on."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "imag
 
 
 def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor: Any = None) -> tuple[nn.Module, Any]:
-    """The model to train and its image processor: a saved one, or a new one on a timm backbone.
+    """Return the model to train, saved or new on a timm backbone, and its image processor.
 
-    A saved one of other classes keeps all but its classifiers, with a warning. A new student takes over how its
-    teacher's images are prepared, unless `args.preprocessing` says otherwise. ValueError where there is only one class.
+    A saved model with different classes keeps all weights except its classifiers; a warning says so. A new student
+    uses its teacher's preprocessing, unless `args.preprocessing` is given. ValueError if there is only one class.
     """
     if len(classes) < 2:
         raise ValueError(
@@ -54,31 +54,31 @@ def _adapt_classes(model: Any, classes: Sequence[str], name: str) -> None:
     before = [str(each) for _, each in sorted(model.config.id2label.items())]
     if len(before) == len(classes) and not differing_classes(model.config, classes):
         return
-    renewed = renew_classifiers(model, classes)
+    layers = reset_classifiers(model, classes)
     listed = [", ".join(names[:4]) + (", ..." if len(names) > 4 else "") for names in (before, classes)]
     logger.warning(
-        "%s was made for %d classes (%s), the dataset has %d (%s): drawn anew, and to be trained: %s; all other "
-        "weights are kept. If only the spelling differs, give --class_names as the model spells them.",
-        name, len(before), listed[0], len(classes), listed[1], " and ".join(renewed),
+        "%s was trained for %d classes (%s), the dataset has %d (%s). Newly initialised: %s; all other weights are "
+        "kept. If only the spelling differs, give --class_names as the model spells them.",
+        name, len(before), listed[0], len(classes), listed[1], " and ".join(layers),
     )  # fmt: skip
 
 
-def renew_classifiers(model: Any, classes: Sequence[str]) -> list[str]:
-    """Give a model of transformers other classes, in place; the paths of the layers that were drawn anew for it.
+def reset_classifiers(model: Any, classes: Sequence[str]) -> list[str]:
+    """Change the classes of a transformers model in place; return the paths of the newly initialised layers.
 
-    They are those whose shapes follow the number of classes; ValueError unless they are convolutions or linear ones.
+    These are the layers whose shapes depend on the number of classes; ValueError unless all are Conv2d or Linear.
     """
     config = copy.deepcopy(model.config)
     count = config.num_labels
     config.num_labels = count + 1
-    with init_empty_weights():  # shapes alone
+    with init_empty_weights():  # only the shapes are needed
         shapes = {name: tensor.shape for name, tensor in type(model)(config).state_dict().items()}
     other = [name for name, tensor in model.state_dict().items() if tensor.shape != shapes.get(name)]
     layers = {path: model.get_submodule(path) for path in dict.fromkeys(name.rpartition(".")[0] for name in other)}
     if not layers or not all(type(layer) in (nn.Conv2d, nn.Linear) for layer in layers.values()):
         raise ValueError(
-            f"{type(model).__name__} has {count} classes, the dataset others, and its classifier cannot be renewed: "
-            "load it in Python with num_labels and ignore_mismatched_sizes=True, save it, and start from that."
+            f"{type(model).__name__} has {count} classes, not those of the dataset, and its classifier cannot be "
+            "reset: load it in Python with num_labels and ignore_mismatched_sizes=True, save it, and start from that."
         )
     for layer in layers.values():
         channels = len(layer.weight) + len(classes) - count
@@ -88,13 +88,13 @@ def renew_classifiers(model: Any, classes: Sequence[str]) -> list[str]:
             layer.bias = nn.Parameter(layer.bias.new_empty(channels))
         layer.reset_parameters()
     model.config.update(_labels(classes))
-    if hasattr(model, "num_labels"):  # where models of transformers keep it a second time
+    if hasattr(model, "num_labels"):  # some transformers models keep a copy
         model.num_labels = len(classes)
     return list(layers)
 
 
-def origin_of(args: ModelArguments) -> dict[str, Any]:
-    """The weights that `build_model` starts from, as facts of the card: local paths stay private."""
+def initial_weights(args: ModelArguments) -> dict[str, Any]:
+    """Return the card's facts on the weights that `build_model` starts from, without local paths."""
     if args.model is not None:
         if Path(args.model).exists():
             return {"started_from": f"the saved model {public_name(args.model)}"}
@@ -111,7 +111,7 @@ def _new_processor(
     model: AfDcdForSemanticSegmentation, preprocessing: str | None, teacher_processor: Any
 ) -> AfDcdImageProcessor:
     settings: dict[str, Any]
-    if preprocessing is None and teacher_processor is not None:  # what it does to pixel values, other than resizing
+    if preprocessing is None and teacher_processor is not None:  # copy everything but resizing
         known = {name: getattr(teacher_processor, name, None) for name in _SETTINGS}
         settings = {name: list(each) if isinstance(each, tuple) else each for name, each in known.items()}
         settings = {name: each for name, each in settings.items() if each is not None}

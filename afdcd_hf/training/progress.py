@@ -1,4 +1,4 @@
-"""What a run tells while it lasts: its loss terms, where the time of its steps goes, how fast it is and its memory."""
+"""Progress of a run: loss terms, time per part of a step, speed and peak memory."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from transformers.utils import is_in_notebook
 
 logger = logging.getLogger(__name__)
 
-# "forward" stands for student and loss where they are one compiled graph.
+# "forward" is student and loss together, if they are compiled into one graph.
 PARTS = ("data", "teacher", "student", "loss", "forward", "backward", "optimizer")
-_MANY_LAPS = 2048
-_LEFT_OUT = ("epoch", "total_flos", "time_", "train_time_")  # of a plain line
+_MAX_PENDING_LAPS = 2048
+_LEFT_OUT = ("epoch", "total_flos", "time_", "train_time_")  # prefixes not printed by `LogLines`
 
 
 class TermMeans:
-    """Sums of the loss terms since the last line of the log. A term counts 0 in a step that does not have it."""
+    """Means of the loss terms since the last log line. A term counts as 0 in steps without it."""
 
     def __init__(self, *, report: bool = False) -> None:
-        self._report = report  # the first batch of all
+        self._report = report  # whether to log the terms of the first batch
         self.load({})
 
     def add(self, terms: Mapping[str, Tensor], share: float) -> None:
-        """Take in the detached terms of a batch that is so large a share of an optimizer step."""
+        """Add the detached terms of a batch that makes up this share of an optimizer step."""
         if self._report:
             self._report = False
             report_first_terms({name: term.item() for name, term in terms.items()})
@@ -41,7 +41,7 @@ class TermMeans:
         self._steps += share
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over ranks and steps, and start afresh; every process has to call this."""
+        """Return the means over ranks and steps, and reset. Call on every process."""
         if not self._steps:
             return {}
         means = accelerator.reduce(torch.stack(list(self._sums.values())) / self._steps, "mean").tolist()
@@ -50,30 +50,30 @@ class TermMeans:
         return named
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs to end with the same line of the log."""
+        """Return the state that a resumed run needs to write the same next log line."""
         return {**self._sums, "": torch.tensor(self._steps, dtype=torch.float64)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave; nothing at all to start afresh."""
+        """Restore what `state` returned; an empty mapping resets."""
         self._sums = {name: total for name, total in state.items() if name}
         self._steps = state[""].item() if state else 0.0
 
 
 def report_first_terms(terms: dict[str, float]) -> None:
-    """Say what the weights give: with another teacher or crop, published ones are easily off by orders of magnitude."""
+    """Log the weighted terms: with another teacher or crop, published weights can be off by orders of magnitude."""
     logger.info("Weighted loss terms of the first batch: %s", ", ".join(f"{k} {v:.4g}" for k, v in terms.items()))
     task = terms.get("task", 0.0)
     for name, value in terms.items():
         if task > 0 and name not in ("task", "auxiliary") and not 0.01 <= abs(value) / task <= 20:
             logger.warning(
                 "The weighted loss term %r is %.4g on the first batch: it %s the task loss (%.4g). Change its weight; "
-                "with reduction='mean', where the loss has it, weights carry over to other teachers and crops.",
+                "with reduction='mean', if the loss has that option, weights carry over to other teachers and crops.",
                 name, value, "dominates" if abs(value) > task else "is negligible next to", task,
             )  # fmt: skip
 
 
-def speed_of(history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """A card's facts on the speed of the steps of a Trainer's log; each line stands for all since the line before."""
+def summarize_speed(history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Summarise the speed in a Trainer's log for the card; each line covers the steps since the previous one."""
     seconds, steps, images, peak = dict.fromkeys(PARTS, 0.0), 0, 0.0, 0.0
     for line in history:
         if "images_per_second" in line:
@@ -90,19 +90,19 @@ def speed_of(history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """In MiB: of tensors on a CUDA device since the training began, elsewhere of this process (0 where not Linux)."""
+    """Return peak MiB: of tensors on a CUDA device since training began, else of the process (0 if not Linux)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")  # getrusage would start at what the parent process took
+    status = Path("/proc/self/status")  # getrusage would include the parent's memory before the fork
     lines = status.read_text().splitlines() if status.is_file() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
 
 
 class StepTimer(TrainerCallback):
-    """A stopwatch with a lap for each part of a step; logging, evaluating and saving between steps are not counted.
+    """Times each part of a step as a lap; logging, evaluation and saving between steps are not counted.
 
-    On a CUDA device marks are events in its stream: the loop is never held up, and "data" is the time for which the GPU
-    waited for a batch. `images` count from the last line of the log, `seconds_in_steps` (the host's) from `reset`.
+    On a CUDA device laps are measured with events, so the loop never synchronises, and "data" is the time that the GPU
+    waited for a batch. `images` counts from the last log line, `seconds_in_steps` (host time) from `reset`.
     """
 
     def __init__(self, device: torch.device):
@@ -110,15 +110,15 @@ class StepTimer(TrainerCallback):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything; no lap is counted until an epoch begins."""
+        """Reset everything; no lap is counted until an epoch begins."""
         self.seconds_in_steps = self._host = 0.0
         self._mark: Any = None
-        self._start_afresh()
+        self._clear()
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def lap(self, part: str) -> None:
-        """The time since the last lap, or since the step began, was spent on `part`."""
+        """Count the time since the last lap, or since the step began, as spent on `part`."""
         if self._mark is not None:
             mark, host = self._mark, self._host
             self._start()
@@ -126,13 +126,13 @@ class StepTimer(TrainerCallback):
             self.seconds_in_steps += self._host - host
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """`images_per_second` (of all processes), `time_<part>` a step (their mean) and `peak_memory_mb` (the highest)
-        since the last call; every process has to call this."""
-        self._add_up()
+        """Return `images_per_second` (all processes), `time_<part>` per step (their mean) and `peak_memory_mb` (the
+        highest) since the last call. Call on every process."""
+        self._sum_laps()
         mine = [float(self.images), peak_memory_mb(accelerator.device), *self._seconds.values()]
         ranks = accelerator.gather(torch.tensor([mine], device=accelerator.device)).cpu()
         seconds, steps = dict(zip(PARTS, ranks[:, 2:].mean(0).tolist(), strict=True)), self._steps
-        self._start_afresh()
+        self._clear()
         if not steps or not (total := sum(seconds.values())):
             return {}
         line = {"images_per_second": ranks[:, 0].sum().item() / total}
@@ -141,13 +141,13 @@ class StepTimer(TrainerCallback):
         return {name: float(f"{value:.5g}") for name, value in line.items()}
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        """The next step begins, with waiting for its data; so it does after all else that is done between steps."""
+        """Start the next step, which begins with waiting for data; also after logging, evaluation and saving."""
         self._start()
 
     on_log = on_evaluate = on_save = on_epoch_begin
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        """The gradients are there; likewise after a batch that is only accumulated."""
+        """End the backward pass, also of a batch that is only accumulated."""
         self.lap("backward")
 
     on_substep_end = on_pre_optimizer_step
@@ -158,8 +158,8 @@ class StepTimer(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.lap("optimizer")
         self._steps += 1
-        if len(self._laps) > _MANY_LAPS:
-            self._add_up()
+        if len(self._laps) > _MAX_PENDING_LAPS:
+            self._sum_laps()
 
     def on_train_end(self, args, state, control, **kwargs):
         self._mark = None
@@ -170,12 +170,12 @@ class StepTimer(TrainerCallback):
             self._mark = torch.cuda.Event(enable_timing=True)
             self._mark.record()
 
-    def _start_afresh(self) -> None:
+    def _clear(self) -> None:
         self._steps = self.images = 0
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._laps: list[tuple[str, Any, Any]] = []
 
-    def _add_up(self) -> None:
+    def _sum_laps(self) -> None:
         if self._on_gpu and self._laps:
             self._laps[-1][2].synchronize()
         for part, begin, end in self._laps:
@@ -184,7 +184,7 @@ class StepTimer(TrainerCallback):
 
 
 class LogLines(TrainerCallback):
-    """`step 50/400 [00:12<01:27] loss 1.23, loss_task 0.8, ...`, on the main process."""
+    """Prints `step 50/400 [00:12<01:27] loss 1.23, loss_task 0.8, ...` on the main process."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._start, self._first_step = time.perf_counter(), state.global_step
@@ -192,21 +192,21 @@ class LogLines(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not logs or not state.is_world_process_zero or not hasattr(self, "_start"):
             return
-        gone = time.perf_counter() - self._start
-        left = gone / max(state.global_step - self._first_step, 1) * (state.max_steps - state.global_step)
-        clock = f"{tqdm.format_interval(gone)}<{tqdm.format_interval(left)}"
+        elapsed = time.perf_counter() - self._start
+        left = elapsed / max(state.global_step - self._first_step, 1) * (state.max_steps - state.global_step)
+        clock = f"{tqdm.format_interval(elapsed)}<{tqdm.format_interval(left)}"
         plain = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in logs.items()}
         shown = ", ".join(f"{name} {value}" for name, value in plain.items() if not name.startswith(_LEFT_OUT))
         print(f"step {state.global_step}/{state.max_steps} [{clock}] {shown}", flush=True)
 
 
-def shows_bars(args: TrainingArguments) -> bool:
-    """Whether bars are wanted (`disable_tqdm`) and can be drawn: in a log file, every update would be a line."""
+def shows_progress_bars(args: TrainingArguments) -> bool:
+    """Whether bars are wanted (`disable_tqdm`) and can be drawn; in a log file, every update would be a line."""
     return not args.disable_tqdm and (is_in_notebook() or sys.stderr.isatty())
 
 
-def use_lines_without_terminal(trainer: Trainer) -> None:
-    """Where no bar can be drawn, replace transformers' bar or printer, which leaves out the step, by `LogLines`."""
-    if not shows_bars(trainer.args):
+def use_log_lines_without_terminal(trainer: Trainer) -> None:
+    """If no bar can be drawn, replace transformers' bar, or its printer, which omits the step, with `LogLines`."""
+    if not shows_progress_bars(trainer.args):
         trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
         trainer.add_callback(LogLines())

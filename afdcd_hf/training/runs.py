@@ -1,4 +1,4 @@
-"""One run from a recipe, what it leaves beside its weights (results, curves, card, recipe), and the quickstart."""
+"""Complete runs from a recipe, with results, curves, card and recipe next to the weights, and the quickstart."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from .arguments import PATH_OPTIONS, build_arguments, merge_arguments, training_
 from .checkpoints import checkpoint_to_resume
 from .distillation import DistillationTrainer
 from .distributed import images_per_step
-from .new_model import build_model, origin_of
+from .new_model import build_model, initial_weights
 from .options import DataArguments, TeacherArguments, plain_value
 from .preflight import check_writable, preflight
-from .progress import shows_bars
-from .teacher import processor_of
+from .progress import shows_progress_bars
+from .teacher import load_teacher_processor
 from .trainer import SegmentationTrainer
 from .training_args import SegmentationTrainingArguments
 
@@ -49,23 +49,23 @@ _HYPERPARAMETERS = (
     "task_loss", "class_weights", "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps",
     "max_seconds",
 )  # fmt: skip
-# Of a recipe: what is of this one run, of this machine, or secret.
+# Keys not written to a recipe: specific to this run or machine, or secret.
 _LEFT_OUT = {"output_dir", "resume_from_checkpoint", "data_dir", "run_name", "hub_token", "local_rank", "logging_dir"}
 
 
 class FinishedRun(NamedTuple):
-    """A run's folder, and the facts on its card (on the main process)."""
+    """The folder of a run, and the facts on its card (on the main process only)."""
 
     folder: Path
     card: CardFacts | None
 
 
 def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> FinishedRun:
-    """Train a model on the labels alone: teachers and baselines.
+    """Train a model on the labels alone, as a teacher or baseline.
 
     Args:
-        config: recipe name or path. Of a distillation recipe, what concerns teacher and loss is left out: this is the
-            student's baseline on the same budget.
+        config: recipe name or path. In a distillation recipe, the options of teacher and loss are ignored, which gives
+            the student's baseline with the same budget.
         argv: options that override the recipe, e.g. `["--max_steps", "100"]`.
 
     Returns:
@@ -76,7 +76,7 @@ def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finishe
 
 
 def distill(config: str | Path | None = None, argv: Sequence[str] = ()) -> FinishedRun:
-    """Train a student with a teacher's help; as `train`, e.g. with `argv=["--teacher", "runs/teacher"]`."""
+    """Train a student with a teacher, e.g. with `argv=["--teacher", "runs/teacher"]`; otherwise like `train`."""
     recipe = load_recipe(config) if config else {}
     return _run(config, merge_arguments(recipe, argv, distils=True), distils=True)
 
@@ -85,11 +85,11 @@ def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> 
     model_args, *others, data, args = build_arguments(given, distils=distils)
     teacher_args: Any = others[0] if distils else TeacherArguments()
     if distils and teacher_args.teacher is None:
-        raise ValueError("A distillation needs --teacher: the folder or Hub id of a trained model.")
+        raise ValueError("Distillation needs --teacher: the folder or Hub id of a trained model.")
     folder, main = Path(args.output_dir), args.process_index == 0
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file: give another --output_dir, in which the run's files can lie.")
-    if main:  # where the folder is not there yet, it must not be left behind by a later error
+        raise NotADirectoryError(f"{folder} is a file, not a folder: give another --output_dir.")
+    if main:  # checks the nearest existing parent, so that a later error leaves no empty folder behind
         check_writable(next(path for path in (folder, *folder.absolute().parents) if path.exists()))
     with held_alone(folder) if main else nullcontext():
         if args.resume_from_checkpoint is not None:
@@ -99,32 +99,32 @@ def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> 
             raise FileExistsError(f"{folder} is not empty. {how}")
         teacher = load_model(teacher_args.teacher, needs_logits=False) if distils else None
         set_seed(args.seed)
-        teachers_processor = processor_of(teacher_args.teacher) if distils else None
-        model, processor = build_model(model_args, data.classes(), teachers_processor)
+        teacher_processor = load_teacher_processor(teacher_args.teacher) if distils else None
+        model, processor = build_model(model_args, data.classes(), teacher_processor)
         parts = {"processing_class": processor, **_datasets(data, args, processor, teacher_args)}
         trainer: SegmentationTrainer
         if teacher is None:
             trainer = SegmentationTrainer(model, args, **parts)
         else:
-            trainer = DistillationTrainer(model, teacher, args, teacher_processor=teachers_processor, **parts)
-        facts = prepare_facts(trainer, data, config, teacher_args.teacher, origin_of(model_args))
+            trainer = DistillationTrainer(model, teacher, args, teacher_processor=teacher_processor, **parts)
+        facts = prepare_facts(trainer, data, config, teacher_args.teacher, initial_weights(model_args))
         if args.preflight:
             preflight(trainer, data.classes())
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         seconds = time.perf_counter() - start
-        trainer.save_model(_internal_call=True)  # or it would be pushed before its report is there
+        trainer.save_model(_internal_call=True)  # otherwise it would be pushed before its report is written
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()
         try:
             if trainer.is_world_process_zero():
-                settled = {"class_weights": args.class_weights} if "class_weights" in given else {}  # as numbers
-                write_recipe(folder, {**given, **settled})
+                resolved = {"class_weights": args.class_weights} if "class_weights" in given else {}  # as numbers
+                write_recipe(folder, {**given, **resolved})
             card = write_report(trainer, data, facts, seconds)
         except Exception as error:
             raise RuntimeError(
-                f"The training is finished and the model is saved in {folder}, but then came a {type(error).__name__}: "
-                f"{error}. After fixing the cause, score it with `afdcd evaluate --model {folder}`."
+                f"The training is finished and the model is saved in {folder}, but its report failed: "
+                f"{type(error).__name__}: {error}. After fixing the cause, run `afdcd evaluate --model {folder}`."
             ) from error
         if args.push_to_hub:
             trainer.push_to_hub()
@@ -157,31 +157,31 @@ def prepare_facts(
     teacher_name: str | None,
     origin: Mapping[str, Any],
 ) -> CardFacts | None:
-    """All that a card says before anything is trained or scored, tried by rendering it; None off the main process."""
+    """Collect the card's facts known before training, and check them by rendering it; None off the main process."""
     if not trainer.is_world_process_zero():
         return None
     args, crop, train = trainer.args, (data.crop_size[0], data.crop_size[1]), trainer.train_dataset.dataset
     settings = {name: public_value(name, getattr(args, name, None)) for name in _HYPERPARAMETERS}
     settings = {name: value for name, value in settings.items() if value is not None}
-    if getattr(args, "distils_at_times", False):
+    if getattr(args, "skips_teacher", False):
         settings |= {name: getattr(args, name) for name in ("distill_every", "distill_until")}
     settings |= {"total batch": images_per_step(args), "crop": f"{crop[0]}x{crop[1]}"}
-    held: dict[str, Any] = {}  # what a stream does not say
+    sizes: dict[str, Any] = {}  # unknown for a stream
     if not data.streaming:
-        held = {"num_images": len(trainer.eval_dataset), "train_images": len(train)}
+        sizes = {"num_images": len(trainer.eval_dataset), "train_images": len(train)}
         generated = is_generated(data.dataset)
-        held |= {"fingerprint": fingerprint(trainer.eval_dataset, of_pixels=generated)}
-        held |= {"train_fingerprint": fingerprint(train, of_pixels=generated)}
-    teachers_config = getattr(getattr(trainer, "teacher", None), "config", None)
+        sizes |= {"fingerprint": fingerprint(trainer.eval_dataset, of_pixels=generated)}
+        sizes |= {"train_fingerprint": fingerprint(train, of_pixels=generated)}
+    teacher_config = getattr(getattr(trainer, "teacher", None), "config", None)
     try:
         facts = CardFacts(
-            model_name=Path(args.output_dir).resolve().name,  # paths are left out of what is to be shared
+            model_name=Path(args.output_dir).resolve().name,  # no local paths on a card
             **folder_facts.network_facts(trainer.student),
             **origin,
             macs=count_macs_at(trainer.student, [crop])[0],
             macs_size=crop,
             dataset=folder_facts.dataset_facts(
-                data.dataset, split=data.eval_split, train_split=data.train_split, **held
+                data.dataset, split=data.eval_split, train_split=data.train_split, **sizes
             ),
             training=TrainingFacts(
                 recipe=public_name(recipe_name) if recipe_name else None,
@@ -192,7 +192,7 @@ def prepare_facts(
                 versions=library_versions(),
             ),
             teacher=public_name(teacher_name) if teacher_name else None,
-            teacher_architecture=None if teachers_config is None else folder_facts.describe(teachers_config),
+            teacher_architecture=None if teacher_config is None else folder_facts.describe(teacher_config),
             citations=getattr(getattr(trainer, "loss_module", None), "citations", []),
         )
         render_card(facts)
@@ -204,12 +204,12 @@ def prepare_facts(
 def write_report(
     trainer: SegmentationTrainer, data: DataArguments, facts: CardFacts | None, seconds: float
 ) -> CardFacts | None:
-    """Score the saved folder (not the model in memory) on all ranks; the main one writes its files, the facts last."""
+    """Score the saved folder (not the model in memory) on all ranks; rank 0 writes the report, the facts last."""
     args, folder = trainer.args, Path(trainer.args.output_dir)
     options: dict[str, Any] = {"batch_size": args.per_device_eval_batch_size}
     options |= {"processor": load_processor(str(folder)), "num_workers": args.dataloader_num_workers}
     model = load_model(str(folder)).to(args.device)
-    scores = evaluate_segmenter(model, trainer.eval_dataset, progress=shows_bars(args), **options)
+    scores = evaluate_segmenter(model, trainer.eval_dataset, progress=shows_progress_bars(args), **options)
     if facts is None:
         return None
     context = dataset_context(**data.choice("eval"))
@@ -219,13 +219,13 @@ def write_report(
         plot_training_curves(curves, folder / folder_facts.CURVES_NAME, title=data_title(results["protocol"]))
     training = replace(
         facts.training,
-        hyperparameters={**facts.training.hyperparameters, "total batch": images_per_step(args)},  # it may be searched
+        hyperparameters={**facts.training.hyperparameters, "total batch": images_per_step(args)},  # may be auto-found
         iterations=trainer.state.global_step,
-        seconds=None if args.resume_from_checkpoint else seconds,  # of a resumed run only the last part was clocked
+        seconds=None if args.resume_from_checkpoint else seconds,  # only the last part of a resumed run was timed
         **trainer.speed,
     )
     measured = folder_facts.measured_results(results, facts.model_name)
-    # Images of the data set are not drawn: most may not be published again.
+    # No predictions on dataset images: most licences do not allow redistribution.
     facts = replace(facts, measured=measured, training=training, pictures=folder_facts.known_pictures(folder))
     write_card(folder, facts)
     write_facts(folder, facts)
@@ -233,10 +233,10 @@ def write_report(
 
 
 def write_recipe(folder: Path, given: Mapping[str, Any]) -> Path:
-    """Write what a recipe and a command line set as one recipe, without local paths, and return its file."""
+    """Write the merged options of recipe and command line as a recipe without local paths, and return its path."""
     lines = {key: public_value(key, value) for key, value in given.items() if key not in _LEFT_OUT}
     command = f"afdcd {'distill' if 'loss' in lines else 'train'} --config {RECIPE_NAME} --output_dir FOLDER"
-    text = f"# This training again: {command}\n# (with --data_dir, and whatever was a file of another machine)\n"
+    text = f"# To repeat this run: {command}\n# (plus --data_dir, and the paths of files on your machine)\n"
     text += yaml.safe_dump(lines, sort_keys=False, allow_unicode=True)
     with written_whole(folder / RECIPE_NAME) as part:
         part.write_text(without_tokens(text), encoding="utf-8")
@@ -244,8 +244,8 @@ def write_recipe(folder: Path, given: Mapping[str, Any]) -> Path:
 
 
 def public_value(key: str, value: Any) -> Any:
-    """The value of an argument for others: a file or folder of this machine by its last name."""
-    if key == "loss" and value is not None:  # there may be my_file.py:MyLoss in it
+    """Make the value of an option public: reduce a local file or folder to its last name."""
+    if key == "loss" and value is not None:  # which may contain my_file.py:MyLoss
         return "+".join(Path(word.strip()).name for word in value.split("+"))
     if isinstance(value, str) and (key in PATH_OPTIONS or Path(value).is_absolute()):  # such as transformers' deepspeed
         return public_name(value)
@@ -258,18 +258,18 @@ TITLES = {"teacher": "teacher", "student-alone": "student alone", "distilled": "
 
 
 def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
-    """The whole idea in minutes: train a teacher, a student alone and one with Af-DCD on generated scenes.
+    """Train a teacher, a student alone and a student distilled with Af-DCD on generated scenes, in minutes.
 
     Prints a table, and writes card, images and curves into the distilled student's folder, which is returned. A
-    second call with the same folder continues where the first was stopped. FileExistsError where `output_dir` holds
-    other files than those of a quickstart with this seed.
+    second call with the same folder continues where the first stopped. FileExistsError if `output_dir` holds other
+    files than those of a quickstart with this seed.
     """
     start, folder = time.perf_counter(), Path(output_dir)
     _check_folder(folder, seed)
     cards: dict[str, Any] = {}
     for number, (name, title) in enumerate(TITLES.items(), 1):
         print(f"\n[{number}/3] {title} -> {folder / name}", flush=True)
-        cards[name] = _finished(folder / name) or _trained(name, folder, seed)
+        cards[name] = _read_finished(folder / name) or _train_or_resume(name, folder, seed)
     scores = {name: card.measured.mean_iou for name, card in cards.items()}
     rows = [ComparisonRow(TITLES[name], card.num_parameters, card.macs, scores[name]) for name, card in cards.items()]
     best, models = folder / "distilled", {title: folder / name for name, title in TITLES.items()}
@@ -289,28 +289,28 @@ def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
         gain = "" if name == "student-alone" else f"{100 * (scores[name] - scores['student-alone']):+.2f}"
         figures = f"{card.num_parameters / 1e6:>8.2f} M{card.macs / 1e9:>8.2f}{100 * scores[name]:>9.2f}"
         print(f"{TITLES[name]:<22}{figures}{gain:>8}")
-    print(f"\n{time.perf_counter() - start:.0f} s in all. The distilled student is in {best}:")
+    print(f"\nDone in {time.perf_counter() - start:.0f} s. The distilled student is in {best}:")
     print("  README.md (model card), predictions.png, training_curves.png, results.json, card_facts.json, weights.")
     return best
 
 
 def _check_folder(folder: Path, seed: int) -> None:
-    """Only what an earlier call with this seed has left may be there."""
+    """Raise FileExistsError unless the folder holds at most the files of an earlier call with this seed."""
     others = [path for path in folder.iterdir() if path.name not in TITLES] if folder.is_dir() else []
     if others:
         raise FileExistsError(f"{folder} holds other files, such as {others[0].name}; give another --output_dir.")
-    cards = [card for card in (_finished(folder / name) for name in TITLES) if card is not None]
+    cards = [card for card in (_read_finished(folder / name) for name in TITLES) if card is not None]
     if any(card.training.seed != seed for card in cards):
         raise FileExistsError(f"{folder} holds a quickstart with another seed than {seed}; give another --output_dir.")
 
 
-def _finished(folder: Path) -> CardFacts | None:
-    """The facts of a run that went to its end; they are written last."""
+def _read_finished(folder: Path) -> CardFacts | None:
+    """Read the facts of a finished run; they are written last, so None means unfinished."""
     return read_facts(folder) if (folder / FACTS_NAME).is_file() else None
 
 
-def _trained(name: str, folder: Path, seed: int) -> CardFacts | None:
-    """Train one of the three, or continue from its last checkpoint."""
+def _train_or_resume(name: str, folder: Path, seed: int) -> CardFacts | None:
+    """Train one of the three models, or resume from its last checkpoint."""
     argv = ["--output_dir", str(folder / name), "--seed", str(seed)]
     if any((folder / name).glob("checkpoint-*")):
         argv += ["--resume_from_checkpoint", "last"]

@@ -1,4 +1,4 @@
-"""Stopping a training: where it breaks, and at a signal; either way it tells what to resume from."""
+"""Stopping a run, on errors and on signals, with a message that says what to resume from."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from ..messages import plain_message
-from .checkpoints import WRITE_ERRORS, NonFiniteLossError, checkpoint_folder, checkpoints_of, why_not_written
+from .checkpoints import WRITE_ERRORS, NonFiniteLossError, checkpoint_folder, checkpoints_of, write_error_message
 
 if TYPE_CHECKING:
     from .trainer import SegmentationTrainer
 
-SECONDS_OF_ONE_CTRL_C = 2.0
+CTRL_C_DEBOUNCE_SECONDS = 2.0
 _SHOWN_NAMES = 16
-_REPEATED = (OSError, ValueError, torch.OutOfMemoryError, RuntimeError)  # raised again, with more to say
+_RERAISED = (OSError, ValueError, torch.OutOfMemoryError, RuntimeError)  # raised again with a longer message
 
 
 class NonFiniteGradientError(NonFiniteLossError):
@@ -34,20 +34,20 @@ class NonFiniteGradientError(NonFiniteLossError):
 
 
 class Guard(TrainerCallback):
-    """Stops a run before the optimizer uses a loss or gradients that are not finite, and tells what to resume from.
+    """Stops a run before the optimizer uses a non-finite loss or gradient, and says what to resume from.
 
-    All processes stop together; the forward pass has spoilt batch norm's statistics, so the last checkpoint is what to
-    resume from. So it is where one process of several fails alone. After any other error the last step is saved.
+    All processes stop together. The forward pass has corrupted batch norm statistics, so the run resumes from the last
+    checkpoint, as it does if one of several processes fails alone. After any other error, the last step is saved.
     """
 
     def __init__(self, trainer: SegmentationTrainer):
         self.trainer: Any = trainer
-        self.norm: Tensor | float | None = None  # of this step's gradients; the trainer sets it
+        self.norm: Tensor | float | None = None  # gradient norm of this step, set by the trainer
         self._batches: list[tuple[Sequence[str], Mapping[str, Tensor]]] = []
-        self._first_step: int | None = None  # None before a training begins
+        self._first_step: int | None = None  # None before training begins
 
     def watch(self, terms: Mapping[str, Tensor], names: Sequence[str] | None) -> None:
-        """Remember a batch's detached terms until its step is checked; nothing is read back from the device here."""
+        """Keep a batch's detached terms until its step is checked, without synchronising with the device."""
         self._batches.append((names or (), terms))
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -57,13 +57,13 @@ class Guard(TrainerCallback):
         self._batches = []
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if args.check_finite and self._is_broken():  # which waits once for the device
+        if args.check_finite and self._is_non_finite():  # the only device synchronisation
             error = self._describe()
             if args.world_size > 1:
-                told = gather_object([(type(error), str(error))])
-                # One rank's NaN loss makes the gradients of all ranks NaN: the loss tells more.
-                rank = min(range(len(told)), key=lambda rank: told[rank][0] is NonFiniteGradientError)
-                error = told[rank][0](f"process {rank}: {told[rank][1]}")
+                errors = gather_object([(type(error), str(error))])
+                # One rank's NaN loss makes all ranks' gradients NaN: report the loss, which says more.
+                rank = min(range(len(errors)), key=lambda rank: errors[rank][0] is NonFiniteGradientError)
+                error = errors[rank][0](f"process {rank}: {errors[rank][1]}")
             raise error
         self._between_steps = False
 
@@ -71,15 +71,15 @@ class Guard(TrainerCallback):
         self._between_steps = True
 
     @contextmanager
-    def telling_what_is_saved(self) -> Iterator[None]:
-        """An error within gets a message that says what is saved, and stays of the same kind."""
+    def report_last_checkpoint(self) -> Iterator[None]:
+        """Extend the message of an error inside this context with what to resume from; its type stays the same."""
         self._first_step = None
         try:
             yield
         except Exception as error:
             unfinished = self.trainer.checkpoints.unfinished
             if isinstance(error, WRITE_ERRORS) and unfinished is not None:
-                text = why_not_written(unfinished, error)
+                text = write_error_message(unfinished, error)
                 if self.trainer.args.should_save:
                     shutil.rmtree(unfinished, ignore_errors=True)
                 kept = checkpoints_of(self.trainer.args.output_dir)
@@ -88,13 +88,13 @@ class Guard(TrainerCallback):
             if self._first_step is None:
                 raise
             text = f"{plain_message(error)} {self._save_last_step(error)}"
-            for kind in (NonFiniteGradientError, NonFiniteLossError, *_REPEATED):
+            for kind in (NonFiniteGradientError, NonFiniteLossError, *_RERAISED):
                 if isinstance(error, kind):
                     raise kind(text) from error
             raise
 
     def _save_last_step(self, error: Exception) -> str:
-        """Write the checkpoint of the last finished step, if that can be; what was done, in words."""
+        """Save a checkpoint of the last finished step, if possible; return a sentence on what is saved."""
         trainer, step = self.trainer, self.trainer.state.global_step
         if step == self._first_step:
             return "No step had been finished since the start, so there is nothing to save."
@@ -109,12 +109,12 @@ class Guard(TrainerCallback):
         folder = checkpoint_folder(trainer.args.output_dir, step)
         return f"The state after step {step} is saved in {folder}: after fixing the cause, resume from it."
 
-    def _is_broken(self) -> bool:
-        """Whether any term of any process, or the norm of the gradients, is not finite: a sum is only if all are."""
+    def _is_non_finite(self) -> bool:
+        """Whether any term on any process, or the gradient norm, is not finite; their sum then is not finite either."""
         total = torch.zeros((), device=self.trainer.args.device)
         for term in (term for _, batch in self._batches for term in batch.values()):
             total = total + term.float()
-        # infinite gradients are normal while a GradScaler (fp16) looks for its scale
+        # infinite gradients are normal while a GradScaler (fp16) searches for its scale
         if self.norm is not None and self.trainer.accelerator.scaler is None:
             total = total + self.norm
         if self.trainer.args.world_size > 1:
@@ -141,11 +141,11 @@ class Guard(TrainerCallback):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """A training was stopped by a signal, after it had saved a checkpoint.
+    """A signal stopped the run, after a checkpoint was saved.
 
     Attributes:
         checkpoint: folder of that checkpoint.
-        exit_status: what a command should end with: 128 + number of the signal.
+        exit_status: exit status for a command: 128 + signal number.
     """
 
     def __init__(self, signal_number: int, step: int, checkpoint: str):
@@ -155,21 +155,21 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class Interruption(TrainerCallback):
-    """Listens for SIGTERM (how clusters announce that a machine is taken back) and SIGINT (Ctrl-C).
+    """Handles SIGTERM (sent by clusters before pre-emption) and SIGINT (Ctrl-C).
 
-    The first signal to any process has all finish the step and save; a second SIGINT ends the process at once.
-    transformers' enable_jit_checkpoint writes no marker, waits for 3 s, and knows neither Ctrl-C nor other processes.
+    After the first signal to any process, all finish the step and save; a second SIGINT ends the process at once.
+    transformers' enable_jit_checkpoint writes no marker, waits for 3 s, and handles neither Ctrl-C nor other processes.
     """
 
     def __init__(self, args: TrainingArguments, save: Callable[[], None]):
         self._args, self._save = args, save
-        self._process, self._asked_at = os.getpid(), 0.0
+        self._process, self._received_at = os.getpid(), 0.0
         self._previous: dict[int, Any] = {}
-        self._asked = self._stopped = 0  # the signal that this process got, and the one that all have agreed to stop at
+        self._received = self._agreed = 0  # signal received here, and signal that all processes agreed on
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Signals are caught within; Python allows that in the main thread only, elsewhere this does nothing."""
+        """Handle signals inside this context; a no-op outside the main thread, where Python does not allow it."""
         numbers = (signal.SIGINT,) if self._args.enable_jit_checkpoint else (signal.SIGINT, signal.SIGTERM)
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._on_signal) for number in numbers}
@@ -177,17 +177,17 @@ class Interruption(TrainerCallback):
             yield
         finally:
             self._restore()
-            self._asked = self._stopped = 0
+            self._received = self._agreed = 0
 
     @contextmanager
-    def saving_amid(self, model: nn.Module) -> Iterator[None]:
-        """While `model` is evaluated, a signal has the finished step saved at once, but where processes would have to
-        wait for each other."""
+    def save_on_signal_during(self, model: nn.Module) -> Iterator[None]:
+        """Save the finished step as soon as a signal arrives while `model` is evaluated; single process only, because
+        several would have to wait for each other."""
         saved = self._args.world_size > 1
 
         def save_once(*_: Any) -> None:
             nonlocal saved
-            if self._asked and not saved:
+            if self._received and not saved:
                 saved = True
                 self._save()
 
@@ -198,35 +198,35 @@ class Interruption(TrainerCallback):
             handle.remove()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self._stopped = self._asked
+        self._agreed = self._received
         if args.world_size > 1:
-            asked = torch.tensor(self._asked, device=args.device)
+            asked = torch.tensor(self._received, device=args.device)
             torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-            self._stopped = int(asked.item())
-        if self._stopped:
+            self._agreed = int(asked.item())
+        if self._agreed:
             if control.should_evaluate:
-                self._save()  # the process may not be given the time that the evaluation takes
+                self._save()  # the process may be killed before the evaluation ends
             control.should_training_stop = control.should_save = True
 
     on_evaluate = on_step_end
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self._stopped:  # the Trainer has saved
+        if self._agreed:  # the Trainer has saved by now
             folder = str(checkpoint_folder(args.output_dir, state.global_step))
-            raise TrainingInterrupted(self._stopped, state.global_step, folder)
+            raise TrainingInterrupted(self._agreed, state.global_step, folder)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._process:  # a data worker, forked with this handler: the main process decides
+        if os.getpid() != self._process:  # a data worker forked with this handler; the main process decides
             return
-        # torchrun hands Ctrl-C on to processes that have received it from the terminal already
-        passed_on = self._args.world_size > 1 and time.monotonic() - self._asked_at < SECONDS_OF_ONE_CTRL_C
-        if not self._asked:
-            self._asked, self._asked_at = number, time.monotonic()
+        # torchrun forwards Ctrl-C to processes that have already received it from the terminal
+        forwarded = self._args.world_size > 1 and time.monotonic() - self._received_at < CTRL_C_DEBOUNCE_SECONDS
+        if not self._received:
+            self._received, self._received_at = number, time.monotonic()
             if self._args.process_index == 0:
-                message = "finishing this step and saving a checkpoint (Ctrl-C now stops at once, unsaved)"
-                # logging is not allowed here: the signal may have interrupted a logger
+                message = "finishing this step and saving a checkpoint (Ctrl-C again stops at once without saving)"
+                # no logging here: the signal may have interrupted a logger that holds its lock
                 os.write(2, f"\n{signal.Signals(number).name}: {message}\n".encode())
-        elif number == signal.SIGINT and not passed_on:
+        elif number == signal.SIGINT and not forwarded:
             self._restore()
             raise KeyboardInterrupt
 
@@ -237,10 +237,10 @@ class Interruption(TrainerCallback):
 
 
 def prepare_workers(loader: DataLoader, seed: int) -> DataLoader:
-    """Give a loader workers that leave signals to the main process, and a random generator of its own: starting workers
-    draws a seed, which would shift dropout where a resumed run starts them at another time."""
+    """Make a loader's workers leave signals to the main process, and give it a separate random generator: starting
+    workers draws a seed, which would shift dropout if a resumed run starts them at a different time."""
     generator, start = torch.Generator().manual_seed(seed), partial(_start_worker, loader.worker_init_fn)
-    # accelerate iterates over a loader within its own, and makes another one of the outer's settings to skip batches.
+    # accelerate iterates over an inner loader, but builds the loader that skips batches from the outer one's settings.
     for part in {loader, getattr(loader, "base_dataloader", loader)}:
         part.generator = generator
         if part.num_workers:
@@ -248,17 +248,17 @@ def prepare_workers(loader: DataLoader, seed: int) -> DataLoader:
     return loader
 
 
-def _start_worker(then: Callable[[int], None] | None, worker: int) -> None:
-    """Outlive a Ctrl-C or SIGTERM to all of a job, with which the run saves itself, but not SIGTERM from the parent."""
+def _start_worker(worker_init: Callable[[int], None] | None, worker: int) -> None:
+    """Ignore a Ctrl-C or SIGTERM sent to the whole job, so that the run can save, but obey SIGTERM from the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    if then is not None:
-        then(worker)
+        threading.Thread(target=_exit_on_parent_sigterm, args=(os.getppid(),), daemon=True).start()
+    if worker_init is not None:
+        worker_init(worker)
 
 
-def _end_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:  # which alone tells who sent the signal
+def _exit_on_parent_sigterm(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:  # a handler would not know the sender
         pass
     os._exit(0)

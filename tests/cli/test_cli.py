@@ -1,4 +1,4 @@
-"""The command line as a user meets it: whole runs on a few generated scenes, and what a mistake is answered with."""
+"""End-to-end tests of the command line: whole runs on a few generated scenes, and the answers to mistakes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny import loss_options
 
 from afdcd_hf.cli import main
-from afdcd_hf.cli.training import _OFTEN
+from afdcd_hf.cli.training import _COMMON_OPTIONS
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.recipes import load_recipe
 from afdcd_hf.training.arguments import parse_arguments
@@ -35,7 +35,7 @@ RECIPE |= {f"af_dcd.{name}": value for name, value in loss_options()["af_dcd"].i
 
 @pytest.fixture(scope="module", autouse=True)
 def few_scenes():
-    """Draw 8 and 4 scenes where the benchmark has 400 and 100."""
+    """Generate 8 and 4 scenes instead of the benchmark's 400 and 100."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BENCHMARKS, "scenes", replace(BENCHMARKS["scenes"], split_sizes={"train": 8, "val": 4}))
         yield
@@ -102,7 +102,7 @@ def test_a_run_leaves_a_recipe_of_what_was_asked_for_without_local_paths(runs, t
     written = yaml.safe_load(text)
     assert written["backbone_kwargs"]["channels"] == [8, 16, 16, 48]  # set on the command line
     assert "loss" not in written and not [key for key in written if "." in key]
-    numbers = written["class_weights"]  # balanced ones are left as numbers
+    numbers = written["class_weights"]  # "balanced" is written as numbers
     assert len(numbers) == 8 and sum(numbers) == pytest.approx(8, abs=1e-5) and min(numbers) < 0.5
     facts = json.loads((runs / "teacher" / "card_facts.json").read_text())
     assert facts["training"]["hyperparameters"]["class_weights"] == numbers
@@ -151,7 +151,7 @@ def test_a_failure_after_the_training_is_one_line_with_the_weights_saved_and_no_
     line = answer(capsys, "train", *options, "--preflight", "false")
     assert f"RuntimeError: The training is finished and the model is saved in {folder}" in line
     assert "KeyError: 'per_category_iou'" in line and (folder / "model.safetensors").is_file()
-    assert not (folder / "card_facts.json").exists()  # where it is, a run is finished
+    assert not (folder / "card_facts.json").exists()  # it marks a finished run
     assert not [name for name, content in contents(folder).items() if token.encode() in content]
     private = {"data_dir": "/home/me", "unlabelled_dir": "/home/me/data", "deepspeed": "/home/me/zero2.json"}
     text = write_recipe(folder, {"run_name": token, **private, "loss": "kd + /home/me/my.py:Mine"}).read_text()
@@ -166,7 +166,7 @@ def test_after_a_push_that_fails_the_same_push_is_advised_since_the_run_is_score
         hub.break_uploads = 10_000
         assert main(["train", *options, "--hub_model_id", "street/student", "--hub_strategy", "end"]) == 2
     said = capsys.readouterr().err
-    assert f"`afdcd push {tmp_path / 'out'} street/student` tries again" in said and "afdcd evaluate" not in said
+    assert f"`afdcd push {tmp_path / 'out'} street/student` retries it" in said and "afdcd evaluate" not in said
 
 
 MISTAKES = {
@@ -206,8 +206,8 @@ def test_training_can_start_from_a_saved_model_and_ends_with_its_score_and_its_f
 def test_training_help_is_short_and_help_all_lists_every_argument(capsys):
     for command in ("train", "distill"):
         assert main([command, "--help"]) == 0
-        short = capsys.readouterr().out
-        assert all(f"--{name} " in short for name in _OFTEN if command == "distill" or name not in ("teacher", "loss"))
+        short, hidden = capsys.readouterr().out, () if command == "distill" else ("teacher", "loss")
+        assert all(f"--{name} " in short for name in _COMMON_OPTIONS if name not in hidden)
         assert len(short.splitlines()) < 60
         assert all(word in short for word in ("example:", "--config", "(default 0.02)"))
     assert "--max_steps" in short and "--dataloader_pin_memory" not in short

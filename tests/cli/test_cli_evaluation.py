@@ -1,4 +1,4 @@
-"""`afdcd evaluate`, `predict`, `datasets` and `chart` as a user meets them."""
+"""End-to-end tests of `afdcd evaluate`, `predict`, `datasets` and `chart`."""
 
 from __future__ import annotations
 
@@ -127,9 +127,10 @@ def test_images_are_segmented_in_the_benchmarks_colours(cityscapes, tmp_path, ca
     palette = np.array(BENCHMARKS["cityscapes"].palette)
     assert label_map.shape == (32, 64) and np.array_equal(np.asarray(Image.open(color[0])), palette[label_map])
     assert "exists" in answer(capsys, "predict", str(images), *where)
-    assert "--confidence is for --as_labels" in answer(capsys, "predict", str(images), *where, "--confidence", "0.5")
+    refused = answer(capsys, "predict", str(images), *where, "--confidence", "0.5")
+    assert "--confidence can only be used with --as_labels" in refused
     where[3] = str(tmp_path / "labels")
-    assert "--overwrite is not for --as_labels" in answer(
+    assert "--overwrite cannot be used with --as_labels" in answer(
         capsys, "predict", str(images), *where, "--as-labels", "--overwrite"
     )
     assert main(["predict", str(images), *where, "--as-labels", "--confidence", "0"]) == 0
@@ -165,7 +166,7 @@ def test_the_labels_of_any_dataset_are_counted_and_drawn(tmp_path, capsys):
     assert facts["sizes"] == [{"height": 32, "width": 48, "images": 1}] and facts["ignored_share"] == 8 / 48
     counted = [["class 0", 22 * 32, 22 / 40, 1], ["class 1", 18 * 32, 18 / 40, 1]]
     assert [list(one.values())[:4] for one in facts["classes"]] == counted
-    assert "--split is for --stats" in answer(capsys, "datasets", "camvid", "--split", "val")
+    assert "--split can only be used with --stats" in answer(capsys, "datasets", "camvid", "--split", "val")
 
 
 def test_charts_are_drawn_from_files_and_never_over_others(cityscapes, tmp_path, capsys):
@@ -179,7 +180,7 @@ def test_charts_are_drawn_from_files_and_never_over_others(cityscapes, tmp_path,
     (tmp_path / "b.json").write_text(json.dumps(mirrored))
     unequal = ["chart", "classes", str(tmp_path / "a.json"), str(tmp_path / "b.json"), *output, "--overwrite"]
     said = answer(capsys, *unequal)
-    assert "a.json, b.json were not measured alike" in said and "flip: False, True" in said
+    assert "a.json, b.json were measured with different protocols" in said and "flip: False, True" in said
     assert main([*unequal, "--allow_other_protocol"]) == 0
     matrix = ["chart", "confusion", str(tmp_path / "a_confusion.csv"), *output]
     assert "chart.png exists" in answer(capsys, *matrix)

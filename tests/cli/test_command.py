@@ -1,4 +1,4 @@
-"""The frame of every command: spelling, mistakes, help, secrets, exit status, completion."""
+"""Common to all commands: option spelling, errors, help, secrets, exit status, tab completion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from command_line import answer, saved_model
 
 from afdcd_hf import __version__
-from afdcd_hf.cli import _in_words, _parser, main
+from afdcd_hf.cli import _error_line, _parser, main
 from afdcd_hf.cli.command import Command
 from afdcd_hf.messages import plain_message
 from afdcd_hf.recipes import list_recipes, load_recipe, recipe_path
@@ -37,14 +37,14 @@ MISTAKES = {
     "a device": (["evaluate", "--model", "m", "--dataset", "d", "--device", "gpu"], "--device gpu cannot be used here"),
     "a size": (["profile", "m", "--size", "0", "8"], "'0' must be a whole number from 1 to 65536"),
     "a choice": (["profile", "m", "--precision", "fp8"], "invalid choice: 'fp8'"),
-    "a format with a page": (["export", "m", "--web", "page", "--format", "onnx"], "--format is not for --web"),
+    "a format with a page": (["export", "m", "--web", "w", "--format", "onnx"], "--format cannot be used with --web"),
     "no file to write": (["export", "m", "--format", "onnx"], "--format and --output, or --web DIR"),
-    "a runtime without a page": ([*EXPORT, "--onnxruntime_web", "x"], "--onnxruntime_web is for --web"),
-    "no kind of network": (CONVERT, "--network is needed, such as deeplabv3_resnet18"),
-    "a backbone's data set": ([*CONVERT, "--backbone_only", "--dataset", "voc"], "--dataset has no place with"),
+    "a runtime without a page": ([*EXPORT, "--onnxruntime_web", "x"], "--onnxruntime_web can only be used with --web"),
+    "no kind of network": (CONVERT, "Give --network, such as deeplabv3_resnet18"),
+    "a backbone's data set": ([*CONVERT, "--backbone_only", "--dataset", "voc"], "--dataset cannot be used with"),
     "a page with the options of a Space": (
         ["demo", "m", "--title", "T", "--overwrite"],
-        "--title and --overwrite would do nothing without --write_space",
+        "--title and --overwrite cannot be used without --write_space",
     ),
 }
 
@@ -209,7 +209,7 @@ def test_no_group_and_no_thread_of_one_stays_behind():
     assert done.stdout.split() == ["True", "False", "0"]
 
 
-# Of an error in a data worker only its message is left
+# Errors in data workers are reduced to their message
 
 TRACEBACK = (
     "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
@@ -219,6 +219,6 @@ TRACEBACK = (
 
 
 def test_a_message_is_found_in_a_workers_traceback_whatever_came_before_it():
-    assert _in_words(OSError(TRACEBACK)) == "b.png: damaged."
+    assert _error_line(OSError(TRACEBACK)) == "b.png: damaged."
     assert plain_message(ValueError("two\n lines!")) == "two lines!"
     assert plain_message(RuntimeError()) == "RuntimeError."

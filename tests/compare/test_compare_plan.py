@@ -1,4 +1,4 @@
-"""Plans of `afdcd compare`: what they say, and which mistakes are found before anything is trained."""
+"""Plans of `afdcd compare`: how they are read, and which mistakes are found before any training starts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_method_changes_only_what_it_names_and_leaves_out_what_belongs_to_anot
     plan, recipe = load_plan(plan_file()), load_recipe("quickstart")
     alone, kd, feature_only = (recipe_of(plan, name) for name in ("alone", "kd", "feature only"))
     own = {"methods": {"mine": {"loss": "kd+my_loss.py:Cosine"}}, "Cosine.weight": 2.0}
-    assert recipe_of(load_plan(plan_file(**own)), "mine")["Cosine.weight"] == 2.0  # of my_file.py:MyLoss the class
+    assert recipe_of(load_plan(plan_file(**own)), "mine")["Cosine.weight"] == 2.0  # named by the class alone
     assert (alone["max_steps"], alone["seed"], alone["backbone_kwargs"]) == (30, 0, recipe["backbone_kwargs"])
     assert not {key for key in alone if key in ("teacher", "loss") or "." in key}
     assert kd["loss"] == "kd" and kd["teacher"] == "out/teacher/run"
@@ -86,7 +86,7 @@ def test_a_plan_counts_its_runs_and_names_its_budgets(plan_file):
     timed = recipe_of(plan, "kd", budget=1)
     assert timed["max_seconds"] == 60.0 and timed["max_steps"] == load_recipe("quickstart")["max_steps"]
     assert Budget(seconds=0.5).title == "0.5 s of training each"
-    assert "12, after 2 to tune" in plan.described()
+    assert "12, after 2 tuning runs" in plan.summary()
     as_long = load_plan(plan_file(budgets={"iterations": 30, "as_long_as": "feature only"})).budgets[0]
     assert as_long.name == "time-of-feature-only-30" and as_long.is_time
 
@@ -134,10 +134,10 @@ def test_the_papers_plan_fits_each_of_its_eight_pairs(recipe, teacher, tmp_path)
     [
         ({"methods": {}}, "it has no methods"),
         ({"seeds": None, "budgets": None}, "no seeds and no budgets"),
-        ({"seeds": [0, 0]}, "names one twice"),
+        ({"seeds": [0, 0]}, "has duplicates"),
         ({"seeds": ["a"]}, "list of whole numbers"),
         ({"budgets": {"epochs": 3}}, r"\{iterations: N\}, \{seconds: S\} or \{iterations: N, as_long_as: METHOD\}"),
-        ({"budgets": {"iterations": 3, "as_long_as": "kdd"}}, "'kdd' is not a method; there are alone, kd, feat"),
+        ({"budgets": {"iterations": 3, "as_long_as": "kdd"}}, "'kdd' is not a method; known: alone, kd, feat"),
         ({"budgets": {"iterations": 0}}, "iterations=0 must be a whole number, 1 or more"),
         ({"budgets": {"seconds": -1}}, "above 0"),
         ({"max_steps": 10}, "the plan must not set max_steps"),
@@ -158,7 +158,7 @@ def test_a_plan_that_cannot_be_says_what_is_wrong(plan_file, changes, message):
     [
         ({"methods": {"x": {"loss": "kd", "kd.wait": 1}}}, "'x': unknown option kd.wait"),
         ({"learning_rat": 1}, "Unknown argument .learning_rat.*learning_rate"),
-        ({"methods": {"a b": {}, "a-b": {}}}, "'a b' and 'a-b' would lie in the same folder"),
+        ({"methods": {"a b": {}, "a-b": {}}}, "'a b' and 'a-b' would share one folder"),
         ({"teacher_recipe": None, "teacher": "/a/b/nothing"}, "neither a local folder nor a Hub id"),
         ({"teacher_recipe": None, "teacher": None, "recipe": "camvid_cpu"}, "neither 'teacher' nor 'teacher_recipe'"),
     ],

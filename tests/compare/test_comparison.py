@@ -1,4 +1,4 @@
-"""Running a comparison: what is trained, kept, tried again, and written. Trainings are stand-ins but for one test."""
+"""Running a comparison: what is trained, kept, retried and written. All runs but those of one test are stand-ins."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PLAN = {
 
 
 class StandIns:
-    """Instead of trainings: writes what one leaves. A step takes 0.1 s, or 0.2 s with a teacher."""
+    """Replaces training: writes the files of a run. A step takes 0.1 s, or 0.2 s with a teacher."""
 
     def __init__(self):
         self.trained, self.resumed, self.fail, self.stop = [], [], None, None
@@ -102,7 +102,7 @@ def recipe_of(folder):
 
 
 def moved(source, target):
-    """A copy of a comparison, whose teacher's place is where it is now."""
+    """A copy of a comparison, with the paths in its recipes adjusted."""
     shutil.copytree(source, target)
     for path in target.rglob("recipe.yaml"):
         path.write_text(path.read_text().replace(str(source), str(target)))
@@ -111,7 +111,7 @@ def moved(source, target):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A finished comparison, to be read or copied."""
+    """A finished comparison, to read or copy."""
     folder, stand_ins = tmp_path_factory.mktemp("done"), StandIns()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "run_logged", stand_ins)
@@ -124,7 +124,7 @@ def test_everything_is_trained_once_and_in_order_with_the_best_candidate(done):
     each_seed = ["iterations-40", "iterations-40", "seconds-6", "seconds-6"]
     assert places == ["teacher", "tuning", "tuning", *each_seed, *each_seed]
     assert done.outcome.failed == {} and len(done.outcome.results) == 11
-    assert not list(done.out.rglob("checkpoint-*"))  # of finished trainings
+    assert not list(done.out.rglob("checkpoint-*"))  # of finished runs
     recipe, timed = (recipe_of(done.out / f"{budget}/kd/seed-0") for budget in ("iterations-40", "seconds-6"))
     assert recipe["kd.weight"] == 2.0 and recipe["teacher"] == str(done.out / "teacher/run")
     assert (recipe.get("max_seconds"), timed["max_seconds"]) == (None, 6.0)
@@ -146,7 +146,7 @@ def test_a_stopped_comparison_resumes_the_training_that_ran_unless_its_settings_
     stand_ins.stop = None
     moved(tmp_path / "out", tmp_path / "other")
     shutil.rmtree(tmp_path / "other/iterations-40/alone")
-    with pytest.raises(ValueError, match="seed-0 holds a training with other settings: eval_steps=21 instead of 11"):
+    with pytest.raises(ValueError, match="seed-0 holds a run with different settings: eval_steps=21 instead of 11"):
         run_comparison(plan(evaluations=3), tmp_path / "other")
     assert (tmp_path / "other/iterations-40/kd/seed-0/run/checkpoint-5").is_dir() and stand_ins.resumed == []
     run_comparison(plan(), tmp_path / "out")
@@ -202,16 +202,16 @@ def test_a_finished_training_is_not_repeated_and_never_mixed_with_other_settings
     places = [str(Path(place).relative_to(again)) for place in stand_ins.trained]
     assert places == ["iterations-40/-mine/seed-1", "seconds-6/kd/seed-1", "seconds-6/-mine/seed-1"]
     assert "'=mine" in (again / "results.csv").read_text()  # no spreadsheet computes it
-    with pytest.raises(ValueError, match=r"tuning/kd/1 .* other settings: learning_rate=0.004 instead of 0.1"):
+    with pytest.raises(ValueError, match=r"tuning/kd/1 .* different settings: learning_rate=0.004 instead of 0.1"):
         run_comparison(plan(learning_rate=0.1), again)
     monkeypatch.setattr(comparison, "machine_name", lambda: f"{machine_name().rpartition(',')[0]}, 99 threads")
     run_comparison(plan(processes=2), again)
     monkeypatch.setattr(comparison, "machine_name", lambda: "another")
     run_comparison(plan(budgets={"iterations": 40}), again)
-    with pytest.raises(ValueError, match="seconds of two machines cannot be compared"):
+    with pytest.raises(ValueError, match="times of different machines cannot be compared"):
         run_comparison(plan(), again)
     (again / "iterations-40/kd/seed-1/run/card_facts.json").write_text("{")
-    with pytest.raises(ValueError, match="seed-1/run cannot be read .*; delete .*seed-1 to train that one again"):
+    with pytest.raises(ValueError, match="seed-1/run cannot be read .*; delete .*seed-1 to repeat that run"):
         run_comparison(plan(), again)
 
 
@@ -249,7 +249,7 @@ def test_folders_of_several_machines_make_one_report(plan, stand_ins, tmp_path):
     assert text.count("### 40 iterations each, on ") == 2 and "| kd | 50.75 ± 0.49 | +20.00 ± 0.00 | 2 |" in text
     assert len(list((tmp_path / "both").glob("*.png"))) == 4
     run_comparison(plan(**small, seeds=[1], learning_rate=0.1), tmp_path / "c")
-    with pytest.raises(ValueError, match="'alone' .iterations-40. with other settings.*rate=0.1 instead of 0.004"):
+    with pytest.raises(ValueError, match="'alone' .iterations-40. with different settings.*rate=0.1 instead of 0.004"):
         merge_comparisons(asked, [tmp_path / "a", tmp_path / "c"], tmp_path / "both")
     with pytest.raises(ValueError, match="nothing holds no finished run of this plan"):
         merge_comparisons(asked, [tmp_path / "nothing"], tmp_path / "both")
@@ -283,7 +283,7 @@ def test_a_signal_is_handed_on_so_that_the_training_can_save(tmp_path, number, s
 
 
 def test_a_comparison_of_real_trainings_fills_the_table(tmp_path, monkeypatch, capsys):
-    """In this process, which spares a start of Python for each training."""
+    """In this process, which saves starting Python for each run."""
 
     def train_here(command, log, keep_open):
         with log.open("w") as file, monkeypatch.context() as patch:
@@ -291,7 +291,7 @@ def test_a_comparison_of_real_trainings_fills_the_table(tmp_path, monkeypatch, c
             return main(command[command.index("afdcd_hf.cli") + 1 :])
 
     monkeypatch.setattr(comparison, "run_logged", train_here)
-    scenes = replace(BENCHMARKS["scenes"], split_sizes={"train": 8, "val": 4})  # drawing all takes longest
+    scenes = replace(BENCHMARKS["scenes"], split_sizes={"train": 8, "val": 4})  # generating all takes longest
     monkeypatch.setitem(BENCHMARKS, "scenes", scenes)
     short = {"max_train_samples": 4, "max_eval_samples": 2, "total_batch_size": 2, "warmup_steps": 0,
              "preflight": False, "crop_size": [48, 64]}  # fmt: skip

@@ -399,7 +399,7 @@ def test_the_command_writes_graph_int8_and_report_and_other_commands_take_the_gr
         (["--format", "executorch"], "ExecuTorch plans memory for one size of image: give --size"),
         (["--format", "executorch", "--size", "64", "64", "--opset", "20"], "--opset is for ONNX and OpenVINO"),
         (["--with_preprocessing", "--int8", "--calibration_dataset", "camvid"], "evaluate the written"),
-        (["--format", "timm", "--argmax"], "--argmax is not for --format timm"),
+        (["--format", "timm", "--argmax"], "--argmax cannot be used with --format timm"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_before_anything_is_loaded(options, message, tmp_path, capsys):

@@ -244,7 +244,7 @@ def test_measured_speed_gets_on_the_card_and_is_replaced_by_the_next_measurement
         ("--picture nowhere.png Nothing", "nowhere.png does not exist"),
         ("--picture results_confusion.png Mine", "different image of the same name"),
         ("--results nowhere.json", "No such file or directory: 'nowhere.json'"),
-        ("--size 64 64", "--size is for --latency"),
+        ("--size 64 64", "--size can only be used with --latency"),
     ],
 )
 def test_wrong_facts_are_refused_and_the_card_stays(published, capsys, tmp_path, monkeypatch, options, message):

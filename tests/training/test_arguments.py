@@ -85,10 +85,10 @@ MISTAKES = {
     "dotted option without value": (["--kd.weight"], KD, r"--kd\.weight needs a value"),
     "loss options twice": (["--loss_kwargs", '{"kd": {}}', "--kd.weight", "3"], KD, r"kd\.weight.*loss_kwargs"),
     "no JSON": (["--backbone_kwargs", "{stem"], KD, r"backbone_kwargs='\{stem' is not valid JSON"),
-    "a number for losses": ([], {"loss_kwargs": 3}, r"loss_kwargs=3 must give each loss its options"),
+    "a number for losses": ([], {"loss_kwargs": 3}, r"loss_kwargs=3 must map each loss to its options"),
     "a word for a number": (["--max_steps", "many"], KD, r"max_steps='many' must be a whole number, -1 or more"),
     "an option without its value": (["--max_steps"], KD, r"--max_steps needs a value"),
-    "a stray word": (["oops"], KD, r"'oops' does not belong to an option"),
+    "a stray word": (["oops"], KD, r"'oops' does not belong to any option"),
     "three sides": (["--crop_size", "1", "2", "3"], KD, r"crop_size=\[1, 2, 3\] must be 2 values"),
     "one side in a recipe": ([], {**KD, "crop_size": 512}, r"crop_size=512 must be a list of whole numbers, 2 values"),
     "an unknown schedule": (["--lr_scheduler_type", "cubic"], KD, r"cubic"),
@@ -126,14 +126,14 @@ def test_values_are_read_as_they_are_meant(monkeypatch, caplog):
     for words, meant in ((["balanced"], "balanced"), (["1", "2.5"], [1, 2.5])):
         assert train(["--class_weights", *words], {"use_cpu": True})[-1].class_weights == meant
     train(recipe={"use_cpu": True, "fp16": "on"})
-    assert "fp16=True does nothing on the CPU" in caplog.text
+    assert "fp16=True has no effect on the CPU" in caplog.text
     for written, meant in ((False, False), ("false", False), ("true", True), ("a.safetensors", "a.safetensors")):
         assert merge_arguments({"pretrained_backbone": written}, distils=False)["pretrained_backbone"] == meant
 
 
 def test_options_of_a_distillation_given_to_a_supervised_training_are_an_error():
     for argv, recipe in ((["--kd.weight", "1"], {}), ([], {"kd.weight": 1.0}), ([], {"loss": "kd"})):
-        with pytest.raises(ValueError, match="' belongs to a distillation: use `afdcd distill`"):
+        with pytest.raises(ValueError, match="' is an option of distillation: use `afdcd distill`"):
             train(argv, recipe)
 
 

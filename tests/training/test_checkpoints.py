@@ -14,7 +14,7 @@ from tiny import distilling, logged, loss_options, pictures, same, samples, segm
 
 from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor
 from afdcd_hf.training import checkpoints
-from afdcd_hf.training.checkpoints import check_whole, checkpoint_to_resume, last_whole_checkpoint, mark_complete
+from afdcd_hf.training.checkpoints import check_complete, checkpoint_to_resume, last_complete_checkpoint, mark_complete
 from afdcd_hf.training.stopping import NonFiniteLossError
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
@@ -47,35 +47,35 @@ FAULTS = {
 def test_a_torn_checkpoint_is_skipped_with_a_warning_and_refused_where_it_is_named(tmp_path, caplog, fault):
     for step in (2, 9, 10):
         checkpoint(tmp_path, step)
-    assert last_whole_checkpoint(tmp_path).name == "checkpoint-10" and not caplog.text
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-10" and not caplog.text
     FAULTS[fault](tmp_path / "checkpoint-10")
-    assert last_whole_checkpoint(tmp_path).name == "checkpoint-9"
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-9"
     assert f"skipping {tmp_path / 'checkpoint-10'}: " in caplog.text and fault in caplog.text
     if "no checkpoint.json" in fault:  # it may be plain transformers'
-        check_whole(tmp_path / "checkpoint-10")
+        check_complete(tmp_path / "checkpoint-10")
         assert "checkpoint-10 cannot be checked: it has no checkpoint.json" in caplog.text
     else:
         message = rf"checkpoint-10 is not complete: .*{fault}.*Resume from last"
         with pytest.raises(ValueError, match=message):
-            check_whole(tmp_path / "checkpoint-10")
+            check_complete(tmp_path / "checkpoint-10")
 
 
 def test_without_any_marker_the_newest_checkpoint_with_its_last_file_is_used(tmp_path, caplog):
     """As a run leaves it that was killed after the older one had been removed, and before the new one was marked."""
     last = checkpoint(tmp_path, 2)
     (last / "checkpoint.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"No checkpoint in .* is complete.*name it: .*checkpoint-2"):
-        last_whole_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint in .* is complete.*give its path: .*checkpoint-2"):
+        last_complete_checkpoint(tmp_path)
     (last / "trainer_state.json").write_text("{}")
-    assert last_whole_checkpoint(tmp_path) == last and "checkpoint-2 has its last file and is used" in caplog.text
+    assert last_complete_checkpoint(tmp_path) == last and "checkpoint-2, whose last file exists" in caplog.text
 
 
 def test_a_checkpoint_that_is_not_there_is_an_error_and_leftovers_of_a_killed_run_go(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no checkpoint in .*another output_dir"):
-        last_whole_checkpoint(tmp_path / "no")
+        last_complete_checkpoint(tmp_path / "no")
     checkpoint(tmp_path, 5)
     with pytest.raises(FileNotFoundError, match="There is no checkpoint .*checkpoint-6; .* has checkpoint-5"):
-        check_whole(tmp_path / "checkpoint-6")
+        check_complete(tmp_path / "checkpoint-6")
     for name in ("_saving-model-a1b2c3", "_saving-notes", "_mine"):
         (tmp_path / name).mkdir()
     assert checkpoint_to_resume(supervised(tmp_path).args, None) is None
@@ -232,7 +232,7 @@ def test_what_makes_a_continuation_differ_is_said(saved, tmp_path, caplog):
         trainer.train(resume_from_checkpoint=str(saved[1] / "checkpoint-2"))
     for words in ("images_per_step was 4, now 2", "training_samples was 8, now 10", "seed was 42, now 1"):
         assert words in caplog.text
-    assert "max_steps was 4, now 3: the run changes" in caplog.text and "warmup_steps was" in caplog.text
+    assert "max_steps was 4, now 3: the result will differ" in caplog.text and "warmup_steps was" in caplog.text
     assert "task_loss was cross_entropy, now dice" in caplog.text and "processes" not in caplog.text
 
 

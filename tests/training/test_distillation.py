@@ -145,7 +145,7 @@ def test_the_loss_outside_of_a_training_has_the_teachers_terms(tmp_path):
         _, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
         assert set(outputs["terms"]) == {"task", "kd", "feature", "contrast"}
         trainer.train()
-    assert trainer.args.distils_at(0, 0) and not trainer.args.distils_at_times
+    assert trainer.args.uses_teacher_at(0, 0) and not trainer.args.skips_teacher
 
 
 def test_a_step_without_the_teacher_has_the_loss_of_the_student_alone(tmp_path):

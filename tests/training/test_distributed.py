@@ -19,9 +19,9 @@ from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.training.callbacks import Randomness
 from afdcd_hf.training.distributed import (
     check_clipping,
-    check_sharding,
+    check_fsdp,
     device_batch_size,
-    settle_unused_parameter_search,
+    resolve_find_unused_parameters,
     synchronise_batch_norm,
     use_one_gpu_per_process,
 )
@@ -157,12 +157,12 @@ def test_ddp_looks_for_weights_that_take_no_part_where_there_may_be_some_and_the
         (False, False, nn.Identity(), False),
         (True, None, segmenter(), True),
     ):
-        args = SimpleNamespace(distils_at_times=at_times, ddp_find_unused_parameters=asked, world_size=2)
-        settle_unused_parameter_search(args, network)
+        args = SimpleNamespace(skips_teacher=at_times, ddp_find_unused_parameters=asked, world_size=2)
+        resolve_find_unused_parameters(args, network)
         assert args.ddp_find_unused_parameters is searching
-    args = SimpleNamespace(distils_at_times=True, ddp_find_unused_parameters=False, world_size=2)
+    args = SimpleNamespace(skips_teacher=True, ddp_find_unused_parameters=False, world_size=2)
     with pytest.raises(ValueError, match="leave out ddp_find_unused_parameters=False"):
-        settle_unused_parameter_search(args, segmenter())
+        resolve_find_unused_parameters(args, segmenter())
 
 
 def test_a_process_that_sees_several_gpus_uses_one_and_says_how_to_use_all(caplog):
@@ -180,7 +180,7 @@ def test_deepspeed_is_refused_while_the_losses_weights_are_to_be_clipped_and_fsd
     for version, kind, works in ((2, "FULL", True), (2, "SHARDED", False), (1, "FULL", False)):
         plugin = SimpleNamespace(fsdp_version=version, state_dict_type=f"StateDictType.{kind}_STATE_DICT")
         with nullcontext() if works else pytest.raises(ValueError, match="set fsdp_version: 2 and .*FULL_STATE_DICT"):
-            check_sharding(plugin)
+            check_fsdp(plugin)
 
 
 def test_accelerate_reads_every_configuration_and_the_docs_describe_it():

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import distilling, pictures, same, segmenter, supervised, weights
 
 from afdcd_hf import AfDcdImageProcessor
-from afdcd_hf.training.preflight import check_images, check_room, check_writable, checkpoint_bytes, preflight
+from afdcd_hf.training.preflight import check_disk_space, check_images, check_writable, checkpoint_bytes, preflight
 
 CLASSES = ["a", "b", "c", "d"]
 
@@ -29,7 +29,7 @@ def with_label(label: np.ndarray | None, index: int = 0) -> dict:
 
 def test_good_images_give_one_line_and_are_spread_over_all():
     rows = [labelled_image(index, 4, 32, 48) for index in range(20)] + [labelled_image(20, 4, 16, 24)]
-    told = "16 of 21 training images are readable: 16x24 to 32x48 pixels (height x width), 4 of 4 classes occur"
+    told = "checked 16 of 21 training images: 16x24 to 32x48 pixels (height x width), 4 of 4 classes occur"
     assert look(rows) == told
 
 
@@ -77,12 +77,12 @@ def test_a_disk_too_small_is_an_error_and_one_that_will_be_full_a_warning(tmp_pa
 
     free(0.9 * one)
     with pytest.raises(OSError, match="but one checkpoint takes 0.. MiB"):
-        check_room(trainer, 10)
+        check_disk_space(trainer, 10)
     free(13 * one)
-    check_room(trainer, 10)
+    check_disk_space(trainer, 10)
     assert "save_total_limit" not in caplog.text
     free(9 * one)
-    check_room(trainer, 10)
+    check_disk_space(trainer, 10)
     assert "save_total_limit" in caplog.text
 
 
@@ -102,7 +102,7 @@ def test_a_run_is_the_same_with_and_without_the_checks_which_tell_the_plan_and_w
     assert same(weights(plain.model), weights(checked.model))
     caplog.set_level(logging.INFO, "afdcd_hf")
     preflight(supervised(tmp_path, save_strategy="steps", save_steps=5000, max_steps=2000), CLASSES)
-    assert "2000 steps of 4 images: 1000.0 passes over 8 training images" in caplog.text
+    assert "2000 steps of 4 images: 1000.0 epochs of 8 training images" in caplog.text
     assert "nothing is saved before the end" in caplog.text and "A checkpoint takes" in caplog.text
 
 
@@ -113,13 +113,13 @@ def halves(first: int, second: int) -> dict:
 
 
 def test_labels_that_cannot_mean_what_they_seem_to_are_questioned(caplog):
-    with pytest.raises(ValueError, match="Not one pixel of 2 training images is labelled: all are 255"):
+    with pytest.raises(ValueError, match="No pixel of the 2 training images checked is labelled: all are 255"):
         look([with_label(np.full((32, 48), 255), index) for index in range(2)])
-    with pytest.raises(ValueError, match=r"single class and 255, .* class 1 \(b\), .* never occurs.*255\": 1"):
+    with pytest.raises(ValueError, match=r"single class and 255, .* Class 1 \(b\), .* never occurs.*255\": 1"):
         look([halves(0, 255)], trains=True)
     assert not caplog.records
     look([halves(0, 0)], trains=True)
-    assert "hold class 0 alone" in caplog.text
+    assert "hold only class 0" in caplog.text
     caplog.clear()
     look([halves(0, 1), halves(2, 255)], trains=True)
     assert "class 3 (d) never occurs, while 255 does" in caplog.text and "label_map" in caplog.text

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import distilling, logged, loss_options, samples, segmenter, supervised, without_batch_effects
 
-from afdcd_hf.training.progress import StepTimer, speed_of
+from afdcd_hf.training.progress import StepTimer, summarize_speed
 
 PARTS = {"data", "teacher", "student", "loss", "backward", "optimizer"}
 TERMS = ["loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"]
@@ -52,7 +52,7 @@ def test_the_speed_of_a_history_weighs_lines_by_their_steps():
     ]
     split = {"data": 5 / 6, "backward": 5 / 6}
     speed = {"seconds_in_steps": 10.0, "images_per_second": (2 * 8 + 8 * 4) / 10, "time_split": split}
-    assert speed_of(history) == {**speed, "peak_memory_mb": 100.0} and speed_of(history[1:2]) == {}
+    assert summarize_speed(history) == {**speed, "peak_memory_mb": 100.0} and summarize_speed(history[1:2]) == {}
 
 
 def test_every_line_splits_the_step_also_after_resuming_and_a_slow_teacher_is_seen(tmp_path, capsys):

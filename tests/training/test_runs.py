@@ -20,7 +20,7 @@ from afdcd_hf.hub.card_facts import read_facts
 from afdcd_hf.hub.model_card import render_card
 from afdcd_hf.models.loading import load_model
 from afdcd_hf.training import runs as quickstart
-from afdcd_hf.training.new_model import build_model, origin_of, renew_classifiers
+from afdcd_hf.training.new_model import build_model, initial_weights, reset_classifiers
 from afdcd_hf.training.options import ModelArguments
 
 SHORT = ["--max_steps", "2", "--total_batch_size", "2", "--warmup_steps", "0", "--logging_steps", "1"]
@@ -134,9 +134,9 @@ def test_other_classes_renew_the_classifiers_alone_with_a_warning(tmp_path, capl
     assert same({name: after[name] for name in kept}, {name: before[name] for name in kept})
     assert model.config.id2label == dict(enumerate(classes)) and model.config.label2id[classes[2]] == 2
     (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
-    assert f"made for 4 classes ({', '.join(NAMES)}), the dataset has {len(classes)} ({classes[0]}, " in warning
+    assert f"trained for 4 classes ({', '.join(NAMES)}), the dataset has {len(classes)} ({classes[0]}, " in warning
     assert " and ".join(layers) in warning
-    assert origin_of(args) == {"started_from": "the saved model old"}
+    assert initial_weights(args) == {"started_from": "the saved model old"}
 
 
 def test_a_student_of_other_classes_trains_scores_and_loads_and_the_same_ones_keep_every_weight(tmp_path, caplog):
@@ -154,5 +154,5 @@ def test_a_student_of_other_classes_trains_scores_and_loads_and_the_same_ones_ke
     assert list(loaded.config.id2label.values()) == classes and same(weights(loaded), weights(trainer.student))
 
     trainer.student.head.classifier = nn.Sequential(nn.BatchNorm2d(8))
-    with pytest.raises(ValueError, match="cannot be renewed.*num_labels and ignore_mismatched_sizes=True"):
-        renew_classifiers(trainer.student, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="cannot be reset.*num_labels and ignore_mismatched_sizes=True"):
+        reset_classifiers(trainer.student, ["a", "b", "c"])

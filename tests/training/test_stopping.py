@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from afdcd_hf.cli import main
-from afdcd_hf.training.checkpoints import fault_of
+from afdcd_hf.training.checkpoints import find_fault
 from afdcd_hf.training.stopping import Interruption, NonFiniteGradientError, NonFiniteLossError, TrainingInterrupted
 
 RUN = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 3}
@@ -215,7 +215,7 @@ def test_a_signal_saves_a_checkpoint_from_which_the_run_ends_as_uninterrupted(di
         stopped.train()
     assert raised.value.exit_status == status and signal.getsignal(number) == before
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-1"] and callback.ends == 1
-    assert fault_of(tmp_path / "run" / "checkpoint-1") is None
+    assert find_fault(tmp_path / "run" / "checkpoint-1") is None
     resumed = distilling(tmp_path / "run", segmenter(5), **OPTIONS)
     resumed.train(resume_from_checkpoint="last")
     assert same(weights(resumed.model), weights(distilled.model))
@@ -237,7 +237,7 @@ def test_nothing_that_belongs_to_the_end_happens_and_no_checkpoint_is_removed(tm
 def test_where_an_evaluation_is_due_the_checkpoint_is_saved_before_it_too(tmp_path):
     trainer = supervised(tmp_path, eval_strategy="steps", eval_steps=1, callbacks=[SignalAt(1, signal.SIGTERM)])
     seen = []
-    trainer.evaluate = lambda **_: seen.append(fault_of(tmp_path / "checkpoint-1")) or {"eval_mean_iou": 0.5}
+    trainer.evaluate = lambda **_: seen.append(find_fault(tmp_path / "checkpoint-1")) or {"eval_mean_iou": 0.5}
     with pytest.raises(TrainingInterrupted):
         trainer.train()
     assert seen == [None]
@@ -250,7 +250,7 @@ def test_a_signal_amid_an_evaluation_saves_at_once_and_the_evaluation_is_finishe
         if not trainer.student.training:
             if not seen:
                 os.kill(os.getpid(), signal.SIGTERM)
-            seen.append(fault_of(tmp_path / "run" / "checkpoint-2") is None)
+            seen.append(find_fault(tmp_path / "run" / "checkpoint-2") is None)
 
     trainer.student.head.register_forward_pre_hook(signal_once)
     with pytest.raises(TrainingInterrupted, match="after step 2"):
@@ -288,7 +288,7 @@ def test_torchruns_copy_of_a_ctrl_c_is_not_taken_for_a_second_one(tmp_path, monk
     with interruption.listening():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-        interruption._asked_at -= 10
+        interruption._received_at -= 10
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -20,7 +20,7 @@ from transformers import MobileViTImageProcessor, TimmWrapperImageProcessor
 from afdcd_hf import AfDcdImageProcessor, as_segmenter
 from afdcd_hf.features import LayerTap
 from afdcd_hf.models.image_processing_afdcd import RELEASED_INPUT
-from afdcd_hf.training.teacher import observe, running_teacher, stops_early, with_own_input
+from afdcd_hf.training.teacher import adapt_input, observe, optimize_teacher, stops_early
 
 BOTH = {"fold_teacher_batch_norm": True, "channels_last": True}
 IMAGES = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
@@ -56,7 +56,7 @@ PLAIN = nn.Sequential(layers_of())
 
 
 def run(teacher, *layers, fold=True, channels_last=False):
-    return running_teacher(teacher, IMAGES[:1], layers, fold=fold, channels_last=channels_last)
+    return optimize_teacher(teacher, IMAGES[:1], layers, fold=fold, channels_last=channels_last)
 
 
 def assert_same_activations(actual, expected):
@@ -87,7 +87,7 @@ def prepared(name: str) -> torch.Tensor:
 @pytest.mark.parametrize("own", ["imagenet", "released"])
 def test_pixel_values_become_what_the_teachers_processor_makes_of_the_image(own, theirs):
     teacher = torch.nn.Identity()
-    seeing = with_own_input(teacher, PROCESSORS[own], PROCESSORS[theirs])
+    seeing = adapt_input(teacher, PROCESSORS[own], PROCESSORS[theirs])
     assert (seeing is teacher) == (own == theirs)
     torch.testing.assert_close(seeing(prepared(own)), prepared(theirs), atol=2e-5, rtol=1e-5)
     assert torch.equal(teacher(prepared(theirs)), prepared(theirs))  # the one given is left as it is
@@ -109,7 +109,7 @@ def test_the_trainers_teacher_gets_its_own_input_and_shares_its_weights(tmp_path
     with pytest.raises(ValueError, match="teacher_processor needs processing_class"):
         distilling(tmp_path, processing_class=None, teacher_processor=PROCESSORS["imagenet"])
     with pytest.raises(ValueError, match="SimpleNamespace has no do_rescale, .* give an image processor"):
-        with_own_input(torch.nn.Identity(), PROCESSORS["imagenet"], SimpleNamespace())
+        adapt_input(torch.nn.Identity(), PROCESSORS["imagenet"], SimpleNamespace())
 
 
 # The copy
@@ -154,7 +154,7 @@ def test_every_batch_norm_behind_a_convolution_is_folded_and_said_and_hooks_fire
     ("network", "layers", "message"),
     [
         (Bypassed(layers_of()), [], r"the teacher's logits would change by up to .*leave out fold_teacher"),
-        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), [], "found no batch norm right behind a con"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), [], "no batch norm directly after a conv"),
         (nn.Sequential(PLAIN), ["module.0.stem"], "found no batch norm .* in WrappedSegmenter"),
     ],
 )

@@ -221,7 +221,7 @@ def test_what_no_stream_can_do_is_refused_before_anything_is_loaded():
     for words, message in (
         ("--num_train_epochs 1", "streaming needs max_steps"),
         ("--max_steps -1 --num_train_epochs 1", "streaming needs max_steps"),
-        ("--cutmix_probability 0.5", "which rules out cutmix_probability: leave out that, or streaming"),
+        ("--cutmix_probability 0.5", "which rules out cutmix_probability: drop either that or streaming"),
         ("--unlabelled_dataset scenes", "rules out unlabelled_dataset"),
         ("--class_weights balanced --eval_strategy epoch", "rules out class_weights balanced, eval_strategy epoch"),
     ):

@@ -66,7 +66,7 @@ def test_licence_and_tags_of_a_push_reach_our_card_and_one_written_by_hand_is_pu
     facts = read_facts(tmp_path / "run")
     assert (facts.license, facts.tags, facts.base_model) == ("apache-2.0", ["street", "night"], "timm/resnet18.a1_in1k")
     assert "license: apache-2.0" in pushed(hub)["README.md"].decode()
-    with pytest.raises(ValueError, match="our card has no place for language"):
+    with pytest.raises(ValueError, match="our card does not support language"):
         trainer.push_to_hub(language="en")
     (tmp_path / "run" / "README.md").write_bytes(b"# Mine\n")
     trainer.push_to_hub()
@@ -97,8 +97,8 @@ def test_a_push_that_fails_does_not_end_the_training_and_is_told(hub, tmp_path, 
     hub.break_uploads = 10_000
     trainer.train()
     assert trainer.state.global_step == 3 and (tmp_path / "run" / "checkpoint-3").is_dir()
-    assert "A push in the background failed, the training goes on: http" in caplog.text
-    with pytest.raises(ConnectionError, match="The model is saved in .*`afdcd push .*run street/student` tries again"):
+    assert "A background push failed; training continues: http" in caplog.text
+    with pytest.raises(ConnectionError, match="The model is saved in .*`afdcd push .*run street/student` retries it"):
         trainer.push_to_hub()
     hub.break_uploads = 0
     trainer.push_to_hub()

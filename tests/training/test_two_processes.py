@@ -21,7 +21,7 @@ from tiny import distilling, largest_difference, same, samples, segmenter, weigh
 from afdcd_hf import AfDcdForSemanticSegmentation
 from afdcd_hf.cli import leave_process_group
 from afdcd_hf.losses import cirkd, mgd
-from afdcd_hf.training.distributed import whole_tensors
+from afdcd_hf.training.distributed import gather_full_tensors
 from afdcd_hf.training.stopping import NonFiniteLossError, TrainingInterrupted
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,7 @@ def distil(folder: Path, student: torch.nn.Module, resume: str | None = None, **
         trainer.train(resume_from_checkpoint=resume)
     log = {name: tiny.logged(trainer, name) for name in (*TERMS, *CIRKD_TERMS, "eval_mean_iou", "grad_norm")}
     log |= {"per_device": trainer.args.per_device_train_batch_size, "sharded": trainer.is_fsdp_enabled}
-    return {name: each.cpu().contiguous() for name, each in whole_tensors(weights(trainer.model)).items()}, log
+    return {name: each.cpu().contiguous() for name, each in gather_full_tensors(weights(trainer.model)).items()}, log
 
 
 @pytest.fixture(scope="module")
