@@ -154,7 +154,7 @@ def data_choice(name: str, split: str, options: dict[str, Any]) -> dict[str, Any
     from ..recipes import parse_json_object
 
     names = ("data_dir", "list_file", "max_samples", "image_column", "label_column", "label_map", "labels_as")
-    choice = {"name": name, "split": split, **given_options({one: options.pop(one) for one in names})}
+    choice = {"name": name, "split": split, **given_options({option: options.pop(option) for option in names})}
     if "label_map" in choice:
         choice["label_map"] = parse_json_object("label_map", choice["label_map"])
     return choice

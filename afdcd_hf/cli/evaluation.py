@@ -214,7 +214,7 @@ def _datasets(
         shown = {"files": row.layout, "images": sizes[0], "licence": row.licence, "from": row.homepage}
         shown |= {"cite": row.citation, "classes": f"{row.num_labels}, {row.ignore_index} = ignored"}
         lines = [row.name, *(f"{key:<9}{text}" for key, text in shown.items() if text)]
-        print("\n".join([*lines, *(f"  {index:>3}  {one}" for index, one in enumerate(row.classes))]))
+        print("\n".join([*lines, *(f"  {index:>3}  {label}" for index, label in enumerate(row.classes))]))
 
 
 def _check_files(name: str, data_dir: str, as_json: bool) -> None:
@@ -265,8 +265,8 @@ def _count(
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     print(f"{'class':<28}{'pixels':>16}{'share %':>10}{'images':>9}{'balanced weight':>17}")
-    for index, (one, pixels, share, images, weight) in enumerate(columns):
-        print(f"{index:>3} {one:<24}{pixels:>16,}{100 * share:>10.3f}{images:>9,}{weight:>17.4f}")
+    for index, (label, pixels, share, images, weight) in enumerate(columns):
+        print(f"{index:>3} {label:<24}{pixels:>16,}{100 * share:>10.3f}{images:>9,}{weight:>17.4f}")
     print(f"{'ignored, of all pixels':<28}{counted.ignored:>16,}{100 * counted.ignored_share:>10.3f}")
     by_area = sorted(counted.sizes, key=lambda size: size[0] * size[1])
     span = " to ".join(f"{height}x{width}" for height, width in dict.fromkeys(by_area[:1] + by_area[-1:]))

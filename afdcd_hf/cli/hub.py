@@ -32,7 +32,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add("--output_dir", required=True, help="new folder; with --backbone_only, a new .safetensors file")
     command.flag("--backbone_only", "convert a file with a backbone's ImageNet weights")
 
-    text = "render a model's card again from its card_facts.json and your additions; a README.md of your own is kept"
+    text = "render a model's card again from its card_facts.json and your additions; a hand-written one is kept"
     command = new("card", text, "DIR [options]", _card, "runs/mine --repo_id me/student --license apache-2.0")
     command.add_argument("folder", metavar="DIR", help="folder of a saved model")
     command.add("--repo_id", metavar="USER/NAME", help="the model's repository on the Hub, for the examples")
@@ -46,10 +46,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add("--dataset_id", metavar="USER/NAME", help="Hub id of the dataset, for the card's evaluation results")
     command.add("--reported", nargs=2, metavar=("PERCENT", "SOURCE"), help="published mIoU and its source")
     command.add("--results", metavar="JSON", help="results.json of `afdcd evaluate` whose scores to show instead")
-    repeated: dict[str, Any] = {"action": "append", "default": [], "help": "may be repeated"}
-    command.add("--picture", dest="pictures", nargs=2, metavar=("FILE", "CAPTION"), **repeated)
-    command.add("--tag", dest="tags", **repeated)
-    command.add("--note", dest="notes", action="append", default=[], help="paragraph to add; may be repeated")
+    repeated: dict[str, Any] = {"action": "append", "default": []}
+    command.add("--picture", dest="pictures", nargs=2, metavar=("FILE", "CAPTION"), help="may be repeated", **repeated)
+    command.add("--tag", dest="tags", help="tag to add; may be repeated", **repeated)
+    command.add("--note", dest="notes", help="paragraph to add; may be repeated", **repeated)
     command.group("speed on this machine")
     command.flag("--latency", "measure the latency")
     command.add_size("--size", "input size; may be repeated", action="append")
@@ -239,4 +239,4 @@ def _release(config: str, publish: bool) -> int:
     hide_loading_bars()
     found = release(read_release_plan(config), dry_run=not publish)
     print(to_markdown(found) + ("" if publish else "\n\nNothing was published (dry run); add --publish."))
-    return 1 if any(one.problem for one in found) else 0
+    return 1 if any(row.problem for row in found) else 0

@@ -91,7 +91,7 @@ def _classes(output: Path, results: list[str], order: str, allow_other_protocol:
             what = f"{', '.join(found)} were measured with different protocols: {differences}"
             raise ValueError(f"{what}. Evaluate them with the same options, or add --allow_other_protocol.")
         title = textwrap.fill(f"Different protocols: {differences}", 80, max_lines=4)
-    by_class = {name: one["per_category_iou"] for name, one in found.items()}
+    by_class = {name: result["per_category_iou"] for name, result in found.items()}
     return plot_class_iou(by_class, output, title=title, order=order)
 
 
@@ -112,12 +112,12 @@ def _predictions(output: Path, models: list[str], dataset: str, split: str, **op
 
     hide_loading_bars()
     by_title = parse_titles(models)
-    results = {title: _read(one, "mean_iou") for title, one in by_title.items() if (Path(one) / _RESULTS).is_file()}
+    results = {title: _read(run, "mean_iou") for title, run in by_title.items() if (Path(run) / _RESULTS).is_file()}
     here = data_title({"dataset": dataset, "split": split})
-    scored = {title: one for title, one in results.items() if data_title(one.get("protocol")) == here}
+    scored = {title: result for title, result in results.items() if data_title(result.get("protocol")) == here}
     if protocol_differences(scored):  # side by side, the scores would look comparable
         scored = {}
-    notes = {title: f"mIoU {100 * one['mean_iou']:.1f} %" for title, one in scored.items()}
+    notes = {title: f"mIoU {100 * result['mean_iou']:.1f} %" for title, result in scored.items()}
     return draw_predictions(by_title, output, dataset=dataset, split=split, notes=notes, **options)
 
 

@@ -76,7 +76,7 @@ def check_data(plan: Plan) -> None:
     """Check that the images and labels of all runs exist; ValueError or OSError if some are missing."""
     run = all_runs(plan)[-1]
     arguments = run_arguments(run, run_settings(plan, run, Path(), {}))
-    data = next(one for one in arguments if isinstance(one, DataArguments))
+    data = next(args for args in arguments if isinstance(args, DataArguments))
     if not is_generated(data.dataset):  # generated images cannot be missing
         for part in ("train", "eval"):
             load_split(**data.choice(part))

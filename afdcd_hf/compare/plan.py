@@ -58,7 +58,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole comparison."""
+    """A comparison plan."""
 
     shared: Mapping[str, Any]  # recipe keys of every run: dataset, student, teacher, schedule
     methods: Sequence[Method]  # rows of the table, in order
@@ -136,10 +136,10 @@ def _plan(raw: dict[str, Any], has_teacher: bool) -> Plan:
     shared = {key: value for key, value in {**recipe, **raw}.items() if key not in _FIXED}
     methods = [_method(str(name), settings) for name, settings in _mapping("methods", own["methods"]).items()]
     names = [method.name for method in methods]
-    alike = [name for name in names if [folder_name(one) for one in names].count(folder_name(name)) > 1]
+    alike = [name for name in names if [folder_name(other) for other in names].count(folder_name(name)) > 1]
     _require(not alike, f"{' and '.join(map(repr, alike))} would share one folder; rename one of the methods.")
     given = own["budgets"] if isinstance(own["budgets"], list) else [own["budgets"]]
-    budgets, steps = [_budget(one, names) for one in given], recipe.get("max_steps")
+    budgets, steps = [_budget(budget, names) for budget in given], recipe.get("max_steps")
     timed = any(budget.seconds for budget in budgets)
     _require(steps or not timed, "a budget in seconds needs a recipe with max_steps, the length of the schedule.")
     tuned, tuning = any(method.candidates for method in methods), _mapping("tuning", own.get("tuning", {}))
@@ -157,11 +157,11 @@ def _plan(raw: dict[str, Any], has_teacher: bool) -> Plan:
 def _method(name: str, given: Any) -> Method:
     settings = _mapping(f"method {name!r}", given or {})
     candidates = settings.pop("tune", [])
-    listed = isinstance(candidates, list) and all(isinstance(one, dict) and one for one in candidates)
+    listed = isinstance(candidates, list) and all(isinstance(each, dict) and each for each in candidates)
     _require(listed, f"'tune' of {name!r} must be a list of settings, e.g. [{{kd.weight: 1}}, ...].")
-    for one in (settings, *candidates):
-        _reject_fixed_keys(one, f"method {name!r}")
-        alone = name == ALONE and any(key == "loss" or "." in key for key in one)
+    for each in (settings, *candidates):
+        _reject_fixed_keys(each, f"method {name!r}")
+        alone = name == ALONE and any(key == "loss" or "." in key for key in each)
         _require(not alone, f"{ALONE!r} is the student without a teacher; give a method with a loss another name.")
     return Method(name, settings, tuple(candidates))
 
@@ -196,8 +196,8 @@ def _reject_fixed_keys(settings: Mapping[str, Any], what: str) -> None:
 
 
 def _seeds(seeds: Any) -> list[int]:
-    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    _require(whole, f"seeds={seeds!r} must be a list of whole numbers, e.g. [0, 1, 2].")
+    valid = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    _require(valid, f"seeds={seeds!r} must be a list of whole numbers, e.g. [0, 1, 2].")
     _require(len(set(seeds)) == len(seeds), f"seeds={seeds!r} has duplicates; give each seed once.")
     return seeds
 

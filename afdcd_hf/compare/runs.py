@@ -51,7 +51,7 @@ def all_runs(plan: Plan) -> list[Run]:
     runs += [Run("tuning", subfolder, method) for method in plan.methods for subfolder in _tuning_subfolders(method)]
     for seed in plan.seeds:
         for budget in plan.budgets:
-            for method in sorted(plan.methods, key=lambda one: one.name != budget.as_long_as):
+            for method in sorted(plan.methods, key=lambda method: method.name != budget.as_long_as):
                 runs.append(Run("run", _run_subfolder(budget, method.name, seed), method, budget, seed))
     return runs
 

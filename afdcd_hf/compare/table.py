@@ -97,7 +97,7 @@ def _tuning_table(plan: Plan, results: Sequence[RunResult]) -> str:
         tried = [result for result in results if result.kind == "tuning" and result.method == method.name]
         for candidate, result in zip(method.candidates, tried, strict=False):
             text = ", ".join(f"`{key}: {value}`" for key, value in candidate.items())
-            mark = "chosen" if result is max(tried, key=lambda one: one.mean_iou) else ""
+            mark = "chosen" if result is max(tried, key=lambda run: run.mean_iou) else ""
             lines.append(_line((method.name.replace("|", "\\|"), text, f"{100 * result.mean_iou:.2f}", mark)))
     how = f"with seed {plan.tuning['seed']}, for {plan.tuning['iterations']} iterations"
     return "\n".join([*lines, "", f"Each candidate was trained once, {how}."])

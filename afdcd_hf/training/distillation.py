@@ -236,7 +236,7 @@ def prepare_distillation(
     seen, taught = observe(student, images, layers[0]), observe(teacher, images, layers[1])
     num_classes = _check_classes(student, teacher, seen, taught)
     if loss is None:
-        own, others = ([each.shape[1] for each in feature_maps(one)] or None for one in (seen, taught))
+        own, others = ([each.shape[1] for each in feature_maps(outputs)] or None for outputs in (seen, taught))
         loss = build_loss(str(args.loss), args.loss_kwargs, own, others, num_classes)
     readers = [each.name for each in getattr(loss, "losses", {"": loss}).values() if each.reads_teacher_logits]
     if taught.logits is None and readers:

@@ -42,46 +42,46 @@ def option(default: Any, help: str, **rules: Any) -> Any:
 
 def check_options(options: Any) -> None:
     """Convert every field of a dataclass to its annotated type and check its range: see `check_value`."""
-    for one in fields(options):
-        setattr(options, one.name, check_value(type(options), one, getattr(options, one.name)))
+    for spec in fields(options):
+        setattr(options, spec.name, check_value(type(options), spec, getattr(options, spec.name)))
 
 
-def check_value(kind: type, one: Field, value: Any) -> Any:
+def check_value(kind: type, spec: Field, value: Any) -> Any:
     """Convert a field's value from a recipe or a command line to its annotated type.
 
     ValueError, naming what is expected, if the conversion would change its meaning or the value is out of range.
     """
-    hint, rules = type_hints(kind)[one.name], one.metadata.get("rules", {})
+    hint, rules = type_hints(kind)[spec.name], spec.metadata.get("rules", {})
     if isinstance(value, str) and str not in get_args(hint) and dict in {get_origin(m) or m for m in get_args(hint)}:
-        value = parse_json_object(one.name, value)
+        value = parse_json_object(spec.name, value)
     expected = [f"{rules['length']} values"] if "length" in rules else ["one value or more"] if value == [] else []
     expected += [_RULES[rule][1].format(rules[rule]) for rule in _RULES if rule in rules]
     try:
         typed = convert(value, hint)
     except TypeError:
-        if "rules" not in one.metadata and not isinstance(value, _PLAIN_TYPES):
+        if "rules" not in spec.metadata and not isinstance(value, _PLAIN_TYPES):
             return value  # an object of transformers, given in Python
-        raise ValueError(f"{one.name}={value!r} must be {', '.join([_type_name(hint), *expected])}.") from None
+        raise ValueError(f"{spec.name}={value!r} must be {', '.join([_type_name(hint), *expected])}.") from None
     values = typed if isinstance(typed, list) else [typed]
     numbers = [each for each in values if isinstance(each, (int, float)) and not isinstance(each, bool)]
     within = all(_RULES[rule][0](each, rules[rule]) for rule in _RULES if rule in rules for each in numbers)
     if not within or (isinstance(typed, list) and rules and len(typed) != rules.get("length", max(len(typed), 1))):
-        raise ValueError(f"{one.name}={typed!r} must be {', '.join(expected)}.")
+        raise ValueError(f"{spec.name}={typed!r} must be {', '.join(expected)}.")
     return os.path.expanduser(typed) if rules.get("path") and isinstance(typed, str) else typed
 
 
 def accepts_list(hint: Any) -> bool:
     """Whether a single word on the command line stands for a list of one."""
-    kinds = {get_origin(one) or one for one in get_args(hint) or (hint,)}
+    kinds = {get_origin(kind) or kind for kind in get_args(hint) or (hint,)}
     return get_origin(hint) is list or (list in kinds and not kinds & {str, Literal})
 
 
 def plain_value(value: Any) -> Any:
     """Make a value fit for YAML and JSON: replace transformers' enums by their words, also in lists and mappings."""
     if isinstance(value, Mapping):
-        return {key: plain_value(one) for key, one in value.items()}
+        return {key: plain_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain_value(one) for one in value]
+        return [plain_value(item) for item in value]
     value = getattr(value, "value", value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
@@ -108,7 +108,7 @@ def convert(value: Any, hint: Any) -> Any:
     elif kind is str and isinstance(value, (str, os.PathLike, int)) and not isinstance(value, bool):
         return value if isinstance(value, str) else str(value)
     elif kind is list and isinstance(value, (list, tuple)):
-        return [convert(one, members[0]) for one in value]
+        return [convert(item, members[0]) for item in value]
     elif kind is dict and isinstance(value, Mapping):
         return dict(value)
     elif hint is Any or (kind is Literal and value in members):
@@ -121,7 +121,7 @@ def convert(value: Any, hint: Any) -> Any:
 def _type_name(hint: Any) -> str:
     kind, members = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_type_name(one) for one in members if one is not types.NoneType))
+        return " or ".join(dict.fromkeys(_type_name(member) for member in members if member is not types.NoneType))
     if kind is Literal:
         return " or ".join(map(repr, members))
     if kind is list:
@@ -221,7 +221,7 @@ class DataArguments(_Options):
 
     def check_stream(self, *others: Any) -> None:
         """Raise ValueError if these options, or the run's `others`, are impossible with a stream."""
-        given = {name: value for one in (self, *others) for name, value in vars(one).items()}
+        given = {name: value for args in (self, *others) for name, value in vars(args).items()}
         random_access = ("cutmix_probability", "classmix_probability", "unlabelled_dataset", "train_list", "eval_list")
         wrong = [name for name in random_access if given.get(name)]
         wrong += ["class_weights balanced"] if given["class_weights"] == "balanced" else []

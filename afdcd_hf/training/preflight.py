@@ -221,7 +221,7 @@ def _evaluation_sets(trainer: SegmentationTrainer) -> list[Rows]:
     """Return the evaluation sets that are not empty."""
     given: Any = trainer.eval_dataset
     datasets = given.values() if isinstance(given, dict) else [] if given is None else [given]
-    return [rows for rows in (_first_rows(one) if is_stream(one) else one for one in datasets) if len(rows)]
+    return [rows for rows in (_first_rows(data) if is_stream(data) else data for data in datasets) if len(rows)]
 
 
 def _first_rows(stream: Any) -> Rows:

@@ -129,8 +129,8 @@ class StepTimer(TrainerCallback):
         """Return `images_per_second` (all processes), `time_<part>` per step (their mean) and `peak_memory_mb` (the
         highest) since the last call. Call on every process."""
         self._sum_laps()
-        mine = [float(self.images), peak_memory_mb(accelerator.device), *self._seconds.values()]
-        ranks = accelerator.gather(torch.tensor([mine], device=accelerator.device)).cpu()
+        local = [float(self.images), peak_memory_mb(accelerator.device), *self._seconds.values()]
+        ranks = accelerator.gather(torch.tensor([local], device=accelerator.device)).cpu()
         seconds, steps = dict(zip(PARTS, ranks[:, 2:].mean(0).tolist(), strict=True)), self._steps
         self._clear()
         if not steps or not (total := sum(seconds.values())):

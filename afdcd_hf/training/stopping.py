@@ -200,9 +200,9 @@ class Interruption(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self._agreed = self._received
         if args.world_size > 1:
-            asked = torch.tensor(self._received, device=args.device)
-            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-            self._agreed = int(asked.item())
+            agreed = torch.tensor(self._received, device=args.device)
+            torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
+            self._agreed = int(agreed.item())
         if self._agreed:
             if control.should_evaluate:
                 self._save()  # the process may be killed before the evaluation ends

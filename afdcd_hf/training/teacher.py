@@ -160,8 +160,8 @@ def stops_early(teacher: nn.Module, pixel_values: Tensor, taps: Sequence[LayerTa
     pixel_values = pixel_values.to(device_of(teacher))
     with evaluating(teacher), torch.no_grad():
         early = [each.clone() for each in _tensors(run_to_maps(teacher, pixel_values, taps))]
-        whole = _tensors(run_tapped(teacher, pixel_values, taps)[1])[-len(early) :]
-    return all(map(torch.equal, early, whole))
+        full = _tensors(run_tapped(teacher, pixel_values, taps)[1])[-len(early) :]
+    return all(map(torch.equal, early, full))
 
 
 def _tensors(activations: Activations) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""From a recipe and a command line to the arguments of a run."""
+"""Merging a recipe and a command line into the arguments of a run."""
 
 from __future__ import annotations
 

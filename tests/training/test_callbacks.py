@@ -1,4 +1,4 @@
-"""Averaged weights, and trainings of a given time."""
+"""Averaged weights and time budgets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_weights_of_half_precision_are_averaged_in_float32():
 
 @pytest.mark.parametrize("make", [supervised, distilling])
 def test_the_average_is_scored_saved_resumed_and_restored_as_the_best_while_the_raw_weights_train_on(tmp_path, make):
-    options = {"max_steps": 4, "ema_decay": 0.3, **EVERY_STEP}  # reached at the third step
+    options = {"max_steps": 4, "ema_decay": 0.3, **EVERY_STEP}  # `ema_decay` is reached at the third step
     whole = make(tmp_path, **options)
     recorded = []
     expected = dict(weights(whole.student))
@@ -57,7 +57,7 @@ def test_the_average_is_scored_saved_resumed_and_restored_as_the_best_while_the_
     best = {"load_best_model_at_end": True, "greater_is_better": False}
     resumed = make(tmp_path, segmenter(5), **options, **best)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert same(load_file(checkpoint / "model.safetensors"), saved)  # written once more, to the bit
+    assert same(load_file(checkpoint / "model.safetensors"), saved)  # rewritten, bit-for-bit
     assert same(load_file(checkpoint / "raw_student.safetensors"), weights(whole.student))
     at_best = load_file(tmp_path / f"checkpoint-{resumed.state.best_global_step}" / "model.safetensors")
     assert same(weights(resumed.evaluated_student), at_best) and same(weights(resumed.student), at_best)
@@ -77,34 +77,34 @@ def test_resuming_with_an_average_that_was_not_saved_is_an_error_and_so_is_dropp
         supervised(tmp_path, **options).train(str(tmp_path / "averaged" / "checkpoint-1"))
 
 
-# A given time
+# Time budgets
 
 
 def steps_last(trainer, *durations: float):
-    """Let the trainer's clock say that its steps take so long, the last number again and again."""
+    """Fake the durations of the trainer's steps, repeating the last one."""
     times, usual = accumulate(chain(durations, repeat(durations[-1]))), trainer.budget.on_optimizer_step
 
-    def told(*args, **kwargs):
+    def fake(*args, **kwargs):
         trainer.timer.seconds_in_steps = next(times)
         usual(*args, **kwargs)
 
-    trainer.budget.on_optimizer_step = told
+    trainer.budget.on_optimizer_step = fake
     return trainer
 
 
 @pytest.mark.parametrize(
     ("durations", "limit", "steps"),
     [
-        ([3.0], 10.0, 3),  # 9 s are nearer to 10 than 12 are
-        ([1.0], 0.1, 1),  # at least one
-        ([1.0, 1.0, 4.0, 1.0], 7.6, 5),  # a step that was held up says nothing of the next
+        ([3.0], 10.0, 3),  # 9 s is nearer to 10 s than 12 s
+        ([1.0], 0.1, 1),  # at least one step
+        ([1.0, 1.0, 4.0, 1.0], 7.6, 5),  # one slow step does not predict the next
     ],
 )
 def test_a_training_ends_with_the_step_whose_end_is_nearest_to_the_time(tmp_path, durations, limit, steps):
     often = {"eval_strategy": "steps", "eval_steps": 100, "save_strategy": "steps", "save_steps": 100}
-    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}  # one step of the clock
+    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}  # one optimizer step of the clock
     trainer = steps_last(supervised(tmp_path, max_steps=2, max_seconds=limit, **often, **batches), *durations)
-    trainer.train()  # of 2 steps an epoch
+    trainer.train()  # 2 steps per epoch
     assert trainer.state.global_step == trainer.state.max_steps == steps and trainer.share_done > 0.8
     assert (tmp_path / f"checkpoint-{steps}").is_dir() and logged(trainer, "eval_mean_iou")
     summary = trainer.state.log_history[-1]
@@ -117,7 +117,7 @@ def test_the_learning_rate_is_that_of_the_share_of_the_time(tmp_path, kind, warm
     by_steps = supervised(tmp_path, max_steps=8, **schedule)
     by_steps.train()
     expected = logged(by_steps, "learning_rate")
-    # twice as slow in its first half: 8 steps of the schedule are 8 s, and these four steps begin at 0, 2, 4 and 5 s
+    # half the speed at first: the schedule's 8 steps are 8 s, and the steps begin at 0, 2, 4, 5, 6 and 7 s
     timed = steps_last(supervised(tmp_path, max_steps=8, max_seconds=8.0, **schedule), 2.0, 2.0, 1.0)
     timed.train()
     assert logged(timed, "learning_rate") == pytest.approx([expected[step] for step in (0, 2, 4, 5, 6, 7)], rel=1e-6)
@@ -153,7 +153,7 @@ def test_the_real_clock_ends_a_training_and_a_schedule_that_looks_at_scores_is_r
     trainer = supervised(tmp_path, max_steps=1_000_000, max_seconds=0.5, eval_strategy="steps", eval_steps=10)
     trainer.train()
     (summary,) = logged(trainer, "train_seconds_in_steps")
-    # however slow the machine: it ends early by half a step at most, and a step is no longer than all of them
+    # on any machine: it ends at most half a step early, and a step is not longer than the whole run
     assert trainer.state.global_step < 100_000 and summary > 0.99 * 2 / 3 * 0.5
     scored = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 1}
     with pytest.raises(ValueError, match="ReduceLROnPlateau is not: use an lr_scheduler_type such as polynomial"):

@@ -1,4 +1,4 @@
-"""What a training writes, which checkpoints count as complete, and that it goes on from there as if never stopped."""
+"""The files of a run, which checkpoints count as complete, and resuming as if the run had never stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAVING = {"save_strategy": "steps", "save_steps": 1}
 SCORING = {"eval_strategy": "steps", "eval_steps": 1}
 
 
-# Which are complete
+# Complete checkpoints
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -51,7 +51,7 @@ def test_a_torn_checkpoint_is_skipped_with_a_warning_and_refused_where_it_is_nam
     FAULTS[fault](tmp_path / "checkpoint-10")
     assert last_complete_checkpoint(tmp_path).name == "checkpoint-9"
     assert f"skipping {tmp_path / 'checkpoint-10'}: " in caplog.text and fault in caplog.text
-    if "no checkpoint.json" in fault:  # it may be plain transformers'
+    if "no checkpoint.json" in fault:  # plain transformers may have written it
         check_complete(tmp_path / "checkpoint-10")
         assert "checkpoint-10 cannot be checked: it has no checkpoint.json" in caplog.text
     else:
@@ -61,7 +61,7 @@ def test_a_torn_checkpoint_is_skipped_with_a_warning_and_refused_where_it_is_nam
 
 
 def test_without_any_marker_the_newest_checkpoint_with_its_last_file_is_used(tmp_path, caplog):
-    """As a run leaves it that was killed after the older one had been removed, and before the new one was marked."""
+    """A run killed between removing the older checkpoint and marking the new one leaves this state."""
     last = checkpoint(tmp_path, 2)
     (last / "checkpoint.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"No checkpoint in .* is complete.*give its path: .*checkpoint-2"):
@@ -82,15 +82,15 @@ def test_a_checkpoint_that_is_not_there_is_an_error_and_leftovers_of_a_killed_ru
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "_saving-notes", "_mine"}
 
 
-# What is written
+# Files
 
-# Random masks, dropout, shuffling, augmentation and batch norm are all at work; an epoch has two steps.
+# Uses random masks, dropout, shuffling, augmentation and batch norm; an epoch has two steps.
 WHOLE = {"max_steps": 4, "loss_kwargs": loss_options(mask="random"), **SAVING, **SCORING}
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A distillation of four steps with a checkpoint after each, whose student was saved at the end."""
+    """A distillation of four steps with a checkpoint after each and the student saved at the end."""
     folder = tmp_path_factory.mktemp("saved")
     trainer = distilling(folder, **WHOLE)
     trainer.train()
@@ -105,7 +105,7 @@ def test_the_saved_folder_holds_the_student_alone_and_loads_with_equal_weights(s
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth")) or name.startswith("distillation")]
     assert json.loads((folder / "training_args.json").read_text())["loss"] == "kd+af_dcd"
     modes = [stat.S_IMODE((folder / name).stat().st_mode) for name in ("model.safetensors", "training_args.json")]
-    assert modes[0] == modes[1]  # who may read the settings may read the weights
+    assert modes[0] == modes[1]  # equal permissions for settings and weights
     AfDcdImageProcessor.from_pretrained(folder)
     assert same(weights(AfDcdForSemanticSegmentation.from_pretrained(folder)), weights(trainer.student))
 
@@ -132,8 +132,8 @@ def test_where_a_checkpoint_cannot_be_written_the_one_before_stays(tmp_path, mon
         return original(*args, **options)
 
     monkeypatch.setattr(checkpoints, name, full)
-    told = r"checkpoint-2 could not be written: .*write failed \(.* are free there\)\.[^\n]*newest is .*checkpoint-1"
-    with pytest.raises(OSError, match=told):
+    message = r"checkpoint-2 could not be written: .*write failed \(.* are free there\)\.[^\n]*newest is .*checkpoint-1"
+    with pytest.raises(OSError, match=message):
         trainer.train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert checkpoint_to_resume(trainer.args, "last") == str(tmp_path / "checkpoint-1")
@@ -172,7 +172,7 @@ def test_weights_that_became_non_finite_in_the_last_step_are_not_saved(tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == (["checkpoint-1"] if options else [])
 
 
-# A run that is continued
+# Resuming
 
 
 @pytest.mark.parametrize("step", [1, 2, 4], ids=["amid an epoch", "between epochs", "finished"])
@@ -180,7 +180,7 @@ def test_a_resumed_distillation_ends_as_the_uninterrupted_one_to_the_bit(saved, 
     torch.manual_seed(99)
     checkpoint = shutil.copytree(saved[1] / f"checkpoint-{step}", tmp_path / "before" / f"checkpoint-{step}")
     state, marker = checkpoint / "process_0.safetensors", json.loads((checkpoint / "checkpoint.json").read_text())
-    save_file({**load_file(state), "generator.0": torch.get_rng_state()}, state)  # earlier versions' second stream
+    save_file({**load_file(state), "generator.0": torch.get_rng_state()}, state)  # written by earlier versions
     mark_complete(checkpoint, marker)
     resumed = distilling(tmp_path, segmenter(5), **WHOLE)
     resumed.train(resume_from_checkpoint=str(checkpoint))
@@ -237,7 +237,7 @@ def test_what_makes_a_continuation_differ_is_said(saved, tmp_path, caplog):
 
 
 def test_the_best_student_is_restored_at_the_end(tmp_path):
-    # with greater_is_better=False the best is not simply the last
+    # with greater_is_better=False, the best is not the last
     best_last = {"load_best_model_at_end": True, "greater_is_better": False}
     trainer = distilling(tmp_path, max_steps=4, **best_last, **SAVING, **SCORING)
     args = supervised(tmp_path).args

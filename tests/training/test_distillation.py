@@ -1,7 +1,4 @@
-"""What a distillation joins: any two networks, their layers, and a loss; mistakes are found before training.
-
-And the steps without the teacher: which they are and what they train.
-"""
+"""Distillation of any two networks by their layers, mistakes found before training, and steps without the teacher."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ def test_our_teacher_teaches_a_segformer(tmp_path):
 
 
 def test_the_students_map_gets_its_gradient_from_the_named_layer_on(tmp_path):
-    # With only the feature term, nothing behind the tapped layer may move.
+    # With the feature term alone, nothing after the tapped layer may change.
     student = segmenter()
     before = weights(student)
     feature = {"loss": "af_dcd", "loss_kwargs": {"af_dcd": loss_options(contrast_weight=0.0)["af_dcd"]}}
@@ -52,7 +49,7 @@ def test_construction_leaves_the_students_mode_and_statistics_alone(tmp_path):
     student = segmenter().train()
     before = weights(student)
     trainer = distilling(tmp_path, student, segmenter(1, channels=32))
-    assert not [name for name in trainer.loss_module.state_dict() if "align" in name]  # equal channels need none
+    assert not [name for name in trainer.loss_module.state_dict() if "align" in name]  # not needed for equal channels
     assert student.training and all(torch.equal(tensor, before[name]) for name, tensor in weights(student).items())
 
 
@@ -95,7 +92,7 @@ def test_a_crop_that_is_too_small_only_for_the_contrast_passes_without_it(tmp_pa
     with pytest.raises(ValueError, match="larger crop"):
         distilling(tmp_path, train_dataset=small)
     distilling(tmp_path, train_dataset=small, loss_kwargs=loss_options(contrast_weight=0.0))
-    named = {"id2label": NAMES}  # the same names are no mistake, nor are none on one side
+    named = {"id2label": NAMES}  # equal names are fine, and so are missing ones
     distilling(tmp_path, segmenter(**named), segmenter(1, channels=48, **named))
     distilling(tmp_path, segmenter(), segmenter(1, channels=48, **named))
 
@@ -116,7 +113,7 @@ def test_a_teacher_given_by_name_is_loaded_and_one_that_is_not_there_named(tmp_p
     ("options", "taught"),
     [
         ({"distill_every": 2}, [True, False, True, False, True]),
-        ({"distill_until": 0.5}, [True, True, True, False, False]),  # 0, 1 and 2 of 5 lie before the middle
+        ({"distill_until": 0.5}, [True, True, True, False, False]),  # steps 0, 1 and 2 of 5 begin before the middle
         ({"distill_every": 2, "distill_until": 0.3}, [True, False, False, False, False]),
     ],
 )

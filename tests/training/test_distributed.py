@@ -1,4 +1,4 @@
-"""What must not change with the number of processes and accumulation steps, and what several GPUs need."""
+"""Invariance to the number of processes and accumulation steps, and support for several GPUs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_processes_times_accumulation_times_images_is_the_total_batch(given, exp
 
 def test_two_accumulated_batches_of_eight_train_student_and_loss_weights_as_one_batch_of_sixteen(tmp_path):
     states, logs = [], []
-    # of scale 1 every sample has as many unlabelled pixels
+    # at scale 1, all samples have equally many unlabelled pixels
     options = {"train_dataset": samples(21, scales=[1.0]), "loss_kwargs": loss_options(mask="center")}
     options |= {"learning_rate": 0.1, "max_steps": 4, "total_batch_size": 16}
     for accumulation in (1, 2):
@@ -62,14 +62,14 @@ def test_two_accumulated_batches_of_eight_train_student_and_loss_weights_as_one_
         logs.append([tiny.logged(trainer, name) for name in TERMS])
     for part, moved in (("student.", 0.05), (".align.", 1e-3), (".projector.", 1e-4)):
         first, second, start = ({k: v for k, v in state.items() if part in k} for state in (*states, before))
-        assert tiny.largest_difference(first, second) < 1e-6  # measured: 6e-8; float32 sums in another order
+        assert tiny.largest_difference(first, second) < 1e-6  # measured: 6e-8; float32 sums in a different order
         assert tiny.largest_difference(first, start) > moved
     for whole, shared in zip(*logs, strict=True):
         assert len(whole) == 4 and shared == pytest.approx(whole, rel=1e-5)
 
 
 def test_every_step_is_of_whole_batches_however_they_are_shared_out(tmp_path):
-    """Ten samples make two steps of four an epoch, and each epoch leaves out the same two of them."""
+    """Ten samples make two steps of four per epoch, and the same two are left out however they are split."""
     orders = []
     for accumulation in (1, 2, 4):
         batch = {"total_batch_size": 4, "gradient_accumulation_steps": accumulation}
@@ -87,13 +87,13 @@ def test_every_step_is_of_whole_batches_however_they_are_shared_out(tmp_path):
 
 
 def test_with_unequal_numbers_of_labelled_pixels_the_loss_is_the_mean_of_the_batches_means(tmp_path):
-    """As over the GPUs of the released code; not the mean over all pixels, which one large batch takes."""
+    """As on the GPUs of the released code, and unlike one large batch, which averages over all its pixels."""
     dataset = [dict(sample) for sample in (samples(4, scales=[1.0], flip=0.0)[index] for index in range(4))]
     for sample in dataset[2:]:
         sample["labels"] = sample["labels"].clone()
-        sample["labels"][4:] = 255  # most of the picture
+        sample["labels"][4:] = 255  # most of the image
     network = without_batch_effects(segmenter())
-    network.head.classifier.weight.data *= 100  # else all losses are about ln 4
+    network.head.classifier.weight.data *= 100  # otherwise all losses are about ln 4
     pixels, labels = (torch.stack([sample[name] for sample in dataset]) for name in ("pixel_values", "labels"))
     logits = nn.functional.interpolate(network(pixels).logits, (32, 48), mode="bilinear", align_corners=True)
     each = nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="none").detach()
@@ -112,7 +112,7 @@ def test_with_unequal_numbers_of_labelled_pixels_the_loss_is_the_mean_of_the_bat
 
 
 def synchronised(network: nn.Module, device: str, processes: int, wanted: bool | None = None) -> int:
-    """Synchronise as in a run that this machine cannot make; the number of layers."""
+    """Synchronise as on other devices; return the number of synchronised layers."""
     args = SimpleNamespace(device=torch.device(device), world_size=processes, sync_batch_norm=wanted)
     return sum(isinstance(module, nn.SyncBatchNorm) for module in synchronise_batch_norm(network, args).modules())
 
@@ -133,7 +133,7 @@ def test_batch_norm_is_synchronised_where_several_gpus_train_which_changes_neith
     assert torch.equal(loaded(pixel_values=picture).logits, expected)
 
 
-# What DDP has to know
+# DDP
 
 
 @pytest.mark.parametrize(("student", "options"), [
@@ -199,7 +199,7 @@ def test_the_losses_weights_and_what_a_run_draws_follow_from_seed_and_rank_alone
         drawn.append(torch.rand(8))  # the first mask or dropout
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     assert same(started[0], started[1]) and not same(started[0], started[2])
-    for rank in (0, 0, 1):  # amid a run: one process's checkpoint has no random state for the second of two
+    for rank in (0, 0, 1):  # mid-run: a checkpoint of one process has no random state for a second one
         args = SimpleNamespace(seed=3, world_size=2, process_index=rank)
         Randomness(None).on_train_begin(args, SimpleNamespace(global_step=2), None)
         drawn.append(torch.rand(8))

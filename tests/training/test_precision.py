@@ -1,4 +1,4 @@
-"""Mixed precision and compilation: losses in float32 whatever the networks run in, and the same training as without."""
+"""Mixed precision and compilation: losses are in float32 at any precision, and training gives the same results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TERMS = ("loss_task", "loss_auxiliary", "loss_kd", "loss_feature", "loss_contras
 
 
 def noted(module) -> set:
-    """A set to which each pass adds the type of the module's output."""
+    """A set that collects the dtypes of the module's outputs."""
     dtypes: set = set()
     module.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
     return dtypes
@@ -31,7 +31,7 @@ def test_a_distillation_in_bfloat16_starts_with_the_losses_of_float32_and_leaves
     seen = noted(teacher.head.classifier)
     attributes = set(vars(teacher))
     trainer = distilling(tmp_path, teacher=teacher, max_steps=1, bf16=True)
-    seen.clear()  # before the first step both networks are shown one batch
+    seen.clear()  # both networks have seen one batch as a check
     trainer.train()
     assert seen == {torch.bfloat16}
     assert set(vars(teacher)) == attributes and {p.dtype for p in teacher.parameters()} == {torch.float32}
@@ -91,7 +91,7 @@ def test_a_compiled_distillation_is_two_graphs_has_the_eager_ones_terms_and_save
     torch._dynamo.reset()
     for term in ("loss", "loss_task", "loss_kd", "loss_feature", "loss_contrast"):
         assert logged(compiled, term) == pytest.approx(logged(eager, term), rel=1e-4), term
-    timed = {name for name in compiled.state.log_history[0] if name.startswith("time_")}  # it is not looked into
+    timed = {name for name in compiled.state.log_history[0] if name.startswith("time_")}  # as one part
     assert {"time_teacher", "time_forward", "time_backward"} <= timed and not {"time_student", "time_loss"} & timed
     checkpoint = tmp_path / "compiled" / "checkpoint-2"
     plain = segmenter().state_dict().keys()

@@ -1,4 +1,4 @@
-"""What is found before the first step: labels, classes, a poor teacher, a full disk, a folder one cannot write to."""
+"""Problems found before the first step: labels, classes, a poor teacher, a full disk, an unwritable folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from afdcd_hf.training.preflight import check_disk_space, check_images, check_wr
 CLASSES = ["a", "b", "c", "d"]
 
 
-def look(rows, **options) -> str:
+def check(rows, **options) -> str:
     return check_images("training", rows, AfDcdImageProcessor(), CLASSES, **options)
 
 
@@ -29,8 +29,8 @@ def with_label(label: np.ndarray | None, index: int = 0) -> dict:
 
 def test_good_images_give_one_line_and_are_spread_over_all():
     rows = [labelled_image(index, 4, 32, 48) for index in range(20)] + [labelled_image(20, 4, 16, 24)]
-    told = "checked 16 of 21 training images: 16x24 to 32x48 pixels (height x width), 4 of 4 classes occur"
-    assert look(rows) == told
+    line = "checked 16 of 21 training images: 16x24 to 32x48 pixels (height x width), 4 of 4 classes occur"
+    assert check(rows) == line
 
 
 def test_a_label_that_does_not_fit_names_the_image():
@@ -40,7 +40,7 @@ def test_a_label_that_does_not_fit_names_the_image():
         (None, "bands_0 has no label"),
     ):
         with pytest.raises(ValueError, match=words):
-            look([with_label(label), *pictures(2)], trains=True)
+            check([with_label(label), *pictures(2)], trains=True)
 
 
 @pytest.mark.parametrize(("score", "near_chance"), [(0.9, False), (0.1, True)])
@@ -61,7 +61,7 @@ def test_a_checkpoint_is_as_large_as_foretold(tmp_path):
         ("adam", supervised, {"optim": "adamw_torch"}),
         ("student", distilling, {"save_only_model": True}),
     ):
-        student = segmenter(channels=256)  # large enough for names, JSON and random states not to matter
+        student = segmenter(channels=256)  # large, so that names, JSON and random states do not matter
         trainer = make(tmp_path / name, student, max_steps=1, save_strategy="steps", save_steps=1, **options)
         trainer.train()
         written = sum(path.stat().st_size for path in (tmp_path / name / "checkpoint-1").rglob("*") if path.is_file())
@@ -114,19 +114,19 @@ def halves(first: int, second: int) -> dict:
 
 def test_labels_that_cannot_mean_what_they_seem_to_are_questioned(caplog):
     with pytest.raises(ValueError, match="No pixel of the 2 training images checked is labelled: all are 255"):
-        look([with_label(np.full((32, 48), 255), index) for index in range(2)])
+        check([with_label(np.full((32, 48), 255), index) for index in range(2)])
     with pytest.raises(ValueError, match=r"single class and 255, .* Class 1 \(b\), .* never occurs.*255\": 1"):
-        look([halves(0, 255)], trains=True)
+        check([halves(0, 255)], trains=True)
     assert not caplog.records
-    look([halves(0, 0)], trains=True)
+    check([halves(0, 0)], trains=True)
     assert "hold only class 0" in caplog.text
     caplog.clear()
-    look([halves(0, 1), halves(2, 255)], trains=True)
+    check([halves(0, 1), halves(2, 255)], trains=True)
     assert "class 3 (d) never occurs, while 255 does" in caplog.text and "label_map" in caplog.text
     caplog.clear()
-    look([halves(0, 1), halves(2, 3)], trains=True)
-    look([halves(0, 1), halves(2, 2)], trains=True)  # nothing is ignored
-    check_images("evaluation", [halves(0, 255)], AfDcdImageProcessor(), CLASSES)  # nothing is learned from these
+    check([halves(0, 1), halves(2, 3)], trains=True)
+    check([halves(0, 1), halves(2, 2)], trains=True)  # nothing is ignored
+    check_images("evaluation", [halves(0, 255)], AfDcdImageProcessor(), CLASSES)  # not trained on
     assert not caplog.records
 
 

@@ -1,4 +1,4 @@
-"""What the log says about speed, memory and loss terms, and what it looks like without a terminal."""
+"""Speed, memory and loss terms in the log, and its format without a terminal."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_every_line_splits_the_step_also_after_resuming_and_a_slow_teacher_is_se
 
 
 def test_terms_are_logged_alike_however_a_batch_is_accumulated(tmp_path):
-    """Of 12 samples, the epoch's second step accumulates two batches of two instead of four: it counts as much."""
+    """With 12 samples, the epoch's second step accumulates only two batches of two, but has equal weight."""
     runs, options = [], {"train_sampling_strategy": "sequential", "dataloader_drop_last": False, "logging_steps": 2}
     options |= {"train_dataset": samples(12, scales=[1.0]), "loss_kwargs": loss_options(mask="center")}
     for batch, accumulation in ((8, 1), (2, 4)):

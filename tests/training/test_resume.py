@@ -1,6 +1,6 @@
-"""A run killed with SIGKILL, again and again, ends with the weights and the log of the uninterrupted one, to the bit.
+"""A run killed repeatedly with SIGKILL ends bit-for-bit with the weights and the log of an uninterrupted one.
 
-The runs are processes of their own, forked from a server that has imported everything once.
+Each run is a process, forked from a server that has imported everything once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAVING = ("save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "_fa
 
 
 class KilledAt(TrainerCallback):
-    """SIGKILL at one moment of one step: the first one if that step does not come to it."""
+    """Sends SIGKILL at the first `moment` from step `step` on."""
 
     def __init__(self, step: int, moment: str):
         self.step = step
@@ -43,7 +43,7 @@ class KilledAt(TrainerCallback):
 
 
 def make(folder: Path, seed: int = 0, killed: tuple[int, str] | None = None, **options):
-    """A distillation; with `killed` it dies when it has done that many steps, at that moment."""
+    """A distillation; `killed` gives the number of steps and the moment at which it dies."""
     step, moment = killed or (0, "")
     options = {**OPTIONS, "loss_kwargs": loss_options(mask="random"), **options}
     options["callbacks"] = [KilledAt(step, moment)] if moment in MOMENTS else []
@@ -54,7 +54,7 @@ def make(folder: Path, seed: int = 0, killed: tuple[int, str] | None = None, **o
         usual = getattr(place, moment)
 
         def deadly(*args, **kwargs):
-            result = usual(*args, **kwargs)  # the files of this part are there
+            result = usual(*args, **kwargs)  # the files of this part are written
             if trainer.state.global_step >= step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
@@ -64,7 +64,7 @@ def make(folder: Path, seed: int = 0, killed: tuple[int, str] | None = None, **o
 
 
 def outcome(trainer) -> dict:
-    """A hash of all weights (student, align, projector, buffers) and optimizer states, and what the log says."""
+    """A hash of all weights (student, align, projector, buffers) and optimizer states, and the log."""
     trained = hashlib.sha256()
     for name, tensor in sorted(weights(trainer.model).items()):
         trained.update(name.encode() + tensor.numpy().tobytes())
@@ -76,17 +76,17 @@ def outcome(trainer) -> dict:
 
 
 def train(folder: Path, killed: tuple[int, str] | None, options: dict) -> None:
-    """In a process of its own: start, or go on from the last whole checkpoint; what came out goes to a file."""
-    multiprocessing.set_start_method("fork", force=True)  # of data workers, as without the server
-    there = any(folder.glob("checkpoint-*/trainer_state.json"))  # the last file of a checkpoint
-    trainer = make(folder, seed=5 if there else 0, killed=killed, **options)
-    trainer.train(resume_from_checkpoint="last" if there else None)
+    """Start a run or resume the last complete checkpoint, in a separate process; write the outcome to a file."""
+    multiprocessing.set_start_method("fork", force=True)  # for data workers, as without the server
+    resume = any(folder.glob("checkpoint-*/trainer_state.json"))  # the last file of a checkpoint
+    trainer = make(folder, seed=5 if resume else 0, killed=killed, **options)
+    trainer.train(resume_from_checkpoint="last" if resume else None)
     (folder / "outcome.json").write_text(json.dumps(outcome(trainer)))
 
 
 @pytest.fixture(scope="module")
 def processes():
-    """Starts a process that trains; its exit status."""
+    """A function that trains in a new process and returns its exit status."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny", "test_resume"])
     os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path])  # the server reads it when it starts
@@ -112,7 +112,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(tmp_path, 
     assert processes(tmp_path / "whole") == 0
     draw, folder, deaths = random.Random(0), tmp_path / "run", 0
     while not (folder / "outcome.json").is_file():
-        # It dies within a step, an evaluation or the writing of a checkpoint, each time some steps later.
+        # Each time it dies some steps later, within a step, an evaluation or the writing of a checkpoint.
         step, moment = draw.randint(2 * deaths, 2 * deaths + 2), draw.choice(MOMENTS + SAVING)
         status = processes(folder, (step, moment))
         assert status in (0, -signal.SIGKILL), (step, moment)
@@ -143,6 +143,6 @@ def test_signals_meant_for_the_run_do_not_end_its_data_workers(tmp_path):
 def test_with_persistent_data_workers_too(tmp_path, processes):
     options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "eval_strategy": "no"}
     assert processes(tmp_path / "whole", **options) == 0
-    assert processes(tmp_path / "run", (4, "on_substep_end"), **options) == -signal.SIGKILL  # amid the second epoch
+    assert processes(tmp_path / "run", (4, "on_substep_end"), **options) == -signal.SIGKILL  # in the second epoch
     assert processes(tmp_path / "run", **options) == 0
     assert read(tmp_path / "run") == read(tmp_path / "whole")

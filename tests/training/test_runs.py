@@ -1,4 +1,4 @@
-"""What a run begins with, a new model or a saved one, and the quickstart from end to end."""
+"""The initial model of a run, new or saved, and the quickstart from end to end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHORT = ["--max_steps", "2", "--total_batch_size", "2", "--warmup_steps", "0", "
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder above the three runs, and what was printed."""
+    """The folder of the three runs, and the printed output."""
     folder = tmp_path_factory.mktemp("quickstart") / "out"
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -94,7 +94,7 @@ def test_a_second_call_trains_only_what_is_not_finished_and_continues_what_was_s
     monkeypatch.setattr(quickstart, "distill", distill)
     monkeypatch.setattr(quickstart, "train", None)
     monkeypatch.setattr(quickstart, "draw_predictions", lambda *_, **__: None)
-    for _ in range(2):  # the second time everything is finished
+    for _ in range(2):  # the second time, everything is finished
         assert quickstart.quickstart(folder, seed=3) == folder / "distilled"
     ((*_, resume, last, teacher, where),) = called
     assert [resume, last, teacher, where] == ["--resume_from_checkpoint", "last", "--teacher", str(folder / "teacher")]
@@ -105,7 +105,7 @@ def test_a_second_call_trains_only_what_is_not_finished_and_continues_what_was_s
         quickstart.quickstart(folder)
 
 
-# From a saved model
+# Starting from a saved model
 
 NAMES = ["sky", "sun", "sea", "sand"]
 OURS = ["head.classifier", "auxiliary_head.classifier"]

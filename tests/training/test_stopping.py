@@ -1,4 +1,4 @@
-"""A training that breaks or gets a signal stops, says why, and can be resumed as if nothing had happened."""
+"""A run that fails or gets a signal stops, says why, and can be resumed as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ RUN = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "steps
 
 
 class Samples(Dataset):
-    """Eight samples, of which one from an epoch on is NaN or, with `error`, cannot be read; by default none is.
+    """Eight samples; from `epoch` on, the one named `spoilt` is NaN or, with `error`, unreadable.
 
-    `asked` are the indices that were read: each once an epoch, without workers.
+    `asked` lists the indices read so far: each once per epoch, without workers.
     """
 
     def __init__(self, spoilt: str = "", epoch: int = 0, error: Exception | None = None, first_epoch: int = 0):
@@ -48,7 +48,7 @@ class Samples(Dataset):
 
 
 def in_order(trainer_of, folder: Path, dataset: Dataset, **options):
-    """A trainer that takes its samples from first to last in every epoch: two batches of four."""
+    """A trainer that reads its samples in order in every epoch: two batches of four."""
     return trainer_of(folder, train_dataset=dataset, train_sampling_strategy="sequential", **{**RUN, **options})
 
 
@@ -62,10 +62,10 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("make", [supervised, distilling])
 def test_a_loss_that_is_nan_stops_the_run_before_it_is_used_and_names_what_to_resume_from(tmp_path, make):
-    broken = in_order(make, tmp_path, Samples("bands_5", epoch=1), save_steps=2)  # in the second batch: step 4
+    broken = in_order(make, tmp_path, Samples("bands_5", epoch=1), save_steps=2)  # in the second batch, step 4
     distils = "kd nan.*reduction='mean'.*" if make is distilling else ""
-    told = rf"^step 4: the loss is not finite \(task nan.*{distils}"
-    with pytest.raises(NonFiniteLossError, match=told) as caught:
+    expected = rf"^step 4: the loss is not finite \(task nan.*{distils}"
+    with pytest.raises(NonFiniteLossError, match=expected) as caught:
         broken.train()
     message = str(caught.value)
     assert "images bands_4, bands_5, bands_6, bands_7. To try: a lower learning_rate" in message
@@ -87,7 +87,7 @@ def test_gradients_that_are_not_finite_stop_the_run_before_the_optimizer_uses_th
     def explode(module, args, output):
         passes.append(1)
         if len(passes) == 3:
-            output.register_hook(lambda gradient: gradient * math.inf)  # the loss stays as it is
+            output.register_hook(lambda gradient: gradient * math.inf)  # the loss is unchanged
 
     student.head.classifier.register_forward_hook(explode)
     trainer = in_order(supervised, tmp_path, Samples(), model=student)
@@ -114,7 +114,7 @@ def test_an_unreadable_image_stops_the_run_and_once_replaced_it_resumes_exactly(
     broken = in_order(supervised, tmp_path, Samples("bands_5", epoch=1, error=error), save_steps=100)
     with pytest.raises(type(error)) as caught:
         broken.train()
-    (checkpoint,) = tmp_path.glob("checkpoint-*")  # one or two steps are done: batches are read ahead
+    (checkpoint,) = tmp_path.glob("checkpoint-*")  # after one or two steps, as batches are prefetched
     assert str(caught.value).startswith(f"{error}. The state after step") and str(checkpoint) in str(caught.value)
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     resumed = in_order(supervised, tmp_path, Samples(first_epoch=step // 2))
@@ -144,11 +144,11 @@ def test_a_disk_that_is_full_or_other_processes_do_not_hide_why_the_run_stopped(
         trainer.train()
 
     trainer = in_order(supervised, tmp_path / "two", torn, save_steps=2)
-    torn.asked, tell = [], trainer.guard._save_last_step
+    torn.asked, save_last_step = [], trainer.guard._save_last_step
 
-    def among_several(error):  # one process of several has failed alone
+    def among_several(error):  # as if one of two processes had failed alone
         monkeypatch.setattr(type(trainer.args), "world_size", 2)
-        return tell(error)
+        return save_last_step(error)
 
     monkeypatch.setattr(trainer.guard, "_save_last_step", among_several)
     with pytest.raises(OSError, match=r"^b.png is damaged\. After fixing the cause, resume from .*checkpoint-2\.$"):
@@ -179,7 +179,7 @@ def test_where_memory_runs_out_the_finished_step_is_saved(whole, tmp_path, monke
 
 
 class SignalAt(TrainerCallback):
-    """Sends signals to its own process in the middle of one step, and counts ends."""
+    """Sends signals to its own process in the middle of a step, and counts `on_train_end`."""
 
     ends = 0
 
@@ -263,7 +263,7 @@ def test_a_signal_amid_an_evaluation_saves_at_once_and_the_evaluation_is_finishe
 
 
 def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path):
-    # also where the tests are a shell's background job, which is started with Ctrl-C ignored
+    # needed if the tests run as a background job, which a shell starts with Ctrl-C ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt) as raised:

@@ -1,4 +1,4 @@
-"""The teacher as it runs: its own input, folded, channels last, no further than its maps; nothing else changes."""
+"""The teacher's own preprocessing, folded batch norm, channels last and early exit; nothing else changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMAGES = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
 
 def trained(network: nn.Module) -> nn.Module:
-    """Give batch norm statistics and weights that matter."""
+    """Give batch norm non-trivial statistics and weights."""
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, (nn.BatchNorm2d, BatchNormAct2d)):
@@ -45,7 +45,7 @@ def layers_of(norm: type[nn.Module] = nn.BatchNorm2d, **options) -> OrderedDict:
 
 
 class Bypassed(nn.Sequential):
-    """The convolution's output goes past the batch norm, too."""
+    """The convolution's output also bypasses the batch norm."""
 
     def forward(self, images):
         stem = self.stem(images)
@@ -66,7 +66,7 @@ def assert_same_activations(actual, expected):
             assert (getattr(one, name) - before).abs().max() <= 1e-5 * before.abs().max(), name
 
 
-# Its input
+# Preprocessing
 
 IMAGE = labelled_image(0, 4, 32, 48)["image"]
 TIMMS = {"input_size": (3, 32, 48), "crop_pct": 1.0, "mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)}
@@ -90,7 +90,7 @@ def test_pixel_values_become_what_the_teachers_processor_makes_of_the_image(own,
     seeing = adapt_input(teacher, PROCESSORS[own], PROCESSORS[theirs])
     assert (seeing is teacher) == (own == theirs)
     torch.testing.assert_close(seeing(prepared(own)), prepared(theirs), atol=2e-5, rtol=1e-5)
-    assert torch.equal(teacher(prepared(theirs)), prepared(theirs))  # the one given is left as it is
+    assert torch.equal(teacher(prepared(theirs)), prepared(theirs))  # the given teacher is unchanged
 
 
 def test_the_trainers_teacher_gets_its_own_input_and_shares_its_weights(tmp_path):
@@ -102,7 +102,7 @@ def test_the_trainers_teacher_gets_its_own_input_and_shares_its_weights(tmp_path
         expected = teacher.eval()(pixel_values=prepared("imagenet")).logits
     torch.testing.assert_close(taught.logits, expected, atol=1e-4, rtol=1e-4)
     assert all(map(lambda one, other: one is other, trainer.teacher.parameters(), teacher.parameters()))
-    teacher.save_pretrained(tmp_path / "teacher")  # one given by its folder brings its processor
+    teacher.save_pretrained(tmp_path / "teacher")  # a folder comes with its image processor
     PROCESSORS["imagenet"].save_pretrained(tmp_path / "teacher")
     named = distilling(tmp_path, teacher=str(tmp_path / "teacher"), processing_class=PROCESSORS["released"])
     torch.testing.assert_close(named._teach(prepared("released")).logits, expected, atol=1e-4, rtol=1e-4)
@@ -112,7 +112,7 @@ def test_the_trainers_teacher_gets_its_own_input_and_shares_its_weights(tmp_path
         adapt_input(torch.nn.Identity(), PROCESSORS["imagenet"], SimpleNamespace())
 
 
-# The copy
+# The faster copy
 
 
 @pytest.mark.parametrize(("fold", "channels_last"), [(False, False), (True, True)])
@@ -143,7 +143,7 @@ def test_every_batch_norm_behind_a_convolution_is_folded_and_said_and_hooks_fire
     calls = passes_of(teacher.head.classifier)
     running = run(teacher)
     norms = [module for module in running.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert running.head.classifier.weight is teacher.head.classifier.weight  # shared where nothing changes
+    assert running.head.classifier.weight is teacher.head.classifier.weight  # shared if unchanged
     assert f"Folded {len(norms)} of the teacher's {len(norms)} batch-norm layers" in caplog.text
     calls.clear()
     running(IMAGES)
@@ -163,7 +163,7 @@ def test_what_cannot_be_folded_is_refused(network, layers, message):
         run(trained(as_segmenter(network)), *layers)
 
 
-# The training
+# Training
 
 
 def test_a_training_with_all_options_takes_the_same_steps_channels_last_but_for_the_saved_student(tmp_path):
@@ -186,7 +186,7 @@ def test_a_training_with_all_options_takes_the_same_steps_channels_last_but_for_
     assert same(load_file(tmp_path / "fast/checkpoint-2/model.safetensors"), weights(fast.evaluated_student))
 
 
-# No further than the maps
+# Early exit
 
 
 def test_it_is_not_done_where_a_later_module_changes_the_map_nor_compiled_nor_without_maps():

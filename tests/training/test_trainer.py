@@ -1,4 +1,4 @@
-"""Training: what is trained and what is not, what the log says, and the paper's schedule, decay and clipping."""
+"""The trainers: trained and frozen weights, the log, and the paper's schedule, decay and clipping."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_only_the_loss_weights_are_clipped(tmp_path):
     runs, huge = {}, loss_options(feature_weight=1e4, contrast_weight=1e2)
     for limit in (15.0, 1e6, 0.0):
         trainer = distilling(tmp_path, max_steps=1, loss_kwargs=huge, loss_max_grad_norm=limit)
-        trainer.create_optimizer().step = lambda *_: None  # the gradients are left as the optimizer gets them
+        trainer.create_optimizer().step = lambda *_: None  # keeps the gradients that the optimizer gets
         trainer.model.zero_grad = lambda *_: None
         trainer.train()
         runs[limit] = {name: each.grad for name, each in trainer.model.named_parameters() if each.grad is not None}
@@ -78,7 +78,7 @@ def test_only_the_loss_weights_are_clipped(tmp_path):
     for name in free:
         expected = free[name] * (15 / norm) if name in own else free[name]
         torch.testing.assert_close(clipped[name], expected, rtol=1e-4 if name in own else 0, atol=0)
-    assert same(runs[1e6], free)  # below the limit nothing is changed
+    assert same(runs[1e6], free)  # no change below the limit
 
 
 @pytest.mark.parametrize("make", [supervised, distilling])
@@ -139,7 +139,7 @@ def test_several_evaluation_sets_are_scored_under_their_names_and_what_is_missin
 
 
 def unequal():
-    """Class 3 becomes class 0: of the labelled pixels half, a quarter and a quarter are of classes 0, 1 and 2."""
+    """Samples with class 3 relabelled as 0: classes 0, 1 and 2 have a half, a quarter and a quarter of the pixels."""
     found = samples()
     for row in found.dataset:
         row["label"] = row["label"].point(lambda value: 0 if value == 3 else value)
@@ -156,7 +156,7 @@ def test_balanced_weights_become_numbers_before_the_first_step_in_both_trainers(
         task_loss = trainer.task_loss if make is supervised else trainer.trained_module.task_loss
         torch.testing.assert_close(task_loss.class_weights, torch.tensor(trainer.args.class_weights))
     assert "class_weights, balanced over 8 labels: [" in caplog.text
-    assert supervised(tmp_path, class_weights="balanced").args.class_weights == [1.0] * 4  # as many columns of each
+    assert supervised(tmp_path, class_weights="balanced").args.class_weights == [1.0] * 4  # equally many columns each
 
 
 def test_what_cannot_be_balanced_is_refused(tmp_path):
@@ -184,7 +184,7 @@ def streamed(count: int = 6) -> StreamedSamples:
 
 def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path):
     parts = {"eval_dataset": rows(3, 100).to_iterable_dataset(), "max_steps": 4, "save_strategy": "steps"}
-    parts |= {"save_steps": 2, "loss": "kd", "loss_kwargs": None}  # the stream of 6 begins again within 4 steps of 4
+    parts |= {"save_steps": 2, "loss": "kd", "loss_kwargs": None}  # the stream of 6 restarts within 4 steps of 4
     whole = distilling(tmp_path, train_dataset=streamed(), **parts)
     whole.train()
     resumed = distilling(tmp_path, segmenter(5), train_dataset=streamed(), **parts)
@@ -210,7 +210,7 @@ def test_the_command_line_trains_and_scores_on_a_stream_of_parquet_files(tmp_pat
     assert main([*command, "--output_dir", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["num_images"] == 3 and (tmp_path / "run" / "README.md").is_file()
-    assert "A checkpoint takes" in caplog.text  # the disk is looked at
+    assert "A checkpoint takes" in caplog.text  # disk space is checked
     for form in (data, data[:2]):  # streamed and stored
         scored = ["evaluate", "--model", str(tmp_path / "run"), *form, "--output", str(tmp_path / "r.json")]
         assert main([*scored, "--overwrite", "--device", "cpu"]) == 0

@@ -1,4 +1,4 @@
-"""`push_to_hub=True`: what a training publishes, over HTTP to a small Hub on localhost."""
+"""`push_to_hub=True`: pushing over HTTP to a small Hub on localhost."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_student_alone_is_pushed_and_comes_back_as_trained(hub, tmp_path, ca
     assert same(weights(loaded), {name: tensor.cpu() for name, tensor in weights(trainer.student).items()})
     steps = [f"Training in progress, step {step}" for step in (1, 2, 3)]
     assert hub.repos[REPO].messages[1:] == [*steps, "End of training"]
-    assert (tmp_path / "run" / "checkpoint-3" / "distillation.safetensors").is_file()  # here, and not there:
+    assert (tmp_path / "run" / "checkpoint-3" / "distillation.safetensors").is_file()  # kept locally, not pushed:
     students = segmenter().state_dict().keys()
     assert hub.lfs and all(load(content).keys() == students for content in hub.lfs.values())
     for files in hub.repos[REPO].commits.values():
@@ -62,7 +62,7 @@ def test_the_student_alone_is_pushed_and_comes_back_as_trained(hub, tmp_path, ca
 def test_licence_and_tags_of_a_push_reach_our_card_and_one_written_by_hand_is_pushed_as_it_is(hub, tmp_path):
     trainer = supervised(tmp_path / "run", **PUSHING)
     trainer.push_to_hub(license="apache-2.0", tags="street", finetuned_from="timm/resnet18.a1_in1k")
-    trainer.push_to_hub(tags=["night"])  # the earlier ones stay
+    trainer.push_to_hub(tags=["night"])  # earlier tags are kept
     facts = read_facts(tmp_path / "run")
     assert (facts.license, facts.tags, facts.base_model) == ("apache-2.0", ["street", "night"], "timm/resnet18.a1_in1k")
     assert "license: apache-2.0" in pushed(hub)["README.md"].decode()

@@ -1,4 +1,4 @@
-"""Two processes that share the batch train what one process with the whole batch trains; one torchrun for all cases."""
+"""Training on two processes equals training on one with the whole batch; a single torchrun covers all cases."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from afdcd_hf.training.stopping import NonFiniteLossError, TrainingInterrupted
 
 pytestmark = pytest.mark.slow
 
-# Ten samples make two batches of four an epoch, so that the third step lies in the second one: shuffling and
-# augmentation have to agree over ranks there too. With scale 1 every sample has as many unlabelled pixels, and the
-# mean of the two ranks' mean losses is the mean over the whole batch.
+# Ten samples make two batches of four per epoch, so the third step lies in the second epoch: shuffling and augmentation
+# have to agree between ranks there too. At scale 1, all samples have equally many unlabelled pixels, so the mean of the
+# two ranks' losses is the loss of the whole batch.
 OPTIONS = {"max_steps": 3, "total_batch_size": 4, "learning_rate": 0.1, "eval_strategy": "steps", "eval_steps": 3}
 OPTIONS |= {"save_strategy": "steps", "save_steps": 2, "loss_kwargs": tiny.loss_options(mask="center")}
-AT_TIMES = {"distill_every": 2}  # the first and the third step
+AT_TIMES = {"distill_every": 2}  # steps 1 and 3
 CIRKD = {"num_classes": 4, "pixel_queue": 7, "region_queue": 5, "pixels_per_image": 2, "pixel_draws": 16}
 CIRKD |= {"region_draws": 8, "pixel_weight": 1.0, "region_weight": 1.0, "minibatch_weight": 5.0}
 REMEMBERING = {"loss": "cirkd", "loss_kwargs": {"cirkd": CIRKD}, "save_strategy": "no", "eval_strategy": "no"}
@@ -41,17 +41,17 @@ CIRKD_TERMS = ("loss", "loss_cirkd_minibatch", "loss_cirkd_pixel", "loss_cirkd_r
 
 
 def ascending(like: torch.Tensor) -> torch.Tensor:
-    """Numbers that do not hang on how the images are shared out: those of each image ascend."""
+    """Ascending numbers per image, independent of how images are split over processes."""
     return torch.arange(like.numel()).reshape(like.shape) / like.numel()
 
 
 def alike() -> torch.nn.Module:
-    """A student whose images do not see each other."""
+    """A student without batch effects, so that images do not influence each other."""
     return without_batch_effects(segmenter())
 
 
 def distil(folder: Path, student: torch.nn.Module, resume: str | None = None, **options) -> tuple[dict, dict]:
-    """Train; the weights of student and loss, and what the log says."""
+    """Train; return the weights of student and loss, and the log."""
     dataset = options.pop("train_dataset", None) or samples(10, scales=[1.0])
     trainer = distilling(folder, student, train_dataset=dataset, **{**OPTIONS, **options})
     if options.get("loss") == "cirkd":
@@ -65,7 +65,7 @@ def distil(folder: Path, student: torch.nn.Module, resume: str | None = None, **
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
-    """What two processes left: weights and log of each rank; names of runs with FSDP2 begin with "sharded"."""
+    """Folder with weights and log of each rank of two processes; runs with FSDP2 are named "sharded..."."""
     folder = tmp_path_factory.mktemp("two")
     tiny.run_two_processes(__file__, folder, timeout=290)
     return folder
@@ -84,23 +84,23 @@ def test_two_processes_train_student_and_loss_weights_as_one_does(two, tmp_path,
     expected, log = distil(tmp_path, alike(), **options)
     seen, log_of_two = left(two, run)
     assert log["per_device"] == 4 and log_of_two["per_device"] == per_device
-    limit = 1e-5 if run == "cirkd" else 1e-6  # float32 sums in another order
+    limit = 1e-5 if run == "cirkd" else 1e-6  # float32 sums in a different order
     assert largest_difference(seen, expected) < limit
     moved = {name.removeprefix("student."): seen[name] for name in seen if name.startswith("student.")}
-    assert largest_difference(moved, before) > 0.01  # so they did train
+    assert largest_difference(moved, before) > 0.01  # they did train
     taught = 2 if run == "at-times" else 0 if run == "cirkd" else 3
     assert len(log["loss"]) == 3 and len(log["loss_kd"]) == taught
     for name in (*TERMS, *CIRKD_TERMS):
         assert log_of_two[name] == pytest.approx(log[name], rel=1e-4)
-    assert log_of_two["eval_mean_iou"] == pytest.approx(log["eval_mean_iou"], abs=1e-3)  # a pixel may tip over
+    assert log_of_two["eval_mean_iou"] == pytest.approx(log["eval_mean_iou"], abs=1e-3)  # a pixel may flip
     if run == "cirkd":
-        assert expected["loss.pixels.appended"].sum() > 4 * 7  # queues went round
+        assert expected["loss.pixels.appended"].sum() > 4 * 7  # the queues wrapped around
 
 
 @pytest.mark.parametrize("run", ["frozen", "accumulated", "usual", "resumed", "at-times", "cirkd", "stopped"])
 def test_weights_and_scores_are_equal_on_both_ranks(two, run):
     (first, log), (second, others) = (left(two, run, rank) for rank in (0, 1))
-    assert same(first, second)  # batch norm's statistics too: an evaluation made them equal; and CIRKD's memory
+    assert same(first, second)  # including batch norm statistics, aligned by an evaluation, and CIRKD's queues
     assert log == others
 
 
@@ -152,7 +152,7 @@ def _draw(folder: Path) -> dict:
     trainer = distilling(folder, train_dataset=dataset, total_batch_size=4)
     dropout, dropped = next(m for m in trainer.student.modules() if isinstance(m, torch.nn.Dropout)), []
     dropout.register_forward_hook(lambda module, inputs, output: dropped.append((output == 0).sum().item()))
-    dataset.asked = []  # one was looked at already
+    dataset.asked = []  # one was read as a check
     uniform, masks = mgd.uniform, []
     with patch.object(mgd, "uniform", lambda like: masks.append(drawn := uniform(like)) or drawn):
         trainer.train()
@@ -170,7 +170,7 @@ def _follow_the_clock(folder: Path, rank: int) -> dict:
 
 
 def _shard() -> None:
-    """What accelerate launch does for FSDP2; accelerate 1.15 shards only where it believes to train on GPUs."""
+    """Set up FSDP2 as `accelerate launch` does; accelerate 1.15 shards only if it assumes GPUs."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
@@ -209,8 +209,8 @@ def _on_this_rank(folder: Path, kind: str = "") -> None:
     (folder / f"draws-{rank}.json").write_text(json.dumps(_draw(folder / "draws")))
     run("random", segmenter(), max_steps=5, **RANDOM)
     try:
-        told = [SignalAt(3, signal.SIGTERM)] if rank == 1 else []
-        distil(folder / "stopped", segmenter(), max_steps=5, callbacks=told, **RANDOM)
+        callbacks = [SignalAt(3, signal.SIGTERM)] if rank == 1 else []
+        distil(folder / "stopped", segmenter(), max_steps=5, callbacks=callbacks, **RANDOM)
     except TrainingInterrupted as interrupted:
         (folder / f"stopped-{rank}").write_text(interrupted.checkpoint)
     run("stopped", segmenter(5), "last", max_steps=5, **RANDOM)
