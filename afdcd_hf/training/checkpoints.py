@@ -314,7 +314,7 @@ def check_complete(checkpoint: Path) -> None:
         raise FileNotFoundError(f"There is no checkpoint {checkpoint}; {checkpoint.parent} has {known}.")
     fault = find_fault(checkpoint)
     if fault is not None and (checkpoint / MARKER_NAME).is_file():
-        raise ValueError(f"{checkpoint} is not complete: {fault}. Resume from last: the newest complete checkpoint.")
+        raise ValueError(f"{checkpoint} is not complete: {fault}. Resume from last, the newest complete checkpoint.")
     if fault is not None:
         logger.warning("%s cannot be checked: %s.", checkpoint, fault)
 
