@@ -31,7 +31,9 @@ class WrappedSegmenter(nn.Module):
         logits = _logits(outputs, self._output, type(self.module).__name__)
         expected = None if self.config is None else self.config.num_labels
         if expected is not None and logits.shape[1] != expected:
-            raise ValueError(f"{type(self.module).__name__} gives {logits.shape[1]} classes; num_labels is {expected}.")
+            raise ValueError(
+                f"{type(self.module).__name__} gives {logits.shape[1]} classes, not num_labels={expected}."
+            )
         auxiliary = outputs.get("aux") if isinstance(outputs, Mapping) else None
         return AfDcdOutput(logits=logits, aux_logits=auxiliary if self.training else None)
 

@@ -67,7 +67,7 @@ def test_an_output_without_scores_or_of_another_number_of_classes_is_described()
         (Plain(lambda scores: (scores, scores)), {}, r"Plain returns a tuple, .*output=\.\.\."),
         (Plain(lambda scores: {"a": scores}), {}, r"a dict with the keys a, .*no \(B, K, h, w\) class scores"),
         (Plain(lambda scores: {"a": scores}), {"output": "b"}, r"class scores \(output='b'\)"),
-        (Plain(), {"num_labels": 5}, "gives 4 classes; num_labels is 5"),
+        (Plain(), {"num_labels": 5}, "gives 4 classes, not num_labels=5"),
     ):
         with pytest.raises(ValueError, match=message):
             as_segmenter(network, **options)(IMAGES)

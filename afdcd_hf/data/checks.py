@@ -51,7 +51,7 @@ def check_classes(model: Any, class_names: Sequence[str], data: str = "the datas
         return
     if num_labels != len(class_names):
         raise ValueError(
-            f"The model has {num_labels} classes, {data} has {len(class_names)}: it was made for other data."
+            f"The model has {num_labels} classes, but {data} has {len(class_names)}: it was made for other data."
         )
     if differing := differing_classes(config, class_names):
         index = differing[0]

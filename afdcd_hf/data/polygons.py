@@ -79,7 +79,7 @@ def import_annotations(
     names, images = _read(source, None if data_dir is None else Path(data_dir).expanduser().absolute())
     classes = [BACKGROUND, *(name for name in dict.fromkeys(names) if name != BACKGROUND)]
     if not images or len(classes) > IGNORED:
-        raise ValueError(f"{source} has {len(images)} images and {len(classes)} classes; 1 to {IGNORED} can be used.")
+        raise ValueError(f"{source} has {len(images)} images and {len(classes)} classes; expected 1 to {IGNORED}.")
     ids = {None: IGNORED} | {name: index for index, name in enumerate(classes)}
     with folder_written_whole(output) as folder:
         for one in tqdm(images, "labels", unit="image", disable=not progress, leave=False):
@@ -125,7 +125,7 @@ def _read(source: Path, data_dir: Path | None) -> tuple[list[str], list[Annotate
                 images.append(_labelme(content, file, source))
                 labelme |= {shape.name for shape in images[-1].shapes if shape.name is not None}
     if bool(coco) == bool(labelme):
-        raise ValueError(f"{source} is missing or not understood: {_EXPECTED}.")
+        raise ValueError(f"{source} is missing or in an unknown format: {_EXPECTED}.")
     return coco or sorted(labelme), images
 
 
@@ -177,7 +177,7 @@ def _yolo(content: dict[str, Any], file: Path) -> tuple[list[str], list[Annotate
             folders = [root / one for root in roots for one in (place, str(place).removeprefix("../"))]
             folder = next((path for path in folders if path.is_dir()), None)
             if folder is None:
-                raise FileNotFoundError(f"{file}: {key} is {place}, and there is no such folder.")
+                raise FileNotFoundError(f"{file}: {key} is {place}, but there is no such folder.")
             for image in _images_below(folder):
                 before, images_folder, after = image.with_suffix(".txt").as_posix().rpartition("/images/")
                 texts = [Path(f"{before}/labels/{after}")] if images_folder else []

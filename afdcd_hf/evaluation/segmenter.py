@@ -122,7 +122,7 @@ def evaluate_segmenter(
         )
     if num_labels < 2:
         raise ValueError(
-            "A model of one class is right at every pixel, whatever it has learned: its score of 100 % would say "
+            "A model of one class is right at every pixel, whatever it has learned: its score of 100 % means "
             "nothing. Give the background a class of its own."
         )
     if ignore_index is None:

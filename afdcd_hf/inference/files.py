@@ -94,7 +94,7 @@ class PredictionWriter:
         if file.is_absolute() or ".." in file.parts:
             raise ValueError(f"The prediction for {name!r} would lie outside {self.folder}: {file}.")
         if file in self._written:
-            raise ValueError(f"The image {name!r} and another one have the same file for their predictions: {file}.")
+            raise ValueError(f"The predictions for {name!r} and another image would go to the same file: {file}.")
         refuse_existing([path], self.overwrite, "folder for predictions")
         self._written.add(file)
         label_ids = self._wanted.label_ids if self._wanted else {}

@@ -86,7 +86,7 @@ class GraphSegmenter(nn.Module, ABC):
     def settings_for(self, settings: InferenceSettings) -> InferenceSettings:
         """Return the settings, with windows of the graph's fixed size, if any, unless they have some already."""
         if self.facts["output"] == "labels" and not self.facts["upsample"]:
-            raise ValueError(f"{self.path} gives label maps smaller than the image: export with --upsample to use it.")
+            raise ValueError(f"{self.path} outputs label maps smaller than the image: export it with --upsample.")
         size = self.facts["size"]
         return settings if size is None or settings.window else replace(settings, window=tuple(size))
 

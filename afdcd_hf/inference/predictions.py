@@ -202,7 +202,7 @@ def class_legend(id2label: Mapping[int, str], benchmark: Benchmark | None = None
     if benchmark is None:
         return names, distinct_palette(len(names))
     if benchmark.num_labels != len(names):
-        raise ValueError(f"The model has {len(names)} classes and {benchmark.name} {benchmark.num_labels}.")
+        raise ValueError(f"The model has {len(names)} classes, but {benchmark.name} has {benchmark.num_labels}.")
     unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
     return list(benchmark.classes) if unnamed else names, np.array(benchmark.palette, np.uint8)
 

@@ -161,8 +161,8 @@ class DistillationLoss(nn.Module):
         ours, theirs = student.logits, teacher.logits
         if ours is None or theirs is None or ours.ndim != 4 or theirs.ndim != 4 or len(ours) != len(theirs):
             raise ValueError(
-                f"student logits {_shape(ours)} and teacher logits {_shape(theirs)} must both be (B, K, h, w) of one "
-                "batch."
+                f"student logits {_shape(ours)} and teacher logits {_shape(theirs)} must both be (B, K, h, w) "
+                "with the same batch size."
             )
         if ours.shape[1] != theirs.shape[1]:
             raise ValueError(
@@ -250,7 +250,7 @@ class LossSum(DistillationLoss):
         for name, loss in self.losses.items():
             terms = loss(student, teacher, labels)
             if clash := sorted(merged.keys() & terms.keys()):
-                raise ValueError(f"the loss {name!r} returns the term {clash[0]!r}, and so does one before it.")
+                raise ValueError(f"the loss {name!r} returns the term {clash[0]!r}, which another loss returns, too.")
             merged.update(terms)
         return merged
 

@@ -62,7 +62,7 @@ class AfDcdConfig(WithoutGenericCard, PreTrainedConfig):
         if self.head not in HEADS:
             raise ValueError(f"head={self.head!r} is unknown; known heads: {', '.join(HEADS)}.")
         if self.output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride={self.output_stride} is not offered; choose 8, 16 or 32.")
+            raise ValueError(f"output_stride={self.output_stride} is not supported; choose 8, 16 or 32.")
         if self.head_channels is not None and self.head_channels < 1:
             raise ValueError(f"head_channels={self.head_channels} must be positive, or None for the default width.")
         self.backbone_kwargs = dict(self.backbone_kwargs or {})

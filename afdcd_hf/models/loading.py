@@ -47,7 +47,7 @@ def load_model(name_or_path: str | Path, *, needs_logits: bool = True) -> nn.Mod
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"])[0]
         raise ValueError(
-            f"{str(name_or_path)!r} has weights of other shapes than its config.json says, e.g. {key}: "
+            f"{str(name_or_path)!r} has weights whose shapes do not match its config.json, e.g. {key}: "
             f"{tuple(stored)}, not {tuple(expected)}."
         )
     return with_logits(model)
@@ -73,7 +73,7 @@ def _loaded(auto_class: Any, name_or_path: str | Path, what: str, **options: Any
         problem = " ".join(str(error).split())
         if "trust_remote_code" in problem:
             raise ValueError(
-                f"{name!r} brings code of its own (auto_map in its config.json), which is not run here. If you trust "
+                f"{name!r} needs custom code (auto_map in its config.json), which is not run here. If you trust "
                 "its authors, load it in Python with trust_remote_code=True."
             ) from error
         if isinstance(error, OSError) and not os.path.isdir(name):

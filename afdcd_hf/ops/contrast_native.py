@@ -85,7 +85,7 @@ def _run(function: Callable[..., int], task: Task, patches: int) -> None:
     with ThreadPoolExecutor(threads, "afdcd-contrast") as pool:
         failed = list(pool.map(some, range(0, patches, chunk)))
     if any(failed):
-        raise MemoryError("no memory for one patch of the contrast: use a smaller patch_size.")
+        raise MemoryError("not enough memory for one patch of the contrast: use a smaller patch_size.")
 
 
 @cache

@@ -87,7 +87,7 @@ def test_predictions_are_saved_as_the_test_server_wants_them_also_of_a_split_wit
 
 def test_a_model_of_other_classes_is_refused_before_it_runs(cityscapes, capsys):
     options = ["--model", str(cityscapes / "model"), "--dataset", "scenes", "--max_samples", "1", "--device", "cpu"]
-    assert "The model has 19 classes, scenes has 8" in answer(capsys, "evaluate", *options)
+    assert "The model has 19 classes, but scenes has 8" in answer(capsys, "evaluate", *options)
 
 
 def parquet_of_ade20k(path: Path) -> Path:

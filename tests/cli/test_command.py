@@ -166,8 +166,8 @@ EVIL = {"model_type": "evil", "auto_map": dict.fromkeys(("AutoConfig", "AutoMode
 SPOILT = (
     (shutil.rmtree, "is neither a local folder nor a Hub id"),
     (lambda folder: (folder / "model.safetensors").write_text("<html>"), "cannot be loaded as a segmenter"),
-    (config(head_channels=4), "weights of other shapes than its config.json says"),
-    (config(**EVIL), "brings code of its own (auto_map in its config.json), which is not run"),
+    (config(head_channels=4), "weights whose shapes do not match its config.json"),
+    (config(**EVIL), "needs custom code (auto_map in its config.json), which is not run"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
 )
 

@@ -104,7 +104,7 @@ def test_annotations_that_cannot_be_drawn_are_named(tmp_path):
         ),
         (coco(tmp_path / "size", images=other_size), "is 4x6 pixels"),
         (flat, "a.txt: line 1: expected a class from 0 to 1 and three or more points.*five: a box"),
-        (tmp_path / "empty", "is missing or not understood: expected a COCO"),
+        (tmp_path / "empty", "is missing or in an unknown format: expected a COCO"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             import_annotations(source, tmp_path / "out")

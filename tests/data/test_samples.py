@@ -124,7 +124,7 @@ def test_bad_settings_are_refused():
 
 def test_a_different_number_of_classes_is_an_error_and_different_names_a_warning(caplog):
     named = segmenter(id2label=dict(enumerate(["a", "B", "x", "d"])))
-    with pytest.raises(ValueError, match="model has 4 classes, camvid has 3: it was made for other data"):
+    with pytest.raises(ValueError, match="model has 4 classes, but camvid has 3: it was made for other data"):
         check_classes(named, ["a", "b", "c"], "camvid")
     check_classes(named, ["a", "b", "c", "d"], "camvid")
     (warning,) = caplog.records

@@ -164,7 +164,7 @@ def test_another_image_is_added_but_another_models_predictions_are_rejected(mode
     other = saved(tmp_path / "other", segmenter(num_labels=5))
     with pytest.raises(FileExistsError, match="another model's"):
         run(other, [second], out)
-    with pytest.raises(ValueError, match="4 classes and camvid 11"):
+    with pytest.raises(ValueError, match="4 classes, but camvid has 11"):
         run(model, [second], out, dataset="camvid")
     run(model, [second], out)
     assert files_in(out / "ids") == ["photo.png", "second.png"]
@@ -244,7 +244,7 @@ def test_predictions_appear_beside_a_users_own_labels_with_errors_below(model, t
     errors[:, 0], errors[:12, 1] = seen[:, 0], 255
     assert np.array_equal(columns["mine"][1], errors)
     assert columns["image"][1] == "" and columns["truth"][1].endswith("mine: 2.5 %")  # 24 of 948
-    with pytest.raises(ValueError, match="The model has 4 classes and scenes 8"):
+    with pytest.raises(ValueError, match="The model has 4 classes, but scenes has 8"):
         draw_predictions({"mine": model}, tmp_path / "x.png", dataset="scenes", indices=[0])
 
 
@@ -293,7 +293,11 @@ def test_predictions_never_replace_files_or_leave_the_folder(tmp_path):
     writer = writer_to(tmp_path / "full", overwrite=True)
     writer("x.png", IDS)
     assert np.array_equal(read(mine), IDS)
-    for name, message in (("x.jpg", "another one have the same file"), ("../a", "outside"), ("/a.png", "outside")):
+    for name, message in (
+        ("x.jpg", "another image would go to the same file"),
+        ("../a", "outside"),
+        ("/a.png", "outside"),
+    ):
         with pytest.raises(ValueError, match=message):
             writer(name, IDS)
     assert files_in(tmp_path) == ["full/x.png", "new.zip"]

@@ -39,7 +39,7 @@ def test_a_sum_merges_terms_configs_citations_and_weights_of_its_parts():
     assert config["af_dcd"]["contrast_weight"] == 5e-3 and config["af_dcd"]["teacher_channels"] == 8
     assert both.citations == [KDLoss.citation, AfDcdLoss.citation]
     assert "losses.af_dcd.projector.0.weight" in both.state_dict()
-    with pytest.raises(ValueError, match="'two' returns the term 'kd', and so does one before it"):
+    with pytest.raises(ValueError, match="'two' returns the term 'kd', which another loss returns, too"):
         LossSum({"one": KDLoss(), "two": KDLoss()})(student, student)
 
 

@@ -265,8 +265,8 @@ def test_maps_logits_and_labels_that_are_missing_or_do_not_fit_are_explained(nam
         on_logits = make(name, **dict.fromkeys(LOSSES[name].map_terms.values(), 0))
         for shape, message in (
             ((2, 5, 8, 8), f"student has 4 classes and the teacher 5; the loss '{name}' .*leave '{name}'"),
-            ((1, 4, 8, 8), r"must both be \(B, K, h, w\) of one batch"),
-            ((2, 4, 8), r"must both be \(B, K, h, w\) of one batch"),
+            ((1, 4, 8, 8), r"must both be \(B, K, h, w\) with the same batch"),
+            ((2, 4, 8), r"must both be \(B, K, h, w\) with the same batch"),
         ):
             cases.append((on_logits, student, Activations(torch.zeros(shape)), known, message))
     if name in WITH_LABELS:

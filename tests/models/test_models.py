@@ -282,7 +282,7 @@ def test_atrous_rates_follow_the_stride_unless_given_and_dilate_the_head(fields,
     ("fields", "message"),
     [
         ({"head": "unet"}, "head='unet' is unknown; known heads: deeplabv3, deeplabv3plus, pspnet, fcn"),
-        ({"output_stride": 4}, "output_stride=4 is not offered; choose 8, 16 or 32"),
+        ({"output_stride": 4}, "output_stride=4 is not supported; choose 8, 16 or 32"),
         ({"atrous_rates": [6, 0]}, r"atrous_rates=\[6, 0\] must be one or more positive integers"),
         ({"atrous_rates": []}, "must be one or more positive integers"),
         ({"head_channels": 0}, "head_channels=0 must be positive"),
