@@ -6,6 +6,7 @@ import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..atomic_io import written_whole
 from ..charts.runs import plot_method_scores, plot_score_over_time
@@ -38,7 +39,7 @@ def write_report(plan: Plan, output: Path, results: Sequence[RunResult], *, char
     with written_whole(output / TABLE_NAME) as part:
         part.write_text("\n\n".join([*parts, _notes(plan, results)]) + "\n", encoding="utf-8")
     for title, name, runs in tables if charts else ():
-        scores, heading = {}, f"{_data(plan)}: {title}"
+        scores, heading = {}, f"{_data(plan.shared)}: {title}"
         for method, own in runs.items():
             gains = _gains(runs, method)
             scores[method] = [run.mean_iou for run in own], statistics.mean(gains) if gains else None
@@ -47,8 +48,9 @@ def write_report(plan: Plan, output: Path, results: Sequence[RunResult], *, char
         plot_score_over_time(curves, output / f"over_time_{name}.png", heading)
 
 
-def _data(plan: Plan) -> str:
-    return f"{Path(plan.shared.get('dataset', 'scenes')).name} {plan.shared.get('eval_split', 'val')}"
+def _data(settings: Mapping[str, Any]) -> str:
+    """Dataset and split that runs with these recipe keys are scored on."""
+    return f"{Path(settings.get('dataset', 'scenes')).name} {settings.get('eval_split', 'val')}"
 
 
 def _gains(runs: _Runs, method: str) -> list[float]:
@@ -100,7 +102,8 @@ def _tuning_table(plan: Plan, results: Sequence[RunResult]) -> str:
             mark = "chosen" if result is max(tried, key=lambda run: run.mean_iou) else ""
             lines.append(_line((method.name.replace("|", "\\|"), text, f"{100 * result.mean_iou:.2f}", mark)))
     how = f"with seed {plan.tuning['seed']}, for {plan.tuning['iterations']} iterations"
-    return "\n".join([*lines, "", f"Each candidate was trained once, {how}."])
+    scored_on = _data({**plan.shared, **plan.tuning})
+    return "\n".join([*lines, "", f"Each candidate was trained once, {how}, and scored on images of {scored_on}."])
 
 
 def _notes(plan: Plan, results: Sequence[RunResult]) -> str:
@@ -108,9 +111,9 @@ def _notes(plan: Plan, results: Sequence[RunResult]) -> str:
     machines, dates = ", ".join(sorted({run.machine for run in runs})), sorted({run.date for run in runs})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return (
-        f"mIoU of the saved model on {_data(plan)}; mean ± standard deviation over seeds; the gain is computed per "
-        "seed. Seconds are those of training steps: evaluations, checks and saving are excluded. Peak memory is that "
-        f"of each run's own process. {len(runs)} of {plan.runs} runs are finished. {machines}, {when}."
+        f"mIoU of the saved model on {_data(plan.shared)}; mean ± standard deviation over seeds; the gain is computed "
+        "per seed. Seconds are those of training steps: evaluations, checks and saving are excluded. Peak memory is "
+        f"that of each run's own process. {len(runs)} of {plan.runs} runs are finished. {machines}, {when}."
     )
 
 

@@ -34,7 +34,7 @@ PLAN = {
     "methods": {"alone": None, "kd": {"loss": "kd", "tune": [{"kd.weight": 0.5}, {"kd.weight": 2.0}]}},
     "seeds": [0, 1],
     "budgets": [{"iterations": 40}, {"seconds": 6}],
-    "tuning": {"seed": 100, "iterations": 10},
+    "tuning": {"seed": 100, "iterations": 10, "eval_split": "train"},
     "evaluations": 1,
 }
 
@@ -126,6 +126,10 @@ def test_everything_is_trained_once_and_in_order_with_the_best_candidate(done):
     assert done.outcome.failed == {} and len(done.outcome.results) == 11
     assert not list(done.out.rglob("checkpoint-*"))  # of finished runs
     recipe, timed = (recipe_of(done.out / f"{budget}/kd/seed-0") for budget in ("iterations-40", "seconds-6"))
+    assert (
+        "with seed 100, for 10 iterations, and scored on images of scenes train"
+        in (done.out / "results.md").read_text()
+    )
     assert recipe["kd.weight"] == 2.0 and recipe["teacher"] == str(done.out / "teacher/run")
     assert (recipe.get("max_seconds"), timed["max_seconds"]) == (None, 6.0)
 
