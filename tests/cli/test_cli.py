@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["teacher", "student"])
-def test_a_run_leaves_weights_results_curves_and_card(runs, name):
+def test_a_run_writes_weights_results_curves_and_card(runs, name):
     folder = runs / name
     files = contents(folder)
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "trainer_state.json"} <= files.keys()
@@ -88,7 +88,7 @@ def test_a_run_leaves_weights_results_curves_and_card(runs, name):
         assert {"loss_task", "loss_kd", "loss_feature", "loss_contrast"} <= history[0].keys()
 
 
-def test_a_run_leaves_a_recipe_of_what_was_asked_for_without_local_paths(runs, tmp_path):
+def test_a_run_writes_a_recipe_of_its_options_without_local_paths(runs, tmp_path):
     path = runs / "student" / "recipe.yaml"
     assert str(runs) not in path.read_text()
     written = load_recipe(path)
@@ -108,7 +108,7 @@ def test_a_run_leaves_a_recipe_of_what_was_asked_for_without_local_paths(runs, t
     assert facts["training"]["hyperparameters"]["class_weights"] == numbers
 
 
-def test_evaluate_repeats_the_runs_scores(runs, tmp_path, capsys):
+def test_evaluate_reproduces_the_scores_of_the_run(runs, tmp_path, capsys):
     output = tmp_path / "new" / "results.json"
     options = ["--dataset", "scenes", "--max-samples", "2", "--device", "cpu"]
     assert main(["evaluate", "--model", str(runs / "student"), *options, "--output", str(output)]) == 0
@@ -137,7 +137,7 @@ def test_a_run_is_resumed_from_its_last_checkpoint(runs, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
-def test_a_failure_after_the_training_is_one_line_with_the_weights_saved_and_no_token_is_written(
+def test_a_failure_after_training_is_reported_in_one_line_keeps_the_weights_and_leaks_no_token(
     runs, tmp_path, capsys, monkeypatch
 ):
     def fail(*_):
@@ -159,7 +159,7 @@ def test_a_failure_after_the_training_is_one_line_with_the_weights_saved_and_no_
     assert token not in text and yaml.safe_load(text) == public
 
 
-def test_after_a_push_that_fails_the_same_push_is_advised_since_the_run_is_scored(runs, tmp_path, capsys, monkeypatch):
+def test_after_a_failed_push_the_error_suggests_to_push_again_not_to_evaluate(runs, tmp_path, capsys, monkeypatch):
     no_waiting(monkeypatch)
     options = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "out"), "--push_to_hub"]
     with serving(tmp_path) as hub:

@@ -32,7 +32,7 @@ def evaluate(folder: Path, *options: str | Path) -> int:
     return main([str(word) for word in ("evaluate", *where, *options)])
 
 
-def test_results_come_with_the_confusion_matrix_and_replace_others_only_if_asked_for(cityscapes, tmp_path, capsys):
+def test_results_include_the_confusion_matrix_and_overwrite_others_only_on_request(cityscapes, tmp_path, capsys):
     (tmp_path / "results.json").write_text("mine")
     options = ["--model", "nowhere", "--dataset", "cityscapes", "--output", str(tmp_path / "results.json")]
     assert "results.json exists" in answer(capsys, "evaluate", *options)  # before anything is loaded
@@ -70,9 +70,7 @@ def test_scores_of_listed_images_are_printed_as_json_on_request(cityscapes, tmp_
     assert None in scores["per_category_iou"].values()  # a class that occurs nowhere
 
 
-def test_predictions_are_saved_as_the_test_server_wants_them_also_of_a_split_without_labels(
-    cityscapes, tmp_path, capsys
-):
+def test_predictions_are_saved_in_the_test_servers_format_even_for_a_split_without_labels(cityscapes, tmp_path, capsys):
     assert evaluate(cityscapes, "--save-predictions", tmp_path / "submission") == 0
     names = sorted(path.name for path in (tmp_path / "submission").rglob("*.png"))
     assert names == [f"aachen_000000_00000{i}_labelIds.png" for i in range(3)]
@@ -85,7 +83,7 @@ def test_predictions_are_saved_as_the_test_server_wants_them_also_of_a_split_wit
     assert "nothing to score" in capsys.readouterr().out and len(list((tmp_path / "out").rglob("*.png"))) == 2
 
 
-def test_a_model_of_other_classes_is_refused_before_it_runs(cityscapes, capsys):
+def test_a_model_with_different_classes_is_refused_before_it_runs(cityscapes, capsys):
     options = ["--model", str(cityscapes / "model"), "--dataset", "scenes", "--max_samples", "1", "--device", "cpu"]
     assert "The model has 19 classes, but scenes has 8" in answer(capsys, "evaluate", *options)
 
@@ -102,7 +100,7 @@ def parquet_of_ade20k(path: Path) -> Path:
     return path
 
 
-def test_a_dataset_that_is_no_benchmark_is_scored_through_a_mapping(tmp_path):
+def test_a_dataset_that_is_not_a_benchmark_is_scored_through_a_label_map(tmp_path):
     saved_model(tmp_path / "model", "ade20k")
     (tmp_path / "data").mkdir()
     dataset = ["--dataset", str(parquet_of_ade20k(tmp_path / "data")), "--split", "train"]
@@ -169,7 +167,7 @@ def test_the_labels_of_any_dataset_are_counted_and_drawn(tmp_path, capsys):
     assert "--split can only be used with --stats" in answer(capsys, "datasets", "camvid", "--split", "val")
 
 
-def test_charts_are_drawn_from_files_and_never_over_others(cityscapes, tmp_path, capsys):
+def test_charts_are_drawn_from_files_and_overwrite_none(cityscapes, tmp_path, capsys):
     assert evaluate(cityscapes, "--output", tmp_path / "a.json") == 0
     output = ["--output", str(tmp_path / "chart.png")]
     results = [f"first={tmp_path / 'a.json'}", f"second={tmp_path / 'a.json'}"]
@@ -192,7 +190,7 @@ def test_charts_are_drawn_from_files_and_never_over_others(cityscapes, tmp_path,
     assert "index 9 is out of range" in answer(capsys, "chart", "predictions", *models, "--indices", "9")
 
 
-def test_predictions_are_noted_with_means_of_the_same_data_measured_alike(tmp_path, monkeypatch):
+def test_predictions_show_the_miou_only_for_the_same_data_and_protocol(tmp_path, monkeypatch):
     noted, score = [], "mIoU 50.0 %"
     monkeypatch.setattr(predictions, "draw_predictions", lambda *args, **options: noted.append(options["notes"]))
     models = [str(tmp_path / name) for name in ("a", "b", "none")]

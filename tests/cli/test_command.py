@@ -57,7 +57,7 @@ def test_a_mistake_gives_one_line_and_status_2(capsys, mistake):
     assert words in line
 
 
-def test_options_are_spelled_alike_everywhere_and_folders_are_output_dir():
+def test_options_are_spelled_consistently_and_output_folders_are_output_dir():
     options = {name: set(parser._option_string_actions) for name, parser in commands().items()}
     every = set().union(*options.values())
     assert not [name for name in every if "-" in name.removeprefix("-").removeprefix("-")]
@@ -103,7 +103,7 @@ def test_help_version_exit_statuses_and_tab_completion(capsys):
     assert "--boundary_ratio" in capsys.readouterr().out
 
 
-def test_an_error_that_nobody_foresaw_is_one_line_with_its_type_and_a_file_with_the_traceback(monkeypatch, capsys):
+def test_an_unexpected_error_is_one_line_with_its_type_and_a_file_with_the_traceback(monkeypatch, capsys):
     def fail(*_):
         raise KeyError(f"step of {TOKEN}\nand more")
 
@@ -120,14 +120,14 @@ def test_an_error_that_nobody_foresaw_is_one_line_with_its_type_and_a_file_with_
         main(["recipes"])
 
 
-def test_tokens_are_never_repeated(tmp_path, capsys):
+def test_tokens_are_never_printed(tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(f"hub_token {TOKEN}\n")
     for argv in (["train", TOKEN], ["train", f"--{TOKEN}", "x"], ["train", "--config", str(tmp_path / "r.yaml")]):
         assert main(argv) == 2
         assert TOKEN not in capsys.readouterr().err
 
 
-def test_recipes_and_benchmarks_are_listed_and_printed_also_as_json(capsys):
+def test_recipes_and_benchmarks_are_listed_and_printed_as_text_or_json(capsys):
     assert main(["datasets", "--json"]) == 0
     assert {"voc", "camvid"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
     assert main(["recipes"]) == 0
@@ -172,7 +172,7 @@ SPOILT = (
 )
 
 
-def test_a_spoilt_model_folder_is_one_line_that_names_it(tmp_path, capsys):
+def test_a_damaged_model_folder_is_reported_in_one_line_that_names_it(tmp_path, capsys):
     whole = saved_model(tmp_path / "model", "scenes")
     for number, (spoil, words) in enumerate(SPOILT):
         folder = shutil.copytree(whole, tmp_path / str(number))
@@ -203,7 +203,7 @@ print(before > 0, distributed.is_initialized(), threads_of_gloo())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
-def test_no_group_and_no_thread_of_one_stays_behind():
+def test_no_process_group_and_none_of_its_threads_is_left_behind():
     done = subprocess.run([sys.executable, "-c", LEAVE_TWO_GROUPS], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True", "False", "0"]
@@ -218,7 +218,7 @@ TRACEBACK = (
 )
 
 
-def test_a_message_is_found_in_a_workers_traceback_whatever_came_before_it():
+def test_the_message_is_found_in_a_workers_traceback_whatever_precedes_it():
     assert _error_line(OSError(TRACEBACK)) == "b.png: damaged."
     assert plain_message(ValueError("two\n lines!")) == "two lines!"
     assert plain_message(RuntimeError()) == "RuntimeError."

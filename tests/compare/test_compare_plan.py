@@ -46,7 +46,7 @@ def recipe_of(plan, name, budget=0):
     return run_settings(plan, run_of(plan, name, budget), Path("out"), {})
 
 
-def test_a_method_changes_only_what_it_names_and_leaves_out_what_belongs_to_another_loss(plan_file):
+def test_a_method_changes_only_its_own_keys_and_drops_the_options_of_other_losses(plan_file):
     plan, recipe = load_plan(plan_file()), load_recipe("quickstart")
     alone, kd, feature_only = (recipe_of(plan, name) for name in ("alone", "kd", "feature only"))
     own = {"methods": {"mine": {"loss": "kd+my_loss.py:Cosine"}}, "Cosine.weight": 2.0}
@@ -61,12 +61,12 @@ def test_a_method_changes_only_what_it_names_and_leaves_out_what_belongs_to_anot
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(30, [7, 14, 21, 28]), (300, [61, 122, 183, 244]), (1, [])])
-def test_a_run_is_scored_on_its_way_and_never_twice_at_its_end(plan_file, steps, expected):
+def test_a_run_is_evaluated_along_the_way_and_never_twice_at_its_end(plan_file, steps, expected):
     every = recipe_of(load_plan(plan_file(budgets={"iterations": steps})), "alone")["eval_steps"]
     assert list(range(every, steps, every)) == expected
 
 
-def test_tuning_tries_every_candidate_on_its_own_seed_and_number_of_iterations(plan_file):
+def test_tuning_tries_every_candidate_with_its_own_seed_and_iterations(plan_file):
     plan = load_plan(plan_file(tuning={"seed": 100, "iterations": 10, "max_eval_samples": 5}))
     tried = [run_settings(plan, run, Path("out"), {}) for run in all_runs(plan) if run.kind == "tuning"]
     keys = ("kd.weight", "seed", "max_steps", "max_eval_samples", "iterations")
@@ -91,7 +91,7 @@ def test_a_plan_counts_its_runs_and_names_its_budgets(plan_file):
     assert as_long.name == "time-of-feature-only-30" and as_long.is_time
 
 
-def test_the_command_line_replaces_keys_and_the_teacher_and_narrows_a_plan_to_some_methods_and_other_seeds(plan_file):
+def test_the_command_line_overrides_keys_teacher_methods_and_seeds_of_a_plan(plan_file):
     plan = load_plan(plan_file(total_batch_size=4), {"total_batch_size": 2, "data_dir": "D"})
     assert plan.shared["total_batch_size"] == 2 and plan.shared["data_dir"] == plan.teacher["data_dir"] == "D"
     plan = load_plan(plan_file(), {"teacher": "owner/teacher"}).narrowed(["kd"], [7])
@@ -111,7 +111,7 @@ def teacher(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", list_comparisons())
-def test_the_plans_of_the_package_hold_valid_recipes_for_every_method(name, teacher, tmp_path):
+def test_bundled_plans_have_valid_recipes_for_every_method(name, teacher, tmp_path):
     plan = load_plan(name, {"data_dir": "DATA", **({} if load_plan(name).teacher else {"teacher": teacher})})
     check_plan(plan, tmp_path / "out")
     assert plan.methods[0].name == "alone" and len(plan.methods) >= 5 and len(plan.seeds) >= 3
@@ -148,7 +148,7 @@ def test_the_papers_plan_fits_each_of_its_eight_pairs(recipe, teacher, tmp_path)
         ({"tuning": {"seed": 1}}, "needs a seed and a number of iterations"),
     ],
 )
-def test_a_plan_that_cannot_be_says_what_is_wrong(plan_file, changes, message):
+def test_an_invalid_plan_raises_an_error_that_says_what_is_wrong(plan_file, changes, message):
     with pytest.raises(ValueError, match=message):
         load_plan(plan_file(**changes))
 
@@ -163,7 +163,7 @@ def test_a_plan_that_cannot_be_says_what_is_wrong(plan_file, changes, message):
         ({"teacher_recipe": None, "teacher": None, "recipe": "camvid_cpu"}, "neither 'teacher' nor 'teacher_recipe'"),
     ],
 )
-def test_a_recipe_or_teacher_that_cannot_be_is_found_before_the_first_training(plan_file, tmp_path, changes, message):
+def test_an_invalid_recipe_or_teacher_is_found_before_the_first_run(plan_file, tmp_path, changes, message):
     with pytest.raises((ValueError, OSError), match=message):
         check_plan(load_plan(plan_file(**changes)), tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="'scene': neither a file nor a known name. Close: scenes"):

@@ -119,7 +119,7 @@ def done(tmp_path_factory):
     return SimpleNamespace(out=folder / "out", outcome=outcome, trained=stand_ins.trained)
 
 
-def test_everything_is_trained_once_and_in_order_with_the_best_candidate(done):
+def test_every_run_is_trained_once_in_order_with_the_best_candidate(done):
     places = [Path(place).relative_to(done.out).parts[0] for place in done.trained]
     each_seed = ["iterations-40", "iterations-40", "seconds-6", "seconds-6"]
     assert places == ["teacher", "tuning", "tuning", *each_seed, *each_seed]
@@ -142,7 +142,7 @@ def test_the_time_of_a_method_can_be_the_budget_of_all(plan, stand_ins, tmp_path
     assert alone["max_steps"] == kd["max_steps"] == 50
 
 
-def test_a_stopped_comparison_resumes_the_training_that_ran_unless_its_settings_differ(plan, stand_ins, tmp_path):
+def test_a_stopped_comparison_resumes_the_unfinished_run_unless_its_settings_differ(plan, stand_ins, tmp_path):
     stand_ins.stop = "iterations-40/kd/seed-0"
     with pytest.raises(ComparisonStopped):
         run_comparison(plan(), tmp_path / "out")
@@ -166,7 +166,7 @@ def test_files_that_no_comparison_has_written_are_kept(plan, stand_ins, tmp_path
     assert kept.read_text() == "x"
 
 
-def test_missing_data_are_found_before_the_first_training(plan, stand_ins, tmp_path, capsys):
+def test_missing_data_is_found_before_the_first_run(plan, stand_ins, tmp_path, capsys):
     asked = plan(recipe="camvid_cpu", data_dir=str(tmp_path / "nowhere"), teacher_recipe="camvid_cpu_teacher")
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder; camvid needs one with train/"):
         run_comparison(asked, tmp_path / "out")
@@ -176,7 +176,7 @@ def test_missing_data_are_found_before_the_first_training(plan, stand_ins, tmp_p
     assert not (tmp_path / "dry").exists()
 
 
-def test_a_failed_run_does_not_stop_the_others_and_is_tried_again_beside_what_it_left(plan, stand_ins, tmp_path):
+def test_a_failed_run_does_not_stop_the_others_and_is_retried_without_deleting_its_files(plan, stand_ins, tmp_path):
     stand_ins.fail = place = "iterations-40/alone/seed-0"
     outcome = run_comparison(plan(), tmp_path / "out")
     assert outcome.failed == {place: "first line\nlast line"}
@@ -192,7 +192,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_tried_again_beside_what_it
         run_comparison(plan(budgets={"iterations": 50, "as_long_as": "kd"}), tmp_path / "out")
 
 
-def test_a_finished_training_is_not_repeated_and_never_mixed_with_other_settings_other_machines_or_torn_results(
+def test_a_finished_run_is_not_repeated_nor_mixed_with_other_settings_other_machines_or_damaged_results(
     plan, done, stand_ins, tmp_path, monkeypatch
 ):
     again = moved(done.out, tmp_path / "out")
@@ -219,7 +219,7 @@ def test_a_finished_training_is_not_repeated_and_never_mixed_with_other_settings
         run_comparison(plan(), again)
 
 
-def test_csv_and_table_give_every_training_mean_deviation_and_the_gain_seed_by_seed(done):
+def test_csv_and_table_have_every_run_mean_deviation_and_the_gain_per_seed(done):
     rows = list(csv.DictReader((done.out / "results.csv").open()))
     kd = next(row for row in rows if (row["budget"], row["method"], row["seed"]) == ("seconds-6", "kd", "1"))
     assert kd["iterations"] == "30" and float(kd["seconds"]) == pytest.approx(6) and kd["iou_car"] == ""
@@ -268,7 +268,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_is_handed_on_so_that_the_training_can_save(tmp_path, number, status):
+def test_a_signal_is_forwarded_so_that_the_run_can_save(tmp_path, number, status):
     log = tmp_path / "log"
 
     def interrupt():
@@ -286,7 +286,7 @@ def test_a_signal_is_handed_on_so_that_the_training_can_save(tmp_path, number, s
     assert stopped.value.exit_status == status and last_lines(log, 1) == "saved"
 
 
-def test_a_comparison_of_real_trainings_fills_the_table(tmp_path, monkeypatch, capsys):
+def test_a_comparison_of_real_runs_fills_the_table(tmp_path, monkeypatch, capsys):
     """In this process, which saves starting Python for each run."""
 
     def train_here(command, log, keep_open):

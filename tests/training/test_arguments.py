@@ -37,7 +37,7 @@ def train(argv=(), recipe=training_part(RECIPE)):  # noqa: B008
     return parse_arguments(recipe, argv, distils=False)
 
 
-def test_a_recipe_fills_the_dataclasses_in_their_order_and_the_command_line_overrides_it():
+def test_a_recipe_fills_the_dataclasses_in_order_and_the_command_line_overrides_it():
     model, teacher, data, args = distil()
     assert model.backbone_kwargs == {"stem_type": "deep"} and teacher.teacher is None
     assert (data.crop_size, data.scales, args.max_steps, args.use_cpu) == ([96, 192], [0.5, 1.0], 300, True)
@@ -51,7 +51,7 @@ def test_a_recipe_fills_the_dataclasses_in_their_order_and_the_command_line_over
     assert args.save_strategy.value == "no"
 
 
-def test_dotted_options_reach_their_loss_beside_those_of_the_recipe():
+def test_dotted_options_are_merged_with_the_loss_options_of_the_recipe():
     argv = ["--kd.weight=0.5", "--kd.temperature", "4", "--af_dcd.feature_weight", "1e-5", "--af_dcd.mask", "center"]
     kwargs = distil([*argv, "--af_dcd.pool_size", "null", "--af_dcd.projector=enhanced"])[-1].loss_kwargs
     own = {"feature_weight": 1e-5, "contrast_weight": 5e-3, "mask": "center", "pool_size": None}
@@ -69,7 +69,7 @@ def test_dotted_options_reach_their_loss_beside_those_of_the_recipe():
     ],
     ids=["another loss", "JSON replaces", "one option", "JSON in a recipe"],
 )
-def test_options_of_losses_are_joined_and_those_of_replaced_losses_left_out(argv, recipe, expected):
+def test_loss_options_are_merged_and_those_of_replaced_losses_dropped(argv, recipe, expected):
     before = repr(recipe)
     assert distil(argv, recipe)[-1].loss_kwargs == expected
     assert repr(recipe) == before
@@ -108,13 +108,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_an_error_that_names_it(mistake):
+def test_a_mistake_raises_an_error_that_names_it(mistake):
     argv, recipe, message = MISTAKES[mistake]
     with pytest.raises(ValueError, match=message):
         distil(argv, {"use_cpu": True, **recipe})
 
 
-def test_values_are_read_as_they_are_meant(monkeypatch, caplog):
+def test_values_are_converted_to_the_intended_types(monkeypatch, caplog):
     monkeypatch.setenv("HOME", "/home/me")
     given = {"class_names": ["no", 1], "pretrained_backbone": "~/r18.safetensors", "model": "~/saved", "fp16": "off"}
     given |= {"max_steps": 20.0, "data_dir": "~/data", "train_list": "~/list.txt"}
@@ -131,20 +131,20 @@ def test_values_are_read_as_they_are_meant(monkeypatch, caplog):
         assert merge_arguments({"pretrained_backbone": written}, distils=False)["pretrained_backbone"] == meant
 
 
-def test_options_of_a_distillation_given_to_a_supervised_training_are_an_error():
+def test_distillation_options_are_an_error_in_supervised_training():
     for argv, recipe in ((["--kd.weight", "1"], {}), ([], {"kd.weight": 1.0}), ([], {"loss": "kd"})):
         with pytest.raises(ValueError, match="' is an option of distillation: use `afdcd distill`"):
             train(argv, recipe)
 
 
-def test_a_training_keeps_what_concerns_it_and_drops_teacher_and_loss():
+def test_a_supervised_run_drops_the_teacher_and_loss_options_of_a_recipe():
     foreign = {"teacher": "t", "teacher_layer": "x", "student_layer": "y", "loss_max_grad_norm": 15.0}
     kept = training_part({**RECIPE, **foreign, "loss_kwargs": {}, "distill_every": 2, "distill_until": 0.5})
     assert kept == {key: RECIPE[key] for key in RECIPE if key != "loss" and "." not in key}
     assert train()[-1].max_steps == 300
 
 
-def test_arguments_of_transformers_that_would_do_nothing_are_refused(tmp_path):
+def test_transformers_arguments_without_effect_are_refused(tmp_path):
     for one in (one for one in fields(TrainingArguments) if one.name in WITHOUT_EFFECT):
         default = one.default_factory() if one.default_factory is not MISSING else one.default
         other = not default if isinstance(default, bool) else ["x"] if isinstance(default, list) else 0.5
@@ -156,7 +156,7 @@ def test_arguments_of_transformers_that_would_do_nothing_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_every_value_of_a_bundled_recipe_arrives_as_it_is_written_and_its_crop_fits_its_loss(name, tmp_path):
+def test_every_value_of_a_bundled_recipe_is_parsed_as_written_and_its_crop_fits_its_loss(name, tmp_path):
     recipe = load_recipe(name)
     machine = {"output_dir": str(tmp_path), "bf16": False, "fp16": False, "tf32": False, "use_cpu": True}
     parsed = parse_arguments({**recipe, **machine}, distils="loss" in recipe)

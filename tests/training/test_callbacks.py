@@ -17,7 +17,7 @@ EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps
 # Averaged weights
 
 
-def test_weights_of_half_precision_are_averaged_in_float32():
+def test_half_precision_weights_are_averaged_in_float32():
     model = segmenter().to(torch.bfloat16)
     average, before = AveragedWeights(model, 0.9998), weights(model)["head.classifier.weight"].float()
     with torch.no_grad():
@@ -30,7 +30,7 @@ def test_weights_of_half_precision_are_averaged_in_float32():
 
 
 @pytest.mark.parametrize("make", [supervised, distilling])
-def test_the_average_is_scored_saved_resumed_and_restored_as_the_best_while_the_raw_weights_train_on(tmp_path, make):
+def test_the_average_is_scored_saved_resumed_and_restored_as_best_while_the_raw_weights_keep_training(tmp_path, make):
     options = {"max_steps": 4, "ema_decay": 0.3, **EVERY_STEP}  # `ema_decay` is reached at the third step
     whole = make(tmp_path, **options)
     recorded = []
@@ -67,7 +67,7 @@ def test_the_average_is_scored_saved_resumed_and_restored_as_the_best_while_the_
     assert same(weights(plain.model), weights(whole.model)) and plain.evaluated_student is plain.student
 
 
-def test_resuming_with_an_average_that_was_not_saved_is_an_error_and_so_is_dropping_one(tmp_path):
+def test_adding_or_dropping_ema_decay_when_resuming_is_an_error(tmp_path):
     options = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
     supervised(tmp_path / "plain", **options).train()
     supervised(tmp_path / "averaged", ema_decay=0.9, **options).train()
@@ -100,7 +100,7 @@ def steps_last(trainer, *durations: float):
         ([1.0, 1.0, 4.0, 1.0], 7.6, 5),  # one slow step does not predict the next
     ],
 )
-def test_a_training_ends_with_the_step_whose_end_is_nearest_to_the_time(tmp_path, durations, limit, steps):
+def test_training_stops_after_the_step_that_ends_nearest_to_the_time_budget(tmp_path, durations, limit, steps):
     often = {"eval_strategy": "steps", "eval_steps": 100, "save_strategy": "steps", "save_steps": 100}
     batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}  # one optimizer step of the clock
     trainer = steps_last(supervised(tmp_path, max_steps=2, max_seconds=limit, **often, **batches), *durations)
@@ -112,7 +112,7 @@ def test_a_training_ends_with_the_step_whose_end_is_nearest_to_the_time(tmp_path
 
 
 @pytest.mark.parametrize(("kind", "warmup_steps"), [("polynomial", 0), ("cosine", 2)])
-def test_the_learning_rate_is_that_of_the_share_of_the_time(tmp_path, kind, warmup_steps):
+def test_the_learning_rate_follows_the_share_of_time_used(tmp_path, kind, warmup_steps):
     schedule = {"lr_scheduler_type": kind, "warmup_steps": warmup_steps}
     by_steps = supervised(tmp_path, max_steps=8, **schedule)
     by_steps.train()
@@ -123,7 +123,7 @@ def test_the_learning_rate_is_that_of_the_share_of_the_time(tmp_path, kind, warm
     assert logged(timed, "learning_rate") == pytest.approx([expected[step] for step in (0, 2, 4, 5, 6, 7)], rel=1e-6)
 
 
-def test_the_teacher_leaves_when_its_share_of_the_time_is_over(tmp_path):
+def test_the_teacher_stops_running_after_its_share_of_the_time(tmp_path):
     teacher = segmenter(1, channels=48)
     trainer = distilling(tmp_path, teacher=teacher, max_steps=50, max_seconds=9.0, distill_until=0.5)
     steps_last(trainer, 2.0, 2.0, 2.0, 1.0)
@@ -133,7 +133,7 @@ def test_the_teacher_leaves_when_its_share_of_the_time_is_over(tmp_path):
     assert trainer.state.global_step == 6 and len(calls) == 3  # at 0, 2 and 4 s of 9
 
 
-def test_a_resumed_run_has_the_time_that_was_left(tmp_path):
+def test_a_resumed_run_continues_with_the_remaining_time(tmp_path):
     options = {"max_steps": 6, "max_seconds": 6.0, "save_strategy": "steps", "save_steps": 2}
     whole = steps_last(supervised(tmp_path / "whole", **options), 1.0)
     whole.train()
@@ -149,7 +149,7 @@ def test_a_resumed_run_has_the_time_that_was_left(tmp_path):
         supervised(tmp_path / "a").train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
 
 
-def test_the_real_clock_ends_a_training_and_a_schedule_that_looks_at_scores_is_refused(tmp_path):
+def test_the_real_clock_ends_training_and_a_schedule_that_depends_on_scores_is_refused(tmp_path):
     trainer = supervised(tmp_path, max_steps=1_000_000, max_seconds=0.5, eval_strategy="steps", eval_steps=10)
     trainer.train()
     (summary,) = logged(trainer, "train_seconds_in_steps")

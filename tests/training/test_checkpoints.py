@@ -44,7 +44,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_torn_checkpoint_is_skipped_with_a_warning_and_refused_where_it_is_named(tmp_path, caplog, fault):
+def test_an_incomplete_checkpoint_is_skipped_with_a_warning_and_refused_if_given_by_path(tmp_path, caplog, fault):
     for step in (2, 9, 10):
         checkpoint(tmp_path, step)
     assert last_complete_checkpoint(tmp_path).name == "checkpoint-10" and not caplog.text
@@ -70,7 +70,7 @@ def test_without_any_marker_the_newest_checkpoint_with_its_last_file_is_used(tmp
     assert last_complete_checkpoint(tmp_path) == last and "checkpoint-2, whose last file exists" in caplog.text
 
 
-def test_a_checkpoint_that_is_not_there_is_an_error_and_leftovers_of_a_killed_run_go(tmp_path):
+def test_a_missing_checkpoint_is_an_error_and_leftovers_of_a_killed_run_are_removed(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no checkpoint in .*another output_dir"):
         last_complete_checkpoint(tmp_path / "no")
     checkpoint(tmp_path, 5)
@@ -98,7 +98,7 @@ def saved(tmp_path_factory):
     return trainer, folder
 
 
-def test_the_saved_folder_holds_the_student_alone_and_loads_with_equal_weights(saved):
+def test_the_saved_folder_holds_only_the_student_and_loads_with_equal_weights(saved):
     trainer, folder = saved
     names = {path.name for path in folder.iterdir() if path.is_file()}
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "training_args.json"} <= names
@@ -110,7 +110,7 @@ def test_the_saved_folder_holds_the_student_alone_and_loads_with_equal_weights(s
     assert same(weights(AfDcdForSemanticSegmentation.from_pretrained(folder)), weights(trainer.student))
 
 
-def test_a_checkpoint_holds_the_student_and_the_loss_weights_and_marks_every_file(saved):
+def test_a_checkpoint_holds_student_and_loss_weights_and_its_marker_lists_every_file(saved):
     trainer, folder = saved[0], saved[1] / "checkpoint-4"
     assert same(load_file(folder / "model.safetensors"), weights(trainer.student))
     assert same(load_file(folder / "distillation.safetensors"), weights(trainer.loss_module))
@@ -123,7 +123,7 @@ def test_a_checkpoint_holds_the_student_and_the_loss_weights_and_marks_every_fil
 
 
 @pytest.mark.parametrize("name", ["write_student", "written_whole"])
-def test_where_a_checkpoint_cannot_be_written_the_one_before_stays(tmp_path, monkeypatch, name):
+def test_if_a_checkpoint_cannot_be_written_the_previous_one_is_kept(tmp_path, monkeypatch, name):
     trainer, original = supervised(tmp_path, **SAVING), getattr(checkpoints, name)
 
     def full(*args, **options):
@@ -139,7 +139,7 @@ def test_where_a_checkpoint_cannot_be_written_the_one_before_stays(tmp_path, mon
     assert checkpoint_to_resume(trainer.args, "last") == str(tmp_path / "checkpoint-1")
 
 
-def test_a_trained_student_that_its_folder_cannot_take_is_saved_elsewhere(saved, tmp_path, monkeypatch):
+def test_a_trained_student_is_saved_elsewhere_if_its_folder_cannot_be_written(saved, tmp_path, monkeypatch):
     original = checkpoints.write_student
 
     def write(folder, *args):
@@ -176,7 +176,7 @@ def test_weights_that_became_non_finite_in_the_last_step_are_not_saved(tmp_path,
 
 
 @pytest.mark.parametrize("step", [1, 2, 4], ids=["amid an epoch", "between epochs", "finished"])
-def test_a_resumed_distillation_ends_as_the_uninterrupted_one_to_the_bit(saved, tmp_path, step):
+def test_a_resumed_distillation_matches_the_uninterrupted_one_bit_for_bit(saved, tmp_path, step):
     torch.manual_seed(99)
     checkpoint = shutil.copytree(saved[1] / f"checkpoint-{step}", tmp_path / "before" / f"checkpoint-{step}")
     state, marker = checkpoint / "process_0.safetensors", json.loads((checkpoint / "checkpoint.json").read_text())
@@ -189,7 +189,7 @@ def test_a_resumed_distillation_ends_as_the_uninterrupted_one_to_the_bit(saved, 
         assert logged(resumed, term) == logged(saved[0], term)
 
 
-def test_the_memory_of_cirkd_is_in_the_checkpoint_and_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path):
+def test_the_queues_of_cirkd_are_in_the_checkpoint_and_a_resumed_run_matches_the_uninterrupted_one(tmp_path):
     cirkd = {"num_classes": 4, "pixel_queue": 7, "region_queue": 5, "pixels_per_image": 2, "pixel_draws": 16}
     options = {"loss": "cirkd", "loss_kwargs": {"cirkd": {**cirkd, "region_draws": 8}}, "max_steps": 3, **SAVING}
     whole, resumed = distilling(tmp_path, **options), distilling(tmp_path, segmenter(5), **options)
@@ -217,7 +217,7 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_refused_with_what_differs(sav
             trainer.train(str(folder))
 
 
-def test_a_checkpoint_of_the_student_alone_cannot_be_resumed_and_one_without_loss_weights_has_no_file(tmp_path):
+def test_a_checkpoint_with_only_the_student_cannot_be_resumed_and_a_loss_without_weights_has_no_file(tmp_path):
     options = {"max_steps": 1, "save_only_model": True, "loss": "kd", "loss_kwargs": None, **SAVING}
     distilling(tmp_path, **options).train()
     assert not (tmp_path / "checkpoint-1" / "distillation.safetensors").exists()
@@ -225,7 +225,7 @@ def test_a_checkpoint_of_the_student_alone_cannot_be_resumed_and_one_without_los
         distilling(tmp_path, **options).train(resume_from_checkpoint=True)
 
 
-def test_what_makes_a_continuation_differ_is_said(saved, tmp_path, caplog):
+def test_settings_that_make_a_resumed_run_differ_are_logged(saved, tmp_path, caplog):
     other = {"seed": 1, "per_device_train_batch_size": 2, "train_dataset": samples(10), "max_steps": 3}
     with caplog.at_level("WARNING", logger="afdcd_hf"):
         trainer = distilling(tmp_path, warmup_steps=1, task_loss="dice", **other)

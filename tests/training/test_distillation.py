@@ -13,7 +13,7 @@ from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.data import RandomScaleCropFlip, TrainingSamples
 
 
-def test_a_segformer_teaches_our_student_by_the_name_of_its_layer_alone(tmp_path):
+def test_a_segformer_teaches_our_student_given_only_its_layer_name(tmp_path):
     trainer = distilling(tmp_path, teacher=segformer(), teacher_layer="decode_head.batch_norm")
     assert trainer.loss_module.losses["af_dcd"].teacher_channels == 16
     trainer.train()
@@ -34,7 +34,7 @@ def test_our_teacher_teaches_a_segformer(tmp_path):
     assert 0 <= trainer.evaluate()["eval_mean_iou"] <= 1
 
 
-def test_the_students_map_gets_its_gradient_from_the_named_layer_on(tmp_path):
+def test_gradients_of_the_loss_reach_only_layers_up_to_the_named_one(tmp_path):
     # With the feature term alone, nothing after the tapped layer may change.
     student = segmenter()
     before = weights(student)
@@ -45,7 +45,7 @@ def test_the_students_map_gets_its_gradient_from_the_named_layer_on(tmp_path):
     assert not any("layer3" in name or "layer4" in name or name.startswith("head") for name in moved)
 
 
-def test_construction_leaves_the_students_mode_and_statistics_alone(tmp_path):
+def test_construction_changes_neither_mode_nor_statistics_of_the_student(tmp_path):
     student = segmenter().train()
     before = weights(student)
     trainer = distilling(tmp_path, student, segmenter(1, channels=32))
@@ -86,7 +86,7 @@ def test_a_mistake_is_found_at_construction(tmp_path, message):
         distilling(tmp_path, **MISTAKES[message]())
 
 
-def test_a_crop_that_is_too_small_only_for_the_contrast_passes_without_it(tmp_path):
+def test_a_crop_too_small_for_the_contrast_is_accepted_without_the_contrast(tmp_path):
     transform = RandomScaleCropFlip(AfDcdImageProcessor(), (16, 16))
     small = TrainingSamples(samples().dataset, transform, num_labels=4)
     with pytest.raises(ValueError, match="larger crop"):
@@ -97,7 +97,7 @@ def test_a_crop_that_is_too_small_only_for_the_contrast_passes_without_it(tmp_pa
     distilling(tmp_path, segmenter(), segmenter(1, channels=48, **named))
 
 
-def test_a_teacher_given_by_name_is_loaded_and_one_that_is_not_there_named(tmp_path):
+def test_a_teacher_given_by_name_is_loaded_and_a_missing_one_is_named(tmp_path):
     teacher = segmenter(1, channels=48)
     teacher.save_pretrained(tmp_path / "teacher")
     named, given = (distilling(tmp_path / "run", teacher=one) for one in (str(tmp_path / "teacher"), teacher))
@@ -117,7 +117,7 @@ def test_a_teacher_given_by_name_is_loaded_and_one_that_is_not_there_named(tmp_p
         ({"distill_every": 2, "distill_until": 0.3}, [True, False, False, False, False]),
     ],
 )
-def test_the_teacher_runs_and_the_losses_weights_move_at_the_steps_asked_for(tmp_path, options, taught):
+def test_the_teacher_runs_and_the_loss_weights_change_only_at_the_requested_steps(tmp_path, options, taught):
     teacher, states = segmenter(1, channels=48), []
     options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     trainer = distilling(tmp_path, teacher=teacher, max_steps=5, **options)
@@ -135,7 +135,7 @@ def test_the_teacher_runs_and_the_losses_weights_move_at_the_steps_asked_for(tmp
         assert sum(terms) == pytest.approx(line["loss"], rel=1e-5)
 
 
-def test_the_loss_outside_of_a_training_has_the_teachers_terms(tmp_path):
+def test_compute_loss_outside_training_has_the_distillation_terms(tmp_path):
     trainer = distilling(tmp_path, max_steps=1)
     batch = next(iter(trainer.get_train_dataloader()))
     for _ in ("before", "after"):

@@ -42,12 +42,12 @@ CONFIGURATIONS = sorted((paths.ROOT / "scripts" / "accelerate").glob("*.yaml"))
         ((16, 4, 1, 2), r"makes 8 image\(s\).*=4 was given\. Give only one of the two\.$"),
     ],
 )
-def test_processes_times_accumulation_times_images_is_the_total_batch(given, expected):
+def test_processes_times_accumulation_times_batch_size_is_the_total_batch_size(given, expected):
     with pytest.raises(ValueError, match=expected) if isinstance(expected, str) else nullcontext():
         assert device_batch_size(*given) == expected
 
 
-def test_two_accumulated_batches_of_eight_train_student_and_loss_weights_as_one_batch_of_sixteen(tmp_path):
+def test_accumulating_two_batches_of_eight_trains_student_and_loss_weights_like_one_batch_of_sixteen(tmp_path):
     states, logs = [], []
     # at scale 1, all samples have equally many unlabelled pixels
     options = {"train_dataset": samples(21, scales=[1.0]), "loss_kwargs": loss_options(mask="center")}
@@ -68,7 +68,7 @@ def test_two_accumulated_batches_of_eight_train_student_and_loss_weights_as_one_
         assert len(whole) == 4 and shared == pytest.approx(whole, rel=1e-5)
 
 
-def test_every_step_is_of_whole_batches_however_they_are_shared_out(tmp_path):
+def test_every_step_has_a_full_batch_at_any_number_of_accumulation_steps(tmp_path):
     """Ten samples make two steps of four per epoch, and the same two are left out however they are split."""
     orders = []
     for accumulation in (1, 2, 4):
@@ -86,7 +86,7 @@ def test_every_step_is_of_whole_batches_however_they_are_shared_out(tmp_path):
     assert len(supervised(tmp_path, train_dataset=samples(10), **options).get_train_dataloader()) == 10
 
 
-def test_with_unequal_numbers_of_labelled_pixels_the_loss_is_the_mean_of_the_batches_means(tmp_path):
+def test_with_unequal_numbers_of_labelled_pixels_the_loss_is_the_mean_over_batches(tmp_path):
     """As on the GPUs of the released code, and unlike one large batch, which averages over all its pixels."""
     dataset = [dict(sample) for sample in (samples(4, scales=[1.0], flip=0.0)[index] for index in range(4))]
     for sample in dataset[2:]:
@@ -117,7 +117,7 @@ def synchronised(network: nn.Module, device: str, processes: int, wanted: bool |
     return sum(isinstance(module, nn.SyncBatchNorm) for module in synchronise_batch_norm(network, args).modules())
 
 
-def test_batch_norm_is_synchronised_where_several_gpus_train_which_changes_neither_outputs_nor_names(tmp_path):
+def test_batch_norm_is_synchronised_over_several_gpus_without_changing_outputs_or_names(tmp_path):
     for device, processes, wanted in (("cuda", 2, False), ("cuda", 1, True), ("cpu", 2, None)):
         assert not synchronised(segmenter(), device, processes, wanted)
     with pytest.raises(ValueError, match="sync_batch_norm=True needs GPUs.* cpu. Leave it out"):
@@ -142,14 +142,14 @@ def test_batch_norm_is_synchronised_where_several_gpus_train_which_changes_neith
     ({"backbone": "efficientnet_lite0", "backbone_kwargs": {}}, {}),
     ({"backbone": "mobilenetv3_small_050", "backbone_kwargs": {}}, {}),
 ])  # fmt: skip
-def test_every_weight_of_our_models_and_losses_takes_part_so_ddp_need_not_search(student, options, tmp_path):
+def test_all_weights_of_our_models_and_losses_get_gradients_so_ddp_need_not_search(student, options, tmp_path):
     trainer = distilling(tmp_path, segmenter(**student), loss_kwargs=loss_options(**options), aux_weight=0.0)
     assert trainer.args.ddp_find_unused_parameters is False
     trainer.compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader()))).backward()
     assert [name for name, parameter in trainer.model.named_parameters() if parameter.grad is None] == []
 
 
-def test_ddp_looks_for_weights_that_take_no_part_where_there_may_be_some_and_the_users_choice_counts():
+def test_ddp_searches_for_unused_weights_if_there_may_be_some_unless_the_user_decides():
     for at_times, asked, network, searching in (
         (False, None, segmenter(), False),
         (False, None, nn.Identity(), True),
@@ -165,14 +165,14 @@ def test_ddp_looks_for_weights_that_take_no_part_where_there_may_be_some_and_the
         resolve_find_unused_parameters(args, segmenter())
 
 
-def test_a_process_that_sees_several_gpus_uses_one_and_says_how_to_use_all(caplog):
+def test_a_process_that_sees_several_gpus_uses_one_and_logs_how_to_use_all(caplog):
     args = SimpleNamespace(n_gpu=4)
     with caplog.at_level(logging.WARNING, logger="afdcd_hf"):
         use_one_gpu_per_process(args)
     assert args._n_gpu == 1 and "torchrun --nproc_per_node 4" in caplog.text
 
 
-def test_deepspeed_is_refused_while_the_losses_weights_are_to_be_clipped_and_fsdp_where_it_would_save_no_student():
+def test_deepspeed_with_clipped_loss_weights_and_fsdp_that_would_save_no_student_are_refused():
     check_clipping(deepspeed=False, loss_max_grad_norm=15.0)
     check_clipping(deepspeed=True, loss_max_grad_norm=0.0)
     with pytest.raises(ValueError, match="--loss_max_grad_norm 0"):
@@ -183,14 +183,14 @@ def test_deepspeed_is_refused_while_the_losses_weights_are_to_be_clipped_and_fsd
             check_fsdp(plugin)
 
 
-def test_accelerate_reads_every_configuration_and_the_docs_describe_it():
+def test_accelerate_reads_every_bundled_configuration_and_the_docs_describe_it():
     text = (paths.DOCS / "scaling_out.md").read_text()
     assert len(CONFIGURATIONS) == 5
     assert {path.name for path in CONFIGURATIONS} <= set(re.findall(r"[a-z0-9_]+\.yaml", text))
     assert all(load_config_from_file(str(path)).num_processes >= 2 for path in CONFIGURATIONS)
 
 
-def test_the_losses_weights_and_what_a_run_draws_follow_from_seed_and_rank_alone(tmp_path):
+def test_loss_weights_and_random_draws_depend_only_on_seed_and_rank(tmp_path):
     drawn, started = [], []
     for seed, before in ((3, 0), (3, 1), (4, 0)):
         torch.manual_seed(before)

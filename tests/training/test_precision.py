@@ -24,7 +24,7 @@ def noted(module) -> set:
 # Mixed precision in a training
 
 
-def test_a_distillation_in_bfloat16_starts_with_the_losses_of_float32_and_leaves_the_teacher_as_it_was(tmp_path):
+def test_distillation_in_bfloat16_starts_with_the_losses_of_float32_and_leaves_the_teacher_unchanged(tmp_path):
     plain = distilling(tmp_path, max_steps=1)
     plain.train()
     teacher = segmenter(1, channels=48)
@@ -42,7 +42,7 @@ def test_a_distillation_in_bfloat16_starts_with_the_losses_of_float32_and_leaves
 
 
 @pytest.mark.parametrize(("make", "precision"), [(supervised, "fp32"), (distilling, "fp32"), (distilling, "bf16")])
-def test_evaluation_is_in_float32_or_as_asked_while_bfloat16_trains_and_equals_the_saved_folders_score(
+def test_evaluation_while_training_in_bfloat16_uses_the_requested_precision_and_matches_the_saved_folder(
     tmp_path, make, precision
 ):
     asked = {"bf16_full_eval": precision == "bf16", "bf16": True, "eval_strategy": "steps", "eval_steps": 1}
@@ -62,7 +62,7 @@ def test_evaluation_is_in_float32_or_as_asked_while_bfloat16_trains_and_equals_t
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("half", ["bf16", "fp16"])
-def test_a_distillation_on_the_gpu_in_half_precision_has_the_losses_of_float32(tmp_path, half):
+def test_distillation_on_the_gpu_in_half_precision_has_the_losses_of_float32(tmp_path, half):
     runs = []
     for options in ({}, {half: True}):
         trainer = distilling(tmp_path, max_steps=2, use_cpu=False, ema_decay=0.9, **options)
@@ -75,7 +75,7 @@ def test_a_distillation_on_the_gpu_in_half_precision_has_the_losses_of_float32(t
 # Compilation
 
 
-def test_a_compiled_distillation_is_two_graphs_has_the_eager_ones_terms_and_saves_plain_names(tmp_path):
+def test_a_compiled_distillation_has_two_graphs_logs_the_terms_of_eager_mode_and_saves_plain_names(tmp_path):
     torch._dynamo.reset()
     counters.clear()
     teacher = segmenter(1, channels=48)

@@ -27,13 +27,13 @@ def with_label(label: np.ndarray | None, index: int = 0) -> dict:
     return {**row, "label": None if label is None else Image.fromarray(label.astype(np.uint8))}
 
 
-def test_good_images_give_one_line_and_are_spread_over_all():
+def test_valid_images_are_sampled_evenly_and_summarised_in_one_line():
     rows = [labelled_image(index, 4, 32, 48) for index in range(20)] + [labelled_image(20, 4, 16, 24)]
     line = "checked 16 of 21 training images: 16x24 to 32x48 pixels (height x width), 4 of 4 classes occur"
     assert check(rows) == line
 
 
-def test_a_label_that_does_not_fit_names_the_image():
+def test_an_invalid_label_raises_an_error_that_names_the_image():
     for label, words in (
         (np.full((32, 48), 33), r"bands_0: 1536 label pixels lie outside 0\.\.3 \(values 33\)"),
         (np.zeros((16, 48)), "bands_0: the image is 32x48 pixels but its label 16x48"),
@@ -44,7 +44,7 @@ def test_a_label_that_does_not_fit_names_the_image():
 
 
 @pytest.mark.parametrize(("score", "near_chance"), [(0.9, False), (0.1, True)])
-def test_a_teacher_near_chance_is_warned_of(tmp_path, caplog, monkeypatch, score, near_chance):
+def test_a_teacher_near_chance_logs_a_warning(tmp_path, caplog, monkeypatch, score, near_chance):
     caplog.set_level(logging.INFO, "afdcd_hf")
     trainer = distilling(tmp_path, eval_dataset=pictures(12))
     found = {"confusion_matrix": np.eye(4), "num_pixels": 4, "num_images": 4, "mean_iou": score}
@@ -55,7 +55,7 @@ def test_a_teacher_near_chance_is_warned_of(tmp_path, caplog, monkeypatch, score
     assert line.args == (100 * score, 4, 100 / 16)  # four classes, equally frequent: 1/4 for one, 0 for three
 
 
-def test_a_checkpoint_is_as_large_as_foretold(tmp_path):
+def test_a_checkpoint_is_as_large_as_estimated(tmp_path):
     for name, make, options in (
         ("averaged", distilling, {"ema_decay": 0.9}),
         ("adam", supervised, {"optim": "adamw_torch"}),
@@ -68,7 +68,7 @@ def test_a_checkpoint_is_as_large_as_foretold(tmp_path):
         assert checkpoint_bytes(trainer) == pytest.approx(written, rel=0.05), name
 
 
-def test_a_disk_too_small_is_an_error_and_one_that_will_be_full_a_warning(tmp_path, monkeypatch, caplog):
+def test_too_little_disk_space_is_an_error_and_too_little_for_all_checkpoints_a_warning(tmp_path, monkeypatch, caplog):
     trainer = supervised(tmp_path, save_strategy="steps", save_steps=1)
     one = checkpoint_bytes(trainer)
 
@@ -86,14 +86,14 @@ def test_a_disk_too_small_is_an_error_and_one_that_will_be_full_a_warning(tmp_pa
     assert "save_total_limit" in caplog.text
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_an_unwritable_folder_raises_an_error_that_names_it(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"output_dir='.*file/run' cannot be written: Not a directory\. Give another"):
         check_writable(tmp_path / "file" / "run")
     check_writable(tmp_path)
 
 
-def test_a_run_is_the_same_with_and_without_the_checks_which_tell_the_plan_and_what_is_odd_about_it(tmp_path, caplog):
+def test_preflight_does_not_change_the_run_and_logs_its_plan_and_anything_suspicious(tmp_path, caplog):
     plain = distilling(tmp_path)
     plain.train()
     checked = distilling(tmp_path)
@@ -112,7 +112,7 @@ def halves(first: int, second: int) -> dict:
     return with_label(label)
 
 
-def test_labels_that_cannot_mean_what_they_seem_to_are_questioned(caplog):
+def test_suspicious_label_values_raise_or_warn(caplog):
     with pytest.raises(ValueError, match="No pixel of the 2 training images checked is labelled: all are 255"):
         check([with_label(np.full((32, 48), 255), index) for index in range(2)])
     with pytest.raises(ValueError, match=r"single class and 255, .* Class 1 \(b\), .* never occurs.*255\": 1"):
@@ -130,7 +130,7 @@ def test_labels_that_cannot_mean_what_they_seem_to_are_questioned(caplog):
     assert not caplog.records
 
 
-def test_an_ignored_label_that_is_a_class_and_a_student_that_refuses_an_image_are_found(tmp_path, monkeypatch):
+def test_an_ignore_index_that_is_a_class_and_a_student_that_fails_on_an_image_are_found(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="semantic_loss_ignore_index=1 is the id of class 'b', which would never be"):
         preflight(supervised(tmp_path, segmenter(semantic_loss_ignore_index=1)), CLASSES)
 

@@ -19,7 +19,7 @@ def times_of(line: dict) -> dict:
     return {name.removeprefix("time_"): value for name, value in line.items() if name.startswith("time_")}
 
 
-def test_each_lap_belongs_to_its_part_and_what_lies_between_steps_to_none(monkeypatch):
+def test_each_lap_counts_for_its_part_and_time_between_steps_does_not_count(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("afdcd_hf.training.progress.time.perf_counter", lambda: now[0])
     timer = StepTimer(torch.device("cpu"))
@@ -44,7 +44,7 @@ def test_each_lap_belongs_to_its_part_and_what_lies_between_steps_to_none(monkey
     assert line["images_per_second"] == pytest.approx(6 / 341, rel=1e-4) and timer.take(alone) == {}
 
 
-def test_the_speed_of_a_history_weighs_lines_by_their_steps():
+def test_the_speed_summary_weights_log_lines_by_their_steps():
     history = [
         {"step": 2, "images_per_second": 8.0, "time_data": 0.5, "time_backward": 0.5, "peak_memory_mb": 100.0},
         {"step": 2, "eval_mean_iou": 0.5},
@@ -55,7 +55,7 @@ def test_the_speed_of_a_history_weighs_lines_by_their_steps():
     assert summarize_speed(history) == {**speed, "peak_memory_mb": 100.0} and summarize_speed(history[1:2]) == {}
 
 
-def test_every_line_splits_the_step_also_after_resuming_and_a_slow_teacher_is_seen(tmp_path, capsys):
+def test_every_log_line_splits_the_step_time_even_after_resuming_and_shows_a_slow_teacher(tmp_path, capsys):
     options = {"max_steps": 5, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     options |= {"save_strategy": "steps", "save_steps": 3}
     trainer = distilling(tmp_path, **options)
@@ -82,7 +82,7 @@ def test_every_line_splits_the_step_also_after_resuming_and_a_slow_teacher_is_se
     assert resumed.speed["images_per_second"] > 0
 
 
-def test_terms_are_logged_alike_however_a_batch_is_accumulated(tmp_path):
+def test_logged_terms_do_not_depend_on_accumulation(tmp_path):
     """With 12 samples, the epoch's second step accumulates only two batches of two, but has equal weight."""
     runs, options = [], {"train_sampling_strategy": "sequential", "dataloader_drop_last": False, "logging_steps": 2}
     options |= {"train_dataset": samples(12, scales=[1.0]), "loss_kwargs": loss_options(mask="center")}
@@ -98,7 +98,7 @@ def test_terms_are_logged_alike_however_a_batch_is_accumulated(tmp_path):
         assert sum(parts[name] for name in terms) == pytest.approx(parts["loss"], rel=1e-5)
 
 
-def test_a_log_file_has_no_bars_and_a_second_training_does_not_log_what_was_left_of_the_first(tmp_path, capsys):
+def test_a_log_file_has_no_bars_and_a_second_training_logs_nothing_left_over_from_the_first(tmp_path, capsys):
     trainer = supervised(tmp_path, max_steps=3, logging_steps=2, disable_tqdm=False)
     trainer.train()
     trainer.train()

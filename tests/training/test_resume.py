@@ -108,7 +108,7 @@ def read(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(tmp_path, processes):
+def test_a_run_killed_at_random_moments_matches_the_uninterrupted_one(tmp_path, processes):
     assert processes(tmp_path / "whole") == 0
     draw, folder, deaths = random.Random(0), tmp_path / "run", 0
     while not (folder / "outcome.json").is_file():
@@ -140,7 +140,7 @@ def test_signals_meant_for_the_run_do_not_end_its_data_workers(tmp_path):
 
 
 @pytest.mark.slow
-def test_with_persistent_data_workers_too(tmp_path, processes):
+def test_resuming_with_persistent_data_workers_matches_too(tmp_path, processes):
     options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "eval_strategy": "no"}
     assert processes(tmp_path / "whole", **options) == 0
     assert processes(tmp_path / "run", (4, "on_substep_end"), **options) == -signal.SIGKILL  # in the second epoch

@@ -50,7 +50,7 @@ def test_the_table_holds_the_scores_of_the_saved_folders_and_the_gain_over_the_s
     assert line.split()[-1] == f"{100 * (scores['distilled'] - scores['student-alone']):+.2f}"  # the table's last line
 
 
-def test_the_distilled_student_comes_with_card_pictures_and_curves(finished):
+def test_the_distilled_student_has_a_card_images_and_curves(finished):
     best = finished[0] / "distilled"
     assert min(Image.open(best / name).width for name in ("predictions.png", "training_curves.png")) > 500
     card = ModelCard.load(best / "README.md")
@@ -58,7 +58,7 @@ def test_the_distilled_student_comes_with_card_pictures_and_curves(finished):
     assert "predictions.png" in card.text and card.data.eval_results[0].metric_type == "mean_iou"
 
 
-def test_the_facts_of_every_run_lie_beside_its_card_name_no_local_path_and_have_one_budget(finished):
+def test_every_run_saves_facts_without_local_paths_and_all_have_the_same_budget(finished):
     folder, settings = finished[0], {}
     for name in quickstart.TITLES:
         facts = read_facts(folder / name)
@@ -78,7 +78,7 @@ def test_the_facts_of_every_run_lie_beside_its_card_name_no_local_path_and_have_
     assert settings["distilled"]["seed"] == 3
 
 
-def test_a_second_call_trains_only_what_is_not_finished_and_continues_what_was_stopped(finished, tmp_path, monkeypatch):
+def test_a_second_call_trains_only_unfinished_runs_and_resumes_the_stopped_one(finished, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     shutil.copytree(finished[0], folder)
     shutil.rmtree(folder / "distilled")
@@ -119,7 +119,7 @@ def saved(folder, model):
 @pytest.mark.parametrize(("make", "classes"), [
     (lambda: segmenter(auxiliary_head=True), ["a", "b", "c"]), (segformer, [*NAMES, "ship"]), (segformer, NAMES[::-1]),
 ], ids=["fewer", "more", "order"])  # fmt: skip
-def test_other_classes_renew_the_classifiers_alone_with_a_warning(tmp_path, caplog, make, classes):
+def test_different_classes_reset_only_the_classifiers_with_a_warning(tmp_path, caplog, make, classes):
     before, args = saved(tmp_path / "old", make())
     torch.manual_seed(3)
     model, _ = build_model(args, classes)
@@ -139,7 +139,7 @@ def test_other_classes_renew_the_classifiers_alone_with_a_warning(tmp_path, capl
     assert initial_weights(args) == {"started_from": "the saved model old"}
 
 
-def test_a_student_of_other_classes_trains_scores_and_loads_and_the_same_ones_keep_every_weight(tmp_path, caplog):
+def test_a_student_with_new_classes_trains_scores_and_loads_and_equal_classes_keep_every_weight(tmp_path, caplog):
     classes = [*NAMES, "ship", "shore"]
     before, args = saved(tmp_path / "old", segmenter(auxiliary_head=True))
     assert same(weights(build_model(args, [name.title() for name in NAMES])[0]), before) and not caplog.records

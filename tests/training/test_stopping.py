@@ -61,7 +61,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("make", [supervised, distilling])
-def test_a_loss_that_is_nan_stops_the_run_before_it_is_used_and_names_what_to_resume_from(tmp_path, make):
+def test_a_nan_loss_stops_the_run_before_it_is_used_and_names_the_checkpoint_to_resume_from(tmp_path, make):
     broken = in_order(make, tmp_path, Samples("bands_5", epoch=1), save_steps=2)  # in the second batch, step 4
     distils = "kd nan.*reduction='mean'.*" if make is distilling else ""
     expected = rf"^step 4: the loss is not finite \(task nan.*{distils}"
@@ -75,13 +75,13 @@ def test_a_loss_that_is_nan_stops_the_run_before_it_is_used_and_names_what_to_re
         in_order(make, tmp_path, Samples("bands_1")).train("last")
 
 
-def test_under_accumulation_the_batch_concerned_is_named(tmp_path):
+def test_with_accumulation_the_error_names_the_broken_batch(tmp_path):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     with pytest.raises(NonFiniteLossError, match="step 2: .*images bands_4, bands_5\\..*No checkpoint had"):
         in_order(supervised, tmp_path, Samples("bands_5"), **options).train()
 
 
-def test_gradients_that_are_not_finite_stop_the_run_before_the_optimizer_uses_them(tmp_path):
+def test_non_finite_gradients_stop_the_run_before_the_optimizer_uses_them(tmp_path):
     student, passes = segmenter(), []
 
     def explode(module, args, output):
@@ -96,7 +96,7 @@ def test_gradients_that_are_not_finite_stop_the_run_before_the_optimizer_uses_th
     assert trainer.state.global_step == 2 and all(tensor.isfinite().all() for tensor in weights(student).values())
 
 
-def test_infinite_gradients_are_left_to_a_gradient_scaler_and_without_the_check_the_run_goes_on(tmp_path):
+def test_infinite_gradients_are_left_to_a_gradient_scaler_and_without_check_finite_the_run_continues(tmp_path):
     trainer = supervised(tmp_path)
     trainer.create_optimizer_and_scheduler(2)
     trainer.accelerator.scaler, trainer.guard.norm = torch.amp.GradScaler("cpu"), torch.tensor(math.inf)
@@ -123,7 +123,7 @@ def test_an_unreadable_image_stops_the_run_and_once_replaced_it_resumes_exactly(
     assert logged(resumed, "loss") == logged(whole, "loss")
 
 
-def test_of_an_error_in_a_data_worker_only_the_message_is_left(tmp_path):
+def test_an_error_in_a_data_worker_is_reduced_to_its_message(tmp_path):
     text = "b.png: the image (/d/b.png) cannot be read: 12 bytes are missing"
     torn = Samples("bands_7", epoch=0, error=OSError(text))
     trainer = in_order(supervised, tmp_path, torn, per_device_train_batch_size=2, dataloader_num_workers=1)
@@ -133,7 +133,7 @@ def test_of_an_error_in_a_data_worker_only_the_message_is_left(tmp_path):
     assert "Traceback" not in str(caught.value) and (tmp_path / "checkpoint-2").is_dir()
 
 
-def test_a_disk_that_is_full_or_other_processes_do_not_hide_why_the_run_stopped(tmp_path, monkeypatch):
+def test_a_full_disk_or_several_processes_do_not_hide_why_the_run_stopped(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -157,7 +157,7 @@ def test_a_disk_that_is_full_or_other_processes_do_not_hide_why_the_run_stopped(
 
 
 @pytest.mark.parametrize("place", ["step", "evaluation"])
-def test_where_memory_runs_out_the_finished_step_is_saved(whole, tmp_path, monkeypatch, place):
+def test_the_finished_step_is_saved_when_memory_runs_out(whole, tmp_path, monkeypatch, place):
     trainer = in_order(supervised, tmp_path, Samples(), eval_strategy="steps", eval_steps=3)
     calls, compute_loss = [], trainer.compute_loss
 
@@ -207,7 +207,7 @@ def distilled(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_a_checkpoint_from_which_the_run_ends_as_uninterrupted(distilled, tmp_path, number, status):
+def test_a_run_resumed_after_a_signal_matches_the_uninterrupted_one(distilled, tmp_path, number, status):
     callback, before = SignalAt(1, number), signal.getsignal(number)
     stopped = distilling(tmp_path / "run", **OPTIONS, callbacks=[callback])
     message = "stopped by SIG.* after step 1; .* saved in .*checkpoint-1"
@@ -223,7 +223,7 @@ def test_a_signal_saves_a_checkpoint_from_which_the_run_ends_as_uninterrupted(di
         assert logged(resumed, term) == logged(distilled, term)
 
 
-def test_nothing_that_belongs_to_the_end_happens_and_no_checkpoint_is_removed(tmp_path):
+def test_a_signal_skips_everything_done_at_the_end_and_removes_no_checkpoint(tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     options |= {"save_total_limit": 1, "load_best_model_at_end": True, "max_steps": 4}
     twice = SignalAt(3, signal.SIGTERM, signal.SIGTERM)
@@ -234,7 +234,7 @@ def test_nothing_that_belongs_to_the_end_happens_and_no_checkpoint_is_removed(tm
     assert not logged(trainer, "train_runtime")
 
 
-def test_where_an_evaluation_is_due_the_checkpoint_is_saved_before_it_too(tmp_path):
+def test_a_signal_before_an_evaluation_saves_a_checkpoint_before_it(tmp_path):
     trainer = supervised(tmp_path, eval_strategy="steps", eval_steps=1, callbacks=[SignalAt(1, signal.SIGTERM)])
     seen = []
     trainer.evaluate = lambda **_: seen.append(find_fault(tmp_path / "checkpoint-1")) or {"eval_mean_iou": 0.5}
@@ -243,7 +243,7 @@ def test_where_an_evaluation_is_due_the_checkpoint_is_saved_before_it_too(tmp_pa
     assert seen == [None]
 
 
-def test_a_signal_amid_an_evaluation_saves_at_once_and_the_evaluation_is_finished(distilled, tmp_path):
+def test_a_signal_during_an_evaluation_saves_at_once_and_the_evaluation_finishes(distilled, tmp_path):
     trainer, seen = distilling(tmp_path / "run", **OPTIONS), []
 
     def signal_once(*_):
@@ -274,7 +274,7 @@ def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path):
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_training_can_run_in_another_thread_where_no_signals_are_caught(tmp_path):
+def test_training_works_in_another_thread_where_no_signals_are_handled(tmp_path):
     trainer = supervised(tmp_path, max_steps=1)
     thread = threading.Thread(target=trainer.train)
     thread.start()
@@ -282,7 +282,7 @@ def test_a_training_can_run_in_another_thread_where_no_signals_are_caught(tmp_pa
     assert trainer.state.global_step == 1
 
 
-def test_torchruns_copy_of_a_ctrl_c_is_not_taken_for_a_second_one(tmp_path, monkeypatch):
+def test_a_ctrl_c_forwarded_by_torchrun_does_not_count_as_a_second_one(tmp_path, monkeypatch):
     interruption = Interruption(supervised(tmp_path).args, save=lambda: None)
     monkeypatch.setattr(type(interruption._args), "world_size", 2)
     with interruption.listening():
@@ -293,7 +293,7 @@ def test_torchruns_copy_of_a_ctrl_c_is_not_taken_for_a_second_one(tmp_path, monk
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_command_ends_with_the_signals_status_and_says_how_to_go_on(monkeypatch, capsys):
+def test_the_command_exits_with_the_signals_status_and_says_how_to_continue(monkeypatch, capsys):
     def interrupted(*_):
         raise TrainingInterrupted(signal.SIGTERM, 7, "runs/x/checkpoint-7")
 

@@ -85,7 +85,7 @@ def prepared(name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("theirs", PROCESSORS)
 @pytest.mark.parametrize("own", ["imagenet", "released"])
-def test_pixel_values_become_what_the_teachers_processor_makes_of_the_image(own, theirs):
+def test_pixel_values_are_converted_to_those_of_the_teachers_processor(own, theirs):
     teacher = torch.nn.Identity()
     seeing = adapt_input(teacher, PROCESSORS[own], PROCESSORS[theirs])
     assert (seeing is teacher) == (own == theirs)
@@ -93,7 +93,7 @@ def test_pixel_values_become_what_the_teachers_processor_makes_of_the_image(own,
     assert torch.equal(teacher(prepared(theirs)), prepared(theirs))  # the given teacher is unchanged
 
 
-def test_the_trainers_teacher_gets_its_own_input_and_shares_its_weights(tmp_path):
+def test_the_trainers_teacher_gets_its_own_preprocessing_and_shares_its_weights(tmp_path):
     teacher = segmenter(1, channels=48)
     parts = {"processing_class": PROCESSORS["released"], "teacher_processor": PROCESSORS["imagenet"]}
     trainer = distilling(tmp_path, teacher=teacher, **parts)
@@ -126,7 +126,7 @@ def test_the_trainers_teacher_gets_its_own_input_and_shares_its_weights(tmp_path
     ],
     ids=["ours", "timm's norm with activation", "the convolution itself is distilled"],
 )  # fmt: skip
-def test_the_copy_gives_the_same_logits_and_maps_and_the_teacher_stays_as_it_was(teacher, layers, fold, channels_last):
+def test_the_copy_gives_the_same_logits_and_maps_and_the_teacher_is_unchanged(teacher, layers, fold, channels_last):
     before, strides = weights(teacher), [parameter.stride() for parameter in teacher.parameters()]
     expected = observe(teacher, IMAGES, layers)
     running = run(teacher, *layers, fold=fold, channels_last=channels_last)
@@ -137,7 +137,7 @@ def test_the_copy_gives_the_same_logits_and_maps_and_the_teacher_stays_as_it_was
     assert torch.equal(observe(teacher, IMAGES, layers).logits, expected.logits)
 
 
-def test_every_batch_norm_behind_a_convolution_is_folded_and_said_and_hooks_fire_in_the_copy(caplog):
+def test_every_batch_norm_after_a_convolution_is_folded_and_logged_and_hooks_fire_in_the_copy(caplog):
     caplog.set_level(logging.INFO, "afdcd_hf.training.teacher")
     teacher = trained(segmenter(1, channels=48))
     calls = passes_of(teacher.head.classifier)
@@ -158,7 +158,7 @@ def test_every_batch_norm_behind_a_convolution_is_folded_and_said_and_hooks_fire
         (nn.Sequential(PLAIN), ["module.0.stem"], "found no batch norm .* in WrappedSegmenter"),
     ],
 )
-def test_what_cannot_be_folded_is_refused(network, layers, message):
+def test_a_teacher_that_cannot_be_folded_is_refused(network, layers, message):
     with pytest.raises(ValueError, match=message):
         run(trained(as_segmenter(network)), *layers)
 
@@ -166,7 +166,7 @@ def test_what_cannot_be_folded_is_refused(network, layers, message):
 # Training
 
 
-def test_a_training_with_all_options_takes_the_same_steps_channels_last_but_for_the_saved_student(tmp_path):
+def test_training_with_all_options_takes_the_same_steps_in_channels_last_except_for_the_saved_student(tmp_path):
     runs, seen = [], []
     options = {"max_steps": 2, "learning_rate": 0.01, "ema_decay": 0.9, "save_strategy": "steps", "save_steps": 2}
     for name, added in (("plain", {}), ("fast", BOTH)):
@@ -189,7 +189,7 @@ def test_a_training_with_all_options_takes_the_same_steps_channels_last_but_for_
 # Early exit
 
 
-def test_it_is_not_done_where_a_later_module_changes_the_map_nor_compiled_nor_without_maps():
+def test_no_early_exit_if_a_later_module_changes_the_map_if_compiled_or_without_maps():
     plain, compiled = (
         SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=backend)))
         for backend in (DynamoBackend.NO, DynamoBackend.INDUCTOR)
@@ -203,7 +203,7 @@ def test_it_is_not_done_where_a_later_module_changes_the_map_nor_compiled_nor_wi
 
 
 @pytest.mark.parametrize("options", [BOTH, {"bf16": True}])
-def test_a_training_is_the_same_to_the_bit_without_the_teachers_head(tmp_path, options):
+def test_training_without_the_teachers_head_is_the_same_bit_for_bit(tmp_path, options):
     results, maps_only = [], {"loss": "af_dcd", "loss_kwargs": {"af_dcd": loss_options()["af_dcd"]}}
     for stop in (True, False):
         trainer = distilling(tmp_path / str(stop), **maps_only, **options)

@@ -36,7 +36,7 @@ def test_distillation_lowers_every_term_and_changes_student_and_loss_weights(tmp
     assert not any(torch.equal(parameter, loss[name]) for name, parameter in trainer.loss_module.named_parameters())
 
 
-def test_the_teacher_stays_as_it_was_and_is_no_part_of_what_is_trained(tmp_path):
+def test_the_teacher_is_unchanged_and_not_part_of_the_trained_module(tmp_path):
     teacher = segmenter(1, channels=48).train()
     before = weights(teacher)
     modes = []
@@ -52,7 +52,7 @@ def test_the_teacher_stays_as_it_was_and_is_no_part_of_what_is_trained(tmp_path)
 
 
 @pytest.mark.parametrize(("weight", "words"), [(1e4, "dominates"), (1e-6, "is negligible next to"), (0.5, None)])
-def test_the_terms_of_the_first_batch_are_told_and_one_out_of_all_proportion_is_warned_of(
+def test_the_terms_of_the_first_batch_are_logged_with_a_warning_for_one_out_of_proportion(
     tmp_path, caplog, weight, words
 ):
     caplog.set_level(logging.INFO, "afdcd_hf")
@@ -82,7 +82,7 @@ def test_only_the_loss_weights_are_clipped(tmp_path):
 
 
 @pytest.mark.parametrize("make", [supervised, distilling])
-def test_all_weights_decay_unless_told_otherwise_by_sgd_whose_learning_rate_falls_polynomially(tmp_path, make):
+def test_sgd_decays_all_weights_by_default_and_its_learning_rate_falls_polynomially(tmp_path, make):
     trainer = make(tmp_path, max_steps=6, learning_rate=0.02)
     trainer.train()
     optimizer = trainer.optimizer.optimizer  # accelerate has wrapped it
@@ -96,19 +96,19 @@ def test_all_weights_decay_unless_told_otherwise_by_sgd_whose_learning_rate_fall
     assert any(group["weight_decay"] == 0 and group["params"] for group in groups)
 
 
-def test_fewer_samples_than_a_batch_are_an_error_unless_it_may_be_incomplete(tmp_path):
+def test_fewer_samples_than_a_batch_are_an_error_unless_incomplete_batches_are_kept(tmp_path):
     with pytest.raises(ValueError, match="training set has 8 samples, but a batch takes 9"):
         supervised(tmp_path, per_device_train_batch_size=9)
     supervised(tmp_path, per_device_train_batch_size=9, dataloader_drop_last=False, max_steps=1).train()
 
 
-def test_the_schedules_default_options_belong_to_the_polynomial_one_only(tmp_path):
+def test_only_the_polynomial_schedule_has_default_options(tmp_path):
     for given, meant in (({}, {"power": 0.9, "lr_end": 0.0}), ({"lr_scheduler_type": "linear"}, {}),
                          ({"lr_scheduler_kwargs": '{"power": 2.0}'}, {"power": 2.0})):  # fmt: skip
         assert SegmentationTrainingArguments(**tiny.settings(tmp_path, **given)).lr_scheduler_kwargs == meant
 
 
-def test_augmentation_differs_from_epoch_to_epoch_and_is_that_of_seed_and_epoch_alone(tmp_path):
+def test_augmentation_differs_between_epochs_and_depends_only_on_seed_and_epoch(tmp_path):
     seen, expected = [], samples()
 
     def collate(rows):
@@ -123,7 +123,7 @@ def test_augmentation_differs_from_epoch_to_epoch_and_is_that_of_seed_and_epoch_
         assert torch.equal(batch, torch.stack([expected[index]["pixel_values"] for index in range(8)]))
 
 
-def test_several_evaluation_sets_are_scored_under_their_names_and_what_is_missing_is_named(tmp_path):
+def test_several_evaluation_sets_are_scored_under_their_names_and_missing_parts_are_named(tmp_path):
     trainer = supervised(tmp_path, eval_dataset={"day": pictures(2), "night": pictures(1)})
     metrics = trainer.evaluate()
     assert {"eval_day_mean_iou", "eval_night_mean_iou"} <= metrics.keys()
@@ -159,7 +159,7 @@ def test_balanced_weights_become_numbers_before_the_first_step_in_both_trainers(
     assert supervised(tmp_path, class_weights="balanced").args.class_weights == [1.0] * 4  # equally many columns each
 
 
-def test_what_cannot_be_balanced_is_refused(tmp_path):
+def test_class_weights_that_cannot_be_balanced_are_refused(tmp_path):
     with pytest.raises(ValueError, match="class_weights have no effect on task_loss='dice'"):
         supervised(tmp_path, class_weights="balanced", task_loss="dice")
     with pytest.raises(ValueError, match="train_dataset is a list: give one number for each class"):
@@ -182,7 +182,7 @@ def streamed(count: int = 6) -> StreamedSamples:
     return StreamedSamples(rows(count).to_iterable_dataset(2).shuffle(0, buffer_size=4), transform, num_labels=4)
 
 
-def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path):
+def test_a_run_resumed_on_a_stream_ends_with_the_weights_of_the_uninterrupted_one(tmp_path):
     parts = {"eval_dataset": rows(3, 100).to_iterable_dataset(), "max_steps": 4, "save_strategy": "steps"}
     parts |= {"save_steps": 2, "loss": "kd", "loss_kwargs": None}  # the stream of 6 restarts within 4 steps of 4
     whole = distilling(tmp_path, train_dataset=streamed(), **parts)
@@ -217,7 +217,7 @@ def test_the_command_line_trains_and_scores_on_a_stream_of_parquet_files(tmp_pat
         assert json.loads((tmp_path / "r.json").read_text())["mean_iou"] == results["mean_iou"]
 
 
-def test_what_no_stream_can_do_is_refused_before_anything_is_loaded():
+def test_options_impossible_with_a_stream_are_refused_before_loading():
     for words, message in (
         ("--num_train_epochs 1", "streaming needs max_steps"),
         ("--max_steps -1 --num_train_epochs 1", "streaming needs max_steps"),

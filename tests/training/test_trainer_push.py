@@ -34,7 +34,7 @@ def pushed(hub, revision: str = "main", repo: str = REPO) -> dict[str, bytes]:
     return {name: data for name, data in hub.repos[repo].files(revision).items() if name != ".gitattributes"}
 
 
-def test_the_student_alone_is_pushed_and_comes_back_as_trained(hub, tmp_path, caplog):
+def test_only_the_student_is_pushed_and_loads_as_trained(hub, tmp_path, caplog):
     options = {**PUSHING, **SAVING, "hub_always_push": True, "hub_token": "hf_writer"}
     trainer = distilling(tmp_path / "run", **options, save_total_limit=1)
     trainer.train()
@@ -59,7 +59,7 @@ def test_the_student_alone_is_pushed_and_comes_back_as_trained(hub, tmp_path, ca
         assert files.keys() <= STUDENT | {"README.md", "card_facts.json", ".gitattributes"}
 
 
-def test_licence_and_tags_of_a_push_reach_our_card_and_one_written_by_hand_is_pushed_as_it_is(hub, tmp_path):
+def test_licence_and_tags_of_a_push_reach_the_card_and_a_hand_written_card_is_pushed_unchanged(hub, tmp_path):
     trainer = supervised(tmp_path / "run", **PUSHING)
     trainer.push_to_hub(license="apache-2.0", tags="street", finetuned_from="timm/resnet18.a1_in1k")
     trainer.push_to_hub(tags=["night"])  # earlier tags are kept
@@ -73,7 +73,7 @@ def test_licence_and_tags_of_a_push_reach_our_card_and_one_written_by_hand_is_pu
     assert pushed(hub)["README.md"] == b"# Mine\n" == (tmp_path / "run" / "README.md").read_bytes()
 
 
-def test_branch_name_visibility_and_strategy_are_those_of_the_arguments(hub, tmp_path):
+def test_branch_name_visibility_and_strategy_follow_the_arguments(hub, tmp_path):
     options = {"push_to_hub": True, "hub_revision": "long", "hub_private_repo": True, "hub_strategy": "end"}
     trainer = supervised(tmp_path / "run", **options, **SAVING)
     trainer.train()
@@ -82,7 +82,7 @@ def test_branch_name_visibility_and_strategy_are_those_of_the_arguments(hub, tmp
     assert STUDENT < pushed(hub, "long", "street/run").keys() and not pushed(hub, "main", "street/run")
 
 
-def test_a_strategy_that_publishes_projector_and_optimizer_and_a_wrong_token_are_refused_at_the_start(hub, tmp_path):
+def test_a_strategy_that_publishes_projector_and_optimizer_or_a_wrong_token_is_refused_at_the_start(hub, tmp_path):
     for strategy in ("checkpoint", "all_checkpoints"):
         with pytest.raises(ValueError, match="would publish optimizer and projector; use 'every_save' or 'end'"):
             distilling(tmp_path / "run", **PUSHING, hub_strategy=strategy)
@@ -91,7 +91,7 @@ def test_a_strategy_that_publishes_projector_and_optimizer_and_a_wrong_token_are
     assert not hub.repos
 
 
-def test_a_push_that_fails_does_not_end_the_training_and_is_told(hub, tmp_path, monkeypatch, caplog):
+def test_a_failed_push_does_not_end_training_and_is_logged(hub, tmp_path, monkeypatch, caplog):
     no_waiting(monkeypatch)
     trainer = supervised(tmp_path / "run", **PUSHING, **SAVING)
     hub.break_uploads = 10_000
@@ -105,7 +105,7 @@ def test_a_push_that_fails_does_not_end_the_training_and_is_told(hub, tmp_path, 
     assert STUDENT < pushed(hub).keys()
 
 
-def test_a_network_without_a_configuration_is_pushed_too_and_a_push_in_the_background_can_be_waited_for(hub, tmp_path):
+def test_a_model_without_a_configuration_can_be_pushed_and_a_background_push_can_be_awaited(hub, tmp_path):
     job = supervised(tmp_path / "run", as_segmenter(nn.Conv2d(3, 4, 1)), **PUSHING).push_to_hub(blocking=False)
     assert job.result(60).commit.oid == hub.repos[REPO].branches["main"]
     assert pushed(hub).keys() == STUDENT - {"config.json", "backbone_afdcd.py", "modeling_afdcd.py"}

@@ -79,7 +79,7 @@ def left(folder: Path, run: str, rank: int = 0) -> tuple[dict, dict]:
     ("frozen", 2, {}), ("accumulated", 1, {}), ("at-times", 2, AT_TIMES), ("cirkd", 2, REMEMBERING),
     ("sharded", 2, {}),
 ])  # fmt: skip
-def test_two_processes_train_student_and_loss_weights_as_one_does(two, tmp_path, run, per_device, options):
+def test_two_processes_train_student_and_loss_weights_like_one(two, tmp_path, run, per_device, options):
     before = weights(alike())
     expected, log = distil(tmp_path, alike(), **options)
     seen, log_of_two = left(two, run)
@@ -105,12 +105,12 @@ def test_weights_and_scores_are_equal_on_both_ranks(two, run):
 
 
 @pytest.mark.parametrize(("run", "whole"), [("resumed", "usual"), ("stopped", "random")])
-def test_a_training_resumed_on_two_processes_ends_as_the_uninterrupted_one(two, run, whole):
+def test_a_run_resumed_on_two_processes_matches_the_uninterrupted_one(two, run, whole):
     (trained, log), (expected, log_of_whole) = left(two, run), left(two, whole)
     assert same(trained, expected) and log == log_of_whole
 
 
-def test_a_sharded_student_is_saved_whole_so_are_the_losses_weights_and_it_resumes_to_the_bit(two):
+def test_a_sharded_student_and_its_loss_weights_are_saved_unsharded_and_resume_bit_for_bit(two):
     seen, checkpoint = left(two, "sharded")[0], two / "sharded" / "checkpoint-3"
     student = AfDcdForSemanticSegmentation.from_pretrained(checkpoint)
     assert student.config.architectures == [type(student).__name__]
@@ -121,7 +121,7 @@ def test_a_sharded_student_is_saved_whole_so_are_the_losses_weights_and_it_resum
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_with_synchronised_batch_norm_train_what_one_trains(tmp_path):
+def test_two_gpus_with_synchronised_batch_norm_train_like_one(tmp_path):
     for count in (1, 2):
         tiny.run_processes(__file__, tmp_path / str(count), "gpus", processes=count, gpus=True)
     assert largest_difference(*(left(tmp_path / str(count), "usual")[0] for count in (1, 2))) < 1e-3
@@ -134,7 +134,7 @@ def test_a_signal_to_one_process_and_a_nan_in_one_stop_both(two):
     assert "resume from" in message and "checkpoint-2" in message and "bands_6" in message
 
 
-def test_ranks_draw_other_masks_and_dropout_but_share_one_order_of_samples(two):
+def test_ranks_draw_different_masks_and_dropout_but_share_one_sample_order(two):
     first, second = (json.loads((two / f"draws-{rank}.json").read_text()) for rank in (0, 1))
     assert first["dropped"] and first["dropped"] != second["dropped"]
     masks = first["masks"] + second["masks"]  # two steps of one batch each
@@ -142,7 +142,7 @@ def test_ranks_draw_other_masks_and_dropout_but_share_one_order_of_samples(two):
     assert sorted(first["asked"] + second["asked"]) == list(range(8))  # one epoch
 
 
-def test_processes_follow_the_clock_of_the_first(two):
+def test_all_processes_follow_the_clock_of_rank_0(two):
     first, second = (json.loads((two / f"clock-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second and first["steps"] == 4 and first["teacher"] == 2
 
