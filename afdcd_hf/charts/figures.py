@@ -1,7 +1,7 @@
-"""What all figures share: style, colours, how they are made and written.
+"""Common parts of all figures: style, colours, creation and writing.
 
-Figures are made without pyplot, so that nothing here touches a notebook's or another library's state. matplotlib is
-imported on the first drawing.
+Figures are created without pyplot, so nothing here changes the state of a notebook or another library. matplotlib is
+imported when the first figure is drawn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DPI = 150
 INK, FAINT = "#222222", "#666666"
-# Okabe and Ito's colours stay apart for the common kinds of colour blindness; markers do so in grey prints.
+# Okabe and Ito's colours are distinct for the common kinds of colour blindness; markers are distinct in greyscale.
 SERIES_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^DvPX*<>ph"
 STYLE = {
@@ -29,13 +29,13 @@ STYLE = {
     "lines.linewidth": 2.0, "lines.markersize": 6, "legend.frameon": False, "figure.titlesize": 14,
     "figure.titleweight": "bold", "text.parse_math": False,  # a "$" in a name is a dollar sign
 }  # fmt: skip
-# Without these the files would hold the time they were made.
+# Without these the files would contain their creation time.
 _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
 @contextmanager
 def figure_file(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A white figure of that many inches to draw on, written at the end: the same figure gives the same bytes."""
+    """Yield a white figure, size in inches, and write it on exit; the same figure gives the same bytes."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def figure_file(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def series_style(index: int) -> dict[str, Any]:
-    """Colour, line and marker of the series with that number; no two of the first twelve are alike."""
+    """Return the colour, line style and marker of a series; the first twelve all differ."""
     return {
         "color": SERIES_COLORS[index % len(SERIES_COLORS)],
         "linestyle": "-" if index < len(SERIES_COLORS) else "--",
@@ -58,7 +58,7 @@ def series_style(index: int) -> dict[str, Any]:
 
 
 def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """A legend below the figure, in up to three columns: as many as fit its width."""
+    """Add a legend below the figure, with as many columns as fit, up to three."""
     for columns in (3, 2, 1):
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
@@ -67,5 +67,5 @@ def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def shorten(text: str, length: int) -> str:
-    """The text, cut to that many characters with an ellipsis at its end where it is longer."""
+    """Truncate text to `length` characters, ending in an ellipsis."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""Label maps in colours: painted, over their image, beside others; and colours for classes that come without any."""
+"""Label maps in colour: alone, over their image, side by side; and colours for classes that have none."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Columns = Mapping[str, Sequence[np.ndarray | str]]
 IGNORE_INDEX = 255
 MOST_CLASSES = 24  # in the legend
 CELL_WIDTH, TITLE_LENGTH = 2.7, 22  # inches, characters in a line
-_LINE_WIDTH = 1 / 400  # of the image's shorter side
+_LINE_WIDTH = 1 / 400  # relative to the image's shorter side
 _LIGHT = 0.6  # Oklab lightness from which lines are black
-_LIGHTNESS = (0.42, 0.92)  # of black 0 and white 1: visible on both, and on a dark or bright photo
-# Oklab (B. Ottosson, 2020): linear sRGB to three receptors, and their cube roots to lightness, green-red, blue-yellow
+_LIGHTNESS = (0.42, 0.92)  # black is 0, white 1: visible on both, and on dark and bright photos
+# Oklab (B. Ottosson, 2020): linear sRGB to cone responses, and their cube roots to lightness, green-red, blue-yellow
 _TO_RECEPTORS = np.array(
     [[0.4122214708, 0.5363325363, 0.0514459929],
      [0.2119034982, 0.6806995451, 0.1073969566],
@@ -38,9 +38,9 @@ _TO_OKLAB = np.array(
 
 
 def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
-    """Paint a label map, `(H, W)` class ids of any integer dtype, as `(H, W, 3)` uint8 RGB; 255 = ignored is black.
+    """Colour a label map, `(H, W)` class ids of any integer dtype, as `(H, W, 3)` uint8 RGB; 255 = ignored is black.
 
-    The palette has `(K, 3)` colours 0-255; an id without a colour is a ValueError.
+    The palette has `(K, 3)` colours 0-255; an id without a colour raises a ValueError.
     """
     label, colors = np.asarray(label), as_colors(palette)
     ids = np.unique(label)
@@ -57,7 +57,7 @@ def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
 
 
 def as_colors(palette: Palette) -> np.ndarray:
-    """The palette as a `(K, 3)` uint8 table; ValueError unless it is a list of colours 0-255."""
+    """Convert a palette to a `(K, 3)` uint8 table; a ValueError unless it is a list of colours 0-255."""
     colors = np.asarray(palette)
     if (
         colors.ndim != 2
@@ -72,7 +72,7 @@ def as_colors(palette: Palette) -> np.ndarray:
 
 
 def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Lay the classes' colours `(K, 3)` over an RGB image, with lines between classes: `(H, W, 3)` uint8 RGB."""
+    """Overlay an RGB image with the classes' colours `(K, 3)` and lines between classes: `(H, W, 3)` uint8 RGB."""
     overlay = np.array(Image.blend(image, Image.fromarray(colors[label_map]), 0.5))
     lines = between_classes(label_map, max(1, round(_LINE_WIDTH * min(label_map.shape))))
     overlay[lines] = line_colors(colors[label_map[lines]])
@@ -80,7 +80,7 @@ def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray) 
 
 
 def between_classes(label_map: np.ndarray, width: int, unlined: Sequence[int] = ()) -> np.ndarray:
-    """Where lines of that many pixels part the classes of an `(H, W)` map, but those in `unlined`; `(H, W)` bool."""
+    """Mark lines of `width` pixels between the classes of an `(H, W)` map, except `unlined` ones; `(H, W)` bool."""
     lines = np.zeros(label_map.shape, bool)
     first = width // 2  # centres the line on the border
     for ids, marked in ((label_map, lines), (label_map.T, lines.T)):
@@ -91,8 +91,8 @@ def between_classes(label_map: np.ndarray, width: int, unlined: Sequence[int] = 
 
 
 def line_colors(colors: np.ndarray) -> np.ndarray:
-    """White on dark colours `(..., 3)` uint8 and black on light ones, `(..., 1)` uint8."""
-    # Colour-blind people may take two classes for one; lightness they see like everyone.
+    """Choose white lines on dark colours `(..., 3)` uint8 and black ones on light colours, `(..., 1)` uint8."""
+    # Colour-blind viewers may confuse the colours of two classes, but see lightness normally.
     return np.where(oklab(colors)[..., :1] < _LIGHT, 255, 0).astype(np.uint8)
 
 
@@ -105,16 +105,16 @@ def plot_predictions(
     notes: Mapping[str, str] | None = None,
     unlined: Sequence[int] = (),
 ) -> Path:
-    """Draw images, truths and predictions as a grid: one row for each image, one column for each source.
+    """Draw images, ground truth and predictions as a grid, with one row per image and one column per source.
 
     Args:
-        columns: title to arrays, in drawing order, as many in each. `(H, W, 3)` uint8 RGB is shown as it is, an
-            `(H, W)` integer map in its classes' colours with lines between them, 255 black, and a text is written. Each
-            row takes its proportions from its first array.
+        columns: title -> arrays, in drawing order, equally many per column. `(H, W, 3)` uint8 RGB is shown unchanged,
+            an `(H, W)` integer map in its classes' colours with lines between them (255 is black), a string as text.
+            The first array in a row determines the row's aspect ratio.
         palette: `(K, 3)` colours 0-255.
-        class_names: K names; the legend lists the classes that occur, in their order. Of more than 24 it lists those
-            that cover most of the maps, and says how many more there are.
-        path: file to write; its suffix picks the format.
+        class_names: K names. The legend lists the classes that occur, in their order; if there are more than 24, those
+            that cover the largest areas, and the number of the others.
+        path: file to write; its suffix determines the format.
         notes: a line under the title of some columns, for example `{"teacher": "mIoU 61.2 %"}`.
         unlined: classes without lines around them.
     """
@@ -147,7 +147,7 @@ def plot_predictions(
                 axes.set_axis_off()
                 if isinstance(cell, str):
                     axes.text(0.5, 0.5, cell, transform=axes.transAxes, ha="center", va="center", fontsize=11)
-                else:  # blending neighbours would invent colours, hence classes
+                else:  # interpolating a label map would create the colours of other classes
                     axes.imshow(rgb, interpolation="nearest" if cell.ndim == 2 else "antialiased", aspect="auto")
         if swatches:
             spacing: dict[str, Any] = {"ncols": per_line, "handlelength": 1.3, "columnspacing": 1.4}
@@ -158,7 +158,7 @@ def plot_predictions(
 def plot_samples(
     rows: Sequence[Mapping[str, Any]], palette: Palette, class_names: Sequence[str], path: str | Path
 ) -> Path:
-    """Draw each row's image, its labels over it, and the labels alone; the rest is as in `plot_predictions`."""
+    """Draw each row's image, its labels over it, and the labels alone; arguments as in `plot_predictions`."""
     colors = np.zeros((max(len(palette), IGNORE_INDEX + 1), 3), np.uint8)
     colors[: len(palette)] = as_colors(palette)
     labels = [np.asarray(row["label"]) for row in rows]
@@ -173,7 +173,7 @@ def _as_rgb(array: np.ndarray | str, colors: np.ndarray, unlined: Sequence[int])
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
         return array
     rgb = colorize(array, colors)
-    drawn = round(CELL_WIDTH * DPI)  # pixels; maps get twice as many at least, so that lines can be thinner than theirs
+    drawn = round(CELL_WIDTH * DPI)  # pixels; maps are enlarged to at least twice that, so that lines can be thin
     times = -(-2 * drawn // array.shape[1])
     array, rgb = (each.repeat(times, 0).repeat(times, 1) for each in (array, rgb))
     lines = between_classes(array, -(-array.shape[1] // drawn), unlined)
@@ -182,13 +182,13 @@ def _as_rgb(array: np.ndarray | str, colors: np.ndarray, unlined: Sequence[int])
 
 
 def _swatches(arrays: Sequence[np.ndarray], colors: np.ndarray, class_names: Sequence[str]) -> list[Patch]:
-    """The legend: classes in their order, ignored pixels, and how many classes more there are."""
+    """List the legend's entries: classes in their order, ignored pixels, and the number of further classes."""
     from matplotlib.patches import Patch
 
     covered: Counter[int] = Counter()
     for array in (array for array in arrays if array.ndim == 2):
         for index, pixels in zip(*np.unique(array, return_counts=True), strict=True):
-            covered[int(index)] += pixels / array.size  # large images count like small ones
+            covered[int(index)] += pixels / array.size  # images have equal weight, whatever their size
     ignored = covered.pop(IGNORE_INDEX, 0) > 0
     listed = sorted(sorted(covered, key=lambda index: (-covered[index], index))[:MOST_CLASSES])
     edge: dict[str, Any] = {"edgecolor": "#999999", "linewidth": 0.6}
@@ -201,17 +201,17 @@ def _swatches(arrays: Sequence[np.ndarray], colors: np.ndarray, class_names: Seq
 
 
 def distinct_palette(num_colors: int) -> np.ndarray:
-    """Colours `(K, 3)` uint8 RGB that are told apart as well as so many can be: neither black, white nor grey.
+    """Choose colours `(K, 3)` uint8 RGB that are as distinct as possible and are not black, white or grey.
 
-    Each is the one farthest (in Oklab, where distances are about as seen) from all before it, so that the palette is
-    always the same and a shorter one is the beginning of a longer one.
+    Each is farthest from all previous ones in Oklab, where distances are roughly perceptual, so the palette is
+    deterministic and a shorter one is a prefix of a longer one.
     """
     steps = np.linspace(0, 255, 32).round().astype(np.uint8)
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     seen = oklab(candidates)
     usable = (seen[:, 0] > _LIGHTNESS[0]) & (seen[:, 0] < _LIGHTNESS[1])
     candidates, seen = candidates[usable], seen[usable]
-    # Greys are taken from the start: ignored pixels are black, and much of a photo is grey.
+    # Greys are excluded from the start: ignored pixels are black, and much of a photo is grey.
     distance = np.hypot(seen[:, 1], seen[:, 2])
     chosen = []
     for _ in range(num_colors):
@@ -221,7 +221,7 @@ def distinct_palette(num_colors: int) -> np.ndarray:
 
 
 def oklab(colors: np.ndarray) -> np.ndarray:
-    """Colours `(..., 3)` uint8 sRGB as `(..., 3)` float64 Oklab: lightness 0..1 and two colour axes around 0."""
+    """Convert `(..., 3)` uint8 sRGB to `(..., 3)` float64 Oklab: lightness 0..1 and two colour axes around 0."""
     values = colors.astype(np.float64) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     return np.cbrt(linear @ _TO_RECEPTORS.T) @ _TO_OKLAB.T

@@ -1,4 +1,4 @@
-"""The results of evaluations: IoU by class as bars, confusion matrices as heat maps."""
+"""Charts of evaluation results: IoU by class as bars, confusion matrices as heat maps."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 Results = Mapping[str, Mapping[str, float | None]]
 MOST_RESULTS, MOST_ROWS = 5, 40
-WIDTH, BAR, ROW_GAP = 8.73, 0.2, 0.13  # inches; the bars' y coordinates are inches too
-GAIN_COLOR, LOSS_COLOR = "#00674B", "#A33B00"  # darker sisters of the series' green and vermilion, for text
+WIDTH, BAR, ROW_GAP = 8.73, 0.2, 0.13  # inches, as are the bars' y coordinates
+GAIN_COLOR, LOSS_COLOR = "#00674B", "#A33B00"  # darker shades of the series' green and vermilion, for text
 NORMALIZATIONS = {"truth": "true", "prediction": "predicted"}
 NUMBERS_UP_TO, NAMES_UP_TO = 20, 40  # classes; beyond, cells and ticks are too small for text
 NUMBER_FROM = 0.05  # percent
-_COUNTS = ("num_images", "num_pixels")  # of other images, or of fewer
+_COUNTS = ("num_images", "num_pixels")  # these differ if other or fewer images were evaluated
 _MODELS_OWN = {
     "model", "dtype", "logits_upsampling", "align_corners", "input_size", "input_resampling", "input_padding",
     "channel_order", "rescale_factor", "image_mean", "image_std", "boundary_ratio", "date", "machine", "versions",
@@ -31,16 +31,16 @@ _EMPTY: dict[str, Any] = {"facecolor": "#EFEFEF", "edgecolor": "#B5B5B5", "hatch
 
 
 def plot_class_iou(results: Results, path: str | Path, *, title: str | None = None, order: str = "classes") -> Path:
-    """Draw each class's IoU in one to five results as bars with their numbers; the mean is the first row.
+    """Draw each class's IoU in one to five results as bars with their values; the first row is the mean.
 
-    Two results get a column with the gain of the second over the first, in points. Of more than 40 classes, the 20 with
-    the largest gains and the 20 with the largest losses of the last result over the first are drawn (of a single
-    result the highest and the lowest), and the heading says so.
+    For two results, a column shows the gain of the second over the first, in points. If there are more than 40 classes,
+    only the 20 with the largest gains and the 20 with the largest losses from the first to the last result are drawn
+    (for a single result, the highest and the lowest), and the heading says so.
 
     Args:
-        results: name of each result to its `per_category_iou`: class to fraction 0-1, None or NaN where the class is
-            not in the data, which reads n/a and is not in the mean.
-        path: file to write; its suffix picks the format.
+        results: name of each result -> its `per_category_iou`: class -> fraction 0-1, or None or NaN if the class is
+            not in the data; this is shown as n/a and left out of the mean.
+        path: file to write; its suffix determines the format.
         title: line above the bars; name the data here.
         order: "classes" (that of the first result) or "gain" (largest first, for two or more results).
     """
@@ -77,7 +77,7 @@ def plot_class_iou(results: Results, path: str | Path, *, title: str | None = No
 
 
 def data_title(protocol: Mapping[str, Any] | None) -> str | None:
-    """What a title calls the data of an evaluation's protocol: `camvid val`; None where this does not say it."""
+    """Name the data of an evaluation's protocol for a title: `camvid val`; None if the protocol does not say."""
     if not protocol or not {"dataset", "split"} <= set(protocol):
         return None
     first = f", first {protocol['max_samples']} images" if protocol.get("max_samples") else ""
@@ -85,14 +85,14 @@ def data_title(protocol: Mapping[str, Any] | None) -> str | None:
 
 
 def model_and_data(protocol: Mapping[str, Any]) -> str:
-    """What a title calls an evaluation: `student, camvid val`."""
+    """Name an evaluation for a title: `student, camvid val`."""
     return ", ".join(filter(None, (Path(str(protocol.get("model") or "")).name, data_title(protocol))))
 
 
 def protocol_differences(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What differed when results (name to content of results.json) were measured, and changes scores.
+    """List protocol differences between results (name -> content of results.json) that affect scores.
 
-    As `["flip: False, True"]`; a field that one lacks reads None, and fields that belong to the model may differ.
+    Example: `["flip: False, True"]`. Missing fields are shown as None; fields that belong to the model may differ.
     """
     counted = [{name: one.get(name) for name in _COUNTS} | dict(one.get("protocol") or {}) for one in results.values()]
     differences = []
@@ -104,7 +104,7 @@ def protocol_differences(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _checked_percent(results: Results) -> tuple[list[str], np.ndarray]:
-    """Class names of the first result, and `(K, R)` percent with NaN where a class is not in the data."""
+    """Return the first result's class names and `(K, R)` percentages, NaN for classes not in the data."""
     if not 1 <= len(results) <= MOST_RESULTS:
         raise ValueError(f"{len(results)} results were passed; one to {MOST_RESULTS} fit in one chart.")
     first, names = next((name, list(classes)) for name, classes in results.items())
@@ -122,7 +122,7 @@ def _checked_percent(results: Results) -> tuple[list[str], np.ndarray]:
 
 
 def _shown_rows(values: np.ndarray, order: str) -> tuple[list[int], str]:
-    """The classes to draw, from top to bottom, and what the heading says of the choice."""
+    """Choose the classes to draw, from top to bottom, and a heading that explains the choice."""
     count, single = len(values), values.shape[1] == 1
     if order not in ("classes", "gain") or (order == "gain" and single):
         raise ValueError(f"order={order!r}: known are classes and, for two or more results, gain.")
@@ -157,14 +157,14 @@ def plot_confusion_matrix(
 ) -> Path:
     """Draw a confusion matrix in percent: correct pixels on the diagonal in blue, confusions in orange.
 
-    Colours follow the square root of the share, so that a few percent are seen beside a diagonal near 100. Up to 20
-    classes have numbers in the cells (none below 0.05 %), and beyond 40 the axes count the classes instead of naming
-    them. Classes without pixels are hatched.
+    Colours follow the square root of the share, so that a few percent are visible beside a diagonal near 100. With up
+    to 20 classes the cells have numbers (if at least 0.05 %); with more than 40 the axes show class numbers instead of
+    names. Classes without pixels are hatched.
 
     Args:
         matrix: `(K, K)` integer pixel counts, rows = truth, such as `evaluate_segmenter`'s "confusion_matrix".
         class_names: K names.
-        path: file to write; its suffix picks the format.
+        path: file to write; its suffix determines the format.
         title: line above the map; name model and data here.
         normalize: what is 100 %: "truth" (each row; the diagonal is a class's accuracy) or "prediction" (each column;
             the diagonal is its precision).
@@ -175,7 +175,7 @@ def plot_confusion_matrix(
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize={normalize!r} is unknown; known are {', '.join(NORMALIZATIONS)}.")
     if not counts.sum():
-        raise ValueError("The confusion matrix counts no pixel; evaluate on data with labels.")
+        raise ValueError("The confusion matrix has no pixels; evaluate on data with labels.")
     shares = 100 * counts / counts.sum(axis=int(normalize == "truth"), keepdims=True).clip(1)
     names, count = [shorten(name, 20) for name in class_names], len(class_names)
     side, empty = min(0.52 * count, 9.0), np.flatnonzero(np.isnan(shares.diagonal()))
@@ -208,7 +208,7 @@ def _draw_shares(axes: Axes, shares: np.ndarray) -> None:
 
     on_diagonal, norm = np.eye(len(shares), dtype=bool), PowerNorm(0.5, 0, 100)
     for name, shown in (("Blues", on_diagonal), ("Oranges", ~on_diagonal)):
-        shades = ["white", *matplotlib.colormaps[name](np.linspace(0.1, 1, 32))]  # nothing confused, nothing seen
+        shades = ["white", *matplotlib.colormaps[name](np.linspace(0.1, 1, 32))]  # cells without confusions stay white
         colors = LinearSegmentedColormap.from_list(name, shades)
         axes.imshow(np.ma.masked_array(shares, ~shown), cmap=colors, norm=norm, interpolation="nearest")
     axes.grid(False)

@@ -1,4 +1,4 @@
-"""Runs side by side: mIoU and loss terms against the step; scores of methods, also against the time they took."""
+"""Charts of runs: mIoU and loss terms over the steps; scores of methods, also over training time."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ _NAME_LENGTH = 32
 def load_history(folder: str | Path) -> list[dict[str, Any]]:
     """Read the Trainer's `state.log_history` of a run from its `trainer_state.json`, for `plot_training_curves`.
 
-    `folder` is a checkpoint, or a run's output folder, of which that or the checkpoint that got furthest is taken. A
-    FileNotFoundError where there is no such file, a ValueError where it is not a Trainer's state.
+    `folder` is a checkpoint or a run's output folder; of its own state and its checkpoints', the latest is read. A
+    FileNotFoundError if there is no such file, a ValueError if it is not a Trainer's state.
     """
     folder = Path(folder)
     found = [path for path in (folder / STATE_NAME, *folder.glob(f"checkpoint-*/{STATE_NAME}")) if path.is_file()]
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds no {STATE_NAME}, nor does a checkpoint-* folder in it. Pass the --output_dir of a run "
+            f"Neither {folder} nor a checkpoint-* folder in it has a {STATE_NAME}. Pass the --output_dir of a run "
             "that has finished or saved a checkpoint."
         )
     states: list[dict[str, Any]] = [read_json(path, "a Trainer's state") for path in found]
     for path, state in zip(found, states, strict=True):
         if not isinstance(state.get("log_history"), list):
-            raise ValueError(f"{path} holds no list 'log_history'; pass the folder of a run of the Trainer.")
-    # A run that was resumed and interrupted again got further than its first end; max takes the first of equals.
+            raise ValueError(f"{path} has no list 'log_history'; pass the output folder of a training.")
+    # After a resumed run was interrupted, a checkpoint may be later than the folder's state; max prefers the first.
     return max(states, key=lambda state: state.get("global_step", 0))["log_history"]
 
 
 def plot_training_curves(runs: Histories, path: str | Path, *, title: str | None = None) -> Path:
-    """Draw the mIoU and every logged loss term against the training step, all runs in each panel.
+    """Draw the mIoU and every logged loss term over the training steps, with all runs in each panel.
 
     Args:
-        runs: name of each run to its Trainer's `state.log_history` (see `load_history`): entries with "step" and any of
-            "eval_mean_iou" (fraction 0-1), "loss" and "loss_<term>". A total that is the task loss is drawn as this.
-        path: file to write; its suffix picks the format (.png, .svg, .pdf).
+        runs: name of each run -> its Trainer's `state.log_history` (see `load_history`): entries with "step" and any of
+            "eval_mean_iou" (fraction 0-1), "loss" and "loss_<term>". A total equal to the task loss is drawn only once.
+        path: file to write; its suffix determines the format (.png, .svg, .pdf).
         title: line above the panels; name the data here.
 
-    Where no run has anything to draw, it is a ValueError.
+    A ValueError if no run has anything to draw.
     """
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, NullLocator
@@ -62,13 +62,13 @@ def plot_training_curves(runs: Histories, path: str | Path, *, title: str | None
     scores = {name: _series(history, "eval_mean_iou", 100) for name, history in runs.items()}
     panels = {"Mean IoU in evaluation": scores} if any(scores.values()) else {}
     losses = {term: {name: _series(runs[name], term) for name in runs} for term in _loss_terms(runs)}
-    for name, points in losses.get("loss", {}).items():  # trained on the labels alone: the total is the task loss
+    for name, points in losses.get("loss", {}).items():  # without distillation the total is the task loss
         if points == losses.get("loss_task", {}).get(name):
             losses["loss"][name] = []
     panels |= {_title(term): curves for term, curves in losses.items() if any(curves.values())}
     if not panels:
         raise ValueError(
-            f"Nothing to draw: the histories of {list(runs) or 'no run'} hold neither 'eval_mean_iou' nor a 'loss'; "
+            f"Nothing to draw: the histories of {list(runs) or 'no run'} have neither 'eval_mean_iou' nor a 'loss'; "
             "pass each Trainer's state.log_history after training."
         )
     styles = {name: series_style(index) for index, name in enumerate(runs)}
@@ -90,7 +90,7 @@ def plot_training_curves(runs: Histories, path: str | Path, *, title: str | None
                 values = [value for points in curves.values() for _, value in points if math.isfinite(value)]
                 if values and min(values) > 0 and max(values) >= 10 * min(values):
                     axes.set_yscale("log")
-                    # Few and plain numbers: "0.2", where matplotlib would write a power of ten at each small tick.
+                    # Few ticks and plain numbers such as "0.2"; matplotlib would write powers of ten.
                     axes.yaxis.set_major_locator(
                         LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,))
                     )
@@ -115,7 +115,7 @@ def _loss_terms(runs: Histories) -> list[str]:
 
 
 def _title(term: str) -> str:
-    """Of a panel; the terms of several map pairs are numbered, as in `loss_feature_2`."""
+    """Return a panel's title; terms of several map pairs are numbered, as in `loss_feature_2`."""
     name, _, number = term.rpartition("_")
     if name in TERM_TITLES and number.isdigit():
         return f"{TERM_TITLES[name]}, maps {number}"
@@ -123,7 +123,7 @@ def _title(term: str) -> str:
 
 
 def plot_method_scores(methods: Mapping[str, tuple[Sequence[float], float | None]], path: Path, title: str) -> None:
-    """Draw every method's mIoU of each seed, mean and standard deviation, the best on top, and its gain over alone."""
+    """Draw each method's mIoU per seed, mean and standard deviation, best on top, and its gain over alone."""
     order = sorted(methods, key=lambda name: statistics.mean(methods[name][0]))
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (6, 0), "textcoords": "offset points"}
     with figure_file(path, 7.5, 1.5 + 0.5 * len(order)) as figure:
@@ -146,9 +146,9 @@ def plot_method_scores(methods: Mapping[str, tuple[Sequence[float], float | None
 
 
 def plot_score_over_time(methods: Mapping[str, Sequence[tuple[float, float, float]]], path: Path, title: str) -> None:
-    """Draw mIoU against the wall-clock time of training; the last point of a method is the finished model.
+    """Draw mIoU over wall-clock training time; the last point of a method is the finished model.
 
-    A point has seconds of training, mean mIoU and its standard deviation over seeds (fractions 0-1), drawn at the end.
+    Points are (seconds, mean mIoU, standard deviation over seeds), fractions 0-1; bars show the last one's deviation.
     """
     best_first = sorted(methods, key=lambda name: -methods[name][-1][1])
     longest = max(points[-1][0] for points in methods.values())
@@ -158,10 +158,10 @@ def plot_score_over_time(methods: Mapping[str, Sequence[tuple[float, float, floa
             seconds, percent = zip(*((second, 100 * score) for second, score, _ in points), strict=True)
             (lines[name],) = axes.plot(seconds, percent, **series_style(index))
             if spread := 100 * points[-1][2]:
-                # Equal budgets end at one x, where bars would hide each other.
+                # Offset the bars: methods with equal budgets end at the same x.
                 end = seconds[-1] + 0.012 * longest * (index + 1)
                 axes.errorbar(end, percent[-1], yerr=spread, color=lines[name].get_color(), capsize=3, fmt="_")
-        axes.set_xlabel("wall-clock time of training (s), evaluations left out")
+        axes.set_xlabel("wall-clock training time without evaluations (s)")
         axes.set_ylabel("mIoU (%)")
         axes.set_xlim(left=0)
         labels = [shorten(name, _NAME_LENGTH) for name in best_first]

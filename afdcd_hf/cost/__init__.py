@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-accumulates, and measured time and memory."""
+"""The cost of a model: parameters, multiply-accumulates, and measured time and memory."""
 
 from .profiling import (
     ProfileRow,

@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""The machine and library versions of a measurement."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .. import __version__
 
 
 def machine_name() -> str:
-    """`device_name` of the GPU where torch finds one, else of the CPU."""
+    """Return the `device_name` of the GPU if torch finds one, otherwise of the CPU."""
     return device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what scores depend on."""
+    """Return the versions of the libraries on which scores depend."""
     libraries = ("torch", "transformers", "timm", "datasets", "accelerate")
     return {"afdcd_hf": __version__, **{name: version(name) for name in libraries}}
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's with the number of cores that torch uses: "AMD EPYC, 2 threads"."""
+    """Return the GPU's name, or the processor's with torch's number of threads: "AMD EPYC, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -35,7 +35,7 @@ def device_name(device: torch.device) -> str:
 
 
 def without_threads(name: str) -> str:
-    """The `device_name` of the same machine, whatever number of cores torch uses."""
+    """Strip the number of threads from a `device_name`."""
     return re.sub(r", \d+ threads?$", "", name)
 
 
@@ -47,7 +47,7 @@ def _processor_name() -> str:
 
 
 def versions(device: torch.device) -> str:
-    """What the time depends on beside the device: "torch 2.15.0, CUDA 12.8, cuDNN 91002"."""
+    """Return the versions on which times depend: "torch 2.15.0, CUDA 12.8, cuDNN 91002"."""
     parts = [f"torch {torch.__version__}"]
     if device.type == "cuda":
         parts.append(f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}")
@@ -58,5 +58,5 @@ def versions(device: torch.device) -> str:
 
 
 def load_average() -> float | None:
-    """Programs that wanted a core during the last minute; None where the system does not count them."""
+    """Return the load average of the last minute; None on systems without one."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-accumulates, which are counted; time and memory, which are measured."""
+"""The cost of a model: parameters and multiply-accumulates are counted, time and memory are measured."""
 
 from __future__ import annotations
 
@@ -32,38 +32,38 @@ SIZES = ((512, 512), (512, 1024), (1024, 2048))
 HEADER = (
     f"{'input':>11}{'batch':>7}{'GMACs':>9}{'median ms':>11}{'p95 ms':>10}{'images/s':>10}{'peak MiB':>10}{'passes':>8}"
 )
-_FEWEST_PASSES = 3  # of a measurement that its time limit cuts short
+_FEWEST_PASSES = 3  # even if the time limit is exceeded
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the numbers of a model's state dict, also running statistics and counters; shared tensors count once."""
-    state = model.state_dict(keep_vars=True).values()  # the tensors themselves, told apart by their identity
+    """Count the numbers in a model's state dict, including running statistics and counters; shared tensors once."""
+    state = model.state_dict(keep_vars=True).values()  # the tensors themselves, distinguished by identity
     return sum({id(tensor): tensor.numel() for tensor in state if isinstance(tensor, Tensor)}.values())
 
 
 def count_macs(model: nn.Module, size: tuple[int, int], channels: int = 3) -> int:
-    """Count the multiply-accumulates (MACs) of one forward pass of one image; one is two floating-point operations.
+    """Count the multiply-accumulates (MACs) of one image's forward pass; 1 MAC = 2 floating-point operations.
 
-    Counted are convolutions (grouped and transposed ones too), matrix products and attention, by the shapes PyTorch
-    really runs; everything else, biases included, counts 0. The model runs once in evaluation mode on an image of
-    zeros, on its own device and in its own dtype; layers that work only in training are not counted.
+    Convolutions (including grouped and transposed ones), matrix products and attention are counted from the shapes
+    that PyTorch runs; everything else, including biases, counts 0. The model runs once in evaluation mode on an image
+    of zeros, on its own device and in its own dtype; layers that are active only in training are not counted.
 
     Args:
-        model: called as `model(pixel_values=image)`; every module is left in the mode it was in.
+        model: called as `model(pixel_values=image)`; the mode of every module is restored.
         size: `(height, width)` of the image in pixels; a ValueError unless these are positive whole numbers.
         channels: channels of the image.
     """
     height_and_width("size", size)
     image = torch.zeros(1, channels, *size, device=device_of(model), dtype=dtype_of(model))
     counter = FlopCounterMode(display=False)
-    # PyTorch has no formula for the CPU's fused attention: as plain matrix products it is counted on every device.
+    # PyTorch has no formula for fused attention on CPUs; as plain matrix products it is counted on every device.
     with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         model(pixel_values=image)
     return counter.get_total_flops() // 2
 
 
 def count_macs_at(model: nn.Module, sizes: Iterable[tuple[int, int]]) -> list[int]:
-    """As `count_macs`, for one RGB image at each `(height, width)`, from shapes alone: nothing is computed."""
+    """Count MACs as `count_macs` does, for one RGB image at each `(height, width)`, from shapes alone."""
     shapes = copy.deepcopy(model).to("meta")
     for module in shapes.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.ReLU)):
@@ -73,16 +73,16 @@ def count_macs_at(model: nn.Module, sizes: Iterable[tuple[int, int]]) -> list[in
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """How to measure; a ValueError where a number is not positive or the precision is unknown."""
+    """How to measure; a ValueError if a number is not positive or the precision is unknown."""
 
     batch_size: int = 1  # images in a forward pass
     precision: str = "fp32"  # as in inference: "fp32" (the type of the weights), or "bf16" or "fp16" (autocast)
-    channels_last: bool = False  # lay out weights and images with the channels last
-    compile: bool = False  # with `torch.compile`, anew for each size
-    warmup: int = 10  # passes before those that count
-    repeats: int = 40  # passes that count
-    max_seconds: float = 30.0  # limit for the passes of a size that count, after which at least three have to do
-    memory: bool = True  # measure peak memory, in one more pass
+    channels_last: bool = False  # memory format of weights and images
+    compile: bool = False  # use `torch.compile`, separately for each size
+    warmup: int = 10  # untimed passes
+    repeats: int = 40  # timed passes
+    max_seconds: float = 30.0  # limit for the timed passes at each size; there are always at least three
+    memory: bool = True  # measure peak memory, in an extra pass
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "warmup", "repeats"):
@@ -97,7 +97,7 @@ class ProfileSettings:
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """The cost of a model at one size of input."""
+    """The cost of a model at one input size."""
 
     num_parameters: int  # as `count_parameters` counts
     macs: int  # of one image, as `count_macs` counts
@@ -105,25 +105,25 @@ class ProfileRow:
     width: int
     batch_size: int
     device: str  # the GPU, or the processor and its number of threads
-    setting: str  # precision and what else was asked for, such as "fp32, channels last"
+    setting: str  # precision and other options, such as "fp32, channels last"
     median_seconds: float  # of the forward pass of a batch
     p95_seconds: float
-    images_per_second: float  # images of all passes that count, by the time these took
-    # MiB of weights, input, maps and workspaces, by PyTorch's allocator; None where it was not measured
+    images_per_second: float  # images of all timed passes, divided by their total time
+    # MiB of weights, input, maps and workspaces, by PyTorch's allocator; None if not measured
     peak_memory_mb: float | None
-    warmup: int  # passes before those that count
-    repeats: int  # passes that count
-    load_average: float | None  # programs that wanted a core during the minute before; None where it is not known
+    warmup: int  # untimed passes
+    repeats: int  # timed passes
+    load_average: float | None  # of the minute before the measurement; None if unknown
     versions: str  # of torch, and of CUDA, cuDNN and driver on a GPU
     date: str  # of the measurement, as 2026-01-31
 
     def describe(self) -> str:
-        """What the row was measured on, and how."""
+        """Describe the model's size, and where and how the row was measured."""
         parameters = f"{self.num_parameters / 1e6:.2f} M parameters"
         return f"{parameters}; {self.device}; {self.setting}; {self.versions}; measured {self.date}"
 
     def format(self) -> str:
-        """One line under `HEADER`; "-" stands for not measured."""
+        """Format one line under `HEADER`; "-" means not measured."""
         memory = "-" if self.peak_memory_mb is None else f"{self.peak_memory_mb:.0f}"
         return (
             f"{f'{self.height}x{self.width}':>11}{self.batch_size:>7}{self.macs / 1e9:>9.2f}"
@@ -142,22 +142,22 @@ def profile_model(
 ) -> list[ProfileRow]:
     """Measure time and memory of a model's forward pass, and count its parameters and multiply-accumulates.
 
-    The model runs in evaluation mode, without gradients, on noise that lies on the device already. Reading images,
-    preprocessing and stretching the logits are not included.
+    The model runs in evaluation mode, without gradients, on noise that is already on the device. Reading images,
+    preprocessing and upsampling the logits are not included.
 
     Args:
-        model: called as `model(pixel_values=images)`, of which a copy is measured; or the folder or Hub id of one.
+        model: called as `model(pixel_values=images)`, of which a copy is measured; or its folder or Hub id.
         sizes: `(height, width)` of the inputs, in pixels.
         settings: how to measure.
-        device: where to run. By default where the model is; a saved one on a GPU where there is one.
-        show: gets each row as soon as it is measured.
+        device: device to run on; by default the model's, and for a saved model a GPU if there is one.
+        show: called with each row as soon as it is measured.
 
     Returns:
         A row per size.
 
     Raises:
-        ValueError: a size or device that cannot be, an input that model or memory cannot take, or a failing compiler.
-        OSError: there is no such folder or repository.
+        ValueError: an invalid size or device, an input too large for model or memory, or a failing compiler.
+        OSError: the folder or repository does not exist.
     """
     settings, rows = settings or ProfileSettings(), list[ProfileRow]()
     for size in sizes:
@@ -166,7 +166,7 @@ def profile_model(
         raise ValueError("sizes is empty: give at least one (height, width).")
     try:
         torch.empty(0, device=device)  # before a model is loaded
-    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError if torch was built without CUDA
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={str(device)!r} cannot be used here: {reason}") from error
     if isinstance(model, nn.Module):
@@ -210,14 +210,14 @@ def _profile_row(model: nn.Module, size: tuple[int, int], settings: ProfileSetti
 
 
 def _measure(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> tuple[list[float], int | None]:
-    """Seconds of each pass that counts, and bytes that one takes at most beside the weights."""
+    """Return the seconds of each timed pass, and a pass's peak memory in bytes without the weights."""
     device, autocast = device_of(model), PRECISIONS[settings.precision]
     forward: Callable[..., Any] = model
     if settings.compile:
-        torch.compiler.reset()  # else later sizes get the graph for any size, or none after the eighth
+        torch.compiler.reset()  # otherwise later sizes reuse a dynamic graph, or none after the eighth
         forward = torch.compile(model, dynamic=False)
 
-    def noise() -> Tensor:  # zeros would be cheaper to multiply on a GPU, which then clocks higher
+    def noise() -> Tensor:  # with zeros a GPU would need less power and clock higher
         generator = torch.Generator(device).manual_seed(0)
         shape = (settings.batch_size, 3, *size)
         images = torch.randn(shape, device=device, dtype=dtype_of(model), generator=generator)
@@ -241,14 +241,14 @@ def _measure(model: nn.Module, size: tuple[int, int], settings: ProfileSettings)
         run(images)
         seconds.append(now() - start)
     del images
-    # this pass makes its input itself, so that the allocator sees it come
+    # this pass creates its own input, so that the allocator counts it
     return seconds, peak_allocated(lambda: run(noise()), device) if settings.memory else None
 
 
 def peak_allocated(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that tensors took at most during one call, beyond what was there before it; None on unknown devices.
+    """Measure the peak memory of tensors during one call, in bytes beyond that before it; None on unknown devices.
 
-    A CPU's allocator keeps no count: PyTorch's profiler notes every tensor and workspace taken and given back.
+    The CPU allocator keeps no count, so PyTorch's profiler records every allocation and release.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -259,13 +259,13 @@ def peak_allocated(run: Callable[[], Any], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu":
         return None
-    # read when the profiler first runs: without it, that reports its own start and end, and a missing GPU as an error
+    # read at the profiler's first run; otherwise it logs its start and end, and a missing GPU as an error
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as noted:
         run()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
-        noted.export_chrome_trace(str(trace))  # the one public form in which single allocations come out
+        noted.export_chrome_trace(str(trace))  # the only public way to get individual allocations
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]"]
     return max(accumulate(size for _, size in sorted(changes)), default=0)
@@ -284,15 +284,15 @@ def _setting(model: nn.Module, settings: ProfileSettings) -> str:
 
 @contextmanager
 def _explained(size: tuple[int, int], settings: ProfileSettings) -> Iterator[None]:
-    """Turn what memory, the model's own limits or a compiler say into a ValueError that names the input."""
+    """Convert errors about memory, the model's limits or compilation to a ValueError that names the input."""
     shown = f"{settings.batch_size} x 3 x {size[0]} x {size[1]}"
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # of a GPU, of the CPU
-            raise ValueError(f"Input of {shown} does not fit into memory; take fewer or smaller images.") from error
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # GPU, CPU
+            raise ValueError(f"Input of {shown} does not fit into memory; use fewer or smaller images.") from error
         compiling = settings.compile
         tried = "torch.compile, or the pass after it, failed" if compiling else "The forward pass failed"
-        advice = "measure without compiling, or another size" if compiling else "take another size"
+        advice = "measure without compiling, or another size" if compiling else "use another size"
         reason = str(error).strip().partition("\n")[0]  # the rest of PyTorch's messages are stack frames of C++
         raise ValueError(f"{tried} on an input of {shown}; {advice}. {type(error).__name__}: {reason}") from error

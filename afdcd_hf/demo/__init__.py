@@ -1,4 +1,4 @@
-"""A web page that shows what saved models see, on this machine or as a Space on the Hugging Face Hub."""
+"""A web page that segments images with saved models, on this machine or as a Space on the Hugging Face Hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page itself, in Gradio."""
+"""The web page, in Gradio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
 logger = logging.getLogger(__name__)
 
 TITLE = "Semantic segmentation, side by side"
-_FONTS = ["Inter", "ui-sans-serif", "system-ui", "sans-serif"]  # of the visitor's machine: none is fetched
+_FONTS = ["Inter", "ui-sans-serif", "system-ui", "sans-serif"]  # fonts of the visitor's machine; none is downloaded
 
 
 def build_app(
@@ -33,16 +33,16 @@ def build_app(
     device: str | torch.device | None = None,
     longest_side: int = LONGEST_SIDE,
 ) -> gr.Blocks:
-    """The page, with its models loaded and its first example segmented.
+    """Build the page, with its models loaded and its first example segmented.
 
     Args:
         models: title -> folder or Hub id.
-        examples: images to offer, the first of which the page opens with; generated street scenes if there is none.
-        device: where to run; by default a GPU where there is one.
+        examples: images to offer; the page opens with the first one. Generated street scenes if empty.
+        device: device to run on; by default a GPU if there is one.
         longest_side: larger images are shrunk to this many pixels.
 
     Raises:
-        ValueError: there is no model, weights are missing, an example cannot be read, or `longest_side` is below 1.
+        ValueError: no model is given, weights are missing, an example cannot be read, or `longest_side` is below 1.
         OSError: a model does not exist.
     """
     if longest_side < 1:
@@ -70,9 +70,9 @@ def build_app(
         note = f"Segmented at {size}. From image to label map: {', '.join(times)}."
         return [*panes, note, share_table(segmenters, maps)]
 
-    show(str(examples[0]))  # the very first pass is slower than all others: it is not the one to show
+    show(str(examples[0]))  # warm-up: the first pass is slower than the others, so its time is not shown
     first = show(str(examples[0]))
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as app:  # uploads go after an hour
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as app:  # uploads: one hour
         gr.Markdown(f"## {TITLE}\nUpload an image or choose an example. [afdcd_hf](https://arxiv.org/abs/2312.04168)")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -84,12 +84,12 @@ def build_app(
                     named = zip(segmenter.classes, segmenter.colors, strict=True)
                     colors = {name: "#{:02x}{:02x}{:02x}".format(*color) for name, color in named}
                     panes.append(gr.AnnotatedImage(value, label=segmenter.title, color_map=colors))
-                    # below, as a long label covers the top of the image
+                    # below the image, since a long label would cover its top
                     gr.Markdown(_literally(f"{segmenter.title}: {segmenter.facts}"))
                 note = gr.Markdown(first[-2])
                 headers = ["class, share of pixels", *(segmenter.title for segmenter in segmenters)]
                 table = gr.Dataframe(first[-1], headers=headers, interactive=False)
-        # preprocess=False: Gradio would answer a file that is not an image with "Error", and nothing else
+        # preprocess=False: for a file that is not an image, Gradio would show only "Error"
         image.change(
             lambda file: show(file["path"]) if file else [gr.skip()] * (len(panes) + 2),
             image, [*panes, note, table], preprocess=False, api_visibility="private",
@@ -98,7 +98,7 @@ def build_app(
 
 
 def _literally(text: str) -> str:
-    """Text in entities: Gradio takes a title neither for Markdown nor for HTML."""
+    """Encode text as HTML entities, so that Gradio does not interpret a title as Markdown or HTML."""
     return "".join(f"&#{ord(one)};" for one in text)
 
 
@@ -111,12 +111,12 @@ def launch_demo(
     port: int | None = None,
     share: bool = False,
 ) -> None:
-    """Serve the page until Ctrl-C, to this machine alone unless the environment (a Space's) or `share` says otherwise.
+    """Serve the page until Ctrl-C, to this machine only unless the environment (a Space's) or `share` says otherwise.
 
     Args:
-        models, examples, device, longest_side: as `build_app` takes them, whose errors are raised, too.
-        port: by default the first free one from 7860 on; an OSError where it is taken.
-        share: also make a public link through Gradio's servers.
+        models, examples, device, longest_side: as in `build_app`, whose errors are raised too.
+        port: by default the first free one from 7860 on; an OSError if it is taken.
+        share: also create a public link through Gradio's servers.
     """
     app = build_app(models, examples, device=device, longest_side=longest_side)
     theme = gr.themes.Default(primary_hue="teal", font=_FONTS, font_mono=["ui-monospace", "monospace"])
@@ -129,7 +129,7 @@ def launch_demo(
         if "empty port" not in str(error):
             raise
         raise OSError(f"Port {port or 'from 7860 on'} is taken: give another one, or leave it out.") from error
-    logger.info("The page is at %s (Ctrl-C ends it).", address)
+    logger.info("The page is at %s (stop with Ctrl-C).", address)
     if app.share_url:
-        logger.info("Public, for a week: %s", app.share_url)
+        logger.info("Public link, for a week: %s", app.share_url)
     app.block_thread()

@@ -1,4 +1,4 @@
-"""The models of the page, the images it is given, and what the models make of them."""
+"""The page's models, its images, and the models' label maps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..inference.predictions import class_legend
 from ..inference.segment import segment_image
 from ..models.loading import load_model, load_processor
 
-LONGEST_SIDE = 1024  # what Cityscapes models see at half size; a small one takes about a second on a CPU
+LONGEST_SIDE = 1024  # Cityscapes images at half size; a small model takes about a second on a CPU
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class Segmenter:
     facts: str  # such as `DeepLabV3 on mobilenetv2_100, 3.2 M parameters`
     classes: tuple[str, ...]  # names of its K classes
     colors: np.ndarray  # (K, 3) uint8 RGB
-    model: nn.Module  # in evaluation mode, on the device where it is to run
+    model: nn.Module  # in evaluation mode, on its device
     processor: Any
 
     def __call__(self, image: Image.Image) -> tuple[np.ndarray, float]:
-        """The label map `(H, W)` of an RGB image, and the seconds from the image to the map."""
+        """Return the label map `(H, W)` of an RGB image, and the seconds from the image to the map."""
         start = time.perf_counter()
-        label_map = segment_image(self.model, self.processor, image)  # on the CPU: a GPU's work is complete
+        label_map = segment_image(self.model, self.processor, image)  # on the CPU, so a GPU has finished
         return label_map, time.perf_counter() - start
 
 
 def load_segmenters(models: Mapping[str, str | Path], device: str | torch.device | None = None) -> list[Segmenter]:
-    """Load models, title -> folder or Hub id, to a device, by default a GPU where there is one.
+    """Load models (title -> folder or Hub id) to a device, by default a GPU if there is one.
 
-    A ValueError where there is no model, or weights are missing in its file; an OSError where it does not exist.
+    A ValueError if there are no models or weights are missing in a file; an OSError if a model does not exist.
     """
     if not models:
         raise ValueError("A demo needs at least one model: a folder or a Hub id.")
@@ -66,7 +66,7 @@ def load_segmenters(models: Mapping[str, str | Path], device: str | torch.device
 
 
 def _measured(model: str) -> list[str]:
-    """Its score, where `afdcd evaluate` or a training left one beside the weights."""
+    """Return the model's score if `afdcd evaluate` or a training wrote one beside the weights."""
     kinds = ("missing_entries", "connection_errors", "gated_repo")
     path = cached_file(model, "results.json", **{f"_raise_exceptions_for_{kind}": False for kind in kinds})
     if path is None:
@@ -76,9 +76,9 @@ def _measured(model: str) -> list[str]:
 
 
 def read_upload(path: str | Path, longest_side: int = LONGEST_SIDE) -> tuple[Image.Image, tuple[int, int]]:
-    """An image upright, as RGB with 8 bits and no side longer than that, and the (width, height) that it had before.
+    """Read an image upright as 8-bit RGB with no side above `longest_side`; also return its original (width, height).
 
-    Not an image, damaged or too large to open is a ValueError, which names the file without its folder.
+    A ValueError, which names the file without its folder, if it is not an image, damaged or too large to open.
     """
     path = Path(path)
     try:
@@ -91,13 +91,13 @@ def read_upload(path: str | Path, longest_side: int = LONGEST_SIDE) -> tuple[Ima
 
 
 def example_images(given: Sequence[str | Path]) -> list[Path]:
-    """The given images, which exist and can be read, or an error; three generated street scenes if none is given."""
+    """Check that the given images can be read and return their paths; without any, three generated street scenes."""
     paths = [Path(path).expanduser().resolve() for path in given]
     for path in paths:
         read_upload(path)
     if not paths:
         folder = Path(tempfile.mkdtemp(prefix="afdcd-demo-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the page may show them until it ends
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the page may show them until it stops
         for number, seed in enumerate((7, 21, 35), 1):
             paths.append(folder / f"generated-street-{number}.png")
             Image.fromarray(generate_scene(seed, (256, 512))[0]).save(paths[-1])
@@ -105,7 +105,7 @@ def example_images(given: Sequence[str | Path]) -> list[Path]:
 
 
 def share_table(segmenters: Sequence[Segmenter], label_maps: Sequence[np.ndarray]) -> list[list[str]]:
-    """A row for each class that is seen: its name, and its share of the pixels for each model; the largest first."""
+    """List the predicted classes, largest first: name, and share of the pixels for each model."""
     shares: dict[str, list[float]] = {}
     for column, (segmenter, label_map) in enumerate(zip(segmenters, label_maps, strict=True)):
         counts = np.bincount(label_map.ravel(), minlength=len(segmenter.classes))

@@ -1,4 +1,4 @@
-"""The same page as a folder that is a Space: pushed to the Hugging Face Hub, it runs there as it is."""
+"""The same page as the folder of a Space, which runs on the Hugging Face Hub once it is pushed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .segmenters import LONGEST_SIDE, example_images
 _PACKAGE = Path(__file__).parents[1]
 _TEMPLATES = Path(__file__).with_name("space_files")
 _TESTED_GRADIO = "6.31.0"
-_MODELS = "models/"  # folder of the Space for models of this machine
-# What inference reads of a model's folder; checkpoints and optimizer states stay at home.
+_MODELS = "models/"  # folder of the Space for local models
+# Files in a model's folder that inference reads; checkpoints and optimizer states are not copied.
 _MODEL_FILES = ("config.json", "preprocessor_config.json", "results.json", "model*.safetensors", "model*.index.json")
 _NEEDED = ("config.json", "preprocessor_config.json", "model*.safetensors")
 
@@ -37,17 +37,17 @@ def write_space(
 ) -> Path:
     """Write a Space: `app.py`, `README.md` with its settings, `requirements.txt`, examples, and this package's source.
 
-    Models named by Hub id are loaded from there when the Space starts. A folder of this machine is copied into the
-    Space, as far as inference needs it.
+    Models given by Hub id are loaded from the Hub when the Space starts. Of a local model folder, the files that
+    inference needs are copied into the Space.
 
     Args:
-        models, examples, longest_side: as `build_app` takes them, whose errors are raised, too.
+        models, examples, longest_side: as in `build_app`, whose errors are raised too.
         folder: folder to write, which is returned.
         title: of the Space on the Hub.
-        overwrite: write into a folder that is not empty: files of the same names are replaced, others stay.
+        overwrite: write into a folder that is not empty; files of the same name are replaced, others are kept.
 
     Raises:
-        FileExistsError: the folder is not empty, unless `overwrite` is set, or is a file.
+        FileExistsError: the folder is a file, or is not empty and `overwrite` is off.
         FileNotFoundError: a model's folder lacks a file that inference needs.
     """
     folder = Path(folder).expanduser()
@@ -63,7 +63,7 @@ def write_space(
         if place.startswith(_MODELS):
             for path in (path for pattern in _MODEL_FILES for path in Path(models[name]).expanduser().glob(pattern)):
                 _copy(path, folder / place / path.name)
-    for number, path in enumerate(images, 1):  # numbered: their order is kept, and no two have the same name
+    for number, path in enumerate(images, 1):  # numbered, to keep their order and make names unique
         _copy(path, folder / "examples" / f"{number:02}-{path.name}")
     listed = "".join(f"    {json.dumps(name)}: {json.dumps(place)},\n" for name, place in places.items())
     app = _template("app.py").replace("MODELS: dict[str, str] = {}", f"MODELS = {{\n{listed}}}")
@@ -79,19 +79,19 @@ def write_space(
 
 
 def _place(title: str, model: str | Path) -> str:
-    """Where the Space finds a model: a folder of its own for one of this machine, else its Hub id."""
+    """Return where the Space finds a model: in its own folder if the model is local, otherwise its Hub id."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         try:
             AutoConfig.from_pretrained(str(model), trust_remote_code=False)
         except OSError as error:
-            what = "neither a local folder nor a model of the Hub that can be read"
+            what = "neither a local folder nor a readable model on the Hub"
             raise OSError(f"{model} is {what}: {error}") from error
         return str(model)
     if missing := [pattern for pattern in _NEEDED if not any(folder.glob(pattern))]:
         raise FileNotFoundError(f"{folder} is not a saved model: it has no {' and no '.join(missing)}.")
     name = re.sub(r"[^a-z0-9._-]+", "-", title.lower()).strip("-.") or "model"
-    # the path tells two folders with like titles apart
+    # the path distinguishes folders with similar titles
     return f"{_MODELS}{name}-{zlib.crc32(str(folder.resolve()).encode()):08x}"
 
 

@@ -1,4 +1,4 @@
-"""ONNX, OpenVINO and ExecuTorch graphs, checked against PyTorch; int8; pages; the backbone for timm."""
+"""Export to ONNX, OpenVINO and ExecuTorch, checked against PyTorch; int8; web pages; the backbone for timm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`afdcd export` of graphs: the graph, its int8 version, what was measured, and a report of it all."""
+"""`afdcd export` of graphs: the graph, its int8 version, measurements, and a report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .runtimes import compare_runtimes, format_runtimes
 
 logger = logging.getLogger(__name__)
 
-# format -> what it is called, the suffix of its files, what writes them, with which packages, of which extra
+# format -> title, file suffix, export function, required packages, the extra that installs them
 GRAPH_FORMATS: dict[str, tuple[str, str, Callable[..., list[ParityRow]], tuple[str, ...], str]] = {
     "onnx": ("ONNX", ".onnx", export_onnx, ONNX_PACKAGES, "export"),
     "openvino": ("OpenVINO", ".xml", export_openvino, (*ONNX_PACKAGES, "openvino"), "openvino"),
@@ -54,13 +54,13 @@ def export_saved_graph(
     max_samples: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Export a saved model; `<name>_export.json` beside the graph says what was measured, which is also printed.
+    """Export a saved model, print what was measured, and write it to `<name>_export.json` beside the graph.
 
-    The arguments are those of the command, whose help describes them; `dataset` is its `--calibration_dataset`.
+    The arguments are the command's options, described in its help; `dataset` is `--calibration_dataset`.
 
     Raises:
-        ValueError: If options do not go together, or the export fails.
-        OSError: If a file exists or cannot be written; before anything is computed.
+        ValueError: options exclude each other, or the export fails.
+        OSError: a file exists or cannot be written; raised before anything is computed.
     """
     title, suffix, write, packages, extra = GRAPH_FORMATS[format]
     title += " fp16" if fp16 else ""
@@ -69,14 +69,14 @@ def export_saved_graph(
         (needs_data and not dataset, f"{'/'.join(needs_data)} needs images: give --calibration_dataset."),
         (dataset and not needs_data, "--calibration_dataset is for --int8 or --evaluate_split: give one of them."),
         (int8 and format != "onnx", f"--int8 is for --format onnx, not {format}."),
-        (format == "executorch" and not size, "ExecuTorch plans memory for one size of image: give --size."),
+        (format == "executorch" and not size, "ExecuTorch plans memory for one image size: give --size."),
         (format == "executorch" and opset, "--opset is for ONNX and OpenVINO: leave it out."),
-        (int8 and fp16, "--int8 starts from full precision: leave --fp16 out."),
+        (int8 and fp16, "--int8 starts from full precision: leave out --fp16."),
         (
             needs_data and with_preprocessing,
             f"{'/'.join(needs_data)} is not for --with_preprocessing: evaluate the written file with afdcd evaluate.",
         ),
-        (data_dir and not dataset, "--data_dir needs --calibration_dataset, the name of what lies there."),
+        (data_dir and not dataset, "--data_dir needs --calibration_dataset, the name of the dataset there."),
         (calibration_split and not int8, "--calibration_split is for --int8: add it."),
         (calibration_samples is not None and not int8, "--calibration_samples is for --int8: add it."),
         (float_ends and not int8, "--float_ends is for --int8: add it."),
@@ -92,7 +92,7 @@ def export_saved_graph(
     report = output.with_name(f"{output.stem}_export.json")
     refuse_existing([report], overwrite, "--output")
     processor_file = output.with_name("preprocessor_config.json")
-    # before the long work: data that is not there is known at once
+    # loaded first, so that missing data is reported before the long export
     calibration = load_split(dataset, calibration_split or "train", data_dir) if int8 and dataset else None
     evaluation = load_split(dataset, evaluate_split, data_dir, max_samples) if evaluate_split and dataset else None
     segmenter, processor = load_segmenter(model)
@@ -123,7 +123,7 @@ def export_saved_graph(
         images = [data[index]["image"] for index in spread(len(data), 32)]
         compared = compare_runtimes(segmenter, files, processor, evaluation, images=images)
         print(format_runtimes(compared))
-        print(f"{machine_name()}, one image at a time; other labels: on {len(images)} images, against PyTorch")
+        print(f"{machine_name()}, one image at a time; other labels: compared with PyTorch on {len(images)} images")
         found["runtimes"] = [asdict(row) for row in compared]
         if evaluation is not None:
             found["evaluated_on"] = {"dataset": dataset, "split": evaluate_split, "num_images": len(evaluation)}

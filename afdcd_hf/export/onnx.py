@@ -1,4 +1,4 @@
-"""A model as an ONNX graph that carries its classes and image processor, checked against PyTorch."""
+"""Export of a model to an ONNX graph that contains its classes and image processor, checked against PyTorch."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from ..inference.graphs import METADATA_KEY, ONNX_PACKAGES, OnnxSegmenter, check
 from ..model_utils import align_corners_of, dtype_of
 from ..models.modeling_afdcd import upsample_logits
 
-# batch, height, width: sides that strides divide and sides that they do not, wide and high, one image and several
+# (batch, height, width): sides divisible by the strides or not, landscape and portrait, one image and several
 PARITY_SHAPES = ((1, 128, 128), (2, 97, 129), (1, 360, 480), (3, 130, 66), (1, 256, 512))
-# of the largest score; float32 sums of some thousand products in another order differ by up to about 1e-5
+# relative to the largest score; float32 sums of some thousand products in another order differ by up to about 1e-5
 TOLERANCE = 1e-4
-TOLERANCE_FP16 = 2e-2  # half precision rounds to 5e-4, layer after layer
+TOLERANCE_FP16 = 2e-2  # half precision rounds to 5e-4 in every layer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One input given to the model and to the graph."""
+    """Model and graph compared on one input."""
 
     batch: int  # of the input
     height: int
     width: int
-    # largest absolute difference of a score; for label maps, by how much the score of a label in the graph's map falls
-    # short of the pixel's best at most
+    # largest absolute difference of a score; for label maps, the largest amount by which the score of the graph's label
+    # is below the pixel's best score
     difference: float
-    largest_score: float  # of the model, absolute, to judge the difference by
-    other_labels: float  # share of the pixels whose best class is another one
+    largest_score: float  # absolute, of the model; the scale for `difference`
+    other_labels: float  # share of the pixels with a different best class
 
 
 def export_onnx(
@@ -60,32 +60,32 @@ def export_onnx(
     with_preprocessing: bool = False,
     overwrite: bool = False,
 ) -> list[ParityRow]:
-    """Write a model as one `.onnx` file, and hold it against PyTorch in onnxruntime before it gets its name.
+    """Export a model to one `.onnx` file, checked against PyTorch in onnxruntime before it gets its final name.
 
-    The graph's input is `pixel_values`, `(batch, 3, height, width)` float32 as the image processor gives them; its
+    The graph's input is `pixel_values`, `(batch, 3, height, width)` float32 as the image processor returns it; its
     output is `logits`, `(batch, K, h, w)` float32, or `labels`, `(batch, h, w)` uint8 (int32 beyond 256 classes).
-    Metadata under the key "afdcd" holds, as JSON, the classes, the image processor, and how logits are stretched.
+    Metadata under the key "afdcd" has, as JSON, the classes, the image processor, and how logits are upsampled.
 
     Args:
-        model: segmenter with a `config`, called as `model(pixel_values=...).logits`; it is left as it is.
+        model: segmenter with a `config`, called as `model(pixel_values=...).logits`; not modified.
         processor: its image processor.
-        output: file to write, named `.onnx`.
-        upsample: stretch logits to the input's size within the graph.
-        argmax: give class ids instead of scores.
-        size: height and width that the graph is fixed to; None for a graph that takes every size. The number of
-            images is free either way.
-        opset: version of ONNX's operators; None for the exporter's own choice.
-        fp16: weights and layers in half precision; input, stretching and output stay as they are.
-        with_preprocessing: the image processor's work, apart from resizing, within the graph. Its input is then
+        output: file to write, ending in `.onnx`.
+        upsample: upsample the logits to the input's size within the graph.
+        argmax: output class ids instead of scores.
+        size: fixed height and width of the graph's input; None for a graph that accepts any size. The batch size is
+            free either way.
+        opset: ONNX operator set version; None for the exporter's choice.
+        fp16: weights and layers in half precision; input, upsampling and output stay in float32.
+        with_preprocessing: do the image processor's work, except resizing, within the graph. Its input is then
             `image`, `(batch, height, width, 3)` uint8 RGB.
         overwrite: replace an existing file.
 
     Returns:
-        The parity found: a row per input size tried.
+        The parity check's result: a row per input size.
 
     Raises:
-        ValueError: another file name, a size or opset that cannot be, a model that cannot be traced (for every size),
-            or one whose graph does not compute the same.
+        ValueError: a wrong file suffix, an impossible size or opset, a model that cannot be traced (for all sizes),
+            or whose graph computes different scores.
         FileExistsError: the file exists, and `overwrite` is off.
     """
     check_packages(ONNX_PACKAGES, "export")
@@ -97,7 +97,7 @@ def export_onnx(
 
 
 def write_onnx(model: nn.Module, processor: Any, path: Path, opset: int | None = None, **options: Any) -> Graph:
-    """Write the graph, which is returned to be checked; arguments as of `export_onnx`."""
+    """Write the graph and return it for checking; arguments are those of `export_onnx`."""
     graph = Graph(model, processor, **options)
     logger.info("tracing the graph ...")
     proto = _trace(graph, opset)
@@ -108,7 +108,7 @@ def write_onnx(model: nn.Module, processor: Any, path: Path, opset: int | None =
 
 
 def check_output(output: str | Path, overwrite: bool = False, suffix: str = ".onnx") -> Path:
-    """Before a long export: a ValueError for a name with another suffix, an OSError where it cannot be written."""
+    """Check a file name before a long export: ValueError for a wrong suffix, OSError if it cannot be written."""
     output = Path(output)
     if output.suffix != suffix:
         raise ValueError(f"A graph is a file: give --output a name that ends in {suffix}, not {str(output)!r}.")
@@ -118,18 +118,18 @@ def check_output(output: str | Path, overwrite: bool = False, suffix: str = ".on
 
 
 def described_processor(processor: Any) -> dict[str, Any]:
-    """An image processor's settings, without `auto_map`, which names files that do not lie beside a graph."""
+    """Return an image processor's settings without `auto_map`, since its files are not beside the graph."""
     return {name: value for name, value in json.loads(processor.to_json_string()).items() if name != "auto_map"}
 
 
 def attach_facts(proto: Any, description: str) -> None:
-    """Write the description that segmenters read into a graph's metadata, in place of what is there."""
+    """Replace a graph's metadata with the description that segmenters read."""
     del proto.metadata_props[:]
     proto.metadata_props.add(key=METADATA_KEY, value=description)
 
 
 class Graph(nn.Module):
-    """What is exported: perhaps preprocessing, the model, then perhaps stretching and the choice of the best class."""
+    """The exported module: optional preprocessing, the model, optional upsampling and argmax."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Graph(nn.Module):
 
     @property
     def description(self) -> str:
-        """What segmenters read, as JSON: classes, how logits are stretched, and what is left to an image processor."""
+        """The description for segmenters, as JSON: classes, upsampling, and the image processor's remaining work."""
         config: Any = self.model.config
         described = described_processor(self.processor)
         if self.with_preprocessing:
@@ -173,30 +173,30 @@ class Graph(nn.Module):
         )
 
     def for_tracing(self) -> tuple[Graph, Tensor]:
-        """A copy in the precision asked for, and an example of its input."""
+        """Return a copy in the requested precision and an example input."""
         graph = copy.deepcopy(self)
         if self.fp16:
             graph.model.half()
-        # odd sides, and different ones, so that nothing about them is taken for a rule
+        # odd and different sides, so that the exporter infers no relation between them
         height, width = self.size or (97, 129)
         pixels = torch.zeros(2, height, width, 3, dtype=torch.uint8)
         return graph, pixels if self.with_preprocessing else torch.randn(2, 3, height, width)
 
     def check(self, run: Callable[[np.ndarray], np.ndarray]) -> list[ParityRow]:
-        """Hold what runs the written graph against this one; see `check_parity`."""
+        """Compare `run`, which runs the written graph, with this module; see `check_parity`."""
         shapes = PARITY_SHAPES if self.size is None else [(batch, *self.size) for batch in (1, 2, 3)]
         options: dict[str, Any] = {"labels": self.argmax, "raw": self.with_preprocessing, "tolerance": self.tolerance}
         return check_parity(self.scores, run, self.processor, shapes, **options)
 
     def scores(self, pixel_values: Tensor) -> Tensor:
-        """Class scores `(B, K, h, w)` float32."""
+        """Compute class scores `(B, K, h, w)` float32."""
         logits = self.model(pixel_values=pixel_values.to(dtype_of(self.model))).logits.float()
         if not self.upsample:
             return logits
         return upsample_logits(logits, (pixel_values.shape[-2], pixel_values.shape[-1]), align_corners_of(self.model))
 
     def preprocessed(self, image: Tensor) -> Tensor:
-        """`(B, 3, H, W)` float32 of `(B, H, W, 3)` uint8 RGB: the processor's flip, rescaling and normalisation."""
+        """Flip, rescale and normalise as the processor does: `(B, H, W, 3)` uint8 to `(B, 3, H, W)` float32."""
         pixels = image.permute(0, 3, 1, 2)
         if getattr(self.processor, "do_flip_channels", False):
             pixels = pixels.flip(1)
@@ -208,25 +208,25 @@ class Graph(nn.Module):
         return (pixels.float() - mean) / std
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The graph's output."""
+        """Compute the graph's output."""
         with PoolingByProducts():
             scores = self.scores(self.preprocessed(inputs) if self.with_preprocessing else inputs)
         return scores.argmax(1).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32) if self.argmax else scores
 
 
 class PoolingByProducts(TorchFunctionMode):
-    """Inside, `adaptive_avg_pool2d` is computed by two matrix products.
+    """Context in which `adaptive_avg_pool2d` is computed as two matrix products.
 
-    torch's exporter writes the cells of the example's size into the graph, which is silently wrong at other sizes.
+    torch's exporter bakes the example's cell sizes into the graph, which is silently wrong at other sizes.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace that one function, and leave all others alone."""
+        """Replace only this function."""
         return (cell_means if func is F.adaptive_avg_pool2d else func)(*args, **(kwargs or {}))
 
 
 def cell_means(input: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
-    """What `torch.nn.functional.adaptive_avg_pool2d` gives for `(..., H, W)`, by matrix products."""
+    """Compute `torch.nn.functional.adaptive_avg_pool2d` of `(..., H, W)` as matrix products."""
     vertical, horizontal = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
     if vertical == horizontal == 1:
         return input.mean((-2, -1), keepdim=True)
@@ -236,7 +236,7 @@ def cell_means(input: Tensor, output_size: int | tuple[int | None, int | None]) 
 
 
 def _shares(cells: int, side: int, like: Tensor) -> Tensor:
-    """`(cells, side)`: what each pixel of a side counts in the mean of each cell. Neighbouring cells may overlap."""
+    """Return the weight of each pixel in each cell's mean, `(cells, side)`. Neighbouring cells may overlap."""
     cell = torch.arange(cells, device=like.device)[:, None]
     pixel = torch.arange(side, device=like.device)
     inside = (pixel >= cell * side // cells) & (pixel < ((cell + 1) * side + cells - 1) // cells)
@@ -245,7 +245,7 @@ def _shares(cells: int, side: int, like: Tensor) -> Tensor:
 
 
 def _trace(graph: Graph, opset: int | None) -> Any:
-    """The graph as an ONNX proto; batch size and, unless it is fixed, height and width are left open."""
+    """Trace the graph to an ONNX proto with dynamic batch size and, unless fixed, dynamic height and width."""
     traced, example = graph.for_tracing()
     open_axes = (0,) if graph.size else (0, 1, 2) if graph.with_preprocessing else (0, 2, 3)
     axes = dict.fromkeys(open_axes, torch.export.Dim.DYNAMIC)
@@ -265,24 +265,24 @@ def _trace(graph: Graph, opset: int | None) -> Any:
     proto = program.model_proto
     written = next(entry.version for entry in proto.opset_import if not entry.domain)
     if opset not in (None, written):
-        raise ValueError(f"torch wrote opset {written}, not the {opset} that was asked for; leave --opset out.")
+        raise ValueError(f"torch wrote opset {written} instead of {opset}; leave out --opset.")
     return proto
 
 
 @contextmanager
 def tracing(format: str, hint: str = "") -> Iterator[None]:
-    """Without gradients, quietly; what an exporter says that cannot do it ends up in a ValueError."""
+    """Run an exporter quietly and without gradients, and convert its errors to a ValueError."""
     try:
         with quiet(), torch.no_grad():
             yield
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:  # torch's OnnxExporterError too
         reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise ValueError(f"torch cannot export this model to {format}.{hint} It says: {reason}") from error
+        raise ValueError(f"torch cannot export this model to {format}.{hint} Its message: {reason}") from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without exporters' news of their inner workings; what goes wrong is raised."""
+    """Suppress the log messages and warnings of exporters; errors are still raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -294,7 +294,7 @@ def quiet() -> Iterator[None]:
 
 
 def _name_axes(proto: Any, graph: Graph) -> None:
-    """Readable names for the open axes, in place of formulae in symbols of torch's."""
+    """Give dynamic axes readable names instead of torch's symbolic expressions."""
     sides = ("height", "width") if graph.upsample else ("map_height", "map_width")
     input = ["batch", "height", "width"]
     input.insert(3 if graph.with_preprocessing else 1, "channels")
@@ -303,7 +303,7 @@ def _name_axes(proto: Any, graph: Graph) -> None:
         for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
             if dim.dim_param:
                 dim.dim_param = name
-    del proto.value_info[:]  # the shapes within, in the same formulae: runtimes infer them anew
+    del proto.value_info[:]  # inner shapes in the same expressions; runtimes infer them again
 
 
 def check_parity(
@@ -316,10 +316,10 @@ def check_parity(
     raw: bool = False,
     tolerance: float = TOLERANCE,
 ) -> list[ParityRow]:
-    """Give inputs of these shapes to `scores_of` in PyTorch and to `graph`, which answers with scores or label maps.
+    """Compare `scores_of` in PyTorch with `graph`, which returns scores or label maps, on inputs of these shapes.
 
-    With `raw` the graph is given pixels of 0 to 255, which only PyTorch's inputs are processed from. A ValueError where
-    it fails on an input, gives another shape, or differs by more than `tolerance` of the largest score.
+    With `raw` the graph gets unprocessed pixels, 0 to 255, and only PyTorch's inputs are preprocessed. A ValueError if
+    the graph fails on an input, returns another shape, or differs by more than `tolerance` of the largest score.
     """
     rows = []
     for shape in shapes:
@@ -332,20 +332,20 @@ def check_parity(
         expected = scores.argmax(1) if labels else scores
         if result.shape != expected.shape:
             given, wanted = tuple(result.shape), tuple(expected.shape)
-            raise ValueError(f"For an input of {tuple(inputs.shape)} the graph gives {given}, the model {wanted}.")
+            raise ValueError(f"For input {tuple(inputs.shape)} the graph's output is {given}, the model's {wanted}.")
         classes = result.long() if labels else result.argmax(1)
         chosen, best = scores.gather(1, classes[:, None])[:, 0], scores.amax(1)
         difference = ((best - chosen) if labels else (scores - result).abs()).max()
         others = (classes != scores.argmax(1)).double().mean()
         rows.append(ParityRow(*shape, difference.item(), scores.abs().max().item(), others.item()))
-    if not all(row.difference <= tolerance * row.largest_score for row in rows):  # so that NaN does not pass
-        found = f"The graph differs from the model beyond {tolerance:g} of the largest score; nothing was written."
+    if not all(row.difference <= tolerance * row.largest_score for row in rows):  # written so that NaN fails
+        found = f"Graph and model differ by more than {tolerance:g} of the largest score; nothing was written."
         raise ValueError(f"{found}\n{format_parity(rows)}\nIf only some sizes differ, fix one: --size HEIGHT WIDTH.")
     return rows
 
 
 def _example_pixels(batch: int, height: int, width: int) -> Tensor:
-    """`(batch, 3, height, width)` uint8: colour ramps with noise, the same on every call."""
+    """Generate colour ramps with noise, `(batch, 3, height, width)` uint8, the same on every call."""
     rng = np.random.default_rng((batch, height, width))
     ramp = np.linspace(0, 200, height)[:, None, None] * rng.random(3) + np.linspace(0, 50, width)[None, :, None]
     noisy = ramp + rng.integers(0, 56, (batch, height, width, 3))
@@ -353,7 +353,7 @@ def _example_pixels(batch: int, height: int, width: int) -> Tensor:
 
 
 def format_parity(rows: Sequence[ParityRow]) -> str:
-    """A table with a line per input."""
+    """Format a table with a line per input."""
     lines = [f"{'input':<16}{'max difference':>16}{'largest score':>15}{'other labels':>14}"]
     for row in rows:
         size = f"{row.batch}x{row.height}x{row.width}"

@@ -1,4 +1,4 @@
-"""A model as an OpenVINO graph or as an ExecuTorch program (phones and boards), checked against PyTorch."""
+"""Export to OpenVINO and to ExecuTorch (phones and boards), checked against PyTorch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 def export_openvino(
     model: nn.Module, processor: Any, output: str | Path, *, fp16: bool = False, overwrite: bool = False, **options: Any
 ) -> list[ParityRow]:
-    """Write a model as `.xml` with its weights in `.bin` beside it, held against PyTorch before they get their names.
+    """Export a model to `.xml` and its weights to `.bin`, checked against PyTorch before they get their final names.
 
-    Inputs, outputs, arguments, the description (as `rt_info`) and errors are those of `export_onnx`, from whose graph
-    it is converted; `fp16` halves the weights in the file only, and OpenVINO computes in what suits the device.
+    The graph is converted from that of `export_onnx`, with the same inputs, outputs, arguments, description (as
+    `rt_info`) and errors. `fp16` only halves the weights in the file; OpenVINO chooses the device's compute precision.
     """
     check_packages((*ONNX_PACKAGES, "openvino"), "openvino")
     import openvino
@@ -53,11 +53,11 @@ def export_executorch(
     overwrite: bool = False,
     **options: Any,
 ) -> list[ParityRow]:
-    """Write a model as one `.pte` file for XNNPACK, the CPU, held against PyTorch before it gets its name.
+    """Export a model to one `.pte` file for XNNPACK (CPUs), checked against PyTorch before it gets its final name.
 
-    Its method `forward` takes and gives one image at a time, otherwise what the graph of `export_onnx` takes and
-    gives; the method `afdcd` gives the description. Arguments and errors are those of `export_onnx`, except that `size`
-    is needed, as ExecuTorch plans memory ahead, and that there is no `opset`.
+    Its method `forward` has the inputs and outputs of `export_onnx`'s graph, with batch size 1; the method `afdcd`
+    returns the description. Arguments and errors are those of `export_onnx`, except that `size` is required, since
+    ExecuTorch plans memory ahead, and that there is no `opset`.
     """
     check_packages(["executorch"], "executorch")
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -65,13 +65,13 @@ def export_executorch(
 
     output = check_output(output, overwrite, ".pte")
     if size is None:
-        raise ValueError("ExecuTorch plans memory ahead, for images of one size: give --size HEIGHT WIDTH.")
+        raise ValueError("ExecuTorch plans memory ahead, for one image size: give --size HEIGHT WIDTH.")
     graph = Graph(model, processor, size=size, **options)
     logger.info("tracing the graph ...")
     traced, example = graph.for_tracing()
     with tracing("ExecuTorch"):
         exported = torch.export.export(traced, (example[:1],))
-        logger.info("lowering it to XNNPACK ...")
+        logger.info("lowering the graph to XNNPACK ...")
         parts: dict[str, Any] = {"partitioner": [XnnpackPartitioner()]}
         lowered = to_edge_transform_and_lower(exported, **parts, constant_methods={METADATA_KEY: graph.description})
         program = lowered.to_executorch()

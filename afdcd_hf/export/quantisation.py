@@ -1,4 +1,4 @@
-"""A graph in 8-bit integers, with ranges calibrated on images."""
+"""Quantisation of a graph to int8, with ranges calibrated on images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..inference.graphs import OnnxSegmenter
 from ..inference.segment import make_sample
 from .onnx import attach_facts, check_output, quiet
 
-# What is worth integers. Left in float: stretching and arg max, so that the scores keep their fineness.
+# Operators to quantise. Upsampling and argmax stay in float, to keep the precision of the scores.
 _QUANTISED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "Concat", "Relu", "Clip", "MaxPool")
 
 
@@ -31,26 +31,26 @@ def quantise_onnx(
 ) -> list[str]:
     """Write the int8 version of an exported graph.
 
-    Static quantisation: weights are signed 8-bit with a scale per output channel, activations unsigned 8-bit, with the
-    smallest and largest value seen on the calibration images as their range. Quantisation is written as pairs of
+    Static quantisation: weights are signed 8-bit with a scale per output channel; activations are unsigned 8-bit, and
+    their range is the minimum and maximum on the calibration images. Quantisation is written as pairs of
     QuantizeLinear and DequantizeLinear, which runtimes fuse into integer kernels. Products of two activations
     (attention) and everything after the classifier stay in float32.
 
     Args:
-        graph: file that `export_onnx` wrote.
-        output: file to write, named `.onnx`.
-        dataset: indexable, with PIL images in `image`; take images of the training split.
+        graph: file written by `export_onnx`.
+        output: file to write, ending in `.onnx`.
+        dataset: indexable, with PIL images in `image`; use the training split.
         processor: image processor of the model.
-        samples: how many of them, spread evenly over the dataset: the first so many of a video would be one scene.
-        float_ends: leave the first layer and the last, the classifier, in float32.
+        samples: number of images, spread evenly over the dataset, since the first ones of a video would be one scene.
+        float_ends: leave the first and last layers (the last is the classifier) in float32.
         overwrite: replace an existing file.
 
     Returns:
         The names of the images used, in order.
 
     Raises:
-        ValueError: no images, one smaller than a graph of fixed size, or a graph that is no exported one.
-        OSError: the file exists, and `overwrite` is off, or cannot be written.
+        ValueError: no images, an image smaller than a graph's fixed size, or a graph that was not exported by us.
+        OSError: the file exists and `overwrite` is off, or it cannot be written.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -59,7 +59,7 @@ def quantise_onnx(
     output = check_output(output, overwrite)
     facts = OnnxSegmenter(graph).facts
     if len(dataset) < 1 or samples < 1:
-        raise ValueError(f"Calibration needs an image or more: {samples} of {len(dataset)} were asked for.")
+        raise ValueError(f"Calibration needs at least one image; {samples} of {len(dataset)} were requested.")
     indices = spread(len(dataset), samples)
     names: list[str] = []
     inputs = calibration_inputs(dataset, indices, processor, facts["size"], names)
@@ -69,9 +69,9 @@ def quantise_onnx(
             return next(inputs, None)
 
     with written_whole(output) as part, TemporaryDirectory() as folder:
-        prepared = Path(folder, "prepared.onnx")  # with normalisation folded into convolutions, and shapes inferred
+        prepared = Path(folder, "prepared.onnx")  # with batch norm folded into convolutions, and inferred shapes
         quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
-        with quiet():  # onnxruntime would advise to do what has been done
+        with quiet():  # onnxruntime would advise the preprocessing that was just done
             quantize_static(
                 str(prepared),
                 str(part),
@@ -86,7 +86,7 @@ def quantise_onnx(
         proto = onnx.load(part)
         attach_facts(proto, json.dumps(facts))
         onnx.save(proto, part)
-        OnnxSegmenter(part)  # the runtime takes it
+        OnnxSegmenter(part)  # raises unless the runtime can load it
     return names
 
 
@@ -94,7 +94,7 @@ def calibration_inputs(
     dataset: Sequence[Mapping[str, Any]], indices: Sequence[int], processor: Any, size: Sequence[int] | None,
     names: list[str],
 ) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
-    """The graph's inputs, one image at a time; for a graph of fixed size, its centre. `names` gets their names."""
+    """Yield the graph's inputs, centre-cropped to `size` if it is fixed; append the images' names to `names`."""
     for index in indices:
         row = dataset[index]
         names.append(row.get("name") or f"image {index}")
@@ -102,20 +102,20 @@ def calibration_inputs(
         height, width = pixels.shape[-2:]
         rows, columns = size or (height, width)
         if height < rows or width < columns:
-            what = f"{names[-1]} has {height}x{width} pixels, less than the {rows}x{columns} of the graph"
+            what = f"{names[-1]} has {height}x{width} pixels, fewer than the graph's {rows}x{columns}"
             raise ValueError(f"{what}; calibrate on larger images, or export with a smaller --size.")
         top, left = (height - rows) // 2, (width - columns) // 2
         yield {"pixel_values": np.ascontiguousarray(pixels[None, :, top : top + rows, left : left + columns])}
 
 
 def spread(length: int, number: int) -> list[int]:
-    """So many indices, at most all, spread evenly over a dataset of this length."""
+    """Return `number` indices (at most `length`) spread evenly over a dataset of this length."""
     number = min(number, length)
     return [index * length // number for index in range(number)]
 
 
 def _left_in_float(graph: Any, ends: bool) -> list[str]:
-    """Nodes whose inputs are no images' features: products of two activations, and arithmetic on shapes; the ends."""
+    """Name the nodes to keep in float: products of two activations, arithmetic on shapes, and optionally the ends."""
     weights = {tensor.name for tensor in graph.initializer}
     weights |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
     layers = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")]

@@ -1,4 +1,4 @@
-"""PyTorch and exported graphs side by side: size, latency, mean IoU."""
+"""Comparison of PyTorch and exported graphs: size, latency, mean IoU."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ..inference.graphs import GraphSegmenter, load_graph
 from ..inference.segment import WHOLE_IMAGE, make_sample, segment_image
 from ..model_utils import evaluating
 
-_WARMUP = 3  # turns that are not counted
+_WARMUP = 3  # untimed rounds
 
 
 @dataclass(frozen=True)
 class RuntimeRow:
     """One way to run a model."""
 
-    runtime: str  # what runs it
-    megabytes: float  # 10^6 bytes of the file; for PyTorch of the weights
+    runtime: str  # its name
+    megabytes: float  # size of the file in 10^6 bytes; for PyTorch, of the weights
     latency_median: float  # seconds for one image
     latency_p95: float
-    mean_iou: float | None = None  # 0 to 1 on the evaluation dataset; None where there was none
-    mean_iou_change: float | None = None  # against PyTorch's
-    other_labels: float | None = None  # share of pixels whose class is not PyTorch's; None for it, and without images
+    mean_iou: float | None = None  # 0 to 1 on the evaluation dataset; None without one
+    mean_iou_change: float | None = None  # relative to PyTorch
+    other_labels: float | None = None  # share of pixels whose class differs from PyTorch's; None for PyTorch itself
 
 
 def compare_runtimes(
@@ -46,21 +46,21 @@ def compare_runtimes(
 ) -> list[RuntimeRow]:
     """Measure a model and graphs exported from it on the CPU.
 
-    Latency is that of the forward pass of one image, on as many threads as torch uses, the same for all. They take
-    turns, so that whatever else the machine does meets all alike; the first three turns are not counted. Mean IoU is
-    `evaluate_segmenter`'s. A graph of fixed size is slid over the images, and so is PyTorch then; otherwise the first
-    image of the dataset is timed, or one of 512x512 pixels.
+    Latency is that of the forward pass of one image, with torch's number of threads for all runtimes. They alternate,
+    so that other load affects all equally; the first three rounds are not timed. Mean IoU is from
+    `evaluate_segmenter`. If a graph has a fixed size, all runtimes slide a window of that size over the images, and
+    latency is for that size; otherwise it is for the dataset's first image, or for 512x512 pixels.
 
     Args:
-        model: the model that the graphs were exported from.
+        model: the model from which the graphs were exported.
         graphs: name of the row -> file of an exported graph.
         processor: image processor of the model.
-        dataset: labelled images, for mean IoU; without it none is measured.
-        images: what label maps are compared on, pixel by pixel.
-        repeats: turns counted, at least one.
+        dataset: labelled images for mean IoU; without them it is not measured.
+        images: images on which label maps are compared pixel by pixel.
+        repeats: timed rounds, at least one.
 
     Raises:
-        ValueError: a graph that gives label maps smaller than the image, which cannot be scored.
+        ValueError: a graph's label maps are smaller than the image, so they cannot be scored.
     """
     segmenters = {name: load_graph(path)[0] for name, path in graphs.items()}
     model = model.cpu()
@@ -100,7 +100,7 @@ def compare_runtimes(
 
 
 def format_runtimes(rows: Sequence[RuntimeRow]) -> str:
-    """A table with a line per runtime."""
+    """Format a table with a line per runtime."""
     lines = [
         f"{'runtime':<12}{'MB':>8}{'median ms':>12}{'p95 ms':>10}{'mIoU %':>14}{'change':>9}{'other labels %':>16}"
     ]

@@ -1,4 +1,4 @@
-"""The backbone alone, as a folder that timm loads."""
+"""Export of the backbone alone, as a folder that timm can load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from ..atomic_io import folder_written_whole
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 
-# what timm's own description of the weights says of the architecture, as opposed to where they came from
+# fields of timm's pretrained_cfg that describe the architecture, not the origin of the weights
 _KEPT = ("input_size", "fixed_input_size", "pool_size", "crop_pct", "interpolation", "first_conv", "classifier")
 
 _README = """---
@@ -27,7 +27,7 @@ tags:
 ---
 # {name}: the backbone of a semantic segmenter
 
-Exported by afdcd_hf from a segmenter with {classes} classes. There is no classifier in it.
+Exported by afdcd_hf from a segmenter with {classes} classes, without its classifier.
 
 ```python
 import timm
@@ -36,30 +36,30 @@ backbone = timm.create_model("local-dir:FOLDER", pretrained=True, features_only=
 maps = backbone(images)  # list of (B, C, h, w), the last at stride {stride}
 ```
 
-Images of pixels from 0 to 1 are normalised with mean {mean} and standard deviation {std}{order}.
+Normalise images (pixels from 0 to 1) with mean {mean} and standard deviation {std}{order}.
 {lacking}"""
 _LACKING = """
-The segmenter has no {names}: use features_only=True, as above; with num_classes=0 timm would leave them at random.
+The segmenter has no {names}: use features_only=True as above; with num_classes=0 timm would initialise them at random.
 """
 
 
 def export_timm_backbone(model: nn.Module, processor: Any, output: str | Path) -> tuple[Path, list[str]]:
-    """Write the backbone as `timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True)` loads it.
+    """Write the backbone for `timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True)`.
 
-    Weights get the names of the plain timm model. Before the folder gets its name, it is loaded with timm, and its
-    maps must equal the backbone's to the bit.
+    Weights get the names of the plain timm model. Before the folder gets its final name, timm loads it, and its
+    maps must equal the backbone's bit for bit.
 
     Args:
-        model: segmenter of ours.
-        processor: its image processor, for the normalisation that the folder's configuration states.
+        model: one of our segmenters.
+        processor: its image processor, for the normalisation in the folder's configuration.
         output: folder to write; it must not exist.
 
     Returns:
-        The folder, and the names of the plain timm model's tensors that a segmenter does not have (layers between the
-        last map and the classifier): with features alone they are not needed.
+        The folder, and the names of the plain timm model's tensors that a segmenter lacks (in layers between the last
+        map and the classifier); `features_only` does not need them.
 
     Raises:
-        ValueError: a model of another kind, or a backbone that timm does not give back equal.
+        ValueError: another kind of model, or timm's maps differ from the backbone's.
         OSError: the folder exists, or cannot be written.
     """
     output = Path(output)
@@ -70,37 +70,37 @@ def export_timm_backbone(model: nn.Module, processor: Any, output: str | Path) -
     try:
         with folder_written_whole(output) as part:
             lacking = _write(model, processor, part)
-    except SafetensorError as error:  # which is no OSError, even on a full disk
+    except SafetensorError as error:  # not an OSError, even if the disk is full
         raise OSError(f"{output} cannot be written: {error}") from error
     return output, lacking
 
 
 def _write(model: AfDcdForSemanticSegmentation, processor: Any, folder: Path) -> list[str]:
-    """Everything; what the plain model has beyond the backbone is returned."""
+    """Write and check the folder; return the names of the plain model's tensors that the backbone lacks."""
     settings = model.config
     options = dict(settings.backbone_kwargs or {})
     with torch.device("meta"):
         own = timm.create_model(settings.backbone, features_only=True, **options)
-    if own.feature_info.reduction()[-1] != settings.output_stride:  # else it has that stride by nature
+    if own.feature_info.reduction()[-1] != settings.output_stride:  # otherwise it is the model's default
         options["output_stride"] = settings.output_stride
     out_indices = options.pop("out_indices", None)
     features = {} if out_indices is None else {"out_indices": tuple(out_indices)}
     plain = timm.create_model(settings.backbone, num_classes=0, **options)
-    # feature models put the model under `model.`, or write `stages.0` as `stages_0`
+    # feature models prefix names with `model.`, or write `stages.0` as `stages_0`
     backbone = copy.deepcopy(model.backbone.net).cpu().eval()
     ours = {name.removeprefix("model.").replace(".", "_"): tensor for name, tensor in backbone.state_dict().items()}
     wanted = plain.state_dict()
     named = {name: ours.pop(name.replace(".", "_")) for name in wanted if name.replace(".", "_") in ours}
     if ours or any(named[name].shape != wanted[name].shape for name in named):
-        raise ValueError(f"{len(ours)} tensors of the backbone have no place in timm's model, e.g. {list(ours)[:3]}.")
+        raise ValueError(f"{len(ours)} tensors of the backbone do not fit timm's model, e.g. {list(ours)[:3]}.")
     save_file({name: tensor.contiguous() for name, tensor in named.items()}, folder / "model.safetensors")
     lacking = sorted(set(wanted) - set(named))
-    # Mean and deviation for pixels of 0 to 1, as timm counts them
+    # Mean and standard deviation for pixels from 0 to 1, as in timm
     largest = 255 * (processor.rescale_factor if processor.do_rescale else 1)
     given = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
     mean, std = ([value / largest for value in values] for values in given)
-    # timm insists on every tensor where the numbers of classes agree, and with features alone it asks for 0. Another
-    # number makes it accept that layers behind the maps are lacking.
+    # timm loads strictly if the numbers of classes agree, and features_only sets 0. A different number makes it accept
+    # that layers after the maps are missing.
     classes = 1000 if lacking else 0
     kept = {name: plain.pretrained_cfg.get(name) for name in _KEPT}
     config = {
@@ -114,13 +114,13 @@ def _write(model: AfDcdForSemanticSegmentation, processor: Any, folder: Path) ->
     try:  # load the folder as its users will, and compare the maps
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True, **features).eval()
     except RuntimeError as error:
-        raise ValueError(f"timm does not take the exported backbone back: {' '.join(str(error).split())}") from error
+        raise ValueError(f"timm cannot load the exported backbone: {' '.join(str(error).split())}") from error
     dtype = next(backbone.parameters()).dtype
     image = torch.randn(1, 3, *loaded.pretrained_cfg["input_size"][-2:], dtype=dtype)
     with torch.no_grad():
         given, wanted = loaded.to(dtype)(image), backbone(image)
     if len(given) != len(wanted) or not all(map(torch.equal, given, wanted)):
-        raise ValueError(f"timm's {settings.backbone!r}, loaded from the exported folder, gives other maps.")
+        raise ValueError(f"timm's {settings.backbone!r}, loaded from the exported folder, computes different maps.")
     readme = _README.format(
         name=settings.backbone,
         classes=settings.num_labels,

@@ -19,7 +19,7 @@ from ..inference.predictions import class_legend
 from .onnx import ParityRow, export_onnx, format_parity
 
 LOCAL = Path("node_modules", "onnxruntime-web")  # where `npm install onnxruntime-web` puts it
-CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"  # the version that the page was tried with
+CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"  # the version with which the page was tested
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
 
@@ -33,25 +33,25 @@ def export_web(
     size: tuple[int, int] | None = None,
     **options: Any,
 ) -> tuple[list[ParityRow], str | None]:
-    """Write a folder that any static web server can serve: `index.html`, `model.onnx`, perhaps the runtime.
+    """Write a folder that any static web server can serve: `index.html`, `model.onnx`, and the runtime if copied.
 
-    The page segments a chosen image or the camera's pictures. Preprocessing and arg max are within the graph; the
+    The page segments a chosen image or the camera stream. Preprocessing and argmax are within the graph; the
     browser resizes.
 
     Args:
         model, processor: segmenter and its image processor, as in `export_onnx`.
         output: folder to write; it must not exist.
         title: of the page.
-        runtime: folder of the npm package onnxruntime-web, whose files are copied, or the address (https) of its
-            `dist/`, which the page then loads them from. None: `node_modules/onnxruntime-web` if there, else `CDN`.
-        size: height and width that images are resized to; None for what the processor resizes to, if it does.
-        options: `opset` and `fp16` of `export_onnx`, whose errors are raised, too.
+        runtime: folder of the npm package onnxruntime-web, whose files are copied, or the https address of its
+            `dist/`, from which the page then loads them. None: `node_modules/onnxruntime-web` if it exists, else `CDN`.
+        size: height and width to which images are resized; None for the processor's size, if it resizes.
+        options: `opset` and `fp16` of `export_onnx`, whose errors are raised too.
 
     Returns:
-        The parity found, and the address that the page loads the runtime from; None where it was copied.
+        The parity check's result, and the address from which the page loads the runtime, or None if it was copied.
 
     Raises:
-        ValueError: a processor that resizes to other than a fixed size, or a runtime that is neither.
+        ValueError: a processor that does not resize to a fixed size, or a runtime that is neither folder nor address.
         OSError: the folder exists, or cannot be written.
     """
     output = Path(output)
@@ -87,7 +87,7 @@ def export_web(
 
 
 def export_saved_page(model: str, output: Path, onnxruntime_web: str | None = None, **options: Any) -> str:
-    """Export a saved model as a page, see `export_web`; what there is to say about it."""
+    """Export a saved model as a page (see `export_web`) and return a message about it."""
     segmenter, processor = load_segmenter(model)
     title = Path(model).resolve().name if Path(model).exists() else model
     rows, address = export_web(segmenter, processor, output, title=title, runtime=onnxruntime_web, **options)
@@ -99,13 +99,13 @@ def export_saved_page(model: str, output: Path, onnxruntime_web: str | None = No
 
 
 def _find_runtime(runtime: str | Path | None) -> tuple[Path | None, str | None]:
-    """The folder to copy the runtime from, or the address to load it from."""
+    """Find the folder from which to copy the runtime, or the address from which to load it."""
     if runtime is None:
         runtime = LOCAL if LOCAL.is_dir() else CDN
     if str(runtime).startswith("https://"):
         return None, str(runtime).rstrip("/") + "/"
     folder = Path(runtime, "dist")
     if missing := [name for name in FILES if not (folder / name).is_file()]:
-        wanted = f"the folder that `npm install onnxruntime-web` made, or an https:// address such as {CDN}"
+        wanted = f"the folder that `npm install onnxruntime-web` created, or an https:// address such as {CDN}"
         raise ValueError(f"There is no {missing[0]} in {folder}: give --onnxruntime_web {wanted}")
     return folder, None

@@ -231,7 +231,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_keeps_its_own_files_when_over
 def test_what_is_no_model_is_refused_before_anything_is_written(tmp_path, photo):
     with pytest.raises(OSError, match="saved model: it has no config"):
         write_space({"a": tmp_path}, tmp_path / "space", [photo])
-    with pytest.raises(OSError, match="nobody/nothing is neither a local folder nor a model of the Hub"):
+    with pytest.raises(OSError, match="nobody/nothing is neither a local folder nor a readable model on the Hub"):
         write_space({"a": "nobody/nothing"}, tmp_path / "space", [photo])
     assert not (tmp_path / "space").exists()
 

@@ -1,11 +1,11 @@
-"""The page of this Space. Written by `afdcd demo --write_space`; the package is in the folder `afdcd_hf`."""
+"""This Space's page. Written by `afdcd demo --write_space`; the package is in the folder `afdcd_hf`."""
 
 import logging
 from pathlib import Path
 
 from afdcd_hf.demo import launch_demo
 
-# Title on the page: repository on the Hub, or folder of this Space
+# Title on the page: repository on the Hub, or folder in this Space
 MODELS: dict[str, str] = {}
 LONGEST_SIDE = 1024  # larger images are shrunk to this many pixels
 
