@@ -1,12 +1,12 @@
-"""Contrast, distillation step and mean IoU: ours beside a plain eager version of the released computation.
+"""Benchmark contrast, distillation step and mean IoU against a plain eager version of the released computation.
 
-    python scripts/benchmark.py                                     # everything: some 8 minutes on two cores
+    python scripts/benchmark.py                                     # everything: about 8 minutes on two cores
     python scripts/benchmark.py --only contrast --threads 1 --repeats 3 --output contrast.json
 
-One run, the same inputs, taking turns, medians; before anything is timed both ways run once, and the benchmark stops
-where their results differ. Prints a table in Markdown and writes the same as JSON. Seconds are CPU time, which other
-programs disturb least; on a GPU wall-clock time. There the batch is 16, and the step of ours runs in bfloat16 through
-torch.compile unless `--dtype fp32` is given. `--small` takes small shapes, to see that everything works.
+Both versions run alternately in one process on the same inputs, and medians are reported. Before timing, each runs
+once, and the benchmark stops if their results differ. Prints a Markdown table and writes it as JSON too. Seconds are
+CPU time, which other programs affect least, or wall-clock time on a GPU. There the batch size is 16, and our step runs
+in bfloat16 with torch.compile unless `--dtype fp32` is given. `--small` uses small shapes for a quick test.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}  # relative to the norm of the release
 
 
 def contrast_cases(args: argparse.Namespace) -> Iterator[dict]:
-    """The three shapes; then the first again with maps so alike that every pair weighs something."""
+    """Yield the three shapes, then the first again with maps so similar that every pair has some weight."""
     backend = "triton" if args.device.type == "cuda" else "native"
     shapes = SMALL_CONTRASTS if args.small else CONTRASTS
     cases = [(name, shape, 1.0) for name, shape in shapes.items()]
@@ -58,7 +58,7 @@ def contrast_calls(
     torch.manual_seed(SEED)
     student, teacher = (scale * torch.randn(2, *shape, device=args.device)).to(DTYPES[args.dtype])
     student.requires_grad_()
-    exact = student.detach().float().requires_grad_(), teacher.float()  # the released code is float32
+    exact = student.detach().float().requires_grad_(), teacher.float()  # the released code uses float32
 
     def ours() -> list[Tensor]:
         loss = omni_contrast(student, teacher, backend=backend)
@@ -72,7 +72,7 @@ def contrast_calls(
 
 
 def metric_cases(args: argparse.Namespace) -> Iterator[dict]:
-    """Maps of Cityscapes' size, counted as the released evaluation counts them."""
+    """Yield maps of Cityscapes' size; the reference counts them as the released evaluation does."""
     classes, size = 19, (96, 192) if args.small else (1024, 2048)
     random = np.random.default_rng(SEED)
     predicted, truth = random.integers(0, classes, (2, 4, *size)).astype(np.uint8)
@@ -115,7 +115,7 @@ def table(results: dict) -> str:
             "|---|---:|---:|---:|---:|---:|---:|---:|",
             *(row(result) for result in results["cases"]),
             "",
-            f"Medians of {results['repeats']} runs that take turns, fastest to slowest in brackets, in seconds of "
+            f"Medians of {results['repeats']} alternating runs, fastest to slowest in brackets, in seconds of "
             f"{results['seconds']}; {results['machine']}, {results['gflop_per_s']:.0f} GFLOP/s in a float32 matrix "
             f"product; {results['date']}, commit {results['commit']}, {versions}",
         ]
@@ -139,13 +139,13 @@ def row(result: dict) -> str:
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--device", type=torch.device, help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--threads", type=int, help="of PyTorch on the CPU (default: its own choice)")
+    parser.add_argument("--device", type=torch.device, help="cpu or cuda (default: cuda if available)")
+    parser.add_argument("--threads", type=int, help="PyTorch's threads on the CPU (default: its own choice)")
     parser.add_argument("--dtype", choices=list(DTYPES), help="of maps and step (default: fp32; on a GPU bf16 steps)")
-    parser.add_argument("--batch", type=int, help="images (default: 2; on a GPU 16)")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each way, beside the warm-up")
-    parser.add_argument("--small", action="store_true", help="small shapes, which say nothing about speed")
-    parser.add_argument("--output", type=Path, help="JSON file, with the table beside it as .md")
+    parser.add_argument("--batch", type=int, help="batch size (default: 2; on a GPU 16)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each version, after the warm-up")
+    parser.add_argument("--small", action="store_true", help="small shapes, for testing rather than timing")
+    parser.add_argument("--output", type=Path, help="JSON file; the table is written beside it as .md")
     args = parser.parse_args(arguments)
     for name in ("repeats", "threads", "batch"):
         given = getattr(args, name)
@@ -155,7 +155,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         if path.exists():
             parser.error(f"{path} exists; give another --output.")
     if args.device is not None and args.device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch finds no GPU here; leave it out for the CPU.")
+        parser.error("--device cuda: PyTorch finds no GPU here; leave out --device to use the CPU.")
     args.device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = args.device.type == "cuda"
     args.batch = args.batch or (16 if on_gpu else 2)
@@ -166,7 +166,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def measured(args: argparse.Namespace) -> dict:
-    """All cases asked for, and what they were measured on."""
+    """Measure the selected cases, and add machine, versions and date."""
     return {
         "date": date.today().isoformat(),
         "commit": commit(),
@@ -197,4 +197,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("Stopped: no table, nothing was written.")
+        sys.exit("Stopped; nothing was written.")

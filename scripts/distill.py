@@ -5,7 +5,7 @@
 # [tool.uv.sources]  # from `uv build --wheel`; the package is not on PyPI
 # afdcd-hf = { path = "../dist/afdcd_hf-0.1.0-py3-none-any.whl" }
 #
-# [tool.hf-jobs]  # the script lies in /data there, so that the path above leads to /dist
+# [tool.hf-jobs]  # a job has the script in /data, so the path above resolves to /dist
 # volumes = ["./dist:/dist"]
 # ///
 """`afdcd distill` as a script, with the same arguments: for `accelerate launch`, `torchrun` and `hf jobs uv run`."""

@@ -1,11 +1,11 @@
-"""What a bare GPU machine says about this package, in one JSON file and one page of Markdown, in under 8 minutes.
+"""Check this package on a GPU machine in under 8 minutes; writes a JSON file and a page of Markdown.
 
     python scripts/gpu_check.py --output runs/gpu-check.json      # or: make gpu-check
-    python scripts/gpu_check.py --rehearse                        # the same on a CPU, small: does all of it run?
+    python scripts/gpu_check.py --rehearse                        # small, on a CPU, to check that everything runs
 
 Parts: the machine and its matrix products; the tests marked "gpu"; the contrast's kernels against the reference; the
 benchmark of contrast and step in float32, TF32, bfloat16 and bfloat16 with torch.compile; a training of 200 steps in
-bfloat16 on all GPUs. A part that fails, or has no time left, is reported with its error, and the others go on.
+bfloat16 on all GPUs. A part that fails or runs out of time is reported with its error, and the others continue.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from afdcd_hf.ops import omni_contrast
 ROOT = Path(__file__).parent.parent
 SECONDS = 470  # for all parts together
 STEPS = 200
-DIFFERENCES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # of the gradient's norm
+DIFFERENCES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # relative to the gradient's norm
 
 
 class Check:
-    """Runs parts and keeps what they say; each gets the seconds that are left."""
+    """Runs parts and stores their results; each part gets the remaining time."""
 
     def __init__(self, device: torch.device, rehearse: bool) -> None:
         self.device, self.rehearse, self.started = device, rehearse, time.monotonic()
@@ -56,7 +56,7 @@ class Check:
         try:
             signal.alarm(max(1, int(self.left)))
             outcome = {"ok": True, "result": part(self)}
-        except Exception as error:  # a report of whatever went wrong is the purpose; nothing is hidden
+        except Exception as error:  # any failure belongs in the report, with its traceback
             outcome = {"ok": False, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         finally:
             signal.alarm(0)
@@ -64,7 +64,7 @@ class Check:
         print(f"{name}: {'ok' if outcome['ok'] else outcome['error']}", file=sys.stderr, flush=True)
 
     def command(self, *arguments: str, **environment: str) -> str:
-        """What a Python command prints."""
+        """Run a Python command and return its output."""
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=ROOT,
@@ -84,7 +84,7 @@ def _out_of_time(*_: object) -> None:
 
 
 def machine(check: Check) -> dict:
-    """Names, versions, and TFLOP/s of matrix products."""
+    """Report names, versions, and TFLOP/s of matrix products."""
     size = 512 if check.rehearse else 8192
     rates = {"fp32": matmul_rate(check.device, size=size)}
     if check.device.type == "cuda":
@@ -101,13 +101,13 @@ def machine(check: Check) -> dict:
 
 
 def tests(check: Check) -> str:
-    """The last line of the tests that need a GPU; in a rehearsal those of one file."""
+    """Run the tests that need a GPU and return pytest's last line; in a rehearsal, a few tests of one file."""
     chosen = ["tests/ops/test_backends.py", "-k", "strides"] if check.rehearse else ["tests", "-m", "gpu"]
     return check.command("-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen).strip().splitlines()[-1]
 
 
 def kernels(check: Check) -> dict[str, float]:
-    """Largest difference of value and gradient from the reference, as a share of their norms."""
+    """Return the largest difference of value and gradient from the reference, relative to their norms."""
     backend = "triton" if check.device.type == "cuda" else "native"
     found = {}
     for dtype, distance, negatives in itertools.product(DIFFERENCES, ("l1", "l2"), ("other_groups", "all")):
@@ -127,7 +127,7 @@ def kernels(check: Check) -> dict[str, float]:
 
 
 def benchmarks(*options: str, tf32: bool = False, compiled: bool | None = None) -> Callable[[Check], dict]:
-    """A part that runs the benchmark with these arguments."""
+    """Create a part that runs the benchmark with these arguments."""
 
     def part(check: Check) -> dict:
         small = ["--small", "--device", "cpu"] if check.rehearse else []
@@ -144,7 +144,7 @@ def benchmarks(*options: str, tf32: bool = False, compiled: bool | None = None) 
 
 
 def training(check: Check) -> dict:
-    """The quickstart's teacher in bfloat16, on all GPUs at once."""
+    """Train the quickstart's teacher in bfloat16 on all GPUs."""
     steps = 2 if check.rehearse else STEPS
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["scripts/train.py", "--config", "quickstart_teacher", "--bf16", "true", "--max_steps", str(steps)]
@@ -175,7 +175,7 @@ PARTS: dict[str, Callable[[Check], object]] = {
 
 
 def page(report: dict) -> str:
-    """The report in Markdown."""
+    """Format the report as Markdown."""
     lines = [f"# GPU check, {report['date']}, commit {report['commit']}", ""]
     failed = [name for name, part in report["parts"].items() if not part["ok"]]
     lines.append(f"{len(report['parts']) - len(failed)} of {len(report['parts'])} parts passed.")
@@ -197,7 +197,7 @@ def _rows(facts: dict) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rehearse", action="store_true", help="small, on the CPU")
-    parser.add_argument("--output", type=Path, help="JSON file, with the page beside it as .md")
+    parser.add_argument("--output", type=Path, help="JSON file; the page is written beside it as .md")
     args = parser.parse_args()
     for path in [] if args.output is None else [args.output, args.output.with_suffix(".md")]:
         if path.exists():

@@ -1,11 +1,11 @@
-"""Break trainings in ten ways, go on, and print a table of what happened and whether anything was lost.
+"""Break trainings in ten ways, resume them, and print a table of what happened and whether anything was lost.
 
     python scripts/inject_faults.py [--seed 0] [--output table.md]
 
-Tiny models on a few generated images in a temporary folder; every run is `afdcd distill` in a process of its own,
-most of them forked from this one, which has imported everything. A few minutes on two CPU cores. What a resumed run
-ends with is compared with an uninterrupted one: a hash over all weights of student and loss, and the lines of its log.
-The full disk and the read-only folder need the right to mount a tmpfs (root); without it their rows say so.
+Tiny models train on a few generated images in a temporary folder. Every run is `afdcd distill` in a separate process,
+usually forked from this one, which has imported everything. Takes a few minutes on two CPU cores. Resumed runs are
+compared with an uninterrupted one: a hash over all weights of student and loss, and the log.
+The faults with a full disk and a read-only folder need permission to mount a tmpfs (root); otherwise their rows say so.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
-import afdcd_hf.training.runs  # noqa: E402, F401  (imported once, here, for all the runs that are forked)
+import afdcd_hf.training.runs  # noqa: E402, F401  (imported once, for all forked runs)
 from afdcd_hf import AfDcdForSemanticSegmentation, AfDcdImageProcessor  # noqa: E402
 from afdcd_hf.cli import main as afdcd  # noqa: E402
 from afdcd_hf.data.loading import class_names  # noqa: E402
@@ -53,7 +53,7 @@ SMALL = {"channels": [8, 16, 16, 32], "layers": [1, 1, 1, 1]}
 
 
 class Announcer(TrainerCallback):
-    """Writes to a file which step is being worked on, for those who want to disturb it."""
+    """Writes the current step to a file, so that it can be interrupted."""
 
     path: Path
 
@@ -63,7 +63,7 @@ class Announcer(TrainerCallback):
 
 
 def run_here(home: Path, folder: Path, options: list[str]) -> None:
-    """One run in this process; its steps are announced in a file in `home`."""
+    """Run a training in this process; its steps are written to a file in `home`."""
     torch.set_num_threads(1)
     Announcer.path = home / f"{folder.name}.steps"
     transformers.trainer.DEFAULT_CALLBACKS.append(Announcer)
@@ -71,9 +71,9 @@ def run_here(home: Path, folder: Path, options: list[str]) -> None:
 
 
 class Run:
-    """A run that has been started: in a forked process, or in two under torchrun.
+    """A started run: in a forked process, or in several under torchrun.
 
-    Its log and its steps lie in `home`, which is there whatever happens to `folder`.
+    Its log and its steps are written to `home`, which is not affected by what happens to `folder`.
     """
 
     def __init__(self, home: Path, folder: Path, *options: str, processes: int = 1):
@@ -98,7 +98,7 @@ class Run:
         run_here(self.home, self.folder, options)
 
     def at(self, step: int, rank: int = 0) -> int:
-        """Wait until a step has begun; the process id of that rank."""
+        """Wait until a step has begun, and return the process id of that rank."""
         for _ in range(TIMEOUT * 100):
             lines = [line.split() for line in self.steps.read_text().splitlines()]
             found = [int(pid) for pid, *rest in lines if int(rest[0]) == rank and int(rest[1]) >= step]
@@ -110,17 +110,17 @@ class Run:
         raise SystemExit(f"step {step} was never reached:\n{self.log.read_text()[-3000:]}")
 
     def message(self) -> str:
-        """What the command said last."""
+        """Return the command's last message."""
         lines = [line for line in self.log.read_text().splitlines() if line.startswith("afdcd distill: ")]
         return lines[-1].removeprefix("afdcd distill: ") if lines else "(none)"
 
     def warnings(self) -> str:
-        """What it warned of, concerning checkpoints."""
+        """Return the warnings about checkpoints."""
         return " ".join(re.findall(r"^warning: (.*checkpoint-.*)$", self.log.read_text(), flags=re.MULTILINE))
 
 
 class Faults:
-    """The faults, each a method that returns what happened, whether something was lost, and the message."""
+    """The faults; each method returns what happened, whether anything was lost, and the message."""
 
     def __init__(self, home: Path, seed: int):
         self.home, self.draw = home, random.Random(seed)
@@ -132,31 +132,31 @@ class Faults:
         return Run(self.home, self.home / folder, *options, **kwargs)
 
     def finished(self, run: Run) -> dict:
-        """The outcome of a run that has to end well."""
+        """Return the outcome of a run that must succeed."""
         status = run.wait()
         if status != 0:
-            raise SystemExit(f"a run that should end well ended with {status}:\n{run.log.read_text()[-3000:]}")
+            raise SystemExit(f"a run that should succeed ended with {status}:\n{run.log.read_text()[-3000:]}")
         return outcome(run.folder)
 
-    def go_on(self, folder: Path, whole: dict | None = None, **kwargs) -> str:
-        """Resume until the end; whether that is the end of the uninterrupted run."""
+    def resume(self, folder: Path, whole: dict | None = None, **kwargs) -> str:
+        """Resume to the end, and say whether the outcome is that of the uninterrupted run."""
         same = self.finished(self.run(folder, "--resume_from_checkpoint", "last", **kwargs)) == (whole or self.whole)
-        return "no: resumed, same weights and log to the bit" if same else "**YES: the resumed run differs**"
+        return "no: resumed, same weights and log bit for bit" if same else "**YES: the resumed run differs**"
 
     def sigkill(self) -> tuple[str, str, str]:
         """SIGKILL at 5 random steps of one run"""
-        folder, resume, origins = self.home / "killed", (), []
+        folder, options, origins = self.home / "killed", (), []
         steps = sorted(self.draw.sample(range(SAVE_STEPS + 1, STEPS - 1), 5))
         for step in steps:
-            run = self.run(folder, *resume)
+            run = self.run(folder, *options)
             run.at(step)
             time.sleep(self.draw.uniform(0, 0.1))
             os.kill(run.process.pid, signal.SIGKILL)
             status = run.wait()
             origins.append(max(_numbers(folder)))
-            resume = ("--resume_from_checkpoint", "last")
+            options = ("--resume_from_checkpoint", "last")
         what = f"killed in or after steps {_listed(steps)} (status {status}); checkpoints found {_listed(origins)}"
-        return what, self.go_on(folder), "(a killed process says nothing)"
+        return what, self.resume(folder), "(a killed process prints nothing)"
 
     def sigterm(self) -> tuple[str, str, str]:
         """SIGTERM (pre-emption)"""
@@ -165,7 +165,7 @@ class Faults:
         status = run.wait()
         what = f"signalled in step {step + 1}; newest checkpoint {max(_numbers(run.folder))}; exit status {status}"
         message = run.message()
-        return what, self.go_on(run.folder), message
+        return what, self.resume(run.folder), message
 
     def full_disk(self) -> tuple[str, str, str]:
         """full disk (tmpfs filled up during the run)"""
@@ -178,16 +178,16 @@ class Faults:
             kept, leftovers = _numbers(run.folder), [path.name for path in run.folder.glob("_*")]
             ballast.unlink()
             what = (
-                f"stopped, status {status}; checkpoints: {_listed(kept)}; leftovers: {leftovers or 'none'}; room made"
+                f"stopped, status {status}; checkpoints: {_listed(kept)}; leftovers: {leftovers or 'none'}; space freed"
             )
-            return what, self.go_on(run.folder), message
+            return what, self.resume(run.folder), message
 
     def read_only(self) -> tuple[str, str, str]:
         """read-only output folder"""
         with mounted(self.home / "fixed", "size=1m") as place:
             subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
             run = self.run(place / "fixed-run")
-            return f"refused before the first step, status {run.wait()}", "no: nothing begun", run.message()
+            return f"refused before the first step, status {run.wait()}", "no: nothing started", run.message()
 
     def file_as_folder(self) -> tuple[str, str, str]:
         """a file where the output folder should be"""
@@ -209,7 +209,7 @@ class Faults:
             file.write(bytes([byte ^ 1]))
         run = self.run(folder, "--resume_from_checkpoint", "last")
         same = self.finished(run) == self.whole
-        lost = "no: same weights and log to the bit" if same else "**YES: the resumed run differs**"
+        lost = "no: same weights and log bit for bit" if same else "**YES: the resumed run differs**"
         return "the checkpoint before it is used", lost, run.warnings()
 
     def one_of_two(self) -> tuple[str, str, str]:
@@ -221,7 +221,7 @@ class Faults:
         seconds = time.perf_counter() - start
         what = f"rank 1 killed in step {step + 1}: torchrun ended after {seconds:.0f} s, status {status}"
         said = re.findall(r"Signal \d+ \(SIGKILL\) received by PID", run.log.read_text())
-        return what, self.go_on(run.folder, whole, processes=2), f"torchrun: {said[0]} ..." if said else "(none)"
+        return what, self.resume(run.folder, whole, processes=2), f"torchrun: {said[0]} ..." if said else "(none)"
 
     def not_a_number(self) -> tuple[str, str, str]:
         """NaN loss (learning rate 1e30 from the start, a checkpoint at every step)"""
@@ -232,7 +232,7 @@ class Faults:
         return what, "no: the last finite state is saved" if finite else "**YES**", run.message()
 
     def corrupt_image(self) -> tuple[str, str, str]:
-        """an image cut short in the middle of an epoch"""
+        """an image truncated in the middle of an epoch"""
         run, image = self.run("image"), self.home / "data" / "train" / "picture07.png"
         run.at(SAVE_STEPS + 1)
         content = image.read_bytes()
@@ -240,7 +240,7 @@ class Faults:
         status, message = run.wait(), run.message()
         image.write_bytes(content)
         what = f"stopped, status {status}; newest checkpoint {max(_numbers(run.folder))}; image restored, resumed"
-        return what, self.go_on(run.folder), message
+        return what, self.resume(run.folder), message
 
     def teacher_incomplete(self) -> tuple[str, str, str]:
         """teacher folder without its weights"""
@@ -249,11 +249,11 @@ class Faults:
         (teacher / "model.safetensors").unlink()
         run = self.run("untaught", "--teacher", str(teacher))
         what = f"refused before the first step, status {run.wait()}"
-        return what, "**YES**" if run.folder.exists() else "no: nothing begun", run.message()
+        return what, "**YES**" if run.folder.exists() else "no: nothing started", run.message()
 
 
 def prepare(home: Path) -> None:
-    """Pictures in CamVid's layout, a teacher, and a recipe."""
+    """Write images in CamVid's layout, a teacher, and a recipe."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 4)):
         for kind in (split, f"{split}annot"):
@@ -285,7 +285,7 @@ def prepare(home: Path) -> None:
 
 
 def outcome(folder: Path) -> dict:
-    """What a finished run is judged by."""
+    """Return what is compared of a finished run: a hash of the weights, and the log."""
     digest = hashlib.sha256()
     last = folder / f"checkpoint-{STEPS}"
     for path in (folder / "model.safetensors", last / "model.safetensors", last / "distillation.safetensors"):
@@ -299,7 +299,7 @@ def outcome(folder: Path) -> dict:
 
 @contextmanager
 def mounted(place: Path, options: str) -> Iterator[Path]:
-    """A small file system of its own."""
+    """Mount a small tmpfs."""
     place.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True)
     if done.returncode:
@@ -335,14 +335,14 @@ def _row(fault: Callable[[], tuple[str, str, str]], home: Path) -> str:
     try:
         what, lost, message = fault()
     except PermissionError as error:
-        what, lost, message = "not tried: no right to mount a tmpfs", "", str(error)
+        what, lost, message = "not tried: no permission to mount a tmpfs", "", str(error)
     cells = [cell.replace(str(home), "TMP").replace("|", r"\|") for cell in (name, what, lost, message)]
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of the random steps")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random steps")
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=FAULTS, metavar="FAULT", help=", ".join(FAULTS))
     args = parser.parse_args()

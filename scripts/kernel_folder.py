@@ -4,8 +4,8 @@
     >>> from kernels import get_local_kernel
     >>> get_local_kernel("runs/contrast_kernel").omni_contrast(student, teacher)
 
-The sources are those of `afdcd_hf/ops`. They know nothing of the package and keep no state, so they are the same for
-every system: there is nothing to build (`torch-noarch`), and the variants for CPU and CUDA are copies.
+The sources are those of `afdcd_hf/ops`. They do not depend on the package or the system, so there is nothing to build
+(`torch-noarch`), and the variants for CPU and CUDA are identical copies.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ license: apache-2.0
 tags: [kernels, knowledge-distillation, semantic-segmentation]
 ---
 
-# Contrast of dense features, in constant memory
+# Contrastive loss of dense features, in constant memory
 
 The contrastive terms of Af-DCD (Fan et al., NeurIPS 2023, arXiv 2312.04168): `omni_contrast`, `spatial_contrast` and
-`channel_contrast` of a student's and a teacher's feature map `(B, C, H, W)`, with the gradient of the student's. Triton
-kernels on CUDA, a C kernel (compiled at first use) on CPUs, PyTorch elsewhere; no matrix of distances is kept.
+`channel_contrast` of a student's and a teacher's feature map `(B, C, H, W)`, with gradients for the student's. Triton
+kernels on CUDA, a C kernel (compiled on first use) on CPUs, PyTorch elsewhere; no distance matrix is stored.
 
 ```python
 import torch
@@ -52,11 +52,11 @@ print(contrast.omni_contrast(student, teacher, patch_size=4, channel_groups=16))
 
 
 def sources() -> dict[str, str]:
-    """File name -> content, self-contained: what `ops` takes from the package stands beside it."""
+    """Return file name -> content, self-contained: includes the module that `ops` imports from the package."""
     ops = ROOT / "afdcd_hf" / "ops"
     found = {path.name: path.read_text(encoding="utf-8") for path in sorted(ops.iterdir()) if path.is_file()}
     found["atomic_io.py"] = (ROOT / "afdcd_hf" / "atomic_io.py").read_text(encoding="utf-8")
-    # an operator is registered once per process, and the package may be imported too
+    # operators can be registered only once per process, and the package may be imported too
     return {
         name: text.replace("from ..atomic_io", "from .atomic_io").replace('"afdcd::', f'"{MODULE}::')
         for name, text in found.items()
@@ -67,14 +67,14 @@ def write(folder: Path) -> None:
     """Write the repository into a new folder.
 
     Raises:
-        FileExistsError: there is something in the folder.
-        RuntimeError: the sources need more of the package than is copied.
+        FileExistsError: the folder is not empty.
+        RuntimeError: the sources import modules of the package that are not copied.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: give a new folder.")
     files = sources()
     if strays := [name for name, text in files.items() if "from .." in text or "import afdcd_hf" in text]:
-        raise RuntimeError(f"{', '.join(strays)} of afdcd_hf/ops imports from the rest of the package: copy that too.")
+        raise RuntimeError(f"{', '.join(strays)} in afdcd_hf/ops imports from the rest of the package: copy that too.")
     places = [folder / "torch-ext" / MODULE, *(folder / "build" / f"torch-{backend}" for backend in BACKENDS)]
     for place in places:
         place.mkdir(parents=True)
@@ -90,7 +90,7 @@ def write(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where to write it; new or empty")
+    parser.add_argument("folder", type=Path, help="folder to write, new or empty")
     folder = parser.parse_args().folder
     try:
         write(folder)

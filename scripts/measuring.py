@@ -1,4 +1,4 @@
-"""Time and memory of two ways to compute the same, and what the machine can do at best."""
+"""Time and memory of two versions of a computation, and the machine's matrix-product rate."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ OURS, RELEASED = "ours", "released"
 
 
 class Clock:
-    """Seconds since some moment: a GPU's when all that was started has finished; on a CPU those that it has computed.
+    """A clock: wall-clock time on a GPU, after synchronising it; CPU time otherwise.
 
-    CPU time adds up over threads, and does not count what else the machine does.
+    CPU time is summed over threads and excludes other processes.
     """
 
     def __init__(self, device: torch.device):
@@ -39,10 +39,10 @@ class Clock:
 
 
 class PeakMemory:
-    """Highest memory between `start` and `stop`, above that at the start, in MiB.
+    """Peak memory between `start` and `stop`, in MiB above the memory at the start.
 
-    On a GPU as PyTorch's allocator counts it. Elsewhere the resident memory of the process, as Linux counts it (its
-    mark is reset through /proc/self/clear_refs); before, memory that is free but not yet given back is returned.
+    On a GPU from PyTorch's allocator. Elsewhere it is the process's resident memory on Linux, whose peak is reset
+    through /proc/self/clear_refs after free memory has been returned to the system.
     """
 
     def __init__(self, device: torch.device):
@@ -70,9 +70,9 @@ def _resident(name: str) -> float:
 
 
 def compare(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, dict]:
-    """Median, fastest and slowest seconds of each call, and its peak extra memory.
+    """Measure each call's median, fastest and slowest seconds, and its peak extra memory.
 
-    The calls take turns, and every second round in the other order. They have run before, so nothing is warm-up.
+    The calls alternate, in reverse order every second round. They must have run before, since there is no warm-up.
     """
     clock, memory = Clock(device), PeakMemory(device)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -92,25 +92,25 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def largest_difference(actual: list[Tensor], expected: list[Tensor]) -> float:
-    """Over all tensors: the norm of the difference over the norm of what is expected."""
+    """Return the maximum over all tensors of the difference's norm divided by the expected tensor's norm."""
     pairs = zip(actual, expected, strict=True)
     return max(((one.double() - other.double()).norm() / other.double().norm()).item() for one, other in pairs)
 
 
 def check_equal(name: str, difference: float, tolerance: float) -> None:
     if not difference <= tolerance:
-        raise RuntimeError(f"{name}: the ways differ by {difference:.1e} (tolerance {tolerance}); nothing to compare.")
+        raise RuntimeError(f"{name}: the results differ by {difference:.1e} (tolerance {tolerance}); not timed.")
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
-    """GFLOP a second that this machine reached just now in a product of two square matrices."""
+    """Measure the GFLOP/s of a product of two square matrices."""
     first, second = torch.randn(2, size, size, device=device, dtype=dtype)
     clock = Clock(device)
     return 2 * size**3 / 1e9 / min(clock.seconds(lambda: torch.mm(first, second)) for _ in range(6))
 
 
 def commit() -> str:
-    """Of the working tree, with a mark where files differ from it; "unknown" outside of git."""
+    """Return the working tree's commit, with a note if files differ from it; "unknown" outside a repository."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True).stdout

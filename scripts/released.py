@@ -1,10 +1,10 @@
-"""The released training code's computations in plain eager PyTorch: what `benchmark.py` measures ours against.
+"""The released training code's computations in plain eager PyTorch: the baseline of `benchmark.py`.
 
-The steps of contrast and distillation, written anew: the full similarity matrix of all patches, a boolean gather of the
+Contrast and distillation step, rewritten: the full similarity matrix of all patches, a boolean gather of the
 negatives, concatenation with the positive, cross entropy; teacher without gradients, student, cross entropy of both
 heads, KL divergence of the logits, align - mask - dense projector, sum of squares, clipping of the loss's weights, SGD.
 The patches are the batch dimension of `cdist`: on CUDA its backward with p = 1 fills a buffer of (patches, V, V, C/M)
-numbers, as the released code's does.
+numbers, as in the released code.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ PATCH = 4
 def released_contrast(
     student: Tensor, teacher: Tensor, *, channel_groups: int = 16, temperature: float = 0.07
 ) -> Tensor:
-    """Omni-contrast with the L1 distance and the negatives of the other groups: equals `omni_contrast`.
+    """Compute omni-contrast with the L1 distance and negatives from the other groups; equals `omni_contrast`.
 
     Args:
-        student: `(B, C, H, W)` float32; what fills no 4×4 patch at the right and at the bottom is cut off.
+        student: `(B, C, H, W)` float32; incomplete 4×4 patches at the right and bottom are dropped.
         teacher: like `student`.
         channel_groups: M, divides C.
         temperature: τ.
@@ -43,20 +43,20 @@ def released_contrast(
 
 
 def _patch_vectors(feature_map: Tensor, channel_groups: int) -> Tensor:
-    windows = feature_map.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)  # whole patches alone
+    windows = feature_map.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)  # complete patches only
     windows = windows.permute(0, 2, 3, 4, 5, 1)  # (B, H/N, W/N, N, N, C)
     return windows.reshape(-1, PATCH**2 * channel_groups, feature_map.shape[1] // channel_groups)
 
 
 class ReleasedStep:
-    """Distillation steps on models of its own.
+    """Distillation steps on the given models.
 
     Args:
         student: `AfDcdForSemanticSegmentation`; its last map is distilled.
-        teacher: likewise.
+        teacher: also an `AfDcdForSemanticSegmentation`.
         align: 1×1 convolution from the student's channels to the teacher's.
-        projector: of `afdcd_hf.losses.projectors`.
-        draw_mask: gives the mask `(B, 1, h, w)` for a student's map.
+        projector: one of `afdcd_hf.losses.projectors`.
+        draw_mask: returns the mask `(B, 1, h, w)` for a student's map.
         weights: of "auxiliary", "kd", "feature" and "contrast".
         learning_rate: of SGD.
     """
@@ -79,7 +79,7 @@ class ReleasedStep:
         self.optimizer = torch.optim.SGD(trained, learning_rate, momentum=0.9, weight_decay=1e-4)
 
     def __call__(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """One step; its weighted terms."""
+        """Run one step and return its weighted terms."""
         with torch.no_grad():
             teacher = self.teacher(pixel_values, output_hidden_states=True)
         student = self.student(pixel_values, output_hidden_states=True)

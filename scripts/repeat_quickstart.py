@@ -2,7 +2,7 @@
 
     python scripts/repeat_quickstart.py --seeds 0 1 2 --output runs/quickstart-seeds
 
-Finished seeds are kept: a second call goes on where the first was stopped.
+Finished seeds are kept: a second call continues where the first one stopped.
 """
 
 from __future__ import annotations

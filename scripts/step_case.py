@@ -1,4 +1,4 @@
-"""The whole step of a distillation: the trainer's own beside the released one, taking turns; for `benchmark.py`."""
+"""The whole distillation step for `benchmark.py`: the trainer's and the released one, alternating."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from afdcd_hf.losses.projectors import PlainProjector
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SEED, MASK_RATIO, LEARNING_RATE = 0, 0.75, 0.02
-# of a term, relative; the second step adds the optimizer's arithmetic and batch norm over few values
+# relative, per term; the second step adds rounding of the optimizer and of batch norm over few values
 STEP_TOLERANCES = {"fp32": 2e-3, "bf16": 1e-1}
 CAMVID = {"auxiliary": 0.4, "kd": 1.0, "feature": 8e-6, "contrast": 1e-2}  # weights of the paper's recipe
 CLASSES, CROP = 11, (360, 360)
-WARM_UP = 3  # steps: two are compared, and the third is the first with another projector
+WARM_UP = 3  # steps: two are compared, and the third is the first one with another projector
 
 
 class Turns(TrainerCallback):
-    """Lets a released step take turns with the trainer's own: after it in one step, before it in the next.
+    """Alternates a released step with the trainer's own: after it in one step, before it in the next.
 
-    Both begin with the same weights, and draw the same mask in a step.
+    Both start with the same weights and draw the same mask in each step.
 
     Args:
-        released: run one step and give its terms: the first of them twice, then the last.
+        released: functions that run one step and return its terms; the first is used twice, then the last.
         clock: for both.
-        device: where to read memory.
+        device: device whose memory is measured.
     """
 
     def __init__(self, released: list[Callable[[], dict]], clock: Clock, device: torch.device):
@@ -55,7 +55,7 @@ class Turns(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.add(OURS, self.clock.now() - self.start)
-        if state.global_step % 2:  # already counted
+        if state.global_step % 2:  # already incremented
             self.released_step()
 
     def released_step(self) -> None:
@@ -72,9 +72,9 @@ class Turns(TrainerCallback):
 
 
 def step_cases(args: argparse.Namespace) -> Iterator[dict]:
-    """DeepLabV3-R101 to DeepLabV3-R18 as the trainer runs it, CamVid's recipe: the paper's projector, then a cheap one.
+    """Yield DeepLabV3-R101 to R18 in the trainer, with CamVid's recipe: the paper's projector, then a cheap one.
 
-    The released computation has the paper's in both; to be compared, it takes two steps with the same one as ours.
+    The released computation is timed with the paper's in both cases; the two compared steps use the same one as ours.
     """
     for projector in ("plain", "depthwise"):
         yield step_case(projector, args)
@@ -84,7 +84,7 @@ def step_case(projector: str, args: argparse.Namespace) -> dict:
     if args.compile_step:
         from torch._inductor import config
 
-        config.fallback_random = True  # draw the mask that the released step draws, which is not compiled
+        config.fallback_random = True  # to draw the same mask as the released step, which is not compiled
     torch.manual_seed(SEED)
     crop, backbone = ((72, 72), "resnet18") if args.small else (CROP, "resnet101")
     batch = {"pixel_values": torch.randn(args.batch, 3, *crop), "labels": torch.randint(CLASSES, (args.batch, *crop))}
@@ -94,9 +94,9 @@ def step_case(projector: str, args: argparse.Namespace) -> dict:
         steps = [partial(twin, **on(args.device, batch)) for twin in released_twins(trainer, args)]
         turns = Turns(steps, Clock(args.device), args.device)
         trainer.add_callback(turns)
-        with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to the output
+        with contextlib.redirect_stdout(sys.stderr):  # only the table goes to standard output
             trainer.train()
-    # the terms of the second step say that the weights were updated alike
+    # equal terms in the second step show that the weights were updated equally
     difference = max(
         difference_of_terms(*both) for both in zip(trainer.state.log_history[:2], turns.terms, strict=False)
     )
@@ -111,13 +111,13 @@ def step_case(projector: str, args: argparse.Namespace) -> dict:
 
 
 def difference_of_terms(logged: dict[str, float], released: dict[str, Tensor]) -> float:
-    """Largest difference of a term, relative to the released one or to a thousandth of the largest."""
+    """Return the largest difference of a term, relative to the released one or to a thousandth of the largest."""
     least = 1e-3 * max(abs(term.item()) for term in released.values())
     return max(abs(logged[f"loss_{name}"] - term.item()) / max(term.item(), least) for name, term in released.items())
 
 
 def model(backbone: str, **options) -> AfDcdForSemanticSegmentation:
-    """As the released ones; without dropout, whose draws would differ between the ways."""
+    """Build a model like the released ones, without dropout, whose random draws would differ between the versions."""
     deep_stem = {"stem_type": "deep", "stem_width": 64}
     options = {"backbone_kwargs": deep_stem, "num_labels": CLASSES, "pretrained_backbone": False, **options}
     built = AfDcdForSemanticSegmentation.from_backbone(backbone, **options)
@@ -164,9 +164,9 @@ def our_trainer(
 
 
 def released_twins(trainer: DistillationTrainer, args: argparse.Namespace) -> list[ReleasedStep]:
-    """The released step on copies of the trainer's models; and one with the paper's projector."""
+    """Build the released step on copies of the trainer's models, and one with the paper's projector if ours differs."""
     loss = next(module for module in trainer.loss_module.modules() if hasattr(module, "projector"))
-    same = isinstance(loss.projector[0], nn.Conv2d) and loss.projector[0].groups == 1  # the paper's already
+    same = isinstance(loss.projector[0], nn.Conv2d) and loss.projector[0].groups == 1  # ours is the paper's
     twins = []
     for projector in [loss.projector] if same else [loss.projector, PlainProjector(loss.projector[0].in_channels)]:
         parts = (trainer.student, trainer.teacher, loss.align, projector)

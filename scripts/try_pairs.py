@@ -1,8 +1,8 @@
-"""Train every kind of teacher with every head of a student and a few losses for three steps; print a Markdown table.
+"""Distil every kind of teacher to students with every head and a few losses, three steps each; print a Markdown table.
 
     python scripts/try_pairs.py [--output pairs.md] [--teachers SegFormer ...] [--heads fpn ...]
 
-Tiny random models in a temporary folder, crops of 64x64 pixels of generated scenes, each run through `afdcd distill`.
+Runs `afdcd distill` with tiny random models in a temporary folder, on 64x64 crops of generated scenes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def dinov2() -> torch.nn.Module:
     return hf.Dinov2Model(hf.Dinov2Config(image_size=SIDE, patch_size=8, **sizes))
 
 
-TEACHERS = {  # title: what makes it, and the layer that is distilled
+TEACHERS = {  # title: (function that creates it, layer to distil)
     "DeepLabV3, ours": (cnn, "backbone[-1]"),
     "SegFormer": (segformer, "decode_head.batch_norm"),
     "EoMT": (eomt, "layers.1:tokens"),
@@ -81,7 +81,7 @@ TEACHERS = {  # title: what makes it, and the layer that is distilled
 
 
 def saved_teacher(make: Callable[[], torch.nn.Module], folder: Path) -> Path:
-    """A random teacher as a folder."""
+    """Save a random teacher to a folder."""
     torch.manual_seed(0)
     model, classes = make(), BENCHMARKS["scenes"].classes
     if hasattr(model.config, "id2label") and model.config.num_labels == len(classes):
@@ -93,7 +93,7 @@ def saved_teacher(make: Callable[[], torch.nn.Module], folder: Path) -> Path:
 
 
 def outcome(teacher: Path, layer: str, head: str, loss: str, folder: Path) -> str:
-    """What `afdcd distill` says: ok, or the error in one line."""
+    """Run `afdcd distill` and return "ok" or its one-line error."""
     words = ["distill", "--teacher", str(teacher), "--teacher_layer", layer, "--loss", loss, *LOSSES[loss]]
     words += ["--dataset", "scenes", "--max_train_samples", "4", "--max_eval_samples", "1", "--crop_size", "64", "64"]
     words += ["--backbone", "resnet18", "--backbone_kwargs", '{"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}']

@@ -1,7 +1,7 @@
-"""transformers' own tests of models and image processors, run on ours: `make test-upstream`.
+"""Run transformers' own tests of models and image processors on ours: `make test-upstream`.
 
-They travel in transformers' source distribution only, which is fetched for the installed version into `runs/upstream`;
-so this is not part of `make test`. `CANNOT_HOLD` lists the tests that our models are not meant to pass, and why.
+Only transformers' source distribution has them. It is downloaded for the installed version to `runs/upstream`,
+so this is not part of `make test`. `CANNOT_HOLD` lists the tests that our models cannot pass, and why.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 FOLDER = Path("runs/upstream")
-# imported by the tests, and in transformers' repository alone: a cache of files of the Hub, and tests of exporters and
-# of text generation
+# imported by the tests, but only in transformers' repository: a cache of Hub files, and tests of exporters and of text
+# generation
 NOT_DISTRIBUTED = {
     "fetch_hub_objects_for_ci.py": "def url_to_local_path(url):\n    return url\n",
     "tests/exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
     "tests/generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
 }
 CANNOT_HOLD = {
-    "there are no input embeddings": ("test_model_get_set_embeddings",),
+    "the models have no input embeddings": ("test_model_get_set_embeddings",),
     "the backbone is a timm model, which cannot be saved by itself": ("test_correct_missing_keys",),
-    "the parts to recompute are timm's classes, which cannot derive from GradientCheckpointingLayer; timm's own "
-    "checkpointing is used, and takes no options (tests/models/test_backbone.py)": (
+    "the layers to recompute are timm classes, which cannot derive from GradientCheckpointingLayer; timm's own "
+    "checkpointing is used, which takes no options (tests/models/test_backbone.py)": (
         "test_gradient_checkpointing_enable_disable",
         "test_training_gradient_checkpointing",
         "test_training_gradient_checkpointing_use_reentrant_false",
@@ -36,7 +36,7 @@ CANNOT_HOLD = {
 
 
 def fetch() -> tuple[Path, Path]:
-    """The source distribution, unpacked, and a folder of what its tests import beside what is installed."""
+    """Fetch and unpack the source distribution, and create a folder with what its tests import in addition."""
     release = f"transformers-{version('transformers')}"
     source, extra = FOLDER / release, FOLDER / "packages"
     pip = [sys.executable, "-m", "pip", "--quiet"]
@@ -56,7 +56,7 @@ def fetch() -> tuple[Path, Path]:
 
 
 def main() -> int:
-    """Fetch the tests where they are not there yet, run them on this file, and return pytest's exit status."""
+    """Fetch the tests if needed, run them on this file, and return pytest's exit status."""
     source, extra = fetch()
     paths = [str(extra), str(source), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "AFDCD_UPSTREAM": str(source)}
@@ -79,7 +79,7 @@ if "AFDCD_UPSTREAM" in os.environ:  # under pytest, with the tests on the path
     TINY = {"channels": [8, 16, 16, 32], "layers": [1, 1, 1, 1]}
 
     class ModelTester:
-        """What the mixins ask for: a small configuration and inputs."""
+        """A small configuration and inputs for the mixins."""
 
         is_training = True
         batch_size, image_size, num_labels = 2, 32, 3
@@ -107,14 +107,14 @@ if "AFDCD_UPSTREAM" in os.environ:  # under pytest, with the tests on the path
             return inputs
 
         def test_hidden_states_output(self) -> None:
-            """In place of the mixin's, which expects sequences of tokens."""
+            """Replaces the mixin's test, which expects sequences of tokens."""
             config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
             model = AfDcdForSemanticSegmentation(config).eval()
             maps = model(**inputs, output_hidden_states=True).hidden_states
             assert [each.shape[1] for each in maps] == model.backbone.channels
 
     class Processor(ImageProcessingTester):
-        """Settings for the image processor's mixin, which would look for its class by the name of this folder."""
+        """Settings for the image processor's mixin, which would otherwise find the class by this folder's name."""
 
         num_labels, size = 3, {"height": 24, "width": 32}
 
