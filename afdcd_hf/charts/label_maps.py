@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Palette = Sequence[Sequence[int]] | np.ndarray
 Columns = Mapping[str, Sequence[np.ndarray | str]]
 IGNORE_INDEX = 255
-MOST_CLASSES = 24  # in the legend
+MAX_LEGEND_CLASSES = 24  # in the legend
 CELL_WIDTH, TITLE_LENGTH = 2.7, 22  # inches, characters in a line
 _LINE_WIDTH = 1 / 400  # relative to the image's shorter side
 _LIGHT = 0.6  # Oklab lightness from which lines are black
@@ -74,12 +74,12 @@ def as_colors(palette: Palette) -> np.ndarray:
 def draw_overlay(image: Image.Image, label_map: np.ndarray, colors: np.ndarray) -> np.ndarray:
     """Overlay an RGB image with the classes' colours `(K, 3)` and lines between classes: `(H, W, 3)` uint8 RGB."""
     overlay = np.array(Image.blend(image, Image.fromarray(colors[label_map]), 0.5))
-    lines = between_classes(label_map, max(1, round(_LINE_WIDTH * min(label_map.shape))))
+    lines = class_borders(label_map, max(1, round(_LINE_WIDTH * min(label_map.shape))))
     overlay[lines] = line_colors(colors[label_map[lines]])
     return overlay
 
 
-def between_classes(label_map: np.ndarray, width: int, unlined: Sequence[int] = ()) -> np.ndarray:
+def class_borders(label_map: np.ndarray, width: int, unlined: Sequence[int] = ()) -> np.ndarray:
     """Mark lines of `width` pixels between the classes of an `(H, W)` map, except `unlined` ones; `(H, W)` bool."""
     lines = np.zeros(label_map.shape, bool)
     first = width // 2  # centres the line on the border
@@ -176,7 +176,7 @@ def _as_rgb(array: np.ndarray | str, colors: np.ndarray, unlined: Sequence[int])
     drawn = round(CELL_WIDTH * DPI)  # pixels; maps are enlarged to at least twice that, so that lines can be thin
     times = -(-2 * drawn // array.shape[1])
     array, rgb = (each.repeat(times, 0).repeat(times, 1) for each in (array, rgb))
-    lines = between_classes(array, -(-array.shape[1] // drawn), unlined)
+    lines = class_borders(array, -(-array.shape[1] // drawn), unlined)
     rgb[lines] = line_colors(rgb[lines])
     return rgb
 
@@ -190,7 +190,7 @@ def _swatches(arrays: Sequence[np.ndarray], colors: np.ndarray, class_names: Seq
         for index, pixels in zip(*np.unique(array, return_counts=True), strict=True):
             covered[int(index)] += pixels / array.size  # images have equal weight, whatever their size
     ignored = covered.pop(IGNORE_INDEX, 0) > 0
-    listed = sorted(sorted(covered, key=lambda index: (-covered[index], index))[:MOST_CLASSES])
+    listed = sorted(sorted(covered, key=lambda index: (-covered[index], index))[:MAX_LEGEND_CLASSES])
     edge: dict[str, Any] = {"edgecolor": "#999999", "linewidth": 0.6}
     swatches = [Patch(facecolor=colors[index] / 255, label=class_names[index], **edge) for index in listed]
     if ignored:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Results = Mapping[str, Mapping[str, float | None]]
-MOST_RESULTS, MOST_ROWS = 5, 40
+MAX_RESULTS, MAX_ROWS = 5, 40
 WIDTH, BAR, ROW_GAP = 8.73, 0.2, 0.13  # inches, as are the bars' y coordinates
 GAIN_COLOR, LOSS_COLOR = "#00674B", "#A33B00"  # darker shades of the series' green and vermilion, for text
 NORMALIZATIONS = {"truth": "true", "prediction": "predicted"}
@@ -105,8 +105,8 @@ def protocol_differences(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _checked_percent(results: Results) -> tuple[list[str], np.ndarray]:
     """Return the first result's class names and `(K, R)` percentages, NaN for classes not in the data."""
-    if not 1 <= len(results) <= MOST_RESULTS:
-        raise ValueError(f"{len(results)} results were passed; one to {MOST_RESULTS} fit in one chart.")
+    if not 1 <= len(results) <= MAX_RESULTS:
+        raise ValueError(f"{len(results)} results were passed; one to {MAX_RESULTS} fit in one chart.")
     first, names = next((name, list(classes)) for name, classes in results.items())
     for result, classes in results.items():
         if difference := sorted(set(names) ^ set(classes)):
@@ -128,10 +128,10 @@ def _shown_rows(values: np.ndarray, order: str) -> tuple[list[int], str]:
         raise ValueError(f"order={order!r}: known are classes and, for two or more results, gain.")
     ranked = values[:, 0] if single else values[:, -1] - values[:, 0]
     falling = [int(row) for row in np.argsort(-ranked, kind="stable")]  # NaN comes last
-    if count <= MOST_ROWS:
+    if count <= MAX_ROWS:
         return (falling if order == "gain" else list(range(count))), ""
-    known, half = [row for row in falling if not math.isnan(ranked[row])], MOST_ROWS // 2
-    if len(known) <= MOST_ROWS:
+    known, half = [row for row in falling if not math.isnan(ranked[row])], MAX_ROWS // 2
+    if len(known) <= MAX_ROWS:
         return known, f"{len(known)} of {count} classes are in the data"
     highest, lowest = ("highest", "lowest") if single else ("largest gains", "largest losses")
     return known[:half] + known[-half:], f"{half} {highest} and {half} {lowest} of {count} classes"

@@ -32,7 +32,7 @@ SIZES = ((512, 512), (512, 1024), (1024, 2048))
 HEADER = (
     f"{'input':>11}{'batch':>7}{'GMACs':>9}{'median ms':>11}{'p95 ms':>10}{'images/s':>10}{'peak MiB':>10}{'passes':>8}"
 )
-_FEWEST_PASSES = 3  # even if the time limit is exceeded
+_MIN_PASSES = 3  # even if the time limit is exceeded
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -185,7 +185,7 @@ def profile_model(
 
 def _profile_row(model: nn.Module, size: tuple[int, int], settings: ProfileSettings) -> ProfileRow:
     device, load = device_of(model), load_average()
-    with torch.no_grad(), _explained(size, settings):
+    with torch.no_grad(), _readable_errors(size, settings):
         [macs] = count_macs_at(model, [size])
         seconds, peak = _measure(model, size, settings)
     weights = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
@@ -236,7 +236,7 @@ def _measure(model: nn.Module, size: tuple[int, int], settings: ProfileSettings)
     for _ in range(settings.warmup):
         run(images)
     seconds: list[float] = []
-    while len(seconds) < settings.repeats and (len(seconds) < _FEWEST_PASSES or sum(seconds) < settings.max_seconds):
+    while len(seconds) < settings.repeats and (len(seconds) < _MIN_PASSES or sum(seconds) < settings.max_seconds):
         start = now()
         run(images)
         seconds.append(now() - start)
@@ -283,7 +283,7 @@ def _setting(model: nn.Module, settings: ProfileSettings) -> str:
 
 
 @contextmanager
-def _explained(size: tuple[int, int], settings: ProfileSettings) -> Iterator[None]:
+def _readable_errors(size: tuple[int, int], settings: ProfileSettings) -> Iterator[None]:
     """Convert errors about memory, the model's limits or compilation to a ValueError that names the input."""
     shown = f"{settings.batch_size} x 3 x {size[0]} x {size[1]}"
     try:

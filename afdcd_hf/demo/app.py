@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..charts.label_maps import between_classes, line_colors
+from ..charts.label_maps import class_borders, line_colors
 from .segmenters import LONGEST_SIDE, example_images, load_segmenters, read_upload, share_table
 
 try:
@@ -59,12 +59,12 @@ def build_app(
         maps, times = [], []
         for segmenter in segmenters:
             label_map, seconds = segmenter(image)
-            lined, lines = np.array(image), between_classes(label_map, max(1, round(min(image.size) / 300)))
+            lined, lines = np.array(image), class_borders(label_map, max(1, round(min(image.size) / 300)))
             lined[lines] = line_colors(segmenter.colors[label_map[lines]])
             masks = [((label_map == index) & ~lines, segmenter.classes[index]) for index in np.unique(label_map)]
             panes.append((lined, masks))
             maps.append(label_map)
-            times.append(f"{_literally(segmenter.title)} {1000 * seconds:.0f} ms")
+            times.append(f"{_escaped(segmenter.title)} {1000 * seconds:.0f} ms")
         shrunk = f" (shrunk from {original[0]} × {original[1]})" if original != image.size else ""
         size = f"{image.size[0]} × {image.size[1]} pixels{shrunk}"
         note = f"Segmented at {size}. From image to label map: {', '.join(times)}."
@@ -85,7 +85,7 @@ def build_app(
                     colors = {name: "#{:02x}{:02x}{:02x}".format(*color) for name, color in named}
                     panes.append(gr.AnnotatedImage(value, label=segmenter.title, color_map=colors))
                     # below the image, since a long label would cover its top
-                    gr.Markdown(_literally(f"{segmenter.title}: {segmenter.facts}"))
+                    gr.Markdown(_escaped(f"{segmenter.title}: {segmenter.facts}"))
                 note = gr.Markdown(first[-2])
                 headers = ["class, share of pixels", *(segmenter.title for segmenter in segmenters)]
                 table = gr.Dataframe(first[-1], headers=headers, interactive=False)
@@ -97,7 +97,7 @@ def build_app(
     return app
 
 
-def _literally(text: str) -> str:
+def _escaped(text: str) -> str:
     """Encode text as HTML entities, so that Gradio does not interpret a title as Markdown or HTML."""
     return "".join(f"&#{ord(one)};" for one in text)
 

@@ -18,9 +18,9 @@ from ..data.checks import check_classes
 from ..data.loading import load_split
 from ..inference.graphs import ONNX_PACKAGES, check_packages, load_segmenter
 from ..structured_files import write_json
-from .onnx import ParityRow, check_output, described_processor, export_onnx, format_parity
+from .onnx import ParityRow, check_output, export_onnx, format_parity, processor_settings
 from .other_formats import export_executorch, export_openvino
-from .quantisation import quantise_onnx, spread
+from .quantisation import evenly_spaced, quantise_onnx
 from .runtimes import compare_runtimes, format_runtimes
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def export_saved_graph(
     calibration = load_split(dataset, calibration_split or "train", data_dir) if int8 and dataset else None
     evaluation = load_split(dataset, evaluate_split, data_dir, max_samples) if evaluate_split and dataset else None
     segmenter, processor = load_segmenter(model)
-    described = described_processor(processor)
+    described = processor_settings(processor)
     known = json.loads(processor_file.read_text()) if processor_file.exists() else None
     is_known = known is not None and {**known, "auto_map": None} == {**described, "auto_map": None}
     if known is not None and not is_known and not overwrite:
@@ -120,7 +120,7 @@ def export_saved_graph(
     if int8 or evaluation is not None:
         logger.info("measuring ...")
         data: Any = calibration if evaluation is None else evaluation
-        images = [data[index]["image"] for index in spread(len(data), 32)]
+        images = [data[index]["image"] for index in evenly_spaced(len(data), 32)]
         compared = compare_runtimes(segmenter, files, processor, evaluation, images=images)
         print(format_runtimes(compared))
         print(f"{machine_name()}, one image at a time; other labels: compared with PyTorch on {len(images)} images")

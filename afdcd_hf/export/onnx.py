@@ -117,7 +117,7 @@ def check_output(output: str | Path, overwrite: bool = False, suffix: str = ".on
     return output
 
 
-def described_processor(processor: Any) -> dict[str, Any]:
+def processor_settings(processor: Any) -> dict[str, Any]:
     """Return an image processor's settings without `auto_map`, since its files are not beside the graph."""
     return {name: value for name, value in json.loads(processor.to_json_string()).items() if name != "auto_map"}
 
@@ -156,7 +156,7 @@ class Graph(nn.Module):
     def description(self) -> str:
         """The description for segmenters, as JSON: classes, upsampling, and the image processor's remaining work."""
         config: Any = self.model.config
-        described = described_processor(self.processor)
+        described = processor_settings(self.processor)
         if self.with_preprocessing:
             described |= {"do_rescale": False, "do_normalize": False, "do_flip_channels": False}
         return json.dumps(
@@ -209,12 +209,12 @@ class Graph(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Compute the graph's output."""
-        with PoolingByProducts():
+        with PoolingAsMatmul():
             scores = self.scores(self.preprocessed(inputs) if self.with_preprocessing else inputs)
         return scores.argmax(1).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32) if self.argmax else scores
 
 
-class PoolingByProducts(TorchFunctionMode):
+class PoolingAsMatmul(TorchFunctionMode):
     """Context in which `adaptive_avg_pool2d` is computed as two matrix products.
 
     torch's exporter bakes the example's cell sizes into the graph, which is silently wrong at other sizes.
@@ -222,20 +222,20 @@ class PoolingByProducts(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace only this function."""
-        return (cell_means if func is F.adaptive_avg_pool2d else func)(*args, **(kwargs or {}))
+        return (adaptive_avg_pool_as_matmul if func is F.adaptive_avg_pool2d else func)(*args, **(kwargs or {}))
 
 
-def cell_means(input: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
+def adaptive_avg_pool_as_matmul(input: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
     """Compute `torch.nn.functional.adaptive_avg_pool2d` of `(..., H, W)` as matrix products."""
     vertical, horizontal = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
     if vertical == horizontal == 1:
         return input.mean((-2, -1), keepdim=True)
     if vertical is not None:
-        input = _shares(vertical, input.shape[-2], input) @ input
-    return input if horizontal is None else input @ _shares(horizontal, input.shape[-1], input).T
+        input = _pooling_weights(vertical, input.shape[-2], input) @ input
+    return input if horizontal is None else input @ _pooling_weights(horizontal, input.shape[-1], input).T
 
 
-def _shares(cells: int, side: int, like: Tensor) -> Tensor:
+def _pooling_weights(cells: int, side: int, like: Tensor) -> Tensor:
     """Return the weight of each pixel in each cell's mean, `(cells, side)`. Neighbouring cells may overlap."""
     cell = torch.arange(cells, device=like.device)[:, None]
     pixel = torch.arange(side, device=like.device)

@@ -60,7 +60,7 @@ def quantise_onnx(
     facts = OnnxSegmenter(graph).facts
     if len(dataset) < 1 or samples < 1:
         raise ValueError(f"Calibration needs at least one image; {samples} of {len(dataset)} were requested.")
-    indices = spread(len(dataset), samples)
+    indices = evenly_spaced(len(dataset), samples)
     names: list[str] = []
     inputs = calibration_inputs(dataset, indices, processor, facts["size"], names)
 
@@ -81,7 +81,7 @@ def quantise_onnx(
                 weight_type=QuantType.QInt8,
                 per_channel=True,
                 op_types_to_quantize=list(_QUANTISED),
-                nodes_to_exclude=_left_in_float(onnx.load(prepared).graph, float_ends),
+                nodes_to_exclude=_nodes_in_float(onnx.load(prepared).graph, float_ends),
             )
         proto = onnx.load(part)
         attach_facts(proto, json.dumps(facts))
@@ -108,13 +108,13 @@ def calibration_inputs(
         yield {"pixel_values": np.ascontiguousarray(pixels[None, :, top : top + rows, left : left + columns])}
 
 
-def spread(length: int, number: int) -> list[int]:
+def evenly_spaced(length: int, number: int) -> list[int]:
     """Return `number` indices (at most `length`) spread evenly over a dataset of this length."""
     number = min(number, length)
     return [index * length // number for index in range(number)]
 
 
-def _left_in_float(graph: Any, ends: bool) -> list[str]:
+def _nodes_in_float(graph: Any, ends: bool) -> list[str]:
     """Name the nodes to keep in float: products of two activations, arithmetic on shapes, and optionally the ends."""
     weights = {tensor.name for tensor in graph.initializer}
     weights |= {node.output[0] for node in graph.node if node.op_type == "Constant"}

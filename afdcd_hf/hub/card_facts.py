@@ -37,7 +37,7 @@ InFolder = Annotated[
 ]
 _NUMBERS: dict[Any, Any] = {bool: bool, int: numbers.Integral, float: numbers.Real}
 # Accepted types of a free-form value -> the type as which it is stored.
-_FREE = (
+_FREE_FORM_TYPES = (
     (Mapping, Mapping[str, Any]), ((list, tuple), list[Any]), (str, str), (bool, bool), (int, int),
     (float, float | None), (type(None), int | None),
 )  # fmt: skip
@@ -52,31 +52,31 @@ class Facts:
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):  # type: ignore[arg-type]
-            object.__setattr__(self, one.name, _fitted(getattr(self, one.name), one.type, one.name))
+            object.__setattr__(self, one.name, _checked(getattr(self, one.name), one.type, one.name))
 
 
-def _fitted(value: Any, kind: Any, where: str) -> Any:
+def _checked(value: Any, kind: Any, where: str) -> Any:
     """Check the value against the annotation `kind` and return it in that type; `where` names it in errors."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         missing = value is None or (isinstance(value, float) and not math.isfinite(value))
-        return None if missing else _fitted(value, inner[0], where)
+        return None if missing else _checked(value, inner[0], where)
     if origin is Annotated:
         plain, fits, expected = inner
-        value = _fitted(value, plain, where)
+        value = _checked(value, plain, where)
         if not fits(value):
             raise ValueError(f"{where} is {value!r}; expected {expected}.")
         return value
     if origin in (list, tuple) and isinstance(value, (list, tuple)) and (origin is list or len(value) == len(inner)):
-        return origin(_fitted(item, inner[0], f"{where}[{index}]") for index, item in enumerate(value))
+        return origin(_checked(item, inner[0], f"{where}[{index}]") for index, item in enumerate(value))
     if origin is Mapping and isinstance(value, Mapping) and len({str(key) for key in value}) == len(value):
-        return {without_tokens(str(key)): _fitted(item, inner[1], f"{where}[{key!r}]") for key, item in value.items()}
+        return {without_tokens(str(key)): _checked(item, inner[1], f"{where}[{key!r}]") for key, item in value.items()}
     if dataclasses.is_dataclass(kind):
-        return value if isinstance(value, kind) else restored(value, kind, where)  # type: ignore[arg-type]
+        return value if isinstance(value, kind) else facts_from_json(value, kind, where)  # type: ignore[arg-type]
     if kind is Any:
-        for accepted, kept in _FREE:
+        for accepted, kept in _FREE_FORM_TYPES:
             if isinstance(value, accepted):
-                return _fitted(value, kept, where)
+                return _checked(value, kept, where)
     if kind is str and isinstance(value, str):
         return without_tokens(value)
     if kind in _NUMBERS and isinstance(value, _NUMBERS[kind]) and isinstance(value, bool) == (kind is bool):
@@ -85,7 +85,7 @@ def _fitted(value: Any, kind: Any, where: str) -> Any:
     raise ValueError(f"{where} is {_shown(value)}; expected {getattr(origin or kind, '__name__', 'plain values')}.")
 
 
-def restored(value: Any, kind: type, where: str) -> Any:
+def facts_from_json(value: Any, kind: type, where: str) -> Any:
     """Build facts of the class `kind` from their JSON object; errors begin with `where`."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} is {_shown(value)}; expected the fields of {kind.__name__}.")
@@ -276,4 +276,4 @@ def read_facts(folder: str | Path) -> CardFacts:
     content: dict[str, Any] = read_json(path, "the facts of a model card")
     if content.pop("format", None) != _FORMAT:
         raise ValueError(f"{path} has no facts of format {_FORMAT}; another version or program wrote it.")
-    return restored(content, CardFacts, str(path))
+    return facts_from_json(content, CardFacts, str(path))

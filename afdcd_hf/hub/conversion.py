@@ -23,7 +23,7 @@ from .card_facts import CardFacts, MeasuredResults, ReportedResults, TrainingFac
 from .folder_facts import dataset_facts, describe, network_facts
 from .model_card import is_handwritten, render_card, write_card
 from .released_networks import RELEASED_NETWORKS, get_released_network, released_backbone_name, released_names
-from .weight_files import check_tensors, read_tensors, without_values
+from .weight_files import check_tensors, meta_model, read_tensors
 from .zoo import CHECKPOINTS, CheckpointRow, get_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def convert_checkpoint(
     _check_count(tensors, network, names, what, dataset or "the names given")
     model, renamed = released_model(network, names, tensors)
     try:
-        model.load_state_dict(_fitting(tensors, renamed, model.state_dict(), what), assign=True)
+        model.load_state_dict(_matched_tensors(tensors, renamed, model.state_dict(), what), assign=True)
     except ValueError as error:
         raise ValueError(f"{error} {_advice(tensors)}") from error
     origin = (
@@ -131,7 +131,7 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path) -
         renamed = {released: one for released, one in renamed.items() if not released.startswith(classifier)}
     whole = any(one.startswith(_OF_HEADS) for one in tensors)
     hint = "It is a whole network: leave out --backbone_only." if whole else ""
-    values = _fitting(tensors, renamed, ours, f"{Path(checkpoint).name} as backbone {network}", hint)
+    values = _matched_tensors(tensors, renamed, ours, f"{Path(checkpoint).name} as backbone {network}", hint)
     with written_whole(output) as part:
         save_file(values, part, metadata={"format": "pt"})
     logger.info("%d tensors are in %s, as pretrained_backbone", len(values), output)
@@ -150,7 +150,7 @@ def released_model(
     count, width = (1, None) if classifier is None else classifier.shape[:2]
     names = [f"LABEL_{index}" for index in range(count)] if classes is None else classes
     auxiliary = any(name.startswith("auxlayer.") for name in tensors) if tensors else None
-    model = without_values(get_released_network(network).config(names, head_channels=width, auxiliary_head=auxiliary))
+    model = meta_model(get_released_network(network).config(names, head_channels=width, auxiliary_head=auxiliary))
     return model, released_names(model.state_dict(), network)
 
 
@@ -182,7 +182,7 @@ def zoo_facts(row: CheckpointRow, model: nn.Module | None = None, origin: str | 
     return CardFacts(
         model_name=row.name,
         repo_id=row.repo_id,
-        **network_facts(model or without_values(get_released_network(row.network).config(benchmark.classes))),
+        **network_facts(model or meta_model(get_released_network(row.network).config(benchmark.classes))),
         dataset=dataset_facts(row.dataset, split=row.split, num_images=benchmark.split_sizes[row.split]),
         measured=None if row.measured is None else MeasuredResults(row.measured),
         reported=ReportedResults(row.reported, row.reported_in),
@@ -204,7 +204,7 @@ def write_zoo_cards(folder: str | Path) -> list[Path]:
     return list(cards)
 
 
-def _fitting(
+def _matched_tensors(
     tensors: Mapping[str, Tensor], names: Mapping[str, str], ours: Mapping[str, Tensor], what: str, hint: str = ""
 ) -> dict[str, Tensor]:
     """Check a file's tensors against `ours` and return them with our names (`names`: released -> ours) and dtypes.
@@ -224,7 +224,7 @@ def _advice(tensors: Mapping[str, Tensor]) -> str:
     for other in RELEASED_NETWORKS:
         model, renamed = released_model(other, None, tensors)
         try:
-            _fitting(tensors, renamed, model.state_dict(), other)
+            _matched_tensors(tensors, renamed, model.state_dict(), other)
         except ValueError:
             continue
         return f"The file is a {other}: give --network {other}."

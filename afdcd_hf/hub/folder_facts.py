@@ -80,12 +80,12 @@ def update_card(
     for name in ("tags", "notes"):
         changes[name] = list(dict.fromkeys([*getattr(facts, name), *changes.get(name, ())]))
     same = ("height", "width", "batch_size", "device", "setting")
-    changes["latency"] = _joined(same, facts.latency, changes.get("latency", ()))
+    changes["latency"] = _merged(same, facts.latency, changes.get("latency", ()))
     if changes.get("license", "other") != "other":  # the previous licence's name and link no longer apply
         changes = {"license_name": None, "license_link": None, **changes}
-    places = {_place(folder, Path(path)): (path, caption) for path, caption in pictures}
+    places = {_target_path(folder, Path(path)): (path, caption) for path, caption in pictures}
     added = [Picture(place.as_posix(), caption) for place, (_, caption) in places.items()]
-    facts = replace(facts, pictures=_joined(["path"], facts.pictures, added), **changes)
+    facts = replace(facts, pictures=_merged(["path"], facts.pictures, added), **changes)
     for place, (path, _) in places.items():
         if not (folder / place).exists():
             shutil.copyfile(path, folder / place)
@@ -215,12 +215,12 @@ def _command(protocol: Mapping[str, Any]) -> str | None:
     return evaluate_command(protocol) if all(name in protocol for name in needed) else None
 
 
-def _joined(keys: Sequence[str], before: Iterable, added: Iterable) -> list:
+def _merged(keys: Sequence[str], before: Iterable, added: Iterable) -> list:
     """Concatenate both; an entry replaces an earlier one with the same values in the fields `keys`, in its place."""
     return list({tuple(getattr(one, key) for key in keys): one for one in (*before, *added)}.values())
 
 
-def _place(folder: Path, path: Path) -> Path:
+def _target_path(folder: Path, path: Path) -> Path:
     """Find an image's path in the folder, existing or to be copied to; checked before anything is copied."""
     if not path.is_file():
         raise FileNotFoundError(f"The image {path} does not exist.")

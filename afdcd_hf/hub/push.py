@@ -100,7 +100,7 @@ def push_folder(
         with plain_hub_errors(repo_id, api.endpoint):
             is_private = _visibility(api, repo_id, private)
             if is_private is not None and not overwrite_card:
-                plan = _keeping_card(plan, api, revision)
+                plan = _drop_card_if_handwritten(plan, api, revision)
         note = f"{repo_id} exists and is {'private' if is_private else 'public'}"
         if is_private is None:
             note = f"{repo_id} is new{' and would be private' if private else ''}"
@@ -124,10 +124,10 @@ def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) ->
     if needs_config and not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(f"{folder} has weights but no {CONFIG_NAME}; save the model with save_pretrained.")
     card = (folder / CARD_NAME).read_text("utf-8", "replace") if (folder / CARD_NAME).is_file() else ""
-    names = [CONFIG_NAME, *weights, PROCESSOR_NAME, *_source(folder), CARD_NAME, *shown_pictures(folder, card)]
+    names = [CONFIG_NAME, *weights, PROCESSOR_NAME, *_source_files(folder), CARD_NAME, *shown_pictures(folder, card)]
     names += [RESULTS_NAME, FACTS_NAME, RECIPE_NAME, VERIFIED_NAME]
     contents: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
-    if outside := [folder / name for name in contents if not _lies_in(folder, name)]:
+    if outside := [folder / name for name in contents if not _is_inside(folder, name)]:
         found = f"{outside[0]} is a link to {outside[0].resolve()}, and push follows no links out of the folder"
         raise ValueError(f"{found}; put the file itself there, or remove the link.")
     if RESULTS_NAME in contents:
@@ -147,7 +147,7 @@ def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) ->
     elif repo_id not in card:
         notes.append(f"{CARD_NAME} does not name {repo_id} and is pushed unchanged")
     files = [PushFile(name, content) for name, content in contents.items()]
-    notes += _private_texts(folder, files)
+    notes += _check_texts(folder, files)
     if PROCESSOR_NAME not in contents:
         notes.append(f"there is no {PROCESSOR_NAME}: pipelines cannot prepare images")
     sent = {Path(name).parts[0] for name in contents}
@@ -170,7 +170,7 @@ def send(
         if revision not in (None, "main") and not revision.startswith("refs/"):  # refs of pull requests exist already
             api.create_branch(plan.repo_id, branch=revision, exist_ok=True)
         if not overwrite_card:
-            plan = _keeping_card(plan, api, revision)
+            plan = _drop_card_if_handwritten(plan, api, revision)
         changes: list[Any] = [CommitOperationAdd(file.name, file.content) for file in plan.files]
         sharded = any(file.name == INDEX_NAME for file in plan.files)
         if sharded and api.file_exists(plan.repo_id, WEIGHTS_NAME, revision=revision):
@@ -218,7 +218,7 @@ def shown_pictures(folder: Path, card: str) -> list[str]:
     """List the images that the card shows from this folder; other files and images elsewhere are skipped."""
     paths = [next(filter(None, match.groups())) for match in _SHOWN_PICTURE.finditer(card)]
     names = [path.removeprefix("./") for path in paths if Path(path).suffix.lower() in _PICTURES]
-    return [name for name in names if not Path(name).is_absolute() and _lies_in(folder, name)]
+    return [name for name in names if not Path(name).is_absolute() and _is_inside(folder, name)]
 
 
 def _visibility(api: HfApi, repo_id: str, private: bool | None) -> bool | None:
@@ -232,7 +232,7 @@ def _visibility(api: HfApi, repo_id: str, private: bool | None) -> bool | None:
     return is_private
 
 
-def _keeping_card(plan: PushPlan, api: HfApi, revision: str | None) -> PushPlan:
+def _drop_card_if_handwritten(plan: PushPlan, api: HfApi, revision: str | None) -> PushPlan:
     """Remove the card from the plan if the one on the Hub was written by hand."""
     others = [file for file in plan.files if file.name != CARD_NAME]
     with (
@@ -264,7 +264,7 @@ def _eval_results(facts: CardFacts) -> dict[str, bytes]:
     return {name: yaml.safe_dump(huggingface_hub.eval_result_entries_to_yaml([entry]), sort_keys=False).encode("utf-8")}
 
 
-def _private_texts(folder: Path, files: list[PushFile]) -> list[str]:
+def _check_texts(folder: Path, files: list[PushFile]) -> list[str]:
     """Warn about texts that contain local paths; refuse one that contains an access token."""
     roots = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 1}
     pattern = re.compile("(?:" + "|".join(map(re.escape, sorted(roots, reverse=True))) + r")/[^\s\"'`<>)|]*")
@@ -278,13 +278,13 @@ def _private_texts(folder: Path, files: list[PushFile]) -> list[str]:
     return warnings
 
 
-def _lies_in(folder: Path, name: str) -> bool:
+def _is_inside(folder: Path, name: str) -> bool:
     """Whether the name, after following links, is a file in the folder or in the Hub's cache."""
     path, allowed = (folder / name).resolve(), (folder.resolve(), Path(constants.HF_HUB_CACHE).resolve())
     return path.is_file() and any(path.is_relative_to(root) for root in allowed)
 
 
-def _source(folder: Path) -> list[str]:
+def _source_files(folder: Path) -> list[str]:
     """List the modules that the configurations name in `auto_map`, and the modules they import."""
     names = []
     for config in (folder / CONFIG_NAME, folder / PROCESSOR_NAME):

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 
 from ..evaluation.results import evaluate_saved
 from ..structured_files import read_yaml
-from .card_facts import Facts, Fraction, read_facts, restored
+from .card_facts import Facts, Fraction, facts_from_json, read_facts
 from .conversion import convert_checkpoint
 from .folder_facts import RESULTS_NAME, update_card
 from .push import plain_hub_errors, push_folder
@@ -47,7 +47,7 @@ class Released:
 
 def read_release_plan(path: str | Path) -> ReleasePlan:
     """Read `releases.yaml`; a ValueError names a key that is unknown or has a value of the wrong type."""
-    plan = restored(read_yaml(path), ReleasePlan, str(path))
+    plan = facts_from_json(read_yaml(path), ReleasePlan, str(path))
     for repo_id in plan.checkpoints:
         get_checkpoint(repo_id)
     return plan

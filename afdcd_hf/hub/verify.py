@@ -148,7 +148,7 @@ def read_claim(folder: Path) -> Claim:
         results = read_results(folder / RESULTS_NAME)
         scores = measured_results(results, folder.name)
         known = Claim(scores.mean_iou, RESULTS_NAME, results["protocol"], scores.per_category_iou)
-    published = _of_card(folder / CARD_NAME, known.protocol if known else None) if has_card else None
+    published = _claim_from_card(folder / CARD_NAME, known.protocol if known else None) if has_card else None
     if published is not None and known is not None:
         if abs(published.mean_iou - known.mean_iou) <= _ROUNDING:
             return known
@@ -192,7 +192,7 @@ def _local_folder(model: str | Path, revision: str | None) -> Path:
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=list(_FILES)))
 
 
-def _of_card(path: Path, protocol: Mapping[str, Any] | None) -> Claim | None:
+def _claim_from_card(path: Path, protocol: Mapping[str, Any] | None) -> Claim | None:
     """Read the mean IoU in the card's metadata for the protocol's dataset and split, or the only one."""
     try:
         found = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []

@@ -34,7 +34,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {str(path)!r}; give a .pth or .safetensors file.")
-    content = _content(path)
+    content = _load_file(path)
     while isinstance(content, dict) and not all(isinstance(value, Tensor) for value in content.values()):
         nested = [name for name in _NESTED if isinstance(content.get(name), dict) and content[name]]
         if len(nested) != 1:
@@ -61,7 +61,7 @@ def check_weights(folder: Path) -> list[str]:
     """
     names, found = _weight_files(folder), dict[str, Tensor]()
     for name in names:
-        found |= _content(folder / name) if name != INDEX_NAME else {}
+        found |= _load_file(folder / name) if name != INDEX_NAME else {}
     config = folder / CONFIG_NAME
     ours = config.is_file() and read_json(config, "the configuration of a model").get("model_type") == "afdcd"
     check_tensors(found, _expected(folder) if ours else found, f"the weights in {folder}")
@@ -93,13 +93,13 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
         raise ValueError(" ".join([f"{what}:", *listed, hint]).strip())
 
 
-def without_values(config: AfDcdConfig) -> AfDcdForSemanticSegmentation:
+def meta_model(config: AfDcdConfig) -> AfDcdForSemanticSegmentation:
     """Build a configuration's model on the meta device, with names and shapes but no values."""
     with torch.device("meta"):
         return AfDcdForSemanticSegmentation(config).eval()
 
 
-def _content(path: Path) -> Any:
+def _load_file(path: Path) -> Any:
     """Load a file's content; a ValueError if it is another kind of file, damaged, or more than data."""
     try:
         if path.suffix == ".safetensors":
@@ -136,7 +136,7 @@ def _expected(folder: Path) -> dict[str, Tensor]:
         config = AfDcdConfig.from_pretrained(folder)
         if not all(isinstance(label, str) for label in config.id2label.values()):
             raise ValueError("a label of id2label is not a string")
-        return without_values(config).state_dict()
+        return meta_model(config).state_dict()
     except Exception as error:  # the file may contain any values
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder / CONFIG_NAME} does not describe a model of this package: {reason}") from error

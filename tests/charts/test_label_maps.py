@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from afdcd_hf.charts import colorize, plot_predictions
-from afdcd_hf.charts.label_maps import between_classes, draw_overlay, line_colors, oklab
+from afdcd_hf.charts.label_maps import class_borders, draw_overlay, line_colors, oklab
 from afdcd_hf.data.benchmarks import BENCHMARKS
 
 PALETTE = [(128, 64, 128), (250, 170, 30), (0, 0, 230)]
@@ -55,8 +55,8 @@ def test_lines_part_classes_that_deuteranopes_take_for_one(dataset):
 
 def test_lines_are_centred_on_borders_and_spare_the_unlined():
     label = np.array([[0, 0, 0, 1, 1, 1, 255, 255]])
-    assert np.flatnonzero(between_classes(label, 1)).tolist() == [2, 5]
-    assert np.flatnonzero(between_classes(label, 2, unlined=[255])).tolist() == [2, 3]
+    assert np.flatnonzero(class_borders(label, 1)).tolist() == [2, 5]
+    assert np.flatnonzero(class_borders(label, 2, unlined=[255])).tolist() == [2, 3]
     image = Image.fromarray(np.full((1, 8, 3), 40, np.uint8))
     overlay = draw_overlay(image, label.clip(0, 1), np.array([[0, 0, 0], [250, 250, 200]], np.uint8))
     assert overlay[0, :, 0].tolist() == [20, 20, 255, *[145] * 5]

@@ -16,7 +16,7 @@ from images import labelled_image
 from tiny import segmenter
 
 from afdcd_hf import AfDcdImageProcessor, segment_image
-from afdcd_hf.charts.label_maps import between_classes, line_colors
+from afdcd_hf.charts.label_maps import class_borders, line_colors
 from afdcd_hf.export.web import CDN, FILES, LOCAL, export_web
 from afdcd_hf.inference.graphs import load_graph
 from afdcd_hf.inference.predictions import class_legend
@@ -111,7 +111,7 @@ def test_chromium_segments_as_python_does_and_sends_nothing(page, model, tmp_pat
     painted = np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
     expected = segment_image(model, PROCESSOR, image)
     names, colours = class_legend(model.config.id2label)
-    lines = between_classes(expected, 1)
+    lines = class_borders(expected, 1)
     assert np.array_equal(painted[~lines], colours[expected][~lines]) and len(np.unique(expected)) > 1
     assert (painted[lines] == line_colors(colours[expected[lines]])).all()
     assert {line.rsplit(" ", 2)[0] for line in legend} == {names[index] for index in np.unique(expected)}
