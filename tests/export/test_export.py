@@ -146,7 +146,7 @@ def test_a_graph_that_fails_its_check_leaves_no_file(exported, tmp_path, monkeyp
     monkeypatch.setattr(onnx_export, "_trace", lambda *_: onnx.load(exported[2]))
     monkeypatch.setattr(onnx_export, "check_parity", Mock(side_effect=ValueError("differs")))
     (tmp_path / "model.onnx").write_text("earlier")
-    with pytest.raises(ValueError, match="differ by more than"):
+    with pytest.raises(ValueError, match="differs"):
         export_onnx(*exported[:2], tmp_path / "model.onnx", overwrite=True)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
 
