@@ -1,4 +1,4 @@
-"""The figure that a plotting function writes."""
+"""A fixture for the figure that a plotting function writes."""
 
 from __future__ import annotations
 

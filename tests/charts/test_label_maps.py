@@ -1,4 +1,4 @@
-"""Label maps in colours: by hand, and the pixels, titles and legend of a grid of predictions."""
+"""Label maps in colour against values by hand; pixels, titles and legend of a grid of predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_each_id_gets_its_colour_and_255_is_black(dtype):
     assert painted.dtype == np.uint8 and np.array_equal(painted, expected)
 
 
-def test_an_id_without_a_colour_and_what_is_no_map_or_palette_are_refused():
+def test_an_id_without_a_colour_and_invalid_maps_and_palettes_are_refused():
     one = np.zeros((1, 1), int)
     for label, palette, message in (
         *((np.array([[0, bad]]), PALETTE, rf"ids \[{bad}\] outside 0\.\.2") for bad in (3, 254, -1, 256)),
@@ -34,7 +34,7 @@ def test_an_id_without_a_colour_and_what_is_no_map_or_palette_are_refused():
 
 
 def as_deuteranopes_see(colors):
-    """Machado, Oliveira and Fernandes (2009), severity 1, in linear RGB."""
+    """Simulate deuteranopia: Machado, Oliveira and Fernandes (2009), severity 1, in linear RGB."""
     matrix = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
     values = np.asarray(colors) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4) @ np.transpose(matrix)
@@ -43,13 +43,13 @@ def as_deuteranopes_see(colors):
 
 
 @pytest.mark.parametrize("dataset", ["scenes", "camvid", "cityscapes", "voc"])
-def test_lines_part_classes_that_deuteranopes_take_for_one(dataset):
+def test_lines_separate_classes_that_deuteranopes_confuse(dataset):
     colors = np.array(BENCHMARKS[dataset].palette, np.uint8)
     seen, lines = (oklab(as_deuteranopes_see(each)) for each in (colors, line_colors(colors).repeat(3, 1)))
     apart = np.linalg.norm(seen[:, None] - seen, axis=-1)
     alike = [(first, second) for first, second in np.argwhere(apart < 0.15) if first < second]
     assert len(alike) > 4
-    for pair in alike:  # whichever of the two the line is drawn on
+    for pair in alike:  # on either side of the border
         assert min(np.linalg.norm(lines[one] - seen[other]) for one in pair for other in pair) > 0.25
 
 
@@ -76,7 +76,7 @@ def legend(figure) -> list[str]:
     return [text.get_text() for one in figure.legends for text in one.get_texts()]
 
 
-def test_written_pixels_are_the_images_and_the_palettes_own_colours(tmp_path):
+def test_written_pixels_have_the_colours_of_image_and_palette(tmp_path):
     path = plot_predictions(grid(), PALETTE, NAMES, tmp_path / "grid.png", notes={"truth": "by hand"})
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     of_image = (pixels == (12, 200, 99)).all(1).sum()
@@ -103,14 +103,14 @@ def test_titles_notes_and_the_classes_that_occur_are_written(draw):
 
 
 @pytest.mark.parametrize("count", [24, 30])
-def test_a_legend_lists_the_24_classes_that_cover_most_and_counts_the_others(draw, count):
+def test_a_legend_lists_the_24_largest_classes_and_counts_the_others(draw, count):
     label = np.repeat(np.arange(count, dtype=np.uint8), np.arange(count) + 1)[None]  # class k covers k + 1 columns
     label, names = np.vstack([label, np.full_like(label, 255)]), [f"class {index}" for index in range(count)]
     figure = draw(plot_predictions, {"truth": [label]}, [(index, 0, 0) for index in range(count)], names)
     assert legend(figure) == [*names[-24:], "ignored"] + ["+6 more"] * (count == 30)
 
 
-def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path):
+def test_invalid_columns_are_refused_and_nothing_is_written(tmp_path):
     for columns, names, message in (
         ({"image": []}, NAMES, "at least one"),
         ({**grid(2), "truth": grid(1)["truth"]}, NAMES, "'image': 2, 'truth': 1"),

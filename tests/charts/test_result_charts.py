@@ -1,4 +1,4 @@
-"""Charts of results: what bars, cells and lists hold, what they refuse."""
+"""Charts of results: contents of bars, cells and legends, and invalid input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def many(count: int, gain: float = 0.0, seed: int = 0) -> dict[str, float]:
 
 
 def widths(axes) -> dict[str, list[float]]:
-    """Bars of each result, from the top row to the lowest."""
+    """Lengths of each result's bars, from top to bottom."""
     return {bars.get_label(): [round(bar.get_width(), 6) for bar in bars] for bars in axes.containers}
 
 
@@ -56,7 +56,7 @@ def test_two_results_have_bars_numbers_gains_and_a_legend_with_the_means(draw):
     assert legend == ["student alone (mean 55.0 %)", "Af-DCD (mean 57.7 %)"]
 
 
-def test_order_gain_starts_with_the_largest_gain_and_other_numbers_of_results_have_no_gain_column(bars):
+def test_order_gain_starts_with_the_largest_gain_and_only_two_results_have_a_gain_column(bars):
     axes = bars({"a": ALONE, "b": dict(reversed(DISTILLED.items()))}, order="gain")  # matched by name
     assert rows(axes) == ["mean", "pole", "car", "road", "train"] and widths(axes)["b"][1:] == [35, 50, 88, 0]
     assert texts(bars({"a": ALONE})) == ["55.0", "90.0", "25.0", "50.0", "n/a"]
@@ -64,7 +64,7 @@ def test_order_gain_starts_with_the_largest_gain_and_other_numbers_of_results_ha
     assert "gain" not in texts(axes) and texts(axes).count("n/a") == 2
 
 
-def test_forty_classes_are_all_drawn_and_of_more_the_extremes_or_those_in_the_data(bars):
+def test_up_to_forty_classes_are_all_drawn_and_otherwise_the_extremes_or_those_in_the_data(bars):
     axes = bars({"a": many(40), "b": many(40, 0.1)})
     assert rows(axes) == ["mean", *many(40)] and axes.get_title() == ""
     before = many(150)
@@ -92,7 +92,7 @@ def test_results_that_cannot_be_compared_are_refused_and_nothing_is_written(tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_what_changes_a_score_must_be_the_same_and_what_belongs_to_a_model_need_not():
+def test_settings_that_affect_scores_must_agree_and_those_of_a_model_need_not():
     def one(num_images: int = 4, **protocol) -> dict:
         return {"num_images": num_images, "num_pixels": 99, "protocol": {"split": "val", "scales": [1.0], **protocol}}
 
@@ -105,7 +105,7 @@ def test_what_changes_a_score_must_be_the_same_and_what_belongs_to_a_model_need_
     ]  # fmt: skip
 
 
-def test_a_title_names_model_split_and_subset_and_no_folder():
+def test_a_title_names_model_split_and_subset_but_no_folder():
     protocol = {"model": "runs/mine", "dataset": "/home/me/streets", "split": "val"}
     assert model_and_data(protocol) == "mine, streets val" and data_title({"dataset": "camvid"}) is None
     assert data_title({**protocol, "max_samples": 20}) == "streets val, first 20 images"
@@ -115,7 +115,7 @@ def test_a_title_names_model_split_and_subset_and_no_folder():
 
 
 @pytest.mark.parametrize("normalize", ["truth", "prediction"])
-def test_the_whole_is_a_row_or_column_and_an_empty_one_stays_white(draw, normalize):
+def test_rows_or_columns_sum_to_100_percent_and_empty_ones_stay_white(draw, normalize):
     (axes,) = draw(plot_confusion_matrix, MATRIX if normalize == "truth" else MATRIX.T, NAMES, normalize=normalize).axes
     correct, confused = (image.get_array().filled(-1) for image in axes.images)
     np.testing.assert_allclose(correct, [[90, -1, -1], [-1, 75, -1], [-1, -1, 0]])
@@ -125,7 +125,7 @@ def test_the_whole_is_a_row_or_column_and_an_empty_one_stays_white(draw, normali
     assert f"{kind} class" in axes.get_title(loc="left")
 
 
-def test_up_to_twenty_classes_have_numbers_where_something_is_seen_and_small_shares_stay_visible(draw):
+def test_up_to_twenty_classes_have_numbers_in_nonempty_cells_and_small_shares_stay_visible(draw):
     matrix = np.array([[99_961, 39, 0], [155, 845, 0], [0, 0, 3]])
     (axes,) = draw(plot_confusion_matrix, matrix, NAMES, title="mine, camvid val").axes
     assert axes.get_title(loc="left") == "mine, camvid val\n% of the true class's pixels"
@@ -137,13 +137,13 @@ def test_up_to_twenty_classes_have_numbers_where_something_is_seen_and_small_sha
 
 
 @pytest.mark.parametrize("count", [21, 41])
-def test_more_classes_have_no_numbers_and_beyond_forty_class_numbers_for_names(draw, count):
+def test_more_classes_have_no_numbers_in_cells_and_beyond_forty_no_class_names(draw, count):
     names = [f"class{index}" for index in range(count)]
     (axes,) = draw(plot_confusion_matrix, np.eye(count, dtype=np.int64), names).axes
     assert texts(axes) == [] and (rows(axes) == names) != ("class number" in axes.get_ylabel())
 
 
-def test_what_is_no_confusion_matrix_is_refused(tmp_path):
+def test_an_invalid_confusion_matrix_is_refused(tmp_path):
     for matrix, names, normalize, message in (
         (MATRIX[:2], NAMES[:2], "truth", r"\(2, 3\)"),
         (MATRIX / 2, NAMES, "truth", "float64"),

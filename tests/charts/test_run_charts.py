@@ -1,4 +1,4 @@
-"""Charts of runs: what panels and legends hold, the log they are drawn from, and methods side by side."""
+"""Charts of runs: panels and legends, the logs they are drawn from, and methods side by side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIOU = "Mean IoU in evaluation"
 
 
 def history(top: float = 0.6, **terms: float) -> list[dict]:
-    """Two logged steps of each term, halving, one evaluation at each, and the Trainer's closing summary."""
+    """Two logged steps of each term, the second half as large, with evaluations, and the Trainer's summary."""
     losses = [{"step": step, "learning_rate": 0.01, **{k: v / step for k, v in terms.items()}} for step in (1, 2)]
     scores = [{"step": step, "eval_mean_iou": top * step / 2, "eval_loss": 9.0} for step in (1, 2)]
     return [losses[0], scores[0], losses[1], scores[1], {"step": 2, "train_loss": 3.0}]
@@ -36,7 +36,7 @@ def texts(legend) -> list[str]:
     return [text.get_text() for text in legend.get_texts()]
 
 
-def test_each_logged_loss_term_gets_a_panel_in_which_a_run_keeps_its_colour(panels):
+def test_each_logged_loss_term_gets_a_panel_and_a_run_has_one_colour_in_all_of_them(panels):
     terms = {"loss_contrast": 2.0, "loss_task": 1.0, "loss_own": 1.0, "loss_kd": 1.0, "loss_feature_2": 8.0}
     runs = {"student alone": history(loss=4.0), "Af-DCD": history(loss=4.0, **terms)}
     drawn = panels(runs)
@@ -52,7 +52,7 @@ def test_each_logged_loss_term_gets_a_panel_in_which_a_run_keeps_its_colour(pane
     assert len({line.get_color() for line in lines}) == 1
 
 
-def test_what_a_run_lacks_has_no_panel_and_a_total_that_is_the_task_loss_is_drawn_once(panels):
+def test_missing_terms_have_no_panel_and_a_total_equal_to_the_task_loss_is_drawn_once(panels):
     assert list(panels({"a": [{"step": 1, "loss": 1.0}]})) == ["Total loss"]
     assert list(panels({"a": [{"step": 1, "eval_mean_iou": 0.5}], "b": []})) == [MIOU]
     labels_alone = history(loss=4.0, loss_task=4.0)
@@ -79,11 +79,11 @@ def test_panels_share_their_steps_and_the_legend_fits_and_names_every_run_with_i
     assert [panel.get_xlabel() for panel in figure.axes] == ["", *["training step"] * 3]
     (legend,) = figure.legends
     named = ["the student, distilled (Af-DCD) (last mIoU 61.2 %)", "plain $a_1$", "b (last mIoU 50.0 %)"]
-    assert texts(legend) == named and not legend.get_texts()[1].get_parse_math()  # a dollar is a dollar
+    assert texts(legend) == named and not legend.get_texts()[1].get_parse_math()  # not parsed as TeX
     assert 0 < legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width
 
 
-def test_charts_are_written_without_pyplot_with_the_same_bytes_and_leave_the_style_alone(tmp_path, monkeypatch):
+def test_charts_are_written_reproducibly_without_pyplot_and_do_not_change_the_style(tmp_path, monkeypatch):
     import matplotlib
 
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would raise
@@ -103,10 +103,10 @@ def write_state(folder, step: int, **rest) -> None:
     (folder / "trainer_state.json").write_text(json.dumps(state))
 
 
-def test_a_runs_own_state_is_read_and_its_newest_checkpoints_where_that_got_further(tmp_path):
+def test_a_runs_own_state_is_read_unless_a_checkpoint_is_later(tmp_path):
     for step in (900, 1000):
         write_state(tmp_path / f"checkpoint-{step}", step)
-    (tmp_path / "checkpoint-1100").mkdir()  # saved in part
+    (tmp_path / "checkpoint-1100").mkdir()  # partially saved
     assert load_history(tmp_path)[0]["step"] == load_history(tmp_path / "checkpoint-1000")[0]["step"] == 1000
     write_state(tmp_path, 950)  # the end of the first part
     assert load_history(tmp_path)[0]["step"] == 1000
@@ -114,7 +114,7 @@ def test_a_runs_own_state_is_read_and_its_newest_checkpoints_where_that_got_furt
     assert load_history(tmp_path) == []
 
 
-def test_a_folder_without_a_trainers_state_is_named(tmp_path):
+def test_a_folder_without_a_trainers_state_is_named_in_the_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} nor .* has a trainer_state.json"):
         load_history(tmp_path)
     for text in ('{"log_history": [', "[]", '{"log_history": null}'):
@@ -129,7 +129,7 @@ SCORES = {"alone": ([0.44, 0.46], None), "kd": ([0.47, 0.49], 0.03), "bad": ([0.
 CURVES = {"alone": [(10, 0.3, 0.0), (20, 0.45, 0.01)], "kd": [(30, 0.35, 0.0), (60, 0.48, 0.0)]}
 
 
-def test_methods_stand_in_the_order_of_their_means_with_gain_seeds_and_deviation(draw):
+def test_methods_are_sorted_by_mean_and_shown_with_gain_seeds_and_deviation(draw):
     (axes,) = draw(plot_method_scores, SCORES, title="").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["bad", "alone", "kd"]
     assert [text.get_text() for text in axes.texts] == ["30.00", "45.00", "48.00  (+3.00)"]
@@ -140,7 +140,7 @@ def test_methods_stand_in_the_order_of_their_means_with_gain_seeds_and_deviation
     assert bar.get_segments()[0][:, 0] == pytest.approx([48 - 2**0.5, 48 + 2**0.5])
 
 
-def test_curves_run_over_time_and_the_legend_has_the_best_first(draw):
+def test_curves_are_drawn_over_time_and_the_legend_lists_the_best_first(draw):
     figure = draw(plot_score_over_time, CURVES, title="")
     axes, legend = figure.axes[0], figure.legends[0]
     assert axes.get_xlim()[0] == 0 and texts(legend) == ["kd", "alone"]

@@ -1,4 +1,4 @@
-"""Parameters and MACs against sums done by hand; times, memory, rows and the command `afdcd profile`."""
+"""Parameters and MACs against sums by hand; times, memory, rows and the command `afdcd profile`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MACS = [6 * 10 * 8 * 3 * 9, 3 * 5 * 16 * (8 // 4) * 9, 3 * 5 * 16 * 1 * 9, 3 * 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_macs_equal_the_sum_done_by_hand_and_the_model_stays_as_it_was(dtype):
+def test_macs_equal_a_sum_by_hand_and_the_model_is_not_changed(dtype):
     model = SmallNet().to(dtype).train()
     model.norm.eval()
     before, random_state = weights(model), torch.get_rng_state()
@@ -75,7 +75,7 @@ class Attention(nn.Linear):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_attention_counts_as_its_two_matrix_products_and_a_transposed_convolution_each_input_pixel_once(device):
+def test_attention_counts_as_two_matrix_products_and_a_transposed_convolution_per_input_pixel(device):
     pairs = (6 * 10) ** 2  # of queries and keys, of weights and values
     assert count_macs(Attention(1, 1).to(device), (6, 10), channels=8) == 2 * pairs * 8
     up = nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2).to(device)
@@ -93,7 +93,7 @@ def test_parameters_count_every_stored_tensor_once():
 
 
 def profile(model, sizes, device=None, **options):
-    """Three passes after one that does not count."""
+    """Profile with three timed passes after a warm-up pass."""
     settings = ProfileSettings(**{"warmup": 1, "repeats": 3, **options})
     return profile_model(model, sizes, settings=settings, device=device)
 
@@ -104,7 +104,7 @@ class Scale(nn.Linear):
 
 
 class Recorder(nn.Module):
-    """Notes how it and its copies are called; a pass takes the next of `seconds`, the last one for good."""
+    """Records calls of itself and its copies; passes take the given `seconds` in turn, the last value repeatedly."""
 
     calls: list[tuple] = []
     seconds: list[float] = []
@@ -124,7 +124,7 @@ class Recorder(nn.Module):
         return pixel_values * self.weight
 
 
-def test_a_row_has_median_95th_percentile_and_images_by_their_time_and_three_passes_always_count(monkeypatch):
+def test_a_row_has_median_95th_percentile_and_images_per_second_from_at_least_three_passes(monkeypatch):
     monkeypatch.setattr(profiling, "perf_counter", lambda: Recorder.now)
     model = Recorder(7.0, 9.0, *[0.1] * 18, 0.2, 1.0)  # the warm-up, then twenty
     [row] = profile(model, [(4, 6)], warmup=2, repeats=20, batch_size=5, memory=False)
@@ -137,7 +137,7 @@ def test_a_row_has_median_95th_percentile_and_images_by_their_time_and_three_pas
         assert row.repeats == counted
 
 
-def test_peak_memory_on_a_cpu_is_the_highest_sum_of_what_lives_at_once():
+def test_peak_memory_on_a_cpu_is_the_largest_sum_of_live_tensors():
     def run():
         first = torch.ones(MIB // 4)  # 1 MiB
         second = torch.ones(2 * MIB // 4)
@@ -147,8 +147,8 @@ def test_peak_memory_on_a_cpu_is_the_highest_sum_of_what_lives_at_once():
         return torch.ones(MIB // 4) + third[: MIB // 4].sum()
 
     cpu = torch.device("cpu")
-    assert profiling.peak_allocated(run, cpu) == pytest.approx(6 * MIB, rel=0.001)  # never all 8 at once
-    kept = [torch.ones(MIB)]  # from before the call
+    assert profiling.peak_allocated(run, cpu) == pytest.approx(6 * MIB, rel=0.001)  # the 8 MiB are never alive at once
+    kept = [torch.ones(MIB)]  # allocated before the call
     assert profiling.peak_allocated(kept.clear, cpu) == 0
     for batch_size in (1, 2):  # weights, input and maps
         [row] = profile(Recorder(), [(256, 512)], batch_size=batch_size)
@@ -156,7 +156,7 @@ def test_peak_memory_on_a_cpu_is_the_highest_sum_of_what_lives_at_once():
         assert row.peak_memory_mb == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_row_per_size_counts_as_the_counters_do_and_the_model_stays_as_it_was():
+def test_a_row_per_size_agrees_with_the_counters_and_the_model_is_not_changed():
     model = segmenter().train()
     before, random_state = weights(model), torch.get_rng_state()
     rows = profile(model, [(32, 48), (64, 64)], batch_size=2, channels_last=True)
@@ -171,7 +171,7 @@ def test_a_row_per_size_counts_as_the_counters_do_and_the_model_stays_as_it_was(
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_the_network_runs_as_asked_for_without_gradients_in_evaluation_mode():
+def test_the_model_runs_with_the_given_settings_without_gradients_in_evaluation_mode():
     profile(Recorder(), [(8, 12)], batch_size=3, memory=False)
     assert Recorder.calls == 4 * [((3, 3, 8, 12), False, False, False, False)]
     [row] = profile(Recorder(), [(8, 12)], channels_last=True, precision="bf16", memory=False)
@@ -181,10 +181,10 @@ def test_the_network_runs_as_asked_for_without_gradients_in_evaluation_mode():
     assert row.setting == "bfloat16"
 
 
-def test_a_network_is_compiled_anew_for_each_size_with_that_very_size(monkeypatch):
+def test_a_model_is_compiled_separately_for_each_size(monkeypatch):
     compiled, real = [], torch.compile
 
-    def backend(graph, inputs):  # stands in for the real one, which takes half a minute
+    def backend(graph, inputs):  # replaces the real one, which takes half a minute
         compiled.append([tuple(tensor.shape) for tensor in inputs if tensor.dim() == 4])
         return graph.forward
 
@@ -192,7 +192,7 @@ def test_a_network_is_compiled_anew_for_each_size_with_that_very_size(monkeypatc
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", partial(real, backend=backend))
-    sizes = [(4, 4 + step) for step in range(10)]  # more than torch.compile keeps graphs of
+    sizes = [(4, 4 + step) for step in range(10)]  # more sizes than torch.compile keeps graphs for
     rows = profile(Scale(1, 1), sizes, compile=True, memory=False)
     assert {row.setting for row in rows} == {"fp32, compiled"}
     assert compiled == [[(1, 3, *size)] for size in sizes]
@@ -203,7 +203,7 @@ def test_a_network_is_compiled_anew_for_each_size_with_that_very_size(monkeypatc
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_memory_is_the_allocators_and_the_device_is_named():
+def test_on_a_gpu_memory_is_from_the_allocator_and_the_device_is_named():
     [row] = profile(segmenter(), [(64, 64)], device="cuda")
     assert row.device == torch.cuda.get_device_name() and "CUDA" in row.versions
     assert row.peak_memory_mb > 4 * count_parameters(segmenter()) / MIB
@@ -220,7 +220,7 @@ def test_on_a_gpu_memory_is_the_allocators_and_the_device_is_named():
         ({"device": "toaster"}, "device='toaster' cannot be used here"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_runs(options, message):
+def test_invalid_settings_are_refused_before_anything_runs(options, message):
     model = Recorder()
     with pytest.raises(ValueError, match=message):
         profile(model, **{"sizes": [(8, 8)], **options})
@@ -246,7 +246,7 @@ def test_a_failing_pass_names_the_input_and_what_to_do(error, message):
 
 @pytest.fixture
 def command(tmp_path, capsys):
-    """The command on a saved model: its exit status and what it printed."""
+    """Run the command on a saved model; return its exit status and output."""
     folder = saved(tmp_path / "tiny", segmenter())
 
     def run(*more):
@@ -273,7 +273,7 @@ def test_the_command_prints_a_row_per_size_and_writes_them(command, tmp_path):
     assert found["rows"][0]["width"] == 32
 
 
-def test_rows_measured_before_a_failure_are_kept_and_a_busy_machine_is_said_to_be_busy(command, tmp_path, monkeypatch):
+def test_rows_measured_before_a_failure_are_kept_and_a_busy_machine_is_reported(command, tmp_path, monkeypatch):
     measure = profiling._measure
 
     def failing(network, size, settings):

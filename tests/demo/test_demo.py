@@ -1,4 +1,4 @@
-"""The demo page without a browser: uploads, what is shown of results, the app, the command, and the Space folder."""
+"""The demo page without a browser: uploads, results, the app, the command, and the Space folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, re
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A model folder with four classes, which has a checkpoint beside it."""
+    """A model folder with four classes, with a checkpoint in it."""
     folder = tmp_path_factory.mktemp("model")
     network = segmenter(id2label=dict(enumerate(NAMES)))
     with torch.no_grad():  # so that all classes occur
@@ -61,22 +61,22 @@ def saved(path: Path, image: Image.Image, **options) -> Path:
 @pytest.mark.parametrize(
     ("size", "shrunk"), [((40, 24), (40, 24)), ((300, 100), (90, 30)), ((9000, 2), (90, 1)), ((1, 1), (1, 1))]
 )
-def test_a_large_image_is_shrunk_to_the_longest_side_and_keeps_its_shape(tmp_path, size, shrunk):
+def test_a_large_image_is_shrunk_to_the_longest_side_and_keeps_its_aspect_ratio(tmp_path, size, shrunk):
     path = saved(tmp_path / "large.png", Image.new("RGB", size, (10, 20, 30)))
     image, original = read_upload(path, longest_side=90)
     assert image.size == shrunk and original == size and image.getpixel((0, 0)) == (10, 20, 30)
 
 
-def test_an_upload_becomes_rgb_and_is_turned_upright(tmp_path):
+def test_an_upload_is_converted_to_rgb_and_rotated_upright(tmp_path):
     exif = Image.Exif()
-    exif[274] = 6  # to be shown turned by 90 degrees clockwise: the left lower corner comes to the left upper one
+    exif[274] = 6  # EXIF: rotate by 90 degrees clockwise, so the lower left corner becomes the upper left one
     stored = Image.new("RGB", (4, 2))
     stored.putpixel((0, 1), (255, 255, 255))
     image, size = read_upload(saved(tmp_path / "turned.png", stored.convert("LA"), exif=exif))
     assert image.mode == "RGB" and size == (2, 4) and image.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_what_cannot_be_read_gives_a_message_without_the_servers_folder(tmp_path, photo, monkeypatch):
+def test_the_error_for_an_unreadable_file_does_not_reveal_the_servers_folder(tmp_path, photo, monkeypatch):
     half, whole = photo.read_bytes()[:400], photo.read_bytes()
     path = tmp_path / "holiday.jpg"
     for content, reason in ((b"", ": not an image"), (b"text", ": not an image"), (half, ""), (whole, ".* pixels")):
@@ -87,7 +87,7 @@ def test_what_cannot_be_read_gives_a_message_without_the_servers_folder(tmp_path
         assert str(tmp_path) not in str(error.value)
 
 
-def test_a_segmenter_gives_the_label_map_of_segment_image_and_tells_what_it_is(model):
+def test_a_segmenter_returns_the_label_map_of_segment_image_and_describes_itself(model):
     [one] = load_segmenters({"mine": model}, "cpu")
     label_map, seconds = one(Image.fromarray(PHOTO))
     assert np.array_equal(label_map, segment_image(one.model, one.processor, Image.fromarray(PHOTO)))
@@ -95,7 +95,7 @@ def test_a_segmenter_gives_the_label_map_of_segment_image_and_tells_what_it_is(m
     assert one.facts.startswith("FCN on resnet18") and one.facts.endswith("0.04 M parameters")
 
 
-def test_a_measured_score_is_shown_and_no_model_is_refused(model, tmp_path):
+def test_a_measured_score_is_shown_and_an_empty_list_of_models_is_refused(model, tmp_path):
     results = shutil.copytree(model, tmp_path / "model") / "results.json"
     results.write_text('{"mean_iou": 0.4598, "protocol": {"dataset": "camvid", "split": "val"}}')
     assert load_segmenters({"mine": results.parent}, "cpu")[0].facts.endswith("mIoU 46.0 % on camvid val")
@@ -103,7 +103,7 @@ def test_a_measured_score_is_shown_and_no_model_is_refused(model, tmp_path):
         load_segmenters({})
 
 
-def test_the_table_holds_shares_by_class_name_largest_first_and_no_class_that_none_sees():
+def test_the_table_lists_shares_by_class_largest_first_without_classes_that_do_not_occur():
     def table(*models):
         colors, network = np.zeros((4, 3), np.uint8), torch.nn.Identity()
         segmenters = [Segmenter("", "", tuple(names), colors, network, None) for names, _ in models]
@@ -139,7 +139,7 @@ def test_the_served_page_starts_with_the_first_example_segmented_and_answers_upl
     lined, masks = panes[0]
     covered = np.stack([mask for mask, _ in masks]).sum(0)
     assert covered.shape == (24, 40) and set(np.unique(covered)) <= {0, 1}
-    assert set(lined[covered == 0].ravel()) <= {0, 255}  # lines between classes, which no mask hides
+    assert set(lined[covered == 0].ravel()) <= {0, 255}  # lines between classes, which are in no mask
     assert len(handler(None)) == 4
     with pytest.raises(gradio.Error, match="config.json cannot be read: not an image"):
         handler({"path": str(model / "config.json")})
@@ -165,7 +165,7 @@ def written(model, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_space_holds_page_package_requirements_examples_and_what_inference_needs_of_a_model(written):
+def test_a_space_contains_page_package_requirements_examples_and_the_model_files_for_inference(written):
     files = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
     [folder] = (written / "models").iterdir()  # the same title and folder: copied once
     assert {path for path in files if not path.startswith("afdcd_hf/")} == {
@@ -228,7 +228,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_keeps_its_own_files_when_over
     assert (folder / "notes.txt").read_text() == "mine" and (folder / "app.py").is_file()
 
 
-def test_what_is_no_model_is_refused_before_anything_is_written(tmp_path, photo):
+def test_an_invalid_model_is_refused_before_anything_is_written(tmp_path, photo):
     with pytest.raises(OSError, match="saved model: it has no config"):
         write_space({"a": tmp_path}, tmp_path / "space", [photo])
     with pytest.raises(OSError, match="nobody/nothing is neither a local folder nor a readable model on the Hub"):
@@ -237,7 +237,7 @@ def test_what_is_no_model_is_refused_before_anything_is_written(tmp_path, photo)
 
 
 def test_a_model_of_the_hub_is_named_and_not_copied(tmp_path, photo, monkeypatch):
-    monkeypatch.setattr(space.AutoConfig, "from_pretrained", lambda name, **_: None)  # as if the Hub knew it
+    monkeypatch.setattr(space.AutoConfig, "from_pretrained", lambda name, **_: None)  # pretends that it is on the Hub
     folder = write_space({"Small": "afdcd/deeplabv3-mbv2-cityscapes"}, tmp_path / "space", [photo])
     text = (folder / "README.md").read_text()
     assert RepoCard(text).data.models == ["afdcd/deeplabv3-mbv2-cityscapes"]

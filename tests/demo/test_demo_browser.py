@@ -1,4 +1,4 @@
-"""The demo page in a real browser, as a Space serves it: Debian's chromium, driven by playwright."""
+"""The demo page in a real browser, as a Space serves it: Debian's Chromium, driven by playwright."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytest.importorskip("playwright")
 CHROMIUM = shutil.which("chromium")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="needs chromium")]
 TITLES = ["Plain", "${1+1} <b>odd</b>"]
-SECONDS_TO_START = 200  # Gradio's and transformers' imports take most on a busy machine
+SECONDS_TO_START = 200  # importing Gradio and transformers takes most of it on a busy machine
 
 
 def noise(path: Path, height: int, width: int) -> Path:
@@ -33,7 +33,7 @@ def noise(path: Path, height: int, width: int) -> Path:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A Space of two models and two examples, run as the Hub runs it: `python app.py`."""
+    """A Space with two models and two examples, started as on the Hub: `python app.py`."""
     folder = tmp_path_factory.mktemp("demo")
     models = {title: saved(folder / title[0], segmenter(seed)) for seed, title in enumerate(TITLES)}
     examples = [noise(folder / "first.png", 24, 40), noise(folder / "second.png", 32, 48)]
@@ -41,7 +41,7 @@ def address(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Not the environment's PYTHONPATH: the Space has to find the package in its own folder.
+    # Without PYTHONPATH, since the Space must find the package in its own folder.
     environment = {**os.environ, "PYTHONPATH": "", "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "0"}
     with open(folder / "log", "w") as log:
         server = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, stdout=log, stderr=log)
@@ -82,7 +82,7 @@ def upload(tab, path: Path) -> None:
     tab.locator("input[type=file]").first.set_input_files(path)
 
 
-def test_the_page_has_a_result_of_each_model_fetches_nothing_from_elsewhere_and_fits_a_phone(tab):
+def test_the_page_shows_each_models_result_loads_nothing_from_other_servers_and_fits_a_phone(tab):
     text = tab.inner_text("body")
     assert all(f"{title}: FCN on resnet18" in text for title in TITLES)
     assert all(f"{title} " in text.split("From image to label map")[1] for title in TITLES)
@@ -93,7 +93,7 @@ def test_the_page_has_a_result_of_each_model_fetches_nothing_from_elsewhere_and_
     assert tab.evaluate("document.documentElement.scrollWidth") == 360
 
 
-def test_an_example_and_an_uploaded_image_are_segmented_and_a_file_that_is_none_gets_an_answer(tab, tmp_path):
+def test_an_example_and_an_upload_are_segmented_and_a_file_that_is_not_an_image_gets_an_error(tab, tmp_path):
     tab.locator(".gallery-item").nth(1).click()
     tab.get_by_text("48 × 32 pixels").wait_for()
     upload(tab, noise(tmp_path / "own.png", 30, 20))

@@ -1,4 +1,4 @@
-"""Export: ONNX graphs held against PyTorch, their int8 versions, and the backbone for timm."""
+"""Export: ONNX graphs against PyTorch, their int8 versions, and the backbone for timm."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pictures(count=4, size=(48, 64), num_labels=4):
 
 
 def trained_looking(model):
-    """Running statistics and scores that differ from image to image, as after training."""
+    """Set running statistics and weights so that scores differ between images, as after training."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -61,13 +61,13 @@ def assert_gives_the_scores_of(model, graph, *shapes):
         with torch.no_grad():
             expected = model(pixel_values=images).logits
         first = graph(pixel_values=images).logits
-        graph(pixel_values=-images)  # the runtime's buffer is used again, the result is not
+        graph(pixel_values=-images)  # the runtime reuses its buffer, which must not change the result
         torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A PSPNet, its processor (BGR), its graph for every size, and the parity found."""
+    """A PSPNet, its processor (BGR), its graph for all sizes, and the parity rows."""
     model, processor = trained_looking(segmenter(head="pspnet", channels=32)), AfDcdImageProcessor(**BGR)
     path = tmp_path_factory.mktemp("psp") / "model.onnx"
     model.head.train()
@@ -78,14 +78,14 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_command(tmp_path_factory):
-    """What the command exports: label maps of 32x48 pixels, and int8, of a model and images in CamVid's layout.
+    """Run the command: a label graph of 32x48 pixels and int8, from a model and images in CamVid's layout.
 
-    The folder, the arguments and what was printed.
+    Returns the folder, the arguments and the output.
     """
     folder = tmp_path_factory.mktemp("command")
     model = trained_looking(load_model(saved_model(folder / "model", "camvid")))
     inputs = load_processor(folder / "model")(images=pictures(1, (32, 48))[0]["image"], return_tensors="pt")
-    with torch.no_grad():  # or one class would win everywhere
+    with torch.no_grad():  # otherwise one class would win everywhere
         model.head.classifier.bias -= model(**inputs).logits.mean(dim=(0, 2, 3))
     model.save_pretrained(folder / "model")
     for split in ("train", "val"):
@@ -100,13 +100,13 @@ def by_command(tmp_path_factory):
 
 @pytest.mark.parametrize("cells", [1, 3, 6, (2, 5), (None, 3), (4, None)])
 @pytest.mark.parametrize("size", [(6, 6), (7, 11), (3, 2), (1, 13)])
-def test_pooling_by_products_is_adaptive_average_pooling(cells, size):
+def test_pooling_as_matrix_products_equals_adaptive_average_pooling(cells, size):
     maps = torch.randn(2, 3, *size, dtype=torch.float64)
     torch.testing.assert_close(adaptive_avg_pool_as_matmul(maps, cells), F.adaptive_avg_pool2d(maps, cells))
 
 
 @needs_onnx
-def test_a_graph_gives_the_models_scores_at_sizes_that_nobody_tried_before(exported):
+def test_a_graph_computes_the_models_scores_at_sizes_that_the_export_did_not_try(exported):
     model, _, path, rows = exported
     assert [(row.batch, row.height, row.width) for row in rows] == list(PARITY_SHAPES)
     assert_gives_the_scores_of(model, OnnxSegmenter(path), (1, 40, 200), (3, 63, 65), (2, 33, 47))
@@ -121,11 +121,11 @@ def parity(graph, *shapes, labels=False):
                         shapes, labels=labels)  # fmt: skip
 
 
-def test_a_graph_that_differs_is_refused_with_the_table_and_label_maps_only_where_another_class_is_better():
+def test_a_different_graph_is_refused_with_a_table_and_label_maps_only_if_another_class_scores_better():
     def off(error):
         return lambda scores: scores + np.float32(error if scores.shape[-1] == 20 else 0)
 
-    def other(scores):  # one pixel in which another class is far better
+    def other(scores):  # one pixel where another class scores far better
         labels = scores.argmax(1)
         labels[0, 3, 3] = (labels[0, 3, 3] + 1) % 6
         return labels
@@ -152,7 +152,7 @@ def test_a_graph_that_fails_its_check_leaves_no_file(exported, tmp_path, monkeyp
 
 
 @needs_onnx
-def test_a_graph_is_scored_like_its_model_and_brings_its_image_processor(exported):
+def test_a_graph_is_scored_like_its_model_and_contains_its_image_processor(exported):
     model, processor, path, _ = exported
     options = {"processor": processor, "progress": False}
     expected = evaluate_segmenter(model, pictures(), **options)
@@ -168,7 +168,7 @@ def test_a_graph_is_scored_like_its_model_and_brings_its_image_processor(exporte
 
 
 @needs_onnx
-def test_a_label_graph_of_fixed_size_gives_the_models_label_maps(by_command, tmp_path):
+def test_a_label_graph_of_fixed_size_computes_the_models_label_maps(by_command, tmp_path):
     model, processor = load_model(by_command[0] / "model").eval(), load_processor(by_command[0] / "model")
     path = by_command[0] / "out" / "m.onnx"
     graph, picture = OnnxSegmenter(path), pictures(1, (32, 48))[0]["image"]
@@ -182,13 +182,13 @@ def test_a_label_graph_of_fixed_size_gives_the_models_label_maps(by_command, tmp
     picture.save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="gives classes without scores, hence no confidence"):
         write_pseudo_labels(path, [tmp_path / "x.png"], tmp_path / "out", progress=False)
-    # slid over larger images, and so is the model
+    # applied as a sliding window to larger images, like the model
     rows = compare_runtimes(model, {"ONNX": path}, processor, pictures(2, (40, 64), 11), repeats=1)
-    assert rows[1].mean_iou == pytest.approx(rows[0].mean_iou, abs=0.05)  # labels, not scores, are joined
+    assert rows[1].mean_iou == pytest.approx(rows[0].mean_iou, abs=0.05)  # labels are joined, not scores
 
 
 @needs_onnx
-def test_what_is_no_exported_graph_is_refused(tmp_path, exported):
+def test_files_that_are_not_exported_graphs_are_refused(tmp_path, exported):
     proto = onnx.load(exported[2])
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "foreign.onnx")
@@ -210,7 +210,7 @@ def test_what_is_no_exported_graph_is_refused(tmp_path, exported):
         pytest.param("executorch", export_executorch, "model.pte", {"size": (63, 65)}, marks=pytest.mark.slow),
     ],
 )
-def test_other_runtimes_give_the_models_scores_and_are_loaded_by_their_names(
+def test_other_runtimes_compute_the_models_scores_and_are_chosen_by_file_suffix(
     exported, tmp_path, monkeypatch, package, export, name, options
 ):
     pytest.importorskip(package)
@@ -236,7 +236,7 @@ def test_other_runtimes_give_the_models_scores_and_are_loaded_by_their_names(
 
 
 @needs_onnx
-def test_half_precision_halves_the_file_and_is_nearly_the_same(exported, tmp_path):
+def test_half_precision_halves_the_file_and_is_nearly_equal(exported, tmp_path):
     rows = export_onnx(*exported[:2], tmp_path / "half.onnx", fp16=True, opset=20, size=(63, 65))
     assert all(0 < row.difference < 0.02 * row.largest_score for row in rows)
     proto = onnx.load(tmp_path / "half.onnx")
@@ -253,7 +253,7 @@ def test_without_onnx_the_message_says_what_to_install(monkeypatch, tmp_path):
 
 
 @needs_onnx
-def test_the_int8_graph_computes_in_integers_and_nearly_the_same(exported, tmp_path):
+def test_the_int8_graph_computes_in_integers_and_is_nearly_equal(exported, tmp_path):
     model, processor, path, _ = exported
     names = quantise_onnx(path, tmp_path / "int8.onnx", pictures(5), processor, samples=3)
     assert names == ["bands_0", "bands_1", "bands_3"]
@@ -276,7 +276,7 @@ def test_the_int8_graph_computes_in_integers_and_nearly_the_same(exported, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"int8.onnx", "ends.onnx"}
 
 
-def test_a_graph_of_fixed_size_is_calibrated_on_the_centres_of_images():
+def test_a_graph_of_fixed_size_is_calibrated_on_centre_crops():
     processor = AfDcdImageProcessor(do_normalize=False, do_rescale=False)
     (centre,) = calibration_inputs(pictures(1), [0], processor, (8, 12), [])
     whole = np.asarray(pictures(1)[0]["image"]).transpose(2, 0, 1)
@@ -339,7 +339,7 @@ def test_a_whole_backbone_is_also_a_plain_timm_model(tmp_path):
     assert "BGR" in (folder / "README.md").read_text()
 
 
-def test_what_timm_cannot_give_back_is_refused_and_nothing_kept(tmp_path):
+def test_a_backbone_that_timm_cannot_reproduce_is_refused_and_no_files_are_left(tmp_path):
     with pytest.raises(FileExistsError, match="exists; give another"):
         export_timm_backbone(segmenter(), AfDcdImageProcessor(), tmp_path)
     with pytest.raises(ValueError, match="not Conv2d"):
@@ -353,7 +353,7 @@ def test_what_timm_cannot_give_back_is_refused_and_nothing_kept(tmp_path):
 
 
 @needs_onnx
-def test_the_command_writes_graph_int8_and_report_and_other_commands_take_the_graphs(by_command, tmp_path, capsys):
+def test_the_command_writes_graph_int8_and_report_and_other_commands_accept_the_graphs(by_command, tmp_path, capsys):
     folder, words, printed = by_command
     assert "3x32x48" in printed and "ONNX int8" in printed and "mIoU %" in printed
     assert {p.name for p in (folder / "out").iterdir()} == {
@@ -370,7 +370,7 @@ def test_the_command_writes_graph_int8_and_report_and_other_commands_take_the_gr
         results = tmp_path / f"{name}.json"
         graph = ["--model", str(folder / "out" / f"{name}.onnx")]
         assert main(["evaluate", *graph, *data, "--output", str(results)]) == 0
-        scores = json.loads(results.read_text())  # slid over the images, as the graph is fixed to one size
+        scores = json.loads(results.read_text())  # sliding windows, since the graph has a fixed size
         assert scores["mean_iou"] == expected["mean_iou"] and scores["protocol"]["window"] == [32, 48]
         images, out = str(folder / "data" / "val"), str(tmp_path / f"{name}_out")
         assert main(["predict", images, *graph, "--output", out, "--device", "cpu"]) == 0
@@ -402,7 +402,7 @@ def test_the_command_writes_graph_int8_and_report_and_other_commands_take_the_gr
         (["--format", "timm", "--argmax"], "--argmax cannot be used with --format timm"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused_before_anything_is_loaded(options, message, tmp_path, capsys):
+def test_options_that_exclude_each_other_are_refused_before_anything_is_loaded(options, message, tmp_path, capsys):
     words = ["export", "nowhere", "--format", "onnx", "--output", str(tmp_path / "m.onnx"), *options]
     assert message in answer(capsys, *words)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The page for the browser: what is written, and what chromium makes of it."""
+"""The page for the browser: the files written, and its behaviour in Chromium."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COLOURS = """() => { const c = document.getElementById("labels");
 def model():
     model = segmenter(channels=32).eval()
     images = PROCESSOR(images=labelled_image(0, 4, 40, 56)["image"], return_tensors="pt")
-    with torch.no_grad():  # or one class would win everywhere
+    with torch.no_grad():  # otherwise one class would win everywhere
         model.head.classifier.bias -= model(**images).logits.mean(dim=(0, 2, 3))
     model.config.id2label = {**model.config.id2label, 0: "</script>"}
     return model
@@ -42,7 +42,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def page(model, tmp_path_factory):
-    """The page, with a runtime that is none."""
+    """The page, with a fake runtime."""
     package = tmp_path_factory.mktemp("package")
     (package / "dist").mkdir()
     for name in FILES:
@@ -69,7 +69,7 @@ def test_a_page_has_the_graph_the_classes_and_the_runtime(page, model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_pages_graph_takes_pixels_and_gives_the_models_label_maps(page, model):
+def test_the_pages_graph_maps_pixels_to_the_models_label_maps(page, model):
     images = [labelled_image(index, 4, 33, 70)["image"] for index in range(2)]
     session = onnxruntime.InferenceSession(str(page / "model.onnx"), providers=["CPUExecutionProvider"])
     [labels] = session.run(["labels"], {"image": np.stack([np.asarray(image) for image in images])})

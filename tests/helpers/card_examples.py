@@ -1,4 +1,4 @@
-"""Facts for cards: the fewest and the most there can be."""
+"""Facts for cards: a minimal and a complete set."""
 
 from __future__ import annotations
 

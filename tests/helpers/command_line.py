@@ -11,7 +11,7 @@ from afdcd_hf.data.benchmarks import BENCHMARKS
 
 
 def answer(capsys, *argv: str) -> str:
-    """The first line on standard error of a command that must end with status 2 and without a traceback."""
+    """Run a command that must exit with status 2 and no traceback; return its line on standard error."""
     capsys.readouterr()
     status = main(list(argv))
     lines = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Weights and images made by formula, for networks whose checkpoint is not at hand."""
+"""Weights and images from formulas, for networks without a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def generator(key):
 
 
 def formula_tensor(name, shape):
-    """The value of a tensor of the released network, as golden/README.md defines it."""
+    """Value of a tensor of the released network, as defined in golden/README.md."""
     draw = generator(name)
     if name.endswith("num_batches_tracked"):
         return torch.tensor(0)

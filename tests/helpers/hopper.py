@@ -1,6 +1,6 @@
-"""Prints the intermediate code of a Triton kernel for an H200 and the method's defaults; it needs no GPU.
+"""Print a Triton kernel's intermediate code for an H200 and the method's defaults; needs no GPU.
 
-A process of its own (`python hopper.py KERNEL`), since Triton's interpreter, once chosen, does not compile.
+Run it in a separate process (`python hopper.py KERNEL`), since Triton's interpreter does not compile.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 TOKENS = {"hf_writer": "street", "hf_other": "somebody"}  # token -> user, who may write under that name
-FIRST_FILES = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}  # as the Hub makes them
+FIRST_FILES = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}  # as created by the Hub
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Repo:
         return sha
 
     def sha_of(self, revision: str) -> str | None:
-        """Of a branch, tag or commit; None where there is no such revision."""
+        """Look up a branch, tag or commit; None if it does not exist."""
         return revision if revision in self.commits else self.branches.get(revision) or self.tags.get(revision)
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
@@ -54,10 +54,10 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self, port: int = 0):
         super().__init__(("127.0.0.1", port), _Request)
         self.repos: dict[str, Repo] = {}
-        self.lfs: dict[str, bytes] = {}  # SHA-256 -> content of the large files that arrived whole
-        self.requests: list[tuple[str, str, int]] = []  # asked and answered, e.g. `("PUT", "/lfs/…", 200)`
+        self.lfs: dict[str, bytes] = {}  # SHA-256 -> content of completely uploaded large files
+        self.requests: list[tuple[str, str, int]] = []  # method, path and status, e.g. `("PUT", "/lfs/…", 200)`
         self.collections: dict[str, list[str]] = {}  # slug -> names of its models
-        self.break_uploads = 0  # so many uploads lose their connection half-way
+        self.break_uploads = 0  # number of uploads whose connection is dropped half-way
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def __enter__(self) -> HubServer:
@@ -69,14 +69,14 @@ class HubServer(ThreadingHTTPServer):
         self.server_close()
 
     def client_settings(self, token: str | None = "hf_writer") -> dict[str, str]:
-        """Environment variables that send huggingface_hub here."""
+        """Environment variables that point huggingface_hub at this server."""
         settings = {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
         return {**settings, "HF_TOKEN": token} if token else settings
 
 
 class _Refused(Exception):
-    """Ends a request with this status."""
+    """Raised to end a request with this status."""
 
     def __init__(self, status: int, message: str, code: str = "", **body: Any):
         super().__init__(message)
@@ -88,7 +88,7 @@ _ROUTES: list[tuple[str, str, Callable]] = []
 
 
 def _route(methods: str, path: str) -> Callable:
-    """Let a method of `_Request` answer; its result is sent as JSON, a pair as content and headers."""
+    """Register a method of `_Request` as a handler; its result is sent as JSON, a pair as content and headers."""
     pattern = path.replace("{name}", "(?P<name>[^/]+/[^/]+)").replace("{revision}", "(?P<revision>[^/]+)")
 
     def add(answer: Callable) -> Callable:
@@ -104,7 +104,7 @@ class _Request(BaseHTTPRequestHandler):
     user: str | None
 
     def log_message(self, *_) -> None:
-        """Silent; `HubServer.requests` keeps them."""
+        """Do not log; requests are recorded in `HubServer.requests`."""
 
     def _serve(self) -> None:
         self._rest, path = int(self.headers.get("Content-Length") or 0), urlsplit(self.path).path
@@ -127,7 +127,7 @@ class _Request(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self._read()  # or the next request on this connection would begin in the midst of this one
+        self._read()  # otherwise the rest of it would be read as the next request
         self.server.requests.append((self.command, unquote(self.path), status))
         self.send_response(status)
         for name, value in {"Content-Length": len(body), **headers}.items():
@@ -189,7 +189,7 @@ class _Request(BaseHTTPRequestHandler):
     @_route("GET", "/api/collections/(?P<slug>[^/]+/[^/]+)")
     @_route("POST", "/api/collections/(?P<slug>[^/]+/[^/]+)/items")
     def _collection(self, slug: str | None = None) -> dict:
-        """Make a collection, add to one, or show it."""
+        """Create a collection, add to it, or return it."""
         asked = json.loads(self._read()) if self.command == "POST" else {}
         slug = slug or f"{asked['namespace']}/{asked['title'].lower().replace(' ', '-')}-0123"
         if self.user != slug.split("/")[0]:
@@ -234,7 +234,7 @@ class _Request(BaseHTTPRequestHandler):
             self.close_connection = True
             return self.connection.shutdown(2)
         content = self._read()
-        if hashlib.sha256(content).hexdigest() != oid:  # cut short, or damaged
+        if hashlib.sha256(content).hexdigest() != oid:  # truncated or damaged
             raise _Refused(400, "The content does not have this SHA-256")
         self.server.lfs[oid] = content
         return b"", {}
@@ -289,7 +289,7 @@ def _is_large(path: str) -> bool:
 
 
 def _oid(path: str, data: bytes) -> str:
-    """SHA-256 of a large file, Git's name of the content of another."""
+    """Return a large file's SHA-256, or a small file's Git blob id."""
     return (hashlib.sha256(data) if _is_large(path) else hashlib.sha1(b"blob %d\0" % len(data) + data)).hexdigest()
 
 

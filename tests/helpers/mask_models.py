@@ -1,4 +1,4 @@
-"""Tiny random models of transformers that find masks, and backbones that give tokens, by the name of their kind."""
+"""Tiny random mask-classification models of transformers, by the name of their kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MASK_MODELS = ("eomt", "mask2former", "maskformer")
 
 
 def mask_model(kind: str, num_labels: int = 4, image_size: int = 32) -> PreTrainedModel:
-    """In evaluation mode; EoMT takes square images of `image_size` only, and gives masks at a quarter of it."""
+    """A model in evaluation mode; EoMT takes only square images of `image_size`, and its masks have a quarter of it."""
     shared = {"num_labels": num_labels, "num_queries": 5}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

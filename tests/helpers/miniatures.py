@@ -23,15 +23,15 @@ _SPLIT_YEARS = {"train": 2007, "trainval": 2008, "val": 2009, "train_aug": 2010,
 
 
 def train_ids(label, table):
-    """What a label file holding `label` must be loaded as, (H, W) uint8; KeyError for values not in the table."""
+    """Expected result of loading a label file with `label`, (H, W) uint8; KeyError for values not in the table."""
     return np.array([table[int(value)] for value in label.ravel()], np.uint8).reshape(label.shape)
 
 
 def cityscapes_folder(root, split="train", count=3, *, size=(8, 16), city="aachen", kinds=("labelIds",), labels=None):
     """leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_*.png.
 
-    Beside the labels, whose `kinds` are "labelIds" and "labelTrainIds", lie the polygons and instance ids of the
-    published archive; no kinds are no gtFine. `labels` holds arrays of the 34 ids in any case.
+    Beside the labels, with `kinds` "labelIds" and "labelTrainIds", are the polygons and instance ids of the
+    published archive; without kinds there is no gtFine. `labels` always has arrays of the 34 ids.
     """
     for index, label in enumerate(_labels(labels, count, size, CITYSCAPES_VALUES)):
         stem = f"{split}/{city}/{city}_000000_{index:06d}"
@@ -49,8 +49,8 @@ def voc_folder(
 ):
     """JPEGImages/*.jpg, SegmentationClass/*.png (with VOC's palette) or SegmentationClassAug/*.png (grey), and a list.
 
-    All lies in `inside`, such as "VOCdevkit/VOC2012"; labels go to `label_folder` (None: nowhere); the list of ids is
-    `id_list` (None: none), or ImageSets/Segmentation/<split>.txt.
+    Everything is in `inside`, such as "VOCdevkit/VOC2012"; labels go to `label_folder` (None: no labels); the list of
+    ids is `id_list` (None: no list), by default ImageSets/Segmentation/<split>.txt.
     """
     home, ids = root / inside, []
     for index, label in enumerate(_labels(labels, count, size, VOC_VALUES)):
@@ -81,7 +81,7 @@ def coco_stuff_folder(
 ):  # fmt: skip
     """images/{train2017,val2017}/*.jpg and stuffthingmaps/{train2017,val2017}/*.png, or below other roots.
 
-    `remapped_too`: also *_labelTrainIds.png beside each label, as mmsegmentation's users have them.
+    `remapped_too`: also *_labelTrainIds.png beside each label, as written by mmsegmentation.
     """
     for index, label in enumerate(_labels(labels, count, size, COCO_STUFF_VALUES)):
         stem = f"{split}2017/{index + (500 if split == 'val' else 0):012d}"
@@ -96,7 +96,7 @@ def coco_stuff_folder(
 def camvid_folder(root, split="train", count=3, *, size=(4, 6), stems=None, image_suffix=".png", labels=None):
     """<split>/*.png and <split>annot/*.png, named a, b, c, ... or by `stems` (whose number is the count).
 
-    Unlike in the other builders, label i is by default i everywhere, but for void (11) in the upper left pixel.
+    Unlike in the other builders, label i is i everywhere by default, except void (11) in the upper left pixel.
     """
     stems = "abcdefghijklmnopqrstuvwxyz"[: len(labels or range(count))] if stems is None else stems
     for index, stem in enumerate(stems):

@@ -1,4 +1,4 @@
-"""Folders that tests read: the checkout's own, and what lies beside it."""
+"""Folders that tests read, in the checkout and beside it."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""The released networks computed from their tensors by hand: plain functions on released names, no modules.
+"""Forward passes of the released networks as plain functions of the released tensors, without modules.
 
-Written from the description in method.md, not from our networks, so that converted networks can be held against it.
+Written from the description in method.md, not from our networks, as a reference for converted networks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 # MobileNetV2's blocks 1..17 at output stride 8: stride and dilation of the depthwise convolution. Stages that lose
-# their stride dilate instead, their first block one step behind.
+# their stride use dilation instead, and their first block uses the previous stage's.
 STRIDES = {2: 2, 4: 2}
 DILATIONS = {**dict.fromkeys(range(8, 15), 2), **dict.fromkeys(range(15, 18), 4)}
 
@@ -23,7 +23,7 @@ class Released:
         self.head, self.backbone = network.split("_")
 
     def __call__(self, pixel_values):
-        """The map before the classifier, logits, auxiliary logits and the backbone's last map, by name."""
+        """Return the map before the classifier, logits, auxiliary logits and the backbone's last map, by name."""
         with torch.no_grad():
             third, last = self.mobilenet(pixel_values) if self.backbone == "mobilenetv2" else self.resnet(pixel_values)
             feature = self.deeplabv3(last) if self.head == "deeplabv3" else self.pspnet(last)

@@ -1,4 +1,4 @@
-"""Images as datasets store them, and small datasets of such."""
+"""Images as stored in datasets, and small datasets of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def chunk(kind, data):
 
 
 def grey_png(values, bits, colour_type=0, palette=b"", interlace=0):
-    """Packed as the PNG specification says; Pillow writes no such files."""
+    """Pack values as in the PNG specification; Pillow cannot write such files."""
     packed = [np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel()).tobytes() for row in values]
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour_type, 0, 0, interlace)
     pixels = zlib.compress(b"".join(b"\0" + row for row in packed))
@@ -42,7 +42,7 @@ def ids(label) -> list:
 
 
 def raw_dataset(paths=True, labels=((1, 0), (2, 150)), **columns):
-    """A dataset as on the Hub: images as bytes, 1x2 labels of raw values, with or without the names of files."""
+    """A dataset as on the Hub: images as bytes, 1x2 labels of raw values, with or without file names."""
     rows = range(len(labels))
     data = {
         "image": [stored(png(np.full((1, 2, 3), i, np.uint8)), f"{i}.png" if paths else None) for i in rows],

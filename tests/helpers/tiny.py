@@ -1,4 +1,4 @@
-"""Small things that the tests of training, evaluation and the command line share."""
+"""Small models, data and runs shared by the tests of training, evaluation and the command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def segmenter(seed: int = 0, channels: int = 32, num_labels: int = 4, **config) 
 
 
 def saved(folder: Path, model: nn.Module, **options) -> Path:
-    """A model and its image processor as a folder."""
+    """Save a model and its image processor to a folder."""
     model.save_pretrained(folder, **options)
     AfDcdImageProcessor().save_pretrained(folder)
     return folder
@@ -50,11 +50,11 @@ def segformer(num_labels: int = 4) -> SegformerForSemanticSegmentation:
 
 
 def without_batch_effects(model: nn.Module) -> nn.Module:
-    """Keep batch norm in eval mode for good and switch dropout off: each image is then treated by itself."""
+    """Keep batch norm in eval mode permanently and disable dropout, so that images are treated independently."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-            module.train = lambda mode=True, module=module: module  # the Trainer would switch it on again
+            module.train = lambda mode=True, module=module: module  # the Trainer would set training mode again
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
@@ -63,24 +63,24 @@ def without_batch_effects(model: nn.Module) -> nn.Module:
 def samples(
     count: int = 8, scales=(0.75, 1.0, 1.25), flip: float = 0.5, num_labels: int = 4, **options
 ) -> TrainingSamples:
-    """Augmented crops of 32x48 pixels from pictures of that size."""
+    """Augmented crops of 32x48 pixels from images of that size."""
     images = [labelled_image(index, num_labels, 32, 48) for index in range(count)]
     transform = RandomScaleCropFlip(AfDcdImageProcessor(), (32, 48), scales=scales, flip_probability=flip)
     return TrainingSamples(images, transform, num_labels=num_labels, **options)
 
 
 def same_batch_every_step() -> TrainingSamples:
-    """Four samples that always look the same: with them the loss falls from step to step."""
+    """Four samples without augmentation, on which the loss falls in every step."""
     return samples(4, scales=[1.0], flip=0.0)
 
 
 def pictures(count: int = 3) -> list[dict]:
-    """Pictures to evaluate on; other ones than those of `samples`."""
+    """Images for evaluation, different from those of `samples`."""
     return [labelled_image(100 + index, 4, 32, 48) for index in range(count)]
 
 
 def settings(folder: str | Path, **options) -> dict:
-    """Arguments of a run of a few steps on the CPU that logs every step and keeps nothing."""
+    """Arguments of a short run on the CPU that logs every step and saves nothing."""
     batch = {} if "total_batch_size" in options else {"per_device_train_batch_size": 4}
     batch |= {"output_dir": str(folder), "max_steps": 2, "learning_rate": 0.05, "logging_steps": 1}
     return {**batch, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True, **options}
@@ -96,7 +96,7 @@ def supervised(folder: str | Path, model: nn.Module | None = None, **options) ->
 def distilling(
     folder: str | Path, student: nn.Module | None = None, teacher: nn.Module | None = None, **options
 ) -> DistillationTrainer:
-    """A distillation of a 32-channel map towards a 48-channel one; `options` as for `supervised`."""
+    """A trainer that distils a 48-channel map to a 32-channel one; `options` as for `supervised`."""
     options, parts = _split(options)
     options = {"loss": "kd+af_dcd", "loss_kwargs": loss_options(), **options}
     if "loss_instance" in options:
@@ -106,7 +106,7 @@ def distilling(
 
 
 def loss_options(**af_dcd) -> dict:
-    """Options of `kd+af_dcd` that fit maps of 4x6 pixels and 48 channels, with terms of about the task's size."""
+    """Options of `kd+af_dcd` for maps of 4x6 pixels and 48 channels, with terms about as large as the task loss."""
     own = {"feature_weight": 0.5, "contrast_weight": 0.02, "pool_size": 1, "channel_groups": 4, "reduction": "mean"}
     return {"kd": {"weight": 1.0}, "af_dcd": {**own, **af_dcd}}
 
@@ -119,17 +119,17 @@ def _split(options: dict) -> tuple[dict, dict]:
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of parameters and buffers."""
+    """Copy a module's parameters and buffers."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Whether two state dicts agree to the bit."""
+    """Whether two state dicts are bit-for-bit equal."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """Over all tensors of two state dicts."""
+    """Largest absolute difference over all tensors of two state dicts."""
     assert first.keys() == second.keys()
     return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
 
@@ -147,7 +147,7 @@ def passes_of(module: nn.Module) -> list[int]:
 
 
 def with_scores(trainer: SegmentationTrainer, *scores: float) -> SegmentationTrainer:
-    """Let the trainer's evaluations give these values of mean IoU, one after the other."""
+    """Let the trainer's evaluations return these values of mean IoU, one after another."""
     values = iter(scores)
 
     def evaluate(**_) -> dict[str, float]:
@@ -161,7 +161,7 @@ def with_scores(trainer: SegmentationTrainer, *scores: float) -> SegmentationTra
 def run_processes(
     script: str | Path, *arguments: str | Path, processes: int = 2, gpus: bool = False, timeout: float = 280
 ) -> str:
-    """Run a script under torchrun, on CPU processes (gloo) or one GPU each (nccl); its output, or what went wrong."""
+    """Run a script under torchrun, on CPU processes (gloo) or one GPU each (nccl), and return its output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

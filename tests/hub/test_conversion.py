@@ -1,4 +1,4 @@
-"""Conversion of released checkpoints: the same outputs, every tensor accounted for, nothing half written."""
+"""Conversion of released checkpoints: equal outputs, every tensor accounted for, all or nothing written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ for block in range(2, 18):
 
 
 def released_shapes(network, num_labels=19, width=None):
-    """Shape by released name of every tensor; `width` is the head's, where it is not the usual one."""
+    """Shapes of all tensors by released name; `width` is the head's, if not the default."""
     classifier = "head.block.4.weight" if network.startswith("deeplabv3") else "head.classifier.weight"
     tensors = {classifier: torch.empty(num_labels, width, 1, 1, device="meta")} if width else {}
     tensors |= {"auxlayer.": torch.empty(0)} if width and "mobilenet" not in network else {}
@@ -49,7 +49,7 @@ def released_shapes(network, num_labels=19, width=None):
 
 
 def released_file(path, network, num_labels=19, width=None, left_out=()):
-    """Tensors of a released network under its names, also written; small batch norms keep activations in range."""
+    """Write a released network's tensors under its names; small batch norm weights keep activations in range."""
     shapes = released_shapes(network, num_labels, width).items()
     values = {name: formula_tensor(name, shape) for name, shape in shapes if not any(part in name for part in left_out)}
     values |= {name: value / 2 for name, value in values.items() if value.ndim == 1 and name.endswith("weight")}
@@ -58,7 +58,7 @@ def released_file(path, network, num_labels=19, width=None, left_out=()):
 
 
 def outputs_of(folder, pixel_values):
-    """What the saved and reloaded network gives, under the names of the golden values."""
+    """Outputs of the saved and reloaded network, under the names of the golden values."""
     model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
     seen = {}
     model.head.features.register_forward_hook(lambda module, args, output: seen.update(feature=output))
@@ -85,11 +85,11 @@ def small_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small_folder(tmp_path_factory, small_file):
-    """That file converted."""
+    """The converted `small_file`."""
     return convert_checkpoint(small_file[0], SMALL, tmp_path_factory.mktemp("converted") / "out", dataset="cityscapes")
 
 
-def test_the_golden_outputs_come_from_the_saved_and_reloaded_folder(tmp_path, shared_dir):
+def test_the_saved_and_reloaded_folder_reproduces_the_golden_outputs(tmp_path, shared_dir):
     golden = load_file(shared_dir / "golden/models.safetensors")
     layout = json.loads((shared_dir / "golden/official_layouts.json").read_text())["deeplabv3_resnet18"]
     tensors = {name: formula_tensor(name, shape) for name, shape in layout.items()}
@@ -102,19 +102,19 @@ def test_the_golden_outputs_come_from_the_saved_and_reloaded_folder(tmp_path, sh
         prefix = f"deeplabv3_resnet18.{height}x{width}."
         expected = {key.removeprefix(prefix): golden[key] for key in golden if key.startswith(prefix)}
         assert_equal_to(expected, outputs_of(tmp_path / "out", pixel_values))
-        assert_equal_to(expected, by_hand(pixel_values))  # so that it can be trusted with the other kinds
+        assert_equal_to(expected, by_hand(pixel_values))  # validates it for the other kinds of network
 
 
 @pytest.mark.parametrize(
     ("network", "left_out"),
-    [  # every head and every layout of a backbone; ResNet-50 has the blocks of ResNet-101
+    [  # every head and every backbone layout; ResNet-50 has ResNet-101's blocks
         ("deeplabv3_mobilenetv2", ()),
         ("deeplabv3_resnet50", ()),
         ("pspnet_resnet18", ()),
         ("pspnet_resnet18", ("auxlayer.", "num_batches_tracked")),
     ],
 )
-def test_a_converted_network_computes_what_the_released_one_does(tmp_path, network, left_out):
+def test_a_converted_network_computes_the_same_as_the_released_one(tmp_path, network, left_out):
     tensors = released_file(tmp_path / "released.pth", network, 7, 32, left_out)
     folder = convert_checkpoint(tmp_path / "released.pth", network, tmp_path / "out", classes=list("abcdefg"))
     pixel_values, config = images(1, 3, 41, 57), AutoConfig.from_pretrained(folder)
@@ -124,7 +124,7 @@ def test_a_converted_network_computes_what_the_released_one_does(tmp_path, netwo
     assert counters and (not left_out or not any(counters))
 
 
-def test_cirkd_v2s_network_with_wide_heads_gives_its_authors_outputs(tmp_path, shared_dir):
+def test_cirkd_v2s_network_with_wide_heads_reproduces_its_authors_outputs(tmp_path, shared_dir):
     public = shared_dir / "golden/public"
     if not (public / "cirkd_v2_networks.safetensors").is_file():
         pytest.skip("golden/public is not here")
@@ -164,7 +164,7 @@ def test_the_folder_has_the_classes_of_the_dataset_the_released_input_and_a_card
     ModelCard(text).data.to_dict()
 
 
-def test_every_tensor_arrives_to_the_bit_and_the_image_processor_gives_bgr_without_mean_or_division(
+def test_tensors_are_converted_bit_for_bit_and_the_image_processor_subtracts_the_bgr_mean_without_dividing(
     small_folder, small_file
 ):
     tensors, stored = small_file[1], load_file(small_folder / "model.safetensors")
@@ -178,7 +178,7 @@ def test_every_tensor_arrives_to_the_bit_and_the_image_processor_gives_bgr_witho
     np.testing.assert_allclose(found, expected.transpose(2, 0, 1), atol=1e-4)
 
 
-def test_half_precision_becomes_single_and_classes_without_names_are_numbered(tmp_path, small_file):
+def test_half_precision_becomes_single_and_unnamed_classes_are_numbered(tmp_path, small_file):
     halves = {name: value.half() if value.is_floating_point() else value for name, value in small_file[1].items()}
     torch.save(halves, tmp_path / "half.pth")
     convert_checkpoint(tmp_path / "half.pth", SMALL, tmp_path / "out")
@@ -187,7 +187,7 @@ def test_half_precision_becomes_single_and_classes_without_names_are_numbered(tm
     assert kinds == {torch.float32, torch.int64}
 
 
-def test_plain_nested_and_prefixed_files_give_the_same_tensors(tmp_path):
+def test_plain_nested_and_prefixed_files_have_the_same_tensors(tmp_path):
     tensors = {"conv.weight": torch.ones(2, 2), "bn.bias": torch.zeros(2)}
     prefixed = {f"module._orig_mod.{name}": value for name, value in tensors.items()}
     nested = ({"state_dict": tensors, "epoch": 3}, {"model": {"net": prefixed}, "optimizer": {}})
@@ -200,7 +200,7 @@ def test_plain_nested_and_prefixed_files_give_the_same_tensors(tmp_path):
 
 
 class RunsOnLoading:
-    """An object whose unpickling would leave a file behind."""
+    """An object that creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -228,7 +228,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
         ({"a": torch.ones(2), "b": torch.eye(3).to_sparse()}, "1 tensors are sparse or complex, e.g. b; save"),
     ],
 )
-def test_files_without_one_state_dict_are_refused_by_name(tmp_path, content, message):
+def test_files_without_exactly_one_state_dict_are_refused(tmp_path, content, message):
     path = tmp_path / "x.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(ValueError, match=f"x.pth.*{message}"):
@@ -236,7 +236,7 @@ def test_files_without_one_state_dict_are_refused_by_name(tmp_path, content, mes
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_a_file_cut_short_is_named(tmp_path, ending):
+def test_a_truncated_file_is_named_in_the_error(tmp_path, ending):
     path, tensors = tmp_path / f"x.{ending}", {"a": torch.ones(1000)}
     torch.save(tensors, path) if ending == "pth" else save_file(tensors, path)
     path.write_bytes(path.read_bytes()[:-700])
@@ -282,8 +282,8 @@ ALL_THAT_IS_AMISS = (
         (None, {"published": "afdcd/pspnet-r18-voc"}, "is a pspnet_resnet18 for voc, not a pspnet_mobilenetv2"),
     ],
 )
-def test_what_does_not_fit_is_listed_and_recognised_and_nothing_is_left(tmp_path, small_file, change, options, message):
-    file = tmp_path / ("x.pth" if change else "absent.pth")  # wrong choices are refused before the file is read
+def test_mismatched_tensors_are_listed_and_no_files_are_left(tmp_path, small_file, change, options, message):
+    file = tmp_path / ("x.pth" if change else "absent.pth")  # invalid arguments are refused before the file is read
     if change:
         torch.save(change(small_file[1]), file)
     before, options = os.listdir(tmp_path), {"network": SMALL, "dataset": "cityscapes", **options}
@@ -292,7 +292,7 @@ def test_what_does_not_fit_is_listed_and_recognised_and_nothing_is_left(tmp_path
     assert os.listdir(tmp_path) == before
 
 
-def test_a_folder_with_files_is_left_alone_an_empty_one_is_filled_and_the_command_says_what_to_do_next(
+def test_a_folder_with_files_is_refused_an_empty_one_is_filled_and_the_command_says_what_to_do_next(
     tmp_path, small_file, capsys
 ):
     out = tmp_path / "out"
@@ -307,7 +307,7 @@ def test_a_folder_with_files_is_left_alone_an_empty_one_is_filled_and_the_comman
     assert (out / "model.safetensors").is_file() and (out / "README.md").is_file()
 
 
-def test_a_conversion_that_fails_at_the_end_leaves_nothing(tmp_path, small_file, monkeypatch):
+def test_a_conversion_that_fails_at_the_end_leaves_no_files(tmp_path, small_file, monkeypatch):
     monkeypatch.setattr(conversion, "load_model", lambda path: torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="reads back differently"):
         convert_checkpoint(small_file[0], SMALL, tmp_path / "out", dataset="cityscapes")
@@ -346,7 +346,7 @@ def test_torchvisions_mobilenet_becomes_timms_with_its_classifier(tmp_path):
         torch.testing.assert_close(model(pixel_values), source(pixel_values), rtol=1e-4, atol=1e-5)
 
 
-def test_a_backbone_with_tensors_amiss_or_a_bad_output_is_refused(tmp_path, small_file):
+def test_a_backbone_with_wrong_tensors_or_a_bad_output_is_refused(tmp_path, small_file):
     (tmp_path / "there.safetensors").write_bytes(b"mine")
     backbone = backbone_of(small_file[1])
     backbone.pop("pretrained.net.features.3.conv.0.weight")
@@ -363,6 +363,6 @@ def test_a_backbone_with_tensors_amiss_or_a_bad_output_is_refused(tmp_path, smal
     assert sorted(os.listdir(tmp_path)) == ["m.pth", "there.safetensors"]
 
 
-def test_class_names_are_read_from_lines(tmp_path):
+def test_class_names_are_read_one_per_line(tmp_path):
     (tmp_path / "names.txt").write_text("\ufeffroad\n\n traffic light \r\n", encoding="utf-8")
     assert read_class_names(tmp_path / "names.txt") == ["road", "traffic light"]

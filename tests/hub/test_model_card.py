@@ -1,4 +1,4 @@
-"""Model cards: their facts and the file of these, what stands in them, and whose files they never touch."""
+"""Model cards: their facts and its file, their content, and files that they must not overwrite."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def section(text: str, title: str) -> str:
     return re.split(r"^#{2,3} ", text.split(f"# {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def test_unknown_facts_leave_their_metadata_out_and_only_a_distilled_model_carries_that_tag():
+def test_unknown_facts_have_no_metadata_and_only_distilled_models_have_the_distillation_tag():
     assert set(metadata(BARE).to_dict()) == {"library_name", "pipeline_tag", "tags"}
     assert metadata(replace(FULL, dataset=replace(FULL.dataset, is_public=False))).datasets is None
     assert metadata(FULL).tags == ["afdcd", "semantic-segmentation", "knowledge-distillation", "scenes"]
@@ -45,7 +45,7 @@ def test_unknown_facts_leave_their_metadata_out_and_only_a_distilled_model_carri
 
 
 @pytest.mark.parametrize("part", [{"max_samples": 20}, {"list_file": "mine.txt"}])
-def test_a_part_of_a_split_or_a_reported_number_makes_no_model_index(part):
+def test_scores_on_part_of_a_split_and_reported_scores_are_not_in_the_model_index(part):
     facts = replace(FULL, measured=replace(FULL.measured, protocol={**FULL.measured.protocol, **part}))
     assert metadata(facts).eval_results is None and "a part of it: 50 images" in render_card(facts)
     text = render_card(replace(FULL, measured=None))
@@ -54,7 +54,7 @@ def test_a_part_of_a_split_or_a_reported_number_makes_no_model_index(part):
     assert section(text, "IoU by class").strip() == "Not measured."
 
 
-def test_another_licence_and_other_weights_to_start_from_are_named():
+def test_a_custom_licence_and_the_initial_weights_are_named():
     assert "| Started from | random weights |" in render_card(replace(BARE, started_from="random weights"))
     facts = replace(BARE, license="other", license_name="Our terms", license_link="https://example.org/terms")
     data = metadata(facts).to_dict()
@@ -63,14 +63,14 @@ def test_another_licence_and_other_weights_to_start_from_are_named():
     assert "| Licence of the weights | [Our terms](https://example.org/terms) |" in render_card(facts)
 
 
-def test_every_fact_that_is_known_stands_in_its_place():
-    """`full_card.md` was read line by line when it was stored; see what has changed before you store another one."""
+def test_every_known_fact_is_in_its_place():
+    """`full_card.md` was proofread when it was stored; review the differences before you replace it."""
     assert render_card(FULL) == Path(__file__).with_name("full_card.md").read_text(encoding="utf-8")
     (result,) = metadata(FULL).eval_results
     assert (result.metric_type, result.metric_name, result.metric_value) == ("mean_iou", "mIoU (%)", 61.24)
 
 
-def test_a_bare_card_states_nothing_it_does_not_know():
+def test_a_bare_card_claims_nothing_unknown():
     text = render_card(BARE)
     assert "| mIoU | not stated | not measured |" in text and "distilled from" not in text
     for fact in ("Licence of the weights", "Dataset", "Teacher", "Recipe", "Seed", "Hardware", "Library versions"):
@@ -105,21 +105,21 @@ def hostile_card() -> str:
     return render_card(facts)
 
 
-def test_no_fact_puts_html_or_a_link_that_runs_code_on_the_card():
+def test_facts_cannot_put_html_or_code_links_on_the_card():
     body = hostile_card().split("\n---\n", 1)[1]
-    prose = re.sub(r"(?ms)^(`{3,}).*?^\1$", "", body)  # examples are code, and read as such
+    prose = re.sub(r"(?ms)^(`{3,}).*?^\1$", "", body)  # code blocks of the examples
     assert set(re.findall(r"(?<!\()</?\w+", prose)) == {"<details", "<summary", "</summary", "</details"}
     assert not re.search(r"(?i)(\]\(\s*|\]:\s*)javascript", prose)
     assert "[good](https://example.org)" in prose and "![" in prose and "](<a&lt;b&gt;.png>)" in prose
     assert "afdcd evaluate --dataset '```\n# x'" in re.findall(r"(?ms)^````bash\n(.*?)\n````$", body)
 
 
-def test_every_table_row_has_as_many_cells_as_its_header_whatever_the_names():
+def test_every_table_row_has_as_many_cells_as_its_header_for_any_names():
     for table in re.findall(r"(?:^\|.*\n)+", hostile_card(), flags=re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
 
 
-def test_examples_are_python_and_commands_are_quoted_for_a_shell():
+def test_examples_are_valid_python_and_commands_are_quoted_for_a_shell():
     assert 'name = "afdcd/deeplabv3-mbv2-scenes"' in render_card(FULL)
     text = hostile_card()
     first, second = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -129,7 +129,7 @@ def test_examples_are_python_and_commands_are_quoted_for_a_shell():
     assert shlex.split(command) == ["afdcd", "verify", f"path/to/{HOSTILE}", "--data_dir", "FOLDER"]
 
 
-def test_the_card_is_replaced_by_the_next_one_and_a_full_disk_leaves_card_and_facts(tmp_path, monkeypatch):
+def test_the_card_is_replaced_by_the_next_one_and_a_full_disk_keeps_card_and_facts(tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -146,11 +146,11 @@ def test_the_card_is_replaced_by_the_next_one_and_a_full_disk_leaves_card_and_fa
 
 
 @pytest.mark.parametrize("by_hand", [b"# Mine\r\n\xff\xfe no utf-8, no marker  \n", "edited"])
-def test_a_handwritten_card_stays_to_the_byte_and_the_new_one_lies_beside_it(tmp_path, caplog, by_hand):
+def test_a_handwritten_card_is_not_changed_and_the_new_one_is_written_beside_it(tmp_path, caplog, by_hand):
     if by_hand == "edited":  # ours, but without its marker line
         by_hand = render_card(BARE).replace(MARKER + "\n", "").encode() + b"My own words.\n"
     (tmp_path / "README.md").write_bytes(by_hand)
-    for facts in (BARE, replace(FULL, pictures=[])):  # our own file beside it may be replaced
+    for facts in (BARE, replace(FULL, pictures=[])):  # the generated file beside it may be replaced
         with caplog.at_level(logging.WARNING):
             path = write_card(tmp_path, facts)
         assert path == tmp_path / "README.generated.md" and path.read_bytes() == render_card(facts).encode()
@@ -161,7 +161,7 @@ def test_a_handwritten_card_stays_to_the_byte_and_the_new_one_lies_beside_it(tmp
     assert path.read_text() == "mine" and (tmp_path / "README.md").read_bytes() == by_hand
 
 
-def test_missing_folders_and_pictures_are_named_before_anything_is_written(tmp_path):
+def test_missing_folders_and_images_are_reported_before_anything_is_written(tmp_path):
     for folder, facts, named in ((tmp_path / "nowhere", BARE, "nowhere"), (tmp_path, FULL, "predictions.png")):
         with pytest.raises(FileNotFoundError, match=named):
             write_card(folder, facts)
@@ -179,14 +179,14 @@ WHOLE = replace(
 
 
 @pytest.mark.parametrize("facts", [BARE, WHOLE], ids=["bare", "whole"])
-def test_what_is_written_comes_back_equal_in_value_and_in_type(tmp_path, facts):
+def test_facts_survive_a_round_trip_in_value_and_type(tmp_path, facts):
     path = write_facts(tmp_path, facts)
     back = read_facts(tmp_path)
     assert path == tmp_path / FACTS_NAME and render_card(back) == render_card(facts)
     assert back == facts == read_facts(path) and repr(back) == repr(facts)
 
 
-def test_keys_are_text_a_score_that_is_not_a_number_is_missing_and_access_tokens_are_masked(tmp_path):
+def test_keys_become_strings_nan_scores_none_and_access_tokens_are_masked(tmp_path):
     text = write_facts(tmp_path, WHOLE).read_text("utf-8")
     assert WHOLE.measured.per_category_iou == {"False": 0.4, "3": None} and "NaN" not in text
     assert WHOLE.measured.protocol == {"label_map": {"0": 1}}
@@ -214,7 +214,7 @@ def test_keys_are_text_a_score_that_is_not_a_number_is_missing_and_access_tokens
         (CardFacts, {"costs": [(512, 512, 7)]}, "expected the fields of CostRow"),
     ],
 )
-def test_facts_of_another_type_out_of_range_or_at_odds_are_refused_by_name(kind, values, message):
+def test_facts_of_a_wrong_type_out_of_range_or_contradictory_are_refused_by_name(kind, values, message):
     with pytest.raises(ValueError, match=message):
         replace(BARE, **values) if kind is CardFacts else kind(**values)
 
@@ -229,7 +229,7 @@ def test_facts_of_another_type_out_of_range_or_at_odds_are_refused_by_name(kind,
         ('{"format": 1, "model_name": "a", "architecture": "b", "training": 3}', "training is 3"),
     ],
 )  # fmt: skip
-def test_files_of_another_kind_are_refused_by_name(tmp_path, content, message):
+def test_files_of_another_kind_are_refused(tmp_path, content, message):
     (tmp_path / FACTS_NAME).write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=f"(?s){FACTS_NAME}.*{message}"):
         read_facts(tmp_path)

@@ -43,12 +43,12 @@ def hub(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A saved network and its image processor, without a card."""
+    """A saved model and its image processor, without a card."""
     return saved(tmp_path / "run", segmenter())
 
 
 def with_card(folder: Path) -> CardFacts:
-    """Results, facts, card and its picture, as a training writes them."""
+    """Results, facts, card and its image, as a training writes them."""
     measured = MeasuredResults(0.5, protocol=PROTOCOL, command="afdcd evaluate --model run --dataset scenes")
     data, pictures = DatasetFacts("scenes", split="val", hub_id="street/scenes"), [Picture("a.png", "A")]
     facts = CardFacts("run", "FCN", dataset=data, measured=measured, pictures=pictures)
@@ -67,12 +67,12 @@ def edit_on_hub(text: str) -> None:
     HfApi().upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=REPO)
 
 
-def test_a_pushed_network_comes_back_to_the_bit_and_a_push_without_changes_makes_no_commit(hub, folder, tmp_path):
+def test_a_pushed_model_loads_bit_for_bit_and_a_push_without_changes_creates_no_commit(hub, folder, tmp_path):
     plan = push_folder(folder, REPO)
     assert same(weights(load(REPO)), weights(segmenter(0))) and any((tmp_path / "cache").iterdir())
     assert type(AutoImageProcessor.from_pretrained(REPO)) is AfDcdImageProcessor
     assert plan.commit.oid == hub.repos[REPO].branches["main"] and plan.commit.oid in plan.commit.commit_url
-    assert len(hub.repos[REPO].commits) == 2  # the Hub's own first one, and ours: all files in one
+    assert len(hub.repos[REPO].commits) == 2  # the Hub's initial commit and ours, with all files in one
     assert pushed(hub) == {name: (folder / name).read_bytes() for name in NETWORK}
     assert push_folder(folder, REPO).commit.oid == plan.commit.oid and len(hub.repos[REPO].commits) == 2
 
@@ -88,9 +88,9 @@ def test_push_to_hub_from_python_uploads_no_generic_card(hub):
     assert pushed(hub)["README.md"].decode().endswith("# Mine\n")
 
 
-def test_a_revision_leaves_main_alone_and_sharded_weights_come_back_too(hub, tmp_path):
-    push_folder(saved(tmp_path / "whole", segmenter(3)), REPO)  # one file, which must not be loaded any more
-    for seed, revision in enumerate([None, "long/schedule", "long/schedule"]):  # the branch is made, then found
+def test_a_revision_does_not_change_main_and_sharded_weights_load_too(hub, tmp_path):
+    push_folder(saved(tmp_path / "whole", segmenter(3)), REPO)  # a single file, which must no longer be loaded
+    for seed, revision in enumerate([None, "long/schedule", "long/schedule"]):  # the branch is created, then reused
         other = saved(tmp_path / f"run{seed}", segmenter(seed), max_shard_size="60KB")
         commit = push_folder(other, REPO, revision=revision).commit
     assert len([name for name in pushed(hub) if name.startswith("model-")]) > 1
@@ -113,7 +113,7 @@ def test_a_private_repository_is_hidden_from_others_and_a_public_one_stays_publi
         load(REPO, cache_dir=folder.parent / "other")
 
 
-def test_nothing_of_the_training_is_pushed(hub, folder):
+def test_no_training_state_is_pushed(hub, folder):
     with_card(folder)
     private = ["checkpoint-1/model.safetensors", "checkpoint-1/optimizer.pt", "distillation.safetensors", "notes.txt"]
     private += ["optimizer.pt", "trainer_state.json", "training_args.json", "other.png", "helper.py", "log/events"]
@@ -127,7 +127,7 @@ def test_nothing_of_the_training_is_pushed(hub, folder):
     assert set(plan.left_out) == {Path(name).parts[0] + "/" * ("/" in name) for name in private}
 
 
-def test_only_pictures_of_the_folder_itself_count_as_shown(tmp_path):
+def test_only_images_in_the_folder_itself_count_as_shown(tmp_path):
     (tmp_path / "run").mkdir()
     for name in ("a.png", "b c.jpg", "d.svg", "key.pem", "../outside.png"):
         (tmp_path / "run" / name).write_bytes(b"")
@@ -154,7 +154,7 @@ def test_card_facts_and_scores_are_published_under_the_repositorys_name(hub, fol
     assert plan.notes == [] and before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_card_written_by_hand_is_published_to_the_byte_and_paths_of_this_machine_are_pointed_out(hub, folder):
+def test_a_handwritten_card_is_published_unchanged_and_local_paths_are_pointed_out(hub, folder):
     with_card(folder)
     text = f"# Mine\r\nTrained in {folder.resolve().parent}/secret/runs.\r\n".encode()
     (folder / "README.md").write_bytes(text)
@@ -163,7 +163,7 @@ def test_a_card_written_by_hand_is_published_to_the_byte_and_paths_of_this_machi
     assert f"README.md contains a local path, {folder.resolve().parent}/secret/runs." in plan.notes
 
 
-def test_a_card_written_by_hand_on_the_hub_stays_and_our_own_is_replaced(hub, folder):
+def test_a_handwritten_card_on_the_hub_is_kept_and_a_generated_one_is_replaced(hub, folder):
     with_card(folder)
     push_folder(folder, REPO)
     edit_on_hub(f"{MARKER}\nold\n")
@@ -193,7 +193,7 @@ def test_a_dry_run_shows_every_file_and_its_size_and_sends_nothing(hub, folder, 
     assert {method for method, *_ in hub.requests} <= {"GET", "HEAD"} and not hub.repos
 
 
-def test_a_dry_run_works_where_the_hub_cannot_be_asked_and_says_what_is_missing(hub, folder, monkeypatch):
+def test_a_dry_run_works_without_the_hub_and_says_what_is_missing(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (folder / "preprocessor_config.json").unlink()
     notes = " ".join(push_folder(folder, REPO, dry_run=True).notes)
@@ -208,7 +208,7 @@ def test_a_dry_run_works_where_the_hub_cannot_be_asked_and_says_what_is_missing(
         ("hf_other", r"refuses to write to street/tiny \(403: You don't have the rights.*write access to 'street'"),
     ],
 )
-def test_a_token_that_does_not_suffice_is_one_line_and_changes_nothing(
+def test_an_insufficient_token_is_a_one_line_error_and_changes_nothing(
     hub, folder, monkeypatch, capsys, token, message
 ):
     monkeypatch.setenv("HF_TOKEN", token)
@@ -219,9 +219,9 @@ def test_a_token_that_does_not_suffice_is_one_line_and_changes_nothing(
         push_folder(folder, REPO)
 
 
-def test_an_upload_that_breaks_in_the_middle_leaves_nothing_and_the_second_try_is_whole(hub, folder, monkeypatch):
+def test_an_interrupted_upload_leaves_nothing_and_a_second_push_completes(hub, folder, monkeypatch):
     no_waiting(monkeypatch)
-    hub.break_uploads = 100  # the client itself tries six times
+    hub.break_uploads = 100  # the client retries up to six times
     with pytest.raises(ConnectionError, match="the connection broke"):
         push_folder(folder, REPO)
     assert not pushed(hub) and not hub.lfs
@@ -236,7 +236,7 @@ CLAIM = {"mean_iou": 50, "protocol": {"dataset": "a", "split": "b"}}
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [  # text, what is changed in it, or None: there is no such file
+    [  # text, a change to it, or None to remove the file
         ("model.safetensors", "\0" * 90, "model.safetensors is damaged, truncated or not a"),
         ("model.safetensors", {"projector": torch.zeros(2)}, r"1 unknown tensors \(projector 2\)"),
         ("model.safetensors", NAN, "1 not finite tensors"),
@@ -251,7 +251,7 @@ CLAIM = {"mean_iou": 50, "protocol": {"dataset": "a", "split": "b"}}
         ("README.md", "HF_TOKEN=hf_aAbBcCdDeEfFgGhH", "README.md contains what looks like an access token"),
     ],
 )
-def test_a_folder_that_would_not_load_is_refused_before_the_hub_is_asked(hub, folder, name, content, message):
+def test_a_folder_that_would_not_load_is_refused_before_the_hub_is_contacted(hub, folder, name, content, message):
     path = folder / name
     if content is None:
         path.unlink()
@@ -266,14 +266,14 @@ def test_a_folder_that_would_not_load_is_refused_before_the_hub_is_asked(hub, fo
     assert not hub.requests
 
 
-def test_no_link_out_of_the_folder_is_followed(hub, folder, tmp_path, monkeypatch):
+def test_links_out_of_the_folder_are_not_followed(hub, folder, tmp_path, monkeypatch):
     (tmp_path / "secret.txt").write_text("password")
     (folder / "recipe.yaml").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(ValueError, match="recipe.yaml is a link to .*secret.txt, and push follows no links out"):
         push_folder(folder, REPO)
     assert not hub.requests
     (folder / "recipe.yaml").unlink()
-    blob = tmp_path / "cache" / "blobs" / "0a1b"  # as the Hub's cache keeps a snapshot
+    blob = tmp_path / "cache" / "blobs" / "0a1b"  # the layout of a snapshot in the Hub's cache
     blob.parent.mkdir(parents=True)
     (folder / "model.safetensors").rename(blob)
     (folder / "model.safetensors").symlink_to(blob)
@@ -281,7 +281,7 @@ def test_no_link_out_of_the_folder_is_followed(hub, folder, tmp_path, monkeypatc
     assert pushed(hub)["model.safetensors"] == blob.read_bytes()
 
 
-def test_a_name_that_the_hub_would_not_take_is_refused(folder):
+def test_a_name_that_the_hub_does_not_allow_is_refused(folder):
     for name in ("tiny", "a/b/c", "street/ti ny"):
         with pytest.raises(ValueError, match="not a repository name|Repo id"):
             push_folder(folder, name)

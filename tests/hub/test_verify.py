@@ -1,4 +1,4 @@
-"""`afdcd verify` and `afdcd card` as a user meets them: what holds, what does not, and what cannot be checked."""
+"""`afdcd verify` and `afdcd card`: claims that hold, claims that do not, and claims that cannot be checked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from afdcd_hf.models.loading import load_model
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """`data` with three small pictures of CamVid, and `model`, evaluated with flip, with a card and facts."""
+    """`data` with three small images in CamVid's layout, and `model`, evaluated with flip, with a card and facts."""
     folder = tmp_path_factory.mktemp("verify")
     saved_model(folder / "model", "camvid")
     write_data_that_suits(folder / "model", folder / "data")
@@ -45,7 +45,7 @@ def published(tmp_path_factory) -> Path:
 
 
 def write_data_that_suits(model: Path, data: Path) -> None:
-    """Three pictures of noise; labels are what the network sees under flip and two scales, but for some columns."""
+    """Write three images of noise; labels are the model's predictions with flip and two scales, except some columns."""
     camvid_folder(data, "val", 3, size=(24, 32))
     for index, path in enumerate(sorted((data / "val").iterdir())):
         noise = np.random.default_rng(index).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -53,7 +53,7 @@ def write_data_that_suits(model: Path, data: Path) -> None:
     images, processor = load_split("camvid", "val", data), AutoImageProcessor.from_pretrained(model)
     network = load_model(str(model)).eval()
     (classifier,) = [module for module in network.modules() if getattr(module, "out_channels", None) == 11]
-    with torch.no_grad():  # fresh weights prefer one class everywhere
+    with torch.no_grad():  # random weights predict one class everywhere
         logits = network(**processor([row["image"] for row in images], return_tensors="pt")).logits
         classifier.bias -= logits.mean((0, 2, 3))
     network.save_pretrained(model)
@@ -66,12 +66,12 @@ def write_data_that_suits(model: Path, data: Path) -> None:
 
 @pytest.fixture
 def model(published, tmp_path) -> Path:
-    """A copy of the model to change."""
+    """A copy of the model that tests may change."""
     return Path(shutil.copytree(published / "model", tmp_path / "model"))
 
 
 def status(*words) -> int:
-    """Exit status of a command."""
+    """Run a command and return its exit status."""
     return main([str(word) for word in words])
 
 
@@ -82,20 +82,20 @@ def change_claim(model: Path, **changes) -> None:
     write_card(model, facts)
 
 
-def test_a_true_claim_holds_under_its_own_protocol_alone(published, model, capsys):
+def test_a_true_claim_holds_only_under_its_own_protocol(published, model, capsys):
     options = ["--data-dir", published / "data", "--device", "cpu", "--tolerance", "1e-9"]
     assert status("verify", model, *options) == 0
     out = capsys.readouterr().out
     assert "The claim holds." in out and "on camvid val (card_facts.json)" in out
     done = verify(model, published / "data", device="cpu")
     assert done.mean_iou == pytest.approx(json.loads((model / "results.json").read_text())["mean_iou"], abs=1e-12)
-    assert 0.05 < done.mean_iou < 0.95  # so that it could come out otherwise
+    assert 0.05 < done.mean_iou < 0.95  # so that the result could differ
     assert done.claim.protocol["flip"] is True and done.claim.protocol["scales"] == [1.0, 2.0]
     change_claim(model, protocol={**done.claim.protocol, "flip": False, "scales": [1.0]})
     assert not verify(model, published / "data", device="cpu", tolerance=1e-9).holds
 
 
-def test_a_number_that_is_too_high_does_not_hold_and_the_classes_are_told(published, model, capsys):
+def test_a_score_that_is_too_high_does_not_hold_and_the_classes_are_listed(published, model, capsys):
     scores, options = read_facts(model).measured, ["--data-dir", published / "data", "--device", "cpu"]
     name, iou = next((name, iou) for name, iou in scores.per_category_iou.items() if iou and iou < 0.7)
     change_claim(model, mean_iou=scores.mean_iou + 0.01, per_category_iou={**scores.per_category_iou, name: iou + 0.3})
@@ -106,7 +106,7 @@ def test_a_number_that_is_too_high_does_not_hold_and_the_classes_are_told(publis
     assert status("verify", model, *options, "--tolerance", "1.01") == 0
 
 
-def test_a_card_edited_by_hand_is_what_is_held_against_the_result(published, model):
+def test_a_score_edited_on_the_card_is_the_one_that_is_checked(published, model):
     text = (model / "README.md").read_text("utf-8")
     shown = text.split("value: ")[1].split("\n")[0]
     assert float(shown) == round(100 * read_claim(model).mean_iou, 2)
@@ -114,10 +114,10 @@ def test_a_card_edited_by_hand_is_what_is_held_against_the_result(published, mod
     done = verify(model, published / "data", device="cpu")
     assert done.claim.mean_iou == 0.995 and not done.holds
     assert done.remarks[0].startswith("README.md says 99.50 %, card_facts.json")
-    assert done.claim.protocol["flip"] is True  # the protocol is still the facts'
+    assert done.claim.protocol["flip"] is True  # the protocol still comes from the facts
 
 
-def test_other_images_and_another_processor_than_those_of_the_card_are_told(published, model, tmp_path):
+def test_images_and_a_processor_that_differ_from_the_cards_are_reported(published, model, tmp_path):
     facts = read_facts(model)
     images = load_split("camvid", "val", published / "data")
     write_facts(model, replace(facts, dataset=replace(facts.dataset, fingerprint=fingerprint(images))))
@@ -133,7 +133,7 @@ def test_other_images_and_another_processor_than_those_of_the_card_are_told(publ
         verify(model, published / "data")
 
 
-def test_facts_results_and_card_are_claims_in_turn_and_without_any_there_is_nothing_to_check(published, model, capsys):
+def test_claims_are_read_from_facts_results_or_card_and_without_any_there_is_nothing_to_check(published, model, capsys):
     facts = read_facts(model)
     (model / FACTS_NAME).unlink()
     assert read_claim(model).source == "results.json" and verify(model, published / "data", device="cpu").holds
@@ -156,12 +156,12 @@ def test_facts_results_and_card_are_claims_in_turn_and_without_any_there_is_noth
         ("MODEL --data-dir DATA --revision v1", "is for repositories on the Hub"),
     ],
 )
-def test_what_cannot_be_checked_gives_status_2_and_says_why(published, capsys, options, message):
+def test_a_claim_that_cannot_be_checked_exits_with_status_2_and_says_why(published, capsys, options, message):
     places = {"MODEL": str(published / "model"), "DATA": str(published / "data")}
     assert message in answer(capsys, "verify", *(places.get(word, word) for word in options.split()))
 
 
-def test_a_statement_has_score_protocol_and_checksums_without_local_paths_and_is_pushed(published, model, capsys):
+def test_a_record_has_score_protocol_and_checksums_without_local_paths_and_is_pushed(published, model, capsys):
     path, weights = model / "verified.json", model / "model.safetensors"
     options = [str(word) for word in ("--data-dir", published / "data", "--device", "cpu")]
     assert status("verify", model, *options, "--output", path) == 0
@@ -173,7 +173,7 @@ def test_a_statement_has_score_protocol_and_checksums_without_local_paths_and_is
     assert path.name in [file.name for file in plan_push(model, "me/small").files]
 
 
-def test_a_fingerprint_depends_on_names_sizes_and_order_but_not_on_the_place(tmp_path):
+def test_a_fingerprint_depends_on_names_sizes_and_order_but_not_on_the_folder(tmp_path):
     first = camvid_folder(tmp_path / "a", "val", 3, size=(24, 32))
     shutil.copytree(first, tmp_path / "b")
     here, there = (load_split("camvid", "val", tmp_path / name) for name in "ab")
@@ -181,12 +181,12 @@ def test_a_fingerprint_depends_on_names_sizes_and_order_but_not_on_the_place(tmp
     longer = next(path for path in (tmp_path / "b").rglob("*.png"))
     longer.write_bytes(longer.read_bytes() + b"\0")
     assert fingerprint(there) != fingerprint(here) and len(fingerprint(here)) == 16
-    first, second = (load_benchmark("scenes", "val", max_samples=count) for count in (2, 3))  # told by their pixels
+    first, second = (load_benchmark("scenes", "val", max_samples=count) for count in (2, 3))  # by pixels
     assert fingerprint(first, of_pixels=True) == fingerprint(second.select([0, 1]), of_pixels=True)
     assert fingerprint(first, of_pixels=True) != fingerprint(second, of_pixels=True)
 
 
-def test_the_examples_on_the_card_run_as_they_stand(published, tmp_path, monkeypatch):
+def test_the_examples_on_the_card_run_unchanged(published, tmp_path, monkeypatch):
     text = (published / "model" / "README.md").read_text("utf-8").replace("me/small-camvid", str(published / "model"))
     Image.new("RGB", (48, 40), "grey").save(tmp_path / "street.jpg")
     monkeypatch.chdir(tmp_path)
@@ -203,12 +203,12 @@ def test_a_card_is_rendered_from_the_folder_alone_and_names_no_local_path(publis
     assert (data.license, data.datasets, data.model_name) == ("mit", ["camvid"], "small-camvid")
     assert "afdcd evaluate --model me/small-camvid --dataset camvid --split val --data_dir FOLDER" in text
     assert "![Confusion matrix of the evaluation.](<results_confusion.png>)" in text
-    assert "measured on CamVid, split val" in text  # the name that people know
+    assert "measured on CamVid, split val" in text  # the usual name
     facts = (published / "model" / FACTS_NAME).read_text("utf-8")
     assert str(published) not in text and str(published) not in facts
 
 
-def test_what_is_added_stays_when_the_card_is_rendered_again(model, tmp_path):
+def test_additions_are_kept_when_the_card_is_rendered_again(model, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "street.png")
     words = ["--picture", tmp_path / "street.png", "A street", "--reported", "76.43", "a paper", "--note", "Mind."]
     named = ["--license-name", "Ours", "--license-link", "https://example.org/terms"]
@@ -219,11 +219,11 @@ def test_what_is_added_stays_when_the_card_is_rendered_again(model, tmp_path):
     assert "| mIoU | 76.43 |" in text and "streets" in ModelCard(text).data.tags
     assert (model / "street.png").is_file() and facts.reported.mean_iou == pytest.approx(0.7643)
     assert (facts.license_name, facts.license_link) == ("Theirs", named[-1])
-    assert status("card", model, "--license", "apache-2.0") == 0  # takes name and link back
+    assert status("card", model, "--license", "apache-2.0") == 0  # removes name and link
     assert read_facts(model).license_link is None
 
 
-def test_measured_speed_gets_on_the_card_and_is_replaced_by_the_next_measurement(model, monkeypatch):
+def test_measured_speed_is_put_on_the_card_and_replaced_by_the_next_measurement(model, monkeypatch):
     monkeypatch.setattr(folder_facts, "ProfileSettings", partial(folder_facts.ProfileSettings, warmup=1, repeats=3))
     options = ["--latency", "--device", "cpu", "--size", "32", "64", "--size", "64", "64"]
     assert status("card", model, *options) == 0 and status("card", model, *options[:6]) == 0
@@ -247,7 +247,7 @@ def test_measured_speed_gets_on_the_card_and_is_replaced_by_the_next_measurement
         ("--size 64 64", "--size can only be used with --latency"),
     ],
 )
-def test_wrong_facts_are_refused_and_the_card_stays(published, capsys, tmp_path, monkeypatch, options, message):
+def test_wrong_facts_are_refused_and_the_card_is_kept(published, capsys, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (4, 4)).save("results_confusion.png")
     model = published / "model"

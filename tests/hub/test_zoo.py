@@ -1,4 +1,4 @@
-"""Published checkpoints: table and cards, held against paper and recipes, and `afdcd release` against a small Hub."""
+"""Published checkpoints: table and cards against paper and recipes, and `afdcd release` against a small Hub."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def published_results(text):
             yield (DATASETS[cells[0]], NETWORKS[cells[1]]), scores
 
 
-def test_the_students_and_their_scores_are_those_of_the_published_table(shared_dir):
+def test_students_and_scores_match_the_published_table(shared_dir):
     expected = dict(published_results((shared_dir / "method.md").read_text()))
     found = {
         (row.dataset, row.network): [
@@ -67,7 +67,7 @@ def test_every_student_has_a_teacher_for_the_same_data_and_a_recipe_for_that_pai
         assert recipe["preprocessing"] == "released"
 
 
-def test_ids_name_network_and_data_and_links_given_twice_are_in_doubt():
+def test_ids_name_network_and_data_and_duplicate_links_are_marked_in_doubt():
     for key, row in CHECKPOINTS.items():
         assert key == row.repo_id and re.fullmatch(r"afdcd/(deeplabv3|pspnet)-(r18|r101|mbv2)-[a-z0-9-]+", key)
         assert row.dataset in BENCHMARKS and row.split in {"val", "test"} and 0 < row.reported < 1
@@ -78,7 +78,7 @@ def test_ids_name_network_and_data_and_links_given_twice_are_in_doubt():
     }  # fmt: skip
 
 
-def test_the_command_lists_all_or_those_of_a_dataset_scores_in_columns_of_their_own(capsys):
+def test_the_command_lists_all_checkpoints_or_a_datasets_with_scores_in_separate_columns(capsys):
     row = dataclasses.replace(get_checkpoint("afdcd/deeplabv3-r18-voc"), measured=0.5)
     lines = to_table([row, get_checkpoint("afdcd/pspnet-r18-voc")]).splitlines()
     for heading, expected in (("reported", ["76.25", "76.14"]), ("measured", ["50.00", "not measured"])):
@@ -95,7 +95,7 @@ def test_the_command_lists_all_or_those_of_a_dataset_scores_in_columns_of_their_
     assert "No checkpoint is published for 'scenes'; there are some for c" in answer(capsys, "list", "--dataset=scenes")
 
 
-def test_the_committed_cards_are_those_of_the_table_with_reported_and_measured_apart(tmp_path):
+def test_the_committed_cards_are_current_with_reported_and_measured_scores_apart(tmp_path):
     rendered = {path.name: path.read_text("utf-8") for path in write_zoo_cards(tmp_path)}
     committed = {path.name: path.read_text("utf-8") for path in (paths.ROOT / "model_cards").glob("*.md")}
     assert committed.keys() == rendered.keys() == {f"{name.split('/')[1]}.md" for name in CHECKPOINTS}
@@ -116,7 +116,7 @@ def test_the_committed_cards_are_those_of_the_table_with_reported_and_measured_a
     assert not (tmp_path / "pspnet-r18-voc.md").exists() and (tmp_path / "deeplabv3-r101-voc.md").read_text() == "mine"
 
 
-def test_parameters_and_macs_are_those_of_the_model_and_a_measured_row_gets_a_model_index(tiny_model):
+def test_parameters_and_macs_are_the_models_and_a_measured_row_gets_a_model_index(tiny_model):
     row, model = dataclasses.replace(CHECKPOINTS["afdcd/deeplabv3-r18-voc"], measured=0.7601), tiny_model()
     facts = zoo_facts(row, model)
     assert [(each.height, each.width) for each in facts.costs] == [(512, 512), (512, 1024), (1024, 2048)]
@@ -128,7 +128,7 @@ def test_parameters_and_macs_are_those_of_the_model_and_a_measured_row_gets_a_mo
 
 
 def write_released_file(path, repo_id):
-    """Weights with which the outputs stay in range: the real ones are 40 to 270 MB, these are as large."""
+    """Write weights that keep outputs in range, as large as the real files (40 to 270 MB)."""
     row = CHECKPOINTS[repo_id]
     model, names = released_model(row.network, get_benchmark(row.dataset).classes, {})
     ours = model.state_dict()
@@ -141,7 +141,7 @@ def write_released_file(path, repo_id):
 
 @pytest.fixture
 def released(tmp_path, capsys):
-    """Run the command with a plan: its exit status and the rows of its table, or its error."""
+    """Run the command with a plan; return its exit status and the rows of its table, or its error."""
 
     def run(*words, **changes):
         content = {"checkpoints": {}, "output_dir": str(tmp_path / "out"), "owner": "street", "tag": "v1.0", **changes}
@@ -153,7 +153,7 @@ def released(tmp_path, capsys):
     return run
 
 
-def test_models_are_converted_evaluated_pushed_tagged_and_collected_once_and_a_failure_stops_no_other(
+def test_models_are_converted_evaluated_pushed_tagged_and_collected_once_and_a_failure_does_not_stop_others(
     tmp_path, released
 ):
     names = ["afdcd/deeplabv3-mbv2-cityscapes", "afdcd/pspnet-r18-camvid"]
@@ -169,8 +169,8 @@ def test_models_are_converted_evaluated_pushed_tagged_and_collected_once_and_a_f
         assert status == 1 and "| pushed: " in rows[0] and "failed: No checkpoint at" in rows[1]
         assert "| failed: not pushed: measured and reported mIoU differ by more than 1 p" in rows[2]
         assert list(hub.repos) == ["street/deeplabv3-mbv2-cityscapes"]
-        options["tolerance"] = 1.0  # weights made up for the test
-        for _ in range(2):  # the second time nothing is left to do
+        options["tolerance"] = 1.0  # random weights
+        for _ in range(2):  # the second run has nothing left to do
             status, (first, second) = released("--publish", **options, checkpoints=files)
             assert status == 0 and "| 76.43 | not measured |  | pushed: " in first
             assert "| 69.48 | " in second and " | pushed: " in second
@@ -209,6 +209,6 @@ def test_the_whole_zoo_is_published(tmp_path, released):
         ({"private": "yes"}, "private is 'yes'"),
     ],
 )
-def test_wrong_plans_are_refused_before_anything_is_done(released, changes, message):
+def test_invalid_plans_are_refused_before_anything_is_done(released, changes, message):
     status, error = released(**changes)
     assert status == 2 and message in error.splitlines()[0]

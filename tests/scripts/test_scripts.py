@@ -1,4 +1,4 @@
-"""The scripts: benchmarks, the check of a GPU machine, jobs, faults, kernels and pairs of teacher and student."""
+"""The scripts: benchmarks, GPU check, jobs, faults, kernels, and pairs of teacher and student."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ else:
 NO_KERNEL = native_unavailable(torch.zeros(1), torch.zeros(1))
 NEEDS_KERNEL = pytest.mark.skipif(NO_KERNEL is not None, reason=f"{NO_KERNEL}")
 
-# The benchmark of contrast, step and mean IoU: what it compares is equal; it stops where that is not the case
+# The benchmark of contrast, step and mean IoU: both versions agree, or it stops
 
 SMALL = {"device": torch.device("cpu"), "batch": 2, "repeats": 1, "small": True}
 ARGS = argparse.Namespace(**SMALL, dtype="fp32", step_dtype="fp32", compile_step=False)
@@ -68,15 +68,15 @@ def test_a_difference_stops_the_benchmark(monkeypatch):
         measuring.check_equal("case", float("nan"), 1.0)
 
 
-def test_peak_memory_is_that_of_the_call_alone():
+def test_peak_memory_is_of_the_call_alone():
     memory = measuring.PeakMemory(torch.device("cpu"))
     kept = torch.ones(16 * 2**20)  # 64 MiB before
     memory.start()
-    torch.ones(8 * 2**20).sum()  # 32 MiB, given back
+    torch.ones(8 * 2**20).sum()  # 32 MiB, freed
     assert 30 < memory.stop() < 45 and kept.sum() > 0
 
 
-# The check of a GPU machine: a part that fails or takes too long is reported, and the others go on
+# The GPU check: a part that fails or takes too long is reported, and the others continue
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def check():
     return gpu_check.Check(torch.device("cpu"), rehearse=True)
 
 
-def test_a_part_that_fails_or_is_out_of_time_is_a_line_of_the_report(check, monkeypatch):
+def test_a_part_that_fails_or_runs_out_of_time_is_reported(check, monkeypatch):
     check.run("broken", lambda _: torch.ones(2) @ torch.ones(3))
     check.run("whole", lambda _: {"speed": 3})
     page = gpu_check.page({"date": "2026-11-29", "commit": "abc", "parts": check.parts})
@@ -95,14 +95,14 @@ def test_a_part_that_fails_or_is_out_of_time_is_a_line_of_the_report(check, monk
     assert check.parts["slow"]["seconds"] < 20 and "no time left" in check.parts["slow"]["error"]
 
 
-def test_a_command_that_fails_says_what_it_printed(check):
+def test_the_error_of_a_failed_command_has_its_output(check):
     assert check.command("-c", "print('fine')") == "fine\n"
     with pytest.raises(RuntimeError, match="ended with 3: .*told"):
         check.command("-c", "import sys; print('told', file=sys.stderr); sys.exit(3)")
 
 
 @NEEDS_KERNEL
-def test_the_kernels_are_held_against_the_reference(check, monkeypatch):
+def test_the_kernels_are_compared_with_the_reference(check, monkeypatch):
     assert len(gpu_check.kernels(check)) == 12
     right = gpu_check.omni_contrast
     wrong = lambda *maps, **options: right(*maps, **options) * (1 if options["backend"] == "reference" else 2)  # noqa: E731
@@ -115,17 +115,17 @@ def test_the_kernels_are_held_against_the_reference(check, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["train", "distill"])
-def test_a_script_names_the_wheel_of_this_version_by_a_path_that_holds_in_a_job_too(name):
+def test_a_script_names_this_versions_wheel_by_a_path_that_also_works_in_a_job(name):
     (header,) = re.findall(r"^# /// script\n(.*?)^# ///$", (ROOT / "scripts" / f"{name}.py").read_text(), re.M | re.S)
     found = tomllib.loads("".join(line[2:] for line in header.splitlines(keepends=True)))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (found["dependencies"], found["requires-python"]) == ([project["name"]], project["requires-python"])
     wheel = found["tool"]["uv"]["sources"][project["name"]]["path"]
     assert wheel == f"../dist/afdcd_hf-{__version__}-py3-none-any.whl"
-    assert found["tool"]["hf-jobs"] == {"volumes": ["./dist:/dist"]}  # beside /data, where a job has its script
+    assert found["tool"]["hf-jobs"] == {"volumes": ["./dist:/dist"]}  # a job has its script in /data, beside it
 
 
-def test_a_mistyped_fault_is_refused_before_anything_is_trained_and_all_that_are_offered_are_there(monkeypatch, capsys):
+def test_a_mistyped_fault_is_refused_before_training_and_every_listed_fault_exists(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["inject_faults.py", "--only", "readonly"])
     with pytest.raises(SystemExit, match="2"):
         main()
@@ -133,7 +133,7 @@ def test_a_mistyped_fault_is_refused_before_anything_is_trained_and_all_that_are
     assert all(callable(getattr(Faults, name)) for name in FAULTS)
 
 
-def test_the_kernel_folder_is_loaded_by_kernels_and_computes_what_the_package_does(tmp_path, monkeypatch, capsys):
+def test_kernels_loads_the_kernel_folder_which_computes_the_same_as_the_package(tmp_path, monkeypatch, capsys):
     kernel_folder.write(tmp_path)
     kernel = get_local_kernel(tmp_path, backend="cpu")
     student, teacher = torch.randn(2, 2, 32, 8, 12, generator=torch.Generator().manual_seed(0)).unbind()
@@ -152,7 +152,7 @@ def test_the_kernel_folder_is_loaded_by_kernels_and_computes_what_the_package_do
     assert "is not empty" in capsys.readouterr().err
 
 
-def test_a_pair_trains_or_the_reason_is_told(tmp_path):
+def test_a_pair_trains_or_the_reason_is_reported(tmp_path):
     """The whole table of `scripts/try_pairs.py` takes many minutes."""
     for title, expected in (("SegFormer", "ok"), ("DINOv2 (no logits)", "The teacher, a Dinov2Model, has")):
         make, layer = TEACHERS[title]
