@@ -17,7 +17,7 @@ class Backbone(nn.Module):
 
     Args:
         name: timm model name.
-        output_stride: stride of the last map; for models that cannot be dilated, their own.
+        output_stride: stride of the last map; for models that cannot be dilated, it must be their own.
         pretrained: True downloads timm's weights; a path reads a local `.safetensors` file of the timm model.
         kwargs: passed to `timm.create_model`.
 
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self._channels_last else list(maps)
 
     def set_gradient_checkpointing(self, enable: bool) -> None:
-        """Turn gradient checkpointing on or off: store only each segment's input and recompute the rest in backward.
+        """Turn gradient checkpointing on or off: keep only segments' inputs, recompute the rest in the backward pass.
 
         timm defines the segments: blocks in MobileNets and EfficientNets; whole stages, except the last, in ResNets,
         ConvNeXts and Swins. ValueError if timm does not offer it for the model.

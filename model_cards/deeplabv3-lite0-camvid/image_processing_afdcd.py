@@ -99,7 +99,7 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
         Args:
             outputs: anything with `.logits` `(B, K, h, w)`.
             target_sizes: (height, width) per image; ValueError for another number of them. Logits are upsampled to it
-                (with the processor's `align_corners`, without the padding) before the arg max. None keeps theirs.
+                (with the processor's `align_corners`, without the padding) before the arg max. None: no upsampling.
             return_segmentation_scores: as in transformers, which then returns an object with map and scores.
         """
         stock = super().post_process_semantic_segmentation

@@ -92,7 +92,7 @@ class AfDcdPreTrainedModel(WithoutGenericCard, PreTrainedModel):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, every_n_layers: int = 1
     ) -> None:
-        """Called by transformers' `gradient_checkpointing_enable` and `_disable`; only the backbone is checkpointed."""
+        """Checkpoint only the backbone; called by transformers' `gradient_checkpointing_enable` and `_disable`."""
         options = dict(getattr(gradient_checkpointing_func, "keywords", {}))
         offloads = getattr(gradient_checkpointing_func, "func", checkpoint) is not checkpoint
         if enable and (options.pop("use_reentrant", False) or options or every_n_layers != 1 or offloads):
@@ -132,7 +132,7 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         if not any(parameter.is_meta for parameter in self.backbone.parameters()):  # else from_pretrained fills it
             item: Any
             for item in (*self.backbone.parameters(), *self.backbone.buffers(), *self.backbone.modules()):
-                item._is_hf_initialized = True  # timm did: `post_init` would overwrite weights and running statistics
+                item._is_hf_initialized = True  # by timm; `post_init` would overwrite weights and running statistics
         channels, strides = self.backbone.channels, self.backbone.strides
         self.head = SegmentationHead(HEADS[config.head], channels, strides, config)
         self.auxiliary_head = None
@@ -161,7 +161,7 @@ class AfDcdForSemanticSegmentation(AfDcdPreTrainedModel):
         id2label: Mapping[int, str] | None = None,
         label2id: Mapping[str, int] | None = None,
     ) -> AfDcdForSemanticSegmentation:
-        """Build a new model, with a backbone of random or of ImageNet weights.
+        """Build a new model with a random or an ImageNet-pretrained backbone.
 
         Args:
             backbone: timm model name.
