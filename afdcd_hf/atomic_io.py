@@ -12,7 +12,7 @@ from tempfile import TemporaryFile, mkdtemp
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which becomes `path` at the end, or is removed if anything goes wrong.
 
     Even a killed process leaves no partial file at `path`. Missing folders are created. If writing fails, for example
@@ -31,7 +31,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_whole(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder, which becomes `folder` (missing or empty so far) at the end, or is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(mkdtemp(prefix=".part-", dir=folder.parent))

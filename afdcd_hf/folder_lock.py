@@ -15,7 +15,7 @@ _HELD: dict[Path, int] = {}  # folder that this process holds -> descriptor of i
 
 
 @contextmanager
-def held_alone(folder: str | Path, option: str = "--output_dir") -> Iterator[int | None]:
+def lock_folder(folder: str | Path, option: str = "--output_dir") -> Iterator[int | None]:
     """Lock a folder, created if missing, while the block runs; the same process may lock it again inside the block.
 
     Forked children (data workers) do not hold the lock. A command started with the yielded file descriptor in

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from .atomic_io import written_whole
+from .atomic_io import atomic_write
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ def read_json(path: str | Path, what: str, kind: type[T] = dict) -> T:  # type: 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically."""
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -26,7 +26,7 @@ from released import released_contrast
 from step_case import DTYPES, SEED, step_cases
 from torch import Tensor
 
-from afdcd_hf.atomic_io import written_whole
+from afdcd_hf.atomic_io import atomic_write
 from afdcd_hf.cost.machine import device_name
 from afdcd_hf.evaluation.results import library_versions
 from afdcd_hf.metrics import StreamingMeanIoU
@@ -186,9 +186,9 @@ def main() -> None:
     results = measured(args)
     print(table(results))
     if args.output is not None:
-        with written_whole(args.output) as part:
+        with atomic_write(args.output) as part:
             part.write_text(f"{json.dumps(results, indent=2)}\n", encoding="utf-8")
-        with written_whole(args.output.with_suffix(".md")) as part:
+        with atomic_write(args.output.with_suffix(".md")) as part:
             part.write_text(f"{table(results)}\n", encoding="utf-8")
 
 

@@ -28,7 +28,7 @@ import benchmark
 import torch
 from measuring import commit, largest_difference, matmul_rate
 
-from afdcd_hf.atomic_io import written_whole
+from afdcd_hf.atomic_io import atomic_write
 from afdcd_hf.cost.machine import device_name, versions
 from afdcd_hf.evaluation.results import library_versions
 from afdcd_hf.ops import omni_contrast
@@ -211,9 +211,9 @@ def main() -> int:
     report = {**facts, "rehearsed": args.rehearse, "parts": check.parts}
     print(page(report))
     if args.output is not None:
-        with written_whole(args.output) as whole:
+        with atomic_write(args.output) as whole:
             whole.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
-        with written_whole(args.output.with_suffix(".md")) as whole:
+        with atomic_write(args.output.with_suffix(".md")) as whole:
             whole.write_text(page(report), encoding="utf-8")
     return 0 if all(part["ok"] for part in check.parts.values()) else 1
 

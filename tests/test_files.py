@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from afdcd_hf.atomic_io import check_can_write, written_whole
-from afdcd_hf.folder_lock import LOCK_NAME, held_alone
+from afdcd_hf.atomic_io import atomic_write, check_can_write
+from afdcd_hf.folder_lock import LOCK_NAME, lock_folder
 from afdcd_hf.structured_files import parse_yaml, read_json, read_yaml
 
 # Atomic writes
@@ -19,7 +19,7 @@ from afdcd_hf.structured_files import parse_yaml, read_json, read_yaml
 
 def test_a_failure_leaves_the_old_file_and_no_partial_one(tmp_path):
     (tmp_path / "x.txt").write_text("old")
-    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "x.txt") as part:
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "x.txt") as part:
         assert part.name.startswith(".") and part.suffix == ".part"
         part.write_text("half")
         raise KeyboardInterrupt
@@ -29,14 +29,14 @@ def test_a_failure_leaves_the_old_file_and_no_partial_one(tmp_path):
 @pytest.mark.parametrize("names_the_part", [False, True])
 def test_a_full_disk_is_reported_with_the_requested_path(tmp_path, names_the_part):
     with pytest.raises(OSError, match=r"No space left on device; it cannot be written: .*x\.txt") as failure:
-        with written_whole(tmp_path / "new" / "x.txt") as part:
+        with atomic_write(tmp_path / "new" / "x.txt") as part:
             raise OSError(errno.ENOSPC, "No space left on device", str(part) if names_the_part else None)
     assert failure.value.errno == errno.ENOSPC and ".part" not in str(failure.value)
 
 
 def test_errors_about_other_files_and_of_other_kinds_pass_unchanged(tmp_path):
     for error in (FileNotFoundError(2, "No such file", "other"), OSError("truncated")):
-        with pytest.raises(OSError) as raised, written_whole(tmp_path / "x.txt"):
+        with pytest.raises(OSError) as raised, atomic_write(tmp_path / "x.txt"):
             raise error
         assert raised.value is error
 
@@ -53,7 +53,7 @@ def test_an_unwritable_path_is_reported_before_the_work(tmp_path):
 
 # One writer at a time
 
-HOLD = "import sys, time; from afdcd_hf.folder_lock import held_alone\nwith held_alone(sys.argv[1]):\n"
+HOLD = "import sys, time; from afdcd_hf.folder_lock import lock_folder\nwith lock_folder(sys.argv[1]):\n"
 PRINT_AND_WAIT = HOLD + "    print('held', flush=True); time.sleep(60)"
 
 
@@ -69,20 +69,20 @@ def holder(tmp_path):
 
 def test_a_folder_locked_by_another_process_is_rejected_until_that_process_is_gone(tmp_path, holder):
     with pytest.raises(FileExistsError, match=r"still writing to .*: wait for it.* give another --output\."):
-        with held_alone(tmp_path, "--output"):
+        with lock_folder(tmp_path, "--output"):
             pass
     holder.kill()
     holder.wait()
-    with held_alone(tmp_path):
+    with lock_folder(tmp_path):
         assert (tmp_path / LOCK_NAME).is_file()
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_but_output_is_left_behind_and_the_holder_may_lock_again(tmp_path):
-    with held_alone(tmp_path / "new" / "run"):
+    with lock_folder(tmp_path / "new" / "run"):
         pass
     assert not (tmp_path / "new" / "run").exists()
-    with held_alone(tmp_path / "run") as first, held_alone(tmp_path / "run") as second:
+    with lock_folder(tmp_path / "run") as first, lock_folder(tmp_path / "run") as second:
         assert first == second
         (tmp_path / "run" / "file").write_text("mine")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["file"]
@@ -93,14 +93,14 @@ def test_nothing_but_output_is_left_behind_and_the_holder_may_lock_again(tmp_pat
 def test_forked_children_release_the_lock_and_started_commands_keep_it(tmp_path, passed_on):
     """The process that held the lock has died; a child of it is still running."""
     start = "subprocess.Popen(['sleep', '2'], pass_fds=[lock])" if passed_on else "time.sleep(0.5 if os.fork() else 3)"
-    code = "import os, subprocess, sys, time; from afdcd_hf.folder_lock import held_alone\n"
-    code += f"with held_alone(sys.argv[1]) as lock:\n    {start}\n    os._exit(0)"
+    code = "import os, subprocess, sys, time; from afdcd_hf.folder_lock import lock_folder\n"
+    code += f"with lock_folder(sys.argv[1]) as lock:\n    {start}\n    os._exit(0)"
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
     if passed_on:
-        with pytest.raises(FileExistsError), held_alone(tmp_path):
+        with pytest.raises(FileExistsError), lock_folder(tmp_path):
             pass
         time.sleep(2.5)
-    with held_alone(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -44,7 +44,7 @@ def figure_file(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-    with written_whole(path) as part, matplotlib.rc_context({"svg.hashsalt": "afdcd_hf"}):
+    with atomic_write(path) as part, matplotlib.rc_context({"svg.hashsalt": "afdcd_hf"}):
         figure.savefig(part, format=path.suffix[1:] or "png", dpi=DPI, metadata=_UNDATED.get(path.suffix.lower()))
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 from ..cost.machine import machine_name, without_threads
 from ..data.loading import load_split
 from ..data.statistics import is_generated
-from ..folder_lock import held_alone
+from ..folder_lock import lock_folder
 from ..hub.card_facts import FACTS_NAME, HUB_ID
 from ..structured_files import parse_yaml, read_yaml
 from ..training.options import DataArguments
@@ -104,7 +104,7 @@ def run_comparison(plan: Plan, output: str | Path, show: Callable[[str], None] =
         ComparisonStopped: a signal stopped it; a second call continues.
     """
     output = Path(output)
-    with held_alone(output) as lock:
+    with lock_folder(output) as lock:
         check_plan(plan, output)
         check_data(plan)
         runs, failed = all_runs(plan), dict[str, str]()
@@ -154,7 +154,7 @@ def _train(
 ) -> RunResult | None:
     """Start or resume a run and wait for it; None if it fails."""
     target, recipe = folder / RUN_FOLDER, folder / RECIPE_NAME
-    with written_whole(recipe) as part:
+    with atomic_write(recipe) as part:
         part.write_text(_yaml({**settings, "output_dir": str(target)}), encoding="utf-8")
     launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
     words = ["distill" if "loss" in settings else "train", "--config", str(recipe)]
@@ -254,6 +254,6 @@ def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | P
             earlier = merged.setdefault((*row, result.seed, result.machine), result)
             if earlier.mean_iou != result.mean_iou:
                 raise ValueError(f"{folder} and an earlier folder differ in {row}, seed {result.seed}; give only one.")
-    with held_alone(output):
+    with lock_folder(output):
         write_report(plan, Path(output), list(merged.values()))
     return list(merged.values())

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 from ..charts.runs import plot_method_scores, plot_score_over_time
 from ..metrics.confusion_csv import text_cell
 from .plan import ALONE, Plan
@@ -36,7 +36,7 @@ def write_report(plan: Plan, output: Path, results: Sequence[RunResult], *, char
     parts = [f"### {title[0].upper()}{title[1:]}\n\n{_table(runs)}" for title, _, runs in tables]
     if any(result.kind == "tuning" for result in results):
         parts.append("### Tuning\n\n" + _tuning_table(plan, results))
-    with written_whole(output / TABLE_NAME) as part:
+    with atomic_write(output / TABLE_NAME) as part:
         part.write_text("\n\n".join([*parts, _notes(plan, results)]) + "\n", encoding="utf-8")
     for title, name, runs in tables if charts else ():
         scores, heading = {}, f"{_data(plan.shared)}: {title}"
@@ -120,7 +120,7 @@ def _notes(plan: Plan, results: Sequence[RunResult]) -> str:
 def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
     """Write one row per run; IoU as fractions 0-1, empty if undefined."""
     classes = list(dict.fromkeys(name for result in results for name in result.per_category_iou))
-    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*_CSV_COLUMNS, *(f"iou_{name}" for name in classes), "settings"])
         for result in results:

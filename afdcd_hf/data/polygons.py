@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..atomic_io import folder_written_whole
+from ..atomic_io import atomic_folder
 from ..structured_files import read_json, read_yaml, write_json
 from .benchmarks.finding import IMAGE_SUFFIXES
 from .decoding import open_image
@@ -81,7 +81,7 @@ def import_annotations(
     if not images or len(classes) > IGNORED:
         raise ValueError(f"{source} has {len(images)} images and {len(classes)} classes; expected 1 to {IGNORED}.")
     ids = {None: IGNORED} | {name: index for index, name in enumerate(classes)}
-    with folder_written_whole(output) as folder:
+    with atomic_folder(output) as folder:
         for one in tqdm(images, "labels", unit="image", disable=not progress, leave=False):
             width, height = open_image(one.image, str(one.image)).size
             if one.size not in (None, (height, width)):

@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 from transformers import AutoConfig
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 from .segmenters import LONGEST_SIDE, example_images
 
 _PACKAGE = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def write_space(
         "app.py": re.sub(r"^LONGEST_SIDE = \d+", f"LONGEST_SIDE = {longest_side}", app, flags=re.MULTILINE),
     }
     for name, text in texts.items():
-        with written_whole(folder / name) as part:
+        with atomic_write(folder / name) as part:
             part.write_text(text, encoding="utf-8")
     return folder
 
@@ -96,7 +96,7 @@ def _place(title: str, model: str | Path) -> str:
 
 
 def _copy(source: str | Path, target: str | Path) -> None:
-    with written_whole(Path(target)) as part:
+    with atomic_write(Path(target)) as part:
         shutil.copyfile(source, part)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..atomic_io import check_can_write, refuse_existing, written_whole
+from ..atomic_io import atomic_write, check_can_write, refuse_existing
 from ..data.transforms import run_processor
 from ..inference.graphs import METADATA_KEY, ONNX_PACKAGES, OnnxSegmenter, check_packages
 from ..model_utils import align_corners_of, dtype_of
@@ -91,7 +91,7 @@ def export_onnx(
     check_packages(ONNX_PACKAGES, "export")
     output = check_output(output, overwrite)
     options: dict[str, Any] = {"upsample": upsample, "argmax": argmax, "size": size, "fp16": fp16}
-    with written_whole(output) as part:
+    with atomic_write(output) as part:
         graph = write_onnx(model, processor, part, opset, with_preprocessing=with_preprocessing, **options)
         return graph.check(OnnxSegmenter(part).run)
 

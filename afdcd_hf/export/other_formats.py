@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 from ..inference.graphs import METADATA_KEY, ONNX_PACKAGES, ExecuTorchSegmenter, OpenVinoSegmenter, check_packages
 from .onnx import TOLERANCE_FP16, Graph, ParityRow, check_output, tracing, write_onnx
 
@@ -75,6 +75,6 @@ def export_executorch(
         parts: dict[str, Any] = {"partitioner": [XnnpackPartitioner()]}
         lowered = to_edge_transform_and_lower(exported, **parts, constant_methods={METADATA_KEY: graph.description})
         program = lowered.to_executorch()
-    with written_whole(output) as part:
+    with atomic_write(output) as part:
         part.write_bytes(program.buffer)
         return graph.check(ExecuTorchSegmenter(part).run)

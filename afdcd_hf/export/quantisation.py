@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 from ..inference.graphs import OnnxSegmenter
 from ..inference.segment import make_sample
 from .onnx import attach_facts, check_output, quiet
@@ -68,7 +68,7 @@ def quantise_onnx(
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(inputs, None)
 
-    with written_whole(output) as part, TemporaryDirectory() as folder:
+    with atomic_write(output) as part, TemporaryDirectory() as folder:
         prepared = Path(folder, "prepared.onnx")  # with batch norm folded into convolutions, and inferred shapes
         quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
         with quiet():  # onnxruntime would advise the preprocessing that was just done

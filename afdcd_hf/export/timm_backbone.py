@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from ..atomic_io import folder_written_whole
+from ..atomic_io import atomic_folder
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 
 # fields of timm's pretrained_cfg that describe the architecture, not the origin of the weights
@@ -68,7 +68,7 @@ def export_timm_backbone(model: nn.Module, processor: Any, output: str | Path) -
     if output.exists():
         raise FileExistsError(f"{output} exists; give another --output.")
     try:
-        with folder_written_whole(output) as part:
+        with atomic_folder(output) as part:
             lacking = _write(model, processor, part)
     except SafetensorError as error:  # not an OSError, even if the disk is full
         raise OSError(f"{output} cannot be written: {error}") from error

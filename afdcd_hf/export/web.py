@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from torch import nn
 
-from ..atomic_io import folder_written_whole
+from ..atomic_io import atomic_folder
 from ..charts.label_maps import line_colors
 from ..inference.graphs import load_segmenter
 from ..inference.predictions import class_legend
@@ -75,7 +75,7 @@ def export_web(
     page = files(__package__).joinpath("web_page", "index.html").read_text(encoding="utf-8")
     for key, value in values.items():
         page = page.replace(f"@{key}@", value)
-    with folder_written_whole(output) as part:
+    with atomic_folder(output) as part:
         graph = {"upsample": True, "argmax": True, "with_preprocessing": True, "size": size, **options}
         rows = export_onnx(model, processor, part / "model.onnx", **graph)
         (part / "index.html").write_text(page, encoding="utf-8")

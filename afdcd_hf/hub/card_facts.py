@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 from ..messages import without_tokens
 from ..structured_files import read_json
 
@@ -256,7 +256,7 @@ class CardFacts(Facts):
 def write_facts(folder: str | Path, facts: CardFacts) -> Path:
     """Write the facts to `card_facts.json` atomically and return its path."""
     path = Path(folder) / FACTS_NAME
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(facts_json(facts))
     return path
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
-from ..atomic_io import folder_written_whole, written_whole
+from ..atomic_io import atomic_folder, atomic_write
 from ..data.benchmarks import BENCHMARKS, get_benchmark
 from ..messages import chosen
 from ..models.image_processing_afdcd import RELEASED_INPUT, AfDcdImageProcessor
@@ -92,7 +92,7 @@ def convert_checkpoint(
     else:
         data = dataset_facts(dataset) if dataset else None
         facts = CardFacts(output.absolute().name, **network_facts(model), dataset=data, notes=[origin])
-    with folder_written_whole(output) as part:
+    with atomic_folder(output) as part:
         model.save_pretrained(part)
         AfDcdImageProcessor(**RELEASED_INPUT, align_corners=model.config.align_corners).save_pretrained(part)
         written, meant = load_model(part).state_dict(), model.state_dict()  # as users will read it
@@ -132,7 +132,7 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path) -
     whole = any(one.startswith(_OF_HEADS) for one in tensors)
     hint = "It is a whole network: leave out --backbone_only." if whole else ""
     values = _matched_tensors(tensors, renamed, ours, f"{Path(checkpoint).name} as backbone {network}", hint)
-    with written_whole(output) as part:
+    with atomic_write(output) as part:
         save_file(values, part, metadata={"format": "pt"})
     logger.info("%d tensors are in %s, as pretrained_backbone", len(values), output)
     return output
@@ -199,7 +199,7 @@ def write_zoo_cards(folder: str | Path) -> list[Path]:
     if by_hand := [path for path in cards if is_handwritten(path)]:
         raise FileExistsError(f"{by_hand[0]} was written by hand and stays; move it away to have it rendered.")
     for path, row in cards.items():
-        with written_whole(path) as part:
+        with atomic_write(path) as part:
             part.write_bytes(render_card(zoo_facts(row)).encode("utf-8"))
     return list(cards)
 

@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 from ..citations import AF_DCD
 from .card_facts import CardFacts
 
@@ -106,7 +106,7 @@ def write_card(folder: str | Path, facts: CardFacts) -> Path:
         logger.warning("%s was not generated and is kept; the new card is in %s.", path, beside)
         path = beside
     card = render_card(facts).encode("utf-8")  # bytes, so that line ends are the same on every system
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(card)
     return path
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from ..atomic_io import check_can_write, refuse_existing, written_whole
+from ..atomic_io import atomic_write, check_can_write, refuse_existing
 from ..data.benchmarks import Benchmark
 from ..data.decoding import open_image
 from ..models.image_modes_afdcd import as_rgb
@@ -62,7 +62,7 @@ def open_rgb(path: Path) -> Image.Image:
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
     """Write `(H, W)` uint8 or uint16, or `(H, W, 3)` uint8 RGB, as a PNG, atomically; creates its folder."""
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         Image.fromarray(pixels).save(part, format="PNG")
 
 
@@ -107,7 +107,7 @@ class PredictionWriter:
         """Zip the folder's PNGs and return the archive's path, if the benchmark has a test server."""
         if self.archive is None:
             return None
-        with written_whole(self.archive) as part, zipfile.ZipFile(part, "w") as archive:  # PNGs are compressed already
+        with atomic_write(self.archive) as part, zipfile.ZipFile(part, "w") as archive:  # PNGs are compressed already
             for file in sorted(self.folder.rglob("*.png")):
                 archive.write(file, file.relative_to(self.folder))
         return self.archive

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..atomic_io import check_can_write, refuse_existing, written_whole
+from ..atomic_io import atomic_write, check_can_write, refuse_existing
 from ..charts import plot_predictions
 from ..charts.figures import shorten
 from ..charts.label_maps import TITLE_LENGTH, distinct_palette, draw_overlay
@@ -121,12 +121,12 @@ def write_pseudo_labels(
             row = {"image_file_name": f"images/{Path(names[path]).with_suffix(path.suffix)}"}
             row["label_file_name"] = f"labels/{names[path]}"
             save_png(label_map, folder / row["label_file_name"])
-            with written_whole(folder / row["image_file_name"]) as part:
+            with atomic_write(folder / row["image_file_name"]) as part:
                 shutil.copyfile(path, part)
             rows.append(row)
             labelled, pixels = labelled + int(np.count_nonzero(label_map != IGNORED)), pixels + label_map.size
     finally:  # keep finished images usable after an unreadable file or Ctrl-C
-        with written_whole(folder / "metadata.jsonl") as part:
+        with atomic_write(folder / "metadata.jsonl") as part:
             part.write_text("".join(json.dumps(row) + "\n" for row in rows))
         write_json(output / _LEGEND, classes)
     return len(rows), labelled / max(pixels, 1)

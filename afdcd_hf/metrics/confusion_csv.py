@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 
 _FORMULA = tuple("=+-@\t\r")  # first characters of what spreadsheets would compute as a formula
 
@@ -32,7 +32,7 @@ def write_confusion_csv(matrix: np.ndarray, class_names: Sequence[str], path: st
     """
     counts, path = check_confusion_matrix(matrix, class_names), Path(path)
     names = [text_cell(name) for name in class_names]
-    with written_whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["truth \\ prediction", *names])
         writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))

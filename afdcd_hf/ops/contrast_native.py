@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 from .contrast_reference import Settings
 
 SOURCE = Path(__file__).with_name("contrast_kernel.c")
@@ -123,7 +123,7 @@ def _compiled(command: list[str]) -> bytes:
         ctypes.CDLL(f"{folder}/contrast.so")  # cache only what can be loaded
         library = Path(folder, "contrast.so").read_bytes()
     try:
-        with written_whole(kept) as part:
+        with atomic_write(kept) as part:
             part.write_bytes(hashlib.sha256(library).digest() + library)
     except OSError as error:
         logger.info("the compiled contrast is not cached for other processes: %s", error)

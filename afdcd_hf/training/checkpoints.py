@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 from ..charts.runs import STATE_NAME
 from ..messages import without_tokens
 from ..structured_files import read_json
@@ -254,7 +254,7 @@ def mark_complete(folder: Path, facts: dict[str, Any]) -> None:
     """Flush every file of a checkpoint to disk, then write the marker with their sizes and checksums, and `facts`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER_NAME)
     files = {path.relative_to(folder).as_posix(): _size_and_checksum(path, to_disk=True) for path in paths}
-    with written_whole(folder / MARKER_NAME) as part:
+    with atomic_write(folder / MARKER_NAME) as part:
         part.write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
         _size_and_checksum(part, to_disk=True)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 from transformers import set_seed
 
-from ..atomic_io import written_whole
+from ..atomic_io import atomic_write
 from ..charts import data_title, load_history, plot_training_curves
 from ..cost import count_macs_at
 from ..data.loading import load_split
@@ -22,7 +22,7 @@ from ..data.streaming import StreamedSamples
 from ..data.transforms import RandomScaleCropFlip
 from ..evaluation.results import dataset_context, library_versions, machine_name, save_results
 from ..evaluation.segmenter import evaluate_segmenter
-from ..folder_lock import LOCK_NAME, held_alone
+from ..folder_lock import LOCK_NAME, lock_folder
 from ..hub import folder_facts
 from ..hub.card_facts import FACTS_NAME, CardFacts, ComparisonRow, Picture, TrainingFacts, read_facts, write_facts
 from ..hub.folder_facts import public_name
@@ -91,7 +91,7 @@ def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> 
         raise NotADirectoryError(f"{folder} is a file, not a folder: give another --output_dir.")
     if main:  # checks the nearest existing parent, so that a later error leaves no empty folder behind
         check_writable(next(path for path in (folder, *folder.absolute().parents) if path.exists()))
-    with held_alone(folder) if main else nullcontext():
+    with lock_folder(folder) if main else nullcontext():
         if args.resume_from_checkpoint is not None:
             args.resume_from_checkpoint = checkpoint_to_resume(args, args.resume_from_checkpoint)
         elif main and folder.is_dir() and any(path.name != LOCK_NAME for path in folder.iterdir()):
@@ -238,7 +238,7 @@ def write_recipe(folder: Path, given: Mapping[str, Any]) -> Path:
     command = f"afdcd {'distill' if 'loss' in lines else 'train'} --config {RECIPE_NAME} --output_dir FOLDER"
     text = f"# To repeat this run: {command}\n# (plus --data_dir, and the paths of files on your machine)\n"
     text += yaml.safe_dump(lines, sort_keys=False, allow_unicode=True)
-    with written_whole(folder / RECIPE_NAME) as part:
+    with atomic_write(folder / RECIPE_NAME) as part:
         part.write_text(without_tokens(text), encoding="utf-8")
     return folder / RECIPE_NAME
 

@@ -21,7 +21,7 @@ from transformers.trainer_utils import TrainOutput
 from ..data.samples import collate_samples
 from ..data.streaming import StreamedSamples
 from ..evaluation.segmenter import evaluate_segmenter
-from ..folder_lock import held_alone
+from ..folder_lock import lock_folder
 from ..inference.segment import InferenceSettings
 from ..losses.task import TaskLoss
 from . import distributed, training_args
@@ -147,7 +147,7 @@ class SegmentationTrainer(HubTrainer):
             ValueError: the given checkpoint is not complete, or does not fit this run.
             OSError: a checkpoint cannot be written (earlier ones are kept), or an image cannot be read.
         """
-        with held_alone(self.args.output_dir) if self.args.process_index == 0 else nullcontext():
+        with lock_folder(self.args.output_dir) if self.args.process_index == 0 else nullcontext():
             checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
             self.timer.reset()
             self.speed = {}

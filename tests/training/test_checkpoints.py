@@ -122,7 +122,7 @@ def test_a_checkpoint_holds_student_and_loss_weights_and_its_marker_lists_every_
     AfDcdForSemanticSegmentation.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", ["write_student", "written_whole"])
+@pytest.mark.parametrize("name", ["write_student", "atomic_write"])
 def test_if_a_checkpoint_cannot_be_written_the_previous_one_is_kept(tmp_path, monkeypatch, name):
     trainer, original = supervised(tmp_path, **SAVING), getattr(checkpoints, name)
 
