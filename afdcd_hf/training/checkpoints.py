@@ -76,7 +76,10 @@ class CheckpointCallback(TrainerCallback):
         checkpoint = Path(folder)
         _check_same_run(checkpoint, self._facts(), trainer.is_deepspeed_enabled)
         self.resumed_step = TrainerState.load_from_json(str(checkpoint / STATE_NAME)).global_step
-        path = _process_state_path(checkpoint, args.process_index)
+        path, first = (_process_state_path(checkpoint, rank) for rank in (args.process_index, 0))
+        clock = first if first.is_file() else path  # all processes follow rank 0's, additional ones too
+        if trainer.budget is not None and clock.is_file():
+            trainer.budget.begin(load_file(clock)["seconds"].item())
         if not path.is_file():  # written by plain transformers, or by fewer processes
             logger.warning("%s is missing: the next log line covers only the steps from here on.", path)
             return
@@ -84,8 +87,6 @@ class CheckpointCallback(TrainerCallback):
         if len(list(checkpoint.glob("process_*"))) == args.world_size:  # otherwise the sums would be incomplete
             terms = {name: each.to(args.device) for name, each in state.items() if name.startswith("terms.")}
             trainer.terms.load({name.removeprefix("terms."): each for name, each in terms.items()})
-        if trainer.budget is not None:
-            trainer.budget.begin(state["seconds"].item())
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
         """Write the student and, into a checkpoint, the state needed to resume. Call on every process.

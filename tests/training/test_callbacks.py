@@ -133,7 +133,7 @@ def test_the_teacher_stops_running_after_its_share_of_the_time(tmp_path):
     assert trainer.state.global_step == 6 and len(calls) == 3  # at 0, 2 and 4 s of 9
 
 
-def test_a_resumed_run_continues_with_the_remaining_time(tmp_path):
+def test_a_resumed_run_continues_with_the_remaining_time(tmp_path, monkeypatch):
     options = {"max_steps": 6, "max_seconds": 6.0, "save_strategy": "steps", "save_steps": 2}
     whole = steps_last(supervised(tmp_path / "whole", **options), 1.0)
     whole.train()
@@ -147,6 +147,9 @@ def test_a_resumed_run_continues_with_the_remaining_time(tmp_path):
     assert finished.state.global_step == 6 and same(weights(finished.model), weights(whole.model))
     with pytest.raises(ValueError, match=r"written with max_seconds 'given' \(now None\)"):
         supervised(tmp_path / "a").train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
+    monkeypatch.setattr(type(finished.args), "process_index", 1)  # a process that the checkpoint's run did not have
+    finished.checkpoints.begin(str(tmp_path / "whole" / "checkpoint-6"))
+    assert finished.budget.used == pytest.approx(6.0)
 
 
 def test_the_real_clock_ends_training_and_a_schedule_that_depends_on_scores_is_refused(tmp_path):
