@@ -48,8 +48,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add("--results", metavar="JSON", help="results.json of `afdcd evaluate` whose scores to show instead")
     repeated: dict[str, Any] = {"action": "append", "default": []}
     command.add("--picture", dest="pictures", nargs=2, metavar=("FILE", "CAPTION"), help="may be repeated", **repeated)
-    command.add("--tag", dest="tags", help="tag to add; may be repeated", **repeated)
-    command.add("--note", dest="notes", help="paragraph to add; may be repeated", **repeated)
+    command.add("--tag", dest="tags", metavar="TAG", help="tag to add; may be repeated", **repeated)
+    command.add("--note", dest="notes", metavar="TEXT", help="paragraph to add; may be repeated", **repeated)
     command.group("speed on this machine")
     command.flag("--latency", "measure the latency")
     command.add_size("--size", "input size; may be repeated", action="append")

@@ -175,6 +175,3 @@ def run_processes(
     )
     assert done.returncode == 0, done.stdout[-5000:]
     return done.stdout
-
-
-run_two_processes = run_processes

@@ -67,7 +67,7 @@ def distil(folder: Path, student: torch.nn.Module, resume: str | None = None, **
 def two(tmp_path_factory) -> Path:
     """Folder with weights and log of each rank of two processes; runs with FSDP2 are named "sharded..."."""
     folder = tmp_path_factory.mktemp("two")
-    tiny.run_two_processes(__file__, folder, timeout=290)
+    tiny.run_processes(__file__, folder, timeout=290)
     return folder
 
 
