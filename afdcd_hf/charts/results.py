@@ -125,7 +125,7 @@ def _shown_rows(values: np.ndarray, order: str) -> tuple[list[int], str]:
     """Choose the classes to draw, from top to bottom, and a heading that explains the choice."""
     count, single = len(values), values.shape[1] == 1
     if order not in ("classes", "gain") or (order == "gain" and single):
-        raise ValueError(f"order={order!r}: known are classes and, for two or more results, gain.")
+        raise ValueError(f"order={order!r}: expected classes or, for two or more results, gain.")
     ranked = values[:, 0] if single else values[:, -1] - values[:, 0]
     falling = [int(row) for row in np.argsort(-ranked, kind="stable")]  # NaN comes last
     if count <= MAX_ROWS:
@@ -173,7 +173,7 @@ def plot_confusion_matrix(
 
     path, counts = Path(path), check_confusion_matrix(matrix, class_names)
     if normalize not in NORMALIZATIONS:
-        raise ValueError(f"normalize={normalize!r} is unknown; known are {', '.join(NORMALIZATIONS)}.")
+        raise ValueError(f"normalize={normalize!r} is unknown; expected one of {', '.join(NORMALIZATIONS)}.")
     if not counts.sum():
         raise ValueError("The confusion matrix has no pixels; evaluate on data with labels.")
     shares = 100 * counts / counts.sum(axis=int(normalize == "truth"), keepdims=True).clip(1)

@@ -91,7 +91,7 @@ def facts_from_json(value: Any, kind: type, where: str) -> Any:
         raise ValueError(f"{where} is {_shown(value)}; expected the fields of {kind.__name__}.")
     known = [one.name for one in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if unknown := [name for name in value if name not in known]:
-        raise ValueError(f"{where} has {unknown}, which this version does not know; known: {', '.join(known)}.")
+        raise ValueError(f"{where} has {unknown}, unknown to this version; known: {', '.join(known)}.")
     try:
         return kind(**value)
     except (ValueError, TypeError) as error:  # TypeError: a required field is missing

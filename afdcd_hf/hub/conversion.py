@@ -74,7 +74,7 @@ def convert_checkpoint(
         raise ValueError("Give a dataset or class names, not both: the dataset has its own class names.")
     names = get_benchmark(dataset).classes if dataset is not None else classes
     if twice := sorted({name for name in names or () if list(names or ()).count(name) > 1}):
-        raise ValueError(f"Class names occur twice: {', '.join(twice)}.")
+        raise ValueError(f"Duplicate class names: {', '.join(twice)}.")
     tensors, what = read_tensors(checkpoint), f"{checkpoint.name} as {network}"
     _check_count(tensors, network, names, what, dataset or "the names given")
     model, renamed = released_model(network, names, tensors)
@@ -115,7 +115,7 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path) -
     """
     output, kind = Path(output), chosen(_BACKBONES, network, "backbone")
     if output.suffix != ".safetensors" or output.is_dir():
-        raise ValueError(f"A backbone becomes one file: give --output_dir something.safetensors, not {str(output)!r}.")
+        raise ValueError(f"A backbone is saved to one file: give --output_dir X.safetensors, not {str(output)!r}.")
     if output.exists():
         raise FileExistsError(f"{output} exists; give another --output_dir.")
     tensors = read_tensors(checkpoint)
@@ -197,7 +197,7 @@ def write_zoo_cards(folder: str | Path) -> list[Path]:
     """Write the card of every published checkpoint as `NAME.md`; a FileExistsError if one there was written by hand."""
     cards = {Path(folder) / f"{row.name}.md": row for row in CHECKPOINTS.values()}
     if by_hand := [path for path in cards if is_handwritten(path)]:
-        raise FileExistsError(f"{by_hand[0]} was written by hand and stays; move it away to have it rendered.")
+        raise FileExistsError(f"{by_hand[0]} was written by hand and is kept; move it away to render the card.")
     for path, row in cards.items():
         with atomic_write(path) as part:
             part.write_bytes(render_card(zoo_facts(row)).encode("utf-8"))
@@ -246,4 +246,4 @@ def _check_count(
     elif count not in (None, len(given)):
         fitting = [name for name, row in BENCHMARKS.items() if row.num_labels == count]
         hint = f"benchmarks with {count}: {', '.join(fitting)}" if fitting else f"give the names of its {count} classes"
-        raise ValueError(f"{what} has {count} classes, {givers} {len(given)}; {hint}.")
+        raise ValueError(f"{what} has {count} classes, not {len(given)} ({givers}); {hint}.")

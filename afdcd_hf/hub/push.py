@@ -105,7 +105,7 @@ def push_folder(
         if is_private is None:
             note = f"{repo_id} is new{' and would be private' if private else ''}"
     except OSError as error:
-        note = f"the Hub could not be asked: {error}"
+        note = f"the Hub could not be reached: {error}"
     return replace(plan, notes=[*plan.notes, note])
 
 

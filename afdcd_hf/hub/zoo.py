@@ -67,7 +67,7 @@ def select(dataset: str | None = None) -> list[CheckpointRow]:
     rows = [row for row in CHECKPOINTS.values() if dataset in (None, row.dataset)]
     if not rows:
         known = ", ".join(dict.fromkeys(row.dataset for row in CHECKPOINTS.values()))
-        raise ValueError(f"No checkpoint is published for {dataset!r}; there are some for {known}.")
+        raise ValueError(f"No checkpoint is published for {dataset!r}; published ones are for {known}.")
     return rows
 
 

@@ -85,7 +85,7 @@ def test_results_that_cannot_be_compared_are_refused_and_nothing_is_written(tmp_
         ({"a": ALONE, "b": {"road": 0.5, "bus": 0.1}}, "classes", r"'a' and 'b'.*\['bus', 'car', 'pole', 'train'\]"),
         ({"a": {"road": None}}, "classes", "a has no IoU"),
         ({"a": ALONE}, "gain", "two or more"),
-        (PAIR, "size", "'size': known are classes"),
+        (PAIR, "size", "'size': expected classes"),
     ):
         with pytest.raises(ValueError, match=message):
             plot_class_iou(results, tmp_path / "iou.png", order=order)

@@ -197,7 +197,7 @@ def test_a_dry_run_works_without_the_hub_and_says_what_is_missing(hub, folder, m
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (folder / "preprocessor_config.json").unlink()
     notes = " ".join(push_folder(folder, REPO, dry_run=True).notes)
-    assert all(words in notes for words in ("no README.md", "no preprocessor_config.json", "could not be asked: "))
+    assert all(words in notes for words in ("no README.md", "no preprocessor_config.json", "could not be reached: "))
 
 
 @pytest.mark.parametrize(
