@@ -80,7 +80,9 @@ def test_a_run_writes_weights_results_curves_and_card(runs, name):
     assert card.startswith("---\n") and "scenes" in card and "not measured" not in card.split("mIoU")[0]
     assert f"{100 * results['mean_iou']:.2f}" in card and "recipe.yaml" in card and str(runs) not in card
     rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", card, flags=re.MULTILINE))
-    assert float(rows["Images per second in these"]) > 0 and re.fullmatch(r"\d+ MiB", rows["Peak memory, process"])
+    assert float(rows["Images per second in these steps"]) > 0 and re.fullmatch(
+        r"\d+ MiB", rows["Peak memory, process"]
+    )
     if name == "student":
         assert "distilled from **teacher** (FCN on" in card
         assert re.fullmatch(r"[\d.]+ ms: data \d+ %, teacher \d+ %, student .*", rows["Time of a step"])

@@ -229,7 +229,7 @@ def test_unsupported_models_and_options_are_rejected_before_training(tmp_path):
     hrnet = {"backbone": "hrnet_w18_small", "backbone_kwargs": {"out_indices": [1, 2, 3, 4]}, "output_stride": 32}
     for model, kwargs, message in (
         (segmenter(**hrnet), None, "timm offers no gradient checkpointing for this backbone"),
-        (nn.Sequential(segmenter()), None, "Sequential lacks"),
+        (nn.Sequential(segmenter()), None, "Sequential does not support gradient_checkpointing"),
         (segmenter(), {"use_reentrant": True}, "takes no further options"),
         (segmenter(), {"preserve_rng_state": False}, "takes no further options"),
     ):
