@@ -93,7 +93,8 @@ def export_saved_graph(
     refuse_existing([report], overwrite, "--output")
     processor_file = output.with_name("preprocessor_config.json")
     # loaded first, so that missing data is reported before the long export
-    calibration = load_split(dataset, calibration_split or "train", data_dir) if int8 and dataset else None
+    calibration_split = calibration_split or "train"
+    calibration = load_split(dataset, calibration_split, data_dir) if int8 and dataset else None
     evaluation = load_split(dataset, evaluate_split, data_dir, max_samples) if evaluate_split and dataset else None
     segmenter, processor = load_segmenter(model)
     described = processor_settings(processor)
@@ -115,8 +116,8 @@ def export_saved_graph(
         limits: dict[str, Any] = {"samples": calibration_samples or 32, "float_ends": float_ends}
         names = quantise_onnx(files["ONNX"], files["ONNX int8"], calibration, processor, overwrite=overwrite, **limits)
         print(f"written: {files['ONNX int8']}, calibrated on {len(names)} images of {dataset}", flush=True)
-        split = calibration_split or "train"
-        found["calibration"] = {"dataset": dataset, "split": split, "images": names, "float_ends": float_ends}
+        calibrated_on = {"dataset": dataset, "split": calibration_split, "images": names}
+        found["calibration"] = {**calibrated_on, "float_ends": float_ends}
     if int8 or evaluation is not None:
         logger.info("measuring ...")
         data: Any = calibration if evaluation is None else evaluation

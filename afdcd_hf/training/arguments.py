@@ -16,6 +16,7 @@ from .options import (
     SegmentationOptions,
     TeacherArguments,
     accepts_list,
+    allows_list,
     check_value,
     convert,
     type_hints,
@@ -121,6 +122,8 @@ def _parse_words(name: str, words: list[str]) -> Any:
             return convert(True, hint)  # an option without a value is switched on
         except TypeError:
             raise ValueError(f"--{name} needs a value.") from None
+    if len(words) == 1 and words[0].startswith("[") and allows_list(hint):
+        return read_value(name, words)  # written as in a recipe: "[1.0, 2.0]"
     return list(words) if len(words) > 1 or accepts_list(hint) else words[0]
 
 

@@ -70,6 +70,11 @@ def check_value(kind: type, spec: Field, value: Any) -> Any:
     return os.path.expanduser(typed) if rules.get("path") and isinstance(typed, str) else typed
 
 
+def allows_list(hint: Any) -> bool:
+    """Whether an option's value may be a list."""
+    return list in {get_origin(kind) or kind for kind in (hint, *get_args(hint))}
+
+
 def accepts_list(hint: Any) -> bool:
     """Whether a single word on the command line stands for a list of one."""
     kinds = {get_origin(kind) or kind for kind in get_args(hint) or (hint,)}

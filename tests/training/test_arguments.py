@@ -123,7 +123,7 @@ def test_values_are_converted_to_the_intended_types(monkeypatch, caplog):
     assert train(recipe={"use_cpu": True, "num_train_epochs": 2})[-1].max_steps == -1
     assert (model.pretrained_backbone, model.model) == ("/home/me/r18.safetensors", "/home/me/saved")
     assert (data.data_dir, data.train_list) == ("/home/me/data", "/home/me/list.txt")
-    for words, meant in ((["balanced"], "balanced"), (["1", "2.5"], [1, 2.5])):
+    for words, meant in ((["balanced"], "balanced"), (["1", "2.5"], [1, 2.5]), (["[1, 2.5]"], [1, 2.5])):
         assert train(["--class_weights", *words], {"use_cpu": True})[-1].class_weights == meant
     train(recipe={"use_cpu": True, "fp16": "on"})
     assert "fp16=True has no effect on the CPU" in caplog.text
