@@ -127,7 +127,8 @@ class StreamedSamples(IterableDataset):
             order = epoch if self._shuffled else 0  # `datasets` reorders the files of later epochs, shuffled or not
             for position, row in self._rows.part(*self.share, order):
                 yield self._samples.sample(row, row["name"], np.random.default_rng([seed, epoch, position]))
-            if position is None and workers is None:
-                raise ValueError("The training stream has no rows for this process: use fewer processes or more data.")
+            if position is None and epoch == 0 and (workers is None or workers.id == 0):
+                advice = "use fewer processes or data workers, or more data"
+                raise ValueError(f"The training stream has no rows for this process: {advice}.")
             if position is None:  # more workers than files; the others continue
                 return

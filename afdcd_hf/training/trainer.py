@@ -169,12 +169,14 @@ class SegmentationTrainer(HubTrainer):
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         """Return no epochs for a finished run, and unlimited epochs for one with a time budget."""
-        epochs, *others, max_steps = super().set_initial_training_values(args, dataloader)
+        epochs, steps, *others, max_steps = super().set_initial_training_values(args, dataloader)
         if self.budget is not None:
             finished, epochs = self.budget.used >= self.budget.seconds, sys.maxsize
+            if isinstance(self.train_dataset, StreamedSamples):  # a second epoch would begin the stream again
+                steps = sys.maxsize
         else:
             finished = self.checkpoints.resumed_step >= max_steps
-        return (0 if finished else epochs, *others, max_steps)
+        return (0 if finished else epochs, steps, *others, max_steps)
 
     def get_train_dataloader(self) -> Any:
         """Build a loader whose workers do not disturb the run; with `dataloader_drop_last`, all steps are complete."""

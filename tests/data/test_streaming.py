@@ -51,7 +51,7 @@ def test_a_sample_depends_on_seed_pass_and_position_and_an_empty_stream_is_rejec
         expected = np.random.default_rng([7, epoch, place]).random()
         assert float(one["pixel_values"].mean()) == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match="no rows for this process"):
-        next(iter(StreamedSamples([], draw, num_labels=4)))
+        next(iter(DataLoader(StreamedSamples([], draw, num_labels=4), num_workers=1)))
     with pytest.raises(ValueError, match="list cannot be shuffled: only a stream of `datasets` can"):
         StreamedSamples([], draw, num_labels=4, shuffle_buffer=2)
 

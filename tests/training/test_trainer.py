@@ -12,10 +12,12 @@ import torch
 from datasets import Dataset, Image
 from images import labelled_image
 from tiny import distilling, logged, loss_options, pictures, same, samples, segmenter, supervised, weights
+from transformers import TrainerCallback
 
 from afdcd_hf import AfDcdImageProcessor
 from afdcd_hf.cli import main
 from afdcd_hf.data import RandomScaleCropFlip, StreamedSamples
+from afdcd_hf.data.samples import collate_samples
 from afdcd_hf.evaluation.segmenter import evaluate_segmenter
 from afdcd_hf.training.arguments import parse_arguments
 from afdcd_hf.training.training_args import SegmentationTrainingArguments
@@ -192,6 +194,25 @@ def test_a_run_resumed_on_a_stream_ends_with_the_weights_of_the_uninterrupted_on
     assert resumed.state.global_step == 4 and same(weights(resumed.student), weights(whole.student))
     stored = evaluate_segmenter(whole.student, rows(3, 100), processor=AfDcdImageProcessor(), progress=False)
     assert whole.evaluate()["eval_mean_iou"] == stored["mean_iou"] and stored["num_images"] == 3
+
+
+class LastStep(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= 5
+
+
+def test_with_a_time_budget_a_stream_goes_on_after_max_steps_and_a_resumed_run_joins_it(tmp_path):
+    seen = []
+    options = {"max_steps": 2, "max_seconds": 1e6, "lr_scheduler_type": "constant", "callbacks": [LastStep()]}
+    options |= {"save_strategy": "steps", "save_steps": 3}
+    collator = {"data_collator": lambda batch: seen.extend(batch) or collate_samples(batch)}
+    whole = supervised(tmp_path, train_dataset=streamed(), **collator, **options)
+    whole.train()
+    expected = zip(range(20), streamed(), strict=False)  # 5 steps of 4, in passes of 6
+    assert all(torch.equal(seen[place]["pixel_values"], one["pixel_values"]) for place, one in expected)
+    resumed = supervised(tmp_path, segmenter(5), train_dataset=streamed(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.state.global_step == 5 and same(weights(resumed.student), weights(whole.student))
 
 
 def test_a_stream_needs_max_steps_and_rows(tmp_path):
