@@ -52,7 +52,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     text = (
         "train several methods with the same budget and seeds, and tabulate scores and cost; other options "
-        "(--data_dir D, --teacher T, --total_batch_size 8 ...) override keys of the plan for all runs. A second call "
+        "(--data_dir D, --teacher T, --total_batch_size 8 ...) override keys of the plan for all runs, but not those "
+        "that a method, tuning or teacher_recipe sets itself. A second call "
         "with the same --output_dir continues where the first stopped"
     )
     example = "--config scenes --seeds 0 1"
@@ -153,6 +154,7 @@ def _compare(
 
     hide_loading_bars()
     plan = load_plan(config, overrides).narrowed(methods, seeds)
+    plan.check_overrides(overrides)
     output = Path(output_dir or f"runs/compare_{Path(config).stem}{'_merged' if merge else ''}")
     if dry_run:
         check_plan(plan, output)

@@ -26,7 +26,7 @@ from ..structured_files import parse_yaml, read_yaml
 from ..training.options import DataArguments
 from .plan import ALONE, Plan
 from .runs import RECIPE_NAME, RUN_FOLDER, Run, RunResult, all_runs, read_result, run_arguments, run_settings
-from .table import write_report
+from .table import TABLE_NAME, write_report
 
 LOG_NAME = "log.txt"
 # How long a stopped run may take to finish its step and save before it is killed.
@@ -235,14 +235,21 @@ def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | P
     """Write one report on the finished runs of a plan from several machines, with any seeds.
 
     Each budget has a table and charts per machine, since times of different machines cannot be compared. A run in two
-    folders counts once. ValueError if a folder has no results, or if settings or results of a run differ.
+    folders counts once. ValueError if a folder has no results, or if settings or results of a run differ;
+    FileExistsError if `output` has a report.
     """
+    if (report := Path(output) / TABLE_NAME).exists():
+        raise FileExistsError(f"{report} exists; give a new --output_dir for the report on several folders.")
     rows = {Path(run.subfolder).parent: run for run in all_runs(plan) if run.kind == "run"}
     merged: dict[tuple, RunResult] = {}
     known: dict[tuple, dict[str, Any]] = {}
+    begun, finished = set[Path](), set[Path]()  # below the folders
     for folder in map(Path, folders):
         places = [(run, place) for row, run in rows.items() for place in sorted((folder / row).glob("seed-*"))]
-        found = [result for run, place in places if (result := read_result(run, place)) is not None]
+        read = {place.relative_to(folder): read_result(run, place) for run, place in places}
+        found = [result for result in read.values() if result is not None]
+        begun |= read.keys()
+        finished |= {place for place, result in read.items() if result is not None}
         if not found:
             raise ValueError(f"{folder} holds no finished run of this plan; --merge takes folders of afdcd compare.")
         for result in found:
@@ -255,5 +262,5 @@ def merge_comparisons(plan: Plan, folders: Sequence[str | Path], output: str | P
             if earlier.mean_iou != result.mean_iou:
                 raise ValueError(f"{folder} and an earlier folder differ in {row}, seed {result.seed}; give only one.")
     with lock_folder(output):
-        write_report(plan, Path(output), list(merged.values()))
+        write_report(plan, Path(output), list(merged.values()), begun=len(merged) + len(begun - finished))
     return list(merged.values())

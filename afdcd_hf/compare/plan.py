@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,14 @@ class Plan:
         some = [method for method in self.methods if method.name in wanted]
         return replace(self, methods=some, seeds=self.seeds if seeds is None else _seeds(list(seeds)))
 
+    def check_overrides(self, overrides: Iterable[str]) -> None:
+        """Raise ValueError if a method sets one of these keys of the command line itself, which would win."""
+        for method in self.methods:
+            own = {key for settings in (method.settings, *method.candidates) for key in settings}
+            both = ", ".join(f"--{key}" for key in overrides if key in own)
+            what = f"{both} cannot override the method {method.name!r}, which sets that itself"
+            _require(not both, f"{what}: choose other --methods, or change the method in a copy of the plan.")
+
     def summary(self) -> str:
         """Describe what would be trained, in a few lines."""
         trials = sum(len(method.candidates) for method in self.methods)
@@ -105,7 +113,7 @@ def load_plan(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
         name_or_path: name of a bundled plan (`afdcd compare --list`) or a YAML file. Its keys are `recipe` (shared by
             all runs), `methods`, `seeds`, `budgets`, and optionally `teacher_recipe`, `tuning`, `evaluations`,
             `processes`; every other key is a recipe key for all runs.
-        overrides: keys that replace those of the file, for all runs.
+        overrides: keys that replace those of the file, for all runs; see also `Plan.check_overrides`.
 
     Raises FileNotFoundError for a missing plan and ValueError for an invalid one.
     """

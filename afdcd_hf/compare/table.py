@@ -26,10 +26,13 @@ _HEADER = (
 _Runs = Mapping[str, Sequence[RunResult]]  # per method, in the plan's order
 
 
-def write_report(plan: Plan, output: Path, results: Sequence[RunResult], *, charts: bool = True) -> None:
+def write_report(
+    plan: Plan, output: Path, results: Sequence[RunResult], *, charts: bool = True, begun: int | None = None
+) -> None:
     """Write the report on the results, of which at least one is a "run"; an earlier report is overwritten.
 
-    With `charts`, `mean_iou_<budget>.png` and `over_time_<budget>.png` are drawn too.
+    With `charts`, `mean_iou_<budget>.png` and `over_time_<budget>.png` are drawn too. The report counts finished runs
+    out of those that were `begun`, by default all of the plan.
     """
     tables = _tables(plan, results)
     _write_csv(output / CSV_NAME, results)
@@ -37,7 +40,7 @@ def write_report(plan: Plan, output: Path, results: Sequence[RunResult], *, char
     if any(result.kind == "tuning" for result in results):
         parts.append("### Tuning\n\n" + _tuning_table(plan, results))
     with atomic_write(output / TABLE_NAME) as part:
-        part.write_text("\n\n".join([*parts, _notes(plan, results)]) + "\n", encoding="utf-8")
+        part.write_text("\n\n".join([*parts, _notes(plan, results, begun or plan.runs)]) + "\n", encoding="utf-8")
     for title, name, runs in tables if charts else ():
         scores, heading = {}, f"{_data(plan.shared)}: {title}"
         for method, own in runs.items():
@@ -106,14 +109,14 @@ def _tuning_table(plan: Plan, results: Sequence[RunResult]) -> str:
     return "\n".join([*lines, "", f"Each candidate was trained once, {how}, and scored on images of {scored_on}."])
 
 
-def _notes(plan: Plan, results: Sequence[RunResult]) -> str:
+def _notes(plan: Plan, results: Sequence[RunResult], total: int) -> str:
     runs = [result for result in results if result.kind == "run"]
     machines, dates = ", ".join(sorted({run.machine for run in runs})), sorted({run.date for run in runs})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return (
         f"mIoU of the saved model on {_data(plan.shared)}; mean ± standard deviation over seeds; the gain is computed "
         "per seed. Seconds are those of training steps: evaluations, checks and saving are excluded. Peak memory is "
-        f"that of each run's own process. {len(runs)} of {plan.runs} runs are finished. {machines}, {when}."
+        f"that of each run's own process. {len(runs)} of {total} runs are finished. {machines}, {when}."
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import answer
 from tiny import segmenter
 
 from afdcd_hf.compare.comparison import check_plan
@@ -91,12 +92,16 @@ def test_a_plan_counts_its_runs_and_names_its_budgets(plan_file):
     assert as_long.name == "time-of-feature-only-30" and as_long.is_time
 
 
-def test_the_command_line_overrides_keys_teacher_methods_and_seeds_of_a_plan(plan_file):
+def test_the_command_line_overrides_keys_teacher_methods_and_seeds_of_a_plan(plan_file, capsys):
     plan = load_plan(plan_file(total_batch_size=4), {"total_batch_size": 2, "data_dir": "D"})
     assert plan.shared["total_batch_size"] == 2 and plan.shared["data_dir"] == plan.teacher["data_dir"] == "D"
     plan = load_plan(plan_file(), {"teacher": "owner/teacher"}).narrowed(["kd"], [7])
     assert plan.teacher is None and plan.shared["teacher"] == "owner/teacher"
     assert [one.name for one in plan.methods] == ["kd"] and plan.seeds == [7]
+    for key, name in (("kd.weight", "kd"), ("af_dcd.contrast_weight", "feature only")):  # a candidate's, its own
+        said = answer(capsys, "compare", "--config", str(plan_file()), f"--{key}", "1")
+        assert f"--{key} cannot override the method '{name}'" in said
+        load_plan(plan_file()).narrowed(["alone"]).check_overrides([key])
     with pytest.raises(ValueError, match="no method 'cwd'; it has alone, kd, feature only"):
         load_plan(plan_file()).narrowed(["cwd"])
     with pytest.raises(ValueError, match="is the time of 'kd'; keep that method"):

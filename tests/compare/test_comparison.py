@@ -244,19 +244,26 @@ def test_folders_of_several_machines_make_one_report(plan, stand_ins, tmp_path):
     run_comparison(plan(**small, seeds=[0]), tmp_path / "a")
     stand_ins.machine = "GPU"
     run_comparison(plan(**small, seeds=[0, 7], bf16=True), tmp_path / "b")
+    (tmp_path / "a/iterations-40/kd/seed-8").mkdir()  # begun, not finished
     asked = plan(**small)
     merged = merge_comparisons(asked, [tmp_path / "a", tmp_path / "b", tmp_path / "a"], tmp_path / "both")
     assert [(one.method, one.seed, one.machine == "GPU") for one in merged] == [
         ("alone", 0, False), ("kd", 0, False), ("alone", 0, True), ("alone", 7, True), ("kd", 0, True), ("kd", 7, True),
     ]  # fmt: skip
     text = (tmp_path / "both/results.md").read_text()
-    assert text.count("### 40 iterations each, on ") == 2 and "| kd | 50.75 ± 0.49 | +20.00 ± 0.00 | 2 |" in text
+    assert (
+        text.count("### 40 iterations each, on ") == 2
+        and "6 of 7 runs are finished" in text
+        and "| kd | 50.75 ± 0.49 | +20.00 ± 0.00 | 2 |" in text
+    )
     assert len(list((tmp_path / "both").glob("*.png"))) == 4
+    with pytest.raises(FileExistsError, match="both/results.md exists; give a new --output_dir"):
+        merge_comparisons(asked, [tmp_path / "a"], tmp_path / "both")
     run_comparison(plan(**small, seeds=[1], learning_rate=0.1), tmp_path / "c")
     with pytest.raises(ValueError, match="'alone' .iterations-40. with different settings.*rate=0.1 instead of 0.004"):
-        merge_comparisons(asked, [tmp_path / "a", tmp_path / "c"], tmp_path / "both")
+        merge_comparisons(asked, [tmp_path / "a", tmp_path / "c"], tmp_path / "other")
     with pytest.raises(ValueError, match="nothing holds no finished run of this plan"):
-        merge_comparisons(asked, [tmp_path / "nothing"], tmp_path / "both")
+        merge_comparisons(asked, [tmp_path / "nothing"], tmp_path / "other")
 
 
 SAVING = r"""
