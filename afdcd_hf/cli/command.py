@@ -198,8 +198,9 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_titles(words: list[str]) -> dict[str, str]:
-    """Map titles to folders from `TITLE=FOLDER` or `FOLDER`, whose last part then is the title."""
-    pairs = [word.split("=", 1) if "=" in word else [Path(word).name, word] for word in words]
+    """Map titles to folders from `TITLE=FOLDER` or, if that exists or has no "=", `FOLDER` by its last part."""
+    titled = {word for word in words if "=" in word and not Path(word).expanduser().exists()}
+    pairs = [word.split("=", 1) if word in titled else [Path(word).name, word] for word in words]
     by_title = dict(pairs)
     if len(by_title) < len(pairs):
         raise ValueError(f"two of {', '.join(words)} have the same title; tell them apart with TITLE=FOLDER.")

@@ -13,7 +13,7 @@ from command_line import answer, saved_model
 
 from afdcd_hf import __version__
 from afdcd_hf.cli import _error_line, _parser, main
-from afdcd_hf.cli.command import Command
+from afdcd_hf.cli.command import Command, parse_titles
 from afdcd_hf.messages import plain_message
 from afdcd_hf.recipes import list_recipes, load_recipe, recipe_path
 
@@ -74,6 +74,13 @@ def test_dashes_and_earlier_spellings_are_understood():
         ["a.png", "--model", "m", "--output_dir", "out", "--as_labels", "--window", "16", "16"]
     )
     assert commands()["compare"].options(["--", "-x-y", "--a-b=c-d"])["rest"] == ["--", "-x-y", "--a_b=c-d"]
+
+
+def test_a_folder_with_an_equals_sign_in_its_name_is_no_title(tmp_path):
+    run = tmp_path / "lr=0.01"
+    assert parse_titles([str(run)]) == {str(tmp_path / "lr"): "0.01"}
+    run.mkdir()
+    assert parse_titles([str(run), "B=other"]) == {"lr=0.01": str(run), "B": "other"}
 
 
 @pytest.mark.parametrize("name", sorted(commands()))
