@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,10 +11,9 @@ from PIL import Image
 
 from ..atomic_io import atomic_write, check_can_write, refuse_existing
 from ..data.benchmarks import Benchmark
+from ..data.benchmarks.finding import IMAGE_SUFFIXES
 from ..data.decoding import open_image
 from ..models.image_modes_afdcd import as_rgb
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict[str, Path]:
@@ -30,13 +29,13 @@ def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict
             raise FileNotFoundError(f"There is no image or folder {path}.")
         images = {path.name: path}
         if path.is_dir():
-            below = [one for one in sorted(path.rglob("*")) if one.suffix.lower() in _SUFFIXES and one.is_file()]
+            below = [one for one in sorted(path.rglob("*")) if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file()]
             shown = {
                 one.relative_to(path).as_posix(): one for one in below if skipped.isdisjoint(one.resolve().parents)
             }
             images = {name: one for name, one in shown.items() if "/." not in f"/{name}"}
         if not images:
-            raise FileNotFoundError(f"{path} holds no image: no file below it ends in {', '.join(_SUFFIXES)}.")
+            raise FileNotFoundError(f"{path} holds no image: no file below it ends in {', '.join(IMAGE_SUFFIXES)}.")
         for name, image in images.items():
             first = found.setdefault(png_name(name), image)
             if first.resolve() != image.resolve():
@@ -48,7 +47,7 @@ def find_images(inputs: Sequence[str | Path], skip: Sequence[Path] = ()) -> dict
 
 def png_name(name: str) -> str:
     """Name the PNG that belongs to an image: `a/b.jpg` → `a/b.png`, but `frame.0001` → `frame.0001.png`."""
-    known = PurePosixPath(name).suffix.lower() in _SUFFIXES  # another suffix may be all that tells two names apart
+    known = PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES  # another suffix may be all that tells two names apart
     return f"{name.rpartition('.')[0] if known else name}.png"
 
 
@@ -77,7 +76,7 @@ class PredictionWriter:
     def __init__(self, folder: str | Path, benchmark: Benchmark | None = None, *, overwrite: bool = False) -> None:
         self.folder = Path(folder).expanduser()
         self.overwrite = overwrite
-        self._written: set[PurePosixPath] = set()
+        self.written: set[PurePosixPath] = set()  # by this process, below the folder
         self._wanted = benchmark.submission if benchmark else None
         self.archive = self.folder.with_name(f"{self.folder.name}.zip") if self._wanted else None  # for the server
 
@@ -93,21 +92,21 @@ class PredictionWriter:
         path = self.folder / file
         if file.is_absolute() or ".." in file.parts:
             raise ValueError(f"The prediction for {name!r} would lie outside {self.folder}: {file}.")
-        if file in self._written:
+        if file in self.written:
             raise ValueError(f"The predictions for {name!r} and another image would go to the same file: {file}.")
         refuse_existing([path], self.overwrite, "folder for predictions")
-        self._written.add(file)
+        self.written.add(file)
         label_ids = self._wanted.label_ids if self._wanted else {}
         lookup = np.arange(max([int(label_map.max()), *label_ids]) + 1)
         lookup[list(label_ids)] = list(label_ids.values())
         values = lookup[label_map]
         save_png(values.astype(np.uint8 if values.max() < 256 else np.uint16), path)
 
-    def pack(self) -> Path | None:
-        """Zip the folder's PNGs and return the archive's path, if the benchmark has a test server."""
+    def pack(self, written: Iterable[PurePosixPath]) -> Path | None:
+        """Zip what all processes have `written` and return the archive's path, if the benchmark has a test server."""
         if self.archive is None:
             return None
         with atomic_write(self.archive) as part, zipfile.ZipFile(part, "w") as archive:  # PNGs are compressed already
-            for file in sorted(self.folder.rglob("*.png")):
-                archive.write(file, file.relative_to(self.folder))
+            for file in sorted(written):
+                archive.write(self.folder / file, file)
         return self.archive

@@ -32,11 +32,11 @@ def image(path) -> None:
 
 
 def coco(folder, **changes) -> str:
-    image(folder / "val2017" / "a.png")
-    image(folder / "train2017" / "a.png")
+    image(folder / "val2017" / "a.bmp")
+    image(folder / "train2017" / "a.bmp")
     shapes = [(9, [CORNER], 0), (3, [SQUARE], 0), (3, CROWD, 1)]
     content = {
-        "images": [{"id": 7, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}],
+        "images": [{"id": 7, "file_name": "a.bmp", "height": HEIGHT, "width": WIDTH}],
         "categories": [{"id": 9, "name": "dog"}, {"id": 3, "name": "car"}],
         "annotations": [
             {"id": i, "image_id": 7, "category_id": category, "segmentation": drawn, "iscrowd": crowd}
@@ -50,7 +50,7 @@ def coco(folder, **changes) -> str:
 
 
 def yolo(folder) -> str:
-    image(folder / "images" / "val" / "a.png")
+    image(folder / "images" / "val" / "a.webp")
     (folder / "labels" / "val").mkdir(parents=True)
     shares = [(np.reshape(one, (-1, 2)) / (WIDTH, HEIGHT)).ravel() for one in (SQUARE, CORNER)]
     lines = [" ".join(map(str, [index, *one])) for index, one in enumerate(shares)]
@@ -60,11 +60,11 @@ def yolo(folder) -> str:
 
 
 def labelme(folder, corners=((1, 0), (4, 3))) -> str:
-    image(folder / "val" / "a.png")
+    image(folder / "val" / "a.tif")
     shapes = [{"label": "dog", "points": np.reshape(CORNER, (-1, 2)).tolist()}]
     shapes.append({"label": "car", "points": corners, "shape_type": "rectangle"})
     shapes.append({"label": "__ignore__", "points": [[0, 0], [2, 0], [2, 2], [0, 2]]})
-    content = {"shapes": shapes, "imagePath": "..\\raw\\a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+    content = {"shapes": shapes, "imagePath": "..\\raw\\a.tif", "imageHeight": HEIGHT, "imageWidth": WIDTH}
     (folder / "val" / "a.json").write_text(json.dumps(content))
     return str(folder)
 
@@ -90,12 +90,12 @@ def test_annotations_that_cannot_be_drawn_are_named(tmp_path):
     (tmp_path / "worded" / "labels" / "val" / "a.txt").write_text("car .5 .5 .1 .1 .2 .2")
     (tmp_path / "unnamed" / "data.yaml").write_text("names: car\nval: images/val")
     runs = {"id": 5, "image_id": 7, "category_id": 3, "segmentation": {"size": [9, 9], "counts": [81]}}
-    other_size = [{"id": 7, "file_name": "a.png", "height": 9, "width": 9}]
+    other_size = [{"id": 7, "file_name": "a.bmp", "height": 9, "width": 9}]
     for source, message in (
         (coco(tmp_path / "box", annotations=[box]), "annotation 5 has no segmentation; boxes alone"),
         (coco(tmp_path / "lost", images=[{"id": 7, "file_name": "b.png"}]), "b.png was found 0 times below"),
         (coco(tmp_path / "odd", images=[{"id": 7}]), "instances_val2017.json does not follow .*KeyError 'file_name'"),
-        (coco(tmp_path / "runs", annotations=[runs]), r"a\.png: run lengths for \[9, 9\] .* not fit this image of 4x6"),
+        (coco(tmp_path / "runs", annotations=[runs]), r"a\.bmp: run lengths for \[9, 9\] .* not fit this image of 4x6"),
         (worded, "a.txt: line 1: expected .* in numbers; found 7 words, the first car"),
         (unnamed, "data.yaml: names is 'car'; expected a list of the classes"),
         (

@@ -266,15 +266,15 @@ def test_train_ids_keep_the_images_subfolders_and_a_server_gets_its_own_ids_name
     writer = writer_to(tmp_path / "out")
     writer("val/a.jpg", IDS)
     writer("val/b.v1", IDS + 1)
-    assert files_in(tmp_path) == ["out/val/a.png", "out/val/b.v1.png"] and writer.pack() is None
+    assert files_in(tmp_path) == ["out/val/a.png", "out/val/b.v1.png"] and writer.pack([]) is None
     small, large = (Image.open(tmp_path / "out" / "val" / name) for name in ("a.png", "b.v1.png"))
     assert (small.mode, large.mode) == ("L", "I;16")  # one of the ids is 256
     assert np.array_equal(small, IDS) and np.array_equal(large, IDS + 1)
     writer = writer_to(tmp_path / "sent", {0: 7, 1: 8, 2: 0})
     for name in ("test/ulm/u.png", "test/berlin/b.png"):
         writer(name, np.array([[0, 1], [2, 3]]))
-    (tmp_path / "sent" / ".12.part").write_text("not to be sent")
-    assert writer.pack() == tmp_path / "sent.zip"
+    image_file(tmp_path / "sent" / "of_an_earlier_call.png")
+    assert writer.pack(writer.written) == tmp_path / "sent.zip"
     with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
         assert archive.namelist() == ["b_labelIds.png", "u_labelIds.png"] and archive.testzip() is None
         with archive.open("b_labelIds.png") as file:
