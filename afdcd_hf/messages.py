@@ -1,13 +1,16 @@
-"""Helpers for messages: suggestions for mistyped names, one-line errors of data workers, redacted access tokens."""
+"""Helpers for messages: suggestions for mistyped names, one-line errors, no access tokens and no local paths."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 # Hugging Face's tokens start with hf_ or api_org_; the length keeps names such as hf_model readable.
 _TOKEN = re.compile(r"\b(hf_|api_org_)[A-Za-z0-9]{10,}")
@@ -29,6 +32,14 @@ def chosen(table: Mapping[str, T], name: str, what: str) -> T:
 def without_tokens(text: str) -> str:
     """Replace everything in the text that looks like an access token by its prefix and `***`."""
     return _TOKEN.sub(r"\1***", text)
+
+
+def public_name(name_or_path: str | Path) -> str:
+    """Return Hub ids and benchmark names unchanged, and only the last part of local paths, which are private."""
+    text = str(name_or_path)
+    if Path(text).exists() or not (HUB_ID.fullmatch(text) or "/" not in text):
+        return Path(text).resolve().name
+    return text
 
 
 def plain_message(error: Exception) -> str:

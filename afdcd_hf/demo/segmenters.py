@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 from transformers.utils.hub import cached_file
 
+from ..charts import data_title
 from ..cost import count_parameters
 from ..data.scenes import generate_scene
 from ..hub.folder_facts import describe, read_results
@@ -71,8 +72,8 @@ def _measured(model: str) -> list[str]:
     path = cached_file(model, "results.json", **{f"_raise_exceptions_for_{kind}": False for kind in kinds})
     if path is None:
         return []
-    where = (results := read_results(path))["protocol"]
-    return [f"mIoU {100 * results['mean_iou']:.1f} % on {where['dataset']} {where['split']}"]
+    results = read_results(path)
+    return [f"mIoU {100 * results['mean_iou']:.1f} % on {data_title(results['protocol'])}"]
 
 
 def read_upload(path: str | Path, longest_side: int = LONGEST_SIDE) -> tuple[Image.Image, tuple[int, int]]:

@@ -15,6 +15,7 @@ from huggingface_hub import SpaceCardData
 from transformers import AutoConfig
 
 from ..atomic_io import atomic_write
+from ..hub.folder_facts import RESULTS_NAME, public_results
 from .segmenters import LONGEST_SIDE, example_images
 
 _PACKAGE = Path(__file__).parents[1]
@@ -22,7 +23,7 @@ _TEMPLATES = Path(__file__).with_name("space_files")
 _TESTED_GRADIO = "6.31.0"
 _MODELS = "models/"  # folder of the Space for local models
 # Files in a model's folder that inference reads; checkpoints and optimizer states are not copied.
-_MODEL_FILES = ("config.json", "preprocessor_config.json", "results.json", "model*.safetensors", "model*.index.json")
+_MODEL_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors", "model*.index.json")
 _NEEDED = ("config.json", "preprocessor_config.json", "model*.safetensors")
 
 
@@ -56,18 +57,20 @@ def write_space(
     if not models or longest_side < 1:
         raise ValueError(f"A Space needs a model, and longest_side={longest_side} must be 1 or more.")
     places = {name: _place(name, model) for name, model in models.items()}
+    local = {name: Path(models[name]).expanduser() for name, place in places.items() if place.startswith(_MODELS)}
+    scored = {name: folder / RESULTS_NAME for name, folder in local.items() if (folder / RESULTS_NAME).is_file()}
+    texts = {f"{places[name]}/{RESULTS_NAME}": public_results(path, name) for name, path in scored.items()}
     images = example_images(examples)
     ignored = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=ignored, copy_function=_copy, dirs_exist_ok=True)
-    for name, place in places.items():
-        if place.startswith(_MODELS):
-            for path in (path for pattern in _MODEL_FILES for path in Path(models[name]).expanduser().glob(pattern)):
-                _copy(path, folder / place / path.name)
+    for name, model in local.items():
+        for path in (path for pattern in _MODEL_FILES for path in model.glob(pattern)):
+            _copy(path, folder / places[name] / path.name)
     for number, path in enumerate(images, 1):  # numbered, to keep their order and make names unique
         _copy(path, folder / "examples" / f"{number:02}-{path.name}")
     listed = "".join(f"    {json.dumps(name)}: {json.dumps(place)},\n" for name, place in places.items())
     app = _template("app.py").replace("MODELS: dict[str, str] = {}", f"MODELS = {{\n{listed}}}")
-    texts = {
+    texts |= {
         "README.md": _readme(places, title),
         "requirements.txt": _template("requirements.txt"),
         "app.py": re.sub(r"^LONGEST_SIDE = \d+", f"LONGEST_SIDE = {longest_side}", app, flags=re.MULTILINE),

@@ -20,6 +20,7 @@ from ..data.loading import load_split
 from ..inference.files import PredictionWriter
 from ..inference.graphs import load_segmenter
 from ..inference.segment import WHOLE_IMAGE
+from ..messages import public_name
 from ..metrics.confusion_csv import write_confusion_csv
 from ..structured_files import json_values, write_json
 
@@ -49,6 +50,7 @@ def evaluate_saved(
         options: Of `evaluate_segmenter`.
     """
     from accelerate import PartialState  # not at the top: a demo's Space does without accelerate
+    from accelerate.utils import gather_object
 
     from .segmenter import evaluate_segmenter
 
@@ -67,7 +69,7 @@ def evaluate_saved(
         writer.prepare()
     state.wait_for_everyone()
     scores = evaluate_segmenter(segmenter, dataset, processor=processor, on_prediction=writer, **options)
-    state.wait_for_everyone()  # the zip needs what every process wrote
+    written = gather_object(list(writer.written)) if writer else []  # by every process
     if state.is_main_process:
         print(format_scores(scores))
         if output:
@@ -75,7 +77,7 @@ def evaluate_saved(
             print(f"written: {output}, with the confusion matrix as .csv and .png beside it")
         if writer:
             print(f"label maps: {save_predictions}")
-            if archive := writer.pack():
+            if archive := writer.pack(written):
                 print(f"for the test server: {archive}")
     return scores
 
@@ -118,10 +120,11 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
 
     The confusion matrix goes beside it: `results.json` gets `results_confusion.csv` and `results_confusion.png`.
 
-    `scores` are those of `evaluate_segmenter`; `context` is added to the protocol, e.g. model, dataset, split. Returns
-    what was written as JSON.
+    `scores` are those of `evaluate_segmenter`; `context` is added to the protocol without local paths, e.g. model,
+    dataset, split. Returns what was written as JSON.
     """
-    protocol = {**context, **scores["protocol"], "date": date.today().isoformat(), "machine": machine_name()}
+    made = {"date": date.today().isoformat(), "machine": machine_name()}
+    protocol = {**public_protocol(context), **scores["protocol"], **made}
     plain = {name: value for name, value in scores.items() if name != "confusion_matrix"}
     results = json_values({**plain, "protocol": {**protocol, "versions": library_versions()}})
     path = Path(path)
@@ -141,11 +144,30 @@ def dataset_context(
     return {"dataset": name, "split": split, **options}
 
 
+def is_local(dataset: str) -> bool:
+    """Whether the name of a dataset is that of a local folder or file, which means nothing to others."""
+    return dataset not in BENCHMARKS and (Path(dataset).exists() or public_name(dataset) != dataset)
+
+
+def public_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy the protocol of an evaluation without local paths; `local_dataset` then says that there was one."""
+    paths = {name: public_name(protocol[name]) for name in ("model", "dataset", "list_file") if protocol.get(name)}
+    local = {"local_dataset": True} if is_local(protocol["dataset"]) else {}
+    return {**protocol, **paths, **local}
+
+
+def data_options(dataset: str, local: bool) -> dict[str, str]:
+    """Return the options that name the images; `FOLDER` stands for the reader's copy. None for those on the Hub."""
+    if local:
+        return {"dataset": "FOLDER"}
+    return {"data_dir": "FOLDER"} if dataset in BENCHMARKS and BENCHMARKS[dataset].files else {}
+
+
 def evaluate_command(protocol: Mapping[str, Any]) -> str:
     """Return the shell command that repeats an evaluation; `FOLDER` stands for the reader's copy of the images."""
     usual = WHOLE_IMAGE.describe()
     options: dict[str, Any] = {name: protocol[name] for name in ("model", "dataset", "split")}
-    options["data_dir"] = None if protocol["dataset"] == "scenes" else "FOLDER"
+    options |= data_options(protocol["dataset"], bool(protocol.get("local_dataset")))
     for name in ("list_file", "max_samples", "image_column", "label_column", "labels_as", "boundary_ratio", *usual):
         options[name] = protocol.get(name) if protocol.get(name) != usual.get(name) else None
     options["label_map"] = json.dumps(protocol["label_map"]) if protocol.get("label_map") else None

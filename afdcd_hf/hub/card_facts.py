@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from ..atomic_io import atomic_write
-from ..messages import without_tokens
+from ..messages import HUB_ID, without_tokens
 from ..structured_files import read_json
 
 FACTS_NAME = "card_facts.json"
 _FORMAT = 1
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
 # Types with a condition on the value, and the condition in words.
 Fraction = Annotated[float, lambda value: 0 <= value <= 1, "a fraction from 0 to 1 (76.4 % is 0.764)"]

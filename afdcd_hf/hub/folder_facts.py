@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
+import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,8 @@ from torch import nn
 from ..cost import ProfileSettings, count_macs_at, count_parameters, profile_model
 from ..cost.profiling import SIZES
 from ..data.benchmarks import BENCHMARKS
-from ..evaluation.results import evaluate_command
+from ..evaluation.results import evaluate_command, is_local, public_protocol
+from ..messages import public_name
 from ..models.heads import HEADS
 from ..models.loading import load_model
 from ..structured_files import read_json
@@ -37,6 +39,7 @@ from .weight_files import CONFIG_NAME, check_weights
 
 RESULTS_NAME = "results.json"
 CURVES_NAME = "training_curves.png"
+DATA_OPTIONS = ("max_samples", "image_column", "label_column", "label_map", "labels_as")
 _PICTURES = {
     CURVES_NAME: "Loss terms and mean IoU during training.",
     "results_confusion.png": "Confusion matrix of the evaluation.",
@@ -71,8 +74,8 @@ def update_card(
     facts = folder_facts(folder)
     if (repo_id := changes.pop("repo_id", None)) is not None:
         check_repo_id(repo_id)
-        facts = with_repo_id(facts, repo_id)
-    facts = facts if results is None else with_results(facts, results)
+        facts = with_repo_id(facts, repo_id, folder)
+    facts = facts if results is None else with_results(facts, results, folder)
     if dataset:
         if facts.dataset is None:
             raise ValueError("The card has no dataset whose title or id could be changed; pass results, too.")
@@ -113,7 +116,7 @@ def folder_facts(folder: str | Path) -> CardFacts:
     check_weights(folder)
     known = network_facts(load_model(str(folder)))
     facts = CardFacts(model_name=folder.resolve().name, pictures=known_pictures(folder), **known)
-    return with_results(facts, folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else facts
+    return with_results(facts, folder / RESULTS_NAME, folder) if (folder / RESULTS_NAME).is_file() else facts
 
 
 def known_pictures(folder: Path) -> list[Picture]:
@@ -142,19 +145,24 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return results
 
 
-def with_results(facts: CardFacts, path: str | Path) -> CardFacts:
-    """Replace the scores in the facts with those of a `results.json`; errors as in `read_results`."""
-    results, before = read_results(path), facts.dataset
-    measured = measured_results(results, facts.repo_id or facts.model_name)
-    name, split = (results["protocol"][key] for key in ("dataset", "split"))
-    if before is None or (before.name, before.split) != (public_name(name), split):
-        before = dataset_facts(name, split=split, num_images=measured.num_images)
-    return replace(facts, measured=measured, dataset=before)
+def with_results(facts: CardFacts, path: str | Path, folder: Path) -> CardFacts:
+    """Replace the scores in the folder's facts with those of a `results.json`; errors as in `read_results`."""
+    measured = measured_results(read_results(path), facts.repo_id or folder.resolve().name)
+    now, before, dataset = measured.protocol, facts.measured.protocol if facts.measured else {}, facts.dataset
+    is_public = not now.get("local_dataset")
+    if dataset is None or (dataset.name, dataset.is_public) != (now["dataset"], is_public):
+        dataset = dataset_facts(now["dataset"], is_public)
+    elif (dataset.split, dataset.num_images) != (now["split"], measured.num_images) or any(
+        before.get(name) != now.get(name) for name in ("list_file", *DATA_OPTIONS)
+    ):
+        dataset = replace(dataset, fingerprint=None)  # of other images or labels
+    dataset = replace(dataset, split=now["split"], num_images=measured.num_images)
+    return replace(facts, measured=measured, dataset=dataset)
 
 
 def measured_results(results: Mapping[str, Any], model_name: str) -> MeasuredResults:
     """Convert the content of a `results.json` for the card, with the model's name or Hub id in place of its path."""
-    protocol = public_protocol(results["protocol"], model_name)
+    protocol = {**public_protocol(results["protocol"]), "model": model_name}
     protocol.pop("versions", None)
     environment = {name: protocol.pop(name, None) for name in ("date", "machine")}
     names = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "num_images")
@@ -162,15 +170,18 @@ def measured_results(results: Mapping[str, Any], model_name: str) -> MeasuredRes
     return MeasuredResults(**scores, protocol=protocol, command=_command(protocol), **environment)
 
 
-def public_protocol(protocol: Mapping[str, Any], model_name: str) -> dict[str, Any]:
-    """Copy the protocol of an evaluation without local paths."""
-    paths = {name: public_name(protocol[name]) for name in ("dataset", "list_file") if protocol.get(name)}
-    return {**protocol, "model": model_name, **paths}
+def public_results(path: str | Path, model_name: str) -> str:
+    """Return a `results.json` to publish: without local paths, whichever version wrote it; see `read_results`."""
+    results = read_results(path)
+    protocol = {**public_protocol(results["protocol"]), "model": model_name}
+    return json.dumps({**results, "protocol": protocol}, indent=2) + "\n"
 
 
-def with_repo_id(facts: CardFacts, repo_id: str) -> CardFacts:
-    """Copy the facts with the repository's name, also in title and commands."""
-    facts = replace(facts, repo_id=repo_id, model_name=repo_id.split("/")[-1])
+def with_repo_id(facts: CardFacts, repo_id: str, folder: Path) -> CardFacts:
+    """Copy the folder's facts with the repository's name, also in commands and in a title nobody chose."""
+    unset = (folder.resolve().name, (facts.repo_id or "").split("/")[-1])
+    title = repo_id.split("/")[-1] if facts.model_name in unset else facts.model_name
+    facts = replace(facts, repo_id=repo_id, model_name=title)
     if facts.measured is None or "model" not in facts.measured.protocol:
         return facts
     protocol = {**facts.measured.protocol, "model": repo_id}
@@ -184,21 +195,13 @@ def check_repo_id(repo_id: str) -> None:
     validate_repo_id(repo_id)
 
 
-def dataset_facts(name: str, **known: Any) -> DatasetFacts:
+def dataset_facts(name: str, is_public: bool | None = None, **known: Any) -> DatasetFacts:
     """Facts of a dataset from the table of benchmarks and from `known`; of a local folder only its name is given."""
-    benchmark = BENCHMARKS.get(name)
-    is_public = benchmark is not None or not Path(name).exists()
+    is_public = not is_local(name) if is_public is None else is_public
+    benchmark = BENCHMARKS.get(name) if is_public else None
     known = {"hub_id": name if is_public and HUB_ID.fullmatch(name) else None, **known}
     listed: dict[str, Any] = {"pretty_name": benchmark.title, "license": benchmark.licence} if benchmark else {}
     return DatasetFacts(name=public_name(name), is_public=is_public, **listed, **known)
-
-
-def public_name(name_or_path: str | Path) -> str:
-    """Return Hub ids and benchmark names unchanged, and only the last part of local paths, which are private."""
-    text = str(name_or_path)
-    if Path(text).exists() or not (HUB_ID.fullmatch(text) or "/" not in text):
-        return Path(text).resolve().name
-    return text
 
 
 def describe(config: Any) -> str:

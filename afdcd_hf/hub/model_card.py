@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from ..atomic_io import atomic_write
 from ..citations import AF_DCD
+from ..evaluation.results import data_options
 from .card_facts import CardFacts
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,15 @@ def render_card(facts: CardFacts) -> str:
     """Render a model card: YAML metadata, then Markdown. The same facts give the same text."""
     others = [text.strip() for text in facts.citations if text.strip() != AF_DCD]
     texts = {"metadata": card_metadata(facts).to_yaml(), "marker": MARKER, "citations": [AF_DCD, *others]}
-    return _template().render(facts=facts, **texts)
+    return _template().render(facts=facts, verify_command=_verify_command(facts), **texts)
+
+
+def _verify_command(facts: CardFacts) -> str:
+    words = ["afdcd", "verify", facts.repo_id or f"path/to/{facts.model_name}"]
+    options = data_options(facts.dataset.name, not facts.dataset.is_public) if facts.dataset else {}
+    if facts.measured and facts.measured.protocol.get("list_file"):
+        options["list_file"] = facts.measured.protocol["list_file"]
+    return shlex.join([*words, *(word for name, value in options.items() for word in (f"--{name}", value))])
 
 
 @cache
@@ -50,7 +59,6 @@ def _template() -> Any:
         paragraph=lambda text: Markup(_SCRIPT_LINK.sub(r"\1about:blank#", html.escape(text, quote=False))),
         fenced=_fenced,
         literal=lambda text: Markup(json.dumps(text, ensure_ascii=False)),
-        quoted=shlex.quote,
         raw=Markup,
     )
     return environment.from_string(Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8"))

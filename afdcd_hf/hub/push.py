@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..messages import without_tokens
 from ..structured_files import read_json
 from .card_facts import FACTS_NAME, CardFacts, facts_json, read_facts
-from .folder_facts import RESULTS_NAME, check_repo_id, public_protocol, read_results, with_repo_id
+from .folder_facts import RESULTS_NAME, check_repo_id, public_results, with_repo_id
 from .model_card import CARD_NAME, is_handwritten, render_card
 from .weight_files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, check_weights
 
@@ -131,12 +130,10 @@ def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) ->
         found = f"{outside[0]} is a link to {outside[0].resolve()}, and push follows no links out of the folder"
         raise ValueError(f"{found}; put the file itself there, or remove the link.")
     if RESULTS_NAME in contents:
-        results = read_results(folder / RESULTS_NAME)
-        results["protocol"] = public_protocol(results["protocol"], repo_id)
-        contents[RESULTS_NAME] = (json.dumps(results, indent=2) + "\n").encode("utf-8")
+        contents[RESULTS_NAME] = public_results(folder / RESULTS_NAME, repo_id).encode("utf-8")
     if FACTS_NAME in contents:
         facts = read_facts(folder)
-        public = with_repo_id(facts, repo_id)
+        public = with_repo_id(facts, repo_id, folder)
         contents |= {FACTS_NAME: facts_json(public), **_eval_results(public)}
         if card == render_card(facts):
             card = render_card(public)

@@ -23,10 +23,11 @@ from ..data.loading import load_split
 from ..data.statistics import fingerprint, is_generated
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
+from ..messages import public_name
 from ..models.loading import load_model, load_processor
 from ..structured_files import json_values
 from .card_facts import FACTS_NAME, HUB_ID, read_facts
-from .folder_facts import RESULTS_NAME, measured_results, public_name, read_results
+from .folder_facts import DATA_OPTIONS, RESULTS_NAME, measured_results, read_results
 from .model_card import CARD_NAME
 from .push import plain_hub_errors
 from .weight_files import check_weights
@@ -34,7 +35,6 @@ from .weight_files import check_weights
 TOLERANCE = 0.0005
 _ROUNDING = 5.0001e-5  # the metadata has percentages with two decimals
 _FILES = ("README.md", "*.json", "*.safetensors")
-_DATA_OPTIONS = ("max_samples", "image_column", "label_column", "label_map", "labels_as")
 _SETTINGS = ("scales", "flip", "window", "stride", "precision")
 _IRRELEVANT = ("model", "dataset", "split", "list_file", "date", "machine", "versions", "boundary_ratio")
 
@@ -111,7 +111,7 @@ def verify(
     if known.get("list_file") and list_file is None:
         mine = f"The score was measured on the images of a list named {known['list_file']!r}"
         raise ValueError(f"{mine}; pass yours as list_file (--list_file).")
-    choice = {option: known[option] for option in _DATA_OPTIONS if known.get(option) is not None}
+    choice = {option: known[option] for option in DATA_OPTIONS if known.get(option) is not None}
     images = load_split(name, known["split"], data_dir, list_file=list_file, **choice)
     weights = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in check_weights(folder)}
     network = load_model(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import html
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -95,10 +96,13 @@ def test_a_segmenter_returns_the_label_map_of_segment_image_and_describes_itself
     assert one.facts.startswith("FCN on resnet18") and one.facts.endswith("0.04 M parameters")
 
 
-def test_a_measured_score_is_shown_and_an_empty_list_of_models_is_refused(model, tmp_path):
+def test_a_measured_score_is_shown_without_local_paths_and_an_empty_list_of_models_is_refused(model, tmp_path):
     results = shutil.copytree(model, tmp_path / "model") / "results.json"
-    results.write_text('{"mean_iou": 0.4598, "protocol": {"dataset": "camvid", "split": "val"}}')
-    assert load_segmenters({"mine": results.parent}, "cpu")[0].facts.endswith("mIoU 46.0 % on camvid val")
+    results.write_text('{"mean_iou": 0.4598, "protocol": {"dataset": "/home/me/streets", "split": "val"}}')
+    assert load_segmenters({"mine": results.parent}, "cpu")[0].facts.endswith("mIoU 46.0 % on streets val")
+    [copied] = write_space({"mine": results.parent}, tmp_path / "space").glob("models/*/results.json")
+    protocol = {"dataset": "streets", "split": "val", "local_dataset": True, "model": "mine"}
+    assert json.loads(copied.read_text()) == {"mean_iou": 0.4598, "protocol": protocol}
     with pytest.raises(ValueError, match="at least one model"):
         load_segmenters({})
 

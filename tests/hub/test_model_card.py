@@ -92,7 +92,7 @@ def hostile_card() -> str:
         model_name=HOSTILE,
         repo_id=None,
         architecture=HOSTILE,
-        dataset=DatasetFacts(HOSTILE, HOSTILE, HOSTILE, HOSTILE),
+        dataset=DatasetFacts(HOSTILE, HOSTILE, HOSTILE, HOSTILE, is_public=False),
         measured=MeasuredResults(0.5, per_category_iou={HOSTILE: 0.5}, protocol={HOSTILE: HOSTILE}, machine=HOSTILE,
                                  command="afdcd evaluate --dataset '```\n# x'"),
         comparison=[ComparisonRow(HOSTILE)],
@@ -126,7 +126,7 @@ def test_examples_are_valid_python_and_commands_are_quoted_for_a_shell():
     (name,) = [node.value.value for node in ast.parse(first).body if ast.unparse(node).startswith("name =")]
     assert name == f"path/to/{HOSTILE}" and ast.parse(second)
     (command,) = re.findall(r"(?ms)^```bash\n(afdcd verify .*?)\n```$", text)
-    assert shlex.split(command) == ["afdcd", "verify", f"path/to/{HOSTILE}", "--data_dir", "FOLDER"]
+    assert shlex.split(command) == ["afdcd", "verify", f"path/to/{HOSTILE}", "--dataset", "FOLDER"]
 
 
 def test_the_card_is_replaced_by_the_next_one_and_a_full_disk_keeps_card_and_facts(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -197,6 +198,36 @@ def test_the_examples_on_the_card_run_unchanged(published, tmp_path, monkeypatch
     assert names["label_map"].shape == (40, 48) and names["masks"][0]["mask"].size == (48, 40)
 
 
+def test_the_commands_on_the_card_of_a_model_scored_on_a_local_folder_run_with_the_readers_folder(
+    published, model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(published / "data" / "val", "my data/images/val")
+    shutil.copytree(published / "data" / "valannot", "my data/labels/val")
+    words = ["--dataset", tmp_path / "my data", "--device", "cpu", "--output", "results.json"]
+    assert status("evaluate", "--model", model, *words) == 0 and str(tmp_path) not in Path("results.json").read_text()
+    (model / FACTS_NAME).unlink()
+    assert status("card", model, "--results", "results.json") == 0
+    text = (model / "README.md").read_text("utf-8")
+    assert ModelCard(text).data.datasets is None and "| local_dataset | True |" in text
+    commands = re.findall(r"^afdcd (?:evaluate|verify) .*", text, flags=re.MULTILINE)
+    for command in (line.replace("path/to/", "").replace("FOLDER", "'my data'") for line in commands):
+        assert main(shlex.split(command)[1:]) == 0
+    assert len(commands) == 2
+
+
+def test_new_scores_replace_the_number_of_images_and_drop_the_fingerprint_of_other_images(published, model):
+    facts, path = read_facts(model), model / "results.json"
+    write_facts(model, replace(facts, dataset=replace(facts.dataset, fingerprint="0123", train_split="train")))
+    assert status("card", model, "--results", path) == 0 and read_facts(model).dataset.fingerprint == "0123"
+    results = json.loads(path.read_text())
+    results["protocol"]["max_samples"] = results["num_images"] = 2
+    path.write_text(json.dumps(results))
+    assert status("card", model, "--results", path) == 0
+    dataset = read_facts(model).dataset
+    assert (dataset.num_images, dataset.fingerprint, dataset.train_split) == (2, None, "train")
+
+
 def test_a_card_is_rendered_from_the_folder_alone_and_names_no_local_path(published):
     text = (published / "model" / "README.md").read_text("utf-8")
     data = ModelCard(text).data
@@ -215,7 +246,14 @@ def test_additions_are_kept_when_the_card_is_rendered_again(model, tmp_path):
     assert status("card", model, *words, "--license", "other", *named) == 0
     assert status("card", model, "--title", "Renamed", "--tag", "streets", "--license-name", "Theirs") == 0
     text, facts = (model / "README.md").read_text("utf-8"), read_facts(model)
-    assert "# Renamed\n" in text and "![A street](<street.png>)" in text and "\nMind.\n" in text
+    (pushed,) = [file.read().decode() for file in plan_push(model, "me/other").files if file.name == "README.md"]
+    assert (
+        "# Renamed\n" in text
+        and "# Renamed\n" in pushed
+        and "me/other" in pushed
+        and "![A street](<street.png>)" in text
+        and "\nMind.\n" in text
+    )
     assert "| mIoU | 76.43 |" in text and "streets" in ModelCard(text).data.tags
     assert (model / "street.png").is_file() and facts.reported.mean_iou == pytest.approx(0.7643)
     assert (facts.license_name, facts.license_link) == ("Theirs", named[-1])
