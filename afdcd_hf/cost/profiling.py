@@ -63,12 +63,16 @@ def count_macs(model: nn.Module, size: tuple[int, int], channels: int = 3) -> in
 
 
 def count_macs_at(model: nn.Module, sizes: Iterable[tuple[int, int]]) -> list[int]:
-    """Count MACs as `count_macs` does, for one RGB image at each `(height, width)`, from shapes alone."""
+    """Count MACs as `count_macs` does, for one RGB image at each `(height, width)`, from shapes alone if possible."""
     shapes = copy.deepcopy(model).to("meta")
     for module in shapes.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.ReLU)):
             vars(module)["forward"] = lambda input: input  # counts 0, and takes most of the time on the meta device
-    return [count_macs(shapes, size) for size in sizes]
+    sizes = list(sizes)
+    try:
+        return [count_macs(shapes, size) for size in sizes]
+    except RuntimeError:  # the model reads values, as EoMT does, or fails on a size, which the next line reports
+        return [count_macs(model, size) for size in sizes]
 
 
 @dataclass(frozen=True)

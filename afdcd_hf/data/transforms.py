@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..models.image_modes_afdcd import as_rgb
+from ..models.loading import whole_image
 from .checks import check_same_size
 
 _ONE = 2**11  # bilinear weights have 11 bits, as OpenCV's for uint8
@@ -128,7 +129,8 @@ class RandomScaleCropFlip:
 
 def run_processor(processor: Callable[..., Any], pixels: Tensor) -> Tensor:
     """Run an image processor on a crop, `(3, h, w)` uint8 RGB, to float32; ValueError if it changes the size."""
-    pixel_values = processor(images=pixels.contiguous(), return_tensors="pt", do_resize=False)["pixel_values"][0]
+    options = {"return_tensors": "pt", "do_resize": False, **whole_image(processor)}
+    pixel_values = processor(images=pixels.contiguous(), **options)["pixel_values"][0]
     if pixel_values.shape != pixels.shape:
         raise ValueError(
             f"The processor turned a {tuple(pixels.shape)} crop into {tuple(pixel_values.shape)}, so that the "

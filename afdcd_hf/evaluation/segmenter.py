@@ -24,6 +24,7 @@ from ..inference.segment import WHOLE_IMAGE, InferenceSettings, Predictor, Sampl
 from ..metrics.boundary_iou import StreamingBoundaryIoU
 from ..metrics.mean_iou import StreamingMeanIoU
 from ..model_utils import align_corners_of, device_of, dtype_of
+from ..models.loading import is_bgr
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ def _protocol(model: nn.Module, processor: Any) -> dict[str, Any]:
         "align_corners": align_corners_of(model),
         "input_size": dict(processor.size) if own["resize"] else "image size",
         "input_resampling": Resampling(processor.resample).name.lower() if own["resize"] else None,
-        "channel_order": "BGR" if getattr(processor, "do_flip_channels", False) else "RGB",
+        "channel_order": "BGR" if is_bgr(processor) else "RGB",
         "rescale_factor": processor.rescale_factor if own["rescale"] else None,
         "image_mean": list(processor.image_mean) if own["normalize"] else None,
         "image_std": list(processor.image_std) if own["normalize"] else None,

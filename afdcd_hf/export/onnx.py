@@ -22,6 +22,7 @@ from ..atomic_io import atomic_write, check_can_write, refuse_existing
 from ..data.transforms import run_processor
 from ..inference.graphs import METADATA_KEY, ONNX_PACKAGES, OnnxSegmenter, check_packages
 from ..model_utils import align_corners_of, dtype_of
+from ..models.loading import FLIPS, is_bgr, whole_image
 from ..models.modeling_afdcd import upsample_logits
 
 # (batch, height, width): sides divisible by the strides or not, landscape and portrait, one image and several
@@ -119,13 +120,25 @@ def check_output(output: str | Path, overwrite: bool = False, suffix: str = ".on
 
 def processor_settings(processor: Any) -> dict[str, Any]:
     """Return an image processor's settings without `auto_map`, since its files are not beside the graph."""
-    return {name: value for name, value in json.loads(processor.to_json_string()).items() if name != "auto_map"}
+    settings = json.loads(processor.to_json_string()) | whole_image(processor)
+    return {name: value for name, value in settings.items() if name != "auto_map"}
 
 
 def attach_facts(proto: Any, description: str) -> None:
     """Replace a graph's metadata with the description that segmenters read."""
     del proto.metadata_props[:]
     proto.metadata_props.add(key=METADATA_KEY, value=description)
+
+
+def class_names(model: nn.Module) -> dict[int, str]:
+    """Return the classes of the model's configuration, by id; ValueError if it has none."""
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        raise ValueError(
+            f"The classes are unknown: {type(model).__name__} has no config. Wrap the model with "
+            "as_segmenter(model, id2label={0: ..., 1: ...}) or as_segmenter(model, num_labels=...)."
+        )
+    return config.id2label
 
 
 class Graph(nn.Module):
@@ -145,6 +158,7 @@ class Graph(nn.Module):
         super().__init__()
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"size={size!r}: expected height and width, two positive whole numbers.")
+        self.id2label = class_names(model)
         self.model, self.processor = copy.deepcopy(model).cpu().float().eval(), processor
         self.upsample, self.argmax, self.size, self.fp16 = upsample, argmax, size, fp16
         self.with_preprocessing = with_preprocessing
@@ -158,10 +172,10 @@ class Graph(nn.Module):
         config: Any = self.model.config
         described = processor_settings(self.processor)
         if self.with_preprocessing:
-            described |= {"do_rescale": False, "do_normalize": False, "do_flip_channels": False}
+            described |= dict.fromkeys(("do_rescale", "do_normalize", *FLIPS), False)
         return json.dumps(
             {
-                "id2label": {str(index): name for index, name in config.id2label.items()},
+                "id2label": {str(index): name for index, name in self.id2label.items()},
                 "align_corners": align_corners_of(self.model),
                 "ignore_index": getattr(config, "semantic_loss_ignore_index", 255),
                 "input": self.input_name,
@@ -198,7 +212,7 @@ class Graph(nn.Module):
     def preprocessed(self, image: Tensor) -> Tensor:
         """Flip, rescale and normalise as the processor does: `(B, H, W, 3)` uint8 to `(B, 3, H, W)` float32."""
         pixels = image.permute(0, 3, 1, 2)
-        if getattr(self.processor, "do_flip_channels", False):
+        if is_bgr(self.processor):
             pixels = pixels.flip(1)
         factor = self.processor.rescale_factor if self.processor.do_rescale else 1.0
         if not self.processor.do_normalize:

@@ -62,7 +62,8 @@ def compare_runtimes(
     Raises:
         ValueError: a graph's label maps are smaller than the image, so they cannot be scored.
     """
-    segmenters = {name: load_graph(path)[0] for name, path in graphs.items()}
+    loaded = {name: load_graph(path) for name, path in graphs.items()}  # a graph may include preprocessing
+    segmenters = {name: segmenter for name, (segmenter, _) in loaded.items()}
     model = model.cpu()
     fixed = next((one.facts["size"] for one in segmenters.values() if one.facts["size"]), None)
     inputs = torch.zeros(1, 3, *(fixed or (512, 512)))
@@ -82,15 +83,15 @@ def compare_runtimes(
         settings = one.settings_for(settings)
     expected = [segment_image(model, processor, image, settings) for image in images]
     rows: list[RuntimeRow] = []
-    for name, segmenter in {"PyTorch": model, **segmenters}.items():
+    for name, (segmenter, own) in {"PyTorch": (model, processor), **loaded}.items():
         median, p95 = np.percentile(seconds[name][_WARMUP:], [50, 95]).tolist()
         score = change = others = None
         if dataset is not None:
-            score = evaluate_segmenter(segmenter, dataset, processor=processor, settings=settings)["mean_iou"]
+            score = evaluate_segmenter(segmenter, dataset, processor=own, settings=settings)["mean_iou"]
             change = score - (rows[0].mean_iou if rows else score)
         if isinstance(segmenter, GraphSegmenter):
             size_in_bytes = segmenter.size_in_bytes
-            found = [segment_image(segmenter, processor, image, settings) for image in images]
+            found = [segment_image(segmenter, own, image, settings) for image in images]
             unequal = [(a != b).ravel() for a, b in zip(found, expected, strict=True)]
             others = float(np.concatenate(unequal).mean()) if unequal else None
         else:

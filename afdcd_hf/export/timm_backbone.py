@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..atomic_io import atomic_folder
+from ..models.loading import is_bgr
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 
 # fields of timm's pretrained_cfg that describe the architecture, not the origin of the weights
@@ -128,7 +129,7 @@ def _write(model: AfDcdForSemanticSegmentation, processor: Any, folder: Path) ->
         stride=settings.output_stride,
         mean=[round(value, 6) for value in mean],
         std=[round(value, 6) for value in std],
-        order=", channels in the order BGR" if getattr(processor, "do_flip_channels", False) else " (RGB)",
+        order=", channels in the order BGR" if is_bgr(processor) else " (RGB)",
         lacking=_LACKING.format(names=", ".join(lacking)) if lacking else "",
     )
     (folder / "README.md").write_text(readme)

@@ -16,7 +16,7 @@ from ..atomic_io import atomic_folder
 from ..charts.label_maps import line_colors
 from ..inference.graphs import load_segmenter
 from ..inference.predictions import class_legend
-from .onnx import ParityRow, export_onnx, format_parity
+from .onnx import ParityRow, class_names, export_onnx, format_parity
 
 LOCAL = Path("node_modules", "onnxruntime-web")  # where `npm install onnxruntime-web` puts it
 CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"  # the version with which the page was tested
@@ -63,7 +63,7 @@ def export_web(
             raise ValueError(f"The image processor resizes to {sides}: fix the page's size with --size HEIGHT WIDTH.")
         size = sides["height"], sides["width"]
     source, address = _find_runtime(runtime)
-    names, colours = class_legend(model.config.id2label)  # type: ignore[union-attr, arg-type]
+    names, colours = class_legend(class_names(model))
     rows_of_page = zip(names, colours.tolist(), line_colors(colours).tolist(), strict=True)
     classes = [{"name": name, "colour": colour, "line": [line] * 3} for name, colour, [line] in rows_of_page]
     values = {

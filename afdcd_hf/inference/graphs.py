@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..models.loading import load_model, load_processor
 from ..models.modeling_afdcd import AfDcdOutput
@@ -84,7 +84,15 @@ class GraphSegmenter(nn.Module, ABC):
         return sum(file.stat().st_size for file in files)
 
     def settings_for(self, settings: InferenceSettings) -> InferenceSettings:
-        """Return the settings, with windows of the graph's fixed size, if any, unless they have some already."""
+        """Return the settings, with windows of the graph's fixed size, if any, unless they have some already.
+
+        A ValueError if the graph cannot be run with these settings.
+        """
+        if settings.precision != "fp32":
+            raise ValueError(
+                f"precision={settings.precision!r}: {self.path} runs in the precision it was exported in. Leave the "
+                "option out, or export the model with --fp16."
+            )
         if self.facts["output"] == "labels" and not self.facts["upsample"]:
             raise ValueError(f"{self.path} outputs label maps smaller than the image: export it with --upsample.")
         size = self.facts["size"]
@@ -194,7 +202,7 @@ def load_graph(path: str | Path, threads: int | None = None) -> tuple[GraphSegme
     segmenter = GRAPHS[Path(path).suffix](path, threads)
     with TemporaryDirectory() as folder:
         Path(folder, "preprocessor_config.json").write_text(json.dumps(segmenter.facts["processor"]))
-        return segmenter, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        return segmenter, load_processor(folder)
 
 
 def load_segmenter(name_or_path: str) -> tuple[Any, Any]:

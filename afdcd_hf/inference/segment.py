@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ..model_utils import align_corners_of, device_of, dtype_of, evaluating
 from ..models.image_modes_afdcd import as_rgb
+from ..models.loading import whole_image
 from ..models.modeling_afdcd import upsample_logits
 
 logger = logging.getLogger(__name__)
@@ -95,8 +96,7 @@ def make_sample(processor: Any, image: Image.Image, name: str = "", label: Tenso
         rgb = as_rgb(image)
     except ValueError as error:
         raise ValueError(f"{name or 'The image'}: {error}.") from error
-    unpadded = {"do_pad": False} if getattr(processor, "do_pad", None) else {}  # padding would not be cropped again
-    pixel_values = processor(images=rgb, return_tensors="pt", **unpadded)["pixel_values"][0]
+    pixel_values = processor(images=rgb, return_tensors="pt", **whole_image(processor))["pixel_values"][0]
     return Sample(name, pixel_values, (image.height, image.width), label)
 
 

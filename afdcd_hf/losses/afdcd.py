@@ -100,14 +100,14 @@ class AfDcdLoss(RestorationLoss):
         Args:
             student_map: `(B, Cs, h, w)`, any floating dtype.
             teacher_map: `(B, Ct, h', w')`, any floating dtype; never receives a gradient.
-            mask: `(B, 1, h, w)`, 1 = kept, 0 = hidden; drawn as configured if None.
+            mask: `(B, 1, h, w)` of any dtype, 1 = kept, 0 = hidden; drawn as configured if None.
             terms: those to compute.
         """
         student_map, target = self.maps(Activations(None, student_map), Activations(None, teacher_map))
         batch, _, height, width = student_map.shape
         if mask is not None and mask.shape != (batch, 1, height, width):
             raise ValueError(f"the mask has shape {tuple(mask.shape)}; expected {(batch, 1, height, width)}.")
-        restored = self.restored(student_map, mask)  # (B, Ct, h, w)
+        restored = self.restored(student_map, None if mask is None else mask.to(student_map.dtype))  # (B, Ct, h, w)
         raw = {}
         if "feature" in terms:
             raw["feature"] = restoration_error(restored, target, reduction=self.reduction)

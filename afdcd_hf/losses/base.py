@@ -124,7 +124,10 @@ class DistillationLoss(nn.Module):
 
     @property
     def reads_teacher_logits(self) -> bool:
-        """Whether `forward` may read the teacher's logits; if no loss does, the teacher stops at its maps."""
+        """Whether `forward` may read the teacher's logits; if no loss does, the teacher stops at its maps.
+
+        By default, only a loss whose terms are all on maps does not: if it reads logits too, set this to True.
+        """
         return not self.map_terms or bool(self.switched_on(self.logits_terms))
 
     @property
@@ -143,8 +146,15 @@ class DistillationLoss(nn.Module):
         Returns:
             One scalar per term; terms of weight 0 are left out.
         """
-        weights = self.switched_on({**self.map_terms, **self.logits_terms})
-        terms = self.compute(student, teacher, labels) if weights else {}
+        declared = {**self.map_terms, **self.logits_terms}
+        weights = self.switched_on(declared)
+        terms = {} if declared and not weights else self.compute(student, teacher, labels)
+        if not declared or not set(weights) <= set(terms) <= set(declared):
+            raise ValueError(
+                f"the loss {self.name!r} declares the terms {_listed(declared)} in map_terms and logits_terms, and its "
+                f"compute returns {_listed(terms)}: declare each term with the option that is its weight, as in "
+                'map_terms = {"cosine": "weight"}, and return at least those whose weight is above 0.'
+            )
         return {name: weight * terms[name] for name, weight in weights.items()}
 
     def compute(self, student: Activations, teacher: Activations, labels: Tensor | None) -> dict[str, Tensor]:
@@ -160,9 +170,10 @@ class DistillationLoss(nn.Module):
         """Return both logits, at least float32, the teacher's detached and resized; ValueError if they do not fit."""
         ours, theirs = student.logits, teacher.logits
         if ours is None or theirs is None or ours.ndim != 4 or theirs.ndim != 4 or len(ours) != len(theirs):
+            undeclared = "" if self.reads_teacher_logits else " Set reads_teacher_logits = True in the loss's class."
             raise ValueError(
                 f"student logits {_shape(ours)} and teacher logits {_shape(theirs)} must both be (B, K, h, w) "
-                "with the same batch size."
+                f"with the same batch size.{undeclared}"
             )
         if ours.shape[1] != theirs.shape[1]:
             raise ValueError(
@@ -295,6 +306,10 @@ def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if teacher.shape[-2:] != student.shape[-2:]:
         teacher = F.interpolate(teacher, student.shape[-2:], mode="bilinear", align_corners=False)
     return student, teacher
+
+
+def _listed(terms: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, terms)) or "none"
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

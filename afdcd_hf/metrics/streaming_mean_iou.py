@@ -57,7 +57,29 @@ class StreamingMeanIoUMetric(evaluate.Metric):
         self.add_batch(predictions=[prediction], references=[reference])
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
-        """Count the maps of a batch; ValueError if numbers or shapes differ, or values are not integers."""
+        """Count a batch; ValueError, and nothing counted, if numbers or shapes differ, or values are not integers."""
+        self._counts = self._counts_with(predictions, references)
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any]:
+        """Compute the scores of the maps given here and those added before, which are then forgotten.
+
+        `options` are those of the class, and override those given to it. ValueError if `num_labels` is unknown or a
+        counted value is outside 0..K-1; of the maps, those that were added before are then kept.
+
+        Returns:
+            `mean_iou`, `mean_accuracy` and `overall_accuracy`, floats in 0..1, and `per_category_iou` and
+            `per_category_accuracy`, `(K,)` float64, NaN where undefined.
+        """
+        counts = self._counts
+        if predictions is not None or references is not None:
+            counts = self._counts_with(predictions, references)
+        given = {name: value for name, value in options.items() if value is not None}
+        scores = _scores(counts, **{**self._options, **given})
+        self._counts.clear()
+        return scores
+
+    def _counts_with(self, predictions: Any, references: Any) -> Counter[tuple[int, int]]:
+        counts = self._counts.copy()
         batch = predictions if isinstance(predictions, (list, tuple)) else [predictions]
         truths = references if batch is predictions else [references]
         for given in zip(batch, truths, strict=True):
@@ -65,24 +87,8 @@ class StreamingMeanIoUMetric(evaluate.Metric):
             check_maps(*maps)
             predicted, truth, times = distinct_pairs(*(torch.from_numpy(ids.astype(np.int64)) for ids in maps))
             for pair in zip(truth.tolist(), predicted.tolist(), times.tolist(), strict=True):
-                self._counts[pair[:2]] += pair[2]
-
-    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any]:
-        """Compute the scores of the maps given here and those added before, which are then forgotten.
-
-        `options` are those of the class, and override those given to it. ValueError if `num_labels` is unknown or a
-        counted value is outside 0..K-1; maps that were added are then kept.
-
-        Returns:
-            `mean_iou`, `mean_accuracy` and `overall_accuracy`, floats in 0..1, and `per_category_iou` and
-            `per_category_accuracy`, `(K,)` float64, NaN where undefined.
-        """
-        if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references)
-        given = {name: value for name, value in options.items() if value is not None}
-        scores = _scores(self._counts, **{**self._options, **given})
-        self._counts.clear()
-        return scores
+                counts[pair[:2]] += pair[2]
+        return counts
 
     def _info(self) -> evaluate.MetricInfo:
         label_map = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 MODEL_TYPES = ("eomt", "eomt_dinov3", "mask2former", "maskformer")
+FLIPS = ("do_flip_channels", "do_flip_channel_order")  # settings that turn RGB into BGR: ours, and MobileViT's
 # Weights that affect neither logits nor a layer's maps; saved folders may lack them.
 _UNUSED = ("criterion.", "pooler.")
 
@@ -56,13 +57,25 @@ def load_model(name_or_path: str | Path, *, needs_logits: bool = True) -> nn.Mod
 def load_processor(name_or_path: str | Path) -> Any:
     """Load a model's image processor; code in its folder is never run. Errors as for `load_model`.
 
-    EoMT's splitting and padding of images is switched off, because sliding windows replace it here.
+    Splitting, padding and cropping of images is switched off (see `whole_image`): sliding windows replace it here.
     """
     processor = _loaded(AutoImageProcessor, name_or_path, "an image processor")
-    for name in ("do_split_image", "do_pad"):  # otherwise the label map would not cover the same area as the image
-        if getattr(processor, name, False):
-            setattr(processor, name, False)
+    vars(processor).update(whole_image(processor))
     return processor
+
+
+def whole_image(processor: Any) -> dict[str, bool]:
+    """Return the settings that an image processor needs so that its result covers the whole image and nothing else.
+
+    Otherwise a label map, which is resized to the image, would be shifted and stretched.
+    """
+    parts = ("do_split_image", "do_pad", "do_center_crop")
+    return {name: False for name in parts if getattr(processor, name, False)}
+
+
+def is_bgr(processor: Any) -> bool:
+    """Return whether an image processor turns RGB into BGR."""
+    return any(getattr(processor, name, False) for name in FLIPS)
 
 
 def _loaded(auto_class: Any, name_or_path: str | Path, what: str, **options: Any) -> Any:

@@ -244,10 +244,24 @@ def prepare_distillation(
             f"The teacher, a {type(teacher).__name__}, has no class scores (.logits of shape (B, K, h, w)), which the "
             f"loss {' and '.join(readers)} reads: choose a loss on feature maps only, or wrap it: as_segmenter."
         )
-    with torch.no_grad():
-        loss(seen, taught, batch["labels"])
+    _try_loss(loss, seen, taught, batch["labels"])
     distilled = DistillationModel(student, loss, TaskLoss.for_model(student, args), layers[0])
     return distilled, layers[1], taught.logits is not None
+
+
+@torch.no_grad()
+def _try_loss(loss: DistillationLoss, student: Activations, teacher: Activations, labels: Tensor) -> None:
+    """Compute the loss as in training, where the teacher may stop at its maps; ValueError if it then needs logits."""
+    if loss.reads_teacher_logits:
+        loss(student, teacher, labels)
+        return
+    try:
+        loss(student, teacher._replace(logits=None), labels)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"The loss {loss.name!r} gets no teacher.logits, because it has map_terms alone, and fails: {error}. If it "
+            "reads them, set reads_teacher_logits = True in its class."
+        ) from error
 
 
 def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> int:

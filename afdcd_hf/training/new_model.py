@@ -15,13 +15,13 @@ from torch import nn
 from ..data.checks import differing_classes
 from ..hub.folder_facts import public_name
 from ..models.image_processing_afdcd import RELEASED_INPUT, AfDcdImageProcessor
-from ..models.loading import load_model, load_processor
+from ..models.loading import is_bgr, load_model, load_processor
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 from .options import ModelArguments
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_flip_channels")
+_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
 def build_model(args: ModelArguments, classes: Sequence[str], teacher_processor: Any = None) -> tuple[nn.Module, Any]:
@@ -115,6 +115,7 @@ def _new_processor(
         known = {name: getattr(teacher_processor, name, None) for name in _SETTINGS}
         settings = {name: list(each) if isinstance(each, tuple) else each for name, each in known.items()}
         settings = {name: each for name, each in settings.items() if each is not None}
+        settings["do_flip_channels"] = is_bgr(teacher_processor)
     elif preprocessing == "released":
         settings = RELEASED_INPUT
     elif preprocessing in (None, "timm"):

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..features import Activations, LayerTap, run_tapped, run_to_maps
 from ..model_utils import device_of, evaluating
-from ..models.loading import load_processor
+from ..models.loading import is_bgr, load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +120,7 @@ def _per_channel(processor: Any) -> tuple[bool, Tensor, Tensor]:
         factor = processor.rescale_factor if processor.do_rescale else 1.0
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     mean, std = (torch.as_tensor(each, dtype=torch.float64).expand(3) for each in (mean, std))
-    bgr = any(getattr(processor, name, False) for name in ("do_flip_channels", "do_flip_channel_order"))
-    return bool(bgr), factor / std, -mean / std
+    return is_bgr(processor), factor / std, -mean / std
 
 
 def optimize_teacher(

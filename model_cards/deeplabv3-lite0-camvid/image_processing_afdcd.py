@@ -45,7 +45,8 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
 
     Images of different sizes must be returned as a list (`return_tensors=None`), resized (`do_resize=True,
     size={"height": ..., "width": ...}`) or padded at the right and the bottom with the mean, labels with 255
-    (`do_pad=True, pad_size={"height": ..., "width": ...}`). Post-processing crops the padding off again.
+    (`do_pad=True, pad_size={"height": ..., "width": ...}`). Post-processing crops the padding off again if these were
+    given here, to the constructor or `from_pretrained`, not to a call: it does not see the options of calls.
     """
 
     valid_kwargs = AfDcdImageProcessorKwargs
@@ -68,6 +69,10 @@ class AfDcdImageProcessor(WithoutGenericCard, SegformerImageProcessor):
             elif str(image.dtype).removeprefix("torch.") in ("int16", "uint16", "int32", "uint32"):
                 raise ValueError(f"The image is an array of {image.dtype}; expected uint8 (0 to 255) or floats.")
         return super().process_image(image, do_convert_rgb, *args, **kwargs)
+
+    def convert_to_rgb(self, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Convert an array `(C, h, w)` to three channels; a fourth, transparency, is dropped as in `as_rgb`."""
+        return super().convert_to_rgb(image[:3] if len(image) == 4 else image, *args, **kwargs)
 
     def _preprocess(  # type: ignore[override]  # transformers calls it by name
         self,

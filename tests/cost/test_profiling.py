@@ -68,6 +68,15 @@ def test_macs_equal_a_sum_by_hand_and_the_model_is_not_changed(dtype):
     assert same(weights(model), before) and torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_macs_of_a_model_that_reads_values_are_counted_on_its_own_device():
+    class Reading(SmallNet):
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            assert pixel_values.sum().item() == 0
+            return super().forward(pixel_values)
+
+    assert count_macs_at(Reading(), iter([(6, 10)])) == [sum(MACS)]
+
+
 class Attention(nn.Linear):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         tokens = pixel_values.flatten(2).mT[:, None]  # (1, 1, pixels, channels)

@@ -18,6 +18,7 @@ from sklearn.metrics import confusion_matrix
 from tiny import segmenter
 from torch import nn
 from torch.nn import functional as F
+from transformers import MobileViTImageProcessor
 
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter
 from afdcd_hf.cli import _parser
@@ -165,11 +166,14 @@ def test_the_protocol_holds_everything_that_influences_the_score():
     assert json.loads(json.dumps(scores["protocol"])) == expected
     released = {"do_flip_channels": True, "do_rescale": False, "image_mean": [104, 117, 123], "image_std": [1, 1, 1]}
     resize = {"do_resize": True, "size": {"height": 32, "width": 32}, "do_normalize": False}
-    for options, facts in (
-        (released, {"channel_order": "BGR", "rescale_factor": None, "image_mean": [104, 117, 123]}),
-        (resize, {"input_size": resize["size"], "input_resampling": "bilinear", "image_mean": None, "image_std": None}),
+    given = {"channel_order": "BGR", "rescale_factor": None, "image_mean": [104, 117, 123]}
+    resized = {"input_size": resize["size"], "input_resampling": "bilinear", "image_mean": None, "image_std": None}
+    for processor, facts in (
+        (AfDcdImageProcessor(**released), given),
+        (AfDcdImageProcessor(**resize), resized),
+        (MobileViTImageProcessor(do_resize=False), {"channel_order": "BGR", "input_size": "image size"}),
     ):
-        scores = evaluate(segmenter(), odd_images()[:2], processor=AfDcdImageProcessor(**options))
+        scores = evaluate(segmenter(), odd_images()[:2], processor=processor)
         assert scores["protocol"].items() >= facts.items() and scores["num_pixels"] == 15 * 24 + 23 * 16
 
 

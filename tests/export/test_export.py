@@ -18,18 +18,20 @@ from miniatures import camvid_folder
 from tiny import saved, segmenter
 from torch import nn
 from torch.nn import functional as F
+from transformers import MobileViTImageProcessor
 
-from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter, segment_image
+from afdcd_hf import AfDcdImageProcessor, as_segmenter, evaluate_segmenter, segment_image
 from afdcd_hf.cli import main
 from afdcd_hf.export import onnx as onnx_export
-from afdcd_hf.export.onnx import PARITY_SHAPES, TOLERANCE, adaptive_avg_pool_as_matmul, check_parity, export_onnx
+from afdcd_hf.export.onnx import PARITY_SHAPES, TOLERANCE, Graph, adaptive_avg_pool_as_matmul, check_parity, export_onnx
 from afdcd_hf.export.other_formats import export_executorch, export_openvino
 from afdcd_hf.export.quantisation import calibration_inputs, quantise_onnx
 from afdcd_hf.export.runtimes import compare_runtimes
 from afdcd_hf.export.timm_backbone import export_timm_backbone
 from afdcd_hf.inference.graphs import OnnxSegmenter, load_graph
 from afdcd_hf.inference.predictions import write_pseudo_labels
-from afdcd_hf.models.loading import load_model, load_processor
+from afdcd_hf.inference.segment import InferenceSettings, make_sample
+from afdcd_hf.models.loading import FLIPS, load_model, load_processor
 
 BGR = {"do_flip_channels": True, "do_rescale": False, "image_mean": [104.0, 117.0, 123.0], "image_std": [1, 1, 1]}
 try:
@@ -112,6 +114,17 @@ def test_a_graph_computes_the_models_scores_at_sizes_that_the_export_did_not_try
     assert_gives_the_scores_of(model, OnnxSegmenter(path), (1, 40, 200), (3, 63, 65), (2, 33, 47))
 
 
+@pytest.mark.parametrize("processor", [AfDcdImageProcessor(**BGR), MobileViTImageProcessor(do_resize=False)])
+def test_preprocessing_within_a_graph_equals_the_processors_and_is_not_repeated(processor):
+    graph, image = Graph(segmenter(), processor, with_preprocessing=True), pictures(1)[0]["image"]
+    found = graph.preprocessed(torch.from_numpy(np.array(image))[None])
+    torch.testing.assert_close(found[0], make_sample(processor, image).pixel_values)
+    described = json.loads(graph.description)["processor"]
+    assert not any(described.get(name) for name in (*FLIPS, "do_rescale", "do_normalize", "do_center_crop"))
+    with pytest.raises(ValueError, match="WrappedSegmenter has no config. Wrap .*num_labels"):
+        Graph(as_segmenter(nn.Conv2d(3, 4, 1)), processor)
+
+
 def scores_of(images):
     return torch.cat([images, -images], dim=1)
 
@@ -161,6 +174,8 @@ def test_a_graph_is_scored_like_its_model_and_contains_its_image_processor(expor
     assert len(np.unique(found["confusion_matrix"].sum(0))) > 1  # not one class everywhere
     assert list(found["per_category_iou"]) == list(expected["per_category_iou"])
     assert found["protocol"] == expected["protocol"]
+    with pytest.raises(ValueError, match="precision='bf16': .* runs in the precision it was exported in"):
+        evaluate_segmenter(OnnxSegmenter(path), pictures(), **options, settings=InferenceSettings(precision="bf16"))
     inputs = {"images": pictures(1)[0]["image"], "return_tensors": "pt"}
     given = load_graph(path)[1](**inputs)["pixel_values"]
     assert torch.equal(given, processor(**inputs)["pixel_values"])

@@ -17,6 +17,7 @@ from tiny import segmenter
 
 from afdcd_hf import AfDcdImageProcessor, segment_image
 from afdcd_hf.charts.label_maps import class_borders, line_colors
+from afdcd_hf.export.runtimes import compare_runtimes
 from afdcd_hf.export.web import CDN, FILES, LOCAL, export_web
 from afdcd_hf.inference.graphs import load_graph
 from afdcd_hf.inference.predictions import class_legend
@@ -78,6 +79,8 @@ def test_the_pages_graph_maps_pixels_to_the_models_label_maps(page, model):
         expected = segment_image(model, PROCESSOR, image)
         assert np.array_equal(found, expected) and np.array_equal(segment_image(graph, loaded, image), expected)
     assert len(np.unique(labels)) > 1
+    rows = compare_runtimes(model, {"page": page / "model.onnx"}, PROCESSOR, images=images, repeats=1)
+    assert rows[1].other_labels == 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("playwright") is None or not BROWSER, reason="needs playwright, chromium")

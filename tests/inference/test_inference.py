@@ -13,8 +13,10 @@ from images import labelled_image
 from tiny import segmenter
 from torch import nn
 from torch.nn import functional as F
+from transformers import MobileViTImageProcessor
 
 from afdcd_hf import AfDcdImageProcessor
+from afdcd_hf.data.transforms import run_processor
 from afdcd_hf.inference.segment import (
     WHOLE_IMAGE,
     InferenceSettings,
@@ -191,6 +193,15 @@ def test_an_image_is_segmented_at_its_own_size_as_the_configuration_says(align_c
     expected = slow_probabilities(model, sample, settings).argmax(0)
     assert label_map.dtype == np.uint8 and (label_map == expected).mean() > 0.99
     assert segment_image(segmenter(num_labels=300), AfDcdImageProcessor(), image).dtype == np.uint16
+
+
+def test_an_image_is_seen_whole_by_a_processor_that_crops_by_default():
+    image = labelled_image(3, 4, 30, 50)["image"]
+    cropping, whole = (MobileViTImageProcessor(do_resize=False, do_center_crop=crops) for crops in (True, False))
+    expected = whole(images=image, return_tensors="pt")["pixel_values"][0]
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    for found in (make_sample(cropping, image).pixel_values, run_processor(cropping, pixels)):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])

@@ -97,6 +97,7 @@ def test_the_terms_are_composed_of_align_mask_projector_pooling_and_contrast(opt
     terms = loss.raw_terms(student, teacher, mask)
     torch.testing.assert_close(terms["feature"], (restored - teacher).square().sum() / 2)
     torch.testing.assert_close(terms["contrast"], expected)
+    assert torch.equal(loss.raw_terms(student, teacher, mask.bool())["feature"], terms["feature"])
     loss.reduction = "mean"
     terms = loss.raw_terms(student, teacher, mask)
     torch.testing.assert_close(terms["feature"], F.mse_loss(restored, teacher))

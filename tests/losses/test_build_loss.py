@@ -13,7 +13,8 @@ from tiny import distilling, logged
 
 from afdcd_hf import losses
 from afdcd_hf.features import Activations
-from afdcd_hf.losses import AfDcdLoss, KDLoss, LossSum, build_loss, needs_feature_map, validate_loss_spec
+from afdcd_hf.losses import AfDcdLoss, FitNetLoss, KDLoss, LossSum, build_loss, needs_feature_map, validate_loss_spec
+from afdcd_hf.losses.base import DistillationLoss, option
 from afdcd_hf.training.arguments import parse_arguments
 
 AF_DCD = {"feature_weight": 2e-6, "contrast_weight": 5e-3, "pool_size": 1, "channel_groups": 4, "mask": "center"}
@@ -118,6 +119,22 @@ def test_bad_specs_are_explained_equally_with_and_without_channels(own, spec, op
         build_loss(spec, options, 3, 8)
 
 
+def test_terms_that_are_not_declared_or_not_returned_are_named():
+    class Own(DistillationLoss):
+        weight: float = option(default=1.0)
+
+        def compute(self, student, teacher, labels):
+            return {"mine": student.logits.mean()}
+
+    outputs = activations(3, seed=0)
+    for names, named in (((), "none"), (("theirs",), "'theirs'"), (("mine", "theirs"), "'mine', 'theirs'")):
+        Own.logits_terms = dict.fromkeys(names, "weight")
+        with pytest.raises(ValueError, match=f"'Own' declares the terms {named} in .* returns 'mine': declare each"):
+            Own()(outputs, outputs)
+    Own.logits_terms = {"mine": "weight"}
+    assert Own(weight=2.0)(outputs, outputs) == {"mine": 2 * outputs.logits.mean()}
+
+
 def test_an_installed_package_can_provide_a_loss_by_entry_point(monkeypatch):
     entry = EntryPoint("theirs", "afdcd_hf.losses.logit_losses:KDLoss", "afdcd_hf.losses")
     monkeypatch.setattr(losses, "entry_points", lambda group, name: [entry] if name == "theirs" else [])
@@ -139,6 +156,23 @@ def test_the_example_trains_by_name_with_options_from_a_recipe_or_the_command_li
     trainer.train()
     assert all(0 < value < 4 for value in logged(trainer, "loss_cosine"))
     assert not torch.equal(trainer.loss_module.losses["Cosine"].align.weight, before)
+
+
+def test_a_loss_on_maps_that_reads_the_teachers_logits_must_say_so(tmp_path):
+    class Reading(FitNetLoss):
+        def compute(self, student, teacher, labels):
+            return {"fitnet": (student.logits - teacher.logits).square().mean()}
+
+    class Comparing(FitNetLoss):
+        def compute(self, student, teacher, labels):
+            return {"fitnet": torch.sub(*self.logits(student, teacher)).square().mean()}
+
+    for loss in (Reading(32, 48), Comparing(32, 48)):
+        given = {"loss": None, "loss_kwargs": None, "loss_instance": loss}
+        with pytest.raises(ValueError, match="[Ss]et reads_teacher_logits = True in"):
+            distilling(tmp_path / "run", **given)
+        type(loss).reads_teacher_logits = True
+        assert not distilling(tmp_path / "run", **given)._teacher_stops_early
 
 
 def test_an_instance_can_replace_a_name_for_the_channels_it_was_built_for(own, tmp_path):

@@ -207,8 +207,10 @@ def test_uncountable_maps_are_rejected_and_earlier_ones_kept(metric):
             metric.compute(**options)
     with pytest.raises(TypeError, match="unexpected keyword argument 'num_lables'"):
         metric.compute(num_lables=5)
-    assert_same(metric.compute(num_labels=7), documented_mean_iou(**maps))
+    with pytest.raises(ValueError, match=r"references outside 0\.\.6: values 7"):
+        metric.compute(predictions=[[[0]]], references=[[[7]]], num_labels=7)
     with pytest.raises(ValueError, match="shorter"):
         metric.add_batch(predictions=[[[0]], [[0]]], references=[[[0]]])
+    assert_same(metric.compute(num_labels=7), documented_mean_iou(**maps))
     with pytest.raises(ValueError, match="num_process=2: gather the maps"):
         evaluate.load(streaming_mean_iou_path(), num_process=2, process_id=0, experiment_id="two")

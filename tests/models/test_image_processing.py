@@ -62,6 +62,12 @@ def test_every_mode_becomes_three_channels_by_one_rule(mode):
     assert torch.equal(pixel_values(AfDcdImageProcessor(), image), pixel_values(AfDcdImageProcessor(), as_rgb(image)))
 
 
+def test_transparency_of_an_array_is_dropped_as_that_of_an_image():
+    rgba = np.dstack([PIXELS, np.full((7, 11), 99, np.uint8)])
+    for image in (Image.fromarray(rgba), rgba, rgba.transpose(2, 0, 1)):
+        assert torch.equal(pixel_values(AfDcdImageProcessor(), image), pixel_values(AfDcdImageProcessor()))
+
+
 def test_pixels_of_unknown_range_are_rejected():
     for image, message in (
         (IMAGE.convert("F"), "mode F: its pixels are floating-point numbers"),
