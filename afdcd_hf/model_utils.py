@@ -24,6 +24,11 @@ def align_corners_of(model: nn.Module) -> bool:
     return getattr(getattr(model, "config", None), "align_corners", False)
 
 
+def ignore_index_of(model: nn.Module) -> int:
+    """Return the label that the model's configuration says not to count; 255 if it does not say."""
+    return getattr(getattr(model, "config", None), "semantic_loss_ignore_index", 255)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode, and restore each module's own mode afterwards, even after an exception."""

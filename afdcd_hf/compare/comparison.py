@@ -23,6 +23,7 @@ from ..data.statistics import is_generated
 from ..folder_lock import lock_folder
 from ..hub.card_facts import FACTS_NAME, HUB_ID
 from ..structured_files import parse_yaml, read_yaml
+from ..training.checkpoints import resumes_or_moves_aside
 from ..training.options import DataArguments
 from .plan import ALONE, Plan
 from .runs import RECIPE_NAME, RUN_FOLDER, Run, RunResult, all_runs, read_result, run_arguments, run_settings
@@ -205,7 +206,7 @@ def last_lines(log: Path, lines: int = 5) -> str:
 
 
 def _resumable(run: Path, recipe: Path, text: str) -> bool:
-    """Whether the folder holds a checkpoint or a finished run with the settings of `text`.
+    """Whether the folder holds a complete checkpoint or a finished run with the settings of `text`.
 
     A run that stopped before its first checkpoint is renamed; any other content of the folder raises ValueError.
     """
@@ -219,11 +220,7 @@ def _resumable(run: Path, recipe: Path, text: str) -> bool:
     if before != now:
         what = f"{run.parent} holds a run with different settings: {_difference(before, now)}"
         raise ValueError(f"{what}. Give another --output_dir, or move or delete that folder to repeat the run.")
-    if (run / FACTS_NAME).is_file() or any(run.glob("checkpoint-*")):
-        return True
-    aside = next(path for n in range(1, 10**6) if not (path := run.with_name(f"{run.name}-stopped-{n}")).exists())
-    run.rename(aside)
-    return False
+    return (run / FACTS_NAME).is_file() or resumes_or_moves_aside(run)
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -40,6 +40,11 @@ def check_labels(label: np.ndarray, num_labels: int, ignore_index: int, name: st
         )
 
 
+def with_ignore_index(label: np.ndarray, num_labels: int, ignore_index: int) -> np.ndarray:
+    """Replace 255, by which files and label maps mark ignored pixels, by a model's index, unless 255 is a class."""
+    return label if ignore_index == 255 or num_labels > 255 else np.where(label == 255, np.int32(ignore_index), label)
+
+
 def check_classes(model: Any, class_names: Sequence[str], data: str = "the dataset") -> None:
     """Compare a model's classes with the data's: another number is a ValueError, other names are a warning.
 

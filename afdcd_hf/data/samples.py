@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from .checks import check_labels
+from .checks import check_labels, with_ignore_index
 from .decoding import SampleError, with_decoding
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingSamples(Dataset):
@@ -28,10 +31,11 @@ class TrainingSamples(Dataset):
         transform: Turns an image and its label into tensors, drawing only from the generator: `RandomScaleCropFlip`.
         num_labels: Number of classes K.
         seed: Non-negative seed of the augmentation.
-        ignore_index: Label of pixels that are not trained on.
+        ignore_index: Label of pixels that are not trained on, which the transform and the loss must share; with up to
+            255 classes, it replaces 255 in the dataset's labels.
         unlabelled: More images, all of whose pixels are ignored; any labels are not used.
-        unlabelled_share: Their share of each batch, above 0 and below 1, rounded down to whole images. They replace
-            labelled ones, of which an epoch shows the remaining share.
+        unlabelled_share: Their share of each batch (of one process, before accumulation), above 0 and below 1, rounded
+            down to whole images. They replace labelled ones, of which an epoch shows the remaining share.
         cutmix_probability: Probability, 0..1, that a rectangle of another labelled image, augmented independently,
             is pasted into a sample with its labels (`cutmix_mask`).
         classmix_probability: The same for half of the other image's classes (`classmix_mask`), after CutMix.
@@ -65,6 +69,9 @@ class TrainingSamples(Dataset):
             raise ValueError(f"num_labels={num_labels}: at least one class is needed.")
         if seed < 0:
             raise ValueError(f"seed={seed}: numpy's generators take no negative seed.")
+        if (padding := getattr(transform, "ignore_index", ignore_index)) != ignore_index:
+            what = f"The transform pads labels with ignore_index={padding}, but these samples have {ignore_index}"
+            raise ValueError(f"{what}: give both the same.")
         columns = getattr(dataset, "column_names", None)
         if columns is not None and not {"image", "label"} <= set(columns):
             raise ValueError(f"The dataset has columns {list(columns)}; 'image' and 'label' are needed: rename them.")
@@ -93,21 +100,33 @@ class TrainingSamples(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor | str]]:
         """Return the samples of a batch; called by `DataLoader`."""
-        share = 0.0 if self.unlabelled is None else self.unlabelled_share
         # spread evenly, so that each process's part of a batch has the same mix
-        done = [math.floor(share * count + 1e-9) for count in range(len(indices) + 1)]
+        done = [self._unlabelled_among(count) for count in range(len(indices) + 1)]
         return [
             self[index] if done[place] == done[place + 1] else self._unlabelled(index)
             for place, index in enumerate(indices)
         ]
 
-    def check_batch(self, batch_size: int) -> None:
-        """Raise ValueError if batches of this size would have no room for the unlabelled images."""
-        if self.unlabelled is not None and self.unlabelled_share * batch_size < 1:
+    def _unlabelled_among(self, count: int) -> int:
+        return 0 if self.unlabelled is None else math.floor(self.unlabelled_share * count + 1e-9)
+
+    def check_batch(self, batch_size: int, batches: int = 1) -> None:
+        """Raise ValueError if batches of this size would have no room for the unlabelled images.
+
+        A warning if the `batches` of a step (of several processes, or accumulated) hold fewer than one large batch.
+        """
+        each, images = self._unlabelled_among(batch_size), batch_size * batches
+        if self.unlabelled is not None and not each:
             raise ValueError(
                 f"unlabelled_share={self.unlabelled_share} of a batch of {batch_size} is less than one image: use "
                 "larger batches or a larger share."
             )
+        if each * batches < (wanted := self._unlabelled_among(images)):
+            logger.warning(
+                "unlabelled_share=%s is rounded down in each of the %d batches of %d images that make up a step: %d of "
+                "its %d images are unlabelled, not %d. A share of whole images, fewer processes or less accumulation "
+                "avoids this.", self.unlabelled_share, batches, batch_size, each * batches, images, wanted,
+            )  # fmt: skip
 
     def _labelled(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         row = self.dataset[index]
@@ -115,8 +134,10 @@ class TrainingSamples(Dataset):
 
     def sample(self, row: Mapping[str, Any], name: str, rng: np.random.Generator) -> dict[str, Any]:
         """Turn a row into a sample, augmented with draws from `rng` alone."""
-        check_labels(np.asarray(row["label"]), self.num_labels, self.ignore_index, name)
-        return self._augmented(row["image"], row["label"], rng, name)
+        given = np.asarray(row["label"])
+        ids = with_ignore_index(given, self.num_labels, self.ignore_index)
+        check_labels(ids, self.num_labels, self.ignore_index, name)
+        return self._augmented(row["image"], row["label"] if ids is given else Image.fromarray(ids), rng, name)
 
     def _mixed(self, sample: dict[str, Any], index: int) -> dict[str, Tensor | str]:
         """Mix parts of other samples into sample `index`, chosen independently of the batch, which differs by rank."""

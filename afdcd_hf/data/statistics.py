@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .checks import check_labels
+from .checks import check_labels, with_ignore_index
 from .decoding import MAX_VALUE, with_decoding
 
 
@@ -76,7 +76,7 @@ def count_labels(
         if row["label"] is None:
             unlabelled += 1
             continue
-        label = np.asarray(row["label"])
+        label = with_ignore_index(np.asarray(row["label"]), num_labels or 0, ignore_index)
         check_labels(label, num_labels or MAX_VALUE + 1, ignore_index, row.get("name") or f"image {index}")
         found = np.bincount(label[label != ignore_index], minlength=len(pixels))
         grown = (0, len(found) - len(pixels))

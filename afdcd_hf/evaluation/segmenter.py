@@ -16,14 +16,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
-from ..data.checks import check_labels, check_same_size
+from ..data.checks import check_labels, check_same_size, with_ignore_index
 from ..data.decoding import with_decoding
 from ..data.streaming import StreamedRows, is_stream
 from ..inference.predictions import prefetch
 from ..inference.segment import WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample
 from ..metrics.boundary_iou import StreamingBoundaryIoU
 from ..metrics.mean_iou import StreamingMeanIoU
-from ..model_utils import align_corners_of, device_of, dtype_of
+from ..model_utils import align_corners_of, device_of, dtype_of, ignore_index_of
 from ..models.loading import is_bgr
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class EvaluationSamples(Dataset):
     def sample(self, row: Mapping[str, Any], name: str) -> Sample:
         image, label = row["image"], None
         if row.get("label") is not None:
-            ids = np.asarray(row["label"])
+            ids = with_ignore_index(np.asarray(row["label"]), self.num_labels, self.ignore_index)
             check_same_size(image, ids, name)
             check_labels(ids, self.num_labels, self.ignore_index, name)
             label = torch.from_numpy(ids.astype(np.uint8 if ids.dtype == np.uint8 else np.int64))
@@ -92,7 +92,8 @@ def evaluate_segmenter(
             label) and, optionally, `name`; or a stream of such rows, which are not kept.
         processor: image processor of the model.
         id2label, num_labels: names and number of classes, two or more; by default the configuration's.
-        ignore_index: label that is not counted; by default the configuration's, or 255 if it has none.
+        ignore_index: label that is not counted; by default the configuration's, or 255 if it has none. With up to 255
+            classes, the label 255, by which files mark such pixels, is not counted either.
         batch_size: images, or windows, per forward pass.
         num_workers: processes that decode images; 0 for a thread of this process.
         absent_as_zero: count a class absent from truth and prediction as IoU 0, as the released code does.
@@ -127,7 +128,7 @@ def evaluate_segmenter(
             "nothing. Give the background a class of its own."
         )
     if ignore_index is None:
-        ignore_index = getattr(config, "semantic_loss_ignore_index", 255)
+        ignore_index = ignore_index_of(model)
     names = id2label or getattr(config, "id2label", None)
     options: dict[str, Any] = {"id2label": names, "absent_as_zero": absent_as_zero, "device": device_of(model)}
     metrics = [StreamingMeanIoU(num_labels, ignore_index, **options)]

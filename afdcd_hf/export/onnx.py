@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from ..atomic_io import atomic_write, check_can_write, refuse_existing
 from ..data.transforms import run_processor
 from ..inference.graphs import METADATA_KEY, ONNX_PACKAGES, OnnxSegmenter, check_packages
-from ..model_utils import align_corners_of, dtype_of
+from ..model_utils import align_corners_of, dtype_of, ignore_index_of
 from ..models.loading import FLIPS, is_bgr, whole_image
 from ..models.modeling_afdcd import upsample_logits
 
@@ -169,7 +169,6 @@ class Graph(nn.Module):
     @property
     def description(self) -> str:
         """The description for segmenters, as JSON: classes, upsampling, and the image processor's remaining work."""
-        config: Any = self.model.config
         described = processor_settings(self.processor)
         if self.with_preprocessing:
             described |= dict.fromkeys(("do_rescale", "do_normalize", *FLIPS), False)
@@ -177,7 +176,7 @@ class Graph(nn.Module):
             {
                 "id2label": {str(index): name for index, name in self.id2label.items()},
                 "align_corners": align_corners_of(self.model),
-                "ignore_index": getattr(config, "semantic_loss_ignore_index", 255),
+                "ignore_index": ignore_index_of(self.model),
                 "input": self.input_name,
                 "output": self.output_name,
                 "upsample": self.upsample,

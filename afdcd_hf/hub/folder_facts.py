@@ -44,6 +44,12 @@ _PICTURES = {
     CURVES_NAME: "Loss terms and mean IoU during training.",
     "results_confusion.png": "Confusion matrix of the evaluation.",
 }
+# Facts that the owner of a model states (`afdcd card`), in addition to its scores and the titles of its dataset.
+_OWNERS = (
+    "model_name", "repo_id", "base_model", "teacher", "reported", "latency", "tags", "license", "license_name",
+    "license_link", "notes", "pictures",
+)  # fmt: skip
+_OWNERS_OF_DATASET = ("pretty_name", "hub_id")
 
 
 def update_card(
@@ -97,6 +103,15 @@ def update_card(
     return card
 
 
+def with_owners_facts(facts: CardFacts, before: CardFacts) -> CardFacts:
+    """Carry over from the card of a run `before` it was resumed what its owner has stated with `update_card`."""
+    kept = {name: value for name in _OWNERS if (value := getattr(before, name))}
+    if facts.dataset is not None and before.dataset is not None and facts.dataset.name == before.dataset.name:
+        titles = {name: value for name in _OWNERS_OF_DATASET if (value := getattr(before.dataset, name))}
+        kept["dataset"] = replace(facts.dataset, **titles)
+    return replace(facts, **kept)
+
+
 def measure_latency(
     folder: str | Path, sizes: Sequence[tuple[int, int]] | None = None, *, device: str | None, precision: str
 ) -> list[LatencyRow]:
@@ -119,9 +134,10 @@ def folder_facts(folder: str | Path) -> CardFacts:
     return with_results(facts, folder / RESULTS_NAME, folder) if (folder / RESULTS_NAME).is_file() else facts
 
 
-def known_pictures(folder: Path) -> list[Picture]:
-    """List the images in the folder that a training writes."""
-    return [Picture(name, caption) for name, caption in _PICTURES.items() if (folder / name).is_file()]
+def known_pictures(folder: Path, before: Sequence[Picture] = ()) -> list[Picture]:
+    """List the images in the folder that were on the card `before`, and those that a training writes."""
+    written = [Picture(name, caption) for name, caption in _PICTURES.items()]
+    return [picture for picture in _merged(["path"], before, written) if (folder / picture.path).is_file()]
 
 
 def network_facts(model: nn.Module) -> dict[str, Any]:

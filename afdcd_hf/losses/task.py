@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..model_utils import align_corners_of, ignore_index_of
 from ..models.modeling_afdcd import segmentation_cross_entropy, upsample_logits
 
 
@@ -118,14 +119,13 @@ class TaskLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     @classmethod
-    def for_model(cls, model: nn.Module, args: Any) -> TaskLoss:
-        """Build the loss from a run's arguments and the model's ignore index and upsampling (default: 255, False)."""
-        config, weights = getattr(model, "config", None), args.class_weights
-        count = getattr(config, "num_labels", None)
+    def for_model(cls, model: nn.Module, args: Any, dataset: Any = None) -> TaskLoss:
+        """Build the loss from a run's arguments, the model's upsampling, and the ignore index of dataset or model."""
+        weights, count = args.class_weights, getattr(getattr(model, "config", None), "num_labels", None)
         if weights is not None and count not in (None, len(weights)):
             raise ValueError(f"class_weights holds {len(weights)} numbers for {count} classes: give one each.")
-        ignore_index = getattr(config, "semantic_loss_ignore_index", 255)
-        align_corners = getattr(config, "align_corners", False)
+        ignore_index = getattr(dataset, "ignore_index", ignore_index_of(model))
+        align_corners = align_corners_of(model)
         return cls(args.task_weight, args.aux_weight, ignore_index, align_corners, args.task_loss, weights)
 
     def forward(self, outputs: Any, labels: Tensor) -> dict[str, Tensor]:

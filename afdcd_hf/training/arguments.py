@@ -37,6 +37,8 @@ def parse_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, dist
 def merge_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, distils: bool) -> dict[str, Any]:
     """Merge a recipe and a command line, which takes precedence; loss options are named `<loss>.<option>`.
 
+    A distillation always has a `loss`, by which its recipe is recognised.
+
     ValueError if one of our own options has the wrong type, is out of range, or needs a teacher.
     """
     words = {name: _parse_words(name, values) for name, values in words_by_option(argv).items()}
@@ -44,7 +46,8 @@ def merge_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, dist
         raise ValueError(f"Give loss options either as --{dotted[0]} or inside --loss_kwargs, not both.")
     if "loss_kwargs" in words or "loss" in words:
         recipe = drop_other_loss_options(recipe, "" if "loss_kwargs" in words else words["loss"])
-    given = _flatten_loss_kwargs({**recipe, **words})
+    loss = {"loss": DistillationOptions.loss} if distils else {}
+    given = _flatten_loss_kwargs({**loss, **recipe, **words})
     if not distils and (foreign := [name for name in given if "." in name or name in _DISTILLATION_ONLY]):
         raise ValueError(f"{foreign[0]!r} is an option of distillation: use `afdcd distill`.")
     return {name: check_value(*_FIELDS[name], value) if name in _FIELDS else value for name, value in given.items()}
@@ -62,7 +65,7 @@ def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
     values: dict[type, dict[str, Any]] = {kind: {} for kind in kinds}
     for key, value in given.items():
         loss, dot, option = key.partition(".")
-        if dot and loss not in LOSSES and loss not in str(given.get("loss")):  # which may be my_file.py:MyLoss
+        if dot and loss not in {*LOSSES, *_loss_names(given.get("loss"))}:
             raise ValueError(f"{key!r}: unknown loss {loss!r}; known losses: {', '.join(LOSSES)}.")
         if dot:
             values[kinds[-1]].setdefault("loss_kwargs", {}).setdefault(loss, {})[option] = value
@@ -83,8 +86,12 @@ def training_part(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def drop_other_loss_options(recipe: Mapping[str, Any], losses: Any) -> dict[str, Any]:
     """Drop the options of all losses that are not in `losses`, such as "kd+my_file.py:MyLoss", from a recipe."""
-    names = {name.strip().rpartition(":")[2] for name in str(losses).split("+")}
+    names = _loss_names(losses)
     return {key: value for key, value in recipe.items() if "." not in key or key.partition(".")[0] in names}
+
+
+def _loss_names(losses: Any) -> set[str]:
+    return {name.strip().rpartition(":")[2] for name in str(losses).split("+")}  # of my_file.py:MyLoss the last part
 
 
 def words_by_option(argv: Sequence[str]) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import textwrap
 import zlib
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +42,21 @@ logger = logging.getLogger(__name__)
 
 LOSS_WEIGHTS_NAME, RAW_STUDENT_NAME = "distillation.safetensors", "raw_student.safetensors"
 MARKER_NAME, PART_PREFIX = "checkpoint.json", "_saving-model-"
+SETTINGS_NAME = "training_args.json"
+ASIDE = "-stopped-"  # and a number, at the end of the name of a folder that `resumes_or_moves_aside` renamed
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # the last two: torch.save and safetensors on a full disk
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 # Settings stored in a checkpoint, or overridden by the restored optimizer and schedule.
-_FIXED = ("loss", "optim", "optim_args", "learning_rate", "weight_decay", "decay_all", "lr_scheduler_type",
-          "max_seconds")  # fmt: skip
-# Settings that take effect when changed on resuming; the run then ends differently from an uninterrupted one.
-_FREE = ("loss_kwargs", "task_loss", "class_weights", "task_weight", "aux_weight", "student_layer", "teacher_layer",
-         "lr_scheduler_kwargs", "warmup_steps", "max_steps")  # fmt: skip
+_FIXED = ("loss", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "learning_rate", "weight_decay",
+          "decay_all", "lr_scheduler_type", "max_seconds")  # fmt: skip
+# How the names of settings begin that may change on resuming, because they do not influence the result: places,
+# logging, saving and evaluation, speed and hardware, and the batch sizes, which `images_per_step` summarises.
+_WITHOUT_INFLUENCE = re.compile(
+    "output_dir|data_dir|unlabelled_dir|pretrained_backbone|resume|do_|run_name|project|trackio|log|report|disable_tqdm|"
+    "eval|max_eval|load_best|metric|greater|save|restore|enable_jit|push|hub|check_finite|preflight|skip_memory|debug|"
+    "total_batch|per_device|auto_find|use_cpu|local_rank|ddp|fsdp|deepspeed|accelerator|parallelism|torch|channels_last|"
+    "fold_teacher|gradient_checkpointing|activation|dataloader(?!_drop_last)|bf16_full|fp16_full"
+)
 
 
 class NonFiniteLossError(ValueError):
@@ -60,6 +68,7 @@ class CheckpointCallback(TrainerCallback):
 
     def __init__(self, trainer: SegmentationTrainer):
         self.trainer: Any = trainer
+        self.options: dict[str, Any] = {}  # of model, teacher and data, which the trainer's arguments do not hold
         self.begin(None)
 
     def begin(self, folder: str | None) -> None:
@@ -155,7 +164,8 @@ class CheckpointCallback(TrainerCallback):
     def _facts(self) -> dict[str, Any]:
         """Return the facts on the run for the checkpoint's marker, which a resumed run is compared with."""
         args, samples = self.trainer.args, self.trainer.train_dataset
-        settings = {name: getattr(args, name) for name in (*_FIXED, *_FREE) if hasattr(args, name)}
+        given = {**{field.name: getattr(args, field.name) for field in fields(args)}, **self.options}
+        settings = {name: value for name, value in given.items() if not _WITHOUT_INFLUENCE.match(name)}
         settings["max_seconds"] = None if args.max_seconds is None else "given"  # the number may differ
         facts = {
             "format": 2,
@@ -166,7 +176,7 @@ class CheckpointCallback(TrainerCallback):
             "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate)},
             "settings": {name: getattr(value, "value", value) for name, value in settings.items()},
         }
-        return json.loads(json.dumps(facts, default=str))  # as read back from the marker
+        return json.loads(without_tokens(json.dumps(facts, default=str)))  # as read back from the marker
 
 
 def write_student(
@@ -179,7 +189,7 @@ def write_student(
         save_tensors(weights if weights is not None else student.state_dict(), folder / "model.safetensors")
     if processor is not None:
         processor.save_pretrained(folder)
-    settings = folder / "training_args.json"
+    settings = folder / SETTINGS_NAME
     settings.write_text(without_tokens(json.dumps(args.to_dict(), indent=2, default=str)) + "\n")
     for path in folder.glob("*.safetensors"):  # safetensors writes files that only the owner may read
         path.chmod(settings.stat().st_mode)
@@ -221,8 +231,8 @@ def _check_same_run(folder: Path, now: dict[str, Any], deepspeed: bool) -> None:
             f"{folder} was written with {named}, which its saved state depends on: resume with the same, or start a "
             "new run from that student (--model)."
         )
-    for name in differing:
-        logger.warning("%s: %s was %s, now %s: the result will differ.", folder, name, before[name], after[name])
+    if changes := "; ".join(f"{name} was {before[name]}, now {after[name]}" for name in differing):
+        logger.warning("%s: %s: the result will differ.", folder, changes)
 
 
 def _load_strictly(module: Any, path: Path, what: str) -> None:
@@ -306,6 +316,23 @@ def last_complete_checkpoint(folder: str | Path) -> Path:
         f"No checkpoint in {folder} is complete; the warnings above say why. To use one without {MARKER_NAME} anyway, "
         f"give its path: --resume_from_checkpoint {checkpoints[0]}."
     )
+
+
+def resumes_or_moves_aside(run: Path) -> bool:
+    """Whether an unfinished run has a checkpoint to resume from; if not, its folder is renamed for it to begin again.
+
+    Nothing happens to a folder that is empty or does not exist.
+    """
+    if not run.is_dir() or not any(run.iterdir()):
+        return False
+    try:
+        last_complete_checkpoint(run)
+        return True
+    except FileNotFoundError:
+        aside = next(path for n in range(1, 10**6) if not (path := run.with_name(f"{run.name}{ASIDE}{n}")).exists())
+        logger.warning("%s has no complete checkpoint: it is kept as %s, and the run begins again.", run, aside)
+        run.rename(aside)
+        return False
 
 
 def check_complete(checkpoint: Path) -> None:

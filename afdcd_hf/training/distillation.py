@@ -155,7 +155,9 @@ class DistillationTrainer(SegmentationTrainer):
             if options.get("processing_class") is None:
                 raise ValueError("teacher_processor needs processing_class: the student's image processor.")
             teacher = adapt_input(teacher, options["processing_class"], teacher_processor)
-        composite, layers, self.teacher_has_logits = prepare_distillation(model, teacher, args, batch, loss)
+        composite, layers, self.teacher_has_logits = prepare_distillation(
+            model, teacher, args, batch, TaskLoss.for_model(model, args, train_dataset), loss
+        )
         composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **options)
         check_clipping(self.is_deepspeed_enabled, args.loss_max_grad_norm)
@@ -218,6 +220,7 @@ def prepare_distillation(
     teacher: nn.Module,
     args: DistillationTrainingArguments,
     batch: dict[str, Tensor],
+    task_loss: TaskLoss,
     loss: DistillationLoss | None = None,
 ) -> tuple[DistillationModel, tuple[str, ...], bool]:
     """Return the module to train, the teacher's layers (none if only logits are compared), and if it has logits.
@@ -245,7 +248,7 @@ def prepare_distillation(
             f"loss {' and '.join(readers)} reads: choose a loss on feature maps only, or wrap it: as_segmenter."
         )
     _try_loss(loss, seen, taught, batch["labels"])
-    distilled = DistillationModel(student, loss, TaskLoss.for_model(student, args), layers[0])
+    distilled = DistillationModel(student, loss, task_loss, layers[0])
     return distilled, layers[1], taught.logits is not None
 
 

@@ -22,6 +22,7 @@ from ..data.checks import check_classes
 from ..data.samples import TrainingSamples
 from ..data.streaming import StreamedSamples, is_stream
 from ..evaluation.segmenter import EvaluationSamples
+from ..model_utils import ignore_index_of
 from .distributed import images_per_step
 from .options import plain_value
 
@@ -65,11 +66,11 @@ def preflight(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
 
 def _check_data(trainer: SegmentationTrainer, class_names: Sequence[str]) -> None:
     check_classes(trainer.student, class_names)
-    processor, num_labels, ignored = trainer.processing_class, len(class_names), _ignore_index(trainer)
+    processor, num_labels, ignored = trainer.processing_class, len(class_names), ignore_index_of(trainer.student)
     if 0 <= ignored < num_labels:
         raise ValueError(
             f"The model's semantic_loss_ignore_index={ignored} is the id of class {class_names[ignored]!r}, which "
-            f"would never be trained or scored: choose a number outside 0..{num_labels - 1}, such as -100 or 255."
+            f"would never be trained or scored: choose a number outside 0..{num_labels - 1}, such as -100."
         )
     samples = trainer.train_dataset
     if isinstance(samples, (TrainingSamples, StreamedSamples)):
@@ -116,7 +117,7 @@ def _check_ids(part: str, values: set[int], count: int, class_names: Sequence[st
     if not (trains and missing and values):
         return
     names = ", ".join(f"{index} ({class_names[index]})" for index in missing[:3])
-    hint = f"If {ignored} stands for one of them, map it: label_map '{{\"{ignored}\": {missing[0]}}}'."
+    hint = f"If 255 stands for one of them, map it: label_map '{{\"255\": {missing[0]}}}'."
     if len(values - {ignored}) == 1 and ignored in values:
         raise ValueError(
             f"The {count} {part} images checked hold a single class and {ignored}, which is ignored. Class {names} "
@@ -214,7 +215,7 @@ def _report_teacher(trainer: SegmentationTrainer, rows: Rows) -> None:
 
 def _score(trainer: SegmentationTrainer, model: nn.Module, rows: Rows, count: int) -> dict[str, Any]:
     few: Any = Subset(cast(Dataset, rows), evenly_spread(len(rows), count))  # Subset accepts any sequence
-    return trainer.score(model, few, ignore_index=_ignore_index(trainer), progress=False)
+    return trainer.score(model, few, ignore_index=ignore_index_of(trainer.student), progress=False)
 
 
 def _evaluation_sets(trainer: SegmentationTrainer) -> list[Rows]:
@@ -229,10 +230,6 @@ def _first_rows(stream: Any) -> Rows:
     if not (rows := list(islice(stream, _IMAGES))):
         raise ValueError("The stream is empty: check dataset and split.")
     return rows
-
-
-def _ignore_index(trainer: SegmentationTrainer) -> int:
-    return getattr(getattr(trainer.student, "config", None), "semantic_loss_ignore_index", 255)
 
 
 def evenly_spread(length: int, count: int) -> list[int]:

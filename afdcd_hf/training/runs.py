@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -30,10 +31,12 @@ from ..hub.model_card import render_card, write_card
 from ..hub.push import RECIPE_NAME
 from ..inference.predictions import draw_predictions
 from ..messages import without_tokens
+from ..model_utils import ignore_index_of
 from ..models.loading import load_model, load_processor
 from ..recipes import load_recipe
+from ..structured_files import read_json
 from .arguments import PATH_OPTIONS, build_arguments, merge_arguments, training_part
-from .checkpoints import checkpoint_to_resume
+from .checkpoints import ASIDE, SETTINGS_NAME, checkpoint_to_resume, resumes_or_moves_aside
 from .distillation import DistillationTrainer
 from .distributed import images_per_step
 from .new_model import build_model, initial_weights
@@ -43,6 +46,8 @@ from .progress import shows_progress_bars
 from .teacher import load_teacher_processor
 from .trainer import SegmentationTrainer
 from .training_args import SegmentationTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 _HYPERPARAMETERS = (
     "loss", "loss_kwargs", "student_layer", "teacher_layer", "loss_max_grad_norm", "task_weight", "aux_weight",
@@ -71,7 +76,9 @@ def train(config: str | Path | None = None, argv: Sequence[str] = ()) -> Finishe
     Returns:
         The folder, with the trained model, `results.json`, curves and card, and the card's facts.
     """
-    recipe = training_part(load_recipe(config)) if config else {}
+    given = load_recipe(config) if config else {}
+    if (recipe := training_part(given)) != given:
+        logger.info("%s is a recipe for a distillation: training without its teacher and loss", config)
     return _run(config, merge_arguments(recipe, argv, distils=False), distils=False)
 
 
@@ -94,52 +101,73 @@ def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> 
     with lock_folder(folder) if main else nullcontext():
         if args.resume_from_checkpoint is not None:
             args.resume_from_checkpoint = checkpoint_to_resume(args, args.resume_from_checkpoint)
-        elif main and folder.is_dir() and any(path.name != LOCK_NAME for path in folder.iterdir()):
-            how = "Resume that run with --resume_from_checkpoint last, or give another --output_dir."
-            raise FileExistsError(f"{folder} is not empty. {how}")
+        if main:
+            _check_may_be_written(folder, args.resume_from_checkpoint)
+        before = _read_finished(folder)
         teacher = load_model(teacher_args.teacher, needs_logits=False) if distils else None
         set_seed(args.seed)
         teacher_processor = load_teacher_processor(teacher_args.teacher) if distils else None
         model, processor = build_model(model_args, data.classes(), teacher_processor)
-        parts = {"processing_class": processor, **_datasets(data, args, processor, teacher_args)}
+        ignore_index = ignore_index_of(model)
+        parts = {"processing_class": processor, **_datasets(data, args, processor, teacher_args, ignore_index)}
         trainer: SegmentationTrainer
         if teacher is None:
             trainer = SegmentationTrainer(model, args, **parts)
         else:
             trainer = DistillationTrainer(model, teacher, args, teacher_processor=teacher_processor, **parts)
-        facts = prepare_facts(trainer, data, config, teacher_args.teacher, initial_weights(model_args))
+        options = {**vars(model_args), **vars(teacher_args), **vars(data)}
+        trainer.checkpoints.options = {name: public_value(name, value) for name, value in options.items()}
+        facts = prepare_facts(trainer, data, config, teacher_args.teacher, initial_weights(model_args), before)
         if args.preflight:
             preflight(trainer, data.classes())
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         seconds = time.perf_counter() - start
         trainer.save_model(_internal_call=True)  # otherwise it would be pushed before its report is written
-        trainer.save_state()
-        trainer.accelerator.wait_for_everyone()
-        try:
-            if trainer.is_world_process_zero():
-                resolved = {"class_weights": args.class_weights} if "class_weights" in given else {}  # as numbers
-                write_recipe(folder, {**given, **resolved})
-            card = write_report(trainer, data, facts, seconds)
-        except Exception as error:
-            raise RuntimeError(
-                f"The training is finished and the model is saved in {folder}, but its report failed: "
-                f"{type(error).__name__}: {error}. After fixing the cause, run `afdcd evaluate --model {folder}`."
-            ) from error
+        done = trainer.state.global_step
+        reported = before.training.iterations if before is not None and before.measured is not None else None
+        if reported == done == trainer.checkpoints.resumed_step:
+            card = before if main else None  # it was finished already, and its report stays as it is
+        else:
+            trainer.save_state()
+            trainer.accelerator.wait_for_everyone()
+            try:
+                if trainer.is_world_process_zero():
+                    resolved = {"class_weights": args.class_weights} if "class_weights" in given else {}  # as numbers
+                    write_recipe(folder, {**given, **resolved})
+                card = write_report(trainer, data, facts, seconds)
+            except Exception as error:
+                raise RuntimeError(
+                    f"The training is finished and the model is saved in {folder}, but its report failed: "
+                    f"{type(error).__name__}: {error}. After fixing the cause, run `afdcd evaluate --model {folder}`."
+                ) from error
         if args.push_to_hub:
             trainer.push_to_hub()
         return FinishedRun(folder, card)
 
 
+def _check_may_be_written(folder: Path, checkpoint: str | None) -> None:
+    """Raise FileExistsError unless the folder is new or empty, or holds the checkpoint to resume from."""
+    if checkpoint is not None and Path(checkpoint).absolute().parent.resolve() == folder.resolve():
+        return
+    if folder.is_dir() and any(path.name != LOCK_NAME for path in folder.iterdir()):
+        how = "Resume that run with --resume_from_checkpoint last, or give another --output_dir."
+        raise FileExistsError(f"{folder} is not empty. {how}")
+
+
 def _datasets(
-    data: DataArguments, args: SegmentationTrainingArguments, processor: Any, teacher_args: TeacherArguments
+    data: DataArguments,
+    args: SegmentationTrainingArguments,
+    processor: Any,
+    teacher_args: TeacherArguments,
+    ignore_index: int,
 ) -> dict[str, Any]:
     names = ("scales", "flip_probability", "color_jitter", "blur_probability", "max_rotation")
-    augmentation = {name: getattr(data, name) for name in names}
+    augmentation = {"ignore_index": ignore_index, **{name: getattr(data, name) for name in names}}
     unlabelled = teacher_args.unlabelled_choice(data)
     rows, evaluated = (load_split(**data.choice(part)) for part in ("train", "eval"))
     transform = RandomScaleCropFlip(processor, (data.crop_size[0], data.crop_size[1]), **augmentation)
-    options: dict[str, Any] = {"num_labels": len(data.classes()), "seed": args.seed}
+    options: dict[str, Any] = {"num_labels": len(data.classes()), "seed": args.seed, "ignore_index": ignore_index}
     samples: TrainingSamples | StreamedSamples
     if data.streaming:
         samples = StreamedSamples(rows, transform, shuffle_buffer=data.shuffle_buffer, **options)
@@ -156,8 +184,12 @@ def prepare_facts(
     recipe_name: str | Path | None,
     teacher_name: str | None,
     origin: Mapping[str, Any],
+    before: CardFacts | None,
 ) -> CardFacts | None:
-    """Collect the card's facts known before training, and check them by rendering it; None off the main process."""
+    """Collect the card's facts known before training, and check them by rendering it; None off the main process.
+
+    `before` is the finished card of a run that is resumed: what its owner stated there is kept.
+    """
     if not trainer.is_world_process_zero():
         return None
     args, crop, train = trainer.args, (data.crop_size[0], data.crop_size[1]), trainer.train_dataset.dataset
@@ -195,6 +227,7 @@ def prepare_facts(
             teacher_architecture=None if teacher_config is None else folder_facts.describe(teacher_config),
             citations=getattr(getattr(trainer, "loss_module", None), "citations", []),
         )
+        facts = facts if before is None else folder_facts.with_owners_facts(facts, before)
         render_card(facts)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"The model card of this run could not be written: {error}") from error
@@ -213,9 +246,10 @@ def write_report(
     if facts is None:
         return None
     context = dataset_context(**data.choice("eval"))
-    results = save_results(folder / folder_facts.RESULTS_NAME, scores, model=facts.model_name, **context)
+    name = folder.resolve().name  # no local paths on a card
+    results = save_results(folder / folder_facts.RESULTS_NAME, scores, model=name, **context)
     if any("loss" in entry for entry in trainer.state.log_history):
-        curves = {facts.model_name: trainer.state.log_history}
+        curves = {name: trainer.state.log_history}
         plot_training_curves(curves, folder / folder_facts.CURVES_NAME, title=data_title(results["protocol"]))
     training = replace(
         facts.training,
@@ -224,9 +258,10 @@ def write_report(
         seconds=None if args.resume_from_checkpoint else seconds,  # only the last part of a resumed run was timed
         **trainer.speed,
     )
-    measured = folder_facts.measured_results(results, facts.model_name)
+    measured = folder_facts.measured_results(results, facts.repo_id or name)
+    pictures = folder_facts.known_pictures(folder, facts.pictures)
     # No predictions on dataset images: most licences do not allow redistribution.
-    facts = replace(facts, measured=measured, training=training, pictures=folder_facts.known_pictures(folder))
+    facts = replace(facts, measured=measured, training=training, pictures=pictures)
     write_card(folder, facts)
     write_facts(folder, facts)
     return facts
@@ -261,7 +296,8 @@ def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
     """Train a teacher, a student alone and a student distilled with Af-DCD on generated scenes, in minutes.
 
     Prints a table, and writes card, images and curves into the distilled student's folder, which is returned. A
-    second call with the same folder continues where the first stopped. FileExistsError if `output_dir` holds other
+    second call with the same folder continues where the first stopped; a model that was stopped before its first
+    checkpoint is trained again, and its folder is renamed. FileExistsError if `output_dir` holds other
     files than those of a quickstart with this seed.
     """
     start, folder = time.perf_counter(), Path(output_dir)
@@ -277,11 +313,12 @@ def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
     plot_training_curves(curves, best / "training_curves.png", title="scenes val")
     notes = {TITLES[name]: f"mIoU {100 * score:.1f} %" for name, score in scores.items()}
     draw_predictions(models, best / "predictions.png", dataset="scenes", notes=notes)
-    pictures = [
+    own = [
         Picture("predictions.png", "Scenes that none of the models was trained on."),
         Picture("training_curves.png", "Mean IoU and loss terms of the three runs."),
     ]
-    facts = replace(cards["distilled"], comparison=rows, pictures=pictures)
+    added = [one for one in cards["distilled"].pictures if one.path not in {picture.path for picture in own}]
+    facts = replace(cards["distilled"], comparison=rows, pictures=[*own, *added])
     write_card(best, facts)
     write_facts(best, facts)
     print(f"\n{'model':<22}{'params':>10}{'GMACs':>8}{'mIoU %':>9}{'gain':>8}")
@@ -296,11 +333,12 @@ def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
 
 def _check_folder(folder: Path, seed: int) -> None:
     """Raise FileExistsError unless the folder holds at most the files of an earlier call with this seed."""
-    others = [path for path in folder.iterdir() if path.name not in TITLES] if folder.is_dir() else []
-    if others:
-        raise FileExistsError(f"{folder} holds other files, such as {others[0].name}; give another --output_dir.")
-    cards = [card for card in (_read_finished(folder / name) for name in TITLES) if card is not None]
-    if any(card.training.seed != seed for card in cards):
+    paths = folder.iterdir() if folder.is_dir() else []
+    if others := [path.name for path in paths if path.name.partition(ASIDE)[0] not in TITLES]:
+        raise FileExistsError(f"{folder} holds other files, such as {others[0]}; give another --output_dir.")
+    runs = [folder / name for name in TITLES]
+    saved = [path for run in runs for path in (run / SETTINGS_NAME, *run.glob(f"checkpoint-*/{SETTINGS_NAME}"))]
+    if any(read_json(path, "the settings of a run").get("seed") != seed for path in saved if path.is_file()):
         raise FileExistsError(f"{folder} holds a quickstart with another seed than {seed}; give another --output_dir.")
 
 
@@ -312,7 +350,7 @@ def _read_finished(folder: Path) -> CardFacts | None:
 def _train_or_resume(name: str, folder: Path, seed: int) -> CardFacts | None:
     """Train one of the three models, or resume from its last checkpoint."""
     argv = ["--output_dir", str(folder / name), "--seed", str(seed)]
-    if any((folder / name).glob("checkpoint-*")):
+    if resumes_or_moves_aside(folder / name):
         argv += ["--resume_from_checkpoint", "last"]
     if name == "distilled":
         return distill("quickstart", [*argv, "--teacher", str(folder / "teacher")]).card

@@ -40,7 +40,7 @@ class SegmentationTrainer(HubTrainer):
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
         args: settings.
         train_dataset: `TrainingSamples`, `StreamedSamples` (needs `max_steps`), or any torch dataset of
-            `pixel_values` and `labels`.
+            `pixel_values` and `labels`; its `ignore_index`, if it has one, holds for the task loss, else the model's.
         eval_dataset: raw dataset or stream with PIL images in `image` and `label`, or a dict of several; scored by
             `evaluate_segmenter`.
         processing_class: image processor of the model, saved with it and used for evaluation.
@@ -89,7 +89,7 @@ class SegmentationTrainer(HubTrainer):
             training_args.check_sharded_options(args)
         # Our loss is a mean over pixels, so the Trainer must divide it by the number of accumulation steps.
         self.model_accepts_loss_kwargs = False
-        self.task_loss = TaskLoss.for_model(model, args)
+        self.task_loss = TaskLoss.for_model(model, args, train_dataset)
         self.terms = TermMeans(report=self.is_world_process_zero())
         self.speed: dict[str, Any] = {}
         self._whole_student: nn.Module | None = None

@@ -166,7 +166,7 @@ def check_dataset_size(train_dataset: Any, args: SegmentationTrainingArguments) 
     """Raise if there are too few samples; the Trainer would only warn, and save an untrained model."""
     batch = images_per_step(args)
     if isinstance(train_dataset, TrainingSamples):
-        train_dataset.check_batch(args.per_device_train_batch_size)
+        train_dataset.check_batch(args.train_batch_size, batch // args.train_batch_size)
     if args.dataloader_drop_last and hasattr(train_dataset, "__len__") and len(train_dataset) < batch:
         raise ValueError(
             f"The training set has {len(train_dataset)} samples, but a batch takes {batch}, and incomplete batches are "

@@ -14,6 +14,7 @@ import yaml
 from command_line import answer
 from hub_client import no_waiting, serving
 from images import TINY_RESNET
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import loss_options
 
@@ -124,19 +125,36 @@ def test_evaluate_reproduces_the_scores_of_the_run(runs, tmp_path, capsys):
 
 def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(runs, capsys):
     before = contents(runs / "student")
-    line = answer(capsys, "train", "--config", str(runs / "recipe.yaml"), "--output_dir", str(runs / "student"))
-    assert "is not empty" in line and "--resume_from_checkpoint last" in line and "--output_dir" in line
-    assert contents(runs / "student") == before
+    words = ["train", "--config", str(runs / "recipe.yaml"), "--output_dir", str(runs / "student")]
+    for others in ([], ["--resume_from_checkpoint", str(runs / "teacher" / "checkpoint-1")]):
+        line = answer(capsys, *words, *others)
+        assert "is not empty" in line and "--resume_from_checkpoint last" in line and "--output_dir" in line
+        assert contents(runs / "student") == before
 
 
-def test_a_run_is_resumed_from_its_last_checkpoint(runs, tmp_path):
-    shutil.copytree(runs / "student", tmp_path / "run")
-    (tmp_path / "run" / "model.safetensors").unlink()
-    options = ["--config", str(runs / "recipe.yaml"), "--teacher", str(runs / "teacher"), "--max_steps", "3"]
-    assert main(["distill", *options, "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "last"]) == 0
-    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+def test_a_run_is_resumed_from_its_last_checkpoint_and_keeps_what_its_owner_put_on_its_card(runs, tmp_path, caplog):
+    run = shutil.copytree(runs / "student", tmp_path / "run")
+    Image.new("RGB", (4, 4)).save(tmp_path / "street.png")
+    stated = ["--repo_id", "me/student", "--license", "mit", "--tag", "streets", "--note", "Mind.", "--reported", "50"]
+    stated += ["a paper", "--dataset_title", "My scenes", "--picture", str(tmp_path / "street.png"), "A street"]
+    assert main(["card", str(run), *stated]) == 0
+    assert main(["card", str(run), "--title", "Mine"]) == 0
+    before = contents(run)
+    (run / "model.safetensors").unlink()
+    resume = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(run), "--resume_from_checkpoint", "last"]
+    resume = ["distill", *resume, "--teacher", str(runs / "teacher")]
+    assert main(resume) == 0
+    after = contents(run)
+    settings = "training_args.json"
+    assert {**after, settings: b""} == {**before, settings: b""} and "result will differ" not in caplog.text
+    assert main([*resume, "--max_steps", "3", "--flip_probability", "0"]) == 0
+    assert "max_steps was 2, now 3; flip_probability was 0.5, now 0.0: the result will differ" in caplog.text
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3]
-    assert (tmp_path / "run" / "model.safetensors").is_file()
+    old, new = (json.loads(text) for text in (before["card_facts.json"], (run / "card_facts.json").read_text()))
+    assert new["training"]["iterations"] == 3 and new["training"]["seconds"] is None
+    assert {name for name in new if new[name] != old[name]} == {"training", "measured"}
+    assert new["measured"]["protocol"]["model"] == "me/student" and "# Mine\n" in (run / "README.md").read_text()
 
 
 def test_a_failure_after_training_is_reported_in_one_line_keeps_the_weights_and_leaks_no_token(
@@ -193,8 +211,14 @@ def test_a_mistake_is_answered_with_one_helpful_line_and_status_2(runs, tmp_path
 
 
 def test_training_can_start_from_a_saved_model_and_ends_with_its_score_and_its_folder(runs, tmp_path, capsys):
-    recipe = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "out")]
-    assert main(["train", *recipe, "--model", str(runs / "student"), "--learning_rate", "1e-9"]) == 0
+    model = shutil.copytree(runs / "student", tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(
+        config.replace('"semantic_loss_ignore_index": 255', '"semantic_loss_ignore_index": -100')
+    )
+    recipe = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "out"), "--model", str(model)]
+    assert main(["train", *recipe, "--learning_rate", "1e-9", "--crop_size", "32", "256"]) == 0  # padded
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["semantic_loss_ignore_index"] == -100
     before, after = (load_file(folder / "model.safetensors") for folder in (runs / "student", tmp_path / "out"))
     name = "head.classifier.weight"
     torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)

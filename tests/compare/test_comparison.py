@@ -26,6 +26,7 @@ from afdcd_hf.compare.runs import all_runs, read_result
 from afdcd_hf.cost.machine import machine_name
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.hub.card_facts import CardFacts, DatasetFacts, MeasuredResults, TrainingFacts, write_facts
+from afdcd_hf.training.checkpoints import mark_complete
 
 PLAN = {
     "recipe": "quickstart",
@@ -53,7 +54,9 @@ class StandIns:
         self.resumed += [place] * ("--resume_from_checkpoint" in command)
         log.write_text("first line\nlast line\n")
         if self.stop and self.stop in place:
-            (Path(recipe["output_dir"]) / "checkpoint-5").mkdir(parents=True)
+            checkpoint = Path(recipe["output_dir"]) / "checkpoint-5"
+            checkpoint.mkdir(parents=True)
+            mark_complete(checkpoint, {})
             raise ComparisonStopped(143)
         if self.fail and self.fail in place:
             return 1
@@ -181,7 +184,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_retried_without_deleting_i
     outcome = run_comparison(plan(), tmp_path / "out")
     assert outcome.failed == {place: "first line\nlast line"}
     assert sum(result.kind == "run" for result in outcome.results) == 7
-    (tmp_path / "out" / place / "run").mkdir()
+    (tmp_path / "out" / place / "run/checkpoint-1").mkdir(parents=True)  # killed while it was written
     (tmp_path / "out" / place / "run/trainer_state.json").write_text("{}")
     stand_ins.fail = None
     stand_ins.trained.clear()

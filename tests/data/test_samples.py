@@ -106,7 +106,7 @@ def test_labels_that_are_not_class_ids_or_do_not_fit_are_rejected_naming_the_ima
             TrainingSamples(rows(**extra), transform, num_labels=11)[2]
 
 
-def test_bad_settings_are_refused():
+def test_bad_settings_are_refused(caplog):
     for dataset, options, message in (
         (rows(), {"num_labels": 0}, "num_labels=0"),
         (rows(), {"seed": -1}, "seed=-1"),
@@ -120,6 +120,25 @@ def test_bad_settings_are_refused():
     samples.check_batch(5)
     with pytest.raises(ValueError, match=r"unlabelled_share=0\.2 of a batch of 4 is less than one image"):
         samples.check_batch(4)
+    samples.check_batch(5, 4)
+    samples.check_batch(9)  # rounded down, as documented
+    assert not caplog.records
+    samples.check_batch(9, 2)
+    assert (
+        "each of the 2 batches of 9 images that make up a step: 2 of its 18 images are unlabelled, not 3" in caplog.text
+    )
+
+
+def test_labels_of_255_get_the_ignore_index_of_the_model_which_the_transform_must_share():
+    label = Image.fromarray(np.array([[0, 255, 1]], np.uint8))
+    row = {"image": Image.new("RGB", (3, 1)), "label": label}
+    expected = {(2, -100): [0, -100, 1], (2, 255): [0, 255, 1], (300, -100): [0, 255, 1]}  # 255 may be a class
+    for (num_labels, ignore_index), ids in expected.items():
+        samples = TrainingSamples([row], colour_and_draw, num_labels=num_labels, ignore_index=ignore_index)
+        assert samples[0]["labels"].tolist() == [ids]
+    transform = RandomScaleCropFlip(AfDcdImageProcessor(), (32, 32))
+    with pytest.raises(ValueError, match="pads labels with ignore_index=255, but these samples have -100: give both"):
+        TrainingSamples([row], transform, num_labels=2, ignore_index=-100)
 
 
 def test_a_different_number_of_classes_is_an_error_and_different_names_a_warning(caplog):

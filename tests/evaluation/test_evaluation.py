@@ -213,6 +213,7 @@ def test_ignore_index_and_absent_classes_count_as_configured():
     for row in rows:
         row["label"] = row["label"].point(lambda value: 200 if value == 255 else value)
     scores = evaluate(model, rows, ignore_index=200, absent_as_zero=True)
+    assert evaluate(model, odd_images(), ignore_index=-100)["mean_iou"] == usual["mean_iou"]  # files have 255
     assert scores["absent_classes"] == usual["absent_classes"] == ["LABEL_4", "LABEL_5"]
     assert scores["mean_iou"] == pytest.approx(usual["mean_iou"] * 4 / 6, abs=1e-12)
     assert scores["protocol"].items() >= {"ignore_index": 200, "absent_classes": "count as 0"}.items()

@@ -49,6 +49,7 @@ def test_a_recipe_fills_the_dataclasses_in_order_and_the_command_line_overrides_
     assert (args.max_steps, args.learning_rate, data.crop_size, data.scales) == (7, 0.5, [32, 48], [1.0])
     assert (model.backbone_kwargs, model.auxiliary_head, teacher.teacher) == ({"a": [1]}, True, "runs/teacher")
     assert args.save_strategy.value == "no"
+    assert merge_arguments({}, distils=True) == {"loss": "af_dcd"}  # so that the recipe written is a distillation's
 
 
 def test_dotted_options_are_merged_with_the_loss_options_of_the_recipe():

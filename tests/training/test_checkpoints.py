@@ -226,14 +226,26 @@ def test_a_checkpoint_with_only_the_student_cannot_be_resumed_and_a_loss_without
 
 
 def test_settings_that_make_a_resumed_run_differ_are_logged(saved, tmp_path, caplog):
+    marker = shutil.copytree(saved[1] / "checkpoint-2", tmp_path / "checkpoint-2") / "checkpoint.json"
+    stored = json.loads(marker.read_text())
+    stored["settings"] |= {"crop_size": [32, 32], "data_dir": "a"}  # as a recipe's options are stored
+    del stored["settings"]["adam_beta1"], stored["settings"]["distill_every"]  # as if an older version had written it
+    marker.write_text(json.dumps(stored))
     other = {"seed": 1, "per_device_train_batch_size": 2, "train_dataset": samples(10), "max_steps": 3}
+    other |= {"max_grad_norm": 0.5, "distill_every": 2, "adam_beta1": 0.5, "logging_steps": 2, "save_steps": 7}
     with caplog.at_level("WARNING", logger="afdcd_hf"):
         trainer = distilling(tmp_path, warmup_steps=1, task_loss="dice", **other)
-        trainer.train(resume_from_checkpoint=str(saved[1] / "checkpoint-2"))
-    for words in ("images_per_step was 4, now 2", "training_samples was 8, now 10", "seed was 42, now 1"):
-        assert words in caplog.text
-    assert "max_steps was 4, now 3: the result will differ" in caplog.text and "warmup_steps was" in caplog.text
-    assert "task_loss was cross_entropy, now dice" in caplog.text and "processes" not in caplog.text
+        trainer.checkpoints.options = {"crop_size": [48, 48], "data_dir": "b", "flip_probability": 0.0}
+        trainer.train(resume_from_checkpoint=str(marker.parent))
+    (message,) = [text for record in caplog.records if "was" in (text := record.getMessage())]
+    assert message.startswith(f"{marker.parent}: ") and message.endswith(": the result will differ.")
+    assert set(message.removeprefix(f"{marker.parent}: ").removesuffix(": the result will differ.").split("; ")) == {
+        "images_per_step was 4, now 2", "training_samples was 8, now 10", "seed was 42, now 1",
+        "data_seed was 42, now 1", "max_steps was 4, now 3", "warmup_steps was 0.0, now 1.0",
+        "task_loss was cross_entropy, now dice", "max_grad_norm was 0.0, now 0.5",
+        "crop_size was [32, 32], now [48, 48]",
+        f"loss_kwargs was {WHOLE['loss_kwargs']}, now {loss_options()}",
+    }  # fmt: skip
 
 
 def test_the_best_student_is_restored_at_the_end(tmp_path):

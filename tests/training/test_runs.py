@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -20,6 +21,7 @@ from afdcd_hf.hub.card_facts import read_facts
 from afdcd_hf.hub.model_card import render_card
 from afdcd_hf.models.loading import load_model
 from afdcd_hf.training import runs as quickstart
+from afdcd_hf.training.checkpoints import mark_complete
 from afdcd_hf.training.new_model import build_model, initial_weights, reset_classifiers
 from afdcd_hf.training.options import ModelArguments
 
@@ -78,28 +80,38 @@ def test_every_run_saves_facts_without_local_paths_and_all_have_the_same_budget(
     assert settings["distilled"]["seed"] == 3
 
 
-def test_a_second_call_trains_only_unfinished_runs_and_resumes_the_stopped_one(finished, tmp_path, monkeypatch):
-    folder = tmp_path / "out"
+def test_a_second_call_trains_only_unfinished_runs_and_resumes_those_with_a_complete_checkpoint(
+    finished, tmp_path, monkeypatch
+):
+    folder, called = tmp_path / "out", []
     shutil.copytree(finished[0], folder)
-    shutil.rmtree(folder / "distilled")
-    (folder / "distilled" / "checkpoint-1").mkdir(parents=True)
-    called = []
+    for name in ("teacher", "distilled"):
+        shutil.rmtree(folder / name)
+        (folder / name / "checkpoint-1").mkdir(parents=True)
+        (folder / name / "checkpoint-1" / "training_args.json").write_text('{"seed": 3}')
+    mark_complete(folder / "distilled" / "checkpoint-1", {})  # the teacher was killed while writing
+    shutil.copytree(folder / "teacher", tmp_path / "stopped" / "teacher")
 
-    def distill(recipe, argv):
+    def run(recipe, argv):
         called.append(argv)
-        shutil.rmtree(folder / "distilled")
-        shutil.copytree(finished[0] / "distilled", folder / "distilled")
-        return quickstart.FinishedRun(folder / "distilled", read_facts(folder / "distilled"))
+        target = Path(argv[argv.index("--output_dir") + 1])
+        shutil.copytree(finished[0] / target.name, target, dirs_exist_ok=True)
+        return quickstart.FinishedRun(target, read_facts(target))
 
-    monkeypatch.setattr(quickstart, "distill", distill)
-    monkeypatch.setattr(quickstart, "train", None)
+    for name in ("train", "distill"):
+        monkeypatch.setattr(quickstart, name, run)
     monkeypatch.setattr(quickstart, "draw_predictions", lambda *_, **__: None)
     for _ in range(2):  # the second time, everything is finished
         assert quickstart.quickstart(folder, seed=3) == folder / "distilled"
-    ((*_, resume, last, teacher, where),) = called
-    assert [resume, last, teacher, where] == ["--resume_from_checkpoint", "last", "--teacher", str(folder / "teacher")]
-    with pytest.raises(FileExistsError, match="quickstart with another seed than 4"):
-        quickstart.quickstart(folder, seed=4)
+    assert called == [
+        ["--output_dir", str(folder / "teacher"), "--seed", "3"],
+        ["--output_dir", str(folder / "distilled"), "--seed", "3", "--resume_from_checkpoint", "last",
+         "--teacher", str(folder / "teacher")],
+    ]  # fmt: skip
+    assert (folder / "teacher-stopped-1" / "checkpoint-1").is_dir()
+    for place in (folder, tmp_path / "stopped"):
+        with pytest.raises(FileExistsError, match="quickstart with another seed than 4"):
+            quickstart.quickstart(place, seed=4)
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds other files, such as mine.txt; give another --output_dir"):
         quickstart.quickstart(folder)

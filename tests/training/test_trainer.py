@@ -104,6 +104,14 @@ def test_fewer_samples_than_a_batch_are_an_error_unless_incomplete_batches_are_k
     supervised(tmp_path, per_device_train_batch_size=9, dataloader_drop_last=False, max_steps=1).train()
 
 
+@pytest.mark.parametrize("make", [supervised, distilling])
+def test_the_task_loss_ignores_what_the_samples_ignore_whatever_the_models_configuration_says(tmp_path, make):
+    padded = samples(scales=[0.5])
+    trainer = make(tmp_path, segmenter(semantic_loss_ignore_index=-100), train_dataset=padded, max_steps=1)
+    trainer.train()
+    assert 0 < logged(trainer, "loss_task")[0] < 10
+
+
 def test_only_the_polynomial_schedule_has_default_options(tmp_path):
     for given, meant in (({}, {"power": 0.9, "lr_end": 0.0}), ({"lr_scheduler_type": "linear"}, {}),
                          ({"lr_scheduler_kwargs": '{"power": 2.0}'}, {"power": 2.0})):  # fmt: skip
