@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -91,8 +92,10 @@ class StreamingMeanIoU:
             return self.update(predictions, references)
         if len(predictions) != len(references):
             raise ValueError(f"{len(predictions)} predictions but {len(references)} references.")
+        counted = copy.copy(self)  # so that an error in one map leaves all of them uncounted
         for pair in zip(predictions, references, strict=True):
-            self.update(*(ids if isinstance(ids, Tensor) else np.asarray(ids) for ids in pair))
+            counted.update(*(ids if isinstance(ids, Tensor) else np.asarray(ids) for ids in pair))
+        self._counts = counted._counts
 
     def merge(self, other: Self) -> Self:
         """Add the counts of another metric with the same number of classes."""

@@ -127,6 +127,9 @@ def test_add_batch_takes_maps_of_different_sizes_like_evaluate():
     assert torch.equal(metric.confusion_matrix, expected.confusion_matrix)
     with pytest.raises(ValueError, match="2 predictions but 1 references"):
         metric.add_batch(predictions=[PREDICTION, PREDICTION], references=[TRUTH])
+    with pytest.raises(ValueError, match="outside"):
+        metric.add_batch(predictions=[PREDICTION, [[0, 7]]], references=[TRUTH, [[0, 0]]])
+    assert torch.equal(metric.confusion_matrix, expected.confusion_matrix)
 
 
 def test_the_state_is_one_matrix_however_many_images_were_seen_until_it_is_reset():
