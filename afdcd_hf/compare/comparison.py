@@ -21,7 +21,8 @@ from ..cost.machine import machine_name, without_threads
 from ..data.loading import load_split
 from ..data.statistics import is_generated
 from ..folder_lock import lock_folder
-from ..hub.card_facts import FACTS_NAME, HUB_ID
+from ..hub.card_facts import FACTS_NAME
+from ..messages import HUB_ID
 from ..structured_files import parse_yaml, read_yaml
 from ..training.checkpoints import resumes_or_moves_aside
 from ..training.options import DataArguments

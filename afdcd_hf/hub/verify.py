@@ -23,10 +23,10 @@ from ..data.loading import load_split
 from ..data.statistics import fingerprint, is_generated
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
-from ..messages import public_name
+from ..messages import HUB_ID, public_name
 from ..models.loading import load_model, load_processor
 from ..structured_files import json_values
-from .card_facts import FACTS_NAME, HUB_ID, read_facts
+from .card_facts import FACTS_NAME, read_facts
 from .folder_facts import DATA_OPTIONS, RESULTS_NAME, measured_results, read_results
 from .model_card import CARD_NAME
 from .push import plain_hub_errors

@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from ..data.checks import differing_classes
-from ..hub.folder_facts import public_name
+from ..messages import public_name
 from ..models.image_processing_afdcd import RELEASED_INPUT, AfDcdImageProcessor
 from ..models.loading import is_bgr, load_model, load_processor
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation

@@ -26,11 +26,10 @@ from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import LOCK_NAME, lock_folder
 from ..hub import folder_facts
 from ..hub.card_facts import FACTS_NAME, CardFacts, ComparisonRow, Picture, TrainingFacts, read_facts, write_facts
-from ..hub.folder_facts import public_name
 from ..hub.model_card import render_card, write_card
 from ..hub.push import RECIPE_NAME
 from ..inference.predictions import draw_predictions
-from ..messages import without_tokens
+from ..messages import public_name, without_tokens
 from ..model_utils import ignore_index_of
 from ..models.loading import load_model, load_processor
 from ..recipes import load_recipe
@@ -129,21 +128,28 @@ def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> 
         if reported == done == trainer.checkpoints.resumed_step:
             card = before if main else None  # it was finished already, and its report stays as it is
         else:
-            trainer.save_state()
-            trainer.accelerator.wait_for_everyone()
-            try:
-                if trainer.is_world_process_zero():
-                    resolved = {"class_weights": args.class_weights} if "class_weights" in given else {}  # as numbers
-                    write_recipe(folder, {**given, **resolved})
-                card = write_report(trainer, data, facts, seconds)
-            except Exception as error:
-                raise RuntimeError(
-                    f"The training is finished and the model is saved in {folder}, but its report failed: "
-                    f"{type(error).__name__}: {error}. After fixing the cause, run `afdcd evaluate --model {folder}`."
-                ) from error
+            resolved = {"class_weights": args.class_weights} if "class_weights" in given else {}  # as numbers
+            card = _save_report(trainer, data, {**given, **resolved}, facts, seconds)
         if args.push_to_hub:
             trainer.push_to_hub()
         return FinishedRun(folder, card)
+
+
+def _save_report(
+    trainer: SegmentationTrainer, data: DataArguments, given: Mapping[str, Any], facts: CardFacts | None, seconds: float
+) -> CardFacts | None:
+    trainer.save_state()
+    trainer.accelerator.wait_for_everyone()
+    folder = Path(trainer.args.output_dir)
+    try:
+        if trainer.is_world_process_zero():
+            write_recipe(folder, given)
+        return write_report(trainer, data, facts, seconds)
+    except Exception as error:
+        raise RuntimeError(
+            f"The training is finished and the model is saved in {folder}, but its report failed: "
+            f"{type(error).__name__}: {error}. After fixing the cause, run `afdcd evaluate --model {folder}`."
+        ) from error
 
 
 def _check_may_be_written(folder: Path, checkpoint: str | None) -> None:
