@@ -77,10 +77,9 @@ def update_card(
         The path of the card; see `write_card`, also for errors.
     """
     folder = Path(folder)
-    facts = folder_facts(folder)
     if (repo_id := changes.pop("repo_id", None)) is not None:
         check_repo_id(repo_id)
-        facts = with_repo_id(facts, repo_id, folder)
+    facts = with_current_name(folder_facts(folder), folder, repo_id)
     facts = facts if results is None else with_results(facts, results, folder)
     if dataset:
         if facts.dataset is None:
@@ -193,14 +192,17 @@ def public_results(path: str | Path, model_name: str) -> str:
     return json.dumps({**results, "protocol": protocol}, indent=2) + "\n"
 
 
-def with_repo_id(facts: CardFacts, repo_id: str, folder: Path) -> CardFacts:
-    """Copy the folder's facts with the repository's name, also in commands and in a title nobody chose."""
-    unset = (folder.resolve().name, (facts.repo_id or "").split("/")[-1])
-    title = repo_id.split("/")[-1] if facts.model_name in unset else facts.model_name
+def with_current_name(facts: CardFacts, folder: Path, repo_id: str | None = None) -> CardFacts:
+    """Copy the folder's facts with its repository's or own name now, also in commands and in a title nobody chose."""
+    own, repo_id = folder.resolve().name, repo_id or facts.repo_id
+    name, protocol = repo_id or own, dict(facts.measured.protocol if facts.measured else {})
+    # the folder's name now, the repository's before, and the folder's before it was renamed
+    unset = (own, *(str(known or "").split("/")[-1] for known in (facts.repo_id, protocol.get("model"))))
+    title = name.split("/")[-1] if facts.model_name in unset else facts.model_name
     facts = replace(facts, repo_id=repo_id, model_name=title)
-    if facts.measured is None or "model" not in facts.measured.protocol:
+    if facts.measured is None or "model" not in protocol:
         return facts
-    protocol = {**facts.measured.protocol, "model": repo_id}
+    protocol["model"] = name
     return replace(facts, measured=replace(facts.measured, protocol=protocol, command=_command(protocol)))
 
 

@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..messages import without_tokens
 from ..structured_files import read_json
 from .card_facts import FACTS_NAME, CardFacts, facts_json, read_facts
-from .folder_facts import RESULTS_NAME, check_repo_id, public_results, with_repo_id
+from .folder_facts import RESULTS_NAME, check_repo_id, public_results, with_current_name
 from .model_card import CARD_NAME, is_handwritten, render_card
 from .weight_files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, check_weights
 
@@ -133,7 +133,7 @@ def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) ->
         contents[RESULTS_NAME] = public_results(folder / RESULTS_NAME, repo_id).encode("utf-8")
     if FACTS_NAME in contents:
         facts = read_facts(folder)
-        public = with_repo_id(facts, repo_id, folder)
+        public = with_current_name(facts, folder, repo_id)
         contents |= {FACTS_NAME: facts_json(public), **_eval_results(public)}
         if card == render_card(facts):
             card = render_card(public)

@@ -33,7 +33,7 @@ from ..messages import public_name, without_tokens
 from ..model_utils import ignore_index_of
 from ..models.loading import load_model, load_processor
 from ..recipes import load_recipe
-from ..structured_files import read_json
+from ..structured_files import read_json, read_yaml
 from .arguments import PATH_OPTIONS, build_arguments, merge_arguments, training_part
 from .checkpoints import ASIDE, SETTINGS_NAME, checkpoint_to_resume, resumes_or_moves_aside
 from .distillation import DistillationTrainer
@@ -233,11 +233,22 @@ def prepare_facts(
             teacher_architecture=None if teacher_config is None else folder_facts.describe(teacher_config),
             citations=getattr(getattr(trainer, "loss_module", None), "citations", []),
         )
-        facts = facts if before is None else folder_facts.with_owners_facts(facts, before)
+        facts = facts if before is None else _with_facts_before(facts, before, Path(args.output_dir))
         render_card(facts)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"The model card of this run could not be written: {error}") from error
     return facts
+
+
+def _with_facts_before(facts: CardFacts, before: CardFacts, folder: Path) -> CardFacts:
+    """Carry over what the owner of the finished run in the folder stated, and note a change of the teacher."""
+    before, recipe = folder_facts.with_current_name(before, folder), folder / RECIPE_NAME
+    # the teacher as the run names it, which on the card may be its owner's name for it
+    first = read_yaml(recipe).get("teacher") if recipe.is_file() else None
+    if first and facts.teacher and first != facts.teacher:
+        note = f"Distilled from {before.teacher}, then resumed and distilled from {facts.teacher}."
+        before = replace(before, teacher=facts.teacher, notes=[*before.notes, note])
+    return folder_facts.with_owners_facts(facts, before)
 
 
 def write_report(

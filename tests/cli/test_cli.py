@@ -138,7 +138,7 @@ def test_a_run_is_resumed_from_its_last_checkpoint_and_keeps_what_its_owner_put_
     stated = ["--repo_id", "me/student", "--license", "mit", "--tag", "streets", "--note", "Mind.", "--reported", "50"]
     stated += ["a paper", "--dataset_title", "My scenes", "--picture", str(tmp_path / "street.png"), "A street"]
     assert main(["card", str(run), *stated]) == 0
-    assert main(["card", str(run), "--title", "Mine"]) == 0
+    assert main(["card", str(run), "--title", "Mine", "--teacher", "me/teacher"]) == 0
     before = contents(run)
     (run / "model.safetensors").unlink()
     resume = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(run), "--resume_from_checkpoint", "last"]
@@ -155,6 +155,10 @@ def test_a_run_is_resumed_from_its_last_checkpoint_and_keeps_what_its_owner_put_
     assert new["training"]["iterations"] == 3 and new["training"]["seconds"] is None
     assert {name for name in new if new[name] != old[name]} == {"training", "measured"}
     assert new["measured"]["protocol"]["model"] == "me/student" and "# Mine\n" in (run / "README.md").read_text()
+    other = shutil.copytree(runs / "teacher", tmp_path / "other", ignore=shutil.ignore_patterns("checkpoint-*"))
+    assert main([*resume, "--max_steps", "4", "--teacher", str(other)]) == 0
+    card = (run / "README.md").read_text()
+    assert "distilled from **other** (FCN" in card and "Distilled from me/teacher, then resumed" in card
 
 
 def test_a_failure_after_training_is_reported_in_one_line_keeps_the_weights_and_leaks_no_token(

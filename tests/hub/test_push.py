@@ -152,6 +152,8 @@ def test_card_facts_and_scores_are_published_under_the_repositorys_name(hub, fol
     assert (entry.dataset_id, entry.task_id, entry.value) == ("street/scenes", "semantic-segmentation", 50.0)
     assert entry.source_url == f"https://huggingface.co/{REPO}" and "split val" in entry.notes
     assert plan.notes == [] and before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    push_folder(folder.rename(folder.with_name("renamed")), REPO)
+    assert pushed(hub)["README.md"].decode() == card and "\n# tiny\n" in card
 
 
 def test_a_handwritten_card_is_published_unchanged_and_local_paths_are_pointed_out(hub, folder):
