@@ -22,15 +22,15 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "convert", "convert a released .pth to a folder for from_pretrained",
         "--checkpoint FILE --output_dir DIR [options]", _convert,
         "--checkpoint x.pth --network deeplabv3_resnet18 --dataset camvid --output_dir r18",
-        old={"--output": "--output_dir"},
     )  # fmt: skip
     command.add("--checkpoint", required=True, metavar="FILE", help="released .pth or .safetensors file")
     command.add("--network", help="architecture, such as deeplabv3_resnet18; an unknown name lists all")
     command.add("--dataset", help="benchmark the model was trained on, for its class names")
     command.add("--classes", metavar="FILE", help="file with the class names instead, one per line")
     command.add("--published", metavar="ID", help="the file's row in `afdcd list`, for the card")
-    command.add("--output_dir", required=True, help="new folder; with --backbone_only, a new .safetensors file")
-    command.flag("--backbone_only", "convert a file with a backbone's ImageNet weights")
+    text = "new folder to write; with --backbone_only, --output names a new .safetensors file"
+    command.add("--output_dir", "--output", metavar="PATH", required=True, help=text)
+    command.flag("--backbone_only", "convert a file with a backbone's ImageNet weights to one --output file")
 
     text = "render a model's card again from its card_facts.json and your additions; a hand-written one is kept"
     command = new("card", text, "DIR [options]", _card, "runs/mine --repo_id me/student --license apache-2.0")

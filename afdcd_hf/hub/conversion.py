@@ -115,9 +115,9 @@ def convert_backbone(checkpoint: str | Path, network: str, output: str | Path) -
     """
     output, kind = Path(output), chosen(_BACKBONES, network, "backbone")
     if output.suffix != ".safetensors" or output.is_dir():
-        raise ValueError(f"A backbone is saved to one file: give --output_dir X.safetensors, not {str(output)!r}.")
+        raise ValueError(f"A backbone is saved to one file: give --output X.safetensors, not {str(output)!r}.")
     if output.exists():
-        raise FileExistsError(f"{output} exists; give another --output_dir.")
+        raise FileExistsError(f"{output} exists; give another --output.")
     tensors = read_tensors(checkpoint)
     prefix = next((one for one in _PREFIXES if all(name.startswith(one) for name in tensors)), "")
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

@@ -18,12 +18,7 @@ from .projectors import PROJECTORS, EnhancedProjector, PlainProjector, mask_alig
 
 
 def random_mask(feature_map: Tensor, mask_ratio: float) -> Tensor:
-    """Draw a mask `(B, 1, h, w)` for a map `(B, C, h, w)`: 1 (kept) with probability `1 - mask_ratio`, else 0 (hidden).
-
-    A ratio of 0 draws nothing, so that it does not change dropout's random numbers.
-    """
-    if mask_ratio == 0:
-        return torch.ones_like(feature_map[:, :1])
+    """Draw a mask `(B, 1, h, w)` for a map `(B, C, h, w)`: 1, kept, with probability `1 - mask_ratio`, else 0."""
     return (uniform(feature_map[:, :1]) >= mask_ratio).to(feature_map.dtype)
 
 
@@ -35,9 +30,9 @@ def center_mask(feature_map: Tensor) -> Tensor:
     return mask
 
 
-def restore(student_map: Tensor, mask: Tensor, align: nn.Module, projector: nn.Module) -> Tensor:
+def restore(student_map: Tensor, mask: Tensor | None, align: nn.Module, projector: nn.Module) -> Tensor:
     """Compute S' = projector(mask ⊙ align(student_map)): `(B, Cs, h, w)` to `(B, Ct, h, w)`, in the layers' dtype."""
-    hidden = mask_aligned(align, student_map, mask)
+    hidden = align(student_map) if mask is None else mask_aligned(align, student_map, mask)
     return projector(hidden, mask) if isinstance(projector, (PlainProjector, EnhancedProjector)) else projector(hidden)
 
 
@@ -87,9 +82,11 @@ class RestorationLoss(MapLoss):
 
     def restored(self, student_map: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute S' `(B, Ct, h, w)` in the layers' dtype; `mask` `(B, 1, h, w)` is drawn as configured if None."""
-        if mask is None and self.mask == "random":
+        if mask is None and self.mask == "center":
+            mask = center_mask(student_map)
+        elif mask is None and self.mask_ratio > 0:  # else nothing is drawn, and dropout's random numbers stay the same
             mask = random_mask(student_map, self.mask_ratio)
-        return restore(student_map, center_mask(student_map) if mask is None else mask, self.align, self.projector)
+        return restore(student_map, mask, self.align, self.projector)
 
 
 class MGDLoss(RestorationLoss):

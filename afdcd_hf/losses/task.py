@@ -112,7 +112,8 @@ class TaskLoss(nn.Module):
         self.ignore_index, self.align_corners = ignore_index, align_corners
         self.kinds = [name.strip() for name in kind.split("+")]
         if unknown := [name for name in self.kinds if name not in TASK_LOSSES]:
-            raise ValueError(f"task_loss={kind!r}: unknown {unknown[0]!r}; known: {', '.join(TASK_LOSSES)}.")
+            known = ", ".join(TASK_LOSSES)
+            raise ValueError(f"task_loss={kind!r}: unknown {unknown[0]!r}; known: {known}, joined by '+'.")
         if class_weights is not None and not TAKE_WEIGHTS & set(self.kinds):
             raise ValueError(f"class_weights have no effect on task_loss={kind!r}: add cross_entropy, or drop them.")
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)

@@ -22,7 +22,7 @@ _PAPER_SCALES = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7
 _BATCH, _FOUR = {"at_least": 1, "at_most": 10**6}, {"at_least": 0, "length": 4}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _PLAIN_TYPES = (bool, int, float, str, list, tuple, dict, type(None))
-_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", dict: "a mapping"}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a string", dict: "a mapping"}
 _RULES: dict[str, tuple[Any, str]] = {
     "at_least": (operator.ge, "{} or more"),
     "above": (operator.gt, "above {}"),
@@ -34,7 +34,8 @@ _RULES: dict[str, tuple[Any, str]] = {
 def option(default: Any, help: str, **rules: Any) -> Any:
     """Declare a dataclass field that is an option of recipes and command lines.
 
-    Rules are those of `_RULES` for numbers (also in lists), `length` for lists, and `path=True`, which expands `~`.
+    Rules are those of `_RULES` for numbers (also in lists), `length` for lists, `path=True`, which expands `~`, and
+    `joined`, the sign between several values in one string.
     """
     own = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
     return field(**own, metadata={"help": help, "rules": rules})
@@ -56,6 +57,8 @@ def check_value(kind: type, spec: Field, value: Any) -> Any:
         value = parse_json_object(spec.name, value)
     expected = [f"{rules['length']} values"] if "length" in rules else ["one value or more"] if value == [] else []
     expected += [_RULES[rule][1].format(rules[rule]) for rule in _RULES if rule in rules]
+    if "joined" in rules and isinstance(value, list):
+        expected.append(f"joined by {rules['joined']!r} as in {rules['joined'].join(map(str, value))!r}")
     try:
         typed = convert(value, hint)
     except TypeError:
@@ -118,7 +121,7 @@ def convert(value: Any, hint: Any) -> Any:
         return dict(value)
     elif hint is Any or (kind is Literal and value in members):
         return value
-    elif kind not in _TYPE_NAMES and isinstance(kind, type) and isinstance(value, kind):
+    elif kind not in _KINDS and isinstance(kind, type) and isinstance(value, kind):
         return value
     raise TypeError
 
@@ -131,7 +134,7 @@ def _type_name(hint: Any) -> str:
         return " or ".join(map(repr, members))
     if kind is list:
         return f"a list of {_type_name(members[0]).split(' ', 1)[-1]}s"
-    return _TYPE_NAMES.get(kind, getattr(hint, "__name__", str(hint)))
+    return _KINDS.get(kind, getattr(hint, "__name__", str(hint)))
 
 
 def _without_none(choice: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +257,7 @@ class SegmentationOptions:
     per_device_eval_batch_size: int = option(1, "Batch size per process in evaluations.", **_BATCH)
     gradient_accumulation_steps: int = option(1, "Batches accumulated per optimizer step.", at_least=1)
     optim: str = option("sgd", "Optimizer, as named by transformers.")
-    optim_args: str | None = option(None, "Further arguments of the optimizer; momentum=0.9 by default for sgd.")
+    optim_args: str | None = option(None, "Its arguments, joined by ','; for sgd, momentum=0.9.", joined=",")
     learning_rate: float = option(0.02, "Initial learning rate.", at_least=0)
     lr_scheduler_type: str = option("polynomial", "Learning rate schedule, as named by transformers.")
     lr_scheduler_kwargs: dict | None = option(None, "Its arguments (JSON); for polynomial, power 0.9 and lr_end 0.")
@@ -264,7 +267,7 @@ class SegmentationOptions:
     max_grad_norm: float = option(0.0, "Clip all gradients to this norm; 0 disables clipping.", at_least=0)
     task_weight: float = option(1.0, "Weight of the task loss on the labels.", at_least=0)
     aux_weight: float = option(0.4, "Weight of the auxiliary head's task loss.", at_least=0)
-    task_loss: str = option("cross_entropy", "cross_entropy, ohem, dice or lovasz, or several joined by '+'.")
+    task_loss: str = option("cross_entropy", "cross_entropy, ohem, dice, lovasz, or several joined by '+'.", joined="+")
     class_weights: list[float] | Literal["balanced"] | None = option(None, "Class weights, or balanced.", at_least=0)
     ema_decay: float | None = option(None, "Evaluate and save a moving average of the weights.", above=0, below=1)
     eval_strategy: str = option("no", "When to evaluate during training: no, steps or epoch.")
@@ -297,7 +300,7 @@ class SegmentationOptions:
 class DistillationOptions:
     """Distillation."""
 
-    loss: str | None = option("af_dcd", "Distillation loss, or several joined by '+', e.g. 'kd+af_dcd'.")
+    loss: str | None = option("af_dcd", "Distillation loss, or several joined by '+', e.g. 'kd+af_dcd'.", joined="+")
     loss_kwargs: dict | None = option(None, "Options per loss (JSON); usually written as af_dcd.feature_weight.")
     student_layer: str | list[str] | None = option(None, "Student layer(s) to distil, by path; default: the last map.")
     teacher_layer: str | list[str] | None = option(None, "The same for the teacher: as many, in the same order.")

@@ -61,8 +61,9 @@ def test_options_are_spelled_consistently_and_output_folders_are_output_dir():
     options = {name: set(parser._option_string_actions) for name, parser in commands().items()}
     every = set().union(*options.values())
     assert not [name for name in every if "-" in name.removeprefix("-").removeprefix("-")]
-    for name in ("quickstart", "compare", "predict", "convert"):
+    for name in ("quickstart", "compare", "predict"):
         assert "--output_dir" in options[name] and "--output" not in options[name]
+    assert {"--output_dir", "--output"} <= options["convert"]  # a folder; with --backbone_only, a file
     tables = {name for name in options if "--json" in options[name]}
     assert tables == {"list", "datasets", "recipes", "profile", "verify", "evaluate", "compare"}
 

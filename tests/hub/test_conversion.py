@@ -355,7 +355,7 @@ def test_a_backbone_with_wrong_tensors_or_a_bad_output_is_refused(tmp_path, smal
         (small_file[0], "mobilenetv2", "x.safetensors", "338 unknown tensors .*network: leave out --backbone_only"),
         ("m.pth", "mobilenetv2", "x.safetensors", r"1 missing tensors \(features.3.conv.0.weight 144x24x1x1\)"),
         ("m.pth", "resnet18", "there.safetensors", "exists; give another"),
-        ("m.pth", "resnet18", "folder", "one file: give --output_dir X.safetensors"),
+        ("m.pth", "resnet18", "folder", "one file: give --output X.safetensors"),
         ("m.pth", "resnet51", "x.safetensors", "Unknown backbone 'resnet51'. Close: .*resnet101"),
     ):
         with pytest.raises((ValueError, FileExistsError), match=message):

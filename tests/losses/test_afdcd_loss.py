@@ -110,14 +110,19 @@ def test_the_random_mask_keeps_its_share_hides_whole_positions_and_follows_the_s
     assert mask.shape == (4, 1, 64, 64) and set(mask.unique().tolist()) == {0.0, 1.0}
     assert mask.mean().item() == pytest.approx(0.25, abs=0.015)  # 4 standard deviations: 0.0135
     assert not torch.equal(mask[0], mask[1]) and not torch.equal(mask, other)
-    before = torch.get_rng_state()
-    assert torch.equal(random_mask(torch.zeros(1, 2, 8, 8), mask_ratio=0.0), torch.ones(1, 1, 8, 8))
-    assert torch.equal(torch.get_rng_state(), before)
     loss, (student, teacher) = small_loss(), small_maps()
     torch.manual_seed(3)
     drawn = loss.raw_terms(student, teacher)["feature"]
     torch.manual_seed(3)
     assert torch.equal(loss.raw_terms(student, teacher, random_mask(student, 0.75))["feature"], drawn)
+
+
+@pytest.mark.parametrize("projector", PROJECTORS)
+def test_a_mask_ratio_of_0_draws_nothing_and_equals_a_mask_of_ones(projector):
+    loss, (student, teacher) = small_loss(mask_ratio=0.0, projector=projector), small_maps()
+    before, ones = torch.get_rng_state(), torch.ones_like(student[:, :1])
+    assert loss.raw_terms(student, teacher) == loss.raw_terms(student, teacher, ones)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_center_mask_hides_the_middle_third():
