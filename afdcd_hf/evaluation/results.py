@@ -140,8 +140,12 @@ def save_results(path: str | Path, scores: dict[str, Any], **context: Any) -> di
 def dataset_context(
     name: str, split: str, data_dir: Any = None, streaming: bool = False, **options: Any
 ) -> dict[str, Any]:
-    """Return the protocol's entries about the data: `load_split`'s arguments, except where and how it is read."""
-    return {"dataset": name, "split": split, **options}
+    """Return the protocol's entries about the data: `load_split`'s arguments, except where and how it is read.
+
+    Of a dataset other than a benchmark, `data_dir` chooses a part, and is kept.
+    """
+    part = {"data_dir": str(data_dir)} if data_dir and name not in BENCHMARKS else {}
+    return {"dataset": name, "split": split, **part, **options}
 
 
 def is_local(dataset: str) -> bool:
@@ -152,6 +156,9 @@ def is_local(dataset: str) -> bool:
 def public_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """Copy the protocol of an evaluation without local paths; `local_dataset` then says that there was one."""
     paths = {name: public_name(protocol[name]) for name in ("model", "dataset", "list_file") if protocol.get(name)}
+    part = Path(protocol.get("data_dir") or "")
+    if part.name and (part.is_absolute() or ".." in part.parts or part.exists()):  # otherwise it is in the dataset
+        paths["data_dir"] = part.name
     local = {"local_dataset": True} if is_local(protocol["dataset"]) else {}
     return {**protocol, **paths, **local}
 
@@ -167,6 +174,7 @@ def evaluate_command(protocol: Mapping[str, Any]) -> str:
     """Return the shell command that repeats an evaluation; `FOLDER` stands for the reader's copy of the images."""
     usual = WHOLE_IMAGE.describe()
     options: dict[str, Any] = {name: protocol[name] for name in ("model", "dataset", "split")}
+    options["data_dir"] = protocol.get("data_dir")
     options |= data_options(protocol["dataset"], bool(protocol.get("local_dataset")))
     for name in ("list_file", "max_samples", "image_column", "label_column", "labels_as", "boundary_ratio", *usual):
         options[name] = protocol.get(name) if protocol.get(name) != usual.get(name) else None

@@ -39,7 +39,9 @@ from .weight_files import CONFIG_NAME, check_weights
 
 RESULTS_NAME = "results.json"
 CURVES_NAME = "training_curves.png"
-DATA_OPTIONS = ("max_samples", "image_column", "label_column", "label_map", "labels_as")
+DATA_OPTIONS = (
+    "data_dir", "max_samples", "image_column", "label_column", "label_map", "labels_as", "config", "revision",
+)  # fmt: skip
 _PICTURES = {
     CURVES_NAME: "Loss terms and mean IoU during training.",
     "results_confusion.png": "Confusion matrix of the evaluation.",
@@ -233,7 +235,9 @@ def describe(config: Any) -> str:
 
 def _command(protocol: Mapping[str, Any]) -> str | None:
     needed = ("model", "dataset", "split", "scales", "flip", "precision", "absent_classes")
-    return evaluate_command(protocol) if all(name in protocol for name in needed) else None
+    not_options = ("config", "revision")
+    complete = all(name in protocol for name in needed) and not any(protocol.get(name) for name in not_options)
+    return evaluate_command(protocol) if complete else None
 
 
 def _merged(keys: Sequence[str], before: Iterable, added: Iterable) -> list:

@@ -21,9 +21,10 @@ from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
 from ..data.loading import load_split
 from ..data.statistics import fingerprint, is_generated
+from ..evaluation.results import dataset_context, public_protocol
 from ..evaluation.segmenter import evaluate_segmenter
 from ..inference.segment import InferenceSettings
-from ..messages import HUB_ID, public_name
+from ..messages import HUB_ID
 from ..models.loading import load_model, load_processor
 from ..structured_files import json_values
 from .card_facts import FACTS_NAME, read_facts
@@ -89,7 +90,7 @@ def verify(
 
     Args:
         model: a folder, or a Hub id, whose files are downloaded.
-        data_dir: folder of the benchmark's files.
+        data_dir: folder of the benchmark's files; for another dataset, the folder inside it, by default the card's.
         tolerance: largest difference in mean IoU that counts as equal, a fraction; devices and libraries round
             differently.
         dataset, list_file: your paths of the dataset or list of images, if the card has its author's local names.
@@ -111,8 +112,10 @@ def verify(
     if known.get("list_file") and list_file is None:
         mine = f"The score was measured on the images of a list named {known['list_file']!r}"
         raise ValueError(f"{mine}; pass yours as list_file (--list_file).")
+    own = {"data_dir": data_dir, "list_file": list_file}
     choice = {option: known[option] for option in DATA_OPTIONS if known.get(option) is not None}
-    images = load_split(name, known["split"], data_dir, list_file=list_file, **choice)
+    choice |= {"name": name, "split": known["split"], **{option: path for option, path in own.items() if path}}
+    images = load_split(**choice)
     weights = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in check_weights(folder)}
     network = load_model(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if name in BENCHMARKS:
@@ -126,8 +129,8 @@ def verify(
     pairs = {one: (was, found[one]) for one, was in claim.per_category_iou.items() if was is not None and one in found}
     unlike = {one: (was, now) for one, (was, now) in pairs.items() if abs(now - was) > tolerance}  # False for NaN
     classes = dict(sorted(unlike.items(), key=lambda item: -abs(item[1][1] - item[1][0])))
-    chosen = {"dataset": public_name(name), "split": known["split"], "num_images": scores["num_images"]}
-    protocol = {**chosen, **{option: known[option] for option in choice}, **scores["protocol"]}
+    chosen = public_protocol({**dataset_context(**choice), "num_images": scores["num_images"]})
+    protocol = {**chosen, **scores["protocol"]}
     return Verification(claim, scores["mean_iou"], tolerance, remarks, classes, protocol, weights)
 
 

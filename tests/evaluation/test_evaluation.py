@@ -23,7 +23,7 @@ from transformers import MobileViTImageProcessor
 from afdcd_hf import AfDcdImageProcessor, evaluate_segmenter
 from afdcd_hf.cli import _parser
 from afdcd_hf.cli.command import inference_settings
-from afdcd_hf.evaluation.results import check_writable, evaluate_command
+from afdcd_hf.evaluation.results import check_writable, dataset_context, evaluate_command, public_protocol
 from afdcd_hf.inference.segment import InferenceSettings, segment_image
 from afdcd_hf.metrics.boundary_iou import StreamingBoundaryIoU
 
@@ -282,11 +282,17 @@ def test_the_command_sets_everything_that_influences_the_score_and_is_quoted_for
     asked = {"scales": [0.5, 1.25], "flip": True, "window": [512, 1024], "stride": [256, 512], "precision": "bf16"}
     words = {"boundary_ratio": 0.005, "max_samples": 7, "list_file": "it's my list.txt", "model": "$(touch PWNED)"}
     words |= {"dataset": "x; touch PWNED #", "split": "train[:80%]", "image_column": "pixels", "label_column": "mask"}
-    words |= {"labels_as": "ade20k"}
+    words |= {"labels_as": "ade20k", "data_dir": "parts/v2"}
     args = parsed({**DEFAULTS, **asked, **words, "absent_classes": "count as 0", "label_map": {"it's": 255}})
     assert inference_settings(vars(args)) == InferenceSettings(**asked)
     assert args.absent_as_zero and json.loads(args.label_map) == {"it's": 255}
     assert vars(args).items() >= words.items()
+
+
+def test_the_part_of_a_dataset_is_in_the_protocol_but_no_local_path(tmp_path):
+    for given, kept in (("parts/v2", "parts/v2"), (tmp_path / "v2", "v2"), ("../secret/v2", "v2"), (None, None)):
+        assert public_protocol(dataset_context("me/streets", "val", given)).get("data_dir") == kept
+    assert dataset_context("camvid", "val", tmp_path) == {"dataset": "camvid", "split": "val"}
 
 
 def test_unwritable_results_are_reported_before_the_evaluation(tmp_path):
