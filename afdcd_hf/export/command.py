@@ -72,10 +72,7 @@ def export_saved_graph(
         (format == "executorch" and not size, "ExecuTorch plans memory for one image size: give --size."),
         (format == "executorch" and opset, "--opset is for ONNX and OpenVINO: leave it out."),
         (int8 and fp16, "--int8 starts from full precision: leave out --fp16."),
-        (
-            needs_data and with_preprocessing,
-            f"{'/'.join(needs_data)} is not for --with_preprocessing: evaluate the written file with afdcd evaluate.",
-        ),
+        (int8 and with_preprocessing, "--int8 is for graphs without preprocessing: leave out --with_preprocessing."),
         (data_dir and not dataset, "--data_dir needs --calibration_dataset, the name of the dataset there."),
         (calibration_split and not int8, "--calibration_split is for --int8: add it."),
         (calibration_samples is not None and not int8, "--calibration_samples is for --int8: add it."),

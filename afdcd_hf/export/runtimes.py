@@ -46,10 +46,10 @@ def compare_runtimes(
 ) -> list[RuntimeRow]:
     """Measure a model and graphs exported from it on the CPU.
 
-    Latency is that of the forward pass of one image, with torch's number of threads for all runtimes. They alternate,
-    so that other load affects all equally; the first three rounds are not timed. Mean IoU is from
-    `evaluate_segmenter`. If a graph has a fixed size, all runtimes slide a window of that size over the images, and
-    latency is for that size; otherwise it is for the dataset's first image, or for 512x512 pixels.
+    Latency is that of the forward pass of one image, and of a graph's own preprocessing, with torch's number of threads
+    for all runtimes. They alternate, so that other load affects all equally; the first three rounds are not timed. Mean
+    IoU is from `evaluate_segmenter`. If a graph has a fixed size, all runtimes slide a window of that size over the
+    images, and latency is for that size; otherwise it is for the dataset's first image, or for 512x512 pixels.
 
     Args:
         model: the model from which the graphs were exported.
@@ -66,11 +66,14 @@ def compare_runtimes(
     segmenters = {name: segmenter for name, (segmenter, _) in loaded.items()}
     model = model.cpu()
     fixed = next((one.facts["size"] for one in segmenters.values() if one.facts["size"]), None)
-    inputs = torch.zeros(1, 3, *(fixed or (512, 512)))
-    if dataset is not None and fixed is None:
-        inputs = make_sample(processor, dataset[0]["image"]).pixel_values[None].float()
-    runners: dict[str, Callable[[], Any]] = {"PyTorch": partial(model, pixel_values=inputs)}
-    runners |= {name: partial(one.run, inputs.numpy()) for name, one in segmenters.items()}
+
+    def inputs(own: Any) -> torch.Tensor:
+        if dataset is None or fixed is not None:
+            return torch.zeros(1, 3, *(fixed or (512, 512)))
+        return make_sample(own, dataset[0]["image"]).pixel_values[None].float()
+
+    runners: dict[str, Callable[[], Any]] = {"PyTorch": partial(model, pixel_values=inputs(processor))}
+    runners |= {name: partial(one.compute, one.inputs(inputs(own).numpy())) for name, (one, own) in loaded.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     with evaluating(model), torch.no_grad():
         for _ in range(_WARMUP + repeats):

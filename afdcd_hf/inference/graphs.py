@@ -74,7 +74,7 @@ class GraphSegmenter(nn.Module, ABC):
         """Open the graph in its runtime, and return its metadata under `METADATA_KEY`, if it has any."""
 
     @abstractmethod
-    def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def compute(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Run the graph and return its output."""
 
     @property
@@ -103,13 +103,17 @@ class GraphSegmenter(nn.Module, ABC):
 
         If the graph includes preprocessing, the values are pixels of 0 to 255, and are rounded.
         """
+        return self.compute(self.inputs(pixel_values))
+
+    def inputs(self, pixel_values: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the values of `run` as `compute` takes them; ValueError if the graph is for another size."""
         size = self.facts["size"]
         if size is not None and list(pixel_values.shape[-2:]) != size:
             given = "x".join(map(str, pixel_values.shape[-2:]))
             raise ValueError(f"{self.path} takes images of {size[0]}x{size[1]} pixels (height x width), not {given}.")
         if self.input_name == "image":
             pixel_values = pixel_values.transpose(0, 2, 3, 1).round().clip(0, 255).astype(np.uint8, order="C")
-        return self._run({self.input_name: pixel_values})
+        return {self.input_name: pixel_values}
 
     def forward(self, pixel_values: Tensor) -> AfDcdOutput:
         """Run the graph on `(B, 3, H, W)`."""
@@ -137,7 +141,7 @@ class OnnxSegmenter(GraphSegmenter):
             raise ValueError(f"onnxruntime cannot read {self.path}: {error}") from error
         return self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
 
-    def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def compute(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         return self._session.run(None, inputs)[0]
 
 
@@ -159,7 +163,7 @@ class OpenVinoSegmenter(GraphSegmenter):
             raise ValueError(f"OpenVINO cannot read {self.path}: {error}") from error
         return facts
 
-    def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def compute(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         return self._compiled(inputs)[0].copy()  # or the next call would overwrite it
 
 
@@ -182,7 +186,7 @@ class ExecuTorchSegmenter(GraphSegmenter):
             raise ValueError(f"ExecuTorch cannot read {self.path}: {error}") from error
         return program.load_method(METADATA_KEY).execute([])[0] if METADATA_KEY in program.method_names else None
 
-    def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def compute(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         [images] = inputs.values()
         return np.concatenate([self._method.execute([torch.from_numpy(image[None])])[0].numpy() for image in images])
 

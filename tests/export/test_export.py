@@ -390,6 +390,10 @@ def test_the_command_writes_graph_int8_and_report_and_other_commands_accept_the_
         images, out = str(folder / "data" / "val"), str(tmp_path / f"{name}_out")
         assert main(["predict", images, *graph, "--output", out, "--device", "cpu"]) == 0
         assert len(list((tmp_path / f"{name}_out" / "ids").iterdir())) == 2
+    raw = [*(word for word in words if word != "--int8"), "--output", str(tmp_path / "raw.onnx")]
+    assert main([*raw, "--with_preprocessing"]) == 0
+    scores = [row["mean_iou"] for row in json.loads((tmp_path / "raw_export.json").read_text())["runtimes"]]
+    assert scores == [report["runtimes"][0]["mean_iou"]] * 2  # PyTorch and a graph of raw pixels
     before = (folder / "out" / "m.onnx").read_bytes()
     assert "m.onnx exists" in answer(capsys, *words)
     assert (folder / "out" / "m.onnx").read_bytes() == before
@@ -413,7 +417,7 @@ def test_the_command_writes_graph_int8_and_report_and_other_commands_accept_the_
         (["--int8", "--fp16", "--calibration_dataset", "camvid"], "leave out --fp16"),
         (["--format", "executorch"], "ExecuTorch plans memory for one image size: give --size"),
         (["--format", "executorch", "--size", "64", "64", "--opset", "20"], "--opset is for ONNX and OpenVINO"),
-        (["--with_preprocessing", "--int8", "--calibration_dataset", "camvid"], "evaluate the written"),
+        (["--with_preprocessing", "--int8", "--calibration_dataset", "camvid"], "without preprocessing"),
         (["--format", "timm", "--argmax"], "--argmax cannot be used with --format timm"),
     ],
 )
