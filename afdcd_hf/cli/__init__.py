@@ -6,6 +6,7 @@ import argparse
 import gc
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; on any error, print one line to standard error and return exit status 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     name, hint = "afdcd", ""
+    if argv is None:  # the process is ours: remove temporary files as after Ctrl-C
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         parser, commands = _parser()
         if not words or words[0].startswith("-"):

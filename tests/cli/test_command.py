@@ -128,6 +128,26 @@ def test_an_unexpected_error_is_one_line_with_its_type_and_a_file_with_the_trace
         main(["recipes"])
 
 
+def test_after_sigterm_temporary_files_are_removed(tmp_path):
+    script = """
+import os, signal, sys
+from pathlib import Path
+import afdcd_hf.recipes
+from afdcd_hf.atomic_io import atomic_folder
+from afdcd_hf.cli import main
+
+def terminated():
+    with atomic_folder(Path("out")):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+afdcd_hf.recipes.list_recipes = terminated
+sys.argv = ["afdcd", "recipes"]
+main()
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == 143
+    assert not list(tmp_path.iterdir())
+
+
 def test_tokens_are_never_printed(tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(f"hub_token {TOKEN}\n")
     for argv in (["train", TOKEN], ["train", f"--{TOKEN}", "x"], ["train", "--config", str(tmp_path / "r.yaml")]):
