@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,12 @@ def evaluate_command(protocol: Mapping[str, Any]) -> str:
         options[name] = protocol.get(name) if protocol.get(name) != usual.get(name) else None
     options["label_map"] = json.dumps(protocol["label_map"]) if protocol.get("label_map") else None
     options["absent_as_zero"] = protocol["absent_classes"] == "count as 0"
-    words = ["afdcd", "evaluate"]
+    return command_line(["afdcd", "evaluate"], options)
+
+
+def command_line(words: Iterable[str], options: Mapping[str, Any]) -> str:
+    """Join a command and its options for a shell; True is a switch, and None and False leave an option out."""
+    words = list(words)
     for name, value in options.items():
         if value is not None and value is not False:
             values = [] if value is True else value if isinstance(value, (list, tuple)) else [value]

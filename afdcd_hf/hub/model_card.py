@@ -9,7 +9,6 @@ import html
 import json
 import logging
 import re
-import shlex
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from markupsafe import Markup
 
 from ..atomic_io import atomic_write
 from ..citations import AF_DCD
-from ..evaluation.results import data_options
+from ..evaluation.results import command_line, data_options
 from .card_facts import CardFacts
 
 logger = logging.getLogger(__name__)
@@ -38,11 +37,9 @@ def render_card(facts: CardFacts) -> str:
 
 
 def _verify_command(facts: CardFacts) -> str:
-    words = ["afdcd", "verify", facts.repo_id or f"path/to/{facts.model_name}"]
     options = data_options(facts.dataset.name, not facts.dataset.is_public) if facts.dataset else {}
-    if facts.measured and facts.measured.protocol.get("list_file"):
-        options["list_file"] = facts.measured.protocol["list_file"]
-    return shlex.join([*words, *(word for name, value in options.items() for word in (f"--{name}", value))])
+    listed = {"list_file": facts.measured.protocol.get("list_file")} if facts.measured else {}
+    return command_line(["afdcd", "verify", facts.repo_id or f"path/to/{facts.model_name}"], {**options, **listed})
 
 
 @cache
