@@ -20,7 +20,7 @@ from ..structured_files import read_json
 from .card_facts import FACTS_NAME, CardFacts, facts_json, read_facts
 from .folder_facts import RESULTS_NAME, check_repo_id, public_results, with_current_name
 from .model_card import CARD_NAME, is_handwritten, render_card
-from .weight_files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, check_weights
+from .weight_files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, check_weights, checksums
 
 PROCESSOR_NAME, RECIPE_NAME, VERIFIED_NAME = "preprocessor_config.json", "recipe.yaml", "verified.json"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
@@ -111,11 +111,12 @@ def push_folder(
 def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) -> PushPlan:
     """List what a push would send, from the folder alone; arguments and errors are those of `push_folder`.
 
-    Included are weights, configurations, the source they name, the card and its images, results, facts, recipe and
-    `verified.json`. Checkpoints, optimizer state, weights of the loss, logs, settings of the run and unknown files are
-    not. Facts and results get the repository's name, and so does a card that is an unedited rendering of the facts;
-    any other card is sent unchanged. The files in the folder are not modified. Scores on a dataset on the Hub are
-    added as `.eval_results/*.yaml`. With `needs_config`, `from_pretrained` must be able to load the folder.
+    Included are weights, configurations, the source they name, the card and its images, results, facts, recipe and a
+    `verified.json` about these weights. Checkpoints, optimizer state, weights of the loss, logs, settings of the run
+    and unknown files are not. Facts and results get the repository's name, and so does a card that is an unedited
+    rendering of the facts; any other card is sent unchanged. The files in the folder are not modified. Scores on a
+    dataset on the Hub are added as `.eval_results/*.yaml`. With `needs_config`, `from_pretrained` must be able to load
+    the folder.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
@@ -139,6 +140,9 @@ def plan_push(folder: str | Path, repo_id: str, *, needs_config: bool = True) ->
             card = render_card(public)
             contents[CARD_NAME] = card.encode("utf-8")
     notes = []
+    if VERIFIED_NAME in contents and _of_other_weights(folder / VERIFIED_NAME, weights):
+        del contents[VERIFIED_NAME]
+        notes.append(f"{VERIFIED_NAME} is about other weights and is not uploaded: run `afdcd verify` again")
     if CARD_NAME not in contents:
         notes.append(f"there is no {CARD_NAME}: `afdcd card {folder}` renders one")
     elif repo_id not in card:
@@ -273,6 +277,12 @@ def _check_texts(folder: Path, files: list[PushFile]) -> list[str]:
         if match := pattern.search(text):
             warnings.append(f"{file.name} contains a local path, {match[0]}")
     return warnings
+
+
+def _of_other_weights(verified: Path, weights: Sequence[str]) -> bool:
+    """Whether a record of `afdcd verify` was made before the weights beside it were changed."""
+    record: Any = read_json(verified, "a record of afdcd verify")
+    return record.get("weights") != checksums(verified.parent, weights)
 
 
 def _is_inside(folder: Path, name: str) -> bool:

@@ -5,7 +5,6 @@ The outcome can be stored in `verified.json`, with scores, weights, machine and 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
@@ -31,7 +30,7 @@ from .card_facts import FACTS_NAME, read_facts
 from .folder_facts import DATA_OPTIONS, RESULTS_NAME, measured_results, read_results
 from .model_card import CARD_NAME
 from .push import plain_hub_errors
-from .weight_files import check_weights
+from .weight_files import check_weights, checksums
 
 TOLERANCE = 0.0005
 _ROUNDING = 5.0001e-5  # the metadata has percentages with two decimals
@@ -116,7 +115,7 @@ def verify(
     choice = {option: known[option] for option in DATA_OPTIONS if known.get(option) is not None}
     choice |= {"name": name, "split": known["split"], **{option: path for option, path in own.items() if path}}
     images = load_split(**choice)
-    weights = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in check_weights(folder)}
+    weights = checksums(folder, check_weights(folder))
     network = load_model(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if name in BENCHMARKS:
         check_classes(network, BENCHMARKS[name].classes, name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ def check_weights(folder: Path) -> list[str]:
     ours = config.is_file() and read_json(config, "the configuration of a model").get("model_type") == "afdcd"
     check_tensors(found, _expected(folder) if ours else found, f"the weights in {folder}")
     return names
+
+
+def checksums(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of each of these weight files."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, hint: str = "") -> None:

@@ -51,10 +51,10 @@ logger = logging.getLogger(__name__)
 _HYPERPARAMETERS = (
     "loss", "loss_kwargs", "student_layer", "teacher_layer", "loss_max_grad_norm", "task_weight", "aux_weight",
     "task_loss", "class_weights", "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps",
-    "max_seconds",
+    "max_seconds", "ema_decay",
 )  # fmt: skip
 # Keys not written to a recipe: specific to this run or machine, or secret.
-_LEFT_OUT = {"output_dir", "resume_from_checkpoint", "data_dir", "run_name", "hub_token", "local_rank", "logging_dir"}
+_LEFT_OUT = {"output_dir", "resume_from_checkpoint", "data_dir", "run_name", "local_rank", "logging_dir", "push_to_hub"}
 
 
 class FinishedRun(NamedTuple):
@@ -203,6 +203,8 @@ def prepare_facts(
     settings = {name: value for name, value in settings.items() if value is not None}
     if getattr(args, "skips_teacher", False):
         settings |= {name: getattr(args, name) for name in ("distill_every", "distill_until")}
+    if args.load_best_model_at_end:  # a model chosen by its score on the evaluated split
+        settings |= {name: getattr(args, name) for name in ("load_best_model_at_end", "metric_for_best_model")}
     settings |= {"total batch": images_per_step(args), "crop": f"{crop[0]}x{crop[1]}"}
     sizes: dict[str, Any] = {}  # unknown for a stream
     if not data.streaming:
@@ -286,7 +288,8 @@ def write_report(
 
 def write_recipe(folder: Path, given: Mapping[str, Any]) -> Path:
     """Write the merged options of recipe and command line as a recipe without local paths, and return its path."""
-    lines = {key: public_value(key, value) for key, value in given.items() if key not in _LEFT_OUT}
+    kept = [key for key in given if key not in _LEFT_OUT and not key.startswith("hub_")]
+    lines = {key: public_value(key, given[key]) for key in kept}
     command = f"afdcd {'distill' if 'loss' in lines else 'train'} --config {RECIPE_NAME} --output_dir FOLDER"
     text = f"# To repeat this run: {command}\n# (plus --data_dir, and the paths of files on your machine)\n"
     text += yaml.safe_dump(lines, sort_keys=False, allow_unicode=True)

@@ -178,6 +178,7 @@ def test_a_failure_after_training_is_reported_in_one_line_keeps_the_weights_and_
     assert not (folder / "card_facts.json").exists()  # it marks a finished run
     assert not [name for name, content in contents(folder).items() if token.encode() in content]
     private = {"data_dir": "/home/me", "unlabelled_dir": "/home/me/data", "deepspeed": "/home/me/zero2.json"}
+    private |= {"push_to_hub": True, "hub_model_id": "me/mine"}
     text = write_recipe(folder, {"run_name": token, **private, "loss": "kd + /home/me/my.py:Mine"}).read_text()
     public = {"unlabelled_dir": "data", "deepspeed": "zero2.json", "loss": "kd+my.py:Mine"}
     assert token not in text and yaml.safe_load(text) == public
@@ -221,7 +222,9 @@ def test_training_can_start_from_a_saved_model_and_ends_with_its_score_and_its_f
         config.replace('"semantic_loss_ignore_index": 255', '"semantic_loss_ignore_index": -100')
     )
     recipe = ["--config", str(runs / "recipe.yaml"), "--output_dir", str(tmp_path / "out"), "--model", str(model)]
-    assert main(["train", *recipe, "--learning_rate", "1e-9", "--crop_size", "32", "256"]) == 0  # padded
+    best = ["--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "1"]
+    assert main(["train", *recipe, *best, "--learning_rate", "1e-9", "--crop_size", "32", "256"]) == 0  # padded
+    assert "| `load_best_model_at_end` | True |" in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["semantic_loss_ignore_index"] == -100
     before, after = (load_file(folder / "model.safetensors") for folder in (runs / "student", tmp_path / "out"))
     name = "head.classifier.weight"

@@ -172,6 +172,9 @@ def test_a_record_has_score_protocol_and_checksums_without_local_paths_and_is_pu
     assert (known["protocol"]["dataset"], known["protocol"]["flip"]) == ("camvid", True) and str(published) not in text
     assert "exists; give another" in answer(capsys, "verify", str(model), *options, "--output", str(path))
     assert path.name in [file.name for file in plan_push(model, "me/small").files]
+    load_model(model).float().half().save_pretrained(model)  # other weights, such as those of a resumed run
+    plan = plan_push(model, "me/small")
+    assert path.name not in [file.name for file in plan.files] and "run `afdcd verify` again" in " ".join(plan.notes)
 
 
 def test_a_fingerprint_depends_on_names_sizes_and_order_but_not_on_the_folder(tmp_path):
