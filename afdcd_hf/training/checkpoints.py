@@ -77,6 +77,7 @@ class CheckpointCallback(TrainerCallback):
         self.saved_step: int | None = None  # step of the last completed checkpoint
         self.resumed_step = 0  # step that this run starts from
         trainer, args = self.trainer, self.trainer.args
+        self._run = Path(args.output_dir if folder is None else Path(folder).parent)
         trainer.terms.load({})
         if trainer.budget is not None:
             trainer.budget.begin(0.0)
@@ -153,6 +154,11 @@ class CheckpointCallback(TrainerCallback):
         if trainer.budget is not None:
             state["seconds"] = torch.tensor(trainer.budget.used, dtype=torch.float64)
         save_tensors(state, _process_state_path(folder, args.process_index))
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        best = checkpoint_folder(self._run, state.best_global_step or 0)
+        if state.best_model_checkpoint is None and best.is_dir():  # transformers drops it if the run's path has changed
+            state.best_model_checkpoint = str(best)
 
     def on_save(self, args, state, control, **kwargs):
         if self.unfinished is not None:  # transformers has written its files by now

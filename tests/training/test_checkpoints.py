@@ -251,12 +251,16 @@ def test_settings_that_make_a_resumed_run_differ_are_logged(saved, tmp_path, cap
 def test_the_best_student_is_restored_at_the_end(tmp_path):
     # with greater_is_better=False, the best is not the last
     best_last = {"load_best_model_at_end": True, "greater_is_better": False}
-    trainer = distilling(tmp_path, max_steps=4, **best_last, **SAVING, **SCORING)
+    trainer = distilling(tmp_path / "run", max_steps=4, **best_last, **SAVING, **SCORING)
     args = supervised(tmp_path).args
     assert args.metric_for_best_model == "mean_iou" and args.greater_is_better is True
     trainer.train()
     scores = logged(trainer, "eval_mean_iou")
     best = scores.index(min(scores)) + 1
     assert trainer.state.best_global_step == best < 4 and len(set(scores)) > 1
-    assert same(weights(trainer.student), load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors"))
+    assert same(weights(trainer.student), load_file(tmp_path / "run" / f"checkpoint-{best}" / "model.safetensors"))
     assert trainer.evaluate(pictures())["eval_mean_iou"] == trainer.state.best_metric == min(scores)
+    (tmp_path / "run").rename(tmp_path / "renamed")
+    resumed = distilling(tmp_path / "renamed", max_steps=4, **best_last, **SAVING, **SCORING)
+    resumed.train(resume_from_checkpoint="last")
+    assert same(weights(resumed.student), weights(trainer.student))
