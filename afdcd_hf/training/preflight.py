@@ -108,6 +108,8 @@ def check_images(
 
 
 def _check_ids(part: str, values: set[int], count: int, class_names: Sequence[str], ignored: int, trains: bool) -> None:
+    if not values and part == "evaluation":
+        raise ValueError(f"None of the {count} evaluation images checked has a label to score: is eval_split right?")
     if values == {ignored}:
         raise ValueError(
             f"No pixel of the {count} {part} images checked is labelled: all are {ignored}, which is ignored. Are "

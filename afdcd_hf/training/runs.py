@@ -29,7 +29,7 @@ from ..hub.card_facts import FACTS_NAME, CardFacts, ComparisonRow, Picture, Trai
 from ..hub.model_card import render_card, write_card
 from ..hub.push import RECIPE_NAME
 from ..inference.predictions import draw_predictions
-from ..messages import public_name, without_tokens
+from ..messages import plain_message, public_name, without_tokens
 from ..model_utils import ignore_index_of
 from ..models.loading import load_model, load_processor
 from ..recipes import load_recipe
@@ -148,7 +148,8 @@ def _save_report(
     except Exception as error:
         raise RuntimeError(
             f"The training is finished and the model is saved in {folder}, but its report failed: "
-            f"{type(error).__name__}: {error}. After fixing the cause, run `afdcd evaluate --model {folder}`."
+            f"{type(error).__name__}: {plain_message(error)} "
+            f"After fixing the cause, run `afdcd evaluate --model {folder}`."
         ) from error
 
 

@@ -127,6 +127,8 @@ def test_suspicious_label_values_raise_or_warn(caplog):
     check([halves(0, 1), halves(2, 3)], trains=True)
     check([halves(0, 1), halves(2, 2)], trains=True)  # nothing is ignored
     check_images("evaluation", [halves(0, 255)], AfDcdImageProcessor(), CLASSES)  # not trained on
+    with pytest.raises(ValueError, match="None of the 2 evaluation images checked has a label to score: is eval_spl"):
+        check_images("evaluation", [with_label(None)] * 2, AfDcdImageProcessor(), CLASSES)
     assert not caplog.records
 
 
