@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -188,6 +190,9 @@ class Graph(nn.Module):
     def for_tracing(self) -> tuple[Graph, Tensor]:
         """Return a copy in the requested precision and an example input."""
         graph = copy.deepcopy(self)
+        for layer in graph.modules():
+            if isinstance(layer, Conv2dSame):
+                layer.forward = partial(convolve_same, layer)  # type: ignore[method-assign]
         if self.fp16:
             graph.model.half()
         # odd and different sides, so that the exporter infers no relation between them
@@ -225,6 +230,21 @@ class Graph(nn.Module):
         with PoolingAsMatmul():
             scores = self.scores(self.preprocessed(inputs) if self.with_preprocessing else inputs)
         return scores.argmax(1).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32) if self.argmax else scores
+
+
+def convolve_same(layer: Conv2dSame, maps: Tensor) -> Tensor:
+    """Apply the convolution of timm's `tf_` models, which pads as TensorFlow does, with a total that is constant.
+
+    timm's total depends on the size, and its expressions, nested in each other, are traced for minutes. The zeros that
+    are added here at the end have no effect on any output.
+    """
+    sides = zip(maps.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    padding: list[int] = []
+    for side, kernel, stride, dilation in sides:
+        total = (kernel - 1) * dilation
+        before = max(total - (side - 1) % stride, 0) // 2
+        padding = [before, total - before, *padding]
+    return F.conv2d(F.pad(maps, padding), layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
 
 
 class PoolingAsMatmul(TorchFunctionMode):

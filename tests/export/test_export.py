@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 from contextlib import redirect_stdout
 from unittest.mock import Mock
 
@@ -15,6 +16,7 @@ import torch
 from command_line import answer, saved_model
 from images import TINY_RESNET, labelled_image
 from miniatures import camvid_folder
+from timm.layers import Conv2dSame
 from tiny import saved, segmenter
 from torch import nn
 from torch.nn import functional as F
@@ -23,7 +25,15 @@ from transformers import MobileViTImageProcessor
 from afdcd_hf import AfDcdImageProcessor, as_segmenter, evaluate_segmenter, segment_image
 from afdcd_hf.cli import main
 from afdcd_hf.export import onnx as onnx_export
-from afdcd_hf.export.onnx import PARITY_SHAPES, TOLERANCE, Graph, adaptive_avg_pool_as_matmul, check_parity, export_onnx
+from afdcd_hf.export.onnx import (
+    PARITY_SHAPES,
+    TOLERANCE,
+    Graph,
+    adaptive_avg_pool_as_matmul,
+    check_parity,
+    convolve_same,
+    export_onnx,
+)
 from afdcd_hf.export.other_formats import export_executorch, export_openvino
 from afdcd_hf.export.quantisation import calibration_inputs, quantise_onnx
 from afdcd_hf.export.runtimes import compare_runtimes
@@ -105,6 +115,23 @@ def by_command(tmp_path_factory):
 def test_pooling_as_matrix_products_equals_adaptive_average_pooling(cells, size):
     maps = torch.randn(2, 3, *size, dtype=torch.float64)
     torch.testing.assert_close(adaptive_avg_pool_as_matmul(maps, cells), F.adaptive_avg_pool2d(maps, cells))
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 1), (2, 2)])
+def test_padding_as_tensorflow_with_a_constant_total_equals_timms(kernel, stride, dilation):
+    layer = Conv2dSame(2, 3, kernel, stride=stride, dilation=dilation)
+    for height in range(9, 15):
+        maps = torch.randn(1, 2, height, height + 3)
+        torch.testing.assert_close(convolve_same(layer, maps), layer(maps))
+
+
+def test_sizes_after_strided_convolutions_padded_as_tensorflow_stay_plain_expressions():
+    layers = nn.Sequential(*(Conv2dSame(3, 3, 3, stride=2) for _ in range(3)))
+    traced, example = Graph(as_segmenter(layers, num_labels=3), AfDcdImageProcessor()).for_tracing()
+    axes = dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC)
+    *_, last, _ = torch.export.export(traced, (example,), dynamic_shapes=(axes,)).graph.nodes
+    assert re.fullmatch(r"\(*s\d+ - 1\)//8\)\)* \+ 1", str(last.meta["val"].shape[2]))
 
 
 @needs_onnx
