@@ -286,6 +286,7 @@ def test_atrous_rates_follow_the_stride_unless_given_and_dilate_the_head(fields,
         ({"atrous_rates": [6, 0]}, r"atrous_rates=\[6, 0\] must be one or more positive integers"),
         ({"atrous_rates": []}, "must be one or more positive integers"),
         ({"head_channels": 0}, "head_channels=0 must be positive"),
+        ({"backbone_kwargs": {"output_stride": 16}}, "backbone_kwargs cannot set 'output_stride'; use output_stride"),
         ({"backbone": 18}, "backbone"),  # from here on: wrong types, rejected by name
         ({"output_stride": "8"}, "output_stride"),
         ({"auxiliary_head": "no"}, "auxiliary_head"),
