@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import filecmp
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +37,8 @@ from .card_facts import (
 )
 from .model_card import write_card
 from .weight_files import CONFIG_NAME, check_weights
+
+logger = logging.getLogger(__name__)
 
 RESULTS_NAME = "results.json"
 CURVES_NAME = "training_curves.png"
@@ -82,7 +85,11 @@ def update_card(
     if (repo_id := changes.pop("repo_id", None)) is not None:
         check_repo_id(repo_id)
     facts = with_current_name(folder_facts(folder), folder, repo_id)
-    facts = facts if results is None else with_results(facts, results, folder)
+    if results is not None:
+        measured = read_results(results)["protocol"].get("model")
+        if measured and public_name(measured) not in (folder.resolve().name, facts.repo_id):
+            logger.warning("%s has the scores of the model %s: is that the one in %s?", results, measured, folder)
+        facts = with_results(facts, results, folder)
     if dataset:
         if facts.dataset is None:
             raise ValueError("The card has no dataset whose title or id could be changed; pass results, too.")

@@ -219,14 +219,16 @@ def test_the_commands_on_the_card_of_a_model_scored_on_a_local_folder_run_with_t
     assert len(commands) == 2
 
 
-def test_new_scores_replace_the_number_of_images_and_drop_the_fingerprint_of_other_images(published, model):
+def test_new_scores_replace_the_number_of_images_and_drop_the_fingerprint_of_other_images(published, model, caplog):
     facts, path = read_facts(model), model / "results.json"
     write_facts(model, replace(facts, dataset=replace(facts.dataset, fingerprint="0123", train_split="train")))
     assert status("card", model, "--results", path) == 0 and read_facts(model).dataset.fingerprint == "0123"
     results = json.loads(path.read_text())
     results["protocol"]["max_samples"] = results["num_images"] = 2
+    results["protocol"]["model"] = "checkpoint-500"
     path.write_text(json.dumps(results))
-    assert status("card", model, "--results", path) == 0
+    assert not caplog.records and status("card", model, "--results", path) == 0
+    assert f"has the scores of the model checkpoint-500: is that the one in {model}?" in caplog.text
     dataset = read_facts(model).dataset
     assert (dataset.num_images, dataset.fingerprint, dataset.train_split) == (2, None, "train")
 
