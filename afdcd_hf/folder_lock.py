@@ -15,19 +15,19 @@ _HELD: dict[Path, int] = {}  # folder that this process holds -> descriptor of i
 
 
 @contextmanager
-def lock_folder(folder: str | Path, option: str = "--output_dir") -> Iterator[int | None]:
+def lock_folder(folder: str | Path) -> Iterator[int | None]:
     """Lock a folder, created if missing, while the block runs; the same process may lock it again inside the block.
 
     Forked children (data workers) do not hold the lock. A command started with the yielded file descriptor in
     `pass_fds` does, even if it outlives this process. On systems without such locks, nothing is locked and None is
-    yielded. If another process holds the lock, a FileExistsError names the command-line `option` to change.
+    yielded. A FileExistsError if another process holds the lock.
     """
     folder = Path(folder).resolve()
     if folder in _HELD:
         yield _HELD[folder]
         return
     was_there = folder.exists()
-    descriptor = _locked_file(folder, option)
+    descriptor = _locked_file(folder)
     if descriptor is None:
         yield None
         return
@@ -43,7 +43,7 @@ def lock_folder(folder: str | Path, option: str = "--output_dir") -> Iterator[in
         os.close(descriptor)
 
 
-def _locked_file(folder: Path, option: str) -> int | None:
+def _locked_file(folder: Path) -> int | None:
     try:
         import fcntl
     except ImportError:  # Windows
@@ -59,7 +59,7 @@ def _locked_file(folder: Path, option: str) -> int | None:
         except BlockingIOError:
             os.close(descriptor)
             other = f"Another process is still writing to {folder}"
-            raise FileExistsError(f"{other}: wait for it, stop it, or give another {option}.") from None
+            raise FileExistsError(f"{other}: wait for it, stop it, or give another --output_dir.") from None
         except OSError as error:
             os.close(descriptor)
             logger.warning("%s cannot be locked against a second process: %s.", folder, error)

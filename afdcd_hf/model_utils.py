@@ -1,4 +1,4 @@
-"""Properties of a model (device, dtype, upsampling of its logits), and temporary evaluation mode."""
+"""Properties of a model (device, dtype, upsampling of its logits), devices, and temporary evaluation mode."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+
+def check_device(device: str | torch.device | None) -> None:
+    """Raise ValueError if this machine, or this build of torch, has no such device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError if torch was built without CUDA
+        raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -68,8 +68,8 @@ def holder(tmp_path):
 
 
 def test_a_folder_locked_by_another_process_is_rejected_until_that_process_is_gone(tmp_path, holder):
-    with pytest.raises(FileExistsError, match=r"still writing to .*: wait for it.* give another --output\."):
-        with lock_folder(tmp_path, "--output"):
+    with pytest.raises(FileExistsError, match=r"still writing to .*: wait for it.* give another --output_dir\."):
+        with lock_folder(tmp_path):
             pass
     holder.kill()
     holder.wait()

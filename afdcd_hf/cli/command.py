@@ -71,7 +71,7 @@ class Command(argparse.ArgumentParser):
         self.add(name, type=integer(1, 65536), nargs=2, metavar=("H", "W"), help=help, **kwargs)
 
     def add_device(self) -> None:
-        """Add `--device`; `check_device` checks it later, once torch is imported."""
+        """Add `--device`; `model_utils.check_device` checks it later, once torch is imported."""
         self.add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
 
     def add_data(self) -> None:
@@ -154,7 +154,7 @@ def data_choice(name: str, split: str, options: dict[str, Any]) -> dict[str, Any
     from ..recipes import parse_json_object
 
     names = ("data_dir", "list_file", "max_samples", "image_column", "label_column", "label_map", "labels_as")
-    choice = {"name": name, "split": split, **given_options({option: options.pop(option) for option in names})}
+    choice = {"name": name, "split": split, **given_options({option: options.pop(option, None) for option in names})}
     if "label_map" in choice:
         choice["label_map"] = parse_json_object("label_map", choice["label_map"])
     return choice
@@ -163,21 +163,12 @@ def data_choice(name: str, split: str, options: dict[str, Any]) -> dict[str, Any
 def inference_settings(options: dict[str, Any]) -> InferenceSettings:
     """Build the settings from the options of `add_inference`, removing them; the device is checked and stays."""
     from ..inference.segment import InferenceSettings
+    from ..model_utils import check_device
 
     check_device(options["device"])
     scales, flip, window, stride = (options.pop(name) for name in ("scales", "flip", "window", "stride"))
     window, stride = (tuple(size) if size else None for size in (window, stride))
     return InferenceSettings(tuple(scales), flip, window, stride, options.pop("precision"))
-
-
-def check_device(name: str | None) -> None:
-    """Raise ValueError if this machine, or this build of torch, has no such device."""
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def check_output(output: Path | None, overwrite: bool) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 from .command import (
     PRECISIONS,
     add_command,
-    check_device,
     check_output,
     data_choice,
     given_options,
@@ -139,8 +138,18 @@ def _predict(
     reject({"overwrite": overwrite, "dataset": dataset}, "cannot be used with --as_labels, which writes a new folder.")
     options |= {} if confidence is None else {"confidence": confidence}
     count, labelled = write_pseudo_labels(model, inputs, output_dir, **options)
-    print(f"{count} images with {labelled:.1%} of their pixels labelled in {output_dir}; train on them with")
-    print(f"  --dataset {output_dir} --class_names <the list in {output_dir}/classes.json>")
+    print(f"{count} images with {labelled:.1%} of their pixels labelled in {output_dir}; train on them")
+    print(f"  with {_training_options(output_dir, ['train'])}")
+
+
+def _training_options(folder: str, splits: list[str]) -> str:
+    """Return the options that train on a dataset which was just written, with its `classes.json`."""
+    from ..structured_files import read_json
+
+    train = "train" if "train" in splits else splits[0]
+    words = ["--dataset", folder, *(["--train_split", train] if train != "train" else [])]
+    words += [] if "val" in splits else ["--eval_split", train]
+    return shlex.join([*words, "--class_names", *read_json(Path(folder, "classes.json").expanduser(), "names", list)])
 
 
 def _profile(
@@ -152,7 +161,6 @@ def _profile(
     from ..structured_files import write_json
 
     hide_loading_bars()
-    check_device(device)
     sizes = [(height, width) for height, width in size] if size else SIZES
     rows: list[ProfileRow] = []
 
@@ -188,15 +196,17 @@ def _datasets(
             raise ValueError("--import_to takes a file or folder of polygons, optionally --data_dir, and nothing else.")
         from ..data.polygons import import_annotations
 
-        classes, counts = import_annotations(name, import_to, data_dir, progress=sys.stderr.isatty())
+        _, counts = import_annotations(name, import_to, data_dir, progress=sys.stderr.isatty())
         print(f"{', '.join(f'{part} {count}' for part, count in counts.items())} images in {import_to}; train on them")
-        print(f"  with --dataset {import_to} --class_names {shlex.join(classes)}")
+        print(f"  with {_training_options(import_to, list(counts))}")
         return
     if name is None and (stats or data_dir is not None):
         raise ValueError("--stats and --data_dir need a dataset name: afdcd datasets NAME ...")
     if name is not None and stats:
         _count(name, as_json, data_dir=data_dir, **options)
         return
+    if name is not None and name not in BENCHMARKS and Path(name).expanduser().exists():
+        raise ValueError(f"{name} is not a benchmark, so only its labels can be counted: add --stats.")
     reject(options, "can only be used with --stats.")
     if name is not None and data_dir is not None:
         _check_files(name, data_dir, as_json)
@@ -280,8 +290,9 @@ def _draw_samples(rows: Any, names: list[str], benchmark: Any, output: Path, cou
     """Draw a few labelled images, evenly spread over the rows."""
     from ..charts import plot_samples
     from ..charts.label_maps import distinct_palette
+    from ..data.loading import evenly_spaced
 
-    spread = range(0, len(rows), max(1, len(rows) // count))[:count]
+    spread = evenly_spaced(len(rows), count)
     labelled = [row for row in (rows[index] for index in spread) if row["label"] is not None]
     if not labelled:
         raise ValueError(f"Nothing to draw: none of the {len(spread)} images checked has a label. Leave out --output.")

@@ -8,7 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .command import PRECISIONS, add_command, check_output, given_options, hide_loading_bars, integer, reject
+from .command import (
+    PRECISIONS,
+    add_command,
+    check_output,
+    data_choice,
+    given_options,
+    hide_loading_bars,
+    integer,
+    reject,
+)
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -98,7 +107,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add("--calibration_samples", type=integer(), help="number of images, spread evenly (default 32)")
     command.flag("--float_ends", "keep the first and the last layer of the int8 graph in float")
     command.add("--evaluate_split", metavar="SPLIT", help="measure mean IoU of PyTorch and the graphs on this split")
-    command.add("--max_samples", type=integer(), metavar="N", help="evaluate on the first N images only")
+    command.add_data()
 
     text = "publish a model's folder on the Hub; uploads the model, its source and its card, nothing else"
     command = new("push", text, "DIR REPO_ID [options]", _push, "runs/mine me/my-student --dry_run")
@@ -206,7 +215,8 @@ def _export(
     if format != "timm":
         from ..export.command import export_saved_graph
 
-        export_saved_graph(model, output, format, **options)
+        choice = data_choice(options.pop("dataset", ""), options.pop("evaluate_split", ""), options)
+        export_saved_graph(model, output, format, choice=choice, **options)
         return
     reject(options, "cannot be used with --format timm, which only needs --output.")
     from ..export.timm_backbone import export_timm_backbone

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ..structured_files import read_json
-from .command import Command, add_command, check_output, given_options, hide_loading_bars, integer, parse_titles, reject
+from .command import (
+    Command,
+    add_command,
+    check_output,
+    data_choice,
+    given_options,
+    hide_loading_bars,
+    integer,
+    parse_titles,
+    reject,
+)
 
 _RESULTS = "results.json"
 
@@ -40,6 +50,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     kind.add("--dataset", required=True, help="benchmark (see `afdcd datasets`), folder or Hub id")
     kind.add("--split", default="val", help="split of the dataset")
     kind.add("--data_dir", help="folder of the benchmark's files")
+    kind.add_data()
     kind.add("--indices", type=integer(0), nargs="+", default=[0, 25, 50, 75], help="indices of the images")
     kind.flag("--errors", "show below each prediction the wrong pixels in their predicted colour")
 
@@ -108,17 +119,19 @@ def _confusion(output: Path, matrix: str, normalize: str) -> Path:
 def _predictions(output: Path, models: list[str], dataset: str, split: str, **options: Any) -> Path:
     from ..charts import data_title
     from ..charts.results import protocol_differences
+    from ..evaluation.results import dataset_context
     from ..inference.predictions import draw_predictions
 
     hide_loading_bars()
     by_title = parse_titles(models)
     results = {title: _read(run, "mean_iou") for title, run in by_title.items() if (Path(run) / _RESULTS).is_file()}
-    here = data_title({"dataset": dataset, "split": split})
+    choice = data_choice(dataset, split, options)
+    here = data_title(dataset_context(**choice))
     scored = {title: result for title, result in results.items() if data_title(result.get("protocol")) == here}
     if protocol_differences(scored):  # side by side, the scores would look comparable
         scored = {}
     notes = {title: f"mIoU {100 * result['mean_iou']:.1f} %" for title, result in scored.items()}
-    return draw_predictions(by_title, output, dataset=dataset, split=split, notes=notes, **options)
+    return draw_predictions(by_title, output, dataset=choice.pop("name"), notes=notes, **choice, **options)
 
 
 def _read(path: str | Path, key: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..inference.segment import PRECISIONS, height_and_width
-from ..model_utils import device_of, dtype_of, evaluating
+from ..model_utils import check_device, device_of, dtype_of, evaluating
 from ..models.loading import load_model
 from .machine import device_name, load_average, versions
 
@@ -77,7 +77,7 @@ def count_macs_at(model: nn.Module, sizes: Iterable[tuple[int, int]]) -> list[in
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """How to measure; a ValueError if a number is not positive or the precision is unknown."""
+    """How to measure; a ValueError if a number is too small or the precision is unknown."""
 
     batch_size: int = 1  # images in a forward pass
     precision: str = "fp32"  # as in inference: "fp32" (the type of the weights), or "bf16" or "fp16" (autocast)
@@ -89,10 +89,10 @@ class ProfileSettings:
     memory: bool = True  # measure peak memory, in an extra pass
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "warmup", "repeats"):
+        for name, least in (("batch_size", 1), ("warmup", 0), ("repeats", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: expected a positive whole number.")
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}.")
         if not 0 < self.max_seconds < math.inf:
             raise ValueError(f"max_seconds={self.max_seconds!r}: expected a positive number of seconds.")
         if self.precision not in PRECISIONS:
@@ -168,11 +168,7 @@ def profile_model(
         height_and_width("size", size)
     if not sizes:
         raise ValueError("sizes is empty: give at least one (height, width).")
-    try:
-        torch.empty(0, device=device)  # before a model is loaded
-    except (RuntimeError, AssertionError) as error:  # AssertionError if torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device={str(device)!r} cannot be used here: {reason}") from error
+    check_device(device)
     if isinstance(model, nn.Module):
         measured, device = copy.deepcopy(model), device or device_of(model)
     else:

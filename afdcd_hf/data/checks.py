@@ -14,12 +14,21 @@ from .decoding import SampleError
 logger = logging.getLogger(__name__)
 
 
+def check_columns(dataset: Any) -> None:
+    """Raise ValueError if a dataset has columns, but not those of images and labels."""
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and not {"image", "label"} <= set(columns):
+        raise ValueError(f"The dataset has columns {list(columns)}; 'image' and 'label' are needed: rename them.")
+
+
 def check_same_size(image: Image.Image, label: np.ndarray, name: str = "") -> None:
     """Raise ValueError, beginning with `name`, if an image and its label, `(H, W)`, differ in size."""
     if (image.height, image.width) != label.shape[:2]:
+        turned = label.shape[:2] == (image.width, image.height)
+        hint = " If the image was turned by its EXIF orientation, save the label turned as well." if turned else ""
         raise SampleError(
             f"{name}{': ' if name else ''}the image is {image.height}x{image.width} pixels but its label "
-            f"{'x'.join(map(str, label.shape[:2]))} (height x width); they must be equal."
+            f"{'x'.join(map(str, label.shape[:2]))} (height x width); they must be equal.{hint}"
         )
 
 
@@ -35,8 +44,8 @@ def check_labels(label: np.ndarray, num_labels: int, ignore_index: int, name: st
         values = np.unique(wrong).tolist()
         shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
         raise SampleError(
-            f"{name}: {wrong.size} label pixels lie outside 0..{num_labels - 1} (values {shown}); map them to a class "
-            f"or to ignore_index={ignore_index}, or set num_labels to the number of classes of the data."
+            f"{name}: {wrong.size} label pixels lie outside 0..{num_labels - 1} (values {shown}); map them with "
+            f"label_map to a class or to ignore_index={ignore_index}, or add the classes to class_names (num_labels)."
         )
 
 

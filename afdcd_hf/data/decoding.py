@@ -148,16 +148,25 @@ class DecodedRows:
 
 
 def with_decoding(dataset: Any) -> Any:
-    """Make a self-decoding `datasets.Dataset` read images as `DecodedRows` does; return others unchanged.
+    """Make a `datasets.Dataset` of images or their bytes decode as `DecodedRows` does; return others unchanged.
 
-    `datasets`' own decoding loses the values of label PNGs of 2 and 4 bits, and its errors name no file.
+    `datasets`' own decoding loses the values of label PNGs of 2 and 4 bits, and its errors name no file. ValueError if
+    a dataset of ours has lost its transform, and with it any label map.
     """
-    from datasets import Dataset
+    from datasets import Dataset, Image, Value
 
     if not isinstance(dataset, Dataset) or dataset.format["type"] is not None:
         return dataset
-    undecoded = without_decoding(dataset)
-    return dataset if undecoded is dataset else undecoded.with_transform(DecodedRows())
+    kinds = [dataset.features.get(column) for column in ("image", "label")]
+    if any(isinstance(kind, Image) and not kind.decode for kind in kinds):
+        raise ValueError(
+            "The dataset has lost the transform that decodes images and maps labels, as by "
+            "datasets.concatenate_datasets. Join datasets with torch.utils.data.ConcatDataset, or add it again: "
+            'joined.with_transform(part.format["format_kwargs"]["transform"]).'
+        )
+    if not any(isinstance(kind, Image) or kind in (Value("binary"), Value("large_binary")) for kind in kinds):
+        return dataset
+    return without_decoding(dataset).with_transform(DecodedRows())
 
 
 def without_decoding(dataset: Any) -> Any:

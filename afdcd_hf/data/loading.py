@@ -130,9 +130,9 @@ def load_split(
         name: A benchmark's name; a folder of Parquet files, of images with a metadata file, of `images/<split>` and
             `labels/<split>` (or `masks`) with the same file stems, or written by `save_to_disk`; a Parquet file; or a
             Hub id, whose files are kept in `datasets`' cache.
-        split: Name of the split. Except for benchmarks, "val" also finds "validation" and vice versa, and except for
-            `save_to_disk` a slice such as "train[:80%]" is allowed. A Parquet file and a single saved dataset are the
-            split "train" unless they say otherwise.
+        split: Name of the split. Except for benchmarks, "val" also finds "validation" and vice versa, and slices
+            such as "train[:80%]" are allowed. A Parquet file and a single saved dataset are the split "train" unless
+            they say otherwise.
         data_dir: Folder of a benchmark's files; for another dataset, a folder inside it.
         max_samples: Keep at most this many, the first ones.
         list_file: As in `load_benchmark`. Benchmarks only; the next six are for other datasets only.
@@ -176,6 +176,12 @@ def load_split(
     return rows.first(max_samples) if streaming else rows.select(range(min(max_samples, len(rows))))
 
 
+def evenly_spaced(length: int, number: int) -> list[int]:
+    """Return `number` indices (at most `length`) spread evenly over a dataset of this length."""
+    number = min(number, length)
+    return [index * length // number for index in range(number)]
+
+
 def class_names(name: str, given: Sequence[str] | None = None, labels_as: str | None = None) -> list[str]:
     """Return a benchmark's class names, or another dataset's: those given, or those of the benchmark `labels_as`."""
     if name in BENCHMARKS and not given and not labels_as:
@@ -185,7 +191,10 @@ def class_names(name: str, given: Sequence[str] | None = None, labels_as: str | 
             f"Benchmarks ({', '.join(sorted(BENCHMARKS))}) have their own class names; another dataset, as {name!r}, "
             "needs either class_names, in id order, or labels_as, if its labels are those of a benchmark."
         )
-    return list(given or get_benchmark(str(labels_as)).classes)
+    names = list(given or get_benchmark(str(labels_as)).classes)
+    if twice := sorted({one for one in names if names.count(one) > 1}):
+        raise ValueError(f"class_names has {', '.join(twice)} more than once; each class needs its own name.")
+    return names
 
 
 @dataclass(frozen=True)

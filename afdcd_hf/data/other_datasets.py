@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,9 @@ _PAIRS = Layout(  # images and labels in folders of their own, of the same file 
     images=("images/{split}", "{split}/images"),
     labels=("labels/{split}", "{split}/labels", "masks/{split}", "{split}/masks"),
     split_names={name: (name, *_VALIDATION) for name in _VALIDATION},
+    label_suffixes=(".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm"),
 )
-_LAYOUT = "images/<split>/ and labels/<split>/ (or masks/<split>/, or the split outside), PNG labels of the same stems"
+_LAYOUT = "images/<split>/ and labels/<split>/ (or masks/<split>/, or the split outside), files of the same stems"
 
 
 def load_other(
@@ -42,7 +43,7 @@ def load_other(
         named = [f"{ours}_column" for theirs, ours in columns.items() if theirs != ours]
         _refuse([*options, *named, *stream], f"{name!r}, a folder of images and labels")
         row = Benchmark(str(root), root.name, (), (), dict.fromkeys(_SPLITS, 0), "", "", "", _LAYOUT, _PAIRS)
-        rows = file_rows(root, find_files(row, root, split)).with_transform(decode)
+        rows = _joined(split, lambda part: file_rows(root, find_files(row, root, part))).with_transform(decode)
         return rows.select_columns([*columns.values(), "name"])
     dataset = _load(name, split, options, streaming)
     if not streaming and len(dataset) == 0:
@@ -57,12 +58,33 @@ def load_other(
 
 
 def _holds_pairs(root: Path, split: str) -> bool:
+    if any(root.glob("metadata.*")) or any(root.glob("*/metadata.*")):
+        return False
+    splits = (*_SPLITS, *(part.partition("[")[0].strip() for part in split.split("+")))
     parts = [
-        [root / path for one in (*_SPLITS, split) for path in _PAIRS.paths(folders, one)]
+        [root / path for one in splits for path in _PAIRS.paths(folders, one)]
         for folders in (_PAIRS.images, _PAIRS.labels)
     ]
-    described = any(root.glob("metadata.*")) or any(root.glob("*/metadata.*"))
-    return not described and all(any(path.is_dir() for path in paths) for paths in parts)
+    found = all(any(path.is_dir() for path in paths) for paths in parts)
+    if not found and (root / "images").is_dir() and any((root / kind).is_dir() for kind in ("labels", "masks")):
+        raise ValueError(
+            f"{root} has images and labels, but no folder for each split: move the files to {_LAYOUT}. If all are in "
+            "train, the splits train[:80%] and train[80%:] are parts of it."
+        )
+    return found
+
+
+def _joined(split: str, load: Callable[[str], Dataset]) -> Dataset:
+    """Load each split in, for example, "train[:80%]+val", take the rows in the brackets, and join them."""
+    from datasets import ReadInstruction, concatenate_datasets
+
+    parts = []
+    for one in split.split("+"):
+        own, bracket, rest = one.strip().partition("[")
+        rows = load(own)
+        [part] = ReadInstruction.from_spec(f"split{bracket}{rest}").to_absolute({"split": len(rows)})
+        parts.append(rows.select(range(part.from_, part.to)))
+    return concatenate_datasets(parts)
 
 
 def _load(name: str, split: str, options: Mapping[str, str], streaming: bool) -> Any:
@@ -101,7 +123,7 @@ def _saved(path: Path, split: str) -> Dataset:
         raise _unreadable(str(path), error) from error
     if isinstance(found, datasets.Dataset):
         found = {str(found.split or "train"): found}
-    return found[_known_split(str(path), split, found)].with_format(None)
+    return _joined(split, lambda part: found[_known_split(str(path), part, found)].with_format(None))
 
 
 def _check_on_hub(name: str, revision: str | None) -> None:

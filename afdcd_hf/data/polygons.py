@@ -113,7 +113,7 @@ def _read(source: Path, data_dir: Path | None) -> tuple[list[str], list[Annotate
     coco: list[str] = []
     labelme: set[str] = set()
     images: list[Annotated] = []
-    for file in [source] if source.is_file() else sorted(source.rglob("*.json")):
+    for file in [source] if source.is_file() else _files_below(source, (".json",)):
         content = read_json(file, "annotations", object)
         with _naming(file):
             if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
@@ -150,7 +150,7 @@ def _coco(content: dict[str, Any], file: Path, root: Path) -> tuple[list[str], l
         polygons = [] if isinstance(drawn, dict) else [np.reshape(polygon, (-1, 2)) for polygon in drawn]
         shapes[one["image_id"]].append(Shape(name, polygons, runs=drawn if isinstance(drawn, dict) else None))
     below: dict[str, list[Path]] = defaultdict(list)
-    for path in _images_below(root):
+    for path in _files_below(root):
         below[path.name].append(path)
     split, images = _split_of(f"{file.parent.name}/{file.stem}"), []
     for one in content["images"]:
@@ -178,7 +178,7 @@ def _yolo(content: dict[str, Any], file: Path) -> tuple[list[str], list[Annotate
             folder = next((path for path in folders if path.is_dir()), None)
             if folder is None:
                 raise FileNotFoundError(f"{file}: {key} is {place}, but there is no such folder.")
-            for image in _images_below(folder):
+            for image in _files_below(folder):
                 before, images_folder, after = image.with_suffix(".txt").as_posix().rpartition("/images/")
                 texts = [Path(f"{before}/labels/{after}")] if images_folder else []
                 text = next((path for path in (*texts, image.with_suffix(".txt")) if path.is_file()), None)
@@ -233,8 +233,10 @@ def _split_of(text: str) -> str:
     return found[1] if found else "train"
 
 
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+def _files_below(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """List the files below a folder, except hidden ones such as macOS's `._x.png`."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def _of_runs(runs: Mapping[str, Any], height: int, width: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from .checks import check_labels, with_ignore_index
+from .checks import check_columns, check_labels, with_ignore_index
 from .decoding import SampleError, with_decoding
 
 logger = logging.getLogger(__name__)
@@ -72,9 +72,7 @@ class TrainingSamples(Dataset):
         if (padding := getattr(transform, "ignore_index", ignore_index)) != ignore_index:
             what = f"The transform pads labels with ignore_index={padding}, but these samples have {ignore_index}"
             raise ValueError(f"{what}: give both the same.")
-        columns = getattr(dataset, "column_names", None)
-        if columns is not None and not {"image", "label"} <= set(columns):
-            raise ValueError(f"The dataset has columns {list(columns)}; 'image' and 'label' are needed: rename them.")
+        check_columns(dataset)
         self.dataset = with_decoding(dataset)
         self.unlabelled = with_decoding(unlabelled)
         self.unlabelled_share = unlabelled_share

@@ -16,11 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
-from ..data.checks import check_labels, check_same_size, with_ignore_index
+from ..data.checks import check_columns, check_labels, check_same_size, with_ignore_index
 from ..data.decoding import with_decoding
 from ..data.streaming import StreamedRows, is_stream
-from ..inference.predictions import prefetch
-from ..inference.segment import WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample
+from ..inference.segment import WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample, prefetch
 from ..metrics.boundary_iou import StreamingBoundaryIoU
 from ..metrics.mean_iou import StreamingMeanIoU
 from ..model_utils import align_corners_of, device_of, dtype_of, ignore_index_of
@@ -111,9 +110,11 @@ def evaluate_segmenter(
         counting, all) and `protocol` (everything above that influences the numbers).
 
     Raises:
-        ValueError: an empty dataset, an unknown number of classes or only one, a bad `boundary_ratio`, an image and
-            label of different size, a label out of range, or scores that are not finite; image and value are named.
+        ValueError: an empty dataset, missing columns, an unknown number of classes or only one, a bad `boundary_ratio`,
+            an image and label of different size, a label out of range, or scores that are not finite; image and value
+            are named.
     """
+    check_columns(dataset)
     stream = is_stream(dataset)
     config, state = getattr(model, "config", None), PartialState()
     num_labels = num_labels or getattr(config, "num_labels", None)
@@ -155,6 +156,8 @@ def evaluate_segmenter(
         raise ValueError("There is nothing to evaluate: the dataset is empty.")
     matrix = metrics[0].confusion_matrix.cpu().numpy()
     [present] = np.nonzero(matrix.sum(1))
+    if state.is_main_process and num_labelled == 0:
+        logger.warning("None of the %d images has a label, so all scores are NaN.", num_images)
     if state.is_main_process and num_labelled > 1 and len(present) == 1:
         logger.warning(
             "All labelled pixels are %r: this score says little. Are the labels what the model expects? In masks of "

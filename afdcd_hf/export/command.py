@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -15,15 +15,18 @@ from ..atomic_io import refuse_existing
 from ..cost.machine import library_versions, machine_name
 from ..data.benchmarks import BENCHMARKS
 from ..data.checks import check_classes
-from ..data.loading import load_split
+from ..data.loading import evenly_spaced, load_split
+from ..evaluation.results import dataset_context
 from ..inference.graphs import ONNX_PACKAGES, check_packages, load_segmenter
 from ..structured_files import write_json
 from .onnx import ParityRow, check_output, export_onnx, format_parity, processor_settings
 from .other_formats import export_executorch, export_openvino
-from .quantisation import evenly_spaced, quantise_onnx
+from .quantisation import quantise_onnx
 from .runtimes import compare_runtimes, format_runtimes
 
 logger = logging.getLogger(__name__)
+
+_EVALUATED_ONLY = ("list_file", "max_samples")  # options of `load_split` that calibration does not use
 
 # format -> title, file suffix, export function, required packages, the extra that installs them
 GRAPH_FORMATS: dict[str, tuple[str, str, Callable[..., list[ParityRow]], tuple[str, ...], str]] = {
@@ -38,6 +41,7 @@ def export_saved_graph(
     output: Path,
     format: str = "onnx",
     *,
+    choice: Mapping[str, Any],
     upsample: bool = False,
     argmax: bool = False,
     size: tuple[int, int] | None = None,
@@ -45,18 +49,15 @@ def export_saved_graph(
     fp16: bool = False,
     with_preprocessing: bool = False,
     int8: bool = False,
-    dataset: str | None = None,
-    data_dir: str | None = None,
     calibration_split: str | None = None,
     calibration_samples: int | None = None,
     float_ends: bool = False,
-    evaluate_split: str | None = None,
-    max_samples: int | None = None,
     overwrite: bool = False,
 ) -> None:
     """Export a saved model, print what was measured, and write it to `<name>_export.json` beside the graph.
 
-    The arguments are the command's options, described in its help; `dataset` is `--calibration_dataset`.
+    The arguments are the command's options, described in its help; `choice` holds those of `load_split`, whose name
+    and split are `--calibration_dataset` and `--evaluate_split`, or empty.
 
     Raises:
         ValueError: options exclude each other, or the export fails.
@@ -64,6 +65,9 @@ def export_saved_graph(
     """
     title, suffix, write, packages, extra = GRAPH_FORMATS[format]
     title += " fp16" if fp16 else ""
+    dataset, evaluate_split = choice["name"], choice["split"]
+    few = [f"--{name}" for name in choice if name in _EVALUATED_ONLY]
+    read = [f"--{name}" for name in choice if name not in ("name", "split", *_EVALUATED_ONLY)]
     needs_data = [f"--{name}" for name, given in (("int8", int8), ("evaluate_split", evaluate_split)) if given]
     for applies, message in (
         (needs_data and not dataset, f"{'/'.join(needs_data)} needs images: give --calibration_dataset."),
@@ -73,11 +77,11 @@ def export_saved_graph(
         (format == "executorch" and opset, "--opset is for ONNX and OpenVINO: leave it out."),
         (int8 and fp16, "--int8 starts from full precision: leave out --fp16."),
         (int8 and with_preprocessing, "--int8 is for graphs without preprocessing: leave out --with_preprocessing."),
-        (data_dir and not dataset, "--data_dir needs --calibration_dataset, the name of the dataset there."),
+        (read and not dataset, f"{'/'.join(read)} needs --calibration_dataset, the name of the dataset to read."),
         (calibration_split and not int8, "--calibration_split is for --int8: add it."),
         (calibration_samples is not None and not int8, "--calibration_samples is for --int8: add it."),
         (float_ends and not int8, "--float_ends is for --int8: add it."),
-        (max_samples is not None and not evaluate_split, "--max_samples limits --evaluate_split: give the split."),
+        (few and not evaluate_split, f"{'/'.join(few)} limits --evaluate_split: give the split."),
         (evaluate_split and argmax and not upsample, "Label maps are scored at the image's size: add --upsample."),
     ):
         if applies:
@@ -90,9 +94,10 @@ def export_saved_graph(
     refuse_existing([report], overwrite, "--output")
     processor_file = output.with_name("preprocessor_config.json")
     # loaded first, so that missing data is reported before the long export
-    calibration_split = calibration_split or "train"
-    calibration = load_split(dataset, calibration_split, data_dir) if int8 and dataset else None
-    evaluation = load_split(dataset, evaluate_split, data_dir, max_samples) if evaluate_split and dataset else None
+    whole = {name: value for name, value in choice.items() if name not in _EVALUATED_ONLY}
+    whole["split"] = calibration_split or "train"
+    calibration = load_split(**whole) if int8 else None
+    evaluation = load_split(**choice) if evaluate_split else None
     segmenter, processor = load_segmenter(model)
     described = processor_settings(processor)
     known = json.loads(processor_file.read_text()) if processor_file.exists() else None
@@ -113,8 +118,7 @@ def export_saved_graph(
         limits: dict[str, Any] = {"samples": calibration_samples or 32, "float_ends": float_ends}
         names = quantise_onnx(files["ONNX"], files["ONNX int8"], calibration, processor, overwrite=overwrite, **limits)
         print(f"written: {files['ONNX int8']}, calibrated on {len(names)} images of {dataset}", flush=True)
-        calibrated_on = {"dataset": dataset, "split": calibration_split, "images": names}
-        found["calibration"] = {**calibrated_on, "float_ends": float_ends}
+        found["calibration"] = {**dataset_context(**whole), "images": names, "float_ends": float_ends}
     if int8 or evaluation is not None:
         logger.info("measuring ...")
         data: Any = calibration if evaluation is None else evaluation
@@ -124,7 +128,7 @@ def export_saved_graph(
         print(f"{machine_name()}, one image at a time; other labels: compared with PyTorch on {len(images)} images")
         found["runtimes"] = [asdict(row) for row in compared]
         if evaluation is not None:
-            found["evaluated_on"] = {"dataset": dataset, "split": evaluate_split, "num_images": len(evaluation)}
+            found["evaluated_on"] = {**dataset_context(**choice), "num_images": len(evaluation)}
     versions = {**library_versions(), **{name: version(name) for name in packages}}
     found |= {"date": date.today().isoformat(), "machine": machine_name(), "versions": versions}
     write_json(report, found)

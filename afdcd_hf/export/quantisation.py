@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic_io import atomic_write
+from ..data.loading import evenly_spaced
 from ..inference.graphs import OnnxSegmenter
 from ..inference.segment import make_sample
 from .onnx import attach_facts, check_output, quiet
@@ -106,12 +107,6 @@ def calibration_inputs(
             raise ValueError(f"{what}; calibrate on larger images, or export with a smaller --size.")
         top, left = (height - rows) // 2, (width - columns) // 2
         yield {"pixel_values": np.ascontiguousarray(pixels[None, :, top : top + rows, left : left + columns])}
-
-
-def evenly_spaced(length: int, number: int) -> list[int]:
-    """Return `number` indices (at most `length`) spread evenly over a dataset of this length."""
-    number = min(number, length)
-    return [index * length // number for index in range(number)]
 
 
 def _nodes_in_float(graph: Any, ends: bool) -> list[str]:

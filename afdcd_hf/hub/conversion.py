@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..atomic_io import atomic_folder, atomic_write
 from ..data.benchmarks import BENCHMARKS, get_benchmark
+from ..data.loading import class_names
 from ..messages import chosen
 from ..models.image_processing_afdcd import RELEASED_INPUT, AfDcdImageProcessor
 from ..models.loading import load_model
@@ -72,9 +73,7 @@ def convert_checkpoint(
     get_released_network(network)
     if dataset is not None and classes is not None:
         raise ValueError("Give a dataset or class names, not both: the dataset has its own class names.")
-    names = get_benchmark(dataset).classes if dataset is not None else classes
-    if twice := sorted({name for name in names or () if list(names or ()).count(name) > 1}):
-        raise ValueError(f"Duplicate class names: {', '.join(twice)}.")
+    names = get_benchmark(dataset).classes if dataset is not None else classes and class_names(network, classes)
     tensors, what = read_tensors(checkpoint), f"{checkpoint.name} as {network}"
     _check_count(tensors, network, names, what, dataset or "the names given")
     model, renamed = released_model(network, names, tensors)

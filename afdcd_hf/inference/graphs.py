@@ -38,7 +38,7 @@ class GraphSegmenter(nn.Module, ABC):
 
     It is called like a model, `segmenter(pixel_values=...).logits`, and has the `config` that `evaluate_segmenter` and
     `segment_image` read. If a graph outputs label maps, its scores are one for the chosen class and zero for the
-    others. An operator uses as many threads as torch, unless `threads` says otherwise.
+    others. An operator uses as many threads as torch.
 
     Attributes:
         facts: the graph's own description: classes, `output` ("logits" or "labels"), `upsample`, `size` ([height,
@@ -52,12 +52,12 @@ class GraphSegmenter(nn.Module, ABC):
 
     main_input_name = "pixel_values"
 
-    def __init__(self, path: str | Path, threads: int | None = None):
+    def __init__(self, path: str | Path):
         super().__init__()
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"There is no graph at {path}; give a file written by `afdcd export`.")
-        facts = self._open(threads or torch.get_num_threads())
+        facts = self._open()
         if facts is None:
             raise ValueError(f"{path} was not made by `afdcd export`: its classes and images are unknown.")
         self.facts = json.loads(facts)
@@ -70,7 +70,7 @@ class GraphSegmenter(nn.Module, ABC):
         self.placeholder = nn.Parameter(torch.zeros(0), requires_grad=False)
 
     @abstractmethod
-    def _open(self, threads: int) -> str | None:
+    def _open(self) -> str | None:
         """Open the graph in its runtime, and return its metadata under `METADATA_KEY`, if it has any."""
 
     @abstractmethod
@@ -126,12 +126,12 @@ class GraphSegmenter(nn.Module, ABC):
 class OnnxSegmenter(GraphSegmenter):
     """A graph from `export_onnx` or `quantise_onnx`, run by onnxruntime; see `GraphSegmenter`."""
 
-    def _open(self, threads: int) -> str | None:
+    def _open(self) -> str | None:
         check_packages(ONNX_PACKAGES, "export")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors
         # Idle threads that spin would take the CPU from whatever else is timed or run in turn.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -148,13 +148,13 @@ class OnnxSegmenter(GraphSegmenter):
 class OpenVinoSegmenter(GraphSegmenter):
     """A graph from `export_openvino`, `.xml` with its weights in `.bin` beside it; see `GraphSegmenter`."""
 
-    def _open(self, threads: int) -> str | None:
+    def _open(self) -> str | None:
         check_packages(("openvino",), "openvino")
         import openvino
 
         core = openvino.Core()
         # The CPU plugin would otherwise compute in half precision wherever the processor is faster at it.
-        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
         try:
             graph = core.read_model(self.path)
             facts = graph.get_rt_info([METADATA_KEY]).astype(str) if graph.has_rt_info([METADATA_KEY]) else None
@@ -173,12 +173,12 @@ class ExecuTorchSegmenter(GraphSegmenter):
     ExecuTorch has one thread pool per process: the segmenter opened last sets the number of threads for all.
     """
 
-    def _open(self, threads: int) -> str | None:
+    def _open(self) -> str | None:
         check_packages(["executorch"], "executorch")
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
         from executorch.runtime import Runtime
 
-        _unsafe_reset_threadpool(threads)  # unsafe while a program runs; otherwise it takes every core
+        _unsafe_reset_threadpool(torch.get_num_threads())  # unsafe while a program runs; otherwise it takes every core
         try:
             program = Runtime.get().load_program(self.path)
             self._method = program.load_method("forward")
@@ -199,11 +199,11 @@ GRAPHS: dict[str, type[GraphSegmenter]] = {
 }
 
 
-def load_graph(path: str | Path, threads: int | None = None) -> tuple[GraphSegmenter, Any]:
+def load_graph(path: str | Path) -> tuple[GraphSegmenter, Any]:
     """Load an exported graph and the image processor that it was exported with; see `GraphSegmenter`."""
     if Path(path).suffix not in GRAPHS:
         raise ValueError(f"{path} is not an exported graph: its name must end in {' or '.join(GRAPHS)}.")
-    segmenter = GRAPHS[Path(path).suffix](path, threads)
+    segmenter = GRAPHS[Path(path).suffix](path)
     with TemporaryDirectory() as folder:
         Path(folder, "preprocessor_config.json").write_text(json.dumps(segmenter.facts["processor"]))
         return segmenter, load_processor(folder)

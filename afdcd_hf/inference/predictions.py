@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +23,18 @@ from ..data.loading import load_split
 from ..structured_files import read_json, write_json
 from .files import find_images, open_rgb, save_png
 from .graphs import GraphSegmenter, load_segmenter
-from .segment import IGNORED, WHOLE_IMAGE, InferenceSettings, Predictor, Sample, as_array, make_sample, segment_image
+from .segment import (
+    IGNORED,
+    WHOLE_IMAGE,
+    InferenceSettings,
+    Predictor,
+    Sample,
+    as_array,
+    make_sample,
+    prefetch,
+    segment_image,
+)
 
-T = TypeVar("T")
 _LEGEND = "classes.json"
 _CORRECT = 240, 240, 240  # pale, and lighter than the grey of any benchmark's class
 
@@ -138,10 +146,10 @@ def draw_predictions(
     *,
     dataset: str,
     split: str = "val",
-    data_dir: str | Path | None = None,
     indices: Sequence[int] = (0, 1, 2, 3, 4),
     errors: bool = False,
     notes: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> Path:
     """Draw a row per image, with columns for image, ground truth and each model.
 
@@ -149,18 +157,19 @@ def draw_predictions(
         models: Column title -> folder or Hub id, at least one.
         path: Image to write.
         dataset: As for `load_split`; classes and colours are the benchmark's, or those of the first model.
-        split, data_dir, indices: Which of its images, all of them labelled.
+        split, indices: Which of its images, all of them labelled.
         errors: Add, below each prediction, its wrong pixels in the colours of the predicted classes, and their share.
         notes: A line under some columns' titles, e.g. `{"teacher": "mIoU 61.2 %"}`.
+        options: Of `load_split`, such as `data_dir` or `label_map`.
     """
-    images = load_split(dataset, split, data_dir)
+    images = load_split(dataset, split, **options)
     if max(indices) >= len(images):
         raise ValueError(f"{dataset}'s {split} split has {len(images)} images; index {max(indices)} is out of range.")
     rows = [images[index] for index in indices]
     if unlabelled := [index for index, row in zip(indices, rows, strict=True) if row["label"] is None]:
         raise ValueError(f"{dataset}'s {split} split has no labels for images {unlabelled}; choose others.")
     loaded = {title: load_segmenter(str(folder)) for title, folder in models.items()}
-    benchmark = BENCHMARKS.get(dataset)
+    benchmark = BENCHMARKS.get(options.get("labels_as") or dataset)
     names, colors = class_legend(next(iter(loaded.values()))[0].config.id2label, benchmark)
     columns: dict[str, list[Any]] = {"image": [np.asarray(row["image"]) for row in rows]}
     truths = columns["truth"] = [np.asarray(row["label"]) for row in rows]
@@ -205,15 +214,6 @@ def class_legend(id2label: Mapping[int, str], benchmark: Benchmark | None = None
         raise ValueError(f"The model has {len(names)} classes, but {benchmark.name} has {benchmark.num_labels}.")
     unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(names))
     return list(benchmark.classes) if unnamed else names, np.array(benchmark.palette, np.uint8)
-
-
-def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
-    """Yield the items (none of them None), each fetched by a thread while the one before it is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = pool.submit(next, items, None)
-            yield item
 
 
 def _loaded(model: str | Path, device: str | torch.device | None) -> tuple[Any, Any]:

@@ -6,11 +6,12 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice, product
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from ..models.loading import whole_image
 from ..models.modeling_afdcd import upsample_logits
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # name -> dtype of autocast; None: no autocast, the model runs in the dtype of its weights
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -258,14 +260,30 @@ class Predictor:
 
 
 def segment_image(
-    model: nn.Module, processor: Any, image: Image.Image, settings: InferenceSettings = WHOLE_IMAGE
+    model: nn.Module, processor: Any, image: Image.Image | np.ndarray, settings: InferenceSettings = WHOLE_IMAGE
 ) -> np.ndarray:
     """Segment one image of any mode, which is read as RGB, with a model and its image processor; see `Predictor`.
 
-    Returns `(H, W)` class ids at the image's size: uint8 for models with up to 256 classes, uint16 otherwise.
+    An array holds RGB pixels, `(H, W, 3)` uint8. Returns `(H, W)` class ids at the image's size: uint8 for models with
+    up to 256 classes, uint16 otherwise.
     """
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        given = " ".join(str(getattr(image, name, "")) for name in ("shape", "dtype"))
+        what = f"a {type(image).__name__} {given}".rstrip()
+        raise ValueError(f"The image is {what}; give a PIL image, or RGB pixels as a (H, W, 3) uint8 array.")
     [(_, label_map)] = Predictor(model, settings).label_maps([[make_sample(processor, image)]])
     return as_array(label_map)
+
+
+def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
+    """Yield the items (none of them None), each fetched by a thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item
 
 
 def as_array(label_map: Tensor) -> np.ndarray:

@@ -32,7 +32,13 @@ class Backbone(nn.Module):
             close = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)) or "none"
             raise ValueError(f"timm has no model named {name!r}. Close names: {close}. timm.list_models() lists all.")
         if isinstance(pretrained, bool):
-            self.net = _create(name, output_stride, pretrained=pretrained, **kwargs)
+            try:
+                self.net = _create(name, output_stride, pretrained=pretrained, **kwargs)
+            except OSError as error:
+                raise OSError(
+                    f"The ImageNet weights of {name!r} cannot be downloaded from the Hub: {str(error).splitlines()[0]} "
+                    "Set pretrained_backbone to a .safetensors file of the timm model, or to false for random weights."
+                ) from error
         else:
             self.net = _create_from_file(name, output_stride, os.fspath(pretrained), kwargs)
         feature_info: Any = self.net.feature_info

@@ -66,6 +66,8 @@ class AfDcdConfig(WithoutGenericCard, PreTrainedConfig):
         if self.head_channels is not None and self.head_channels < 1:
             raise ValueError(f"head_channels={self.head_channels} must be positive, or None for the default width.")
         self.backbone_kwargs = dict(self.backbone_kwargs or {})
+        if taken := {"output_stride", "pretrained", "features_only"} & self.backbone_kwargs.keys():
+            raise ValueError(f"backbone_kwargs cannot set {min(taken)!r}; use output_stride and pretrained_backbone.")
         if self.atrous_rates is None:
             self.atrous_rates = [max(1, rate * 8 // self.output_stride) for rate in (12, 24, 36)]
         if not self.atrous_rates or min(self.atrous_rates) < 1:

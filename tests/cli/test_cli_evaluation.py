@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,7 +134,10 @@ def test_images_are_segmented_in_the_benchmarks_colours(cityscapes, tmp_path, ca
         capsys, "predict", str(images), *where, "--as-labels", "--overwrite"
     )
     assert main(["predict", str(images), *where, "--as-labels", "--confidence", "0"]) == 0
-    assert "3 images with 100.0% of their pixels labelled" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 images with 100.0% of their pixels labelled" in printed
+    [_, dataset, *rest] = shlex.split(printed.partition("train on them\n  with ")[2])
+    assert dataset == where[3] and rest == ["--eval_split", "train", "--class_names", *BENCHMARKS["cityscapes"].classes]
 
 
 def test_datasets_are_listed_described_and_checked(cityscapes, capsys):
@@ -145,6 +150,9 @@ def test_datasets_are_listed_described_and_checked(cityscapes, capsys):
     assert main(["datasets", "cityscapes", "--data-dir", str(cityscapes / "data")]) == 0
     checked = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "3 of 500 images" in checked["val"] and "leftImg8bit/train" in checked["train"]
+    assert "is not a benchmark, so only its labels can be counted: add --stats" in answer(
+        capsys, "datasets", str(cityscapes)
+    )
     assert "no split of ade20k can be used" in answer(capsys, "datasets", "ade20k", "--data-dir", str(cityscapes))
 
 
@@ -192,14 +200,20 @@ def test_charts_are_drawn_from_files_and_overwrite_none(cityscapes, tmp_path, ca
 
 def test_predictions_show_the_miou_only_for_the_same_data_and_protocol(tmp_path, monkeypatch):
     noted, score = [], "mIoU 50.0 %"
-    monkeypatch.setattr(predictions, "draw_predictions", lambda *args, **options: noted.append(options["notes"]))
+
+    def note(*_: Any, notes: Any, indices: Any, errors: Any, **data: Any) -> None:
+        noted.append(notes)
+        assert data == {"dataset": "camvid", "split": "val", "label_map": {"1": 0}}  # reach `load_split`
+
+    monkeypatch.setattr(predictions, "draw_predictions", note)
     models = [str(tmp_path / name) for name in ("a", "b", "none")]
     for one, notes in (({}, {"a": score, "b": score}), ({"split": "test"}, {"b": score}), ({"flip": True}, {})):
         for name, protocol in {"a": one, "b": {}}.items():
             results = {"mean_iou": 0.5, "protocol": {"dataset": "camvid", "split": "val", **protocol}}
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "results.json").write_text(json.dumps(results))
-        assert main(["chart", "predictions", *models, "--dataset", "camvid", "--output", str(tmp_path / "p.png")]) == 0
+        options = ["--dataset", "camvid", "--label_map", '{"1": 0}', "--output", str(tmp_path / "p.png")]
+        assert main(["chart", "predictions", *models, *options]) == 0
         assert noted.pop() == notes
 
 

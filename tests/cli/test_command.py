@@ -34,7 +34,7 @@ MISTAKES = {
     "a missing kind of chart": (["chart"], "the following arguments are required: KIND"),
     "a missing option": (["evaluate", "--model", "m"], "the following arguments are required: --dataset"),
     "scales": (["evaluate", "--model", "m", "--dataset", "d", "--scales", "1e6"], "'1e6' must be a number above 0"),
-    "a device": (["evaluate", "--model", "m", "--dataset", "d", "--device", "gpu"], "--device gpu cannot be used here"),
+    "a device": (["evaluate", "--model", "m", "--dataset", "d", "--device", "gpu"], "device 'gpu' cannot be used here"),
     "a size": (["profile", "m", "--size", "0", "8"], "'0' must be a whole number from 1 to 65536"),
     "a choice": (["profile", "m", "--precision", "fp8"], "invalid choice: 'fp8'"),
     "a format with a page": (["export", "m", "--web", "w", "--format", "onnx"], "--format cannot be used with --web"),

@@ -129,6 +129,7 @@ def test_options_that_do_not_apply_are_rejected_not_dropped(tmp_path):
         (load_split, ("camvid", "train", tmp_path), stream, "streaming cannot be given for the benchmark camvid"),
         (class_names, ("camvid", ["a"]), {}, "have their own class names; another .*, as 'camvid', needs either"),
         (class_names, ("mine", ["a"], "camvid"), {}, "needs either class_names, in id order, or labels_as"),
+        (class_names, ("mine", ["a", "b", "a"]), {}, "class_names has a more than once"),
         (class_names, ("mine",), {}, "needs either class_names, in id order, or labels_as"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -192,6 +193,7 @@ def test_single_parquet_files_and_saved_datasets_are_the_train_split_or_have_sev
     assert len(load_split(str(tmp_path / "one"), "train")) == 2
     (row,) = load_split(str(tmp_path / "several"), "validation")
     assert row["name"] == "mine" and ids(row["label"]) == [[9, 9]]
+    assert len(load_split(str(tmp_path / "one"), "train[:50%]")) == 1
     for name in ("mine.parquet", "one"):
         with pytest.raises(ValueError, match="has no split 'val'; it has train"):  # never another split in its place
             load_split(str(tmp_path / name), "val")
@@ -207,11 +209,13 @@ def test_images_and_labels_in_separate_folders_are_paired_by_file_name(tmp_path,
         place = tmp_path / form.format(split).replace("images", folder)
         place.mkdir(parents=True, exist_ok=True)
         pixels = Image.new("RGB", (2, 1), (index, 0, 0)) if folder == "images" else Image.new("L", (2, 1), 1)
-        pixels.save(place / f"{index}.png")
+        pixels.save(place / f"{index}.{'tif' if folder == kind and index == 1 else 'png'}")
     dataset = load_split(str(tmp_path), "train", label_map={1: 7})
     assert ids(dataset[2]["label"]) == [[7, 7]] and np.asarray(dataset[2]["image"])[0, 0].tolist() == [2, 0, 0]
     assert dataset["name"][2] == f"{form.format('train')}/2.png"
     assert len(load_split(str(tmp_path), "val")) == len(load_split(str(tmp_path), "validation")) == 3
+    names = load_split(str(tmp_path), "train[1:]+val[:1]", label_map={1: 7})["name"][:]
+    assert names == [*(f"{form.format('train')}/{index}.png" for index in (1, 2)), f"{form.format('validation')}/0.png"]
     (place / "0.png").unlink()
     for split, options, message in (
         ("test", {}, "has no folder .* needed for .*'s split test"),
@@ -220,6 +224,10 @@ def test_images_and_labels_in_separate_folders_are_paired_by_file_name(tmp_path,
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             load_split(str(tmp_path), split, **options)
+    for folder in ("images", kind):
+        (tmp_path / "flat" / folder).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"flat has images and labels, but no folder for each split: move the files"):
+        load_split(str(tmp_path / "flat"), "train")
 
 
 def test_unlabelled_images_load_from_every_kind_of_dataset(tmp_path):

@@ -72,8 +72,13 @@ def labelme(folder, corners=((1, 0), (4, 3))) -> str:
 @pytest.mark.parametrize("make", [coco, yolo, labelme])
 def test_each_format_becomes_a_dataset_with_the_label_drawn_by_hand(tmp_path, capsys, make):
     out = str(tmp_path / "out")
-    assert main(["datasets", make(tmp_path / "raw"), "--import_to", out]) == 0
-    assert "val 1 images in" in capsys.readouterr().out
+    source = make(tmp_path / "raw")
+    for path in list((tmp_path / "raw").rglob("*.*")):  # as macOS leaves on other disks
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert main(["datasets", source, "--import_to", out]) == 0
+    printed = capsys.readouterr().out
+    assert "val 1 images in" in printed
+    assert printed.endswith(f"with --dataset {out} --train_split val --class_names {' '.join(NAMES)}\n")
     (row,) = load_split(out, "val")
     label, expected = np.asarray(row["label"]), np.array(EXPECTED)
     assert label.tolist() == (np.where(expected == 255, 0, expected) if make is yolo else expected).tolist()

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from afdcd_hf import DistillationTrainer, DistillationTrainingArguments
 from afdcd_hf.data.checks import check_classes, check_labels
-from afdcd_hf.data.loading import load_benchmark
+from afdcd_hf.data.loading import load_benchmark, load_split
 from afdcd_hf.data.samples import TrainingSamples, classmix_mask, collate_samples
 from afdcd_hf.data.transforms import RandomScaleCropFlip
 from afdcd_hf.models.image_processing_afdcd import AfDcdImageProcessor
@@ -68,8 +68,10 @@ def test_a_self_decoding_dataset_is_read_like_ours():
     rows = {"image": [{"bytes": png(np.zeros((2, 2, 3), np.uint8)), "path": None}] * 2, "label": labels}
     dataset = datasets.Dataset.from_dict(rows, features=features)
     assert np.asarray(dataset[0]["label"]).tolist() == [[0, 85], [170, 255]]  # Pillow's
-    samples = TrainingSamples(dataset, RandomScaleCropFlip(AfDcdImageProcessor(), (2, 2), (1.0,), 0.0), num_labels=4)
-    assert samples[1]["labels"].tolist() == [[0, 1], [2, 3]]
+    contents = datasets.Dataset.from_dict({name: [one["bytes"] for one in column] for name, column in rows.items()})
+    for given in (dataset, contents):  # the latter as from pandas
+        samples = TrainingSamples(given, RandomScaleCropFlip(AfDcdImageProcessor(), (2, 2), (1.0,), 0.0), num_labels=4)
+        assert samples[1]["labels"].tolist() == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -101,6 +103,7 @@ def test_labels_that_are_not_class_ids_or_do_not_fit_are_rejected_naming_the_ima
         ({"label_value": 30, **other_size}, r"street\.png: 24 label pixels lie outside 0\.\.10 \(values 30\)"),
         ({"label_value": 30, "name": None}, "image 2: 24 label pixels .*index=255"),
         (other_size, "street.png: the image is 4x5 pixels but its label 4x6"),
+        ({"image": Image.new("RGB", (4, 6))}, "image 2: .* must be equal. If the image was turned by its EXIF"),
     ):
         with pytest.raises(ValueError, match=message):
             TrainingSamples(rows(**extra), transform, num_labels=11)[2]
@@ -111,6 +114,7 @@ def test_bad_settings_are_refused(caplog):
         (rows(), {"num_labels": 0}, "num_labels=0"),
         (rows(), {"seed": -1}, "seed=-1"),
         (datasets.Dataset.from_dict({"pixels": [0], "label": [0]}), {}, r"columns \['pixels', 'label'\].*rename"),
+        (load_split("scenes", "train", max_samples=1).with_format(None), {}, "lost the transform that decodes"),
         (rows(), {"classmix_probability": 1.5}, r"classmix_probability=1.5: expected a probability between 0 and 1"),
         *((rows(), {"unlabelled_share": share}, "a share above 0 and below 1") for share in (0, 1, float("nan"))),
     ):

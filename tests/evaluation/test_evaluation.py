@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -203,6 +204,8 @@ def test_every_prediction_is_passed_on_once_with_its_name_even_without_a_label()
         assert label_map.dtype == np.uint8 and np.array_equal(label_map, predictions_by_hand(model, image))
     assert (scores["num_images"], scores["num_labelled"]) == (7, 4)
     assert without_matrix(scores) == {**without_matrix(evaluate(model, rows[::2])), "num_images": 7}
+    with pytest.raises(ValueError, match=r"columns \['image'\]; 'image' and 'label' are needed"):
+        evaluate(model, datasets.Dataset.from_dict({"image": []}))
 
 
 def test_ignore_index_and_absent_classes_count_as_configured():

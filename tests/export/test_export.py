@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import re
+import shutil
 from contextlib import redirect_stdout
 from unittest.mock import Mock
 
@@ -261,7 +262,7 @@ def test_other_runtimes_compute_the_models_scores_and_are_chosen_by_file_suffix(
     found = export(model, processor, tmp_path / name, **options)
     shapes = [(batch, 63, 65) for batch in (1, 2, 3)] if options else list(PARITY_SHAPES)
     assert [(row.batch, row.height, row.width) for row in found] == shapes
-    graph, loaded = load_graph(tmp_path / name, threads=1)
+    graph, loaded = load_graph(tmp_path / name)
     assert graph.config.id2label == model.config.id2label and loaded.do_flip_channels
     assert graph.size_in_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert_gives_the_scores_of(model, graph)
@@ -417,7 +418,10 @@ def test_the_command_writes_graph_int8_and_report_and_other_commands_accept_the_
         images, out = str(folder / "data" / "val"), str(tmp_path / f"{name}_out")
         assert main(["predict", images, *graph, "--output", out, "--device", "cpu"]) == 0
         assert len(list((tmp_path / f"{name}_out" / "ids").iterdir())) == 2
-    raw = [*(word for word in words if word != "--int8"), "--output", str(tmp_path / "raw.onnx")]
+    for place, own in (("images", "val"), ("labels", "valannot")):  # the same files, as a user's own
+        shutil.copytree(folder / "data" / own, tmp_path / "own" / place / "val")
+    own_data = ["--calibration_dataset", str(tmp_path / "own"), "--labels_as", "camvid", "--evaluate_split", "val"]
+    raw = [*words[: words.index("--int8")], "--output", str(tmp_path / "raw.onnx"), *own_data]
     assert main([*raw, "--with_preprocessing"]) == 0
     scores = [row["mean_iou"] for row in json.loads((tmp_path / "raw_export.json").read_text())["runtimes"]]
     assert scores == [report["runtimes"][0]["mean_iou"]] * 2  # PyTorch and a graph of raw pixels
@@ -435,6 +439,7 @@ def test_the_command_writes_graph_int8_and_report_and_other_commands_accept_the_
         (["--calibration_dataset", "camvid"], "is for --int8 or --evaluate_split"),
         (["--float_ends"], "--float_ends is for --int8"),
         (["--data_dir", "d"], "--data_dir needs --calibration_dataset"),
+        (["--label_map", "{}"], "--label_map needs --calibration_dataset"),
         (["--max_samples", "3"], "--max_samples limits --evaluate_split"),
         (["--calibration_samples", "3"], "--calibration_samples is for --int8"),
         (["--argmax", "--evaluate_split", "val", "--calibration_dataset", "camvid"], "add --upsample"),

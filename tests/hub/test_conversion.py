@@ -278,7 +278,7 @@ ALL_THAT_IS_AMISS = (
         (None, {"network": "pspnet_resnet52"}, "Unknown released network 'pspnet_resnet52'. Close: .*Known: deeplab"),
         (None, {"dataset": "citiscapes"}, "Close: cityscapes"),
         (None, {"classes": ["a"]}, "not both"),
-        (None, {"dataset": None, "classes": ["a", "b", "a"]}, "Duplicate class names: a"),
+        (None, {"dataset": None, "classes": ["a", "b", "a"]}, "class_names has a more than once"),
         (None, {"published": "afdcd/pspnet-r18-voc"}, "is a pspnet_resnet18 for voc, not a pspnet_mobilenetv2"),
     ],
 )

@@ -227,13 +227,16 @@ def test_generated_colours_are_distinct_and_neither_black_white_nor_grey_in_okla
 
 
 def test_predictions_appear_beside_a_users_own_labels_with_errors_below(model, tmp_path, monkeypatch):
-    seen = segment_image(*load_segmenter(str(model)), Image.fromarray(PIXELS))
+    seen = segment_image(*load_segmenter(str(model)), PIXELS)
+    with pytest.raises(ValueError, match=r"The image is a ndarray \(24, 40\) uint8; give a PIL image"):
+        segment_image(*load_segmenter(str(model)), PIXELS[..., 0])
     label, folder = seen.copy(), tmp_path / "data"
     label[:, 0], label[:12, 1] = (seen[:, 0] + 1) % 4, 255
     image_file(folder / "images" / "val" / "a.png")
-    image_file(folder / "labels" / "val" / "a.png", label)
+    image_file(folder / "labels" / "val" / "a.png", np.where(label < 255, label + 10, label))
     monkeypatch.setattr(predictions, "plot_predictions", lambda *args, notes, unlined: (*args, notes, unlined))
-    drawn = draw_predictions({"mine": model}, tmp_path / "x.png", dataset=str(folder), indices=[0], errors=True)
+    data = {"dataset": str(folder), "label_map": {10: 0, 11: 1, 12: 2, 13: 3}}
+    drawn = draw_predictions({"mine": model}, tmp_path / "x.png", indices=[0], errors=True, **data)
     columns, colors, names, path, notes, unlined = drawn
     assert unlined == [4]  # correct
     assert names == [*NAMES, "correct"] and colors[:4].tolist() == distinct_palette(4).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -66,7 +67,7 @@ def test_without_weights_the_backbone_keeps_timms_own_initialisation():
     assert same(build(False).backbone.net.state_dict(), expected)
 
 
-def test_files_without_the_models_weights_are_rejected(weights_file, tmp_path):
+def test_files_without_the_models_weights_are_rejected(weights_file, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="No backbone weights at '.*nothing.safetensors'; give"):
         build(tmp_path / "nothing.safetensors")
     torch.save({}, tmp_path / "weights.pth")
@@ -75,6 +76,10 @@ def test_files_without_the_models_weights_are_rejected(weights_file, tmp_path):
     for backbone in ("convnext_atto", "mobilenetv2_100", "regnety_002"):
         with pytest.raises(ValueError, match=f"backbone.safetensors' do not fit timm's '{backbone}'"):
             build(weights_file, backbone)
+    monkeypatch.setattr(timm, "create_model", Mock(side_effect=ConnectionError("offline mode is enabled.")))
+    with pytest.raises(OSError, match=r"of 'resnet18' cannot be downloaded.*: offline .* Set pretrained_backbone"):
+        Backbone("resnet18", 32, pretrained=True)
+    monkeypatch.undo()
     tensors = load_file(weights_file)
     del tensors["layer3.0.conv2.weight"]
     save_file(tensors, weights_file)

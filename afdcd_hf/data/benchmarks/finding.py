@@ -45,12 +45,13 @@ def find_files(benchmark: Benchmark, root: Path, split: str, list_file: str | Pa
     image_dirs, label_dirs = folders.of_split(split)
     images = _by_key(_files(image_dirs[0], IMAGE_SUFFIXES, layout.nested), layout.image_ending)
     labels, label_map = folders.labels(label_dirs, images)
-    for found, place, endings in (
-        (images, image_dirs, [f"{layout.image_ending}{suffix}" for suffix in IMAGE_SUFFIXES]),
-        (labels or optional, label_dirs, [f"{end}.png" for end in folders.usable]),
+    for found, place, ends, suffixes in (
+        (images, image_dirs, [layout.image_ending], IMAGE_SUFFIXES),
+        (labels or optional, label_dirs, folders.usable, layout.label_suffixes),
     ):
         if not found:
-            raise FileNotFoundError(f"{place[0]} holds no file ending in {', '.join(endings)} (in either case).")
+            endings = ", ".join(f"{end}{suffix}" for end in ends for suffix in suffixes)
+            raise FileNotFoundError(f"{place[0]} holds no file ending in {endings} (in either case).")
     label_place = " or ".join(map(str, label_dirs)) or str(folders.home)
     if listed is not None:  # images that are not listed need no label
         entries = [entry for (entry,) in listed.rows.values()]
@@ -122,7 +123,7 @@ class _Folders:
 
     def labels(self, folders: list[Path], images: Mapping[str, Path]) -> tuple[dict[str, Path], Mapping[int, int]]:
         """Return the label files by key, and the map of their kind."""
-        files = [_files(folder, (".png",), self.layout.nested) for folder in folders]
+        files = [_files(folder, self.layout.label_suffixes, self.layout.nested) for folder in folders]
         for ending, label_map in self.usable.items():
             labels: dict[str, Path] = {}
             for paths in files:  # a later folder only adds labels that images still lack

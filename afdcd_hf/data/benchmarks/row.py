@@ -25,6 +25,7 @@ class Layout:
     # files is used.
     label_endings: Mapping[str, Mapping[int, int] | None] = field(default_factory=lambda: {"": {}})
     homes: Sequence[str] = ()  # folders in `data_dir` that may hold all this instead
+    label_suffixes: tuple[str, ...] = (".png",)  # in lower case
     image_ending: str = ""  # of the image files' stems; files without it are skipped
     split_names: Mapping[str, Sequence[str]] = field(default_factory=dict)  # in the paths, if not its own
     lists: Sequence[str] = ()  # files with the ids of a split's images, if all splits share their folders
