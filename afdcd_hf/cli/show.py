@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import textwrap
 from collections.abc import Callable
 from functools import partial
@@ -154,9 +155,10 @@ def _demo(models: list[str], example: list[str], longest_side: int, write_space:
         from ..demo.space import write_space as write
 
         folder = write(parse_titles(models), write_space, example, longest_side=longest_side, **options)
-        print(f"{folder} holds a Space. Run it locally:  cd {folder} && python app.py")
+        place = shlex.quote(str(folder))
+        print(f"{folder} holds a Space. Run it locally:  cd {place} && python app.py")
         print("Publish it:  hf repos create YOU/NAME --type space --space-sdk gradio")
-        print(f"             hf upload YOU/NAME {folder} . --repo-type space")
+        print(f"             hf upload YOU/NAME {place} . --repo-type space")
         return
     try:
         from ..demo.app import launch_demo
