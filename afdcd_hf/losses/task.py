@@ -120,12 +120,12 @@ class TaskLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     @classmethod
-    def for_model(cls, model: nn.Module, args: Any, dataset: Any = None) -> TaskLoss:
-        """Build the loss from a run's arguments, the model's upsampling, and the ignore index of dataset or model."""
+    def for_model(cls, model: nn.Module, args: Any, ignore_index: int | None = None) -> TaskLoss:
+        """Build the loss from a run's arguments, the model's upsampling, and `ignore_index`, else the model's."""
         weights, count = args.class_weights, getattr(getattr(model, "config", None), "num_labels", None)
         if weights is not None and count not in (None, len(weights)):
             raise ValueError(f"class_weights holds {len(weights)} numbers for {count} classes: give one each.")
-        ignore_index = getattr(dataset, "ignore_index", ignore_index_of(model))
+        ignore_index = ignore_index_of(model) if ignore_index is None else ignore_index
         align_corners = align_corners_of(model)
         return cls(args.task_weight, args.aux_weight, ignore_index, align_corners, args.task_loss, weights)
 

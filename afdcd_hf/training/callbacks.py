@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from ..data.samples import TrainingSamples
+from .datasets import parts_of
 from .distributed import rank_seed
 from .progress import StepTimer
 
@@ -125,5 +126,6 @@ class Randomness(TrainerCallback):
             torch.manual_seed(rank_seed(args.seed, args.process_index))
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        if isinstance(self.samples, TrainingSamples):
-            self.samples.set_epoch(int(state.epoch or 0))
+        for part in parts_of(self.samples):
+            if isinstance(part, TrainingSamples):
+                part.set_epoch(int(state.epoch or 0))

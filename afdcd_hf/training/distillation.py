@@ -11,7 +11,6 @@ from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from transformers import set_seed
 
-from ..data.samples import collate_samples
 from ..features import Activations, LayerTap, default_layer, layer_names, run_tapped, run_to_maps
 from ..losses import build_loss, needs_feature_map
 from ..losses.base import DistillationLoss
@@ -19,10 +18,11 @@ from ..losses.cirkd import queue_names
 from ..losses.task import TaskLoss
 from ..models.loading import load_model, with_logits
 from .checkpoints import LOSS_WEIGHTS_NAME
+from .datasets import first_batch, resolve_class_weights, stated
 from .distributed import check_clipping, synchronise_batch_norm
 from .teacher import adapt_input, feature_maps, load_teacher_processor, observe, optimize_teacher, stops_early
 from .trainer import SegmentationTrainer
-from .training_args import DistillationTrainingArguments, check_layer_pairs, resolve_class_weights
+from .training_args import DistillationTrainingArguments, check_layer_pairs
 
 
 class DistillationModel(nn.Module):
@@ -141,11 +141,10 @@ class DistillationTrainer(SegmentationTrainer):
     ):
         set_seed(args.seed)  # the loss's weights are drawn here, before the Trainer sets the seed
         model = synchronise_batch_norm(model, args)  # before hooks are registered: it replaces layers
-        first = next(iter(() if train_dataset is None else train_dataset), None)
-        if first is None:
+        batch = first_batch(train_dataset, options.get("data_collator"), model)
+        if batch is None:
             raise ValueError("DistillationTrainer needs a train_dataset with at least one sample to check shapes with.")
         resolve_class_weights(args, train_dataset)  # before the task loss is built with them
-        batch: dict[str, Any] = collate_samples([first])
         if isinstance(teacher, (str, Path)):
             if teacher_processor is None and options.get("processing_class") is not None:
                 teacher_processor = load_teacher_processor(teacher)
@@ -156,11 +155,13 @@ class DistillationTrainer(SegmentationTrainer):
                 raise ValueError("teacher_processor needs processing_class: the student's image processor.")
             teacher = adapt_input(teacher, options["processing_class"], teacher_processor)
         composite, layers, self.teacher_has_logits = prepare_distillation(
-            model, teacher, args, batch, TaskLoss.for_model(model, args, train_dataset), loss
+            model, teacher, args, batch, TaskLoss.for_model(model, args, stated(train_dataset, "ignore_index")), loss
         )
         composite.loss = synchronise_batch_norm(composite.loss, args)
         super().__init__(composite, args, train_dataset=train_dataset, **options)
         check_clipping(self.is_deepspeed_enabled, args.loss_max_grad_norm)
+        if self.optimizer is not None:
+            _check_optimizer(self.optimizer, composite.loss)
         given.to(args.device)  # a copy shares its weights
         self.teacher = teacher.to(args.device).eval()
         faster = {"fold": args.fold_teacher_batch_norm, "channels_last": args.channels_last}
@@ -265,6 +266,17 @@ def _try_loss(loss: DistillationLoss, student: Activations, teacher: Activations
             f"The loss {loss.name!r} gets no teacher.logits, because it has map_terms alone, and fails: {error}. If it "
             "reads them, set reads_teacher_logits = True in its class."
         ) from error
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, loss: nn.Module) -> None:
+    """Raise ValueError if a given optimizer would leave weights of the loss untrained."""
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if left_out := [name for name, each in loss.named_parameters() if each.requires_grad and id(each) not in own]:
+        raise ValueError(
+            f"The given optimizer lacks {len(left_out)} trainable weights of the loss, such as {left_out[0]}, which "
+            'would stay untrained. Give optimizer_cls_and_kwargs=(torch.optim.AdamW, {"lr": 1e-3}) instead, or set '
+            "trainer.optimizer afterwards, with trainer.loss_module.parameters() among its parameters."
+        )
 
 
 def _check_classes(student: nn.Module, teacher: nn.Module, seen: Activations, taught: Activations) -> int:

@@ -24,7 +24,7 @@ from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import lock_folder
 from ..inference.segment import InferenceSettings
 from ..losses.task import TaskLoss
-from . import distributed, training_args
+from . import datasets, distributed, training_args
 from .callbacks import AveragedWeights, Randomness, TimeBudget
 from .checkpoints import RAW_STUDENT_NAME, CheckpointCallback, check_complete, checkpoint_to_resume
 from .hub_push import HubTrainer
@@ -40,7 +40,8 @@ class SegmentationTrainer(HubTrainer):
         model: returns `.logits` `(B, K, h, w)` for `model(pixel_values=...)`.
         args: settings.
         train_dataset: `TrainingSamples`, `StreamedSamples` (needs `max_steps`), or any torch dataset of
-            `pixel_values` and `labels`; its `ignore_index`, if it has one, holds for the task loss, else the model's.
+            `pixel_values` and `labels`, also in torch's `Subset` or `ConcatDataset`; its `ignore_index`, if it has one,
+            holds for the task loss, else the model's.
         eval_dataset: raw dataset or stream with PIL images in `image` and `label`, or a dict of several; scored by
             `evaluate_segmenter`.
         processing_class: image processor of the model, saved with it and used for evaluation.
@@ -67,10 +68,14 @@ class SegmentationTrainer(HubTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
     ):
-        training_args.check_dataset_size(train_dataset, args)
-        training_args.resolve_class_weights(args, train_dataset)
+        datasets.check_samples(train_dataset, args, model)
+        datasets.resolve_class_weights(args, train_dataset)
+        datasets.check_evaluation_rows(eval_dataset)
+        training_args.resolve_best_metric(args, eval_dataset)
         model = distributed.synchronise_batch_norm(model, args)
         student = getattr(model, "student", model)
+        if student is model and not datasets.checks_itself(train_dataset):  # a distillation has made its first batch
+            datasets.first_batch(train_dataset, data_collator, model)
         distributed.resolve_find_unused_parameters(args, student)
         if args.channels_last:
             student.to(memory_format=torch.channels_last)
@@ -89,7 +94,7 @@ class SegmentationTrainer(HubTrainer):
             training_args.check_sharded_options(args)
         # Our loss is a mean over pixels, so the Trainer must divide it by the number of accumulation steps.
         self.model_accepts_loss_kwargs = False
-        self.task_loss = TaskLoss.for_model(model, args, train_dataset)
+        self.task_loss = TaskLoss.for_model(model, args, datasets.stated(train_dataset, "ignore_index"))
         self.terms = TermMeans(report=self.is_world_process_zero())
         self.speed: dict[str, Any] = {}
         self._whole_student: nn.Module | None = None
@@ -161,6 +166,7 @@ class SegmentationTrainer(HubTrainer):
                 raise
             finally:
                 self.is_in_train = False
+                self._end_autocast()
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             check_complete(Path(self.state.best_model_checkpoint))
             if self.average is not None:  # the loaded weights are an average
@@ -262,6 +268,7 @@ class SegmentationTrainer(HubTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Score the student with `evaluate_segmenter` on `eval_dataset` (as in the constructor), and log the scores."""
+        datasets.check_evaluation_rows(eval_dataset)
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if isinstance(dataset, dict):
             parts = [self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{key}") for key, part in dataset.items()]
@@ -293,7 +300,8 @@ class SegmentationTrainer(HubTrainer):
         """Not supported: transformers' result would hold the logits of all images at once, gigabytes here."""
         raise NotImplementedError(
             "predict would hold the logits of all images at once. Use trainer.evaluate(dataset, "
-            'metric_key_prefix="test"), or for a label map afdcd_hf.segment_image(trainer.student, processor, image).'
+            'metric_key_prefix="test"), or for a label map '
+            "afdcd_hf.segment_image(trainer.evaluated_student, processor, image)."
         )
 
     def score(self, model: nn.Module, rows: Any, **options: Any) -> dict[str, Any]:
@@ -309,10 +317,21 @@ class SegmentationTrainer(HubTrainer):
                 model,
                 rows,
                 processor=self.processing_class,
-                num_labels=getattr(config, "num_labels", None) or getattr(self.train_dataset, "num_labels", None),
+                num_labels=getattr(config, "num_labels", None) or datasets.stated(self.train_dataset, "num_labels"),
                 settings=InferenceSettings(precision=precision),
                 **options,
             )
+
+    def _end_autocast(self) -> None:
+        """Give the trained model its own `forward` back, without the autocast that accelerate wrapped around it."""
+        module = self.trained_module
+        if "_original_forward" in vars(module) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            original = vars(module).pop("_original_forward")
+            del module.forward
+            if module.forward != original:  # not its class's
+                module.forward = original
+            self.model_wrapped = self.model  # so that another training wraps it again
+            vars(module).pop("_is_accelerate_prepared", None)
 
     def save_now(self) -> None:
         """Save a checkpoint of the last finished step, outside transformers' schedule."""

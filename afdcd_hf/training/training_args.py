@@ -8,15 +8,11 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import reduce
 from transformers import TrainingArguments, get_scheduler
 
-from ..data.samples import TrainingSamples
-from ..data.statistics import count_labels
 from ..features import layer_names
 from ..losses import validate_loss_spec
-from ..losses.task import TaskLoss
-from .distributed import DEFAULT_BATCH_SIZE, device_batch_size, images_per_step, use_one_gpu_per_process
+from .distributed import DEFAULT_BATCH_SIZE, device_batch_size, use_one_gpu_per_process
 from .options import DEFAULT_STEPS, DistillationOptions, SegmentationOptions, check_options, plain_value
 
 if TYPE_CHECKING:
@@ -162,16 +158,24 @@ def check_sharded_options(args: SegmentationTrainingArguments) -> None:
         raise ValueError("channels_last and ema_decay need full weights, unlike FSDP and DeepSpeed: leave them out.")
 
 
-def check_dataset_size(train_dataset: Any, args: SegmentationTrainingArguments) -> None:
-    """Raise if there are too few samples; the Trainer would only warn, and save an untrained model."""
-    batch = images_per_step(args)
-    if isinstance(train_dataset, TrainingSamples):
-        train_dataset.check_batch(args.train_batch_size, batch // args.train_batch_size)
-    if args.dataloader_drop_last and hasattr(train_dataset, "__len__") and len(train_dataset) < batch:
+def resolve_best_metric(args: SegmentationTrainingArguments, eval_dataset: Any) -> None:
+    """Raise ValueError if the metric of the best checkpoint is not a score on one of several evaluation sets.
+
+    Where no best checkpoint is asked for, transformers need not look for the metric.
+    """
+    name = args.metric_for_best_model
+    if name is None or not isinstance(eval_dataset, dict):
+        return
+    known = [f"{key}_{score}" for key in eval_dataset for score in _SCORES]
+    if name.removeprefix("eval_") in known:
+        return
+    strategies = {plain_value(args.save_strategy), plain_value(args.lr_scheduler_type)}
+    if args.load_best_model_at_end or strategies & {"best", "reduce_lr_on_plateau"}:
         raise ValueError(
-            f"The training set has {len(train_dataset)} samples, but a batch takes {batch}, and incomplete batches are "
-            "dropped: use a smaller batch, or dataloader_drop_last=False."
+            f"metric_for_best_model={name!r} does not say which of the evaluation sets it is of: give one of "
+            f"{', '.join(known)}."
         )
+    args.metric_for_best_model = None
 
 
 def enable_gradient_checkpointing(student: Any, options: dict[str, Any] | None) -> None:
@@ -182,22 +186,3 @@ def enable_gradient_checkpointing(student: Any, options: dict[str, Any] | None) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer versions of transformers rename it
         student.gradient_checkpointing_enable(options)
-
-
-def resolve_class_weights(args: SegmentationTrainingArguments, train_dataset: Any) -> None:
-    """Replace `class_weights="balanced"` with numbers from the training labels, rounded as a recipe stores them."""
-    if args.class_weights != "balanced":
-        return
-    TaskLoss(kind=args.task_loss, class_weights=[1.0])  # raises if they have no effect, before all labels are read
-    if not isinstance(train_dataset, TrainingSamples):
-        raise ValueError(
-            f"class_weights='balanced' needs TrainingSamples, and train_dataset is a {type(train_dataset).__name__}: "
-            "give one number for each class."
-        )
-    own = range(args.process_index, len(train_dataset), args.world_size)
-    labels = (train_dataset.dataset, train_dataset.num_labels, train_dataset.ignore_index)
-    counted = count_labels(*labels, indices=own, progress=not args.disable_tqdm and args.process_index == 0)
-    counted.pixels[:] = reduce(torch.from_numpy(counted.pixels).to(args.device), "sum").cpu().numpy()
-    args.class_weights = counted.balanced_weights.round(6).tolist()
-    if args.process_index == 0:
-        logger.info("class_weights, balanced over %d labels: %s", len(train_dataset), args.class_weights)

@@ -113,7 +113,7 @@ def loss_options(**af_dcd) -> dict:
 
 def _split(options: dict) -> tuple[dict, dict]:
     parts = {"train_dataset": samples(), "eval_dataset": pictures(), "processing_class": AfDcdImageProcessor()}
-    others = ("data_collator", "callbacks", "teacher_processor")
+    others = ("data_collator", "callbacks", "teacher_processor", "optimizers")
     parts |= {name: options[name] for name in (*parts, *others) if name in options}
     return {name: value for name, value in options.items() if name not in parts}, parts
 

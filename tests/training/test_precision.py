@@ -54,9 +54,14 @@ def test_evaluation_while_training_in_bfloat16_uses_the_requested_precision_and_
     assert {parameter.dtype for parameter in trainer.student.parameters()} == {torch.float32}
     trainer.save_model()
     saved = AfDcdForSemanticSegmentation.from_pretrained(tmp_path)
+    image = torch.zeros(1, 3, 32, 48)
+    assert torch.equal(trainer.evaluated_student.eval()(image).logits, saved(image).logits)  # without autocast
     options = {"processor": AfDcdImageProcessor(), "progress": False}
     scores = evaluate_segmenter(saved, pictures(), settings=InferenceSettings(precision=precision), **options)
     assert logged(trainer, "eval_mean_iou") == [scores["mean_iou"]]
+    dtypes.clear()
+    trainer.train()
+    assert (True, torch.bfloat16) in dtypes
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, Image
 from images import labelled_image
 from tiny import distilling, logged, loss_options, pictures, same, samples, segmenter, supervised, weights
+from torch.utils.data import ConcatDataset, Subset
 from transformers import TrainerCallback
 
 from afdcd_hf import AfDcdImageProcessor
@@ -104,9 +105,10 @@ def test_fewer_samples_than_a_batch_are_an_error_unless_incomplete_batches_are_k
     supervised(tmp_path, per_device_train_batch_size=9, dataloader_drop_last=False, max_steps=1).train()
 
 
-@pytest.mark.parametrize("make", [supervised, distilling])
-def test_the_task_loss_ignores_what_the_samples_ignore_whatever_the_models_configuration_says(tmp_path, make):
+@pytest.mark.parametrize(("make", "part"), [(supervised, list), (distilling, list), (supervised, Subset)])
+def test_the_task_loss_ignores_what_the_samples_ignore_whatever_the_models_configuration_says(tmp_path, make, part):
     padded = samples(scales=[0.5])
+    padded = Subset(padded, range(8)) if part is Subset else padded
     trainer = make(tmp_path, segmenter(semantic_loss_ignore_index=-100), train_dataset=padded, max_steps=1)
     trainer.train()
     assert 0 < logged(trainer, "loss_task")[0] < 10
@@ -118,7 +120,10 @@ def test_only_the_polynomial_schedule_has_default_options(tmp_path):
         assert SegmentationTrainingArguments(**tiny.settings(tmp_path, **given)).lr_scheduler_kwargs == meant
 
 
-def test_augmentation_differs_between_epochs_and_depends_only_on_seed_and_epoch(tmp_path):
+@pytest.mark.parametrize(
+    "wrap", [lambda data: data, lambda data: Subset(ConcatDataset([data, data]), range(8))], ids=["samples", "parts"]
+)
+def test_augmentation_differs_between_epochs_and_depends_only_on_seed_and_epoch(tmp_path, wrap):
     seen, expected = [], samples()
 
     def collate(rows):
@@ -126,7 +131,7 @@ def test_augmentation_differs_between_epochs_and_depends_only_on_seed_and_epoch(
         return {"pixel_values": seen[-1], "labels": torch.stack([row["labels"] for row in rows])}
 
     order = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 8}
-    supervised(tmp_path, max_steps=3, data_collator=collate, train_dataset=samples(), **order).train()
+    supervised(tmp_path, max_steps=3, data_collator=collate, train_dataset=wrap(samples()), **order).train()
     assert len(seen) == 3 and not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
     for epoch, batch in enumerate(seen):
         expected.set_epoch(epoch)
@@ -134,7 +139,14 @@ def test_augmentation_differs_between_epochs_and_depends_only_on_seed_and_epoch(
 
 
 def test_several_evaluation_sets_are_scored_under_their_names_and_missing_parts_are_named(tmp_path):
-    trainer = supervised(tmp_path, eval_dataset={"day": pictures(2), "night": pictures(1)})
+    both = {"eval_dataset": {"day": pictures(2), "night": pictures(1)}, "eval_strategy": "steps", "eval_steps": 2}
+    trainer = supervised(tmp_path, **both)
+    trainer.train()
+    assert logged(trainer, "eval_day_mean_iou") and trainer.state.best_metric is None
+    best = {**both, "load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(ValueError, match="'mean_iou' does not say which .* give one of day_mean_iou, .*night_mean_iou"):
+        supervised(tmp_path, **best)
+    supervised(tmp_path, metric_for_best_model="eval_night_mean_iou", **best)
     metrics = trainer.evaluate()
     assert {"eval_day_mean_iou", "eval_night_mean_iou"} <= metrics.keys()
     assert metrics["eval_night_mean_iou"] == trainer.evaluate(pictures(1))["eval_mean_iou"]
@@ -176,6 +188,45 @@ def test_class_weights_that_cannot_be_balanced_are_refused(tmp_path):
         supervised(tmp_path, train_dataset=[samples()] * 8, class_weights="balanced")
     with pytest.raises(ValueError, match="class_weights='equal' must be a list of finite numbers or 'balanced'"):
         parse_arguments({"class_weights": "equal"}, distils=False)
+
+
+class OtherIgnoreIndex(list):
+    ignore_index = 9
+
+
+def torch_samples(dtype: torch.dtype = torch.int64, classes: int = 4) -> list[dict]:
+    labels = torch.arange(32 * 48).view(32, 48).remainder(classes).to(dtype)
+    return [{"pixel_values": torch.zeros(3, 32, 48), "labels": labels}] * 4
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "words"),
+    [
+        (supervised, {"eval_dataset": torch_samples()}, "eval_dataset needs .*image and label; .* has pixel"),
+        (supervised, {"train_dataset": pictures(4)}, "train_dataset needs .* has image, label.*`TrainingSamples`"),
+        (distilling, {"train_dataset": [(1, 2)] * 4}, "train_dataset needs .* has a tuple"),
+        (supervised, {"train_dataset": torch_samples(torch.uint8)}, "must be int64 .*, not uint8 .1, 32, 48"),
+        (supervised, {"train_dataset": torch_samples(classes=6)}, r"hold \[4, 5\], but the model has classes 0..3"),
+        (supervised, {"train_dataset": samples(num_labels=6)}, "num_labels=6, but the model 4"),
+        (supervised, {"train_dataset": ConcatDataset([samples(), OtherIgnoreIndex()])}, r"ignore_index \[9, 255\]"),
+    ],
+)  # fmt: skip
+def test_datasets_that_cannot_be_trained_on_or_scored_are_refused_at_once(tmp_path, make, options, words):
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, **options)
+
+
+def test_own_samples_need_no_collator_and_own_rows_only_a_collator(tmp_path):
+    supervised(tmp_path, train_dataset=torch_samples(), max_steps=1).train()
+    rows, collate = list(range(8)), lambda rows: collate_samples([samples()[index] for index in rows])
+    distilling(tmp_path, train_dataset=rows, data_collator=collate, max_steps=1).train()
+
+
+def test_an_optimizer_without_the_weights_of_the_loss_is_refused(tmp_path):
+    student, optimizer = segmenter(), torch.optim.AdamW
+    with pytest.raises(ValueError, match="lacks 6 trainable weights of the loss, such as .*align.*cls_and_kwargs"):
+        distilling(tmp_path, student, optimizers=(optimizer(student.parameters()), None))
+    distilling(tmp_path, student, loss="kd", loss_kwargs=None, optimizers=(optimizer(student.parameters()), None))
 
 
 # Streams
