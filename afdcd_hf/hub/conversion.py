@@ -22,10 +22,10 @@ from ..models.loading import load_model
 from ..models.modeling_afdcd import AfDcdForSemanticSegmentation
 from .card_facts import CardFacts, MeasuredResults, ReportedResults, TrainingFacts, write_facts
 from .folder_facts import dataset_facts, describe, network_facts
-from .model_card import is_handwritten, render_card, write_card
+from .model_card import write_card
 from .released_networks import RELEASED_NETWORKS, get_released_network, released_backbone_name, released_names
 from .weight_files import check_tensors, meta_model, read_tensors
-from .zoo import CHECKPOINTS, CheckpointRow, get_checkpoint
+from .zoo import CheckpointRow, get_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -190,17 +190,6 @@ def zoo_facts(row: CheckpointRow, model: nn.Module | None = None, origin: str | 
         teacher_architecture=taught_by,
         notes=[origin or _ORIGIN, *notes],
     )
-
-
-def write_zoo_cards(folder: str | Path) -> list[Path]:
-    """Write the card of every published checkpoint as `NAME.md`; a FileExistsError if one there was written by hand."""
-    cards = {Path(folder) / f"{row.name}.md": row for row in CHECKPOINTS.values()}
-    if by_hand := [path for path in cards if is_handwritten(path)]:
-        raise FileExistsError(f"{by_hand[0]} was written by hand and is kept; move it away to render the card.")
-    for path, row in cards.items():
-        with atomic_write(path) as part:
-            part.write_bytes(render_card(zoo_facts(row)).encode("utf-8"))
-    return list(cards)
 
 
 def _matched_tensors(
