@@ -27,8 +27,7 @@ from step_case import DTYPES, SEED, step_cases
 from torch import Tensor
 
 from afdcd_hf.atomic_io import atomic_write
-from afdcd_hf.cost.machine import device_name
-from afdcd_hf.evaluation.results import library_versions
+from afdcd_hf.cost.machine import device_name, library_versions
 from afdcd_hf.metrics import StreamingMeanIoU
 from afdcd_hf.ops import omni_contrast
 

@@ -29,8 +29,7 @@ import torch
 from measuring import commit, largest_difference, matmul_rate
 
 from afdcd_hf.atomic_io import atomic_write
-from afdcd_hf.cost.machine import device_name, versions
-from afdcd_hf.evaluation.results import library_versions
+from afdcd_hf.cost.machine import device_name, library_versions, versions
 from afdcd_hf.ops import omni_contrast
 
 ROOT = Path(__file__).parent.parent

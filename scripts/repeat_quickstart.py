@@ -12,8 +12,8 @@ import json
 import statistics
 from pathlib import Path
 
-from afdcd_hf.evaluation.results import library_versions, machine_name
-from afdcd_hf.training.runs import TITLES, quickstart
+from afdcd_hf.cost.machine import library_versions, machine_name
+from afdcd_hf.training.quickstart import TITLES, quickstart
 
 
 def main() -> None:

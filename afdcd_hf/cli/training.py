@@ -119,7 +119,7 @@ def _format_options(kind: type, options: Iterable[Field]) -> str:
 
 
 def _quickstart(output_dir: str, seed: int) -> None:
-    from ..training.runs import quickstart
+    from ..training.quickstart import quickstart
 
     hide_loading_bars()
     quickstart(output_dir, seed)

@@ -21,13 +21,13 @@ from ..cost.machine import machine_name, without_threads
 from ..data.loading import load_split
 from ..data.statistics import is_generated
 from ..folder_lock import lock_folder
-from ..hub.card_facts import FACTS_NAME
+from ..hub.card_facts import FACTS_NAME, RECIPE_NAME
 from ..messages import HUB_ID
 from ..structured_files import parse_yaml, read_yaml
 from ..training.checkpoints import resumes_or_moves_aside
 from ..training.options import DataArguments
 from .plan import ALONE, Plan
-from .runs import RECIPE_NAME, RUN_FOLDER, Run, RunResult, all_runs, read_result, run_arguments, run_settings
+from .runs import RUN_FOLDER, Run, RunResult, all_runs, read_result, run_arguments, run_settings
 from .table import TABLE_NAME, write_report
 
 LOG_NAME = "log.txt"

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ..charts.runs import load_history
-from ..hub.card_facts import FACTS_NAME, read_facts
+from ..hub.card_facts import FACTS_NAME, RECIPE_NAME, read_facts
 from ..structured_files import read_yaml
 from ..training.arguments import drop_other_loss_options, parse_arguments, training_part
 from .plan import ALONE, Budget, Method, Plan, folder_name
 
 # Inside the folder of a run: its recipe, and the output folder of the training.
-RECIPE_NAME, RUN_FOLDER = "recipe.yaml", "run"
+RUN_FOLDER = "run"
 # Recipes are checked on the CPU, so as not to occupy a GPU; some CPUs lack half precision.
 _CHECKED_ON_CPU = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None, "torch_compile": False}
 

@@ -19,4 +19,5 @@ if TYPE_CHECKING:
     from .streaming import StreamedRows, StreamedSamples
     from .transforms import RandomScaleCropFlip
 
+PAPER_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0)  # of augmented images
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -15,10 +15,10 @@ from torchvision.transforms import v2
 
 from ..models.image_modes_afdcd import as_rgb
 from ..models.loading import whole_image
+from . import PAPER_SCALES
 from .checks import check_same_size
 
 _ONE = 2**11  # bilinear weights have 11 bits, as OpenCV's for uint8
-PAPER_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0)
 
 
 class RandomScaleCropFlip:

@@ -19,7 +19,7 @@ from ..atomic_io import atomic_write
 from ..messages import HUB_ID, without_tokens
 from ..structured_files import read_json
 
-FACTS_NAME = "card_facts.json"
+FACTS_NAME, RECIPE_NAME = "card_facts.json", "recipe.yaml"  # of a run
 _FORMAT = 1
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
 # Types with a condition on the value, and the condition in words.

@@ -17,12 +17,12 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..messages import without_tokens
 from ..structured_files import read_json
-from .card_facts import FACTS_NAME, CardFacts, facts_json, read_facts
+from .card_facts import FACTS_NAME, RECIPE_NAME, CardFacts, facts_json, read_facts
 from .folder_facts import RESULTS_NAME, check_repo_id, public_results, with_current_name
 from .model_card import CARD_NAME, is_handwritten, render_card
 from .weight_files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, check_weights, checksums
 
-PROCESSOR_NAME, RECIPE_NAME, VERIFIED_NAME = "preprocessor_config.json", "recipe.yaml", "verified.json"
+PROCESSOR_NAME, VERIFIED_NAME = "preprocessor_config.json", "verified.json"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 _TEXTS = {".json", ".md", ".yaml", ".py"}
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg"}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
-from ..messages import close_names
+from ..messages import close_names, public_name
 from ..recipes import parse_json_object
 from ..structured_files import parse_yaml
 from .options import (
@@ -19,6 +20,7 @@ from .options import (
     allows_list,
     check_value,
     convert,
+    plain_value,
     type_hints,
 )
 
@@ -50,7 +52,12 @@ def merge_arguments(recipe: Mapping[str, Any], argv: Sequence[str] = (), *, dist
     given = _flatten_loss_kwargs({**loss, **recipe, **words})
     if not distils and (foreign := [name for name in given if "." in name or name in _DISTILLATION_ONLY]):
         raise ValueError(f"{foreign[0]!r} is an option of distillation: use `afdcd distill`.")
-    return {name: check_value(*_FIELDS[name], value) if name in _FIELDS else value for name, value in given.items()}
+    given = {name: check_value(*_FIELDS[name], value) if name in _FIELDS else value for name, value in given.items()}
+    steps, epochs = given.get("max_steps") or 0, given.get("num_train_epochs")
+    if steps > 0 and epochs is not None:
+        what = f"max_steps={steps} and num_train_epochs={epochs:g}"
+        raise ValueError(f"{what} exclude each other: max_steps=-1 disables a recipe's max_steps.")
+    return given
 
 
 def build_arguments(given: Mapping[str, Any], *, distils: bool) -> list[Any]:
@@ -94,6 +101,15 @@ def _loss_names(losses: Any) -> set[str]:
     return {name.strip().rpartition(":")[2] for name in str(losses).split("+")}  # of my_file.py:MyLoss the last part
 
 
+def public_value(key: str, value: Any) -> Any:
+    """Make the value of an option public: reduce a local file or folder to its last name."""
+    if key == "loss" and value is not None:  # which may contain my_file.py:MyLoss
+        return "+".join(Path(word.strip()).name for word in value.split("+"))
+    if isinstance(value, str) and (key in PATH_OPTIONS or Path(value).is_absolute()):  # such as transformers' deepspeed
+        return public_name(value)
+    return plain_value(value)
+
+
 def words_by_option(argv: Sequence[str]) -> dict[str, list[str]]:
     """Split `--data_dir D --crop_size=192 256` into option name -> words; a repeated option overrides the earlier."""
     found: dict[str, list[str]] = {}
@@ -129,6 +145,8 @@ def _parse_words(name: str, words: list[str]) -> Any:
             return convert(True, hint)  # an option without a value is switched on
         except TypeError:
             raise ValueError(f"--{name} needs a value.") from None
+    if words == ["null"] and type(None) in get_args(hint):
+        return None  # unsets a recipe's value
     if len(words) == 1 and words[0].startswith("[") and allows_list(hint):
         return read_value(name, words)  # written as in a recipe: "[1.0, 2.0]"
     return list(words) if len(words) > 1 or accepts_list(hint) else words[0]

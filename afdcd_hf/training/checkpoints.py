@@ -33,6 +33,7 @@ from ..atomic_io import atomic_write
 from ..charts.runs import STATE_NAME
 from ..messages import without_tokens
 from ..structured_files import read_json
+from .arguments import public_value
 from .distributed import gather_full_tensors, images_per_step
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOSS_WEIGHTS_NAME, RAW_STUDENT_NAME = "distillation.safetensors", "raw_student.safetensors"
-MARKER_NAME, PART_PREFIX = "checkpoint.json", "_saving-model-"
-SETTINGS_NAME = "training_args.json"
+MARKER_NAME, SETTINGS_NAME, PART_PREFIX = "checkpoint.json", "training_args.json", "_saving-model-"
 ASIDE = "-stopped-"  # and a number, at the end of the name of a folder that `resumes_or_moves_aside` renamed
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # the last two: torch.save and safetensors on a full disk
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
@@ -180,7 +180,7 @@ class CheckpointCallback(TrainerCallback):
             "training_samples": len(samples) if hasattr(samples, "__len__") else None,
             "seed": args.seed,
             "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate)},
-            "settings": {name: getattr(value, "value", value) for name, value in settings.items()},
+            "settings": {name: public_value(name, value) for name, value in settings.items()},
         }
         return json.loads(without_tokens(json.dumps(facts, default=str)))  # as read back from the marker
 
@@ -229,7 +229,7 @@ def _check_same_run(folder: Path, now: dict[str, Any], deepspeed: bool) -> None:
     if not (folder / MARKER_NAME).is_file():
         return
     marker: dict[str, Any] = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
-    before, after = ({**facts, **facts["settings"]} for facts in (marker, now))
+    before, after = (facts | {k: public_value(k, v) for k, v in facts["settings"].items()} for facts in (marker, now))
     differing = [name for name in after if name != "settings" and before.get(name, after[name]) != after[name]]
     if fixed := [name for name in differing if name in _FIXED]:
         named = ", ".join(f"{name} {before[name]!r} (now {after[name]!r})" for name in fixed)
@@ -360,10 +360,13 @@ def checkpoint_to_resume(args: TrainingArguments, wanted: str | bool | None) -> 
     """
     found: list[Any] = [None]
     if args.process_index == 0:
-        output = Path(args.output_dir or ".")
+        output = Path(args.output_dir)
         for path in output.glob(f"{PART_PREFIX}*"):
             shutil.rmtree(path)
         try:
+            if not wanted and args.save_strategy != "no" and (older := checkpoints_of(output)):
+                mixed = "%s holds checkpoints of an earlier training, up to %s: resume it, or give another output_dir."
+                logger.warning(mixed, output, older[0].name)
             if wanted is True or wanted in ("last", "true", "True"):
                 found = [str(last_complete_checkpoint(output))]
             elif wanted:

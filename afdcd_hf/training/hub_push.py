@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from ..evaluation.results import library_versions, machine_name
+from ..cost.machine import library_versions, machine_name
 from ..hub.card_facts import FACTS_NAME, CardFacts, TrainingFacts, write_facts
 from ..hub.folder_facts import network_facts, update_card
 from ..hub.model_card import CARD_NAME, is_handwritten

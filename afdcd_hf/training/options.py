@@ -15,10 +15,10 @@ from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ..data import PAPER_SCALES
 from ..recipes import parse_json_object
 
 DEFAULT_STEPS = 40_000
-_PAPER_SCALES = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]
 _BATCH, _FOUR = {"at_least": 1, "at_most": 10**6}, {"at_least": 0, "length": 4}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _PLAIN_TYPES = (bool, int, float, str, list, tuple, dict, type(None))
@@ -201,7 +201,7 @@ class DataArguments(_Options):
     label_map: dict | None = option(None, "Map from label values to class ids, 255 = ignored (JSON); others stay.")
     labels_as: str | None = option(None, "Label values follow this benchmark's files.")
     crop_size: list[int] = option([512, 512], "Height and width of the crop.", length=2, at_least=1)
-    scales: list[float] = option(_PAPER_SCALES, "Random scales.", above=0, at_most=100)
+    scales: list[float] = option(list(PAPER_SCALES), "Random scales.", above=0, at_most=100)
     flip_probability: float = option(0.5, "Probability of a horizontal flip.", at_least=0, at_most=1)
     color_jitter: list[float] | None = option(None, "Strengths of brightness, contrast, saturation, hue.", **_FOUR)
     blur_probability: float = option(0.0, "Probability of a Gaussian blur.", at_least=0, at_most=1)
@@ -247,7 +247,9 @@ class SegmentationOptions:
 
     output_dir: str | None = option(None, "Folder for the run; must be new or empty.", path=True)
     resume_from_checkpoint: str | None = option(None, "Checkpoint folder to resume from, or last.", path=True)
-    max_steps: int = option(DEFAULT_STEPS, "Optimizer steps, unless num_train_epochs is given.", at_least=-1)
+    max_steps: int | None = option(
+        None, f"Optimizer steps; {DEFAULT_STEPS} unless num_train_epochs is given.", at_least=-1
+    )
     num_train_epochs: float | None = option(None, "Epochs to train, instead of max_steps.", above=0)
     max_seconds: float | None = option(
         None, "Time budget in seconds of training steps; learning rate and distill_until follow the clock.", above=0

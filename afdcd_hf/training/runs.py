@@ -1,4 +1,4 @@
-"""Complete runs from a recipe, with results, curves, card and recipe next to the weights, and the quickstart."""
+"""Complete runs from a recipe, with results, curves, card and recipe next to the weights."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ import yaml
 from transformers import set_seed
 
 from ..atomic_io import atomic_write
-from ..charts import data_title, load_history, plot_training_curves
+from ..charts import data_title, plot_training_curves
 from ..cost import count_macs_at
+from ..cost.machine import library_versions, machine_name
 from ..data.loading import load_split
 from ..data.samples import TrainingSamples
 from ..data.statistics import fingerprint, is_generated
 from ..data.streaming import StreamedSamples
 from ..data.transforms import RandomScaleCropFlip
-from ..evaluation.results import dataset_context, library_versions, machine_name, save_results
+from ..evaluation.results import dataset_context, save_results
 from ..evaluation.segmenter import evaluate_segmenter
 from ..folder_lock import LOCK_NAME, lock_folder
 from ..hub import folder_facts
-from ..hub.card_facts import FACTS_NAME, CardFacts, ComparisonRow, Picture, TrainingFacts, read_facts, write_facts
+from ..hub.card_facts import FACTS_NAME, RECIPE_NAME, CardFacts, TrainingFacts, read_facts, write_facts
 from ..hub.model_card import render_card, write_card
-from ..hub.push import RECIPE_NAME
-from ..inference.predictions import draw_predictions
 from ..messages import plain_message, public_name, without_tokens
 from ..model_utils import ignore_index_of
 from ..models.loading import load_model, load_processor
 from ..recipes import load_recipe
-from ..structured_files import read_json, read_yaml
-from .arguments import PATH_OPTIONS, build_arguments, merge_arguments, training_part
-from .checkpoints import ASIDE, SETTINGS_NAME, checkpoint_to_resume, resumes_or_moves_aside
+from ..structured_files import read_yaml
+from .arguments import build_arguments, merge_arguments, public_value, training_part
+from .checkpoints import checkpoint_to_resume
 from .distillation import DistillationTrainer
 from .distributed import images_per_step
 from .new_model import build_model, initial_weights
-from .options import DataArguments, TeacherArguments, plain_value
+from .options import DataArguments, TeacherArguments
 from .preflight import check_writable, preflight
 from .progress import shows_progress_bars
 from .teacher import load_teacher_processor
@@ -102,7 +101,7 @@ def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> 
             args.resume_from_checkpoint = checkpoint_to_resume(args, args.resume_from_checkpoint)
         if main:
             _check_may_be_written(folder, args.resume_from_checkpoint)
-        before = _read_finished(folder)
+        before = read_finished(folder)
         teacher = load_model(teacher_args.teacher, needs_logits=False) if distils else None
         set_seed(args.seed)
         teacher_processor = load_teacher_processor(teacher_args.teacher) if distils else None
@@ -114,8 +113,7 @@ def _run(config: str | Path | None, given: dict[str, Any], *, distils: bool) -> 
             trainer = SegmentationTrainer(model, args, **parts)
         else:
             trainer = DistillationTrainer(model, teacher, args, teacher_processor=teacher_processor, **parts)
-        options = {**vars(model_args), **vars(teacher_args), **vars(data)}
-        trainer.checkpoints.options = {name: public_value(name, value) for name, value in options.items()}
+        trainer.checkpoints.options = {**vars(model_args), **vars(teacher_args), **vars(data)}
         facts = prepare_facts(trainer, data, config, teacher_args.teacher, initial_weights(model_args), before)
         if args.preflight:
             preflight(trainer, data.classes())
@@ -243,6 +241,11 @@ def prepare_facts(
     return facts
 
 
+def read_finished(folder: Path) -> CardFacts | None:
+    """Read the facts of a finished run; they are written last, so None means unfinished."""
+    return read_facts(folder) if (folder / FACTS_NAME).is_file() else None
+
+
 def _with_facts_before(facts: CardFacts, before: CardFacts, folder: Path) -> CardFacts:
     """Carry over what the owner of the finished run in the folder stated, and note a change of the teacher."""
     before, recipe = folder_facts.with_current_name(before, folder), folder / RECIPE_NAME
@@ -297,82 +300,3 @@ def write_recipe(folder: Path, given: Mapping[str, Any]) -> Path:
     with atomic_write(folder / RECIPE_NAME) as part:
         part.write_text(without_tokens(text), encoding="utf-8")
     return folder / RECIPE_NAME
-
-
-def public_value(key: str, value: Any) -> Any:
-    """Make the value of an option public: reduce a local file or folder to its last name."""
-    if key == "loss" and value is not None:  # which may contain my_file.py:MyLoss
-        return "+".join(Path(word.strip()).name for word in value.split("+"))
-    if isinstance(value, str) and (key in PATH_OPTIONS or Path(value).is_absolute()):  # such as transformers' deepspeed
-        return public_name(value)
-    return plain_value(value)
-
-
-# The quickstart
-
-TITLES = {"teacher": "teacher", "student-alone": "student alone", "distilled": "distilled (Af-DCD)"}
-
-
-def quickstart(output_dir: str | Path, seed: int = 0) -> Path:
-    """Train a teacher, a student alone and a student distilled with Af-DCD on generated scenes, in minutes.
-
-    Prints a table, and writes card, images and curves into the distilled student's folder, which is returned. A
-    second call with the same folder continues where the first stopped; a model that was stopped before its first
-    checkpoint is trained again, and its folder is renamed. FileExistsError if `output_dir` holds other
-    files than those of a quickstart with this seed.
-    """
-    start, folder = time.perf_counter(), Path(output_dir)
-    _check_folder(folder, seed)
-    cards: dict[str, Any] = {}
-    for number, (name, title) in enumerate(TITLES.items(), 1):
-        print(f"\n[{number}/3] {title} -> {folder / name}", flush=True)
-        cards[name] = _read_finished(folder / name) or _train_or_resume(name, folder, seed)
-    scores = {name: card.measured.mean_iou for name, card in cards.items()}
-    rows = [ComparisonRow(TITLES[name], card.num_parameters, card.macs, scores[name]) for name, card in cards.items()]
-    best, models = folder / "distilled", {title: folder / name for name, title in TITLES.items()}
-    curves = {title: load_history(model) for title, model in models.items()}
-    plot_training_curves(curves, best / "training_curves.png", title="scenes val")
-    notes = {TITLES[name]: f"mIoU {100 * score:.1f} %" for name, score in scores.items()}
-    draw_predictions(models, best / "predictions.png", dataset="scenes", notes=notes)
-    own = [
-        Picture("predictions.png", "Scenes that none of the models was trained on."),
-        Picture("training_curves.png", "Mean IoU and loss terms of the three runs."),
-    ]
-    added = [one for one in cards["distilled"].pictures if one.path not in {picture.path for picture in own}]
-    facts = replace(cards["distilled"], comparison=rows, pictures=[*own, *added])
-    write_card(best, facts)
-    write_facts(best, facts)
-    print(f"\n{'model':<22}{'params':>10}{'GMACs':>8}{'mIoU %':>9}{'gain':>8}")
-    for name, card in cards.items():
-        gain = "" if name == "student-alone" else f"{100 * (scores[name] - scores['student-alone']):+.2f}"
-        figures = f"{card.num_parameters / 1e6:>8.2f} M{card.macs / 1e9:>8.2f}{100 * scores[name]:>9.2f}"
-        print(f"{TITLES[name]:<22}{figures}{gain:>8}")
-    print(f"\nDone in {time.perf_counter() - start:.0f} s. The distilled student is in {best}:")
-    print("  README.md (model card), predictions.png, training_curves.png, results.json, card_facts.json, weights.")
-    return best
-
-
-def _check_folder(folder: Path, seed: int) -> None:
-    """Raise FileExistsError unless the folder holds at most the files of an earlier call with this seed."""
-    paths = folder.iterdir() if folder.is_dir() else []
-    if others := [path.name for path in paths if path.name.partition(ASIDE)[0] not in TITLES]:
-        raise FileExistsError(f"{folder} holds other files, such as {others[0]}; give another --output_dir.")
-    runs = [folder / name for name in TITLES]
-    saved = [path for run in runs for path in (run / SETTINGS_NAME, *run.glob(f"checkpoint-*/{SETTINGS_NAME}"))]
-    if any(read_json(path, "the settings of a run").get("seed") != seed for path in saved if path.is_file()):
-        raise FileExistsError(f"{folder} holds a quickstart with another seed than {seed}; give another --output_dir.")
-
-
-def _read_finished(folder: Path) -> CardFacts | None:
-    """Read the facts of a finished run; they are written last, so None means unfinished."""
-    return read_facts(folder) if (folder / FACTS_NAME).is_file() else None
-
-
-def _train_or_resume(name: str, folder: Path, seed: int) -> CardFacts | None:
-    """Train one of the three models, or resume from its last checkpoint."""
-    argv = ["--output_dir", str(folder / name), "--seed", str(seed)]
-    if resumes_or_moves_aside(folder / name):
-        argv += ["--resume_from_checkpoint", "last"]
-    if name == "distilled":
-        return distill("quickstart", [*argv, "--teacher", str(folder / "teacher")]).card
-    return train("quickstart_teacher" if name == "teacher" else "quickstart", argv).card

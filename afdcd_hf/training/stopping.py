@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -23,6 +24,8 @@ from .checkpoints import WRITE_ERRORS, NonFiniteLossError, checkpoint_folder, ch
 
 if TYPE_CHECKING:
     from .trainer import SegmentationTrainer
+
+logger = logging.getLogger(__name__)
 
 CTRL_C_DEBOUNCE_SECONDS = 2.0
 _SHOWN_NAMES = 16
@@ -91,6 +94,7 @@ class Guard(TrainerCallback):
             for kind in (NonFiniteGradientError, NonFiniteLossError, *_RERAISED):
                 if isinstance(error, kind):
                     raise kind(text) from error
+            logger.error("%s", text)  # other types may not take a message, such as KeyError
             raise
 
     def _save_last_step(self, error: Exception) -> str:

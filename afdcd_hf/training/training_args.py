@@ -46,6 +46,7 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
 
     if TYPE_CHECKING:  # types after `__post_init__` of options that may be None or words before
         output_dir: str = "trainer_output"
+        max_steps: int = -1
         num_train_epochs: float = _DEFAULT_EPOCHS
         per_device_train_batch_size: int = DEFAULT_BATCH_SIZE
         data_seed: int | None = None
@@ -92,13 +93,10 @@ class SegmentationTrainingArguments(SegmentationOptions, TrainingArguments):  # 
     def _resolve_max_steps(self) -> None:
         if self.max_steps == 0:
             raise ValueError(f"max_steps=0 would train nothing; give 1 or more, or leave it out for {DEFAULT_STEPS}.")
+        if self.max_steps is None:  # else it has priority, if positive, as in transformers
+            self.max_steps = DEFAULT_STEPS if self.num_train_epochs is None else -1
         if self.num_train_epochs is None:
             self.num_train_epochs = _DEFAULT_EPOCHS  # transformers' default
-        elif self.max_steps == DEFAULT_STEPS:
-            self.max_steps = -1
-        elif self.max_steps > 0:
-            given = f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs:g}"
-            raise ValueError(f"{given} exclude each other: max_steps=-1 disables a recipe's max_steps.")
         if self.max_seconds is not None and self.max_steps <= 0:
             raise ValueError(f"max_seconds needs max_steps > 0, not {self.max_steps}: the length of the schedule.")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 
 import pytest
 from transformers import TrainingArguments
@@ -13,7 +14,7 @@ from afdcd_hf.losses import validate_loss_spec
 from afdcd_hf.recipes import list_recipes, load_recipe
 from afdcd_hf.training.arguments import merge_arguments, parse_arguments, training_part
 from afdcd_hf.training.options import DataArguments, plain_value
-from afdcd_hf.training.training_args import WITHOUT_EFFECT, SegmentationTrainingArguments
+from afdcd_hf.training.training_args import WITHOUT_EFFECT, DistillationTrainingArguments, SegmentationTrainingArguments
 
 RECIPE = {
     "dataset": "scenes",
@@ -129,10 +130,21 @@ def test_values_are_converted_to_the_intended_types(monkeypatch, caplog):
     assert (data.data_dir, data.train_list) == ("/home/me/data", "/home/me/list.txt")
     for words, meant in ((["balanced"], "balanced"), (["1", "2.5"], [1, 2.5]), (["[1, 2.5]"], [1, 2.5])):
         assert train(["--class_weights", *words], {"use_cpu": True})[-1].class_weights == meant
+    unset = {"class_weights": [1.0], "max_seconds": 3.0, "student_layer": "head", "label_map": {1: 0}}
+    given = merge_arguments(unset, [word for name in unset for word in (f"--{name}", "null")], distils=True)
+    assert [given[name] for name in unset] == [None] * 4
     train(recipe={"use_cpu": True, "fp16": "on"})
     assert "fp16=True has no effect on the CPU" in caplog.text
     for written, meant in ((False, False), ("false", False), ("true", True), ("a.safetensors", "a.safetensors")):
         assert merge_arguments({"pretrained_backbone": written}, distils=False)["pretrained_backbone"] == meant
+
+
+@pytest.mark.parametrize("given", [{}, {"max_steps": 3, "total_batch_size": 4}, {"num_train_epochs": 2}])
+def test_arguments_survive_a_copy_with_a_change_and_a_round_trip(tmp_path, given):
+    args = DistillationTrainingArguments(str(tmp_path), use_cpu=True, loss="kd", **given)
+    read = DistillationTrainingArguments(**json.loads(args.to_json_string()))
+    for copy in (replace(args, seed=7), read):
+        assert {**copy.to_dict(), "seed": 0, "data_seed": 0} == {**args.to_dict(), "seed": 0, "data_seed": 0}
 
 
 def test_distillation_options_are_an_error_in_supervised_training():

@@ -20,10 +20,11 @@ from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.hub.card_facts import read_facts
 from afdcd_hf.hub.model_card import render_card
 from afdcd_hf.models.loading import load_model
-from afdcd_hf.training import runs as quickstart
+from afdcd_hf.training import quickstart
 from afdcd_hf.training.checkpoints import mark_complete
 from afdcd_hf.training.new_model import build_model, initial_weights, reset_classifiers
 from afdcd_hf.training.options import ModelArguments
+from afdcd_hf.training.runs import FinishedRun
 
 SHORT = ["--max_steps", "2", "--total_batch_size", "2", "--warmup_steps", "0", "--logging_steps", "1"]
 
@@ -96,7 +97,7 @@ def test_a_second_call_trains_only_unfinished_runs_and_resumes_those_with_a_comp
         called.append(argv)
         target = Path(argv[argv.index("--output_dir") + 1])
         shutil.copytree(finished[0] / target.name, target, dirs_exist_ok=True)
-        return quickstart.FinishedRun(target, read_facts(target))
+        return FinishedRun(target, read_facts(target))
 
     for name in ("train", "distill"):
         monkeypatch.setattr(quickstart, name, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -156,20 +157,25 @@ def test_a_full_disk_or_several_processes_do_not_hide_why_the_run_stopped(tmp_pa
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["checkpoint-2"]
 
 
-@pytest.mark.parametrize("place", ["step", "evaluation"])
-def test_the_finished_step_is_saved_when_memory_runs_out(whole, tmp_path, monkeypatch, place):
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@pytest.mark.parametrize(("place", "error"), [("step", FULL), ("evaluation", FULL), ("step", KeyError("names"))])
+def test_the_finished_step_is_saved_on_an_error_such_as_no_memory(whole, tmp_path, monkeypatch, caplog, place, error):
     trainer = in_order(supervised, tmp_path, Samples(), eval_strategy="steps", eval_steps=3)
     calls, compute_loss = [], trainer.compute_loss
 
     def out_of_memory(*args, **options):
         calls.append(1)
         if place == "evaluation" or len(calls) == 4:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            raise error
         return compute_loss(*args, **options)
 
     monkeypatch.setattr(trainer, "compute_loss" if place == "step" else "evaluate", out_of_memory)
-    with pytest.raises(torch.OutOfMemoryError, match=r"20.00 GiB\. The state after step 3 is saved in .*checkpoint-3"):
+    with pytest.raises(type(error)) as raised:
         trainer.train()
+    said = caplog.messages[-1] if isinstance(error, KeyError) else str(raised.value)
+    assert re.search(r"(20\.00 GiB\.|'names'\.?) The state after step 3 is saved in .*checkpoint-3", said)
     folders = [Path(folder) / "checkpoint-3" for folder in (tmp_path, whole.args.output_dir)]
     assert same(*(load_file(folder / "model.safetensors") for folder in folders))
     assert torch.equal(*(torch.load(folder / "rng_state.pth", weights_only=False)["cpu"] for folder in folders))
