@@ -33,7 +33,7 @@ def parts_of(dataset: Any) -> list[Any]:
 
 def stated(dataset: Any, name: str) -> Any:
     """Return `ignore_index` or `num_labels` of a dataset or of those inside it; None if none of them states it."""
-    values = {getattr(part, name, None) for part in parts_of(dataset)} - {None}
+    values: set[Any] = {getattr(part, name, None) for part in parts_of(dataset)} - {None}
     if len(values) > 1:
         raise ValueError(f"train_dataset combines datasets with {name} {sorted(values)}: give all of them the same.")
     return next(iter(values), None)
