@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
@@ -144,12 +143,17 @@ def _predict(
 
 def _training_options(folder: str, splits: list[str]) -> str:
     """Return the options that train on a dataset which was just written, with its `classes.json`."""
+    from ..evaluation.results import command_line
     from ..structured_files import read_json
 
     train = "train" if "train" in splits else splits[0]
-    words = ["--dataset", folder, *(["--train_split", train] if train != "train" else [])]
-    words += [] if "val" in splits else ["--eval_split", train]
-    return shlex.join([*words, "--class_names", *read_json(Path(folder, "classes.json").expanduser(), "names", list)])
+    options: dict[str, Any] = {
+        "dataset": folder,
+        "train_split": None if train == "train" else train,
+        "eval_split": None if "val" in splits else train,
+        "class_names": read_json(Path(folder, "classes.json").expanduser(), "names", list),
+    }
+    return command_line([], options)
 
 
 def _profile(
