@@ -15,8 +15,8 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 from afdcd_hf import Activations, as_segmenter, capture
 from afdcd_hf.models.loading import load_model
 from afdcd_hf.recipes import load_recipe
-from afdcd_hf.training.arguments import parse_arguments
 from afdcd_hf.training.preflight import preflight
+from afdcd_hf.training.recipe_arguments import parse_arguments
 
 # as_segmenter
 

@@ -25,7 +25,7 @@ from afdcd_hf.compare.plan import load_plan
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.hub.release import read_release_plan
 from afdcd_hf.recipes import load_recipe
-from afdcd_hf.training.arguments import parse_arguments, read_value, training_part, words_by_option
+from afdcd_hf.training.recipe_arguments import parse_arguments, read_value, training_part, words_by_option
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -74,7 +74,7 @@ def _run(usage: Any, distils: bool, rest: list[str], config: str | None, help: b
         _show_options(distils, help_all)
         return
     from ..recipes import load_recipe
-    from ..training.arguments import merge_arguments, training_part
+    from ..training.recipe_arguments import merge_arguments, training_part
 
     recipe = load_recipe(config) if config else {}  # most mistakes are found here, before torch is imported
     merge_arguments(recipe if distils else training_part(recipe), rest, distils=distils)
@@ -145,7 +145,7 @@ def _compare(
         return
     if config is None:
         raise ValueError(f"Give --config PLAN: a YAML file, or one of {', '.join(list_comparisons())}.")
-    from ..training.arguments import read_value, words_by_option
+    from ..training.recipe_arguments import read_value, words_by_option
 
     overrides = {key: read_value(key, words) for key, words in words_by_option(rest).items()}
     from ..compare.comparison import check_data, check_plan, merge_comparisons, run_comparison

@@ -13,7 +13,7 @@ import numpy as np
 from ..charts.runs import load_history
 from ..hub.card_facts import FACTS_NAME, RECIPE_NAME, read_facts
 from ..structured_files import read_yaml
-from ..training.arguments import drop_other_loss_options, parse_arguments, training_part
+from ..training.recipe_arguments import drop_other_loss_options, parse_arguments, training_part
 from .plan import ALONE, Budget, Method, Plan, folder_name
 
 # Inside the folder of a run: its recipe, and the output folder of the training.

@@ -33,8 +33,8 @@ from ..atomic_io import atomic_write
 from ..charts.runs import STATE_NAME
 from ..messages import without_tokens
 from ..structured_files import read_json
-from .arguments import public_value
 from .distributed import gather_full_tensors, images_per_step
+from .recipe_arguments import public_value
 
 if TYPE_CHECKING:
     from .trainer import SegmentationTrainer

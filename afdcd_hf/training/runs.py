@@ -33,7 +33,6 @@ from ..model_utils import ignore_index_of
 from ..models.loading import load_model, load_processor
 from ..recipes import load_recipe
 from ..structured_files import read_yaml
-from .arguments import build_arguments, merge_arguments, public_value, training_part
 from .checkpoints import checkpoint_to_resume
 from .distillation import DistillationTrainer
 from .distributed import images_per_step
@@ -41,6 +40,7 @@ from .new_model import build_model, initial_weights
 from .options import DataArguments, TeacherArguments
 from .preflight import check_writable, preflight
 from .progress import shows_progress_bars
+from .recipe_arguments import build_arguments, merge_arguments, public_value, training_part
 from .teacher import load_teacher_processor
 from .trainer import SegmentationTrainer
 from .training_args import SegmentationTrainingArguments

@@ -22,8 +22,8 @@ from afdcd_hf.cli import main
 from afdcd_hf.cli.training import _COMMON_OPTIONS
 from afdcd_hf.data.benchmarks import BENCHMARKS
 from afdcd_hf.recipes import load_recipe
-from afdcd_hf.training.arguments import parse_arguments
 from afdcd_hf.training.options import DataArguments, ModelArguments, TeacherArguments
+from afdcd_hf.training.recipe_arguments import parse_arguments
 from afdcd_hf.training.runs import write_recipe
 from afdcd_hf.training.training_args import WITHOUT_EFFECT, DistillationTrainingArguments
 

@@ -15,7 +15,7 @@ from afdcd_hf import losses
 from afdcd_hf.features import Activations
 from afdcd_hf.losses import AfDcdLoss, FitNetLoss, KDLoss, LossSum, build_loss, needs_feature_map, validate_loss_spec
 from afdcd_hf.losses.base import DistillationLoss, option
-from afdcd_hf.training.arguments import parse_arguments
+from afdcd_hf.training.recipe_arguments import parse_arguments
 
 AF_DCD = {"feature_weight": 2e-6, "contrast_weight": 5e-3, "pool_size": 1, "channel_groups": 4, "mask": "center"}
 BOTH = {"kd": {"weight": 0.5}, "af_dcd": AF_DCD}

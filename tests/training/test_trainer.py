@@ -20,7 +20,7 @@ from afdcd_hf.cli import main
 from afdcd_hf.data import RandomScaleCropFlip, StreamedSamples
 from afdcd_hf.data.samples import collate_samples
 from afdcd_hf.evaluation.segmenter import evaluate_segmenter
-from afdcd_hf.training.arguments import parse_arguments
+from afdcd_hf.training.recipe_arguments import parse_arguments
 from afdcd_hf.training.training_args import SegmentationTrainingArguments
 
 

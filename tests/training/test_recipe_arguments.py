@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 from afdcd_hf.data.transforms import PAPER_SCALES
 from afdcd_hf.losses import validate_loss_spec
 from afdcd_hf.recipes import list_recipes, load_recipe
-from afdcd_hf.training.arguments import merge_arguments, parse_arguments, training_part
 from afdcd_hf.training.options import DataArguments, plain_value
+from afdcd_hf.training.recipe_arguments import merge_arguments, parse_arguments, training_part
 from afdcd_hf.training.training_args import WITHOUT_EFFECT, DistillationTrainingArguments, SegmentationTrainingArguments
 
 RECIPE = {
