@@ -28,7 +28,7 @@ def list_comparisons() -> list[str]:
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
-    """Find the file of a recipe given by name (`camvid_cpu`) or path; a FileNotFoundError lists the known names."""
+    """Find the file of a recipe given by name (`camvid_lite0`) or path; a FileNotFoundError lists the known names."""
     return _find(name_or_path, _FOLDER, "recipe")
 
 

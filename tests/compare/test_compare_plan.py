@@ -165,7 +165,7 @@ def test_an_invalid_plan_raises_an_error_that_says_what_is_wrong(plan_file, chan
         ({"learning_rat": 1}, "Unknown argument .learning_rat.*learning_rate"),
         ({"methods": {"a b": {}, "a-b": {}}}, "'a b' and 'a-b' would share one folder"),
         ({"teacher_recipe": None, "teacher": "/a/b/nothing"}, "neither a local folder nor a Hub id"),
-        ({"teacher_recipe": None, "teacher": None, "recipe": "camvid_cpu"}, "neither 'teacher' nor 'teacher_recipe'"),
+        ({"teacher_recipe": None, "teacher": None, "recipe": "camvid_lite0"}, "neither 'teacher' nor 'teacher_recipe'"),
     ],
 )
 def test_an_invalid_recipe_or_teacher_is_found_before_the_first_run(plan_file, tmp_path, changes, message):

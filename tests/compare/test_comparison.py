@@ -170,7 +170,7 @@ def test_files_that_no_comparison_has_written_are_kept(plan, stand_ins, tmp_path
 
 
 def test_missing_data_is_found_before_the_first_run(plan, stand_ins, tmp_path, capsys):
-    asked = plan(recipe="camvid_cpu", data_dir=str(tmp_path / "nowhere"), teacher_recipe="camvid_cpu_teacher")
+    asked = plan(recipe="camvid_lite0", data_dir=str(tmp_path / "nowhere"), teacher_recipe="camvid_lite2")
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder; camvid needs one with train/"):
         run_comparison(asked, tmp_path / "out")
     assert not stand_ins.trained
