@@ -138,9 +138,7 @@ class HubTrainer(Trainer):
     def _in_background(self, plan: PushPlan, token: str | None = None, **options: Any) -> Future[PushPlan]:
         # read into memory, because the folder may be removed or overwritten before the upload
         plan, api = replace(plan, files=[replace(file, content=file.read()) for file in plan.files]), self._hub(token)
-        job = api.run_as_future(send, plan, api, **options)
-        job.add_done_callback(_report_failure)
-        return job
+        return api.run_as_future(_send, plan, api, **options)
 
     def _hub(self, token: str | None = None) -> HfApi:
         from huggingface_hub import HfApi
@@ -151,7 +149,10 @@ class HubTrainer(Trainer):
         return self._hub_client
 
 
-def _report_failure(job: Future[PushPlan]) -> None:
-    """Log a failed background push; it does not end the training."""
-    if not job.cancelled() and (error := job.exception()) is not None:
+def _send(plan: PushPlan, api: HfApi, **options: Any) -> PushPlan:
+    """Send a plan in the background; its failure, which does not end the training, is logged before the job is done."""
+    try:
+        return send(plan, api, **options)
+    except Exception as error:
         logger.warning("A background push failed; training continues: %s", error)
+        raise

@@ -196,7 +196,8 @@ def test_a_saved_model_and_a_wrapped_one_give_the_logarithm_of_the_scores(kind, 
         outputs, logits = with_logits(loaded)(pixel_values=IMAGES), wrapped(pixel_values=IMAGES).logits
     scores = class_scores(outputs.class_queries_logits, outputs.masks_queries_logits)
     torch.testing.assert_close(logits.softmax(1), scores / scores.sum(1, keepdim=True))
-    assert torch.equal(logits, outputs.logits) and wrapped.config.id2label == model.config.id2label
+    torch.testing.assert_close(logits, outputs.logits)  # weights at other addresses may be rounded differently
+    assert wrapped.config.id2label == model.config.id2label
     if kind == "eomt":  # the others take longer
         torch.testing.assert_close(torch.compile(loaded, backend="eager")(pixel_values=IMAGES).logits, logits)
 
