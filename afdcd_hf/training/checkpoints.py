@@ -229,7 +229,9 @@ def _check_same_run(folder: Path, now: dict[str, Any], deepspeed: bool) -> None:
     if not (folder / MARKER_NAME).is_file():
         return
     marker: dict[str, Any] = read_json(folder / MARKER_NAME, "the marker of a checkpoint")
-    before, after = (facts | {k: public_value(k, v) for k, v in facts["settings"].items()} for facts in (marker, now))
+    # an older version's marker may hold paths
+    before = marker | {name: public_value(name, value) for name, value in marker["settings"].items()}
+    after = now | now["settings"]
     differing = [name for name in after if name != "settings" and before.get(name, after[name]) != after[name]]
     if fixed := [name for name in differing if name in _FIXED]:
         named = ", ".join(f"{name} {before[name]!r} (now {after[name]!r})" for name in fixed)
