@@ -194,6 +194,7 @@ def test_a_saved_model_and_a_wrapped_one_give_the_logarithm_of_the_scores(kind, 
     loaded, wrapped = load_model(tmp_path).eval(), as_segmenter(model).eval()
     with torch.no_grad():
         outputs, logits = with_logits(loaded)(pixel_values=IMAGES), wrapped(pixel_values=IMAGES).logits
+        assert torch.equal(as_segmenter(loaded)(pixel_values=IMAGES).logits, outputs.logits)  # of the same weights
     scores = class_scores(outputs.class_queries_logits, outputs.masks_queries_logits)
     torch.testing.assert_close(logits.softmax(1), scores / scores.sum(1, keepdim=True))
     torch.testing.assert_close(logits, outputs.logits)  # weights at other addresses may be rounded differently
