@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Subset
 
 from ..atomic_io import check_can_write
 from ..data.checks import check_classes
+from ..data.loading import evenly_spaced
 from ..data.samples import TrainingSamples
 from ..data.streaming import StreamedSamples, is_stream
 from ..evaluation.segmenter import EvaluationSamples
@@ -91,7 +92,7 @@ def check_images(
     Errors name the first image that is unreadable or has an invalid label or, with `trains`, no label.
     """
     samples = EvaluationSamples(rows, processor, len(class_names), ignore_index)
-    indices, sizes, values = evenly_spread(len(rows), _IMAGES), [], set()
+    indices, sizes, values = evenly_spaced(len(rows), _IMAGES), [], set()
     for sample in (samples[index] for index in indices):
         if sample.label is not None:
             values.update(torch.unique(sample.label).tolist())
@@ -216,7 +217,7 @@ def _report_teacher(trainer: SegmentationTrainer, rows: Rows) -> None:
 
 
 def _score(trainer: SegmentationTrainer, model: nn.Module, rows: Rows, count: int) -> dict[str, Any]:
-    few: Any = Subset(cast(Dataset, rows), evenly_spread(len(rows), count))  # Subset accepts any sequence
+    few: Any = Subset(cast(Dataset, rows), evenly_spaced(len(rows), count))  # Subset accepts any sequence
     return trainer.score(model, few, ignore_index=ignore_index_of(trainer.student), progress=False)
 
 
@@ -232,8 +233,3 @@ def _first_rows(stream: Any) -> Rows:
     if not (rows := list(islice(stream, _IMAGES))):
         raise ValueError("The stream is empty: check dataset and split.")
     return rows
-
-
-def evenly_spread(length: int, count: int) -> list[int]:
-    """Return at most `count` evenly spread indices, including the first and the last."""
-    return sorted({int(index) for index in np.linspace(0, length - 1, min(count, length)).round()})
