@@ -34,7 +34,7 @@ else:
 
 PAGES = [*(ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md")), *sorted(DOCS.glob("*.md"))]
 FENCE = re.compile(r"(?:<!-- not run: (?P<why>.+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
-ELSEWHERE = {"cd", "git", "hf", "npm", "pre-commit", "python3", ".", "uv"}  # programs that are not ours to check
+ELSEWHERE = {".", "awk", "cd", "git", "grep", "hf", "ls", "npm", "pre-commit", "python3", "uv"}  # not ours to check
 
 
 class Block(NamedTuple):
