@@ -177,8 +177,8 @@ def load_split(
 
 
 def evenly_spaced(length: int, number: int) -> list[int]:
-    """Return `number` indices (at most `length`) spread evenly over a dataset, first and last included."""
-    return sorted({int(index) for index in np.linspace(0, length - 1, min(number, length)).round()})
+    """Return `number` indices (at most `length`) spread evenly over a dataset, from the first to the last."""
+    return np.linspace(0, length - 1, min(number, length)).round().astype(int).tolist()
 
 
 def class_names(name: str, given: Sequence[str] | None = None, labels_as: str | None = None) -> list[str]:
