@@ -53,8 +53,8 @@ class RestorationLoss(MapLoss):
         mask: "random" hides each position with probability `mask_ratio`, redrawn at each call;
             "center" hides the middle third of rows and columns.
         mask_ratio: λ in MGD's paper, ζ in Af-DCD's, in [0, 1); for mask "random".
-        projector: "plain" is the papers'; "enhanced", "bottleneck", "depthwise" (starts as the identity), or "none"
-            (with `mask_ratio=0`: S' = align(S)); costs in `afdcd_hf/losses/projectors.py`.
+        projector: "plain" is the papers'; "enhanced", "bottleneck", "depthwise" (starts as a ReLU), or "none" (with
+            `mask_ratio=0`: S' = align(S)); costs in `afdcd_hf/losses/projectors.py`.
         reduction: "paper" is each loss's formula; "mean" turns sums over channels and positions into means, so that
             weights carry over to other maps.
     """
