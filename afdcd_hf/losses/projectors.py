@@ -126,8 +126,8 @@ def depthwise_projector(channels: int) -> nn.Sequential:
     """Build the plain projector with each 3×3 split into a depthwise 3×3 and a 1×1.
 
     It starts as the identity apart from the ReLU in between, so that gradients help the student from the first step.
-    A map without a final ReLU (EfficientNet, MobileNetV2) loses its negative half there; none was better on such maps
-    (docs/comparing.md).
+    A map without a final ReLU (EfficientNet, MobileNetV2) loses its negative half there; on EfficientNet's, the choice
+    "none" was better (docs/comparing.md).
     """
     layers = [_conv(channels, size, groups) for size, groups in ((3, channels), (1, 1)) * 2]
     for layer in layers:
